@@ -1,0 +1,1 @@
+"""Data: sources and their splits, batches, and augmentation on the device. Knows nothing of networks."""

@@ -1,0 +1,89 @@
+"""Examples: what every source yields and every stage reads, whatever the modality."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+
+class Batch(NamedTuple):
+    """Raw examples on the device, as stored: uint8 images, token ids."""
+
+    inputs: Any
+    labels: Tensor | None
+    """(B,) int64 class ids; None where the set has no labels."""
+
+    def to(self, device: torch.device) -> Batch:
+        labels = self.labels if self.labels is None else self.labels.to(device, non_blocking=True)
+        return Batch(self.inputs.to(device, non_blocking=True), labels)
+
+
+class InputSpec(Protocol):
+    """What a backbone must know of its inputs to be built; one class a modality."""
+
+    modality: str
+
+
+@dataclass(frozen=True)
+class ImageSpec:
+    """Square colour images; grey ones are stored with three equal channels."""
+
+    size: int
+    """Side, in pixels."""
+    channels: int = 3
+    modality: str = "image"
+
+
+class Examples(ABC):
+    """A split of a data set: a length, labels, and batches drawn by index.
+
+    Batches are asked for by index, so that the order of an epoch is a pure function of seed and epoch and a resumed
+    run starts at any batch at no cost.
+    """
+
+    spec: InputSpec
+    labels: Tensor | None
+    """(N,) int64 on the CPU; None where the set has no labels."""
+    classes: tuple[str, ...]
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def subset(self, indices: Tensor) -> Examples:
+        """The examples at `indices` (M,) int64, in that order."""
+
+    @abstractmethod
+    def batches(self, indices: Iterable[Tensor], device: torch.device) -> Iterator[Batch]:
+        """One batch on `device` for each tensor (B,) of indices."""
+
+
+@dataclass(frozen=True)
+class TensorExamples(Examples):
+    """A set small enough to lie in memory as one tensor: (N, ...) on the CPU or on the device."""
+
+    inputs: Tensor
+    labels: Tensor | None
+    classes: tuple[str, ...]
+    spec: InputSpec
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def subset(self, indices: Tensor) -> TensorExamples:
+        labels = self.labels if self.labels is None else self.labels[indices]
+        return replace(self, inputs=self.inputs[indices.to(self.inputs.device)], labels=labels)
+
+    def to(self, device: torch.device) -> TensorExamples:
+        """The same set with its inputs on `device`, where batches are then drawn without a transfer."""
+        return replace(self, inputs=self.inputs.to(device))
+
+    def batches(self, indices: Iterable[Tensor], device: torch.device) -> Iterator[Batch]:
+        for chosen in indices:
+            labels = None if self.labels is None else self.labels[chosen]
+            yield Batch(self.inputs[chosen.to(self.inputs.device)], labels).to(device)
