@@ -1,1 +1,3 @@
+"""Downstream tasks: what is learned from labels, and how well. Importing fills the registry."""
 
+from sslrun.tasks import classification as classification

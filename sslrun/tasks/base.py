@@ -1,0 +1,132 @@
+"""The type of every downstream task, and the learner that a task and a backbone make."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from sslrun.backbones.base import Backbone, Features
+from sslrun.data.examples import Batch, Examples, InputSpec
+from sslrun.errors import UserError
+from sslrun.learner import Output
+from sslrun.registry import Options, Registry
+
+
+class TaskOptions(Options):
+    """Settings of a task."""
+
+
+class Task:
+    """Something to be learned from labels: what a head reads and gives, its loss, and its metrics.
+
+    Has no parameters: a head has, and whoever made it keeps it. Outputs are whatever the head gives, one for an
+    example (B, C) or one for a token (B, T, C); targets are what `loss` and `metrics` compare them with.
+    """
+
+    Options: ClassVar[type[TaskOptions]] = TaskOptions
+    name: ClassVar[str]
+    modality: ClassVar[str]
+    primary: str
+    """The metric that chooses hyper-parameters and stands in tables; higher is better."""
+
+    def __init__(self, options: Any, spec: InputSpec, classes: tuple[str, ...]) -> None:
+        self.options = options
+        self.spec = spec
+        self.classes = classes
+
+    def head(self, width: int) -> nn.Module:
+        """A fresh head: from what `reads` gives, with `width` features, to outputs."""
+        raise NotImplementedError
+
+    def reads(self, features: Features) -> Tensor:
+        """What of the features the head is given; by default one vector an example."""
+        return features.pooled
+
+    def views(self, batch: Batch, generator: torch.Generator) -> tuple[Any, Any]:
+        """Inputs for the backbone and targets for `loss`, to train on: augmented. By default `inputs` and labels."""
+        return self.inputs(batch), batch.labels
+
+    def inputs(self, batch: Batch) -> Any:
+        """Inputs for the backbone, to evaluate on: the same at every call. By default the batch's own."""
+        return batch.inputs
+
+    def targets(self, examples: Examples) -> Tensor:
+        """What `metrics` compares the outputs of a whole split with; by default its labels. UserError without any."""
+        if examples.labels is None:
+            raise UserError(f"the task '{self.name}' needs labels, and this split has none: name a labelled one")
+        return examples.labels
+
+    def loss(self, outputs: Tensor, targets: Any) -> Tensor:
+        """0-d, mean over the batch."""
+        raise NotImplementedError
+
+    def metrics(self, outputs: Tensor, targets: Any) -> dict[str, float]:
+        """Named metrics of a whole split's outputs, `primary` among them."""
+        raise NotImplementedError
+
+
+tasks: Registry[Task] = Registry("task")
+
+
+class TaskLearner(nn.Module):
+    """A backbone with a task's head on it: a learner (see `sslrun.learner`).
+
+    `head`: one to start from, as LP-FT starts from a linear probe's; default: a fresh one.
+    `frozen`: the backbone stays as it is, parameters and buffers: it runs in eval mode, and its parameters no longer
+    require gradients, here or wherever else it is used.
+    `frozen_norm`: batch norms use and keep their running statistics; their scales and shifts learn. Kumar et al.
+    (ICLR 2022) fine-tune so, that the features the head was fitted to are those it starts on.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        task: Task,
+        head: nn.Module | None = None,
+        *,
+        frozen: bool = False,
+        frozen_norm: bool = False,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.task = task
+        self.head = task.head(backbone.width) if head is None else head
+        self.frozen = frozen
+        self.frozen_norm = frozen_norm
+        if frozen:
+            backbone.requires_grad_(False)
+        self.train()
+
+    def train(self, mode: bool = True) -> TaskLearner:
+        super().train(mode)
+        if self.frozen:
+            self.backbone.eval()
+        elif self.frozen_norm:
+            for module in self.backbone.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+        return self
+
+    def views(self, batch: Batch, generator: torch.Generator) -> tuple[Any, Any]:
+        """See `Task.views`."""
+        return self.task.views(batch, generator)
+
+    def forward(self, views: tuple[Any, Any]) -> Output:
+        """The task's loss on inputs and targets."""
+        inputs, targets = views
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            features = self.task.reads(self.backbone(inputs))
+        return Output(self.task.loss(self.head(features), targets))
+
+    def after_step(self, progress: float) -> None:
+        """Nothing moves but by gradient."""
+
+    @torch.inference_mode()
+    def predict(self, batch: Batch) -> Tensor:
+        """Outputs for a raw batch, as `Task.metrics` takes them. ValueError in training mode."""
+        if self.training:
+            raise ValueError("predict in training mode would use and move batch statistics: call eval() first")
+        return self.head(self.task.reads(self.backbone(self.task.inputs(batch)))).float()

@@ -1,0 +1,124 @@
+"""Image classification with one label an image."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from sslrun.data.augment import Augmentation, resize, to_float
+from sslrun.data.examples import Batch
+from sslrun.tasks import metrics
+from sslrun.tasks.base import Task, TaskOptions, tasks
+
+
+@tasks.register("classification", modality="image")
+class Classification(Task):
+    """Linear classification of images by cross-entropy."""
+
+    class Options(TaskOptions):
+        size: int | None = Field(default=None, ge=1)
+        """Side of the images that the backbone is given, in pixels; default: the data's."""
+        augmentation: Augmentation.Options = Augmentation.Options()
+        """How training images are changed, wherever the backbone runs on them."""
+        label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+        """Share of the target spread evenly over the classes (Szegedy et al. 2016)."""
+        mixup: float = Field(default=0.0, ge=0)
+        """alpha of mixup's Beta(alpha, alpha) (Zhang et al. 2018); 0: off."""
+        cutmix: float = Field(default=0.0, ge=0)
+        """alpha of CutMix's Beta(alpha, alpha) (Yun et al. 2019); 0: off. With mixup: a fair coin for each image."""
+        init: Literal["zeros", "random"] = "zeros"
+        """A fresh head's weights: zeros as in ViT's fine-tuning (Dosovitskiy et al. 2021), or PyTorch's default."""
+        metric: Literal["accuracy", "mean_class_accuracy", "macro_f1"] = "accuracy"
+        """What chooses hyper-parameters and stands in tables."""
+
+    options: Classification.Options
+
+    def __init__(self, options: Classification.Options, spec: Any, classes: tuple[str, ...]) -> None:
+        super().__init__(options, spec, classes)
+        self.primary = options.metric
+        self.size = options.size or spec.size
+        self.augment = Augmentation(options.augmentation)
+
+    def head(self, width: int) -> nn.Linear:
+        linear = nn.Linear(width, len(self.classes))
+        if self.options.init == "zeros":
+            nn.init.zeros_(linear.weight)
+            nn.init.zeros_(linear.bias)
+        return linear
+
+    def views(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Augmented images, and labels (B,) or, with mixup or CutMix, shares of the classes (B, C)."""
+        assert batch.labels is not None
+        images = self.augment(batch.inputs, self.size, generator)
+        if not (self.options.mixup or self.options.cutmix):
+            return images, batch.labels
+        shares = F.one_hot(batch.labels, len(self.classes)).float()
+        return mix(images, shares, self.options.mixup, self.options.cutmix, generator)
+
+    def inputs(self, batch: Batch) -> Tensor:
+        images = to_float(batch.inputs)
+        return images if images.shape[-1] == self.size else resize(images, self.size)
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(outputs, targets, label_smoothing=self.options.label_smoothing)
+
+    def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
+        """In percent; top-5 accuracy from ten classes on."""
+        values = {
+            "accuracy": metrics.accuracy(outputs, targets),
+            "mean_class_accuracy": metrics.mean_class_accuracy(outputs, targets),
+            "macro_f1": metrics.macro_f1(outputs, targets),
+        }
+        if len(self.classes) >= 10:
+            values["top5_accuracy"] = metrics.top_k_accuracy(outputs, targets, 5)
+        return values
+
+
+def mix(
+    images: Tensor, shares: Tensor, mixup: float, cutmix: float, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Each image (B, 3, H, W) and its shares of the classes (B, C) mixed with another's of the batch.
+
+    mixup blends the two; CutMix pastes a box of the other. Both draw the image's own share from Beta(alpha, alpha)
+    for every image, where the papers' code draws one a batch: a batch's gradient then varies less, and nothing on
+    the device waits for the CPU to learn the box.
+    """
+    other = torch.randperm(len(images), generator=generator, device=images.device)
+    if mixup and cutmix:
+        coin = torch.rand(len(images), 1, 1, 1, generator=generator, device=images.device) < 0.5
+        own = torch.where(coin, _blend(images, mixup, generator), _outside_box(images, cutmix, generator))
+    elif mixup:
+        own = _blend(images, mixup, generator)
+    else:
+        own = _outside_box(images, cutmix, generator)
+    share = own.mean(dim=(1, 2, 3))[:, None]
+    return images[other].lerp(images, own), shares[other].lerp(shares, share)
+
+
+def _beta(count: int, alpha: float, generator: torch.Generator) -> Tensor:
+    """(count,) draws from Beta(alpha, alpha). torch.distributions takes no generator."""
+    concentration = torch.full((count, 2), alpha, device=generator.device)
+    return torch._sample_dirichlet(concentration, generator)[:, 0]
+
+
+def _blend(images: Tensor, alpha: float, generator: torch.Generator) -> Tensor:
+    """Weight (B, 1, 1, 1) of each image's own pixels."""
+    return _beta(len(images), alpha, generator)[:, None, None, None]
+
+
+def _outside_box(images: Tensor, alpha: float, generator: torch.Generator) -> Tensor:
+    """Weight (B, 1, H, W) of each image's own pixels: 0 in a box around a uniform centre, cut at the border, else 1."""
+    count, (height, width) = len(images), images.shape[-2:]
+    half = (1 - _beta(count, alpha, generator)).sqrt()[:, None] / 2
+    centre = torch.rand(2, count, 1, generator=generator, device=images.device)
+
+    def inside(side: int, middle: Tensor) -> Tensor:
+        pixels = (torch.arange(side, device=images.device) + 0.5) / side
+        return (pixels - middle).abs() < half
+
+    box = inside(height, centre[0])[:, None, :, None] & inside(width, centre[1])[:, None, None, :]
+    return (~box).float()

@@ -1,0 +1,161 @@
+"""What a task and a backbone make together: what moves, what stays, and that tokens fit as images do."""
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sslrun.backbones.base import Backbone, Features
+from sslrun.data.examples import Batch, ImageSpec, TensorExamples
+from sslrun.errors import UserError
+from sslrun.tasks.base import Task, TaskLearner, TaskOptions
+
+GENERATOR = torch.Generator()
+
+
+class Words(Backbone):
+    """Token ids (B, T) to one vector a token, with every kind of state a backbone may have."""
+
+    def __init__(self) -> None:
+        super().__init__(None, ImageSpec(1))
+        self.width = 6
+        self.embedding = nn.Embedding(9, 6)
+        self.norm = nn.BatchNorm1d(6)
+        self.dropout = nn.Dropout(0.5)
+        self.register_buffer("mean", torch.zeros(6))
+
+    def forward(self, inputs: Tensor) -> Features:
+        tokens = self.norm(self.dropout(self.embedding(inputs)).transpose(1, 2)).transpose(1, 2)
+        return Features(tokens.mean(1) - self.mean, tokens)
+
+
+class Parity(Task):
+    """Tagging: is each token odd? Ids of 0 are padding."""
+
+    Options = TaskOptions
+    name = "parity"
+    primary = "accuracy"
+
+    def head(self, width: int) -> nn.Linear:
+        return nn.Linear(width, 2)
+
+    def reads(self, features: Features) -> Tensor:
+        assert features.tokens is not None
+        return features.tokens
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(outputs.flatten(0, -2), targets.flatten(), ignore_index=-100)
+
+    def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
+        real = targets != -100
+        return {"accuracy": 100 * (outputs.argmax(-1) == targets)[real].double().mean().item()}
+
+
+class Whole(Parity):
+    """Classification of the whole: are most tokens odd?"""
+
+    def reads(self, features: Features) -> Tensor:
+        return features.pooled
+
+
+def batch(task: type[Task]) -> Batch:
+    ids = torch.randint(9, (32, 5), generator=torch.Generator().manual_seed(0))
+    tags = torch.where(ids == 0, -100, ids % 2)
+    return Batch(ids, tags if task is Parity else ((ids % 2).sum(1) > 2).long())
+
+
+def learner(task: type[Task] = Parity, **options: Any) -> TaskLearner:
+    torch.manual_seed(0)
+    backbone = Words()
+    backbone.norm.running_mean = torch.rand(6)
+    return TaskLearner(backbone, task(TaskOptions(), backbone.spec, ("even", "odd")), **options)
+
+
+def train(model: TaskLearner, task: type[Task] = Parity, steps: int = 20) -> None:
+    # Weight decay and momentum would move whatever has a gradient, even a zero one.
+    moving = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(moving, lr=1.0, momentum=0.9, weight_decay=0.01)
+    for step in range(steps):
+        output = model(model.views(batch(task), GENERATOR))
+        output.loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        model.after_step((step + 1) / steps)
+
+
+def state(module: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def moved(module: nn.Module, before: dict[str, Tensor]) -> set[str]:
+    return {name for name, value in module.state_dict().items() if not torch.equal(value, before[name])}
+
+
+def test_a_frozen_backbone_stays_as_it_is_to_the_last_byte() -> None:
+    model = learner(frozen=True)
+    before, head = state(model.backbone), state(model.head)
+    model.eval()
+    model.train()
+    train(model)
+    assert moved(model.backbone, before) == set()
+    assert moved(model.head, head) == {"weight", "bias"}
+    assert all(parameter.grad is None for parameter in model.backbone.parameters())
+
+
+def test_a_frozen_backbone_drops_nothing_while_the_head_learns() -> None:
+    model = learner(frozen=True)
+    views = model.views(batch(Parity), GENERATOR)
+    assert torch.equal(model(views).loss, model(views).loss)
+
+
+def test_everything_learns_when_nothing_is_frozen() -> None:
+    model = learner()
+    before = state(model.backbone)
+    train(model)
+    assert moved(model.backbone, before) == set(before) - {"mean"}
+
+
+def test_frozen_norm_keeps_the_statistics_and_trains_the_rest() -> None:
+    model = learner(frozen_norm=True)
+    before = state(model.backbone)
+    model.eval()
+    model.train()
+    train(model)
+    assert moved(model.backbone, before) == {"embedding.weight", "norm.weight", "norm.bias"}
+    assert model.backbone.dropout.training
+
+
+@pytest.mark.parametrize("task", [Parity, Whole])
+def test_a_task_of_tokens_is_learned_as_one_of_whole_examples_is(task: type[Task]) -> None:
+    model = learner(task)
+    ids, targets = batch(task)
+    examples = TensorExamples(ids, targets, ("even", "odd"), ImageSpec(1))
+    train(model, task, steps=100)
+    model.eval()
+    outputs = model.predict(batch(task))
+    assert outputs.shape == ((32, 5, 2) if task is Parity else (32, 2))
+    assert model.task.metrics(outputs, model.task.targets(examples))["accuracy"] > 90
+
+
+def test_a_given_head_is_where_learning_starts() -> None:
+    head = nn.Linear(6, 2)
+    model = learner(head=head)
+    assert model.head is head
+
+
+def test_predictions_are_the_same_in_any_batch_and_never_made_in_training_mode() -> None:
+    model = learner()
+    whole = batch(Parity)
+    with pytest.raises(ValueError, match="eval"):
+        model.predict(whole)
+    model.eval()
+    parts = [model.predict(Batch(ids, None)) for ids in whole.inputs.split(5)]
+    torch.testing.assert_close(torch.cat(parts), model.predict(whole))
+
+
+def test_a_split_without_labels_is_refused() -> None:
+    examples = TensorExamples(torch.zeros(3, 5), None, (), ImageSpec(1))
+    with pytest.raises(UserError, match="'parity' needs labels"):
+        learner().task.targets(examples)
