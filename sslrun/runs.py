@@ -1,0 +1,179 @@
+"""Runs: one stage of one recipe with one seed, as a directory named by the hash of all that determines its result."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sslrun.errors import UserError
+
+FORMAT = 1
+"""Part of every hash; raised when a change of the code makes old results incomparable."""
+
+
+def digest(identity: Mapping[str, Any]) -> str:
+    """Twelve hexadecimal digits that differ when anything in `identity` (JSON values) differs."""
+    canonical = json.dumps({"format": FORMAT, **identity}, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+
+
+@contextmanager
+def told_when_full(path: Path) -> Iterator[None]:
+    """Turns a full disk or a folder that can't be written into a UserError that names the place."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(f"{path}: the disk is full; free some room and give the same command again") from None
+        if error.errno in (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EPERM):
+            raise UserError(f"{path}: can't be written ({error.strerror}); name another place with --runs") from None
+        raise
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write `text` so that `path` is at every moment the old file or the whole new one."""
+    with told_when_full(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+
+
+@dataclass(frozen=True)
+class Run:
+    """`root/recipe/stage-hash/`, holding recipe.yaml, environment.json, metrics.jsonl, checkpoint/ and result.json.
+
+    The directory comes to be with `start`, and is finished once result.json is there.
+    """
+
+    root: Path
+    recipe: str
+    stage: str
+    identity: Mapping[str, Any]
+    """JSON values: everything that determines the result, and nothing else."""
+
+    @property
+    def hash(self) -> str:
+        return digest({"stage": self.stage, **self.identity})
+
+    @property
+    def path(self) -> Path:
+        return self.root / self.recipe / f"{self.stage}-{self.hash}"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoint"
+
+    @property
+    def finished(self) -> bool:
+        return (self.path / "result.json").exists()
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """What `finish` wrote. UserError where it was tampered with."""
+        return read_result(self.path)
+
+    @contextmanager
+    def claimed(self) -> Iterator[bool]:
+        """Holds the run for this process while inside: False where another process holds it."""
+        with told_when_full(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+        with open(self.path / ".lock", "w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+                return
+            yield True
+
+    def start(self, recipe: Mapping[str, Any], environment: Mapping[str, Any]) -> None:
+        """Write down what is run, and on what. A run that was begun before keeps its logs and checkpoints."""
+        write_atomically(self.path / "recipe.yaml", yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True))
+        write_atomically(self.path / "identity.json", json.dumps({"stage": self.stage, **self.identity}, indent=2))
+        write_atomically(self.path / "environment.json", json.dumps(environment, indent=2))
+
+    def clear(self) -> None:
+        """Forget everything the run has, for a fresh start."""
+        if self.path.exists():
+            for each in self.path.iterdir():
+                if each.name == ".lock":
+                    continue
+                shutil.rmtree(each) if each.is_dir() else each.unlink()
+
+    def log(self, record: Mapping[str, Any]) -> None:
+        """Append one line to metrics.jsonl."""
+        with told_when_full(self.path), open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def forget_after(self, step: int) -> None:
+        """Drop the log's records past `step`, which a resumed run will write anew."""
+        path = self.path / "metrics.jsonl"
+        if path.exists():
+            kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
+            write_atomically(path, "".join(line + "\n" for line in kept))
+
+    def finish(self, result: Mapping[str, Any]) -> None:
+        """Write the result, which makes the run finished; the state only a resumption needs goes."""
+        stamped = {**result, "finished": datetime.now(UTC).isoformat(timespec="milliseconds")}
+        write_atomically(self.path / "result.json", json.dumps(stamped, indent=2))
+        shutil.rmtree(self.checkpoints, ignore_errors=True)
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line).get("step", 0)
+    except ValueError:  # the last line of a run that was killed while it wrote
+        return float("inf")
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """The result.json of a run's directory. UserError: none there, or not readable."""
+    try:
+        return json.loads((path / "result.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: not a finished run") from None
+    except ValueError:
+        raise UserError(f"{path}/result.json: not valid JSON; remove it and run the stage again") from None
+
+
+def environment(device: str) -> dict[str, Any]:
+    """What the run ran on, for whoever must explain a difference later."""
+    import torch
+    import torchvision
+
+    import sslrun
+
+    return {
+        "sslrun": sslrun.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "cuda": torch.version.cuda,
+        "device": device,
+        "threads": torch.get_num_threads(),
+        "platform": platform.platform(),
+        "command": sys.argv,
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+    }

@@ -1,0 +1,259 @@
+"""The one loop: for every pretext and protocol, on any device.
+
+Nothing random carries over from step to step: the order of an epoch follows from the seed and the epoch, and what is
+drawn within a step (views, dropout) from the seed and the step. A run resumed at any step is then equal bit for bit to
+one that was never stopped, and nobody who looks in between can disturb it.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from sslrun import distributed
+from sslrun.data.examples import Examples
+from sslrun.errors import UserError
+from sslrun.training.device import Compile, Compute, Precision
+from sslrun.training.optim import OptimizerOptions, Shape, lr_factor, optimizers
+
+FINITE_EVERY = 50
+"""Steps between two looks at whether the loss stayed finite, on devices where a look waits for the device."""
+
+
+class NonFiniteLoss(UserError):
+    """The loss is infinite or not a number."""
+
+
+class Schedule(OptimizerOptions):
+    """How long, in what batches and how fast something is trained."""
+
+    epochs: float | None = Field(None, gt=0)
+    """Passes over the data; this or `steps`."""
+    steps: int | None = Field(None, ge=1)
+    """Optimizer steps; this or `epochs`."""
+    batch: int = Field(256, ge=1)
+    """Examples an optimizer step, over all devices."""
+    accumulate: int = Field(1, ge=1)
+    """Parts that a batch is computed in, one after the other. A contrastive loss compares within a part only."""
+    warmup: float = Field(0.0, ge=0)
+    """Epochs in which the learning rate rises."""
+    schedule: Shape = "cosine"
+    """What the learning rate does after that."""
+    milestones: tuple[float, ...] = ()
+    """With `schedule: step`: the shares of training at which the learning rate falls."""
+    gamma: float = Field(0.1, gt=0, lt=1)
+    """With `schedule: step`: what it is multiplied by there."""
+    clip: float | None = Field(None, gt=0)
+    """Highest global norm of the gradient."""
+    ema: float = Field(0.0, ge=0, lt=1)
+    """Decay of the moving average of the weights that is evaluated and kept instead of the last ones; 0: none."""
+    precision: Precision = "auto"
+    """auto: bf16 autocast where the device multiplies natively in it."""
+    compile: Compile = "auto"
+    """torch.compile; auto: on CUDA, for trainings long enough to earn it."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Schedule:
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError("give either epochs or steps")
+        if self.batch % self.accumulate:
+            raise ValueError(f"batch ({self.batch}) is not a multiple of accumulate ({self.accumulate})")
+        if (self.schedule == "step") != bool(self.milestones):
+            raise ValueError("schedule: step and milestones go together")
+        return self
+
+    def steps_an_epoch(self, examples: int) -> int:
+        """Whole batches in an epoch. UserError where there is none."""
+        if self.batch > examples:
+            lower = 2 ** (examples.bit_length() - 1)
+            raise UserError(f"a batch of {self.batch} is larger than the {examples} examples: lower batch to {lower}")
+        return examples // self.batch
+
+    def total_steps(self, examples: int) -> int:
+        """Optimizer steps in all. UserError where the data holds no batch."""
+        epoch = self.steps_an_epoch(examples)
+        return self.steps if self.steps is not None else max(1, round(self.epochs * epoch))
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one optimizer step did."""
+
+    step: int
+    """Steps done, this one included."""
+    total: int
+    epoch: float
+    """Epochs done."""
+    examples: int
+    """Examples seen."""
+    lr: float
+    loss: Tensor
+    """0-d, on the device: reading it may wait for the device."""
+    metrics: dict[str, Tensor]
+
+    @property
+    def last(self) -> bool:
+        return self.step == self.total
+
+    def record(self) -> dict[str, Any]:
+        """As plain numbers, to log."""
+        numbers = {name: round(value.item(), 6) for name, value in self.metrics.items()}
+        return {"step": self.step, "epoch": round(self.epoch, 4), "lr": self.lr, "loss": self.loss.item(), **numbers}
+
+
+class Training:
+    """All the state of a training: what a checkpoint holds."""
+
+    def __init__(self, learner: Any, schedule: Schedule, compute: Compute) -> None:
+        self.learner = compute.put(learner)
+        self.schedule = schedule
+        self.compute = compute
+        self.optimizers = optimizers(learner, schedule, learner.backbone.layers())
+        self.average = copy.deepcopy(learner).requires_grad_(False) if schedule.ema else None
+        self.step = 0
+        self._non_finite = torch.zeros((), dtype=torch.int64, device=compute.device)
+
+    @property
+    def averaged(self) -> Any:
+        """The learner with the weights to evaluate and keep."""
+        return self.learner if self.average is None else self.average
+
+    def check_finite(self) -> None:
+        """NonFiniteLoss if any loss so far was not finite, naming its step and learning rate."""
+        step = int(self._non_finite)
+        if step:
+            raise NonFiniteLoss(f"the loss is not finite at step {step} (learning rate {self._lr:.3g})")
+
+    def watch_finite(self, loss: Tensor, lr: float) -> None:
+        """Take note of the loss of the step that follows; without waiting for the device but once in a while."""
+        self._lr = lr
+        first = (self._non_finite == 0) & ~loss.isfinite()
+        self._non_finite = torch.where(first, self.step + 1, self._non_finite)
+        if loss.device.type == "cpu" or self.step % FINITE_EVERY == 0:
+            self.check_finite()
+
+    @torch.no_grad()
+    def update_average(self) -> None:
+        """Move the average towards the weights; buffers are taken as they are."""
+        if self.average is not None:
+            kept, new = list(self.average.parameters()), list(self.learner.parameters())
+            torch._foreach_lerp_(kept, new, 1 - self.schedule.ema)
+            for mine, its in zip(self.average.buffers(), self.learner.buffers(), strict=True):
+                mine.copy_(its)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What besides the learner's weights is needed to go on."""
+        return {
+            "step": self.step,
+            "optimizers": [each.state_dict() for each in self.optimizers],
+            "average": None if self.average is None else self.average.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.step = state["step"]
+        for mine, its in zip(self.optimizers, state["optimizers"], strict=True):
+            mine.load_state_dict(its)
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+
+
+def train(training: Training, examples: Examples, seed: int) -> Iterator[Step]:
+    """Train from the training's step to its schedule's end, and yield after every step.
+
+    Whoever iterates logs, evaluates, saves or stops. UserError: the loss is not finite (NonFiniteLoss), the batch is
+    larger than the data, or the device's memory too small for it.
+    """
+    schedule, compute, learner = training.schedule, training.compute, training.learner
+    epoch_steps, total = schedule.steps_an_epoch(len(examples)), schedule.total_steps(len(examples))
+    warmup = round(schedule.warmup * epoch_steps)
+    parameters = [each for each in learner.parameters() if each.requires_grad]
+    model = _wrapped(training, total)
+    generator = compute.generator()
+    batches = examples.batches(_order(len(examples), schedule, seed, training.step, total), compute.device)
+    learner.train()
+    while training.step < total:
+        factor = lr_factor(
+            training.step, total, warmup, schedule.schedule, schedule.milestones, schedule.gamma
+        )
+        for group in (group for optimizer in training.optimizers for group in optimizer.param_groups):
+            group["lr"] = schedule.lr * factor * group["lr_scale"]
+        try:
+            loss, metrics = 0.0, {}
+            for part in range(schedule.accumulate):
+                at = _hash(seed, training.step, part, distributed.rank())
+                torch.manual_seed(at)
+                generator.manual_seed(at)
+                with torch.no_grad():
+                    views = learner.views(next(batches), generator)
+                with compute.autocast(schedule.precision):
+                    output = model(views)
+                (output.loss / schedule.accumulate).backward()
+                loss = loss + output.loss.detach() / schedule.accumulate
+                metrics = output.metrics
+        except torch.OutOfMemoryError:
+            raise UserError(_out_of_memory(schedule, compute)) from None
+        training.watch_finite(loss, schedule.lr * factor)
+        if schedule.clip is not None:
+            nn.utils.clip_grad_norm_(parameters, schedule.clip)
+        for optimizer in training.optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        training.step += 1
+        learner.after_step(training.step / total)
+        training.update_average()
+        if training.step == total:
+            training.check_finite()
+        yield Step(
+            training.step, total, training.step / epoch_steps, training.step * schedule.batch,
+            schedule.lr * factor, loss, metrics,
+        )  # fmt: skip
+        learner.train()
+
+
+def _order(count: int, schedule: Schedule, seed: int, step: int, total: int) -> Iterator[Tensor]:
+    """Indices of every part of every batch from `step` on; this rank's share of them."""
+    world, rank = distributed.world_size(), distributed.rank()
+    part = schedule.batch // schedule.accumulate
+    if part % world:
+        raise UserError(f"a batch of {part} can't be shared evenly by {world} devices: make it a multiple of {world}")
+    epoch_steps, shuffled = schedule.steps_an_epoch(count), -1
+    for at in range(step, total):
+        epoch, place = divmod(at, epoch_steps)
+        if epoch != shuffled:
+            order = torch.randperm(count, generator=torch.Generator().manual_seed(_hash(seed, epoch)))
+            shuffled = epoch
+        for indices in order[place * schedule.batch : (place + 1) * schedule.batch].split(part):
+            yield indices.view(world, -1)[rank]
+
+
+def _hash(*numbers: int) -> int:
+    """A seed that differs wherever any of the numbers does; 63 bits."""
+    packed = struct.pack(f"<{len(numbers)}q", *numbers)
+    return int.from_bytes(hashlib.blake2b(packed, digest_size=8).digest(), "little") >> 1
+
+
+def _wrapped(training: Training, total: int) -> nn.Module:
+    """The learner as its forward is called: on many devices, compiled."""
+    model: nn.Module = training.learner
+    if distributed.world_size() > 1:
+        model = nn.parallel.DistributedDataParallel(model)
+    if training.compute.compiles(training.schedule.compile, total):
+        model = torch.compile(model)  # type: ignore[assignment]
+    return model
+
+
+def _out_of_memory(schedule: Schedule, compute: Compute) -> str:
+    if schedule.batch // schedule.accumulate == 1:
+        return f"out of memory on {compute} at one example a time: choose a smaller backbone or image size"
+    return (
+        f"out of memory on {compute}: lower batch from {schedule.batch} to {max(1, schedule.batch // 2)}, "
+        f"or set accumulate to {schedule.accumulate * 2} and keep the batch"
+    )
