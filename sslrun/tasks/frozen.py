@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from math import log10
 from typing import Any, Literal, NamedTuple
 
@@ -216,13 +217,13 @@ def _lbfgs(
     value, gradient = objective(point, which)
     decrease = torch.full_like(value, torch.inf)
     for _ in range(iterations):
-        open_ = (gradient.abs().amax(dim=1) > tolerance) & (decrease > eps * value.abs())
-        if not open_.all():
+        unsolved = (gradient.abs().amax(dim=1) > tolerance) & (decrease > eps * value.abs())
+        if not unsolved.all():
             minima[which] = point
-            if not open_.any():
+            if not unsolved.any():
                 return minima
-            which, point, value, gradient, inverse = (t[open_] for t in (which, point, value, gradient, inverse))
-            pairs = deque([(s[open_], t[open_], r[open_]) for s, t, r in pairs], maxlen=memory)
+            which, point, value, gradient, inverse = (t[unsolved] for t in (which, point, value, gradient, inverse))
+            pairs = deque([(s[unsolved], c[unsolved], w[unsolved]) for s, c, w in pairs], maxlen=memory)
         direction = _two_loops(gradient, pairs, inverse)
         slope = (direction * gradient).sum(dim=1)
         length = torch.ones_like(value)
@@ -239,7 +240,9 @@ def _lbfgs(
         weight = torch.where(agreement > eps * (change * change).sum(dim=1), 1 / agreement, 0.0)
         pairs.append((step, change, weight))
         decrease = value - next_value
-        point, value, gradient = point + step, next_value, next_gradient
+        # Where nothing along the direction is lower, the function stays where it is, and leaves.
+        point = torch.where(decrease[:, None] > 0, point + step, point)
+        value, gradient = next_value, next_gradient
     minima[which] = point
     return minima
 
@@ -278,10 +281,10 @@ class ClassicalFit(NamedTuple):
 
     scores: Tensor
     """(M, C) of the test examples; -inf for a class that the training examples lack."""
-    chosen: dict[str, Any]
-    """The hyper-parameters with the highest validation accuracy."""
+    chosen: dict[str, float]
+    """The hyper-parameter with the highest validation accuracy."""
     accuracy: float
-    """Their validation accuracy, in percent."""
+    """Its validation accuracy, in percent."""
 
 
 def classical(
@@ -296,7 +299,7 @@ def classical(
 ) -> ClassicalFit:
     """A classifier before deep learning, of scikit-learn, on the CPU; (N, ...) inputs are flattened.
 
-    The hyper-parameters it is most sensitive to are chosen on validation from a few. All but the forest see inputs
+    The hyper-parameter it is most sensitive to is chosen on validation from a few values. All but the forest see inputs
     standardised feature by feature.
     """
     # Imported here: they take a second that no other protocol needs.
@@ -309,29 +312,24 @@ def classical(
 
     x, x_val, x_test = (t.flatten(1).float().cpu().numpy() for t in (train_x, val_x, test_x))
     make: Callable[..., Any]
-    grid: list[dict[str, Any]]
+    values: Sequence[float]
     match model:
         case "nearest-neighbours":
-            make, grid = KNeighborsClassifier, [{"n_neighbors": k} for k in (1, 5, 20) if k <= len(x)]
+            make, option, values = KNeighborsClassifier, "n_neighbors", [k for k in (1, 5, 20) if k <= len(x)]
         case "logistic-regression":
-            make, grid = SklearnLogistic, [{"C": c, "max_iter": 1000} for c in (1e-3, 1e-2, 1e-1, 1.0)]
+            make, option, values = partial(SklearnLogistic, max_iter=1000), "C", [1e-3, 1e-2, 1e-1, 1.0]
         case "random-forest":
-            make, grid = (
-                RandomForestClassifier,
-                [
-                    {"n_estimators": 300, "min_samples_leaf": leaf, "random_state": seed, "n_jobs": -1}
-                    for leaf in (1, 5)
-                ],
-            )
+            forest = partial(RandomForestClassifier, n_estimators=300, random_state=seed, n_jobs=-1)
+            make, option, values = forest, "min_samples_leaf", [1, 5]
         case "svm":
-            make, grid = SVC, [{"C": c} for c in (0.1, 1.0, 10.0)]
-    best: tuple[float, Any, dict[str, Any]] | None = None
-    for chosen in grid:
+            make, option, values = SVC, "C", [0.1, 1.0, 10.0]
+    best: tuple[float, Any, float] | None = None
+    for value in values:
         scaling = [] if model == "random-forest" else [StandardScaler()]
-        fitted = make_pipeline(*scaling, make(**chosen)).fit(x, train_y.cpu().numpy())
+        fitted = make_pipeline(*scaling, make(**{option: value})).fit(x, train_y.cpu().numpy())
         score = 100 * fitted.score(x_val, val_y.cpu().numpy())
         if best is None or score > best[0]:
-            best = score, fitted, chosen
+            best = score, fitted, value
     assert best is not None
     score, fitted, chosen = best
     found = fitted.decision_function(x_test) if model == "svm" else fitted.predict_proba(x_test)
@@ -339,4 +337,4 @@ def classical(
         found = torch.stack([torch.from_numpy(-found), torch.from_numpy(found)], dim=1)
     scores = torch.full((len(x_test), classes), -torch.inf)
     scores[:, torch.from_numpy(fitted.classes_)] = torch.as_tensor(found, dtype=torch.float32)
-    return ClassicalFit(scores, chosen, score)
+    return ClassicalFit(scores, {option: chosen}, score)

@@ -223,3 +223,17 @@ def test_svm_scores_of_two_classes_are_in_their_order() -> None:
     x, y = clusters(80, 6, 2, spread=0.5)
     fit = classical("svm", x, y, x, y, x, classes=2, seed=0)
     assert (fit.scores.argmax(1) == y).double().mean() > 0.9
+
+
+def test_the_solver_shortens_steps_that_overshoot_and_solves_each_function_for_itself() -> None:
+    """log cosh with a first Hessian a hundred times too small: whole steps from far away would only go up."""
+    centres = torch.tensor([[0.0], [5.0], [-40.0]], dtype=torch.float64)
+    sharpness = torch.tensor([[1.0], [0.1], [3.0]], dtype=torch.float64)
+
+    def value_and_gradient(points: Tensor, which: Tensor) -> tuple[Tensor, Tensor]:
+        offset = (points - centres[which]) * sharpness[which]
+        return offset.cosh().log().sum(1), sharpness[which] * offset.tanh()
+
+    start = torch.zeros(3, 1, dtype=torch.float64)
+    minima = frozen._lbfgs(value_and_gradient, start, torch.full_like(start, 100.0), iterations=50, tolerance=1e-9)
+    torch.testing.assert_close(minima, centres, atol=1e-6, rtol=0)
