@@ -1,1 +1,6 @@
+"""Backbones: networks whose features are the point. Importing this package registers them."""
 
+from sslrun.backbones import mlp, pixels, resnet, vit  # noqa: F401
+from sslrun.backbones.weights import build_backbone, load_into, save_backbone
+
+__all__ = ["build_backbone", "load_into", "save_backbone"]

@@ -1,0 +1,109 @@
+"""Networks with fewer inductive biases than a Transformer: a plain MLP, and the MLP-Mixer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from sslrun.backbones.base import Features, backbones
+from sslrun.backbones.images import ImageBackbone
+from sslrun.backbones.transformer import Mlp
+from sslrun.backbones.vit import PatchEmbed
+from sslrun.errors import UserError
+from sslrun.registry import Options
+
+
+@backbones.register("mlp", modality="image")
+class MLP(ImageBackbone):
+    """A multi-layer perceptron on all pixels at once: nothing of their arrangement is built in.
+
+    Images of another size than it was built for are resized.
+    """
+
+    class Options(Options):
+        width: int = Field(default=1024, ge=1)
+        """Width of the hidden layers and of the features."""
+        depth: int = Field(default=3, ge=1)
+        """Hidden layers."""
+
+    options: Options
+
+    def __init__(self, options: Options, spec: Any) -> None:
+        super().__init__(options, spec)
+        self.width = options.width
+        widths = [3 * spec.size**2, *[options.width] * options.depth]
+        self.hidden = nn.ModuleList(
+            nn.Sequential(nn.Linear(before, after), nn.BatchNorm1d(after), nn.ReLU())
+            for before, after in zip(widths, widths[1:], strict=False)
+        )
+
+    def forward(self, inputs: Tensor) -> Features:
+        """Images (B, 3, H, W) in [0, 1]."""
+        if inputs.shape[-1] != self.spec.size:
+            inputs = F.interpolate(inputs, self.spec.size, mode="bilinear", antialias=True)
+        x = self.normalize(inputs).flatten(1)
+        for layer in self.hidden:
+            x = layer(x)
+        return Features(x)
+
+    def layers(self) -> list[list[nn.Parameter]]:
+        return [list(layer.parameters()) for layer in self.hidden]
+
+
+class MixerBlock(nn.Module):
+    """An MLP over patches, then one over channels, each with a norm before and a residual (Tolstikhin et al. 2021)."""
+
+    def __init__(self, patches: int, width: int) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(width, eps=1e-6), nn.LayerNorm(width, eps=1e-6)
+        self.mlp_tokens, self.mlp_channels = Mlp(patches, width // 2), Mlp(width, 4 * width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.mlp_tokens(self.norm1(x).transpose(1, 2)).transpose(1, 2)
+        return x + self.mlp_channels(self.norm2(x))
+
+
+@backbones.register("mixer", modality="image")
+class Mixer(ImageBackbone):
+    """MLP-Mixer (Tolstikhin et al., NeurIPS 2021): patches as a ViT's, mixed by MLPs instead of attention.
+
+    Defaults: S/16. Its mixing is of a fixed number of patches: images of another size are resized.
+    """
+
+    class Options(Options):
+        patch: int = Field(default=16, ge=1)
+        """Side of a patch, in pixels."""
+        width: int = Field(default=512, ge=2)
+        """Width of a token."""
+        depth: int = Field(default=8, ge=1)
+        """Blocks."""
+
+    options: Options
+
+    def __init__(self, options: Options, spec: Any) -> None:
+        super().__init__(options, spec)
+        if spec.size % options.patch:
+            raise UserError(f"mixer: patch {options.patch} does not divide images of {spec.size}")
+        self.width = options.width
+        self.patch_embed = PatchEmbed(options.width, options.patch)
+        patches = (spec.size // options.patch) ** 2
+        self.blocks = nn.ModuleList(MixerBlock(patches, options.width) for _ in range(options.depth))
+        self.norm = nn.LayerNorm(options.width, eps=1e-6)
+
+    def forward(self, inputs: Tensor) -> Features:
+        """Images (B, 3, H, W) in [0, 1]."""
+        if inputs.shape[-1] != self.spec.size:
+            inputs = F.interpolate(inputs, self.spec.size, mode="bilinear", antialias=True)
+        grid = self.patch_embed(self.normalize(inputs))
+        x = grid.flatten(2).transpose(1, 2)
+        for block in self.blocks:
+            x = block(x)
+        tokens = self.norm(x)
+        return Features(tokens.mean(dim=1), tokens, tokens.transpose(1, 2).reshape(grid.shape))
+
+    def layers(self) -> list[list[nn.Parameter]]:
+        blocks = [list(block.parameters()) for block in self.blocks]
+        return [list(self.patch_embed.parameters()), *blocks[:-1], [*blocks[-1], *self.norm.parameters()]]

@@ -1,0 +1,155 @@
+"""The one attention block: of ViT, BERT, GPT, the encoder-decoder and whatever else is a Transformer here.
+
+The models differ in what they embed and in what may attend to what; masks, causality and cross-attention are arguments
+of the block (Vaswani et al. 2017). Parameters have timm's names.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Attention(nn.Module):
+    """Multi-head attention (Vaswani et al. 2017). Queries from x (B, T, D); keys and values from x or from `memory`."""
+
+    def __init__(self, width: int, heads: int, bias: bool = True, dropout: float = 0.0) -> None:
+        super().__init__()
+        if width % heads:
+            raise ValueError(f"width {width} is not a multiple of heads {heads}")
+        self.heads = heads
+        self.dropout = dropout
+        self.qkv = nn.Linear(width, 3 * width, bias=bias)
+        self.proj = nn.Linear(width, width, bias=bias)
+
+    def forward(
+        self, x: Tensor, memory: Tensor | None = None, mask: Tensor | None = None, causal: bool = False
+    ) -> Tensor:
+        """(B, T, D). `mask`: bool, True where attention is allowed, broadcastable to (B, heads, T, S)."""
+        q, k, v = self._qkv(x, memory)
+        dropout = self.dropout if self.training else 0.0
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, dropout_p=dropout)
+        return self.proj(mixed.transpose(1, 2).flatten(2))
+
+    def weights(
+        self, x: Tensor, memory: Tensor | None = None, mask: Tensor | None = None, causal: bool = False
+    ) -> Tensor:
+        """The weights (B, heads, T, S) by which `forward` mixes values; rows sum to 1."""
+        q, k, _ = self._qkv(x, memory)
+        scores = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5
+        if causal:
+            allowed = torch.ones(scores.shape[-2:], dtype=torch.bool, device=x.device).tril()
+            mask = allowed if mask is None else mask & allowed
+        if mask is not None:
+            scores = scores.masked_fill(~mask, float("-inf"))
+        return scores.softmax(dim=-1)
+
+    def _qkv(self, x: Tensor, memory: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        if memory is None:
+            q, k, v = self.qkv(x).chunk(3, dim=-1)
+        else:
+            width = x.shape[-1]
+            bias = (None, None) if self.qkv.bias is None else self.qkv.bias.split((width, 2 * width))
+            q = F.linear(x, self.qkv.weight[:width], bias[0])
+            k, v = F.linear(memory, self.qkv.weight[width:], bias[1]).chunk(2, dim=-1)
+        q, k, v = (each.unflatten(-1, (self.heads, -1)).transpose(1, 2) for each in (q, k, v))
+        return q, k, v
+
+
+class Mlp(nn.Module):
+    """The block's second half: two linear maps around GELU."""
+
+    def __init__(self, width: int, hidden: int, bias: bool = True, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden, bias=bias)
+        self.fc2 = nn.Linear(hidden, width, bias=bias)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.dropout(self.fc2(self.dropout(F.gelu(self.fc1(x)))))
+
+
+class DropPath(nn.Module):
+    """Leaves out a residual branch for some of the examples (stochastic depth; Huang et al. 2016)."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, branch: Tensor) -> Tensor:
+        if not self.training or self.rate == 0:
+            return branch
+        kept = branch.new_empty(len(branch), *[1] * (branch.ndim - 1)).bernoulli_(1 - self.rate)
+        return branch * kept / (1 - self.rate)
+
+
+class Block(nn.Module):
+    """Attention and MLP, each with a residual and a norm before (`pre`) or after (`post`) it.
+
+    With `cross`, attention to a memory lies between the two.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        mlp_ratio: float = 4.0,
+        norm: Literal["pre", "post"] = "pre",
+        cross: bool = False,
+        bias: bool = True,
+        dropout: float = 0.0,
+        drop_path: float = 0.0,
+        eps: float = 1e-6,
+    ) -> None:
+        super().__init__()
+        self.pre = norm == "pre"
+        self.norm1 = nn.LayerNorm(width, eps=eps, bias=bias)
+        self.attn = Attention(width, heads, bias, dropout)
+        if cross:
+            self.norm_cross = nn.LayerNorm(width, eps=eps, bias=bias)
+            self.cross = Attention(width, heads, bias, dropout)
+        self.norm2 = nn.LayerNorm(width, eps=eps, bias=bias)
+        self.mlp = Mlp(width, round(width * mlp_ratio), bias, dropout)
+        self.dropout = nn.Dropout(dropout)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        causal: bool = False,
+        memory: Tensor | None = None,
+        memory_mask: Tensor | None = None,
+    ) -> Tensor:
+        """(B, T, D). Masks are True where attention is allowed; `memory` (B, S, D) goes with `cross`."""
+        x = self._residual(x, self.norm1, lambda y: self.dropout(self.attn(y, mask=mask, causal=causal)))
+        if memory is not None:
+            x = self._residual(x, self.norm_cross, lambda y: self.dropout(self.cross(y, memory, mask=memory_mask)))
+        return self._residual(x, self.norm2, self.mlp)
+
+    def attention(self, x: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
+        """The weights (B, heads, T, T) of the self-attention that `forward` would use on `x`."""
+        return self.attn.weights(self.norm1(x) if self.pre else x, mask=mask, causal=causal)
+
+    def _residual(self, x: Tensor, norm: nn.LayerNorm, branch: object) -> Tensor:
+        if self.pre:
+            return x + self.drop_path(branch(norm(x)))  # type: ignore[operator]
+        return norm(x + self.drop_path(branch(x)))  # type: ignore[operator]
+
+
+def depth_rates(highest: float, depth: int) -> list[float]:
+    """Drop-path rates that rise linearly from 0 at the first block to `highest` at the last (Huang et al. 2016)."""
+    return [highest * at / max(1, depth - 1) for at in range(depth)]
+
+
+def initialise(module: nn.Module) -> None:
+    """Linear maps truncated-normal with deviation 0.02, biases zero, as in ViT's and BERT's code."""
+    for each in module.modules():
+        if isinstance(each, nn.Linear):
+            nn.init.trunc_normal_(each.weight, std=0.02)
+            if each.bias is not None:
+                nn.init.zeros_(each.bias)

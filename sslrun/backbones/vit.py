@@ -1,0 +1,178 @@
+"""Vision Transformer (Dosovitskiy et al., ICLR 2021). Parameters have timm's names, so its weights fit."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from sslrun.backbones.base import Features, backbones
+from sslrun.backbones.images import ImageBackbone
+from sslrun.backbones.transformer import Block, depth_rates, initialise
+from sslrun.errors import UserError
+from sslrun.registry import Options
+
+
+class PatchEmbed(nn.Module):
+    """Images (B, 3, H, W) to one vector a patch (B, D, H/p, W/p)."""
+
+    def __init__(self, width: int, patch: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(3, width, patch, stride=patch)
+        # As a linear map of the flattened patch would be initialised.
+        nn.init.xavier_uniform_(self.proj.weight.flatten(1))
+        nn.init.zeros_(self.proj.bias)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.proj(images)
+
+
+class ViT(ImageBackbone):
+    """Pre-norm Transformer over patches. Tokens: [CLS], then registers if any, then patches row by row."""
+
+    class Options(Options):
+        patch: int = Field(default=16, ge=1)
+        """Side of a patch, in pixels."""
+        size: int | None = Field(default=None, ge=1)
+        """Side of the images that positions are learned for; default: the data's. Other sizes interpolate them."""
+        pool: Literal["cls", "mean"] = "cls"
+        """Pooled features: the [CLS] token's, or the mean of the patches'."""
+        registers: int = Field(default=0, ge=0)
+        """Tokens that belong to no patch and are not read (Darcet et al. 2024)."""
+        depth: int | None = Field(default=None, ge=1)
+        """Blocks; default: the named model's."""
+        width: int | None = Field(default=None, ge=1)
+        """Width of a token; default: the named model's."""
+        heads: int | None = Field(default=None, ge=1)
+        """Attention heads; default: the named model's."""
+        dropout: float = Field(default=0.0, ge=0, lt=1)
+        """After attention, in the MLP and on the embeddings."""
+        drop_path: float = Field(default=0.0, ge=0, lt=1)
+        """Stochastic depth at the last block, rising linearly from 0 at the first."""
+
+    shape: ClassVar[tuple[int, int, int]]
+    """Width, depth, heads of the named model."""
+    options: Options
+
+    def __init__(self, options: Options, spec: Any) -> None:
+        super().__init__(options, spec)
+        width, depth, heads = (
+            given or default
+            for given, default in zip((options.width, options.depth, options.heads), self.shape, strict=True)
+        )
+        size = options.size or spec.size
+        if size % options.patch:
+            fitting = [patch for patch in range(1, size + 1) if size % patch == 0]
+            nearest = min(fitting, key=lambda patch: abs(patch - options.patch))
+            raise UserError(f"{self.name}: patch {options.patch} does not divide images of {size}: take {nearest}")
+        if width % heads:
+            raise UserError(f"{self.name}: width {width} is not a multiple of heads {heads}")
+        self.width = width
+        self.side = size // options.patch
+        self.patch_embed = PatchEmbed(width, options.patch)
+        self.cls_token = nn.Parameter(torch.empty(1, 1, width))
+        self.pos_embed = nn.Parameter(torch.empty(1, 1 + self.side**2, width))
+        self.reg_token = nn.Parameter(torch.empty(1, options.registers, width)) if options.registers else None
+        self.dropout = nn.Dropout(options.dropout)
+        self.blocks = nn.ModuleList(
+            Block(width, heads, dropout=options.dropout, drop_path=rate)
+            for rate in depth_rates(options.drop_path, depth)
+        )
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        initialise(self.blocks)
+        nn.init.normal_(self.cls_token, std=1e-6)
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        if self.reg_token is not None:
+            nn.init.normal_(self.reg_token, std=1e-6)
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Patches with their positions (B, N, D), row by row, without special tokens. ValueError: sizes don't fit."""
+        height, width = images.shape[-2:]
+        if height % self.options.patch or width % self.options.patch:
+            raise ValueError(f"images of {height}x{width} are no multiple of patch {self.options.patch}")
+        grid = self.patch_embed(self.normalize(images))
+        return grid.flatten(2).transpose(1, 2) + self.positions(*grid.shape[-2:])
+
+    def encode(self, patches: Tensor) -> Tensor:
+        """All tokens (B, 1 + registers + N, D) after the last norm, of embedded patches, all of them or a subset."""
+        x = self._with_special(patches)
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x)
+
+    def forward(self, inputs: Tensor) -> Features:
+        """Images (B, 3, H, W) in [0, 1]; H and W multiples of the patch."""
+        tokens = self.encode(self.embed(inputs))
+        patches = tokens[:, 1 + self.options.registers :]
+        side = inputs.shape[-2] // self.options.patch
+        grid = patches.transpose(1, 2).unflatten(2, (side, -1))
+        return Features(tokens[:, 0] if self.options.pool == "cls" else patches.mean(dim=1), patches, grid)
+
+    def attention(self, inputs: Tensor) -> Tensor:
+        """Attention weights (B, heads, T, T) of the last block; row and column 0 are [CLS], the last are patches."""
+        x = self._with_special(self.embed(inputs))
+        *before, last = self.blocks
+        for block in before:
+            x = block(x)
+        return last.attention(x)
+
+    def positions(self, rows: int, columns: int) -> Tensor:
+        """Position embeddings (1, rows * columns, D) of the patches, interpolated where the grid is another."""
+        positions = self.pos_embed[:, 1:]
+        if rows == columns == self.side:
+            return positions
+        return interpolated(positions, self.side, rows, columns)
+
+    def layers(self) -> list[list[nn.Parameter]]:
+        special = [self.cls_token, self.pos_embed, *([] if self.reg_token is None else [self.reg_token])]
+        blocks = [list(block.parameters()) for block in self.blocks]
+        return [[*special, *self.patch_embed.parameters()], *blocks[:-1], [*blocks[-1], *self.norm.parameters()]]
+
+    def _with_special(self, patches: Tensor) -> Tensor:
+        special = [self.cls_token + self.pos_embed[:, :1], *([] if self.reg_token is None else [self.reg_token])]
+        return self.dropout(torch.cat([*(each.expand(len(patches), -1, -1) for each in special), patches], dim=1))
+
+
+def interpolated(positions: Tensor, side: int, rows: int, columns: int) -> Tensor:
+    """Embeddings (1, side * side, D) of a square grid of positions as (1, rows * columns, D) of another: bicubic."""
+    grid = positions.unflatten(1, (side, side)).permute(0, 3, 1, 2).float()
+    grid = F.interpolate(grid, (rows, columns), mode="bicubic", antialias=True)
+    return grid.flatten(2).transpose(1, 2).to(positions.dtype)
+
+
+@backbones.register("vit-tiny", modality="image")
+class ViTTiny(ViT):
+    """ViT-Ti (Touvron et al., DeiT, 2021): width 192, 12 blocks, 3 heads."""
+
+    shape = (192, 12, 3)
+
+
+@backbones.register("vit-small", modality="image")
+class ViTSmall(ViT):
+    """ViT-S (Touvron et al., DeiT, 2021): width 384, 12 blocks, 6 heads."""
+
+    shape = (384, 12, 6)
+
+
+@backbones.register("vit-base", modality="image")
+class ViTBase(ViT):
+    """ViT-B (Dosovitskiy et al. 2021): width 768, 12 blocks, 12 heads."""
+
+    shape = (768, 12, 12)
+
+
+@backbones.register("vit-large", modality="image")
+class ViTLarge(ViT):
+    """ViT-L (Dosovitskiy et al. 2021): width 1024, 24 blocks, 16 heads."""
+
+    shape = (1024, 24, 16)
+
+
+@backbones.register("vit-huge", modality="image")
+class ViTHuge(ViT):
+    """ViT-H (Dosovitskiy et al. 2021): width 1280, 32 blocks, 16 heads; its paper's patch is 14."""
+
+    shape = (1280, 32, 16)
