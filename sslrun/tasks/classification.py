@@ -22,8 +22,9 @@ class Classification(Task):
     class Options(TaskOptions):
         size: int | None = Field(default=None, ge=1)
         """Side of the images that the backbone is given, in pixels; default: the data's."""
-        augmentation: Augmentation.Options = Augmentation.Options()
-        """How training images are changed, wherever the backbone runs on them."""
+        augmentation: Augmentation = Augmentation(crop=(0.08, 1.0), flip=0.5)
+        """How training images are changed, wherever the backbone runs on them. Default: SimCLR's for linear evaluation
+        and fine-tuning (Chen et al. 2020, B.6 and B.8); what is given replaces it whole."""
         label_smoothing: float = Field(default=0.0, ge=0, lt=1)
         """Share of the target spread evenly over the classes (Szegedy et al. 2016)."""
         mixup: float = Field(default=0.0, ge=0)
@@ -41,7 +42,7 @@ class Classification(Task):
         super().__init__(options, spec, classes)
         self.primary = options.metric
         self.size = options.size or spec.size
-        self.augment = Augmentation(options.augmentation)
+        self.augment = options.augmentation
 
     def head(self, width: int) -> nn.Linear:
         linear = nn.Linear(width, len(self.classes))
@@ -53,15 +54,14 @@ class Classification(Task):
     def views(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Augmented images, and labels (B,) or, with mixup or CutMix, shares of the classes (B, C)."""
         assert batch.labels is not None
-        images = self.augment(batch.inputs, self.size, generator)
+        images = self.options.augmentation(batch.inputs, self.size, generator)
         if not (self.options.mixup or self.options.cutmix):
             return images, batch.labels
         shares = F.one_hot(batch.labels, len(self.classes)).float()
         return mix(images, shares, self.options.mixup, self.options.cutmix, generator)
 
     def inputs(self, batch: Batch) -> Tensor:
-        images = to_float(batch.inputs)
-        return images if images.shape[-1] == self.size else resize(images, self.size)
+        return resize(to_float(batch.inputs), self.size)
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return F.cross_entropy(outputs, targets, label_smoothing=self.options.label_smoothing)

@@ -68,7 +68,14 @@ def test_views_are_drawn_from_the_generator_and_inputs_from_nothing() -> None:
 def test_without_mixing_targets_are_the_labels() -> None:
     images, targets = task().views(batch(), seeded())
     assert images.shape == (16, 3, 8, 8)
+    assert not torch.equal(images, task().inputs(batch()))
     assert torch.equal(targets, torch.arange(16) % 3)
+
+
+def test_the_augmentation_is_the_one_asked_for() -> None:
+    plain, mirrored = task(augmentation={}), task(augmentation={"flip": 1.0})
+    assert torch.equal(plain.views(batch(), seeded())[0], plain.inputs(batch()))
+    assert torch.equal(mirrored.views(batch(), seeded())[0], plain.inputs(batch()).flip(3))
 
 
 def test_images_are_resized_to_the_size_asked_for() -> None:
