@@ -445,7 +445,7 @@ class _Decoding(Dataset[Any]):
     def __getitems__(self, places: list[int]) -> tuple[Tensor | str, Tensor]:
         images, chosen, decoder = self.examples.images, self.examples.chosen, self.examples.decoder
         pixels = torch.empty(len(places), decoder.size, decoder.size, 3, dtype=torch.uint8)
-        where = torch.tensor(places)
+        where = torch.tensor(places, dtype=torch.int64)
         for row, index in zip(pixels.numpy(), places if chosen is None else chosen[where].tolist(), strict=True):
             try:
                 row[:] = decoder(images, index)

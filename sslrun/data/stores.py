@@ -161,20 +161,15 @@ class TableStore(Store):
         """The split as a `datasets.Dataset`. UserError: it can't be had."""
 
     def open(self, split: Split) -> EncodedSplit:
-        import datasets
-
         table = self.table(split)
         if len(table) == 0:
             raise UserError(f"{self.name}: split '{split}' has no rows")
         image, label = self._image_column(table.features), self._label_column(table.features)
         labels, classes = (None, ()) if label is None or split == "unlabeled" else self._labels(table, label, split)
-        images = table.select_columns([image]).cast_column(image, datasets.Image(decode=False))
-        return EncodedSplit(Rows(images, image, f"{self.name} {split}"), labels, classes)
+        return EncodedSplit(Rows(table.select_columns([image]), image, f"{self.name} {split}"), labels, classes)
 
     def _image_column(self, features: Mapping[str, Any]) -> str:
-        import datasets
-
-        columns = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
+        columns = [name for name, feature in features.items() if _holds_images(feature)]
         if self.image is not None:
             if self.image not in columns:
                 raise UserError(f"{self.name}: no image column '{self.image}'.{did_you_mean(self.image, columns)}")
@@ -217,13 +212,22 @@ class TableStore(Store):
         return torch.tensor(values), tuple(map(str, classes))
 
 
+def _holds_images(feature: Any) -> bool:
+    """Whether a column is of encoded images: declared so, or of bytes, bare or with a path beside them."""
+    import datasets
+
+    if isinstance(feature, dict):
+        return feature.keys() == {"bytes", "path"}
+    return isinstance(feature, datasets.Image) or getattr(feature, "dtype", None) in ("binary", "large_binary")
+
+
 def _values(table: Any, column: str) -> list[Any]:
     return list(table.select_columns([column]).with_format("arrow")[:][column].to_pylist())
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Images in a table's column of undecoded images."""
+    """Images in a column of a table."""
 
     table: Any
     column: str
@@ -233,10 +237,10 @@ class Rows:
         return len(self.table)
 
     def read(self, index: int) -> bytes:
-        cell = self.table.data.column(self.column)[index].as_py()
+        cell = self.table.data.column(self.column)[index].as_py()  # from Arrow itself: `datasets` would decode it
         if cell is None:
             raise OSError("it is empty")
-        content: bytes | None = cell["bytes"]
+        content: bytes | None = cell["bytes"] if isinstance(cell, dict) else cell
         return Path(cell["path"]).read_bytes() if content is None else content
 
     def name(self, index: int) -> str:

@@ -1,0 +1,5 @@
+"""`python -m sslrun`, as torchrun starts it."""
+
+from sslrun.cli import main
+
+main()

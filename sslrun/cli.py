@@ -1,0 +1,256 @@
+"""The command line: parse, call a stage, print. Everything heavy is imported by the command that needs it."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import click
+import typer
+
+from sslrun.errors import UserError
+
+if TYPE_CHECKING:
+    from sslrun.stages.context import Context
+
+app = typer.Typer(
+    name="sslrun",
+    help="Pretrain without labels, evaluate with few: recipes in, checkpoints and comparable tables out.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+RecipeFile = Annotated[Path, typer.Argument(help="A recipe (YAML).", metavar="RECIPE", show_default=False)]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(help="Changes to the recipe, as pretrain.epochs=5.", metavar="[KEY=VALUE]...", show_default=False),
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of everything random.")]
+Runs = Annotated[Path, typer.Option(envvar="SSLRUN_RUNS", help="Where runs are kept.")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Forget what was done before and start anew.")]
+From = Annotated[
+    Path | None,
+    typer.Option("--from", help="A pretrained backbone: a run's folder or a .safetensors file.", show_default=False),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@app.callback(invoke_without_command=True)
+def sslrun(
+    version: Annotated[bool, typer.Option("--version", is_eager=True, help="Print the version.")] = False,
+) -> None:
+    if version:
+        from sslrun import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def pretrain(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    device: Device = "auto",
+    seed: Seed = 0,
+    runs: Runs = Path("runs"),
+    fresh: Fresh = False,
+) -> None:
+    """Stage 1: train the recipe's backbone on its pretext task, without labels."""
+    from sslrun.recipe import load
+    from sslrun.stages.pretrain import pretrain
+
+    loaded = load(recipe, overrides or ())
+    if loaded.pretext is None:
+        raise UserError(f"{recipe}: names no pretext task, so there is nothing to pretrain")
+    with _context(device, runs, fresh) as context:
+        run = pretrain(loaded, seed, context)
+    _print_json_or(None, f"{run.path}")
+
+
+def _evaluation_command(protocol: str, about: str) -> None:
+    def command(
+        recipe: RecipeFile,
+        overrides: Overrides = None,
+        source: From = None,
+        device: Device = "auto",
+        seed: Seed = 0,
+        runs: Runs = Path("runs"),
+        fresh: Fresh = False,
+    ) -> None:
+        from sslrun.recipe import load
+        from sslrun.results.table import Table
+        from sslrun.stages.evaluate import Origin, cells
+
+        loaded = load(recipe, overrides or ())
+        if not loaded.evaluate:
+            raise UserError(f"{recipe}: names no task under 'evaluate'")
+        with _context(device, runs, fresh) as context:
+            origin = Origin.of(loaded, seed, context.runs, source, command=f"sslrun pretrain {recipe}")
+            results = [cell.run(context) for cell in cells(loaded, seed, origin, [protocol])]
+        _print_table(Table.from_results(results))
+
+    app.command(name=protocol, help=f"Stage 2: {about}")(command)
+
+
+_evaluation_command("knn", "classify by the nearest neighbours in the frozen features.")
+_evaluation_command("probe", "a linear classifier on the frozen features.")
+_evaluation_command("finetune", "train all parameters on the labels.")
+_evaluation_command("lpft", "probe, then fine-tune from the probe's head.")
+_evaluation_command("scratch", "train all parameters on the labels from a random start.")
+
+
+@app.command()
+def sweep(
+    recipes: Annotated[list[Path], typer.Argument(help="Sweeps or recipes (YAML).", metavar="SWEEP...")],
+    change: Annotated[
+        list[str] | None, typer.Option("--set", help="A change to every base recipe, as pretrain.epochs=5.")
+    ] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Worker processes that share the runs.")] = 1,
+    slurm: Annotated[
+        str | None,
+        typer.Option(help="Submit --jobs workers as a Slurm array, with these sbatch options.", metavar="OPTIONS"),
+    ] = None,
+    device: Device = "auto",
+    runs: Runs = Path("runs"),
+    fresh: Fresh = False,
+) -> None:
+    """Batch: every stage of every row and seed, in the order that shares most; what is done is skipped."""
+    from sslrun.recipe import load_sweep
+    from sslrun.stages.sweep import Plan, launch, submit
+
+    plans = [Plan.of(load_sweep(path, change or ()), runs) for path in recipes]
+    if slurm is not None:
+        typer.echo(submit(recipes, change or [], runs, jobs, slurm))
+        return
+    with _context(device, runs, fresh) as context:
+        failures = launch(plans, context, jobs, recipes, change or [])
+    for plan in plans:
+        table = plan.table()
+        plan.write_tables(table)
+        _print_table(table)
+    if failures:
+        raise UserError(f"{len(failures)} of the runs failed, the others are in the table: {failures[0]}")
+
+
+@app.command()
+def table(
+    targets: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Sweep files, or folders of runs; default: all of --runs.", metavar="[SWEEP|RUN]..."),
+    ] = None,
+    output: Annotated[
+        list[Path] | None, typer.Option("--output", "-o", help="Write to a .md, .tex, .csv or .json file.")
+    ] = None,
+    against: Annotated[
+        str | None, typer.Option(help="A published table to print beside it; see `sslrun show table`.")
+    ] = None,
+    runs: Runs = Path("runs"),
+    as_json: AsJson = False,
+) -> None:
+    """The metric table of finished runs: mean ± standard deviation over seeds."""
+    from sslrun.stages.sweep import table_of
+
+    made = table_of(targets or [runs], runs)
+    for path in output or []:
+        made.write(path)
+    if as_json:
+        typer.echo(made.to_json())
+    elif not output:
+        _print_table(made)
+    if against:
+        from sslrun.results.published import beside
+
+        _print_table(beside(made, against))
+
+
+@app.command()
+def show(
+    kind: Annotated[str | None, typer.Argument(help="backbone, pretext, data, task, protocol, table.")] = None,
+    name: Annotated[str | None, typer.Argument(help="One of the kind.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """What there is, and every option with its default and its paper."""
+    from sslrun.stages.show import described, shown
+
+    found = described(kind, name)
+    _print_json_or(found if as_json else None, shown(found))
+
+
+@app.command()
+def check(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """No training: validates, counts parameters, FLOPs and memory, estimates the time."""
+    from sslrun.recipe import load_sweep
+    from sslrun.stages.check import checked, shown
+    from sslrun.training.device import compute
+
+    rows = [checked(row, each, compute(device)) for row, each in load_sweep(recipe, overrides or ()).rows.items()]
+    _print_json_or(rows if as_json else None, shown(rows))
+
+
+# ---------------------------------------------------------------- shared by the commands
+
+
+def _context(device: str, runs: Path, fresh: bool) -> Context:
+    from sslrun.stages.context import Context
+
+    return Context.open(device, runs, fresh)
+
+
+def _print_json_or(value: Any, renderable: Any) -> None:
+    """JSON where there is a value, else a rich renderable, on stdout; escape codes only on a terminal."""
+    if value is not None:
+        typer.echo(json.dumps(value, indent=2))
+        return
+    from rich.console import Console
+
+    Console(highlight=False, soft_wrap=isinstance(renderable, str)).print(renderable, markup=False)
+
+
+def _print_table(made: Any) -> None:
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=int(os.environ.get("COLUMNS", 140)))
+    console.print(made.render())
+
+
+def main() -> None:
+    """Run the command line. A user's mistake is one line on stderr and exit code 2."""
+    sys.exit(_exit_code(lambda: app(standalone_mode=False)))
+
+
+def _exit_code(run: Callable[[], Any]) -> int:
+    try:
+        code = run()
+        return code if isinstance(code, int) else 0
+    except click.exceptions.NoArgsIsHelpError as error:
+        typer.echo(error.ctx.get_help() if error.ctx else error.format_message())
+        return 0
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        typer.echo("sslrun: stopped; give the same command again to continue", err=True)
+        return 130
+    except UserError as error:
+        typer.echo(f"sslrun: {error}", err=True)
+        return error.exit_code
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+if __name__ == "__main__":
+    main()

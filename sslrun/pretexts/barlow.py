@@ -1,0 +1,50 @@
+"""Barlow Twins (Zbontar et al., ICML 2021)."""
+
+from __future__ import annotations
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from sslrun import distributed
+from sslrun.backbones.base import Backbone
+from sslrun.data.augment import Augmentation
+from sslrun.learner import Output
+from sslrun.pretexts.base import pretexts
+from sslrun.pretexts.heads import mlp
+from sslrun.pretexts.views import TwoViewOptions, TwoViews
+
+
+@pretexts.register("barlow", modality="image")
+class BarlowTwins(TwoViews):
+    """Make the two views' projections correlate dimension by dimension, and no others. Zbontar et al., ICML 2021."""
+
+    class Options(TwoViewOptions):
+        augmentation: Augmentation = Augmentation.byol_first()
+        """How the first view is made: as BYOL's."""
+        second: Augmentation | None = Augmentation.byol_second()
+        """How the second view is made: as BYOL's."""
+        width: int = Field(default=8192, ge=2)
+        """Width of the projector's three layers."""
+        off_diagonal: float = Field(default=0.0051, gt=0)
+        """Weight lambda of the redundancy term."""
+
+    options: Options
+
+    def __init__(self, options: Options, backbone: Backbone) -> None:
+        super().__init__(options, backbone)
+        self.projector = mlp([backbone.width, *[options.width] * 3], last_bias=False)
+
+    def forward(self, views: tuple[Tensor, Tensor]) -> Output:
+        first, second = (self.projector(self.backbone(view).pooled) for view in views)
+        return Output(barlow_loss(first, second, self.options.off_diagonal))
+
+
+def barlow_loss(first: Tensor, second: Tensor, off_diagonal: float) -> Tensor:
+    """sum_i (1 - C_ii)^2 + lambda sum_{i != j} C_ij^2, C the correlation of projections (B, D) over all ranks' batches."""
+    with torch.autocast(first.device.type, enabled=False):
+        first, second = (distributed.gather(each.float()) for each in (first, second))
+        a, b = ((each - each.mean(dim=0)) / (each.var(dim=0, correction=0) + 1e-5).sqrt() for each in (first, second))
+        correlation = a.T @ b / len(a)
+        diagonal = correlation.diagonal()
+        return (1 - diagonal).square().sum() + off_diagonal * (correlation.square().sum() - diagonal.square().sum())

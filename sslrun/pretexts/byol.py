@@ -1,0 +1,63 @@
+"""BYOL (Grill et al., NeurIPS 2020)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from sslrun.backbones.base import Backbone
+from sslrun.data.augment import Augmentation
+from sslrun.learner import Output
+from sslrun.pretexts.base import pretexts
+from sslrun.pretexts.heads import mlp
+from sslrun.pretexts.views import TwoViewOptions, TwoViews, follow, teacher_of
+
+
+@pretexts.register("byol", modality="image")
+class BYOL(TwoViews):
+    """Predict a slow teacher's projection of the other view. Grill et al., NeurIPS 2020.
+
+    The two views go through the networks one after the other, each with batch statistics of its own, as in the
+    authors' code. The teacher is in training mode, as theirs is.
+    """
+
+    class Options(TwoViewOptions):
+        augmentation: Augmentation = Augmentation.byol_first()
+        """How the first view is made; always blurred, never solarized."""
+        second: Augmentation | None = Augmentation.byol_second()
+        """How the second view is made; seldom blurred, sometimes solarized."""
+        hidden: int = Field(default=4096, ge=2)
+        """Width of the hidden layer of projector and predictor."""
+        projection: int = Field(default=256, ge=2)
+        """Width of the vectors that are compared."""
+        momentum: float = Field(default=0.996, ge=0, le=1)
+        """Of the teacher at the start; it rises to 1 along a half cosine."""
+
+    options: Options
+
+    def __init__(self, options: Options, backbone: Backbone) -> None:
+        super().__init__(options, backbone)
+        self.projector = mlp([backbone.width, options.hidden, options.projection])
+        self.predictor = mlp([options.projection, options.hidden, options.projection])
+        self.teacher = teacher_of(nn.ModuleList([self.backbone, self.projector]))
+
+    def forward(self, views: tuple[Tensor, Tensor]) -> Output:
+        predicted = [self.predictor(self.projector(self.backbone(view).pooled)) for view in views]
+        backbone, projector = self.teacher
+        with torch.no_grad():
+            targets = [projector(backbone(view).pooled) for view in views]
+        return Output(byol_loss(predicted[0], targets[1]) + byol_loss(predicted[1], targets[0]))
+
+    def after_step(self, progress: float) -> None:
+        """Move the teacher; momentum 1 - (1 - m0) (cos(pi progress) + 1) / 2."""
+        momentum = 1 - (1 - self.options.momentum) * (math.cos(math.pi * progress) + 1) / 2
+        follow(self.teacher, nn.ModuleList([self.backbone, self.projector]), momentum)
+
+
+def byol_loss(predicted: Tensor, target: Tensor) -> Tensor:
+    """Mean over the batch of || p / |p| - z / |z| ||^2 = 2 - 2 cos(p, z), for (B, D); z gets no gradient."""
+    return (2 - 2 * F.cosine_similarity(predicted.float(), target.detach().float(), dim=1)).mean()

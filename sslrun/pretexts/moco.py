@@ -1,0 +1,79 @@
+"""Momentum contrast, v2 (He et al., CVPR 2020; Chen, Fan, Girshick & He 2020)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from sslrun import distributed
+from sslrun.backbones.base import Backbone
+from sslrun.learner import Output
+from sslrun.pretexts.base import pretexts
+from sslrun.pretexts.heads import mlp
+from sslrun.pretexts.views import TwoViewOptions, TwoViews, follow, teacher_of
+
+
+@pretexts.register("moco", modality="image")
+class MoCo(TwoViews):
+    """Tell the other view of the same image from a queue of earlier ones. MoCo v2: He et al. 2020, Chen et al. 2020.
+
+    Deviation: keys are not shuffled across devices before the key encoder. Queries and keys have batch statistics of
+    their own in any case, since the two views go through different networks one after the other.
+    """
+
+    class Options(TwoViewOptions):
+        queue: int = Field(default=65536, ge=1)
+        """Keys kept; 4096 in the authors' CIFAR demonstration."""
+        momentum: float = Field(default=0.999, ge=0, le=1)
+        """Of the key encoder; 0.99 in the authors' CIFAR demonstration."""
+        temperature: float = Field(default=0.2, gt=0)
+        """Of the softmax."""
+        projection: int = Field(default=128, ge=2)
+        """Width of the vectors that are compared."""
+
+    options: Options
+    queue: Tensor
+    place: Tensor
+
+    def __init__(self, options: Options, backbone: Backbone) -> None:
+        super().__init__(options, backbone)
+        self.head = mlp([backbone.width, backbone.width, options.projection], norm=False)
+        self.teacher = teacher_of(nn.ModuleList([self.backbone, self.head]))
+        self.register_buffer("queue", F.normalize(torch.randn(options.queue, options.projection), dim=1))
+        self.register_buffer("place", torch.zeros((), dtype=torch.int64))
+        self._keys: Tensor | None = None
+
+    def forward(self, views: tuple[Tensor, Tensor]) -> Output:
+        queries = F.normalize(self.head(self.backbone(views[0]).pooled).float(), dim=1)
+        backbone, head = self.teacher
+        with torch.no_grad():
+            keys = F.normalize(head(backbone(views[1]).pooled).float(), dim=1)
+        self._keys = distributed.gather(keys)
+        loss, hits = info_nce(queries, keys, self.queue.clone(), self.options.temperature)
+        return Output(loss, {"accuracy": hits})
+
+    @torch.no_grad()
+    def after_step(self, progress: float) -> None:
+        """Move the key encoder; the batch's keys take the places of the oldest."""
+        follow(self.teacher, nn.ModuleList([self.backbone, self.head]), self.options.momentum)
+        if self._keys is not None:
+            keys = self._keys[-self.options.queue :]
+            at = (self.place + torch.arange(len(keys), device=keys.device)) % self.options.queue
+            self.queue[at] = keys
+            self.place.copy_((self.place + len(keys)) % self.options.queue)
+            self._keys = None
+
+
+def info_nce(queries: Tensor, keys: Tensor, queue: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """InfoNCE of unit vectors (B, D) against their keys (B, D) and a queue (K, D); and the share of keys ranked first.
+
+    -log exp(q.k / t) / (exp(q.k / t) + sum over the queue of exp(q.n / t)), averaged over the batch.
+    """
+    with torch.autocast(queries.device.type, enabled=False):
+        positive = (queries * keys).sum(dim=1, keepdim=True)
+        scores = torch.cat([positive, queries @ queue.T], dim=1) / temperature
+        targets = torch.zeros(len(scores), dtype=torch.int64, device=scores.device)
+        loss = F.cross_entropy(scores, targets)
+        return loss, (scores.detach().argmax(dim=1) == 0).float().mean()

@@ -1,0 +1,49 @@
+"""Rotation prediction (Gidaris, Singh & Komodakis, ICLR 2018)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sslrun.backbones.base import Backbone
+from sslrun.data.augment import Augmentation, quarter_turns
+from sslrun.data.examples import Batch
+from sslrun.learner import Output
+from sslrun.pretexts.base import Pretext, PretextOptions, pretexts
+
+
+@pretexts.register("rotation", modality="image")
+class Rotation(Pretext):
+    """Predict which quarter turn an image was given. Gidaris et al., ICLR 2018.
+
+    All turns of every image are in one batch, which the paper found clearly better than one turn each: B images cost
+    as much as 4B. Turns are exact, without interpolation, which would give them away.
+    """
+
+    class Options(PretextOptions):
+        turns: Literal[2, 4] = 4
+        """4: by 0, 90, 180, 270 degrees; 2: by 0 and 180 (Table 2 of the paper)."""
+        augmentation: Augmentation = Augmentation(flip=0.5)
+        """What is done to images before they are turned; the paper's: flips, and crops where images allow."""
+
+    options: Options
+
+    def __init__(self, options: Options, backbone: Backbone) -> None:
+        super().__init__(options, backbone)
+        self.head = nn.Linear(backbone.width, options.turns)
+
+    def views(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Images (turns * B, 3, H, W), turn by turn, and the class (turns * B,) of each one's turn."""
+        images = self.options.augmentation(batch.inputs, batch.inputs.shape[-1], generator)
+        targets = torch.arange(self.options.turns, device=images.device).repeat_interleave(len(images))
+        turned = quarter_turns(images.repeat(self.options.turns, 1, 1, 1), targets * (4 // self.options.turns))
+        return turned, targets
+
+    def forward(self, views: tuple[Tensor, Tensor]) -> Output:
+        images, targets = views
+        scores = self.head(self.backbone(images).pooled)
+        correct = (scores.detach().argmax(dim=1) == targets).float().mean()
+        return Output(F.cross_entropy(scores, targets), {"accuracy": correct})

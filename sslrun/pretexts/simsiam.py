@@ -1,0 +1,48 @@
+"""SimSiam (Chen & He, CVPR 2021)."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from sslrun.backbones.base import Backbone
+from sslrun.learner import Output
+from sslrun.pretexts.base import pretexts
+from sslrun.pretexts.heads import mlp
+from sslrun.pretexts.views import TwoViewOptions, TwoViews
+
+
+@pretexts.register("simsiam", modality="image")
+class SimSiam(TwoViews):
+    """Predict the projection of the other view, whose gradient is stopped. Chen & He, CVPR 2021.
+
+    The two views go through the network one after the other, as in the authors' code. Deviation: the predictor's
+    learning rate follows the schedule like the rest (the authors hold it fixed, which gained them 0.4 points).
+    """
+
+    class Options(TwoViewOptions):
+        hidden: int = Field(default=2048, ge=2)
+        """Width of the projector, hidden and out."""
+        depth: int = Field(default=3, ge=2)
+        """Layers of the projector; 2 for CIFAR-10 in the paper."""
+        bottleneck: int = Field(default=512, ge=2)
+        """Width of the predictor's hidden layer."""
+
+    options: Options
+
+    def __init__(self, options: Options, backbone: Backbone) -> None:
+        super().__init__(options, backbone)
+        widths = [backbone.width, *[options.hidden] * options.depth]
+        self.projector = mlp(widths, last_norm=True, last_affine=False)
+        self.predictor = mlp([options.hidden, options.bottleneck, options.hidden])
+
+    def forward(self, views: tuple[Tensor, Tensor]) -> Output:
+        projected = [self.projector(self.backbone(view).pooled) for view in views]
+        predicted = [self.predictor(each) for each in projected]
+        return Output(simsiam_loss(predicted[0], projected[1]) / 2 + simsiam_loss(predicted[1], projected[0]) / 2)
+
+
+def simsiam_loss(predicted: Tensor, target: Tensor) -> Tensor:
+    """Mean over the batch of -cos(p, z), for (B, D); z gets no gradient."""
+    return -F.cosine_similarity(predicted.float(), target.detach().float(), dim=1).mean()

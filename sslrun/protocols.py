@@ -1,0 +1,65 @@
+"""The protocols, ways in which a task is learned from a backbone, and the options of each."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from sslrun.registry import Options
+from sslrun.tasks.frozen import KnnOptions, LogisticOptions
+from sslrun.training.loop import Schedule
+
+
+class Probe(LogisticOptions):
+    """A linear classifier on a frozen backbone."""
+
+    solver: Literal["lbfgs", "sgd"] = "lbfgs"
+    """lbfgs: L2-regularised multinomial regression on cached features, strength chosen on validation.
+    sgd: a linear head trained by `probe.sgd`, the backbone run on augmented images."""
+    sgd: Schedule = Schedule(epochs=90, batch=256, optimizer="sgd", lr=0.1, weight_decay=0.0, schedule="cosine")
+    """The schedule of `solver: sgd`; default: linear evaluation of SimCLR (Chen et al. 2020, B.6)."""
+
+
+class Finetune(Schedule):
+    """All parameters free. Defaults: fine-tuning of ViT (Dosovitskiy et al. 2021, B.1.1) at small batches."""
+
+    lr: float | tuple[float, ...] = 0.003
+    """Learning rate; of several, the one with the best validation score is kept."""
+    layer_decay: float = Field(1.0, gt=0, le=1)
+    """Factor on the learning rate from each layer to the one below it (Clark et al. 2020; Bao et al. 2022)."""
+    drop_path: float | None = Field(None, ge=0, lt=1)
+    """Rate of stochastic depth while fine-tuning; default: the backbone's own. For backbones that have it."""
+    frozen_norm: bool = False
+    """Keep batch norm's statistics as pretrained (Kumar et al. 2022)."""
+
+
+class Protocols(Options):
+    """The options of every protocol."""
+
+    knn: KnnOptions = KnnOptions()
+    probe: Probe = Probe()
+    finetune: Finetune = Finetune(epochs=20, batch=64, optimizer="sgd")
+    lpft: Finetune = Finetune(epochs=20, batch=64, optimizer="sgd")
+    """What is not given is as in `finetune`."""
+    scratch: Finetune = Finetune(epochs=20, batch=64, optimizer="sgd")
+    """What is not given is as in `finetune`."""
+
+
+CLASSICAL = {
+    "nearest-neighbours": "scikit-learn's k-nearest neighbours on the frozen features, k chosen on validation.",
+    "logistic-regression": "scikit-learn's logistic regression on the frozen features, C chosen on validation.",
+    "random-forest": "scikit-learn's random forest on the frozen features.",
+    "svm": "scikit-learn's support vector machine (RBF) on the frozen features, C chosen on validation.",
+}
+"""Learning before deep learning; where the backbone is `pixels`, on raw pixels."""
+
+PROTOCOLS = {
+    "knn": "Weighted vote of the nearest labelled neighbours in the frozen features (Wu et al. 2018).",
+    "probe": "A linear classifier on the frozen features: linear evaluation, linear probing.",
+    "finetune": "All parameters learn from the labels, starting from the pretrained ones and a fresh head.",
+    "lpft": "Linear probing, then fine-tuning from the probe's head (Kumar et al. 2022).",
+    "scratch": "All parameters learn from the labels, starting from random ones: no pretraining.",
+    **CLASSICAL,
+}
+"""Every protocol, with a line about it."""

@@ -1,0 +1,425 @@
+"""Recipes and sweeps: YAML files, read into typed objects, with every mistake named by file, line and key.
+
+A recipe is one experiment; a sweep is a base recipe and named changes to it. Changes (a sweep's rows, the command
+line's `key=value`) address keys by dotted paths. A mapping given for a section is merged into it, unless it names
+another component (`pretext: {name: byol}`): then it takes the section's place, since the old options were the other's.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError
+
+import sslrun.backbones
+import sslrun.data
+import sslrun.pretexts
+import sslrun.tasks  # noqa: F401 (importing fills the registries)
+from sslrun.backbones.base import backbones
+from sslrun.data.sources import sources
+from sslrun.errors import UserError
+from sslrun.pretexts.base import pretexts
+from sslrun.protocols import PROTOCOLS, Protocols
+from sslrun.registry import Options, Registry, did_you_mean
+from sslrun.tasks.base import tasks
+from sslrun.training.loop import Schedule
+
+Model = TypeVar("Model", bound=BaseModel)
+Keys = tuple[str | int, ...]
+
+
+# ---------------------------------------------------------------- what a recipe says
+
+
+class Named(BaseModel):
+    """A component by name, with its options checked against the class of that name."""
+
+    model_config = ConfigDict(frozen=True)
+    name: str
+    options: SerializeAsAny[Options]
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"name": self.name, **self.options.model_dump(mode="json")}
+
+
+class Pretrain(Schedule):
+    """Stage 1: the schedule of pretraining."""
+
+
+class Watch(Options):
+    """What is seen of a run while it goes on. Nothing here changes a result, so nothing here is part of its hash."""
+
+    every: float = Field(10.0, gt=0)
+    """Epochs between two looks at the features: online kNN, deviation, effective rank."""
+    examples: int = Field(2000, ge=64)
+    """Held-out examples, and as many training examples, that a look reads at most."""
+    checkpoint: float = Field(10.0, gt=0)
+    """Minutes between two checkpoints."""
+    to: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    """Where metrics go besides metrics.jsonl; each an optional extra of the package."""
+
+
+class Evaluation(BaseModel):
+    """One task of a recipe: its data, how it is learned, and from how many labels."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    data: Named
+    task: Named
+    protocols: tuple[str, ...]
+    labels: tuple[float, ...] = Field((1.0,), min_length=1)
+    """Shares of the training labels, class-balanced and nested; a whole number above 1 is labels a class."""
+    options: Protocols
+    """The recipe's protocol options with this task's own changes."""
+
+
+class Recipe(BaseModel):
+    """One experiment: a backbone, a pretext task, data, a schedule, and evaluations."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    backbone: Named
+    pretext: Named | None = None
+    """None: no pretraining; protocols then read the backbone as initialised."""
+    data: Named
+    pretrain: Pretrain | None = None
+    watch: Watch = Watch()
+    evaluate: dict[str, Evaluation] = {}
+
+    def resolved(self) -> dict[str, Any]:
+        """The recipe with every default written out, as a mapping that `parse` reads back to an equal recipe."""
+        given: dict[str, Any] = {
+            "name": self.name,
+            "backbone": self.backbone.as_dict(),
+            "pretext": self.pretext.as_dict() if self.pretext else None,
+            "data": self.data.as_dict(),
+            "pretrain": self.pretrain.model_dump(mode="json") if self.pretrain else None,
+            "watch": self.watch.model_dump(mode="json"),
+            "evaluate": {
+                key: {
+                    "data": evaluation.data.as_dict(),
+                    "task": evaluation.task.as_dict(),
+                    "protocols": list(evaluation.protocols),
+                    "labels": list(evaluation.labels),
+                    **evaluation.options.model_dump(mode="json"),
+                }
+                for key, evaluation in self.evaluate.items()
+            },
+        }
+        return {key: value for key, value in given.items() if value is not None}
+
+
+class Sweep(BaseModel):
+    """A base recipe, rows (named changes to it), columns (tasks), and seeds."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    name: str
+    rows: dict[str, Recipe]
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0,), min_length=1)
+    title: str | None = None
+    against: str | None = None
+    """The published table that this sweep's table stands beside."""
+
+
+# ---------------------------------------------------------------- where each key stands
+
+
+@dataclass
+class Source:
+    """A nested mapping together with the place where each of its keys was written."""
+
+    value: dict[str, Any]
+    places: dict[Keys, str]
+    """Keys, from the top of `value` -> "file:line", or the override that set them."""
+    at: Keys = ()
+    """Where in the recipe `value` lies."""
+
+    def error(self, keys: Keys, message: str) -> UserError:
+        """The error with its place: that of `keys`, or else of the nearest key around them."""
+        place = next(self.places[keys[:end]] for end in range(len(keys), -1, -1) if keys[:end] in self.places)
+        path = ".".join(map(str, self.at + keys))
+        return UserError(f"{place}: {path}: {message}" if path else f"{place}: {message}")
+
+    def section(self, *keys: str) -> Source:
+        """The mapping under `keys` as a source of its own; empty where there is none."""
+        value: Any = self.value
+        for depth, key in enumerate(keys, start=1):
+            value = value.get(key)
+            if value is None:
+                value = {}
+            if not isinstance(value, dict):
+                raise self.error(keys[:depth], f"should be a mapping, not {value!r}")
+        places = {path[len(keys) :]: place for path, place in self.places.items() if path[: len(keys)] == keys}
+        places.setdefault((), self.places[()])
+        return Source(value, places, self.at + keys)
+
+    def copy(self) -> Source:
+        return copy.deepcopy(self)
+
+    def without(self, *names: str) -> Source:
+        """The same but for some keys."""
+        return Source({key: value for key, value in self.value.items() if key not in names}, self.places, self.at)
+
+    def change(self, path: str, value: Any, places: Mapping[Keys, str]) -> None:
+        """Set the dotted `path` to `value`; `places` says where the value and what lies inside it were written."""
+        *parents, last = keys = tuple(path.split("."))
+        at = self.value
+        for depth, key in enumerate(parents, start=1):
+            if at.get(key) is None:
+                at[key] = {}
+            at = at[key]
+            if not isinstance(at, dict):
+                raise UserError(f"{places[()]}: {path}: '{'.'.join(keys[:depth])}' holds a value, not a section")
+        old = at.get(last)
+        if isinstance(old, dict) and isinstance(value, dict) and value.get("name", old.get("name")) == old.get("name"):
+            for inner, inner_value in value.items():
+                inside = {deep[1:]: place for deep, place in places.items() if deep[:1] == (inner,)}
+                self.change(f"{path}.{inner}", inner_value, {(): places[()], **inside})
+            return
+        at[last] = copy.deepcopy(value)
+        self.places = {deep: place for deep, place in self.places.items() if deep[: len(keys)] != keys}
+        self.places.update({keys + inner: place for inner, place in places.items()})
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML in which `1e-3` is a number, as everywhere else."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:\d[\d_]*(?:\.[\d_]*)?|\.\d[\d_]*)[eE][-+]?\d+$"),
+    list("-+.0123456789"),
+)
+
+
+def read_yaml(path: Path) -> Source:
+    """A YAML file with the line of every key. UserError: missing, unreadable, not YAML, no mapping, a key twice."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file{_near_file(path)}") from None
+    except IsADirectoryError:
+        raise UserError(f"{path}: is a folder; name a recipe in it{_near_file(path / 'x')}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: can't be read: {error}") from None
+    loader = _Loader(text)
+    try:
+        root = loader.get_single_node()
+        if not isinstance(root, yaml.MappingNode):
+            raise UserError(f"{path}: should be a mapping of keys such as 'name', 'backbone', 'data'")
+        places: dict[Keys, str] = {}
+        value = _construct(loader, root, (), places, path)
+    except yaml.MarkedYAMLError as error:
+        line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise UserError(f"{path}{line}: not valid YAML: {error.problem}") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    finally:
+        loader.dispose()
+    return Source(value, places)
+
+
+def _near_file(path: Path) -> str:
+    folder = path.parent
+    if not folder.is_dir():
+        return f" (nor a folder {folder})"
+    return "." + did_you_mean(path.name, sorted(each.name for each in folder.glob("*.yaml")))
+
+
+def _construct(loader: _Loader, node: yaml.Node, keys: Keys, places: dict[Keys, str], path: Path) -> Any:
+    places[keys] = f"{path}:{node.start_mark.line + 1}"
+    if isinstance(node, yaml.MappingNode):
+        loader.flatten_mapping(node)
+        value: dict[Any, Any] = {}
+        for key_node, value_node in node.value:
+            key = loader.construct_object(key_node, deep=True)
+            line = f"{path}:{key_node.start_mark.line + 1}"
+            if not isinstance(key, str):
+                key = str(key_node.value)
+            if key in value:
+                raise UserError(f"{line}: '{key}' is given twice")
+            value[key] = _construct(loader, value_node, (*keys, key), places, path)
+            places[(*keys, key)] = line
+        return value
+    if isinstance(node, yaml.SequenceNode):
+        return [_construct(loader, each, (*keys, index), places, path) for index, each in enumerate(node.value)]
+    return loader.construct_object(node, deep=True)
+
+
+# ---------------------------------------------------------------- from mappings to typed objects
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe in a file, with `key=value` overrides. UserError: any mistake, with its file, line and key."""
+    source = read_yaml(path)
+    if "rows" in source.value:
+        raise UserError(f"{path}: is a sweep: run it with `sslrun sweep {path}`")
+    override(source, overrides)
+    return parse(source)
+
+
+def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
+    """The sweep in a file; a recipe counts as a sweep of one row. Overrides change the base, before the rows do."""
+    source = read_yaml(path)
+    if "rows" not in source.value:
+        override(source, overrides)
+        recipe = parse(source)
+        return Sweep(name=recipe.name, rows={recipe.name: recipe})
+    base = source.value.get("base")
+    if isinstance(base, str):
+        base_source = read_yaml(path.parent / base)
+    elif isinstance(base, dict):
+        base_source = source.section("base")
+        base_source.at = ()
+        base_source.value.setdefault("name", source.value.get("name"))
+    else:
+        raise source.error(("base",), "should be the recipe that the rows change: a file, or the recipe itself")
+    override(base_source, overrides)
+    rows = {}
+    for row in source.section("rows").value:
+        changes = source.section("rows", row)
+        recipe_source = base_source.copy()
+        for dotted, value in changes.value.items():
+            inside = {keys[1:]: place for keys, place in changes.places.items() if keys[:1] == (dotted,)}
+            recipe_source.change(dotted, value, inside)
+        rows[row] = parse(recipe_source)
+    return _validated(Sweep, Source({**source.without("base").value, "rows": rows}, source.places), "a sweep")
+
+
+def override(source: Source, overrides: Sequence[str]) -> None:
+    """Apply `key=value` strings; values are YAML. UserError: no '=', or a value that is not YAML."""
+    for each in overrides:
+        path, equals, text = each.partition("=")
+        if not equals or not re.fullmatch(r"[^.=\s]+(\.[^.=\s]+)*", path):
+            raise UserError(f"'{each}': an override is written key=value, as in pretrain.epochs=5")
+        try:
+            value = yaml.load(text, _Loader)
+        except yaml.YAMLError:
+            raise UserError(f"{each}: the value is not valid YAML") from None
+        source.change(path, value, _same_place(value, f"override {each}"))
+
+
+def _same_place(value: Any, place: str, at: Keys = ()) -> dict[Keys, str]:
+    inner = value.items() if isinstance(value, dict) else ()
+    return {at: place, **{k: v for key, each in inner for k, v in _same_place(each, place, (*at, key)).items()}}
+
+
+def parse(source: Source) -> Recipe:
+    """A recipe from its mapping."""
+    data = _named(sources, source, "data")
+    backbone = _named(backbones, source, "backbone")
+    pretext = None if source.value.get("pretext") is None else _named(pretexts, source, "pretext")
+    for registry, named, key in ((backbones, backbone, "backbone"), (pretexts, pretext, "pretext")):
+        modality = sources[data.name].modality
+        if named and registry[named.name].modality != modality:
+            raise source.error(
+                (key,), f"'{named.name}' is for {registry[named.name].modality} data, '{data.name}' is {modality} data"
+            )
+    if pretext and not source.value.get("pretrain"):
+        raise source.error(
+            (), "'pretrain' is missing: the schedule of the pretext task, as {epochs: 100, batch: 256, lr: 0.001}"
+        )
+    pretrain = _validated(Pretrain, source.section("pretrain"), "'pretrain'") if pretext else None
+    evaluate = {key: _evaluation(source, key, data) for key in source.section("evaluate").value}
+    typed = {"backbone": backbone, "pretext": pretext, "data": data, "pretrain": pretrain, "evaluate": evaluate}
+    rest = source.without(*Protocols.model_fields)
+    return _validated(Recipe, Source({**rest.value, **typed}, source.places), "a recipe")
+
+
+def _evaluation(source: Source, key: str, data: Named) -> Evaluation:
+    section = source.section("evaluate", key)
+    if section.value.get("data") is None:
+        # The same set as pretraining's is the same in every option.
+        section.value["data"] = data.as_dict() if key == data.name else {"name": key}
+    evaluation_data = _named(sources, section, "data")
+    task = _named(tasks, section, "task", default=DEFAULT_TASK[sources[evaluation_data.name].modality])
+    options = Protocols(**{name: _protocol(name, source, section) for name in Protocols.model_fields})
+    given = {
+        **section.without(*Protocols.model_fields).value,
+        "data": evaluation_data,
+        "task": task,
+        "options": options,
+    }
+    evaluation = _validated(Evaluation, Source(given, section.places, section.at), f"'evaluate.{key}'")
+    for protocol in evaluation.protocols:
+        if protocol not in PROTOCOLS:
+            raise section.error(
+                ("protocols",), f"no such protocol: '{protocol}'.{did_you_mean(protocol, list(PROTOCOLS))}"
+            )
+    return evaluation
+
+
+DEFAULT_TASK = {"image": "classification"}
+"""The task of a data set where the recipe names none, by modality."""
+
+
+def _protocol(name: str, recipe: Source, evaluation: Source) -> Options:
+    """A protocol's options: the defaults, the recipe's section, the evaluation's; lpft and scratch after finetune."""
+    merged = Source({}, {(): recipe.places[()]}, (name,))
+    inherited = ("finetune", name) if name in ("lpft", "scratch") else (name,)
+    for section in (each.section(key) for each in (recipe, evaluation) for key in inherited):
+        if {"epochs", "steps"} & section.value.keys():
+            merged.value = {key: value for key, value in merged.value.items() if key not in ("epochs", "steps")}
+        for key, value in section.value.items():
+            inside = {keys[1:]: place for keys, place in section.places.items() if keys[:1] == (key,)}
+            merged.change(key, value, inside or {(): section.places[()]})
+    return _validated(type(Protocols.model_fields[name].default), merged, f"'{name}'")
+
+
+def _named(registry: Registry[Any], source: Source, key: str, default: str | None = None) -> Named:
+    """The component that `source` names under `key`: `name`, or `{name: ..., option: ...}`."""
+    if isinstance(source.value.get(key), str):
+        source.value[key] = {"name": source.value[key]}
+    section = source.section(key)
+    name = section.value.get("name", default)
+    if name is None:
+        raise source.error((key,), f"name a {registry.kind}, one of: {', '.join(registry)}")
+    try:
+        cls = registry[str(name)]
+    except UserError as error:
+        raise section.error((), str(error)) from None
+    return Named(name=str(name), options=_validated(cls.Options, section.without("name"), f"'{name}'"))
+
+
+def _validated(model: type[Model], source: Source, owner: str) -> Model:
+    """`source.value` as a `model`; the first mistake as a UserError with its place."""
+    try:
+        return model.model_validate(source.value)
+    except ValidationError as error:
+        # Unknown keys first: a misspelt key often makes another one look missing.
+        first = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
+    keys: Keys = tuple(first["loc"])
+    if first["type"] == "extra_forbidden":
+        known = list(_fields(model, keys[:-1]))
+        raise source.error(keys, f"no such option of {owner}.{did_you_mean(str(keys[-1]), known)}")
+    written = _written(keys, source.value)
+    if first["type"] == "missing":
+        raise source.error(written, f"'{keys[-1]}' is missing")
+    message = first["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    given = first.get("input")
+    shown = f", not {given!r}" if written and isinstance(given, str | int | float | bool | list) else ""
+    raise source.error(written, message + shown)
+
+
+def _fields(model: type[BaseModel], keys: Keys) -> Iterator[str]:
+    """The option names that `model` has under `keys`."""
+    for key in keys:
+        annotation = model.model_fields[key].annotation if isinstance(key, str) and key in model.model_fields else None
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            model = annotation
+    return iter(model.model_fields)
+
+
+def _written(keys: Keys, value: Any) -> Keys:
+    """The leading part of `keys` that the user wrote: pydantic appends the members of unions to it."""
+    for end, key in enumerate(keys):
+        try:
+            value = value[key]
+        except (KeyError, IndexError, TypeError):
+            return keys[:end]
+    return keys

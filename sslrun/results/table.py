@@ -1,0 +1,245 @@
+"""The metric table: rows by columns of mean ± deviation over seeds, in whatever format it is wanted."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Group
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from sslrun.errors import UserError
+from sslrun.protocols import PROTOCOLS
+from sslrun.runs import write_atomically
+
+Row = tuple[str, str]
+"""(what was pretrained, protocol)."""
+Column = tuple[str, str]
+"""(task, what of it: the share of labels, and the split if not the test)."""
+
+
+@dataclass
+class Cell:
+    """The values of one cell, by seed."""
+
+    values: dict[int, float] = field(default_factory=dict)
+
+    @property
+    def mean(self) -> float:
+        return statistics.fmean(self.values.values())
+
+    @property
+    def deviation(self) -> float | None:
+        """Sample standard deviation over seeds; None for one seed."""
+        return statistics.stdev(self.values.values()) if len(self.values) > 1 else None
+
+    def text(self, digits: int = 1, plus_minus: str = " ± ") -> str:
+        deviation = "" if self.deviation is None else f"{plus_minus}{self.deviation:.{digits}f}"
+        return f"{self.mean:.{digits}f}{deviation}"
+
+
+@dataclass
+class Table:
+    """Rows by columns of cells. Rows and columns stand in the order in which they came."""
+
+    title: str
+    metric: str = ""
+    """What the cells are, with its unit."""
+    cells: dict[tuple[Row, Column], Cell] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    """Lines below the table."""
+
+    def add(self, row: Row, column: Column, value: float, seed: int = 0) -> None:
+        """Put a value into a cell; a later one of the same seed takes the earlier one's place."""
+        self.cells.setdefault((row, column), Cell()).values[seed] = value
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+    @property
+    def rows(self) -> list[Row]:
+        return list(dict.fromkeys(row for row, _ in self.cells))
+
+    @property
+    def columns(self) -> list[Column]:
+        return list(dict.fromkeys(column for _, column in self.cells))
+
+    @classmethod
+    def from_results(cls, results: Sequence[dict[str, Any]], title: str = "") -> Table:
+        """The table of evaluations' results (the contents of result.json, with `row` where a sweep names it).
+
+        Rows stand in order of appearance, protocols and shares of labels in their natural one. UserError: no result.
+        """
+        if not results:
+            raise UserError("no finished evaluation to make a table of")
+        metrics = list(dict.fromkeys(each["metric"] for each in results))
+        table = cls(title, metrics[0] if len(metrics) == 1 else "each task's own metric")
+        names = list(dict.fromkeys(_row_name(each) for each in results))
+        tasks = list(dict.fromkeys(each["task"] for each in results))
+        protocols = list(PROTOCOLS)
+
+        def order(each: dict[str, Any]) -> tuple[int, int, int, bool, float]:
+            place = names.index(_row_name(each)), protocols.index(each["protocol"])
+            return *place, tasks.index(each["task"]), each["labels"] > 1, each["labels"]
+
+        ordered = sorted(results, key=order)
+        # Columns in the natural order, even where the first row lacks some.
+        columns = sorted({(order(each)[2:], _column(each)) for each in results})
+        for _, column in columns:
+            for each in ordered:
+                if _column(each) == column:
+                    row = _row_name(each), each["protocol"]
+                    table.add(row, column, each["metrics"]["test"][each["metric"]], each["seed"])
+        table.cells = dict(sorted(table.cells.items(), key=lambda item: _row_order(item[0][0], names, protocols)))
+        seeds = sorted({each["seed"] for each in results})
+        table.note(
+            f"test {table.metric}{' in %' if 'accuracy' in table.metric else ''}, "
+            + (f"mean ± standard deviation over {len(seeds)} seeds" if len(seeds) > 1 else f"seed {seeds[0]} alone")
+        )
+        return table
+
+    # ------------------------------------------------------------ formats
+
+    def render(self) -> Group:
+        """For the terminal. Best of each column bold."""
+        rows, columns, best = self.rows, self.columns, self._best()
+        one_task = len({task for task, _ in columns}) == 1
+        shown = RichTable(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+        shown.add_column("")
+        if self._several_protocols:
+            shown.add_column("protocol")
+        for task, what in columns:
+            shown.add_column(what if one_task else f"{task}\n{what}", justify="right", no_wrap=True)
+        named = None
+        for row in rows:
+            if named is not None and row[0] != named and self._several_protocols:
+                shown.add_section()
+            label = [Text(row[0] if row[0] != named else "")]
+            named = row[0]
+            protocol = [Text(row[1])] if self._several_protocols else []
+            cells = [self._styled(row, column, best) for column in columns]
+            shown.add_row(*label, *protocol, *cells)
+        heading = " · ".join(filter(None, [self.title, columns[0][0] if one_task else ""]))
+        return Group(Text(heading, style="bold"), Text(), shown, Text(), *(Text(note) for note in self.notes))
+
+    def to_markdown(self) -> str:
+        head, body = self._grid(lambda text: f"**{text}**", lambda text: text.replace("|", "\\|"))
+        rule = ["---"] * self._label_columns + ["---:"] * len(self.columns)
+        lines = [f"**{self.title}**", "", *("| " + " | ".join(each) + " |" for each in (head, rule, *body))]
+        return "\n".join([*lines, "", *(f"{note}  " for note in self.notes)]) + "\n"
+
+    def to_latex(self) -> str:
+        """A booktabs table."""
+        head, body = self._grid(lambda text: f"\\textbf{{{text}}}", _latex, " $\\pm$ ")
+        lines = [
+            "\\begin{table}",
+            f"\\caption{{{_latex(self.title)}. {_latex('; '.join(self.notes))}.}}",
+            f"\\begin{{tabular}}{{{'l' * self._label_columns}{'r' * len(self.columns)}}}",
+            "\\toprule",
+            " & ".join(head) + " \\\\",
+            "\\midrule",
+        ]
+        for at, each in enumerate(body):
+            if at and each[0] and self._several_protocols:
+                lines.append("\\addlinespace")
+            lines.append(" & ".join(each) + " \\\\")
+        return "\n".join([*lines, "\\bottomrule", "\\end{tabular}", "\\end{table}"]) + "\n"
+
+    def to_csv(self) -> str:
+        """One line a cell: row, protocol, task, labels, mean, std, seeds."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["row", "protocol", "task", "column", "mean", "std", "seeds"])
+        for (row, column), cell in self.cells.items():
+            deviation = "" if cell.deviation is None else f"{cell.deviation:.4f}"
+            writer.writerow([*row, *column, f"{cell.mean:.4f}", deviation, len(cell.values)])
+        return text.getvalue()
+
+    def to_json(self) -> str:
+        """Every value of every seed."""
+        cells = [
+            {"row": row[0], "protocol": row[1], "task": column[0], "column": column[1], "values": cell.values,
+             "mean": cell.mean, "std": cell.deviation}
+            for (row, column), cell in self.cells.items()
+        ]  # fmt: skip
+        return json.dumps({"title": self.title, "metric": self.metric, "notes": self.notes, "cells": cells}, indent=2)
+
+    def write(self, path: Path) -> None:
+        """To a file, in the format of its ending. UserError: another ending, or the file can't be written."""
+        formats: dict[str, Callable[[], str]] = {
+            ".md": self.to_markdown, ".tex": self.to_latex, ".csv": self.to_csv, ".json": self.to_json
+        }  # fmt: skip
+        if path.suffix not in formats:
+            raise UserError(f"{path}: tables are written to files that end in {', '.join(formats)}")
+        write_atomically(path, formats[path.suffix]())
+
+    # ------------------------------------------------------------ parts
+
+    @property
+    def _several_protocols(self) -> bool:
+        return len({protocol for _, protocol in self.rows}) > 1
+
+    @property
+    def _label_columns(self) -> int:
+        return 1 + self._several_protocols
+
+    def _best(self) -> dict[Column, str]:
+        """The best mean of each column, as it is printed: equals as printed are equally best."""
+        means: dict[Column, list[float]] = {}
+        for (_, column), cell in self.cells.items():
+            means.setdefault(column, []).append(cell.mean)
+        return {column: f"{max(values):.1f}" for column, values in means.items()}
+
+    def _styled(self, row: Row, column: Column, best: dict[Column, str]) -> Text:
+        cell = self.cells.get((row, column))
+        if cell is None:
+            return Text("–", style="dim")
+        return Text(cell.text(), style="bold" if f"{cell.mean:.1f}" == best[column] else "")
+
+    def _grid(
+        self, bold: Callable[[str], str], escape: Callable[[str], str], plus_minus: str = " ± "
+    ) -> tuple[list[str], list[list[str]]]:
+        """Head and body as text; a row's name stands only where it changes."""
+        one_task = len({task for task, _ in self.columns}) == 1
+        labels = ["", *(["protocol"] if self._several_protocols else [])]
+        head = [*labels, *(escape(what if one_task else f"{task} {what}") for task, what in self.columns)]
+        body, named, best = [], None, self._best()
+        for row in self.rows:
+            line = [escape(row[0] if row[0] != named else ""), *([escape(row[1])] if self._several_protocols else [])]
+            named = row[0]
+            for column in self.columns:
+                cell = self.cells.get((row, column))
+                text = "" if cell is None else cell.text(plus_minus=plus_minus)
+                top = cell is not None and f"{cell.mean:.1f}" == best[column]
+                line.append(bold(text) if top else text)
+            body.append(line)
+        return head, body
+
+
+def _row_name(result: dict[str, Any]) -> str:
+    if result.get("row"):
+        return str(result["row"])
+    pretext = result["pretext"] or "no pretraining"
+    return f"{result['recipe']} ({result['backbone']} · {pretext})"
+
+
+def _row_order(row: Row, names: list[str], protocols: list[str]) -> tuple[int, int]:
+    return names.index(row[0]), protocols.index(row[1])
+
+
+def _column(result: dict[str, Any]) -> Column:
+    labels = result["labels"]
+    return result["task"], f"{labels:g} a class" if labels > 1 else f"{100 * labels:g} %"
+
+
+def _latex(text: str) -> str:
+    special = {"\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}", "±": "$\\pm$",
+               "·": "$\\cdot$", "–": "--"}  # fmt: skip
+    return "".join(special.get(each, f"\\{each}" if each in "&%$#_{}" else each) for each in text)

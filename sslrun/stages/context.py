@@ -1,0 +1,74 @@
+"""What every stage is given besides its recipe: where to write, on what to run, how to report, when to stop."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from sslrun.errors import UserError
+from sslrun.recipe import Recipe
+from sslrun.runs import Run, environment
+from sslrun.stages.reporting import Reporter
+from sslrun.training.device import Compute
+
+
+class Busy(UserError):
+    """Another process is working on the run."""
+
+
+class Interrupted(UserError):
+    """The user or the scheduler asked to stop; everything that was computed is saved."""
+
+    exit_code = 130
+
+
+@dataclass
+class Stop:
+    """Set by SIGINT and SIGTERM: training saves and ends at the next step; a second signal ends at once."""
+
+    signal: signal.Signals | None = None
+
+    def listen(self) -> None:
+        for each in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(each, self._received)
+
+    def _received(self, number: int, frame: FrameType | None) -> None:
+        if self.signal is not None:
+            raise KeyboardInterrupt
+        self.signal = signal.Signals(number)
+
+    def check(self, remedy: str = "give the same command again to continue") -> None:
+        """Raise `Interrupted` if a signal came."""
+        if self.signal is not None:
+            raise Interrupted(f"stopped by {self.signal.name}; everything finished is saved: {remedy}")
+
+
+@dataclass
+class Context:
+    """The surroundings of a stage; none of it changes what a stage computes but for the device's rounding."""
+
+    runs: Path
+    compute: Compute
+    reporter: Reporter = field(default_factory=Reporter)
+    fresh: bool = False
+    """Forget what the runs asked for have already done."""
+    stop: Stop = field(default_factory=Stop)
+
+
+def perform(run: Run, recipe: Recipe, context: Context, body: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """The run's result: read where the run is finished, else made by `body` and kept. Busy: it is being made."""
+    if run.finished and not context.fresh:
+        return run.result
+    with run.claimed() as mine:
+        if not mine:
+            raise Busy(f"{run.path}: another process is working on this run; wait for it, or end it")
+        if context.fresh:
+            run.clear()
+        if not run.finished:
+            run.start(recipe.resolved(), environment(str(context.compute)))
+            run.finish(body())
+        return run.result

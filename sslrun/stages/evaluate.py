@@ -1,0 +1,318 @@
+"""Stage 2: one task learned from a backbone by one protocol, from a share of the labels.
+
+The smallest piece of work is a `Cell`, which becomes one cell of a table. Frozen backbones run once: their features
+are kept for the next cell that reads the same ones.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from sslrun.backbones import build_backbone, load_into, save_backbone
+from sslrun.backbones.base import Backbone, backbones
+from sslrun.data.examples import Examples
+from sslrun.data.splits import Splits, label_fraction, load_splits
+from sslrun.errors import UserError
+from sslrun.protocols import CLASSICAL, Finetune
+from sslrun.recipe import Evaluation, Recipe
+from sslrun.runs import Run
+from sslrun.stages.context import Context, perform
+from sslrun.stages.fit import fit
+from sslrun.stages.pretrain import WEIGHTS, Pretraining
+from sslrun.tasks.base import Task, TaskLearner, tasks
+from sslrun.tasks.frozen import classical, features, fit_logistic, weighted_knn
+from sslrun.training.loop import Training
+
+HEAD = "head.safetensors"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where an evaluation's backbone comes from."""
+
+    identity: dict[str, Any]
+    """What determines its weights."""
+    weights: Path | None = None
+    """None: as initialised by the seed."""
+    pretraining: Pretraining | None = None
+    """The job that makes the weights, where the recipe has one."""
+
+    @classmethod
+    def initial(cls, recipe: Recipe, seed: int) -> Origin:
+        return cls({"initial": recipe.backbone.as_dict(), "seed": seed})
+
+    @classmethod
+    def pretrained(cls, recipe: Recipe, seed: int, root: Path) -> Origin:
+        """The recipe's own pretraining; the initial weights where it names no pretext task."""
+        if recipe.pretext is None:
+            return cls.initial(recipe, seed)
+        job = Pretraining(recipe, seed, root)
+        return cls({"pretrain": job.made.hash}, job.weights, job)
+
+    @classmethod
+    def file(cls, path: Path) -> Origin:
+        """A run's folder or a file of weights. UserError: there is none."""
+        weights = path / WEIGHTS if path.is_dir() else path
+        if not weights.is_file():
+            raise UserError(f"--from {path}: no checkpoint there; name a pretraining run's folder or its {WEIGHTS}")
+        with open(weights, "rb") as file:
+            return cls({"checkpoint": hashlib.file_digest(file, "sha256").hexdigest()}, weights)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A task of a recipe, a protocol, a share of the labels and a seed: a job that makes a run."""
+
+    recipe: Recipe
+    task: str
+    protocol: str
+    labels: float
+    seed: int
+    origin: Origin
+    root: Path
+
+    @property
+    def evaluation(self) -> Evaluation:
+        return self.recipe.evaluate[self.task]
+
+    @property
+    def title(self) -> str:
+        pretext = self.recipe.pretext.name if self.recipe.pretext and self.protocol != "scratch" else "no pretraining"
+        return f"{self.task} {self.labels:.4g} · {self.recipe.backbone.name} · {pretext} · {self.protocol} · seed {self.seed}"
+
+    @property
+    def options(self) -> Any:
+        """The protocol's options; None where it has none."""
+        return getattr(self.evaluation.options, self.protocol, None)
+
+    @property
+    def needs(self) -> tuple[Pretraining | Cell, ...]:
+        """The jobs that come before: pretraining; for lpft the probe that gives the head."""
+        before = () if self.origin.pretraining is None else (self.origin.pretraining,)
+        return (*before, self.probe) if self.protocol == "lpft" else before
+
+    @property
+    def probe(self) -> Cell:
+        """The probe of the same features from the same labels."""
+        return Cell(self.recipe, self.task, "probe", self.labels, self.seed, self.origin, self.root)
+
+    @cached_property
+    def made(self) -> Run:
+        evaluation = self.evaluation
+        identity = {
+            "origin": self.origin.identity,
+            "backbone": self.recipe.backbone.as_dict(),
+            "data": evaluation.data.as_dict(),
+            "task": evaluation.task.as_dict(),
+            "labels": self.labels,
+            "options": None if self.options is None else self.options.model_dump(mode="json"),
+            "head": self.probe.made.hash if self.protocol == "lpft" else None,
+            "seed": self.seed,
+        }
+        return Run(self.root, self.recipe.name, self.protocol, identity)
+
+    def run(self, context: Context) -> dict[str, Any]:
+        """Evaluate, unless it is done, and return the run's result. UserError: no pretrained checkpoint."""
+        if self.origin.weights is not None and not self.origin.weights.is_file():
+            raise UserError(
+                f"no pretrained checkpoint for recipe '{self.recipe.name}' (seed {self.seed}): "
+                "run `sslrun pretrain` on it first, or pass --from"
+            )
+        return perform(self.made, self.recipe, context, partial(self._body, context))
+
+    def _body(self, context: Context) -> dict[str, Any]:
+        began = time.monotonic()
+        splits = _load_splits(self.evaluation)
+        task = tasks[self.evaluation.task.name](self.evaluation.task.options, splits.spec, splits.classes)
+        chosen = label_fraction(splits.train.labels, self.labels, self.seed, splits.classes)
+        work = Work(self, context, splits, task, chosen)
+        context.stop.check()
+        metrics, details = work.classical() if self.protocol in CLASSICAL else getattr(work, self.protocol)()
+        return {
+            "stage": self.protocol,
+            "protocol": self.protocol,
+            "recipe": self.recipe.name,
+            "backbone": self.recipe.backbone.name,
+            "pretext": self.recipe.pretext.name if self.recipe.pretext and self.protocol != "scratch" else None,
+            "task": self.task,
+            "labels": self.labels,
+            "labelled": len(chosen),
+            "seed": self.seed,
+            "metric": task.primary,
+            "metrics": metrics,
+            **details,
+            "seconds": round(time.monotonic() - began, 3),
+        }
+
+
+def cells(
+    recipe: Recipe, seed: int, root: Path, protocols: Sequence[str] | None = None, source: Path | None = None
+) -> list[Cell]:
+    """All cells of a recipe; of some protocols only, or from given weights, where asked."""
+    pretrained = Origin.pretrained(recipe, seed, root) if source is None else Origin.file(source)
+    return [
+        Cell(
+            recipe, task, protocol, labels, seed,
+            Origin.initial(recipe, seed) if protocol == "scratch" else pretrained, root,
+        )  # fmt: skip
+        for task, evaluation in recipe.evaluate.items()
+        for protocol in protocols or evaluation.protocols
+        for labels in evaluation.labels
+    ]
+
+
+Scores = tuple[dict[str, dict[str, float]], dict[str, Any]]
+"""Metrics by split, and what else is worth keeping of how they came about."""
+
+
+@dataclass
+class Work:
+    """A cell at work: each protocol is a method, and gives metrics by split and what else is worth keeping."""
+
+    cell: Cell
+    context: Context
+    splits: Splits
+    task: Task
+    chosen: Tensor
+    """Indices of the labelled training examples."""
+
+    # ------------------------------------------------------------ frozen backbones
+
+    def knn(self) -> Scores:
+        options = self.cell.options
+        bank, labels = self._features("train")
+
+        def outputs(queries: Tensor) -> Tensor:
+            return weighted_knn(bank, labels, queries, options.k, options.temperature, len(self.task.classes))
+
+        return self._frozen_scores(outputs), {}
+
+    def probe(self) -> Scores:
+        options = self.cell.options
+        if options.solver == "sgd":
+            learner = TaskLearner(self._backbone(), self.task, frozen=True)
+            metrics = self._train(learner, options.sgd)
+            self._keep_head(learner.head)
+            return metrics, {}
+        fit = LogisticRegression(options).fit(
+            *self._features("train"), *self._features("val"), len(self.task.classes), self._primary
+        )
+        self._keep_head(fit.head)
+        with torch.inference_mode():
+            return self._frozen_scores(fit.head), {"l2": fit.l2}
+
+    def classical(self) -> Scores:
+        test, truth = self._features("test")
+        fit = classical(
+            self.cell.protocol, *self._features("train"), *self._features("val"), test,
+            len(self.task.classes), self.cell.seed,
+        )  # fmt: skip
+        metrics = {"val": {"accuracy": fit.accuracy}, "test": self.task.metrics(fit.scores, truth.cpu())}
+        return metrics, {"chosen": fit.chosen}
+
+    def _frozen_scores(self, outputs: Callable[[Tensor], Tensor]) -> dict[str, dict[str, float]]:
+        """Metrics of `outputs` of frozen features on validation and test."""
+        found = {split: self._features(split) for split in ("val", "test")}
+        return {split: self.task.metrics(outputs(x), y) for split, (x, y) in found.items()}
+
+    def _primary(self, outputs: Tensor, targets: Tensor) -> float:
+        return self.task.metrics(outputs, targets)[self.task.primary]
+
+    def _features(self, split: str) -> tuple[Tensor, Tensor]:
+        """Features (N, D) and labels (N,) of a split; of train the labelled examples alone."""
+        key = (repr(self.cell.origin), repr(self.cell.evaluation.data), repr(self.cell.evaluation.task), split)
+        kept = self.context.features
+        if key not in kept:
+            for other in [each for each in kept if each[:3] != key[:3]]:
+                del kept[other]
+            backbone, compute = self._backbone().to(self.context.compute.device), self.context.compute
+            with compute.autocast():
+                kept[key] = features(backbone, self._split(split), self.task.inputs, compute.device, EVAL_BATCH)
+        x, y = kept[key]
+        return (x[self.chosen], y[self.chosen]) if split == "train" else (x, y)
+
+    # ------------------------------------------------------------ trained backbones
+
+    def finetune(self) -> Scores:
+        return self._finetuned(None)
+
+    def scratch(self) -> Scores:
+        return self._finetuned(None)
+
+    def lpft(self) -> Scores:
+        self.cell.probe.run(self.context)
+        return self._finetuned(load_file(self.cell.probe.made.path / HEAD))
+
+    def _finetuned(self, head: dict[str, Tensor] | None) -> Scores:
+        """Train everything with each learning rate; the one that is best on validation is kept and tested."""
+        options: Finetune = self.cell.options
+        rates = options.lr if isinstance(options.lr, tuple) else (options.lr,)
+        tried: dict[float, float] = {}
+        best: TaskLearner | None = None
+        for lr in rates:
+            learner = TaskLearner(self._backbone(options.drop_path), self.task, frozen_norm=options.frozen_norm)
+            if head is not None:
+                learner.head.load_state_dict(head)
+            learner = self._train(learner, options.model_copy(update={"lr": lr}), f"lr-{lr:g}")
+            tried[lr] = self._scores(learner, "val")[self.task.primary]
+            if tried[lr] == max(tried.values()):
+                best = learner
+        assert best is not None
+        save_backbone(self.cell.made.path / WEIGHTS, best.backbone, {"recipe": self.cell.recipe.name})
+        self._keep_head(best.head)
+        metrics = {split: self._scores(best, split) for split in ("val", "test")}
+        return metrics, {"lr": max(tried, key=lambda lr: tried[lr]), "tried": {f"{lr:g}": v for lr, v in tried.items()}}
+
+    def _train(self, learner: TaskLearner, schedule: Schedule, attempt: str) -> TaskLearner:
+        """Train on the labelled examples; returns what to evaluate, in eval mode (the averaged weights, if averaged).
+
+        A batch holds no more than there are labels: one recipe serves every share of them.
+        """
+        examples = self.context.compute.place(self._split("train"))
+        schedule = schedule.model_copy(update={"batch": min(schedule.batch, len(examples))})
+        torch.manual_seed(self.cell.seed)
+        training = Training(learner, schedule, self.context.compute)
+        run = self.cell.made
+        folder = run.checkpoints / attempt
+        for _ in fit(training, examples, schedule, self.cell.seed, run, self.context, self.cell.title, run.log, folder=folder):
+            pass
+        return training.averaged.eval()
+
+    def _scores(self, learner: TaskLearner, split: str) -> dict[str, float]:
+        """Metrics of a trained learner on a whole split."""
+        examples, device = self._split(split), self.context.compute.device
+        with self.context.compute.autocast():
+            places = torch.arange(len(examples)).split(EVAL_BATCH)
+            outputs = torch.cat([learner.predict(batch) for batch in examples.batches(places, device)])
+        return self.task.metrics(outputs, self.task.targets(examples).to(device))
+
+    # ------------------------------------------------------------ shared
+
+    def _split(self, split: str) -> Examples:
+        examples: Examples = getattr(self.splits, split)
+        return examples
+
+    def _backbone(self, drop_path: float | None = None) -> Backbone:
+        """The backbone of the cell's origin, on the device."""
+        named, weights = self.cell.recipe.backbone, self.cell.origin.weights
+        options = named.options if drop_path is None else named.options.model_copy(update={"drop_path": drop_path})
+        torch.manual_seed(self.cell.seed)
+        backbone = build_backbone(named.name, options, self.splits.spec)
+        if weights is None:
+            backbone.fit_inputs(self.splits.train)
+        else:
+            load_into(backbone, weights)
+        return backbone.to(self.context.compute.device)
+
+    def _keep_head(self, head: nn.Module) -> None:
+        save_file({name: each.contiguous() for name, each in head.state_dict().items()}, self.cell.made.path / HEAD)

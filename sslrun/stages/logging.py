@@ -1,0 +1,60 @@
+"""Metrics of a run on their way out: metrics.jsonl always, TensorBoard and Weights & Biases when asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from sslrun.errors import UserError
+from sslrun.runs import Run
+
+Log = Callable[[Mapping[str, Any]], None]
+
+
+@contextmanager
+def logs(run: Run, to: Iterable[str]) -> Iterator[Log]:
+    """Yields a function that logs a record {"step": int, name: number, ...} to the run and to each of `to`."""
+    with ExitStack() as stack:
+        sinks: list[Log] = [run.log, *(stack.enter_context(_SINKS[name](run)) for name in to)]
+
+        def log(record: Mapping[str, Any]) -> None:
+            for sink in sinks:
+                sink(record)
+
+        yield log
+
+
+@contextmanager
+def _tensorboard(run: Run) -> Iterator[Log]:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise UserError("watch.to: tensorboard is not installed: pip install 'sslrun[tensorboard]'") from None
+    writer = SummaryWriter(str(run.path / "tensorboard"))
+    try:
+        yield lambda record: [writer.add_scalar(name, value, record["step"]) for name, value in _numbers(record)]
+    finally:
+        writer.close()
+
+
+@contextmanager
+def _wandb(run: Run) -> Iterator[Log]:
+    try:
+        import wandb
+    except ImportError:
+        raise UserError("watch.to: wandb is not installed: pip install 'sslrun[wandb]'") from None
+    board = wandb.init(
+        project="sslrun", group=run.recipe, name=run.path.name, id=run.hash, resume="allow", config=dict(run.identity)
+    )
+    try:
+        yield lambda record: board.log(dict(_numbers(record)), step=record["step"])
+    finally:
+        board.finish()
+
+
+def _numbers(record: Mapping[str, Any]) -> list[tuple[str, float]]:
+    return [(name, value) for name, value in record.items() if name != "step" and isinstance(value, int | float)]
+
+
+_SINKS = {"tensorboard": _tensorboard, "wandb": _wandb}

@@ -1,0 +1,101 @@
+"""Stage 1: train a backbone on a pretext task, watching its features on the way."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sslrun import distributed
+from sslrun.backbones import build_backbone, save_backbone
+from sslrun.data.splits import Splits, load_splits
+from sslrun.pretexts.base import Pretext, pretexts
+from sslrun.recipe import Recipe
+from sslrun.runs import Run
+from sslrun.stages.context import Context, perform
+from sslrun.stages.fit import fit
+from sslrun.stages.logging import logs
+from sslrun.stages.watch import Watcher
+from sslrun.training.loop import Training
+
+WEIGHTS = "backbone.safetensors"
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """A recipe's stage 1 with one seed: a job that makes a run."""
+
+    recipe: Recipe
+    seed: int
+    root: Path
+
+    needs: tuple[Any, ...] = ()
+
+    @property
+    def title(self) -> str:
+        return f"{self.recipe.name} · {self.recipe.backbone.name} · pretrain {self.recipe.pretext.name} · seed {self.seed}"
+
+    @property
+    def made(self) -> Run:
+        recipe = self.recipe
+        identity = {
+            "backbone": recipe.backbone.as_dict(),
+            "pretext": recipe.pretext.as_dict(),
+            "data": recipe.data.as_dict(),
+            "pretrain": recipe.pretrain.model_dump(mode="json"),
+            "seed": self.seed,
+        }
+        return Run(self.root, recipe.name, "pretrain", identity)
+
+    @property
+    def weights(self) -> Path:
+        return self.made.path / WEIGHTS
+
+    def run(self, context: Context) -> dict[str, Any]:
+        """Pretrain, unless it is done, and return the run's result."""
+        return perform(self.made, self.recipe, context, partial(self._body, context))
+
+    def _body(self, context: Context) -> dict[str, Any]:
+        recipe, run = self.recipe, self.made
+        splits = load_splits(recipe.data.name, recipe.data.options)
+        examples = context.compute.place(splits.pretrain)
+        pretext = build_pretext(recipe, splits, self.seed)
+        training = Training(pretext, recipe.pretrain, context.compute)
+        watcher = Watcher(splits, recipe.watch, context.compute, self.seed)
+        began = time.monotonic()
+        looked = 0.0
+        with logs(run, recipe.watch.to) as log:
+            for step in fit(training, examples, recipe.pretrain, self.seed, run, context, self.title, log):
+                if step.epoch - looked >= recipe.watch.every or step.last:
+                    looked = step.epoch
+                    seen = watcher.look(training.averaged.backbone)
+                    log({"step": step.step, **seen.record})
+                    if seen.collapse:
+                        context.reporter.say(f"{self.title}: step {step.step}: {seen.collapse}")
+        backbone = training.averaged.backbone
+        if distributed.is_main():
+            save_backbone(self.weights, backbone, {"recipe": recipe.name, "run": run.hash})
+        return {
+            "stage": "pretrain",
+            "recipe": recipe.name,
+            "backbone": recipe.backbone.name,
+            "pretext": recipe.pretext.name,
+            "seed": self.seed,
+            "watched": seen.record,
+            "steps": step.step,
+            "examples": step.examples,
+            "seconds": time.monotonic() - began,
+            "parameters": sum(each.numel() for each in backbone.parameters()),
+        }
+
+
+def build_pretext(recipe: Recipe, splits: Splits, seed: int) -> Pretext:
+    """The recipe's pretext task on a fresh backbone that has seen the training data's statistics."""
+    torch.manual_seed(seed)
+    backbone = build_backbone(recipe.backbone.name, recipe.backbone.options, splits.pretrain.spec)
+    backbone.fit_inputs(splits.pretrain)
+    return pretexts[recipe.pretext.name](recipe.pretext.options, backbone)

@@ -1,0 +1,74 @@
+"""What a person sees while stages run: progress on stderr, on a terminal as live bars, elsewhere as plain lines."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+Update = Callable[[int, float, float], None]
+"""(steps done, loss, examples a second) -> None."""
+
+PLAIN_SECONDS = 30.0
+"""Between two lines about one stage where there is no terminal to draw on."""
+
+
+class Reporter:
+    """Says things, and shows bars: one for the whole plan, if there is one, and one for the stage that runs."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(stderr=True, highlight=False, soft_wrap=True)
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeRemainingColumn(compact=True),
+            TextColumn("left"),
+            console=self.console,
+            refresh_per_second=4,
+            transient=True,
+            disable=not self.console.is_terminal,
+        )
+
+    def say(self, message: str) -> None:
+        """One line, above the bars."""
+        self.console.print(escape(message))
+
+    @contextmanager
+    def plan(self, name: str, total: int) -> Iterator[Callable[[], None]]:
+        """A bar over `total` runs; call what it yields after each."""
+        with self.progress:
+            bar = self.progress.add_task(f"[bold]{escape(name)}", total=total, note="runs")
+            try:
+                yield lambda: self.progress.advance(bar)
+            finally:
+                self.progress.remove_task(bar)
+
+    @contextmanager
+    def stage(self, name: str, total: int, done: int = 0, unit: str = "examples") -> Iterator[Update]:
+        """A bar over `total` steps with the loss and the speed; call what it yields after steps."""
+        spoken = time.monotonic()
+
+        def update(step: int, loss: float, speed: float) -> None:
+            nonlocal spoken
+            note = f"loss {loss:.3f} · {speed:,.0f} {unit}/s"
+            self.progress.update(bar, completed=step, note=note)
+            if not self.console.is_terminal and time.monotonic() - spoken > PLAIN_SECONDS:
+                spoken = time.monotonic()
+                self.say(f"{name}: step {step}/{total} · {note}")
+
+        outer = self.progress.live.is_started
+        if not outer:
+            self.progress.start()
+        bar = self.progress.add_task(escape(name), total=total, completed=done, note="")
+        try:
+            yield update
+        finally:
+            self.progress.remove_task(bar)
+            if not outer:
+                self.progress.stop()

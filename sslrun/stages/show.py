@@ -1,0 +1,128 @@
+"""What there is to name in a recipe, and every option with its default and its paper."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from typing import Any
+
+from pydantic import BaseModel
+from rich.console import Group
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from sslrun.backbones.base import backbones
+from sslrun.data.sources import sources
+from sslrun.errors import UserError
+from sslrun.pretexts.base import pretexts
+from sslrun.protocols import PROTOCOLS, Protocols
+from sslrun.recipe import Pretrain, Watch
+from sslrun.registry import Registry, did_you_mean
+from sslrun.results import published
+from sslrun.tasks.base import tasks
+
+REGISTRIES: dict[str, Registry[Any]] = {
+    "backbone": backbones,
+    "pretext": pretexts,
+    "data": sources,
+    "task": tasks,
+}
+SECTIONS: dict[str, type[BaseModel]] = {"pretrain": Pretrain, "watch": Watch}
+KINDS = (*REGISTRIES, "protocol", "section", "table")
+
+
+def described(kind: str | None, name: str | None) -> dict[str, Any]:
+    """All kinds and their names; a kind's names with a line each; or one thing whole. UserError: no such kind, name."""
+    if kind is None:
+        return {"kinds": {each: list(_summaries(each)) for each in KINDS}}
+    kind = kind.removesuffix("s") if kind not in KINDS and kind.removesuffix("s") in KINDS else kind
+    if kind not in KINDS:
+        raise UserError(f"no such kind: '{kind}'.{did_you_mean(kind, list(KINDS))}")
+    if name is None:
+        return {"kind": kind, "names": _summaries(kind)}
+    if name not in _summaries(kind):
+        raise UserError(f"no such {kind}: '{name}'.{did_you_mean(name, list(_summaries(kind)))}")
+    return {"kind": kind, "name": name, **_whole(kind, name)}
+
+
+def _summaries(kind: str) -> dict[str, str]:
+    """Name -> one line."""
+    if kind in REGISTRIES:
+        return {name: _first_line(REGISTRIES[kind][name]) for name in REGISTRIES[kind]}
+    if kind == "protocol":
+        return dict(PROTOCOLS)
+    if kind == "section":
+        return {name: _first_line(model) for name, model in SECTIONS.items()}
+    return {name: published.published(name).where for name in published.names()}
+
+
+def _whole(kind: str, name: str) -> dict[str, Any]:
+    """Everything about one thing: its text, and its options where it has any."""
+    if kind in REGISTRIES:
+        cls = REGISTRIES[kind][name]
+        found = {"about": inspect.getdoc(cls) or "", "modality": cls.modality, "options": _options(cls.Options)}
+        if kind == "data":
+            found["where"] = cls.describe()
+        return found
+    if kind == "protocol":
+        model = Protocols.model_fields.get(name)
+        return {"about": PROTOCOLS[name], "options": _options(type(model.default)) if model else []}
+    if kind == "section":
+        return {"about": inspect.getdoc(SECTIONS[name]) or "", "options": _options(SECTIONS[name])}
+    return {"about": published.published(name).where, "options": []}
+
+
+def _options(model: type[BaseModel]) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": name,
+            "type": _type_name(field.annotation),
+            "default": "required" if field.is_required() else _plain(field.get_default(call_default_factory=True)),
+            "about": " ".join((field.description or "").split()),
+        }
+        for name, field in model.model_fields.items()
+    ]
+
+
+def _type_name(annotation: Any) -> str:
+    text = getattr(annotation, "__name__", None) if isinstance(annotation, type) else str(annotation)
+    return str(text).replace("typing.", "").replace("NoneType", "None")
+
+
+def _plain(value: Any) -> Any:
+    return value.model_dump(mode="json") if isinstance(value, BaseModel) else value
+
+
+def _first_line(thing: Any) -> str:
+    return (inspect.getdoc(thing) or "").split("\n")[0]
+
+
+def shown(found: dict[str, Any]) -> Any:
+    """What `described` found, to print."""
+    return Group(*_blocks(found))
+
+
+def _blocks(found: dict[str, Any]) -> Iterator[Any]:
+    if "kinds" in found:
+        yield _grid((kind, ", ".join(names)) for kind, names in found["kinds"].items())
+        yield Text("\nsslrun show KIND lists one kind; sslrun show KIND NAME gives every option.")
+        return
+    if "names" in found:
+        yield _grid(found["names"].items())
+        return
+    yield Text(f"{found['kind']} {found['name']}\n", style="bold")
+    yield Text(found["about"] + "\n")
+    for name, value in found.get("where", {}).items():
+        yield Text(f"{name}: {value}")
+    if found["options"]:
+        table = RichTable("option", "default", "what it is", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+        for option in found["options"]:
+            table.add_row(Text(option["name"]), Text(str(option["default"])), Text(option["about"] or option["type"]))
+        yield table
+
+
+def _grid(rows: Any) -> RichTable:
+    table = RichTable.grid(padding=(0, 2, 0, 0))
+    for left, right in rows:
+        table.add_row(Text(left, style="bold"), Text(right))
+    return table

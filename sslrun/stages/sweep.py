@@ -1,0 +1,168 @@
+"""Batches: all runs of all rows of sweeps, each made once, shared among any number of worker processes.
+
+There is no master: every worker walks the same plan, takes a run by locking its directory, and skips what is done or
+taken. Killing a worker, or starting another on a second machine that sees the same folder, needs no ceremony.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from sslrun.errors import UserError
+from sslrun.recipe import Sweep, load_sweep
+from sslrun.results.table import Table
+from sslrun.runs import Run, read_result
+from sslrun.stages.context import Busy, Context, Interrupted
+from sslrun.stages.evaluate import Cell, cells
+from sslrun.stages.pretrain import Pretraining
+
+Job = Pretraining | Cell
+
+WAIT_SECONDS = 0.5
+"""Between two looks at runs that other workers hold."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a sweep comes to: its jobs in the order that shares most, and the cells of its table."""
+
+    sweep: Sweep
+    root: Path
+    jobs: tuple[Job, ...]
+    """Each run once; a job stands behind those it needs."""
+    cells: tuple[tuple[str, Cell], ...]
+    """Row and cell."""
+
+    @classmethod
+    def of(cls, sweep: Sweep, root: Path) -> Plan:
+        jobs: dict[Path, Job] = {}
+        found: list[tuple[str, Cell]] = []
+        for seed in sweep.seeds:
+            for row, recipe in sweep.rows.items():
+                of_row = cells(recipe, seed, root)
+                found += [(row, cell) for cell in of_row]
+                for cell in of_row:
+                    for job in (*cell.needs, cell):
+                        jobs.setdefault(job.made.path, job)
+        return cls(sweep, root, tuple(jobs.values()), tuple(found))
+
+    def table(self) -> Table:
+        """The table of what is finished."""
+        results = [{**cell.made.result, "row": row} for row, cell in self.cells if cell.made.finished]
+        table = Table.from_results(results, title=self.sweep.title or self.sweep.name)
+        missing = len(self.cells) - len(results)
+        if missing:
+            table.note(f"{missing} of {len(self.cells)} cells are not computed")
+        return table
+
+    def write_tables(self) -> None:
+        """The table in every format, beside the runs."""
+        for suffix in ("md", "tex", "csv", "json"):
+            self.table().write(self.root / self.sweep.name / f"table.{suffix}")
+
+
+def work(plans: Sequence[Plan], context: Context) -> list[str]:
+    """Do every job that is not done and nobody else does; wait for those that others do. Returns the failures.
+
+    A job that fails takes down those that need it, and no others.
+    """
+    waiting = [job for plan in plans for job in plan.jobs]
+    failed: dict[Path, str] = {}
+    with context.reporter.plan(", ".join(plan.sweep.name for plan in plans), len(waiting)) as advance:
+        while waiting:
+            later: list[Job] = []
+            for job in waiting:
+                blocked = [need.made for need in job.needs if not need.made.finished]
+                if any(run.path in failed for run in blocked):
+                    failed[job.made.path] = f"{job.made.path}: what it needs failed"
+                elif blocked:
+                    later.append(job)
+                    continue
+                else:
+                    try:
+                        job.run(context)
+                    except Busy:
+                        later.append(job)
+                        continue
+                    except Interrupted:
+                        raise
+                    except UserError as error:
+                        failed[job.made.path] = str(error)
+                        context.reporter.say(f"{job.title}: failed: {error}")
+                advance()
+            if len(later) == len(waiting):
+                time.sleep(WAIT_SECONDS)
+                context.stop.check()
+            waiting = later
+    return list(failed.values())
+
+
+def launch(plans: Sequence[Plan], context: Context, workers: int, arguments: Sequence[str]) -> list[str]:
+    """`work`, in this process or shared with `workers - 1` others, each with its share of the cores.
+
+    `arguments`: of `sslrun sweep`, for the other workers to read the same plan.
+    """
+    if context.fresh:
+        for plan in plans:
+            for job in plan.jobs:
+                job.made.clear()
+        context = replace(context, fresh=False)
+    if workers == 1:
+        return work(plans, context)
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    context.compute.use_threads(threads)
+    command = [sys.executable, "-m", "sslrun", "sweep", *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    others = [
+        subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        for _ in range(workers - 1)
+    ]
+    try:
+        failures = work(plans, context)
+        for other in others:
+            other.wait()
+        return failures
+    finally:
+        for other in others:
+            other.terminate()
+
+
+def submit(arguments: Sequence[str], workers: int, options: str) -> str:
+    """Submit `workers` workers as one Slurm array, requeued when preempted; returns what sbatch says."""
+    if shutil.which("sbatch") is None:
+        raise UserError("--slurm: no sbatch on this machine; run the sweep on a login node of the cluster")
+    command = shlex.join([sys.executable, "-m", "sslrun", "sweep", *arguments])
+    sbatch = [
+        "sbatch", f"--array=1-{workers}", "--requeue", "--signal=TERM@120", "--job-name=sslrun",
+        *shlex.split(options), "--wrap", f"exec {command}",
+    ]  # fmt: skip
+    done = subprocess.run(sbatch, capture_output=True, text=True)
+    if done.returncode:
+        raise UserError(f"sbatch refused: {done.stderr.strip()}")
+    return done.stdout.strip()
+
+
+def table_of(targets: Sequence[Path], root: Path) -> Table:
+    """The table of sweep files and of folders that hold finished runs."""
+    results = []
+    for target in targets:
+        if target.suffix in (".yaml", ".yml"):
+            plan = Plan.of(load_sweep(target), root)
+            if len(targets) == 1:
+                return plan.table()
+            results += [{**cell.made.result, "row": row} for row, cell in plan.cells if cell.made.finished]
+        else:
+            found = sorted(target.rglob("result.json"), key=lambda path: path.stat().st_mtime)
+            results += [result for path in found if (result := read_result(path.parent)).get("protocol")]
+    if not results:
+        named = ", ".join(map(str, targets))
+        raise UserError(f"{named}: no finished evaluation there; run `sslrun sweep` or `sslrun probe` first")
+    return Table.from_results(results)

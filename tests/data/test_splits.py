@@ -1,0 +1,203 @@
+from collections import Counter
+
+import pytest
+import torch
+
+from sslrun.data import splits as module
+from sslrun.data.examples import Batch, Examples, ImageSpec, TensorExamples
+from sslrun.data.splits import PooledExamples, Splits, carve, label_fraction, load_splits, pooled
+from sslrun.errors import UserError
+
+CPU = torch.device("cpu")
+UNEVEN = torch.tensor([0] * 50 + [1] * 200 + [2] * 30)[torch.randperm(280, generator=torch.Generator().manual_seed(3))]
+
+
+def examples(count, offset=0, labelled=True):
+    inputs = (torch.arange(count) + offset).to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 2, 2)
+    return TensorExamples(inputs, torch.arange(count) % 2 if labelled else None, ("a", "b"), ImageSpec(2))
+
+
+class Source:
+    """Counts what is loaded."""
+
+    def __init__(self, **held):
+        self.held = held
+        self.loads = Counter()
+
+    @property
+    def splits(self):
+        return tuple(self.held)
+
+    def load(self, split):
+        self.loads[split] += 1
+        return self.held[split]
+
+
+# ---------------------------------------------------------------- carving
+
+
+@pytest.mark.parametrize("fraction", [0.1, 0.25, 0.5])
+def test_carving_is_balanced_and_a_partition(fraction):
+    rest, carved = carve(UNEVEN, fraction)
+    assert torch.equal(torch.cat([rest, carved]).sort().values, torch.arange(280))
+    assert carved.equal(carved.sort().values)
+    expected = [int(n * fraction + 0.5) for n in (50, 200, 30)]
+    assert UNEVEN[carved].bincount().tolist() == expected
+
+
+def test_carving_depends_on_its_seed_alone():
+    torch.manual_seed(1)
+    first = carve(UNEVEN, 0.1)[1]
+    torch.manual_seed(2)
+    assert torch.equal(carve(UNEVEN, 0.1)[1], first)
+    assert not torch.equal(carve(UNEVEN, 0.1, seed=1)[1], first)
+
+
+def test_carving_takes_some_of_every_class_but_never_all():
+    labels = torch.tensor([0, 0, 0, 1, 1, 2])
+    rest, carved = carve(labels, 0.01)
+    assert labels[carved].tolist() == [0, 1]
+    assert set(labels[rest].tolist()) == {0, 1, 2}
+    rest, carved = carve(labels, 0.99)
+    assert set(labels[rest].tolist()) == {0, 1, 2}
+    with pytest.raises(UserError, match="no class has 2 training examples"):
+        carve(torch.tensor([0, 1, 2]), 0.5)
+
+
+def test_carving_without_labels():
+    rest, carved = carve(40, 0.1)
+    assert len(rest) == 36
+    assert len(carved) == 4
+
+
+# ---------------------------------------------------------------- labels
+
+
+def test_label_fractions_are_balanced_and_nested():
+    nested = [label_fraction(UNEVEN, fraction, 0) for fraction in (0.02, 0.1, 0.5, 1.0)]
+    assert UNEVEN[nested[1]].bincount().tolist() == [5, 20, 3]
+    for small, large in zip(nested, nested[1:], strict=False):
+        assert set(small.tolist()) < set(large.tolist())
+    assert not torch.equal(nested[1], label_fraction(UNEVEN, 0.1, 1))
+
+
+def test_one_percent_of_115_a_class_is_one_each():
+    labels = torch.arange(10).repeat(115)
+    assert labels[label_fraction(labels, 0.01, 0)].bincount().tolist() == [1] * 10
+
+
+def test_number_of_labels_a_class():
+    for count in (4, 4.0):
+        assert UNEVEN[label_fraction(UNEVEN, count, 0)].bincount().tolist() == [4, 4, 4]
+    assert set(label_fraction(UNEVEN, 4, 0).tolist()) < set(label_fraction(UNEVEN, 0.5, 0).tolist())
+    with pytest.raises(UserError, match="class 'c' has 30 training examples"):
+        label_fraction(UNEVEN, 31, 0, ("a", "b", "c"))
+
+
+def test_empty_class_is_named_with_the_smallest_fraction_that_works():
+    with pytest.raises(UserError, match=r"0.01 leaves class 'c', which has 30.*smallest.*works is 0.0167") as error:
+        label_fraction(UNEVEN, 0.01, 0, ("a", "b", "c"))
+    least = float(str(error.value).split()[-1])
+    assert (UNEVEN[label_fraction(UNEVEN, least, 0)].bincount() > 0).all()
+    with pytest.raises(UserError, match="class 'd' has no training example"):
+        label_fraction(UNEVEN, 0.1, 0, ("a", "b", "c", "d"))
+
+
+@pytest.mark.parametrize("fraction", [0, -0.1, 1.5])
+def test_meaningless_fraction(fraction):
+    with pytest.raises(UserError, match="neither a share of the labels"):
+        label_fraction(UNEVEN, fraction, 0)
+
+
+def test_no_labels_to_choose_from():
+    with pytest.raises(UserError, match="no labels to learn from"):
+        label_fraction(None, 0.1, 0)
+
+
+# ---------------------------------------------------------------- splits
+
+
+def test_validation_is_carved_and_test_is_left_alone_until_asked_for():
+    source = Source(train=examples(100), test=examples(20))
+    splits = Splits(source)
+    assert (len(splits.train), len(splits.val), splits.classes) == (90, 10, ("a", "b"))
+    assert splits.pretrain is splits.train
+    assert source.loads == {"train": 1}
+    assert splits.test is source.held["test"]
+    assert source.loads == {"train": 1, "test": 1}
+
+
+def test_missing_test_split_is_carved_before_validation():
+    splits = Splits(Source(train=examples(100)))
+    parts = [set(each.inputs[:, 0, 0, 0].tolist()) for each in (splits.train, splits.val, splits.test)]
+    assert [len(each) for each in parts] == [68, 8, 24]  # of 50 a class: 12.5 and then 3.8, rounded
+    assert set.union(*parts) == set(range(100))
+
+
+def test_own_validation_split_is_used():
+    source = Source(train=examples(40), val=examples(10, 100), test=examples(10))
+    splits = Splits(source)
+    assert splits.val is source.held["val"]
+    assert len(splits.train) == 40
+
+
+def test_unlabelled_examples_join_pretraining_without_labels():
+    splits = Splits(Source(train=examples(20), test=examples(4), unlabeled=examples(30, 100, labelled=False)))
+    assert len(splits.pretrain) == 18 + 30
+    assert splits.pretrain.labels is None
+    seen = set(splits.pretrain.inputs[:, 0, 0, 0].tolist())
+    assert seen == set(splits.train.inputs[:, 0, 0, 0].tolist()) | set(range(100, 130))
+
+
+class Streamed(Examples):
+    """A set that isn't one tensor."""
+
+    labels = None
+    classes = ()
+
+    def __init__(self, inner):
+        self.inner, self.spec = inner, inner.spec
+
+    def __len__(self):
+        return len(self.inner)
+
+    def subset(self, indices):
+        return Streamed(self.inner.subset(indices))
+
+    def batches(self, indices, device):
+        for batch in self.inner.batches(indices, device):
+            yield Batch(batch.inputs, None)
+
+
+def test_pool_of_a_tensor_and_a_stream_gives_the_asked_order():
+    pool = pooled(examples(10), Streamed(examples(5, 10)))
+    assert isinstance(pool, PooledExamples)
+    order = [torch.tensor([12, 0, 14, 3]), torch.tensor([1, 2]), torch.tensor([11])]
+    found = [batch.inputs[:, 0, 0, 0].tolist() for batch in pool.batches(iter(order), CPU)]
+    assert found == [[12, 0, 14, 3], [1, 2], [11]]
+    part = pool.subset(torch.tensor([14, 9, 10]))
+    assert len(part) == 3
+    (batch,) = part.batches([torch.tensor([2, 0, 1])], CPU)
+    assert batch.inputs[:, 0, 0, 0].tolist() == [10, 14, 9]
+
+
+def test_pool_of_two_sizes_is_refused():
+    other = TensorExamples(torch.zeros(2, 3, 4, 4), None, (), ImageSpec(4))
+    with pytest.raises(UserError, match="give one size"):
+        pooled(examples(4), other)
+
+
+def test_digits_as_a_run_sees_them():
+    splits = load_splits("digits", module.sources["digits"].Options(size=16))
+    sizes = [len(each) for each in (splits.train, splits.val, splits.test)]
+    assert sum(sizes) == 1797
+    assert splits.spec == ImageSpec(16)
+    assert len(label_fraction(splits.train.labels, 0.01, 0)) == 10
+    for each in (splits.val, splits.test):
+        counts = each.labels.bincount()
+        assert counts.max() - counts.min() <= 2
+
+
+def test_unknown_set():
+    with pytest.raises(UserError, match="no such data set: 'cifar'. Did you mean 'cifar10'"):
+        load_splits("cifar", module.sources["digits"].Options())
