@@ -273,10 +273,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]] | None:
     try:
         with safe_open(path, framework="pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except FileNotFoundError:
-        return None
     except (SafetensorError, OSError):
-        log.warning("%s: damaged; it is made anew", path)
         return None
 
 

@@ -88,7 +88,7 @@ class FolderStore(Store):
         return tuple(self._folders)
 
     def identity(self, split: Split) -> Mapping[str, Any]:
-        return {"folder": str(self.root.resolve()), "files": fingerprint(self._files(split))}
+        return {"files": fingerprint(self._files(split)), "classes": self._classes}
 
     def open(self, split: Split) -> EncodedSplit:
         files, folder, classes = self._files(split), self._folders[split], self._classes
@@ -262,7 +262,10 @@ class ParquetStore(TableStore):
         return tuple(self._files)
 
     def identity(self, split: Split) -> Mapping[str, Any]:
-        return {"files": fingerprint(self._files[split]), "image": self.image, "label": self.label}
+        files = {
+            each: fingerprint(self._files[each]) for each in {split, "train"}
+        }  # train may say what the classes are
+        return {"files": files, "image": self.image, "label": self.label}
 
     def table(self, split: Split) -> Any:
         import datasets
@@ -324,10 +327,8 @@ class HubStore(TableStore):
     def table(self, split: Split) -> Any:
         name = self.hub.splits[split]
         if name not in self._tables:
-            known = ", ".join(self._tables)
-            raise UserError(
-                f"{self.name}: no split '{name}' on the hub: there is {known}: name one, as in {split}: ..."
-            )
+            there = ", ".join(self._tables)
+            raise UserError(f"{self.name}: no split '{name}' on the hub; there is {there}: name one under '{split}'")
         return self._tables[name]
 
     @cached_property
