@@ -204,10 +204,11 @@ def cache_root() -> Path:
 
 
 def workers() -> int:
-    """How many threads or processes decode: SSLRUN_WORKERS, or one a core of this process's share of the machine."""
+    """How many threads or processes decode: SSLRUN_WORKERS, or one a core that this process may use, 16 at most."""
     given = os.environ.get("SSLRUN_WORKERS")
     if given is None:
-        return max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return max(1, min(16, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
     if not given.isdecimal():
         raise UserError(f"SSLRUN_WORKERS={given}: should be a number of decoding workers, as in SSLRUN_WORKERS=4")
     return int(given)
@@ -413,7 +414,6 @@ class StreamedImages(Examples):
             batch_sampler=_Lists(indices),
             collate_fn=_as_it_is,
             num_workers=count,
-            prefetch_factor=4 if count else None,
             pin_memory=device.type == "cuda",
             generator=torch.Generator(),  # else the loader draws from the global one
         )

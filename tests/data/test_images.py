@@ -251,7 +251,7 @@ def test_workers_follow_the_environment(monkeypatch):
     with pytest.raises(UserError, match=r"SSLRUN_WORKERS=many"):
         module.workers()
     monkeypatch.delenv("SSLRUN_WORKERS")
-    monkeypatch.setattr(module.os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(module.os, "sched_getaffinity", lambda process: range(8), raising=False)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     assert module.workers() == 2
 
