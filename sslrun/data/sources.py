@@ -202,10 +202,12 @@ class Published(ImageSource):
     def describe(cls) -> dict[str, str]:
         card, hub = cls.card, cls.card.hub
         places = ", ".join(f"{'found' if each.is_dir() else 'not found'} at {each}" for each in cls._folders())
+        stored = {"stored at": f"{card.size}x{card.size}, unless size says otherwise"} if card.size else {}
         return {
             "hub": f"https://huggingface.co/datasets/{hub.repository}" + (f" ({hub.config})" if hub.config else ""),
             "splits": ", ".join(f"{split} {count:,}" for split, count in card.counts.items()),
             "classes": str(card.classes),
+            **stored,
             "homepage": card.homepage,
             "licence": card.licence,
             "looked for": f"{places}; then on the hub. A folder holds train.parquet and test.parquet, "
