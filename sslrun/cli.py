@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import click
 import typer
 
 from sslrun.errors import UserError
-
-if TYPE_CHECKING:
-    from sslrun.stages.context import Context
 
 app = typer.Typer(
     name="sslrun",
@@ -63,14 +61,15 @@ def pretrain(
 ) -> None:
     """Stage 1: train the recipe's backbone on its pretext task, without labels."""
     from sslrun.recipe import load
-    from sslrun.stages.pretrain import pretrain
+    from sslrun.stages.context import Context
+    from sslrun.stages.pretrain import Pretraining
 
     loaded = load(recipe, overrides or ())
     if loaded.pretext is None:
         raise UserError(f"{recipe}: names no pretext task, so there is nothing to pretrain")
-    with _context(device, runs, fresh) as context:
-        run = pretrain(loaded, seed, context)
-    _print_json_or(None, f"{run.path}")
+    job = Pretraining(loaded, seed, runs)
+    job.run(Context.open(device, runs, fresh))
+    typer.echo(job.made.path)
 
 
 def _evaluation_command(protocol: str, about: str) -> None:
@@ -85,15 +84,20 @@ def _evaluation_command(protocol: str, about: str) -> None:
     ) -> None:
         from sslrun.recipe import load
         from sslrun.results.table import Table
-        from sslrun.stages.evaluate import Origin, cells
+        from sslrun.stages.context import Context
+        from sslrun.stages.evaluate import cells
 
         loaded = load(recipe, overrides or ())
         if not loaded.evaluate:
             raise UserError(f"{recipe}: names no task under 'evaluate'")
-        with _context(device, runs, fresh) as context:
-            origin = Origin.of(loaded, seed, context.runs, source, command=f"sslrun pretrain {recipe}")
-            results = [cell.run(context) for cell in cells(loaded, seed, origin, [protocol])]
-        _print_table(Table.from_results(results))
+        context = Context.open(device, runs, fresh)
+        jobs = cells(loaded, seed, runs, [protocol], source)
+        if not all(job.origin.exists for job in jobs):
+            raise UserError(
+                f"no pretrained checkpoint for {recipe} (seed {seed}): "
+                f"run `{_again('pretrain', recipe, overrides, seed, runs)}` first, or pass --from"
+            )
+        _print_table(Table.from_results([job.run(context) for job in jobs], loaded.name))
 
     app.command(name=protocol, help=f"Stage 2: {about}")(command)
 
@@ -122,20 +126,21 @@ def sweep(
 ) -> None:
     """Batch: every stage of every row and seed, in the order that shares most; what is done is skipped."""
     from sslrun.recipe import load_sweep
+    from sslrun.stages.context import Context
     from sslrun.stages.sweep import Plan, launch, submit
 
     plans = [Plan.of(load_sweep(path, change or ()), runs) for path in recipes]
+    again = [*map(str, recipes), f"--runs={runs}", f"--device={device}", *(f"--set={each}" for each in change or ())]
     if slurm is not None:
-        typer.echo(submit(recipes, change or [], runs, jobs, slurm))
+        typer.echo(submit(again, jobs, slurm))
         return
-    with _context(device, runs, fresh) as context:
-        failures = launch(plans, context, jobs, recipes, change or [])
+    failures = launch(plans, Context.open(device, runs, fresh), jobs, again)
     for plan in plans:
-        table = plan.table()
-        plan.write_tables(table)
-        _print_table(table)
+        if plan.finished:
+            plan.write_tables()
+            _print_table(plan.table())
     if failures:
-        raise UserError(f"{len(failures)} of the runs failed, the others are in the table: {failures[0]}")
+        raise UserError(f"{len(failures)} of the runs failed, the others are done: {failures[0]}")
 
 
 @app.command()
@@ -154,6 +159,7 @@ def table(
     as_json: AsJson = False,
 ) -> None:
     """The metric table of finished runs: mean ± standard deviation over seeds."""
+    from sslrun.results.table import Table
     from sslrun.stages.sweep import table_of
 
     made = table_of(targets or [runs], runs)
@@ -164,9 +170,9 @@ def table(
     elif not output:
         _print_table(made)
     if against:
-        from sslrun.results.published import beside
+        from sslrun.results.published import published
 
-        _print_table(beside(made, against))
+        _print_table(Table.of_published(published(against)))
 
 
 @app.command()
@@ -201,10 +207,12 @@ def check(
 # ---------------------------------------------------------------- shared by the commands
 
 
-def _context(device: str, runs: Path, fresh: bool) -> Context:
-    from sslrun.stages.context import Context
-
-    return Context.open(device, runs, fresh)
+def _again(command: str, recipe: Path, overrides: list[str] | None, seed: int, runs: Path) -> str:
+    """A command line like the one given."""
+    words = ["sslrun", command, str(recipe), *(overrides or ())]
+    words += ["--seed", str(seed)] if seed else []
+    words += ["--runs", str(runs)] if runs != Path("runs") else []
+    return shlex.join(words)
 
 
 def _print_json_or(value: Any, renderable: Any) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -17,21 +17,24 @@ class Probe(LogisticOptions):
     solver: Literal["lbfgs", "sgd"] = "lbfgs"
     """lbfgs: L2-regularised multinomial regression on cached features, strength chosen on validation.
     sgd: a linear head trained by `probe.sgd`, the backbone run on augmented images."""
-    sgd: Schedule = Schedule(epochs=90, batch=256, optimizer="sgd", lr=0.1, weight_decay=0.0, schedule="cosine")
+    sgd: Schedule = Schedule(epochs=90, batch=256, optimizer="sgd", nesterov=True, lr=0.1)
     """The schedule of `solver: sgd`; default: linear evaluation of SimCLR (Chen et al. 2020, B.6)."""
 
 
 class Finetune(Schedule):
-    """All parameters free. Defaults: fine-tuning of ViT (Dosovitskiy et al. 2021, B.1.1) at small batches."""
+    """All parameters free."""
 
-    lr: float | tuple[float, ...] = 0.003
-    """Learning rate; of several, the one with the best validation score is kept."""
-    layer_decay: float = Field(1.0, gt=0, le=1)
-    """Factor on the learning rate from each layer to the one below it (Clark et al. 2020; Bao et al. 2022)."""
+    lr: float | tuple[Annotated[float, Field(gt=0)], ...] = Field(0.01)  # type: ignore[assignment]
+    """Highest learning rate; of several, the one with the best validation score is kept."""
     drop_path: float | None = Field(None, ge=0, lt=1)
-    """Rate of stochastic depth while fine-tuning; default: the backbone's own. For backbones that have it."""
+    """Rate of stochastic depth while fine-tuning, for backbones that have it; default: the backbone's own."""
     frozen_norm: bool = False
     """Keep batch norm's statistics as pretrained (Kumar et al. 2022)."""
+
+
+FINETUNE = Finetune(steps=500, batch=128, optimizer="sgd", clip=1.0)
+"""Fine-tuning of ViT (Dosovitskiy et al. 2021, B.1.1) for small sets: SGD with momentum, cosine, no weight decay,
+gradients clipped at norm 1, 500 steps; the batch is 512 there."""
 
 
 class Protocols(Options):
@@ -39,10 +42,10 @@ class Protocols(Options):
 
     knn: KnnOptions = KnnOptions()
     probe: Probe = Probe()
-    finetune: Finetune = Finetune(epochs=20, batch=64, optimizer="sgd")
-    lpft: Finetune = Finetune(epochs=20, batch=64, optimizer="sgd")
+    finetune: Finetune = FINETUNE
+    lpft: Finetune = FINETUNE
     """What is not given is as in `finetune`."""
-    scratch: Finetune = Finetune(epochs=20, batch=64, optimizer="sgd")
+    scratch: Finetune = FINETUNE
     """What is not given is as in `finetune`."""
 
 

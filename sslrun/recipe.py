@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError
 
 import sslrun.backbones
-import sslrun.data
 import sslrun.pretexts
 import sslrun.tasks  # noqa: F401 (importing fills the registries)
 from sslrun.backbones.base import backbones
@@ -65,6 +64,12 @@ class Watch(Options):
     """Where metrics go besides metrics.jsonl; each an optional extra of the package."""
 
 
+def _share_or_count(labels: float) -> float:
+    if not (0 < labels <= 1 or (labels > 1 and labels == int(labels))):
+        raise ValueError("should be a share in (0, 1], or a whole number of labels a class")
+    return labels
+
+
 class Evaluation(BaseModel):
     """One task of a recipe: its data, how it is learned, and from how many labels."""
 
@@ -72,7 +77,7 @@ class Evaluation(BaseModel):
     data: Named
     task: Named
     protocols: tuple[str, ...]
-    labels: tuple[float, ...] = Field((1.0,), min_length=1)
+    labels: tuple[Annotated[float, AfterValidator(_share_or_count)], ...] = Field((1.0,), min_length=1)
     """Shares of the training labels, class-balanced and nested; a whole number above 1 is labels a class."""
     options: Protocols
     """The recipe's protocol options with this task's own changes."""
@@ -190,6 +195,8 @@ class _Loader(yaml.SafeLoader):
     """Safe YAML in which `1e-3` is a number, as everywhere else."""
 
 
+_COLLECTIONS = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
+
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?(?:\d[\d_]*(?:\.[\d_]*)?|\.\d[\d_]*)[eE][-+]?\d+$"),
@@ -233,6 +240,8 @@ def _near_file(path: Path) -> str:
 
 def _construct(loader: _Loader, node: yaml.Node, keys: Keys, places: dict[Keys, str], path: Path) -> Any:
     places[keys] = f"{path}:{node.start_mark.line + 1}"
+    if node.tag not in _COLLECTIONS:
+        return loader.construct_object(node, deep=True)  # of any other tag than a scalar's, an error
     if isinstance(node, yaml.MappingNode):
         loader.flatten_mapping(node)
         value: dict[Any, Any] = {}
@@ -246,9 +255,8 @@ def _construct(loader: _Loader, node: yaml.Node, keys: Keys, places: dict[Keys, 
             value[key] = _construct(loader, value_node, (*keys, key), places, path)
             places[(*keys, key)] = line
         return value
-    if isinstance(node, yaml.SequenceNode):
-        return [_construct(loader, each, (*keys, index), places, path) for index, each in enumerate(node.value)]
-    return loader.construct_object(node, deep=True)
+    assert isinstance(node, yaml.SequenceNode)
+    return [_construct(loader, each, (*keys, index), places, path) for index, each in enumerate(node.value)]
 
 
 # ---------------------------------------------------------------- from mappings to typed objects
@@ -328,7 +336,7 @@ def parse(source: Source) -> Recipe:
     evaluate = {key: _evaluation(source, key, data) for key in source.section("evaluate").value}
     typed = {"backbone": backbone, "pretext": pretext, "data": data, "pretrain": pretrain, "evaluate": evaluate}
     rest = source.without(*Protocols.model_fields)
-    return _validated(Recipe, Source({**rest.value, **typed}, source.places), "a recipe")
+    return _validated(Recipe, Source({**rest.value, **typed}, source.places), "a recipe", Protocols.model_fields)
 
 
 def _evaluation(source: Source, key: str, data: Named) -> Evaluation:
@@ -345,7 +353,7 @@ def _evaluation(source: Source, key: str, data: Named) -> Evaluation:
         "task": task,
         "options": options,
     }
-    evaluation = _validated(Evaluation, Source(given, section.places, section.at), f"'evaluate.{key}'")
+    evaluation = _validated(Evaluation, Source(given, section.places, section.at), f"'evaluate.{key}'", Protocols.model_fields)
     for protocol in evaluation.protocols:
         if protocol not in PROTOCOLS:
             raise section.error(
@@ -359,10 +367,10 @@ DEFAULT_TASK = {"image": "classification"}
 
 
 def _protocol(name: str, recipe: Source, evaluation: Source) -> Options:
-    """A protocol's options: the defaults, the recipe's section, the evaluation's; lpft and scratch after finetune."""
+    """A protocol's options: the recipe's section, then the evaluation's; for lpft and scratch those of finetune first."""
     merged = Source({}, {(): recipe.places[()]}, (name,))
     inherited = ("finetune", name) if name in ("lpft", "scratch") else (name,)
-    for section in (each.section(key) for each in (recipe, evaluation) for key in inherited):
+    for section in (each.section(key) for key in inherited for each in (recipe, evaluation)):
         if {"epochs", "steps"} & section.value.keys():
             merged.value = {key: value for key, value in merged.value.items() if key not in ("epochs", "steps")}
         for key, value in section.value.items():
@@ -386,8 +394,11 @@ def _named(registry: Registry[Any], source: Source, key: str, default: str | Non
     return Named(name=str(name), options=_validated(cls.Options, section.without("name"), f"'{name}'"))
 
 
-def _validated(model: type[Model], source: Source, owner: str) -> Model:
-    """`source.value` as a `model`; the first mistake as a UserError with its place."""
+def _validated(model: type[Model], source: Source, owner: str, also: Iterable[str] = ()) -> Model:
+    """`source.value` as a `model`; the first mistake as a UserError with its place.
+
+    `also`: keys that `owner` may have besides the model's fields, to suggest in place of an unknown one.
+    """
     try:
         return model.model_validate(source.value)
     except ValidationError as error:
@@ -395,7 +406,7 @@ def _validated(model: type[Model], source: Source, owner: str) -> Model:
         first = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
     keys: Keys = tuple(first["loc"])
     if first["type"] == "extra_forbidden":
-        known = list(_fields(model, keys[:-1]))
+        known = [*_fields(model, keys[:-1]), *(also if len(keys) == 1 else ())]
         raise source.error(keys, f"no such option of {owner}.{did_you_mean(str(keys[-1]), known)}")
     written = _written(keys, source.value)
     if first["type"] == "missing":

@@ -121,7 +121,7 @@ def test_mistakes_are_named_with_file_line_and_remedy(write, old, new, line, par
 
 
 def test_missing_key(write):
-    assert "'data'" in message(load, write(GOOD.replace("data: digits\n", "")))
+    assert "data: name a data set" in message(load, write(GOOD.replace("data: digits\n", "")))
 
 
 def test_overrides_that_fail(write):

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from itertools import pairwise
 
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
 from sslrun.backbones.base import Features, backbones
 from sslrun.backbones.images import ImageBackbone
 from sslrun.backbones.transformer import Mlp
-from sslrun.backbones.vit import PatchEmbed
-from sslrun.errors import UserError
+from sslrun.backbones.vit import PatchEmbed, patches_along
+from sslrun.data.examples import ImageSpec
 from sslrun.registry import Options
 
 
@@ -31,20 +30,18 @@ class MLP(ImageBackbone):
 
     options: Options
 
-    def __init__(self, options: Options, spec: Any) -> None:
+    def __init__(self, options: Options, spec: ImageSpec) -> None:
         super().__init__(options, spec)
         self.width = options.width
         widths = [3 * spec.size**2, *[options.width] * options.depth]
         self.hidden = nn.ModuleList(
             nn.Sequential(nn.Linear(before, after), nn.BatchNorm1d(after), nn.ReLU())
-            for before, after in zip(widths, widths[1:], strict=False)
+            for before, after in pairwise(widths)
         )
 
     def forward(self, inputs: Tensor) -> Features:
         """Images (B, 3, H, W) in [0, 1]."""
-        if inputs.shape[-1] != self.spec.size:
-            inputs = F.interpolate(inputs, self.spec.size, mode="bilinear", antialias=True)
-        x = self.normalize(inputs).flatten(1)
+        x = self.normalize(self.at_size(inputs)).flatten(1)
         for layer in self.hidden:
             x = layer(x)
         return Features(x)
@@ -70,7 +67,8 @@ class MixerBlock(nn.Module):
 class Mixer(ImageBackbone):
     """MLP-Mixer (Tolstikhin et al., NeurIPS 2021): patches as a ViT's, mixed by MLPs instead of attention.
 
-    Defaults: S/16. Its mixing is of a fixed number of patches: images of another size are resized.
+    Defaults: S/16. Its mixing is of a fixed number of patches: images of another size are resized. Deviation: linear
+    maps are initialised as PyTorch does.
     """
 
     class Options(Options):
@@ -83,21 +81,17 @@ class Mixer(ImageBackbone):
 
     options: Options
 
-    def __init__(self, options: Options, spec: Any) -> None:
+    def __init__(self, options: Options, spec: ImageSpec) -> None:
         super().__init__(options, spec)
-        if spec.size % options.patch:
-            raise UserError(f"mixer: patch {options.patch} does not divide images of {spec.size}")
+        patches = patches_along("mixer", spec.size, options.patch) ** 2
         self.width = options.width
         self.patch_embed = PatchEmbed(options.width, options.patch)
-        patches = (spec.size // options.patch) ** 2
         self.blocks = nn.ModuleList(MixerBlock(patches, options.width) for _ in range(options.depth))
         self.norm = nn.LayerNorm(options.width, eps=1e-6)
 
     def forward(self, inputs: Tensor) -> Features:
         """Images (B, 3, H, W) in [0, 1]."""
-        if inputs.shape[-1] != self.spec.size:
-            inputs = F.interpolate(inputs, self.spec.size, mode="bilinear", antialias=True)
-        grid = self.patch_embed(self.normalize(inputs))
+        grid = self.patch_embed(self.normalize(self.at_size(inputs)))
         x = grid.flatten(2).transpose(1, 2)
         for block in self.blocks:
             x = block(x)

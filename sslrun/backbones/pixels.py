@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor
 
 from sslrun.backbones.base import Features, backbones
 from sslrun.backbones.images import ImageBackbone
+from sslrun.data.examples import ImageSpec
+from sslrun.registry import Options
 
 
 @backbones.register("pixels", modality="image")
 class Pixels(ImageBackbone):
-    """Features are the pixels themselves, normalised; it has no parameters."""
+    """Features are the pixels themselves, normalised; it has no parameters.
 
-    def __init__(self, options: Any, spec: Any) -> None:
+    Images of another size than it was built for are resized.
+    """
+
+    def __init__(self, options: Options, spec: ImageSpec) -> None:
         super().__init__(options, spec)
         self.width = 3 * spec.size**2
 
     def forward(self, inputs: Tensor) -> Features:
-        """Images (B, 3, size, size) in [0, 1]."""
-        return Features(self.normalize(inputs).flatten(1))
+        """Images (B, 3, H, W) in [0, 1]; pooled features (B, 3 * size * size)."""
+        return Features(self.normalize(self.at_size(inputs)).flatten(1))

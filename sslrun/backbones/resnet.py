@@ -1,46 +1,17 @@
-"""Residual networks (He et al. 2016), torchvision's."""
+"""Residual networks (He et al. 2016) of torchvision's blocks. Parameters have torchvision's names, so its weights fit."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
-import torchvision
 from pydantic import Field
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock, Bottleneck
+from torchvision.models.resnet import BasicBlock, Bottleneck, conv1x1
 
 from sslrun.backbones.base import Features, backbones
 from sslrun.backbones.images import ImageBackbone
-from sslrun.data.examples import InputSpec
+from sslrun.data.examples import ImageSpec
 from sslrun.registry import Options
-
-
-class _Network(torchvision.models.ResNet):
-    """torchvision's, with stages of any width, no classifier, and a stem for small images."""
-
-    def __init__(self, block: type[BasicBlock | Bottleneck], layers: list[int], options: ResNet.Options) -> None:
-        self._share = options.channels / 64
-        super().__init__(block, layers, zero_init_residual=options.zero_init_residual)
-        if options.channels != 64 or options.stem == "small":
-            small = options.stem == "small"
-            self.conv1 = nn.Conv2d(
-                3, options.channels, 3 if small else 7, stride=1 if small else 2, padding=1 if small else 3, bias=False
-            )
-            nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
-            self.bn1 = nn.BatchNorm2d(options.channels)
-        if options.stem == "small":
-            self.maxpool = nn.Identity()
-        self.width = self.fc.in_features if options.channels == 64 else self.inplanes
-        self.fc = nn.Identity()
-
-    def _make_layer(self, block: type, planes: int, blocks: int, stride: int = 1, dilate: bool = False) -> nn.Sequential:
-        if planes == 64:
-            self.inplanes = round(64 * self._share)
-        return super()._make_layer(block, round(planes * self._share), blocks, stride, dilate)
-
-    def grid(self, images: Tensor) -> Tensor:
-        images = self.maxpool(self.relu(self.bn1(self.conv1(images))))
-        return self.layer4(self.layer3(self.layer2(self.layer1(images))))
 
 
 class ResNet(ImageBackbone):
@@ -54,23 +25,51 @@ class ResNet(ImageBackbone):
         zero_init_residual: bool = False
         """Start every residual branch at zero (Goyal et al. 2017)."""
 
-    block: type[BasicBlock | Bottleneck]
-    blocks: tuple[int, int, int, int]
+    block: ClassVar[type[BasicBlock | Bottleneck]]
+    blocks: ClassVar[tuple[int, int, int, int]]
+    """Blocks of each stage."""
 
-    def __init__(self, options: ResNet.Options, spec: InputSpec) -> None:
+    def __init__(self, options: ResNet.Options, spec: ImageSpec) -> None:
         super().__init__(options, spec)
-        self.network = _Network(self.block, list(self.blocks), options)
-        self.width = self.network.width
+        planes = [options.channels * 2**stage for stage in range(4)]
+        widths = [each * self.block.expansion for each in planes]
+        small = options.stem == "small"
+        kernel, stride = (3, 1) if small else (7, 2)
+        self.conv1 = nn.Conv2d(3, planes[0], kernel, stride, padding=kernel // 2, bias=False)
+        self.bn1 = nn.BatchNorm2d(planes[0])
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.Identity() if small else nn.MaxPool2d(3, stride=2, padding=1)
+        self.layer1, self.layer2, self.layer3, self.layer4 = (
+            _stage(self.block, *each)
+            for each in zip([planes[0], *widths], planes, self.blocks, (1, 2, 2, 2), strict=False)
+        )
+        self.width = widths[-1]
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            elif options.zero_init_residual and isinstance(module, BasicBlock | Bottleneck):
+                nn.init.zeros_((module.bn3 if isinstance(module, Bottleneck) else module.bn2).weight)
 
     def forward(self, inputs: Tensor) -> Features:
         """Images (B, 3, H, W) in [0, 1] of any size."""
-        grid = self.network.grid(self.normalize(inputs))
+        x = self.maxpool(self.relu(self.bn1(self.conv1(self.normalize(inputs)))))
+        grid = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         return Features(grid.mean(dim=(2, 3)), grid.flatten(2).transpose(1, 2), grid)
 
     def layers(self) -> list[list[nn.Parameter]]:
-        net = self.network
-        stages = [block for stage in (net.layer1, net.layer2, net.layer3, net.layer4) for block in stage]
-        return [[*net.conv1.parameters(), *net.bn1.parameters()], *(list(block.parameters()) for block in stages)]
+        """The stem, then each residual block."""
+        stages = (self.layer1, self.layer2, self.layer3, self.layer4)
+        blocks = [list(block.parameters()) for stage in stages for block in stage]
+        return [[*self.conv1.parameters(), *self.bn1.parameters()], *blocks]
+
+
+def _stage(block: type[BasicBlock | Bottleneck], before: int, planes: int, count: int, stride: int) -> nn.Sequential:
+    """`count` blocks from `before` channels to `planes` times the block's expansion, the first with the stride."""
+    after = planes * block.expansion
+    shortcut = None
+    if stride != 1 or before != after:
+        shortcut = nn.Sequential(conv1x1(before, after, stride), nn.BatchNorm2d(after))
+    return nn.Sequential(block(before, planes, stride, shortcut), *(block(after, planes) for _ in range(count - 1)))
 
 
 @backbones.register("resnet18", modality="image")

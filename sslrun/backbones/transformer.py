@@ -6,11 +6,14 @@ of the block (Vaswani et al. 2017). Parameters have timm's names.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+Map = Callable[[Tensor], Tensor]
 
 
 class Attention(nn.Module):
@@ -28,8 +31,11 @@ class Attention(nn.Module):
     def forward(
         self, x: Tensor, memory: Tensor | None = None, mask: Tensor | None = None, causal: bool = False
     ) -> Tensor:
-        """(B, T, D). `mask`: bool, True where attention is allowed, broadcastable to (B, heads, T, S)."""
+        """(B, T, D). `mask`: bool, broadcastable to (B, heads, T, S), True where attention is allowed, which must be
+        somewhere in each row. `causal`: to no later position, besides."""
         q, k, v = self._qkv(x, memory)
+        if causal and mask is not None:
+            mask, causal = mask & _no_later(q, k), False
         dropout = self.dropout if self.training else 0.0
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, dropout_p=dropout)
         return self.proj(mixed.transpose(1, 2).flatten(2))
@@ -37,12 +43,11 @@ class Attention(nn.Module):
     def weights(
         self, x: Tensor, memory: Tensor | None = None, mask: Tensor | None = None, causal: bool = False
     ) -> Tensor:
-        """The weights (B, heads, T, S) by which `forward` mixes values; rows sum to 1."""
+        """The weights (B, heads, T, S) by which `forward` mixes values, before dropout; rows sum to 1."""
         q, k, _ = self._qkv(x, memory)
         scores = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5
         if causal:
-            allowed = torch.ones(scores.shape[-2:], dtype=torch.bool, device=x.device).tril()
-            mask = allowed if mask is None else mask & allowed
+            scores = scores.masked_fill(~_no_later(q, k), float("-inf"))
         if mask is not None:
             scores = scores.masked_fill(~mask, float("-inf"))
         return scores.softmax(dim=-1)
@@ -59,17 +64,22 @@ class Attention(nn.Module):
         return q, k, v
 
 
-class Mlp(nn.Module):
-    """The block's second half: two linear maps around GELU."""
+def _no_later(q: Tensor, k: Tensor) -> Tensor:
+    """Causal mask (T, S) of queries (..., T, d) and keys (..., S, d)."""
+    return torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool, device=q.device).tril()
 
-    def __init__(self, width: int, hidden: int, bias: bool = True, dropout: float = 0.0) -> None:
+
+class Mlp(nn.Module):
+    """The block's second half: two linear maps around an activation."""
+
+    def __init__(self, width: int, hidden: int, activation: Map = F.gelu, bias: bool = True) -> None:
         super().__init__()
+        self.activation = activation
         self.fc1 = nn.Linear(width, hidden, bias=bias)
         self.fc2 = nn.Linear(hidden, width, bias=bias)
-        self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.dropout(self.fc2(self.dropout(F.gelu(self.fc1(x)))))
+        return self.fc2(self.activation(self.fc1(x)))
 
 
 class DropPath(nn.Module):
@@ -89,7 +99,8 @@ class DropPath(nn.Module):
 class Block(nn.Module):
     """Attention and MLP, each with a residual and a norm before (`pre`) or after (`post`) it.
 
-    With `cross`, attention to a memory lies between the two.
+    With `cross`, attention to a memory lies between the two. Dropout is where BERT and GPT have it: on attention
+    weights and on what each branch adds.
     """
 
     def __init__(
@@ -100,6 +111,7 @@ class Block(nn.Module):
         mlp_ratio: float = 4.0,
         norm: Literal["pre", "post"] = "pre",
         cross: bool = False,
+        activation: Map = F.gelu,
         bias: bool = True,
         dropout: float = 0.0,
         drop_path: float = 0.0,
@@ -109,11 +121,10 @@ class Block(nn.Module):
         self.pre = norm == "pre"
         self.norm1 = nn.LayerNorm(width, eps=eps, bias=bias)
         self.attn = Attention(width, heads, bias, dropout)
-        if cross:
-            self.norm_cross = nn.LayerNorm(width, eps=eps, bias=bias)
-            self.cross = Attention(width, heads, bias, dropout)
+        self.cross = Attention(width, heads, bias, dropout) if cross else None
+        self.norm_cross = nn.LayerNorm(width, eps=eps, bias=bias) if cross else None
         self.norm2 = nn.LayerNorm(width, eps=eps, bias=bias)
-        self.mlp = Mlp(width, round(width * mlp_ratio), bias, dropout)
+        self.mlp = Mlp(width, round(width * mlp_ratio), activation, bias)
         self.dropout = nn.Dropout(dropout)
         self.drop_path = DropPath(drop_path)
 
@@ -125,20 +136,23 @@ class Block(nn.Module):
         memory: Tensor | None = None,
         memory_mask: Tensor | None = None,
     ) -> Tensor:
-        """(B, T, D). Masks are True where attention is allowed; `memory` (B, S, D) goes with `cross`."""
-        x = self._residual(x, self.norm1, lambda y: self.dropout(self.attn(y, mask=mask, causal=causal)))
-        if memory is not None:
-            x = self._residual(x, self.norm_cross, lambda y: self.dropout(self.cross(y, memory, mask=memory_mask)))
-        return self._residual(x, self.norm2, self.mlp)
+        """(B, T, D). Masks as in `Attention`. ValueError: `memory` (B, S, D) without `cross`, or the reverse."""
+        if (memory is None) != (self.cross is None):
+            raise ValueError("memory and cross-attention go together")
+        x = self._add(x, self.norm1, lambda y: self.attn(y, mask=mask, causal=causal))
+        if self.cross is not None and self.norm_cross is not None:
+            cross = self.cross
+            x = self._add(x, self.norm_cross, lambda y: cross(y, memory, mask=memory_mask))
+        return self._add(x, self.norm2, self.mlp)
 
     def attention(self, x: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
         """The weights (B, heads, T, T) of the self-attention that `forward` would use on `x`."""
         return self.attn.weights(self.norm1(x) if self.pre else x, mask=mask, causal=causal)
 
-    def _residual(self, x: Tensor, norm: nn.LayerNorm, branch: object) -> Tensor:
+    def _add(self, x: Tensor, norm: nn.Module, branch: Map) -> Tensor:
         if self.pre:
-            return x + self.drop_path(branch(norm(x)))  # type: ignore[operator]
-        return norm(x + self.drop_path(branch(x)))  # type: ignore[operator]
+            return x + self.drop_path(self.dropout(branch(norm(x))))
+        return norm(x + self.drop_path(self.dropout(branch(x))))
 
 
 def depth_rates(highest: float, depth: int) -> list[float]:

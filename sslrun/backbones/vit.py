@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from sslrun.backbones.base import Features, backbones
 from sslrun.backbones.images import ImageBackbone
 from sslrun.backbones.transformer import Block, depth_rates, initialise
+from sslrun.data.examples import ImageSpec
 from sslrun.errors import UserError
 from sslrun.registry import Options
 
@@ -22,12 +23,21 @@ class PatchEmbed(nn.Module):
     def __init__(self, width: int, patch: int) -> None:
         super().__init__()
         self.proj = nn.Conv2d(3, width, patch, stride=patch)
-        # As a linear map of the flattened patch would be initialised.
+        # As a linear map of the flattened patch would be initialised (MAE's code).
         nn.init.xavier_uniform_(self.proj.weight.flatten(1))
-        nn.init.zeros_(self.proj.bias)
+        nn.init.constant_(self.proj.bias, 0)  # type: ignore[arg-type]
 
     def forward(self, images: Tensor) -> Tensor:
         return self.proj(images)
+
+
+def patches_along(name: str, size: int, patch: int) -> int:
+    """Patches along each side of an image. UserError, in the name of a backbone: they don't fit."""
+    if size % patch:
+        fitting = [each for each in range(1, size + 1) if size % each == 0]
+        nearest = min(fitting, key=lambda each: abs(each - patch))
+        raise UserError(f"{name}: patch {patch} does not divide images of {size}: take {nearest}, or resize the images")
+    return size // patch
 
 
 class ViT(ImageBackbone):
@@ -37,9 +47,11 @@ class ViT(ImageBackbone):
         patch: int = Field(default=16, ge=1)
         """Side of a patch, in pixels."""
         size: int | None = Field(default=None, ge=1)
-        """Side of the images that positions are learned for; default: the data's. Other sizes interpolate them."""
+        """Side of the images that it has positions for; default: the data's. Other sizes interpolate them."""
+        positions: Literal["learned", "sincos"] = "learned"
+        """Position embeddings: learned, or the fixed sines and cosines of row and column (MAE, He et al. 2022)."""
         pool: Literal["cls", "mean"] = "cls"
-        """Pooled features: the [CLS] token's, or the mean of the patches'."""
+        """Pooled features: the [CLS] token's, or the mean of the patches'; both after the final norm."""
         registers: int = Field(default=0, ge=0)
         """Tokens that belong to no patch and are not read (Darcet et al. 2024)."""
         depth: int | None = Field(default=None, ge=1)
@@ -49,32 +61,32 @@ class ViT(ImageBackbone):
         heads: int | None = Field(default=None, ge=1)
         """Attention heads; default: the named model's."""
         dropout: float = Field(default=0.0, ge=0, lt=1)
-        """After attention, in the MLP and on the embeddings."""
+        """On embeddings, on attention weights and on what each branch adds."""
         drop_path: float = Field(default=0.0, ge=0, lt=1)
         """Stochastic depth at the last block, rising linearly from 0 at the first."""
 
     shape: ClassVar[tuple[int, int, int]]
     """Width, depth, heads of the named model."""
     options: Options
+    pos_embed: Tensor
+    """(1, 1 + side * side, D): of [CLS], then of the patches row by row."""
 
-    def __init__(self, options: Options, spec: Any) -> None:
+    def __init__(self, options: Options, spec: ImageSpec) -> None:
         super().__init__(options, spec)
-        width, depth, heads = (
-            given or default
-            for given, default in zip((options.width, options.depth, options.heads), self.shape, strict=True)
-        )
-        size = options.size or spec.size
-        if size % options.patch:
-            fitting = [patch for patch in range(1, size + 1) if size % patch == 0]
-            nearest = min(fitting, key=lambda patch: abs(patch - options.patch))
-            raise UserError(f"{self.name}: patch {options.patch} does not divide images of {size}: take {nearest}")
+        width, depth, heads = self.shape_of(options)
         if width % heads:
             raise UserError(f"{self.name}: width {width} is not a multiple of heads {heads}")
         self.width = width
-        self.side = size // options.patch
+        self.side = patches_along(self.name, options.size or spec.size, options.patch)
         self.patch_embed = PatchEmbed(width, options.patch)
         self.cls_token = nn.Parameter(torch.empty(1, 1, width))
-        self.pos_embed = nn.Parameter(torch.empty(1, 1 + self.side**2, width))
+        if options.positions == "learned":
+            self.pos_embed = nn.Parameter(torch.empty(1, 1 + self.side**2, width))
+            nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        else:
+            if width % 4:
+                raise UserError(f"{self.name}: width {width} is not a multiple of 4, as sincos positions need")
+            self.register_buffer("pos_embed", F.pad(sincos(self.side, width), (0, 0, 1, 0)))
         self.reg_token = nn.Parameter(torch.empty(1, options.registers, width)) if options.registers else None
         self.dropout = nn.Dropout(options.dropout)
         self.blocks = nn.ModuleList(
@@ -84,15 +96,20 @@ class ViT(ImageBackbone):
         self.norm = nn.LayerNorm(width, eps=1e-6)
         initialise(self.blocks)
         nn.init.normal_(self.cls_token, std=1e-6)
-        nn.init.trunc_normal_(self.pos_embed, std=0.02)
         if self.reg_token is not None:
             nn.init.normal_(self.reg_token, std=1e-6)
+
+    @classmethod
+    def shape_of(cls, options: ViT.Options) -> tuple[int, int, int]:
+        """Width, depth and heads: the options', or the named model's where they give none."""
+        width, depth, heads = cls.shape
+        return options.width or width, options.depth or depth, options.heads or heads
 
     def embed(self, images: Tensor) -> Tensor:
         """Patches with their positions (B, N, D), row by row, without special tokens. ValueError: sizes don't fit."""
         height, width = images.shape[-2:]
         if height % self.options.patch or width % self.options.patch:
-            raise ValueError(f"images of {height}x{width} are no multiple of patch {self.options.patch}")
+            raise ValueError(f"images of {height}x{width} are no multiple of the patch, {self.options.patch}")
         grid = self.patch_embed(self.normalize(images))
         return grid.flatten(2).transpose(1, 2) + self.positions(*grid.shape[-2:])
 
@@ -114,9 +131,10 @@ class ViT(ImageBackbone):
     def attention(self, inputs: Tensor) -> Tensor:
         """Attention weights (B, heads, T, T) of the last block; row and column 0 are [CLS], the last are patches."""
         x = self._with_special(self.embed(inputs))
-        *before, last = self.blocks
-        for block in before:
+        for block in self.blocks[:-1]:
             x = block(x)
+        last = self.blocks[-1]
+        assert isinstance(last, Block)
         return last.attention(x)
 
     def positions(self, rows: int, columns: int) -> Tensor:
@@ -127,9 +145,11 @@ class ViT(ImageBackbone):
         return interpolated(positions, self.side, rows, columns)
 
     def layers(self) -> list[list[nn.Parameter]]:
-        special = [self.cls_token, self.pos_embed, *([] if self.reg_token is None else [self.reg_token])]
+        """The embeddings, then each block; the final norm is with the last, so that blocks decay as in BEiT and MAE."""
         blocks = [list(block.parameters()) for block in self.blocks]
-        return [[*special, *self.patch_embed.parameters()], *blocks[:-1], [*blocks[-1], *self.norm.parameters()]]
+        above = {*self.blocks.parameters(), *self.norm.parameters()}
+        embeddings = [each for each in self.parameters() if each not in above]
+        return [embeddings, *blocks[:-1], [*blocks[-1], *self.norm.parameters()]]
 
     def _with_special(self, patches: Tensor) -> Tensor:
         special = [self.cls_token + self.pos_embed[:, :1], *([] if self.reg_token is None else [self.reg_token])]
@@ -141,6 +161,14 @@ def interpolated(positions: Tensor, side: int, rows: int, columns: int) -> Tenso
     grid = positions.unflatten(1, (side, side)).permute(0, 3, 1, 2).float()
     grid = F.interpolate(grid, (rows, columns), mode="bicubic", antialias=True)
     return grid.flatten(2).transpose(1, 2).to(positions.dtype)
+
+
+def sincos(side: int, width: int) -> Tensor:
+    """Fixed position embeddings (1, side * side, D): sines, then cosines of the column; the same of the row (MAE)."""
+    frequencies = 10000 ** -(torch.arange(width // 4, dtype=torch.float64) * 4 / width)
+    angles = torch.arange(side, dtype=torch.float64)[:, None] * frequencies
+    axis = torch.cat([angles.sin(), angles.cos()], dim=1)
+    return torch.cat([axis.repeat(side, 1), axis.repeat_interleave(side, dim=0)], dim=1).float()[None]
 
 
 @backbones.register("vit-tiny", modality="image")

@@ -196,7 +196,9 @@ def adjust_hue(images: Tensor, shift: Tensor) -> Tensor:
     # Sixths of the circle. Where there is no chroma the hue is of no consequence, but must be finite.
     scale = 1 / chroma.clamp(min=torch.finfo(images.dtype).tiny ** 0.5)
     hue = torch.where(
-        value == red, (green - blue) * scale, torch.where(value == green, 2 + (blue - red) * scale, 4 + (red - green) * scale)
+        value == red,
+        (green - blue) * scale,
+        torch.where(value == green, 2 + (blue - red) * scale, 4 + (red - green) * scale),
     )
     hue.add_(6 * shift[:, None, None, None])
     # channel(n) = value - chroma * clamp(min(k, 4 - k), 0, 1), k = (n + hue) mod 6, n = 5, 3, 1.

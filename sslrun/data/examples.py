@@ -26,7 +26,8 @@ class Batch(NamedTuple):
 class InputSpec(Protocol):
     """What a backbone must know of its inputs to be built; one class a modality."""
 
-    modality: str
+    @property
+    def modality(self) -> str: ...
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from rich.text import Text
 
 from sslrun.errors import UserError
 from sslrun.protocols import PROTOCOLS
+from sslrun.results.published import Published
 from sslrun.runs import write_atomically
 
 Row = tuple[str, str]
@@ -103,6 +104,17 @@ class Table:
             f"test {table.metric}{' in %' if 'accuracy' in table.metric else ''}, "
             + (f"mean ± standard deviation over {len(seeds)} seeds" if len(seeds) > 1 else f"seed {seeds[0]} alone")
         )
+        return table
+
+    @classmethod
+    def of_published(cls, published: Published) -> Table:
+        """A published table in the same form; what was recalled, not seen, is marked."""
+        table = cls(f"{published.name}: {published.paper}, {published.where}", published.unit)
+        for row, numbers in published.rows.items():
+            for column, number in numbers.items():
+                mark = "" if number.verified else " †"
+                table.add((row, "published"), ("published", column + mark), number.value)
+        table.note(f"{published.unit}, as published; † recalled from the paper, not seen in it")
         return table
 
     # ------------------------------------------------------------ formats

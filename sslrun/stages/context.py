@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -9,11 +10,15 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from sslrun import distributed
 from sslrun.errors import UserError
 from sslrun.recipe import Recipe
 from sslrun.runs import Run, environment
 from sslrun.stages.reporting import Reporter
-from sslrun.training.device import Compute
+from sslrun.training.device import Compute, compute
 
 
 class Busy(UserError):
@@ -57,12 +62,26 @@ class Context:
     fresh: bool = False
     """Forget what the runs asked for have already done."""
     stop: Stop = field(default_factory=Stop)
+    features: dict[tuple[str, ...], tuple[Tensor, Tensor]] = field(default_factory=dict)
+    """Frozen features and labels that the next evaluation may read again, by what determines them."""
+
+    @classmethod
+    def open(cls, device: str, runs: Path, fresh: bool = False) -> Context:
+        """For a command: on a device by name, among the processes that torchrun started, listening to signals."""
+        local = os.environ.get("LOCAL_RANK")
+        made = compute(f"cuda:{local}" if local and device in ("auto", "cuda") and torch.cuda.is_available() else device)
+        distributed.setup(made.device)
+        context = cls(runs, made, fresh=fresh)
+        context.stop.listen()
+        return context
 
 
 def perform(run: Run, recipe: Recipe, context: Context, body: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """The run's result: read where the run is finished, else made by `body` and kept. Busy: it is being made."""
     if run.finished and not context.fresh:
         return run.result
+    if not distributed.is_main():
+        return body()
     with run.claimed() as mine:
         if not mine:
             raise Busy(f"{run.path}: another process is working on this run; wait for it, or end it")

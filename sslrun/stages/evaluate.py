@@ -10,9 +10,9 @@ import hashlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -24,16 +24,18 @@ from sslrun.data.examples import Examples
 from sslrun.data.splits import Splits, label_fraction, load_splits
 from sslrun.errors import UserError
 from sslrun.protocols import CLASSICAL, Finetune
-from sslrun.recipe import Evaluation, Recipe
+from sslrun.recipe import Evaluation, Named, Recipe
 from sslrun.runs import Run
 from sslrun.stages.context import Context, perform
 from sslrun.stages.fit import fit
 from sslrun.stages.pretrain import WEIGHTS, Pretraining
 from sslrun.tasks.base import Task, TaskLearner, tasks
-from sslrun.tasks.frozen import classical, features, fit_logistic, weighted_knn
-from sslrun.training.loop import Training
+from sslrun.tasks.frozen import Classifier, LogisticRegression, classical, features, weighted_knn
+from sslrun.training.loop import Schedule, Training
 
 HEAD = "head.safetensors"
+EVAL_BATCH = 256
+"""Examples run at a time where nothing is trained."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,11 @@ class Origin:
     """None: as initialised by the seed."""
     pretraining: Pretraining | None = None
     """The job that makes the weights, where the recipe has one."""
+
+    @property
+    def exists(self) -> bool:
+        """Whether the weights are there, or none are needed."""
+        return self.weights is None or self.weights.is_file()
 
     @classmethod
     def initial(cls, recipe: Recipe, seed: int) -> Origin:
@@ -123,16 +130,13 @@ class Cell:
 
     def run(self, context: Context) -> dict[str, Any]:
         """Evaluate, unless it is done, and return the run's result. UserError: no pretrained checkpoint."""
-        if self.origin.weights is not None and not self.origin.weights.is_file():
-            raise UserError(
-                f"no pretrained checkpoint for recipe '{self.recipe.name}' (seed {self.seed}): "
-                "run `sslrun pretrain` on it first, or pass --from"
-            )
+        if not self.origin.exists:
+            raise UserError(f"no pretrained checkpoint for recipe '{self.recipe.name}' (seed {self.seed})")
         return perform(self.made, self.recipe, context, partial(self._body, context))
 
     def _body(self, context: Context) -> dict[str, Any]:
         began = time.monotonic()
-        splits = _load_splits(self.evaluation)
+        splits = _splits(self.evaluation.data)
         task = tasks[self.evaluation.task.name](self.evaluation.task.options, splits.spec, splits.classes)
         chosen = label_fraction(splits.train.labels, self.labels, self.seed, splits.classes)
         work = Work(self, context, splits, task, chosen)
@@ -171,6 +175,12 @@ def cells(
     ]
 
 
+@lru_cache(maxsize=2)
+def _splits(data: Named) -> Splits:
+    """A data set's splits, loaded once for all cells that follow one another on it."""
+    return load_splits(data.name, data.options)
+
+
 Scores = tuple[dict[str, dict[str, float]], dict[str, Any]]
 """Metrics by split, and what else is worth keeping of how they came about."""
 
@@ -200,10 +210,9 @@ class Work:
     def probe(self) -> Scores:
         options = self.cell.options
         if options.solver == "sgd":
-            learner = TaskLearner(self._backbone(), self.task, frozen=True)
-            metrics = self._train(learner, options.sgd)
+            learner = self._train(TaskLearner(self._backbone(), self.task, frozen=True), options.sgd, "probe")
             self._keep_head(learner.head)
-            return metrics, {}
+            return {split: self._scores(learner, split) for split in ("val", "test")}, {}
         fit = LogisticRegression(options).fit(
             *self._features("train"), *self._features("val"), len(self.task.classes), self._primary
         )
@@ -214,7 +223,7 @@ class Work:
     def classical(self) -> Scores:
         test, truth = self._features("test")
         fit = classical(
-            self.cell.protocol, *self._features("train"), *self._features("val"), test,
+            cast(Classifier, self.cell.protocol), *self._features("train"), *self._features("val"), test,
             len(self.task.classes), self.cell.seed,
         )  # fmt: skip
         metrics = {"val": {"accuracy": fit.accuracy}, "test": self.task.metrics(fit.scores, truth.cpu())}
@@ -278,13 +287,17 @@ class Work:
 
         A batch holds no more than there are labels: one recipe serves every share of them.
         """
-        examples = self.context.compute.place(self._split("train"))
+        examples = self.context.compute.place(self._split("train").subset(self.chosen))
         schedule = schedule.model_copy(update={"batch": min(schedule.batch, len(examples))})
         torch.manual_seed(self.cell.seed)
         training = Training(learner, schedule, self.context.compute)
         run = self.cell.made
         folder = run.checkpoints / attempt
-        for _ in fit(training, examples, schedule, self.cell.seed, run, self.context, self.cell.title, run.log, folder=folder):
+        minutes = self.cell.recipe.watch.checkpoint
+        for _ in fit(
+            training, examples, self.cell.seed, run, self.context, self.cell.title, run.log,
+            minutes=minutes, folder=folder,
+        ):  # fmt: skip
             pass
         return training.averaged.eval()
 

@@ -12,9 +12,9 @@ import torch
 
 from sslrun import distributed
 from sslrun.backbones import build_backbone, save_backbone
-from sslrun.data.splits import Splits, load_splits
-from sslrun.pretexts.base import Pretext, pretexts
-from sslrun.recipe import Recipe
+from sslrun.data.splits import load_splits
+from sslrun.pretexts.base import pretexts
+from sslrun.recipe import Named, Pretrain, Recipe
 from sslrun.runs import Run
 from sslrun.stages.context import Context, perform
 from sslrun.stages.fit import fit
@@ -37,16 +37,26 @@ class Pretraining:
 
     @property
     def title(self) -> str:
-        return f"{self.recipe.name} · {self.recipe.backbone.name} · pretrain {self.recipe.pretext.name} · seed {self.seed}"
+        return f"{self.recipe.name} · {self.recipe.backbone.name} · pretrain {self.pretext.name} · seed {self.seed}"
+
+    @property
+    def pretext(self) -> Named:
+        assert self.recipe.pretext is not None
+        return self.recipe.pretext
+
+    @property
+    def schedule(self) -> Pretrain:
+        assert self.recipe.pretrain is not None
+        return self.recipe.pretrain
 
     @property
     def made(self) -> Run:
         recipe = self.recipe
         identity = {
             "backbone": recipe.backbone.as_dict(),
-            "pretext": recipe.pretext.as_dict(),
+            "pretext": self.pretext.as_dict(),
             "data": recipe.data.as_dict(),
-            "pretrain": recipe.pretrain.model_dump(mode="json"),
+            "pretrain": self.schedule.model_dump(mode="json"),
             "seed": self.seed,
         }
         return Run(self.root, recipe.name, "pretrain", identity)
@@ -63,17 +73,22 @@ class Pretraining:
         recipe, run = self.recipe, self.made
         splits = load_splits(recipe.data.name, recipe.data.options)
         examples = context.compute.place(splits.pretrain)
-        pretext = build_pretext(recipe, splits, self.seed)
-        training = Training(pretext, recipe.pretrain, context.compute)
+        torch.manual_seed(self.seed)
+        backbone = build_backbone(recipe.backbone.name, recipe.backbone.options, examples.spec)
+        backbone.fit_inputs(examples)
+        pretext = pretexts[self.pretext.name](self.pretext.options, backbone)
+        training = Training(pretext, self.schedule, context.compute)
         watcher = Watcher(splits, recipe.watch, context.compute, self.seed)
         began = time.monotonic()
         looked = 0.0
         with logs(run, recipe.watch.to) as log:
-            for step in fit(training, examples, recipe.pretrain, self.seed, run, context, self.title, log):
+            for step in fit(
+                training, examples, self.seed, run, context, self.title, log, minutes=recipe.watch.checkpoint
+            ):
                 if step.epoch - looked >= recipe.watch.every or step.last:
                     looked = step.epoch
                     seen = watcher.look(training.averaged.backbone)
-                    log({"step": step.step, **seen.record})
+                    log({"step": step.step, "epoch": round(step.epoch, 4), **seen.record})
                     if seen.collapse:
                         context.reporter.say(f"{self.title}: step {step.step}: {seen.collapse}")
         backbone = training.averaged.backbone
@@ -83,7 +98,7 @@ class Pretraining:
             "stage": "pretrain",
             "recipe": recipe.name,
             "backbone": recipe.backbone.name,
-            "pretext": recipe.pretext.name,
+            "pretext": self.pretext.name,
             "seed": self.seed,
             "watched": seen.record,
             "steps": step.step,
@@ -91,11 +106,3 @@ class Pretraining:
             "seconds": time.monotonic() - began,
             "parameters": sum(each.numel() for each in backbone.parameters()),
         }
-
-
-def build_pretext(recipe: Recipe, splits: Splits, seed: int) -> Pretext:
-    """The recipe's pretext task on a fresh backbone that has seen the training data's statistics."""
-    torch.manual_seed(seed)
-    backbone = build_backbone(recipe.backbone.name, recipe.backbone.options, splits.pretrain.spec)
-    backbone.fit_inputs(splits.pretrain)
-    return pretexts[recipe.pretext.name](recipe.pretext.options, backbone)

@@ -54,6 +54,11 @@ class Plan:
                         jobs.setdefault(job.made.path, job)
         return cls(sweep, root, tuple(jobs.values()), tuple(found))
 
+    @property
+    def finished(self) -> bool:
+        """Whether there is anything to make a table of."""
+        return any(cell.made.finished for _, cell in self.cells)
+
     def table(self) -> Table:
         """The table of what is finished."""
         results = [{**cell.made.result, "row": row} for row, cell in self.cells if cell.made.finished]

@@ -5,15 +5,21 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from sslrun.backbones.base import Backbone
 from sslrun.data.examples import Examples
 from sslrun.data.splits import Splits
-from sslrun.recipe import Watch
+from sslrun.recipe import DEFAULT_TASK, Watch
 from sslrun.tasks.diagnostics import collapse, feature_std, rankme
-from sslrun.tasks.frozen import features, weighted_knn
+from sslrun.tasks.base import tasks
+from sslrun.tasks.frozen import KnnOptions, extract, weighted_knn
 from sslrun.tasks.metrics import accuracy
 from sslrun.training.device import Compute
+
+
+BATCH = 256
+"""Examples run at a time."""
 
 
 class Look(NamedTuple):
@@ -30,15 +36,25 @@ class Watcher:
 
     def __init__(self, splits: Splits, options: Watch, compute: Compute, seed: int) -> None:
         self.compute = compute
+        task = tasks[DEFAULT_TASK[splits.spec.modality]]
+        self.inputs = task(task.Options(), splits.spec, splits.classes).inputs
+        self.classes = len(splits.classes)
         self.bank, self.queries = (_some(each, options.examples, seed) for each in (splits.train, splits.val))
 
     def look(self, backbone: Backbone) -> Look:
-        queries, labels = features(backbone, self.queries, self.compute)
+        queries, bank = (self._features(backbone, each) for each in (self.queries, self.bank))
         record = {"feature_std": feature_std(queries), "rankme": rankme(queries)}
-        if labels is not None:
-            bank, known = features(backbone, self.bank, self.compute)
-            record["knn"] = accuracy(weighted_knn(bank, known, queries), labels)
+        if self.queries.labels is not None and self.bank.labels is not None:
+            known, truth = (each.labels.to(self.compute.device) for each in (self.bank, self.queries))
+            votes = KnnOptions()
+            scores = weighted_knn(bank, known, queries, votes.k, votes.temperature, self.classes)
+            record["knn"] = accuracy(scores, truth)
         return Look(record, collapse(queries))
+
+
+    def _features(self, backbone: Backbone, examples: Examples) -> Tensor:
+        with self.compute.autocast():
+            return extract(backbone, examples, self.inputs, self.compute.device, BATCH)
 
 
 def _some(examples: Examples, count: int, seed: int) -> Examples:
