@@ -243,17 +243,16 @@ def _construct(loader: _Loader, node: yaml.Node, keys: Keys, places: dict[Keys, 
     if node.tag not in _COLLECTIONS:
         return loader.construct_object(node, deep=True)  # of any other tag than a scalar's, an error
     if isinstance(node, yaml.MappingNode):
-        loader.flatten_mapping(node)
-        value: dict[Any, Any] = {}
+        given = [str(key.value) for key, _ in node.value]
+        for (key_node, _), key in zip(node.value, given, strict=True):
+            if given.count(key) > 1:
+                raise UserError(f"{path}:{key_node.start_mark.line + 1}: '{key}' is given twice")
+        loader.flatten_mapping(node)  # merges (<<) come first, so that the mapping's own keys win
+        value: dict[str, Any] = {}
         for key_node, value_node in node.value:
-            key = loader.construct_object(key_node, deep=True)
-            line = f"{path}:{key_node.start_mark.line + 1}"
-            if not isinstance(key, str):
-                key = str(key_node.value)
-            if key in value:
-                raise UserError(f"{line}: '{key}' is given twice")
+            key = str(key_node.value)
             value[key] = _construct(loader, value_node, (*keys, key), places, path)
-            places[(*keys, key)] = line
+            places[(*keys, key)] = f"{path}:{key_node.start_mark.line + 1}"
         return value
     assert isinstance(node, yaml.SequenceNode)
     return [_construct(loader, each, (*keys, index), places, path) for index, each in enumerate(node.value)]
@@ -353,7 +352,9 @@ def _evaluation(source: Source, key: str, data: Named) -> Evaluation:
         "task": task,
         "options": options,
     }
-    evaluation = _validated(Evaluation, Source(given, section.places, section.at), f"'evaluate.{key}'", Protocols.model_fields)
+    evaluation = _validated(
+        Evaluation, Source(given, section.places, section.at), f"'evaluate.{key}'", Protocols.model_fields
+    )
     for protocol in evaluation.protocols:
         if protocol not in PROTOCOLS:
             raise section.error(

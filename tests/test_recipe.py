@@ -192,6 +192,7 @@ def test_a_recipe_is_a_sweep_of_one_row_but_a_sweep_is_no_recipe(write):
     assert "sslrun sweep" in message(load, write(SWEEP, "few.yaml"))
 
 
-def test_duplicate_keys_and_places(write):
-    source = read_yaml(write(GOOD))
-    assert source.places[("evaluate", "digits", "labels")].endswith(":11")
+def test_places_and_merged_mappings(write):
+    assert read_yaml(write(GOOD)).places[("evaluate", "digits", "labels")].endswith(":11")
+    merged = read_yaml(write("a: &a {x: 1, y: 2}\nb: {<<: *a, y: 3}\n"))
+    assert merged.value["b"] == {"x": 1, "y": 3}

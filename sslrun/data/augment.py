@@ -355,7 +355,8 @@ class Augmentation(Options):
 
         images = to_float(images)
         if self.crop is not None:
-            boxes = crop_boxes(count, *images.shape[-2:], self.crop, self.ratio, generator)
+            height, width = images.shape[-2:]
+            boxes = crop_boxes(count, height, width, self.crop, self.ratio, generator)
             images = crop_resize(images, boxes, size, chance(self.flip) if self.flip else None)
         else:
             images = resize(images, size)

@@ -46,6 +46,16 @@ class Source(ABC):
         """What a user may want to know before naming it."""
         return {}
 
+    @classmethod
+    def count(cls) -> int | None:
+        """Examples there are to pretrain on, about; None where only loading would tell."""
+        return None
+
+    @classmethod
+    def side(cls) -> int | None:
+        """Side of the images as stored where the recipe gives none; None where only loading would tell."""
+        return None
+
 
 sources: Registry[Source] = Registry("data set")
 
@@ -111,18 +121,21 @@ class Card:
     """The label column, where there are several."""
     size: int | None = None
     """The side to store, where the images are of many sizes."""
+    own: int = 32
+    """The side of the images, where all have the same."""
 
 
 CARDS = {
     "mnist": Card(
         "Handwritten digits, 28x28, grey. LeCun et al., Proceedings of the IEEE 1998.",
         Hub("ylecun/mnist", {"train": "train", "test": "test"}),
-        10, {"train": 60_000, "test": 10_000}, "http://yann.lecun.com/exdb/mnist", "MIT",
+        10, {"train": 60_000, "test": 10_000}, "http://yann.lecun.com/exdb/mnist", "MIT", own=28,
     ),
     "fashion-mnist": Card(
         "Articles of clothing, 28x28, grey. Xiao et al. 2017.",
         Hub("zalando-datasets/fashion_mnist", {"train": "train", "test": "test"}),
         10, {"train": 60_000, "test": 10_000}, "https://github.com/zalandoresearch/fashion-mnist", "MIT",
+        own=28,
     ),
     "cifar10": Card(
         "Animals and vehicles, 32x32. Krizhevsky 2009.",
@@ -138,6 +151,7 @@ CARDS = {
         "Ten classes, 96x96, with 100,000 unlabelled images to pretrain on. Coates et al., AISTATS 2011.",
         Hub("jxie/stl10", {"train": "train", "test": "test", "unlabeled": "unlabeled"}),
         10, {"train": 5_000, "test": 8_000, "unlabeled": 100_000}, "https://cs.stanford.edu/~acoates/stl10",
+        own=96,
     ),
     "svhn": Card(
         "House numbers, cropped to one digit, 32x32, without the extra split. Netzer et al. 2011.",
@@ -156,6 +170,7 @@ CARDS = {
         "200 classes of ImageNet, 64x64; tested on its validation split. Le and Yang 2015.",
         Hub("zh-plus/tiny-imagenet", {"train": "train", "test": "valid"}),
         200, {"train": 100_000, "test": 10_000}, "http://cs231n.stanford.edu/tiny-imagenet-200.zip",
+        own=64,
     ),
     "imagenet-1k": Card(
         "ILSVRC 2012; tested on its validation split. Russakovsky et al., IJCV 2015.",
@@ -192,6 +207,14 @@ class Published(ImageSource):
                 return local_store(folder, card.label, test_on_val=card.hub.splits["test"] in ("validation", "valid"))
         remedy = f"Put it at data/{self.name}, or set SSLRUN_DATA; see `sslrun show data {self.name}`"
         return HubStore(self.name, card.hub, remedy, label=card.label)
+
+    @classmethod
+    def count(cls) -> int | None:
+        return sum(cls.card.counts.get(split, 0) for split in ("train", "unlabeled"))
+
+    @classmethod
+    def side(cls) -> int | None:
+        return cls.card.size or cls.card.own
 
     @classmethod
     def _folders(cls) -> list[Path]:
@@ -380,6 +403,10 @@ class Digits(Source):
         return TensorExamples(
             from_arrays(levels, self.options.size), labels, tuple("0123456789"), ImageSpec(self.options.size)
         )
+
+    @classmethod
+    def count(cls) -> int | None:
+        return 1_213
 
     @classmethod
     def describe(cls) -> dict[str, str]:

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import math
 
-import torch
 import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from sslrun.backbones.base import Backbone
 from sslrun.data.augment import Augmentation
 from sslrun.learner import Output
 from sslrun.pretexts.base import pretexts
 from sslrun.pretexts.heads import mlp
-from sslrun.pretexts.views import TwoViewOptions, TwoViews, follow, teacher_of
+from sslrun.pretexts.views import Teacher, TwoViewOptions, TwoViews
 
 
 @pretexts.register("byol", modality="image")
@@ -43,19 +42,17 @@ class BYOL(TwoViews):
         super().__init__(options, backbone)
         self.projector = mlp([backbone.width, options.hidden, options.projection])
         self.predictor = mlp([options.projection, options.hidden, options.projection])
-        self.teacher = teacher_of(nn.ModuleList([self.backbone, self.projector]))
+        self.teacher = Teacher(backbone, self.projector)
 
     def forward(self, views: tuple[Tensor, Tensor]) -> Output:
         predicted = [self.predictor(self.projector(self.backbone(view).pooled)) for view in views]
-        backbone, projector = self.teacher
-        with torch.no_grad():
-            targets = [projector(backbone(view).pooled) for view in views]
+        targets = [self.teacher(view) for view in views]
         return Output(byol_loss(predicted[0], targets[1]) + byol_loss(predicted[1], targets[0]))
 
     def after_step(self, progress: float) -> None:
         """Move the teacher; momentum 1 - (1 - m0) (cos(pi progress) + 1) / 2."""
         momentum = 1 - (1 - self.options.momentum) * (math.cos(math.pi * progress) + 1) / 2
-        follow(self.teacher, nn.ModuleList([self.backbone, self.projector]), momentum)
+        self.teacher.follow(self.backbone, self.projector, momentum)
 
 
 def byol_loss(predicted: Tensor, target: Tensor) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from torch import nn
 
 
@@ -14,7 +16,7 @@ def mlp(
     """
     layers: list[nn.Module] = []
     last = len(widths) - 2
-    for at, (before, after) in enumerate(zip(widths, widths[1:], strict=False)):
+    for at, (before, after) in enumerate(itertools.pairwise(widths)):
         normed = norm if at < last else last_norm
         layers.append(nn.Linear(before, after, bias=not normed and (at < last or last_bias)))
         if normed:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from sslrun import distributed
 from sslrun.backbones.base import Backbone
 from sslrun.learner import Output
 from sslrun.pretexts.base import pretexts
 from sslrun.pretexts.heads import mlp
-from sslrun.pretexts.views import TwoViewOptions, TwoViews, follow, teacher_of
+from sslrun.pretexts.views import Teacher, TwoViewOptions, TwoViews
 
 
 @pretexts.register("moco", modality="image")
@@ -40,16 +40,14 @@ class MoCo(TwoViews):
     def __init__(self, options: Options, backbone: Backbone) -> None:
         super().__init__(options, backbone)
         self.head = mlp([backbone.width, backbone.width, options.projection], norm=False)
-        self.teacher = teacher_of(nn.ModuleList([self.backbone, self.head]))
+        self.teacher = Teacher(backbone, self.head)
         self.register_buffer("queue", F.normalize(torch.randn(options.queue, options.projection), dim=1))
         self.register_buffer("place", torch.zeros((), dtype=torch.int64))
         self._keys: Tensor | None = None
 
     def forward(self, views: tuple[Tensor, Tensor]) -> Output:
         queries = F.normalize(self.head(self.backbone(views[0]).pooled).float(), dim=1)
-        backbone, head = self.teacher
-        with torch.no_grad():
-            keys = F.normalize(head(backbone(views[1]).pooled).float(), dim=1)
+        keys = F.normalize(self.teacher(views[1]).float(), dim=1)
         self._keys = distributed.gather(keys)
         loss, hits = info_nce(queries, keys, self.queue.clone(), self.options.temperature)
         return Output(loss, {"accuracy": hits})
@@ -57,7 +55,7 @@ class MoCo(TwoViews):
     @torch.no_grad()
     def after_step(self, progress: float) -> None:
         """Move the key encoder; the batch's keys take the places of the oldest."""
-        follow(self.teacher, nn.ModuleList([self.backbone, self.head]), self.options.momentum)
+        self.teacher.follow(self.backbone, self.head, self.options.momentum)
         if self._keys is not None:
             keys = self._keys[-self.options.queue :]
             at = (self.place + torch.arange(len(keys), device=keys.device)) % self.options.queue

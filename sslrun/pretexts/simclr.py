@@ -37,12 +37,11 @@ class SimCLR(TwoViews):
         hidden = options.hidden or backbone.width
         # The authors' head ends in a batch norm without shift.
         self.head = mlp([backbone.width, hidden, options.projection], last_norm=True)
-        torch.nn.init.zeros_(self.head[-1].bias)
         self.head[-1].bias.requires_grad_(False)
 
     def forward(self, views: tuple[Tensor, Tensor]) -> Output:
         projected = self.head(self.backbone(torch.cat(views)).pooled)
-        loss, hits = nt_xent(*projected.chunk(2), self.options.temperature)
+        loss, hits = nt_xent(projected[: len(views[0])], projected[len(views[0]) :], self.options.temperature)
         return Output(loss, {"accuracy": hits})
 
 

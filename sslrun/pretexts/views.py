@@ -8,6 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from sslrun.backbones.base import Backbone
 from sslrun.data.augment import Augmentation
 from sslrun.data.examples import Batch
 from sslrun.pretexts.base import Pretext, PretextOptions
@@ -37,9 +38,24 @@ class TwoViews(Pretext):
         return first, second
 
 
-def teacher_of(student: nn.Module) -> nn.Module:
-    """A copy that learns nothing by gradient."""
-    return copy.deepcopy(student).requires_grad_(False)
+class Teacher(nn.Module):
+    """A copy of a backbone and its head that learns nothing by gradient."""
+
+    def __init__(self, backbone: Backbone, head: nn.Module) -> None:
+        super().__init__()
+        self.backbone = copy.deepcopy(backbone)
+        self.head = copy.deepcopy(head)
+        self.requires_grad_(False)
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        """The head's output (B, D); batch norms as in the mode the teacher is in, which is the student's."""
+        return self.head(self.backbone(images).pooled)
+
+    def follow(self, backbone: Backbone, head: nn.Module, momentum: float) -> None:
+        """Move towards the student: momentum * own + (1 - momentum) * its, parameter by parameter."""
+        follow(self.backbone, backbone, momentum)
+        follow(self.head, head, momentum)
 
 
 @torch.no_grad()
@@ -48,6 +64,6 @@ def follow(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
 
     Buffers are left alone: the teacher's batch norms keep statistics of what the teacher sees.
     """
-    mine, its = list(teacher.parameters()), list(student.parameters())
+    mine: list[Tensor] = list(teacher.parameters())
     if mine:
-        torch._foreach_lerp_(mine, its, 1 - momentum)
+        torch._foreach_lerp_(mine, list(student.parameters()), 1 - momentum)

@@ -59,7 +59,7 @@ def _tables() -> dict[str, Any]:
 
 def _number(cell: Any, evidence: str) -> Number:
     if isinstance(cell, list):
-        return Number(*cell, verified=evidence != "memory")
+        return Number(cell[0], cell[1], evidence != "memory")
     if isinstance(cell, dict):
         seen = cell.get("verified", cell.get("evidence", evidence) != "memory")
         return Number(cell["value"], cell.get("std"), seen, cell.get("note"))

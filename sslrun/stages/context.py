@@ -69,7 +69,9 @@ class Context:
     def open(cls, device: str, runs: Path, fresh: bool = False) -> Context:
         """For a command: on a device by name, among the processes that torchrun started, listening to signals."""
         local = os.environ.get("LOCAL_RANK")
-        made = compute(f"cuda:{local}" if local and device in ("auto", "cuda") and torch.cuda.is_available() else device)
+        made = compute(
+            f"cuda:{local}" if local and device in ("auto", "cuda") and torch.cuda.is_available() else device
+        )
         distributed.setup(made.device)
         context = cls(runs, made, fresh=fresh)
         context.stop.listen()

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from sslrun.backbones import build_backbone, load_into, save_backbone
-from sslrun.backbones.base import Backbone, backbones
+from sslrun.backbones.base import Backbone
 from sslrun.data.examples import Examples
 from sslrun.data.splits import Splits, label_fraction, load_splits
 from sslrun.errors import UserError
@@ -166,9 +166,14 @@ def cells(
     pretrained = Origin.pretrained(recipe, seed, root) if source is None else Origin.file(source)
     return [
         Cell(
-            recipe, task, protocol, labels, seed,
-            Origin.initial(recipe, seed) if protocol == "scratch" else pretrained, root,
-        )  # fmt: skip
+            recipe,
+            task,
+            protocol,
+            labels,
+            seed,
+            Origin.initial(recipe, seed) if protocol == "scratch" else pretrained,
+            root,
+        )
         for task, evaluation in recipe.evaluate.items()
         for protocol in protocols or evaluation.protocols
         for labels in evaluation.labels

@@ -33,7 +33,12 @@ def _tensorboard(run: Run) -> Iterator[Log]:
         raise UserError("watch.to: tensorboard is not installed: pip install 'sslrun[tensorboard]'") from None
     writer = SummaryWriter(str(run.path / "tensorboard"))
     try:
-        yield lambda record: [writer.add_scalar(name, value, record["step"]) for name, value in _numbers(record)]
+
+        def log(record: Mapping[str, Any]) -> None:
+            for name, value in _numbers(record):
+                writer.add_scalar(name, value, record["step"])
+
+        yield log
     finally:
         writer.close()
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from sslrun.errors import UserError
 from sslrun.recipe import Sweep, load_sweep
 from sslrun.results.table import Table
-from sslrun.runs import Run, read_result
+from sslrun.runs import read_result
 from sslrun.stages.context import Busy, Context, Interrupted
 from sslrun.stages.evaluate import Cell, cells
 from sslrun.stages.pretrain import Pretraining

@@ -11,12 +11,11 @@ from sslrun.backbones.base import Backbone
 from sslrun.data.examples import Examples
 from sslrun.data.splits import Splits
 from sslrun.recipe import DEFAULT_TASK, Watch
-from sslrun.tasks.diagnostics import collapse, feature_std, rankme
 from sslrun.tasks.base import tasks
+from sslrun.tasks.diagnostics import collapse, feature_std, rankme
 from sslrun.tasks.frozen import KnnOptions, extract, weighted_knn
 from sslrun.tasks.metrics import accuracy
 from sslrun.training.device import Compute
-
 
 BATCH = 256
 """Examples run at a time."""
@@ -45,12 +44,11 @@ class Watcher:
         queries, bank = (self._features(backbone, each) for each in (self.queries, self.bank))
         record = {"feature_std": feature_std(queries), "rankme": rankme(queries)}
         if self.queries.labels is not None and self.bank.labels is not None:
-            known, truth = (each.labels.to(self.compute.device) for each in (self.bank, self.queries))
+            known, truth = self.bank.labels.to(self.compute.device), self.queries.labels.to(self.compute.device)
             votes = KnnOptions()
             scores = weighted_knn(bank, known, queries, votes.k, votes.temperature, self.classes)
             record["knn"] = accuracy(scores, truth)
         return Look(record, collapse(queries))
-
 
     def _features(self, backbone: Backbone, examples: Examples) -> Tensor:
         with self.compute.autocast():

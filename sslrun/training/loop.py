@@ -80,7 +80,10 @@ class Schedule(OptimizerOptions):
     def total_steps(self, examples: int) -> int:
         """Optimizer steps in all. UserError where the data holds no batch."""
         epoch = self.steps_an_epoch(examples)
-        return self.steps if self.steps is not None else max(1, round(self.epochs * epoch))
+        if self.steps is not None:
+            return self.steps
+        assert self.epochs is not None
+        return max(1, round(self.epochs * epoch))
 
 
 @dataclass(frozen=True)
@@ -113,7 +116,7 @@ class Training:
     """All the state of a training: what a checkpoint holds."""
 
     def __init__(self, learner: Any, schedule: Schedule, compute: Compute) -> None:
-        self.learner = compute.put(learner)
+        self.learner: Any = compute.put(learner)
         self.schedule = schedule
         self.compute = compute
         self.optimizers = optimizers(learner, schedule, learner.backbone.layers())
@@ -144,8 +147,8 @@ class Training:
     def update_average(self) -> None:
         """Move the average towards the weights; buffers are taken as they are."""
         if self.average is not None:
-            kept, new = list(self.average.parameters()), list(self.learner.parameters())
-            torch._foreach_lerp_(kept, new, 1 - self.schedule.ema)
+            kept: list[Tensor] = list(self.average.parameters())
+            torch._foreach_lerp_(kept, list(self.learner.parameters()), 1 - self.schedule.ema)
             for mine, its in zip(self.average.buffers(), self.learner.buffers(), strict=True):
                 mine.copy_(its)
 
@@ -171,7 +174,8 @@ def train(training: Training, examples: Examples, seed: int) -> Iterator[Step]:
     Whoever iterates logs, evaluates, saves or stops. UserError: the loss is not finite (NonFiniteLoss), the batch is
     larger than the data, or the device's memory too small for it.
     """
-    schedule, compute, learner = training.schedule, training.compute, training.learner
+    schedule, compute = training.schedule, training.compute
+    learner: Any = training.learner
     epoch_steps, total = schedule.steps_an_epoch(len(examples)), schedule.total_steps(len(examples))
     warmup = round(schedule.warmup * epoch_steps)
     parameters = [each for each in learner.parameters() if each.requires_grad]
@@ -180,13 +184,12 @@ def train(training: Training, examples: Examples, seed: int) -> Iterator[Step]:
     batches = examples.batches(_order(len(examples), schedule, seed, training.step, total), compute.device)
     learner.train()
     while training.step < total:
-        factor = lr_factor(
-            training.step, total, warmup, schedule.schedule, schedule.milestones, schedule.gamma
-        )
+        factor = lr_factor(training.step, total, warmup, schedule.schedule, schedule.milestones, schedule.gamma)
         for group in (group for optimizer in training.optimizers for group in optimizer.param_groups):
             group["lr"] = schedule.lr * factor * group["lr_scale"]
         try:
-            loss, metrics = 0.0, {}
+            loss = torch.zeros((), device=compute.device)
+            metrics: dict[str, Tensor] = {}
             for part in range(schedule.accumulate):
                 at = _hash(seed, training.step, part, distributed.rank())
                 torch.manual_seed(at)

@@ -47,10 +47,10 @@ class Lars(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
-            params = [each for each in group["params"] if each.grad is not None]
+            params: list[Tensor] = [each for each in group["params"] if each.grad is not None]
             if not params:
                 continue
-            grads = [each.grad for each in params]
+            grads: Any = [each.grad for each in params]
             if group["weight_decay"]:
                 grads = torch._foreach_add(grads, params, alpha=group["weight_decay"])
             if group["adapt"]:
@@ -119,9 +119,7 @@ def _optimizer(name: str, groups: list[dict[str, Any]], options: OptimizerOption
             return Lars(groups, lr=options.lr, momentum=options.momentum)
         case "muon" if all(each.ndim == 2 for group in groups for each in group["params"]):
             # match_rms_adamw: an update as large as AdamW's, so that one learning rate serves both.
-            return torch.optim.Muon(
-                groups, lr=options.lr, momentum=options.momentum, adjust_lr_fn="match_rms_adamw"
-            )
+            return torch.optim.Muon(groups, lr=options.lr, momentum=options.momentum, adjust_lr_fn="match_rms_adamw")
         case _:
             return torch.optim.AdamW(groups, lr=options.lr, betas=options.betas, fused=True)
 
@@ -144,8 +142,3 @@ def lr_factor(step: int, total: int, warmup: int, shape: Shape, milestones: tupl
             return gamma ** sum(step >= milestone * total for milestone in milestones)
         case "constant":
             return 1.0
-
-
-def clip_(parameters: list[nn.Parameter], highest: float) -> Tensor:
-    """Scale gradients to a global norm of at most `highest`; returns the norm before."""
-    return nn.utils.clip_grad_norm_(parameters, highest)
