@@ -243,10 +243,11 @@ def _construct(loader: _Loader, node: yaml.Node, keys: Keys, places: dict[Keys, 
     if node.tag not in _COLLECTIONS:
         return loader.construct_object(node, deep=True)  # of any other tag than a scalar's, an error
     if isinstance(node, yaml.MappingNode):
-        given = [str(key.value) for key, _ in node.value]
-        for (key_node, _), key in zip(node.value, given, strict=True):
-            if given.count(key) > 1:
-                raise UserError(f"{path}:{key_node.start_mark.line + 1}: '{key}' is given twice")
+        given: set[str] = set()
+        for key_node, _ in node.value:
+            if key_node.value in given:
+                raise UserError(f"{path}:{key_node.start_mark.line + 1}: '{key_node.value}' is given twice")
+            given.add(str(key_node.value))
         loader.flatten_mapping(node)  # merges (<<) come first, so that the mapping's own keys win
         value: dict[str, Any] = {}
         for key_node, value_node in node.value:

@@ -1,0 +1,217 @@
+"""Pretext tasks: each loss against its formula written out in float64, and what must and must not learn."""
+
+import itertools
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from sslrun.backbones import build_backbone
+from sslrun.data.examples import Batch, ImageSpec
+from sslrun.errors import UserError
+from sslrun.pretexts.barlow import barlow_loss
+from sslrun.pretexts.base import pretexts
+from sslrun.pretexts.byol import byol_loss
+from sslrun.pretexts.moco import info_nce
+from sslrun.pretexts.position import NEIGHBOURS, drop_colors, project_colors
+from sslrun.pretexts.simclr import nt_xent
+from sslrun.pretexts.simsiam import simsiam_loss
+from sslrun.pretexts.vicreg import vicreg_terms
+
+SIZE = 32
+CHEAP = {"byol": {"hidden": 32}, "barlow": {"width": 32}, "vicreg": {"width": 32}, "moco": {"queue": 48, "momentum": 0.9},
+         "simsiam": {"hidden": 32, "bottleneck": 8}, "position": {"hidden": 32}, "simclr": {"temperature": 0.5}}  # fmt: skip
+
+
+def made(name, backbone="resnet18", **options):
+    torch.manual_seed(0)
+    shape = {"channels": 8, "stem": "small"} if backbone == "resnet18" else {"patch": 4, "depth": 1, "width": 24, "heads": 3}
+    cls = pretexts[name]
+    built = build_backbone(backbone, shape, ImageSpec(SIZE))
+    return cls(cls.Options(**{**CHEAP.get(name, {}), **options}), built)
+
+
+def batch(count=16):
+    """Images with structure to learn from: each its own gradient of colour."""
+    generator = torch.Generator().manual_seed(1)
+    ramp = torch.linspace(0, 1, SIZE)
+    colour = torch.rand(count, 3, 3, 1, 1, generator=generator)
+    images = colour[:, 0] * ramp[:, None] + colour[:, 1] * ramp + 0.5 * colour[:, 2]
+    return Batch((images * 120).byte(), None)
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def pair(count=6, width=5):
+    return torch.randn(2, count, width, dtype=torch.float64, generator=generator(2)).unbind()
+
+
+@pytest.mark.parametrize("name", list(pretexts))
+def test_every_pretext_learns_on_every_backbone(name):
+    for backbone in ("resnet18", "vit-tiny"):
+        pretext = made(name, backbone)
+        learned = [each for each in pretext.parameters() if each.requires_grad]
+        optimizer = torch.optim.AdamW(learned, lr=0.003)
+        losses = []
+        for at in range(14):
+            # The same views each time: what falls is the loss, not the luck of the draw.
+            output = pretext(pretext.views(batch(), generator()))
+            output.loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            pretext.after_step((at + 1) / 14)
+            losses.append(output.loss.item())
+            assert all(not metric.requires_grad for metric in output.metrics.values())
+        if name != "moco":  # whose queue fills with harder negatives meanwhile
+            assert losses[-1] < losses[0], (backbone, losses)
+        assert all(math.isfinite(loss) for loss in losses)
+
+
+@pytest.mark.parametrize("name", list(pretexts))
+def test_views_follow_from_the_generator_and_not_from_the_global_one(name):
+    pretext = made(name)
+    first, again, other = (pretext.views(batch(), generator(seed)) for seed in (1, 1, 2))
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(first, other, strict=True)) or name == "rotation"
+
+
+def test_nt_xent_is_its_formula():
+    a, b = pair()
+    z = torch.cat([a, b])
+    total = 0.0
+    for i in range(12):
+        similar = [F.cosine_similarity(z[i], z[k], dim=0) / 0.3 for k in range(12)]
+        positive = similar[(i + 6) % 12]
+        total -= math.log(math.exp(positive) / sum(math.exp(s) for k, s in enumerate(similar) if k != i))
+    assert nt_xent(a, b, 0.3)[0].item() == pytest.approx(total / 12, rel=1e-5)
+    order = torch.randperm(6)
+    torch.testing.assert_close(nt_xent(a[order], b[order], 0.3)[0], nt_xent(a, b, 0.3)[0])
+    assert nt_xent(a, a, 0.01)[1] == 1
+
+
+def test_info_nce_is_its_formula():
+    q, k = (F.normalize(each, dim=1) for each in pair())
+    queue = F.normalize(torch.randn(9, 5, dtype=torch.float64, generator=generator(4)), dim=1)
+    total = 0.0
+    for i in range(6):
+        positive = math.exp(float(q[i] @ k[i]) / 0.2)
+        total -= math.log(positive / (positive + sum(math.exp(float(q[i] @ n) / 0.2) for n in queue)))
+    assert info_nce(q, k, queue, 0.2)[0].item() == pytest.approx(total / 6)
+
+
+def test_losses_of_predictions_are_their_formulas_and_stop_the_gradient():
+    p, z = (each.float().requires_grad_() for each in pair())
+    cosine = sum(float(p[i] @ z[i] / (p[i].norm() * z[i].norm())) for i in range(6)) / 6
+    distance = sum(float((p[i] / p[i].norm() - z[i] / z[i].norm()).square().sum()) for i in range(6)) / 6
+    assert byol_loss(p, z).item() == pytest.approx(distance, rel=1e-5)
+    assert simsiam_loss(p, z).item() == pytest.approx(-cosine, rel=1e-5)
+    (byol_loss(p, z) + simsiam_loss(p, z)).backward()
+    assert z.grad is None
+    assert p.grad.abs().sum() > 0
+
+
+def test_barlow_is_its_formula():
+    a, b = pair(count=8, width=3)
+    expected = 0.0
+    for i, j in itertools.product(range(3), repeat=2):
+        x, y = ((each[:, at] - each[:, at].mean()) / (each[:, at].var(correction=0) + 1e-5).sqrt() for each, at in ((a, i), (b, j)))
+        c = float((x * y).mean())
+        expected += (1 - c) ** 2 if i == j else 0.0051 * c**2
+    assert barlow_loss(a, b, 0.0051).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_vicreg_is_its_formula():
+    a, b = pair(count=8, width=3)
+    invariance = sum(float((a[i] - b[i]).square().sum()) for i in range(8)) / 24
+    variance = covariance = 0.0
+    for z in (a, b):
+        centred = z - z.mean(0)
+        for i in range(3):
+            deviation = math.sqrt(float(centred[:, i].square().sum()) / 7 + 1e-4)
+            variance += max(0.0, 1 - deviation) / 3 / 2
+            covariance += sum(float(centred[:, i] @ centred[:, j] / 7) ** 2 for j in range(3) if j != i) / 3
+    found = vicreg_terms(a, b)
+    assert [each.item() for each in found] == pytest.approx([invariance, variance, covariance], rel=1e-5)
+
+
+def test_decorrelated_views_leave_nothing_to_gain():
+    hadamard = torch.tensor([[1.0, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]], dtype=torch.float64)
+    assert barlow_loss(hadamard, hadamard, 0.0051).item() == pytest.approx(0, abs=1e-8)
+    assert [each.item() for each in vicreg_terms(hadamard, hadamard)] == pytest.approx([0, 0, 0], abs=1e-8)
+
+
+@pytest.mark.parametrize("name", ["byol", "moco"])
+def test_teachers_follow_as_the_closed_form_says_and_get_no_gradient(name):
+    pretext = made(name, momentum=0.5)
+    assert not any(each.requires_grad for each in pretext.teacher.parameters())
+    pretext(pretext.views(batch(), generator())).loss.backward()
+    assert all(each.grad is None for each in pretext.teacher.parameters())
+    before = pretext.teacher.backbone.conv1.weight.clone()
+    with torch.no_grad():
+        pretext.backbone.conv1.weight.add_(1.0)
+    pretext.after_step(0.5)
+    momentum = 0.5 if name == "moco" else 1 - 0.5 * (math.cos(math.pi * 0.5) + 1) / 2
+    expected = momentum * before + (1 - momentum) * pretext.backbone.conv1.weight
+    torch.testing.assert_close(pretext.teacher.backbone.conv1.weight, expected.detach())
+
+
+def test_queue_is_first_in_first_out():
+    pretext = made("moco", queue=40, projection=4)
+    for at in range(4):
+        pretext._keys = torch.full((16, 4), float(at))
+        pretext.after_step(1.0)
+    # 64 keys into 40 places: of the first batch nothing is left, of the second 8, of the third all, of the fourth all.
+    assert sorted(pretext.queue[:, 0].tolist()) == [1.0] * 8 + [2.0] * 16 + [3.0] * 16
+    assert int(pretext.place) == 64 % 40
+
+
+def test_all_turns_of_every_image_are_in_one_batch():
+    pretext = made("rotation", augmentation={})
+    turned, targets = pretext.views(batch(4), generator())
+    for image, target in zip(turned, targets, strict=True):
+        back = image.rot90(-int(target), (1, 2))
+        assert any(torch.equal(back, each.float() / 255) for each in batch(4).inputs)
+    assert targets.bincount().tolist() == [4, 4, 4, 4]
+    halves = made("rotation", turns=2, augmentation={}).views(batch(4), generator())
+    assert torch.equal(halves[0][4:], halves[0][:4].flip(2, 3))
+
+
+def test_position_crops_the_neighbour_it_names():
+    pretext = made("position", patch=6, gap=4, jitter=1, color="none", neighbours=8)
+    column = torch.arange(SIZE).repeat(SIZE, 1)
+    place = torch.stack([column.T, column, column]).byte().repeat(5, 1, 1, 1)
+    found, targets = pretext.views(Batch(place, None), generator())
+    corners = (found[:, :2, 0, 0] * 255).round().unflatten(0, (9, 5))
+    for image, at in itertools.product(range(5), range(8)):
+        row, column = NEIGHBOURS[targets[image, at]]
+        offset = corners[1 + at, image] - corners[0, image]
+        expected = torch.tensor([(row - 1) * 10.0, (column - 1) * 10.0])
+        assert (offset - expected).abs().max() <= 2  # the jitter of both
+    # To exchange the patches of a pair is to name the opposite neighbour.
+    assert all((2 - r, 2 - c) == NEIGHBOURS[7 - at] for at, (r, c) in enumerate(NEIGHBOURS))
+
+
+def test_colour_measures_hide_what_tells_a_patchs_place():
+    image = torch.rand(64, 3, 8, 8, generator=generator())
+    projected = project_colors(image)
+    axis = torch.tensor([-1.0, 2.0, -1.0])[:, None, None]
+    assert (projected * axis).sum(1).abs().max() < 1e-6
+    torch.testing.assert_close(project_colors(projected), projected)
+    # Red moved against green by a pixel, as an aberration moves it: dropping leaves no two channels to compare.
+    shifted = torch.cat([image[:, :1].roll(1, 3), image[:, :1], image[:, :1]], dim=1)
+    dropped = drop_colors(shifted, generator())
+    deviations = dropped.std(dim=(2, 3)).sort(dim=1).values
+    assert (deviations[:, 1] < 0.02 * deviations[:, 2]).all()
+    assert len({int(at) for at in dropped.std(dim=(2, 3)).argmax(1)}) == 3
+
+
+@pytest.mark.parametrize(
+    ("backbone", "options", "words"),
+    [("resnet18", {"patch": 12}, "take"), ("resnet18", {"patch": 4, "gap": 20}, "no 3x3 grid"), ("vit-tiny", {"patch": 7}, "take 4")],
+)
+def test_grids_that_do_not_fit(backbone, options, words):
+    with pytest.raises(UserError, match=words):
+        made("position", backbone, **options)

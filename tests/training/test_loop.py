@@ -1,0 +1,218 @@
+"""The loop: the same bits whether it was stopped or not, and everything a schedule says is done."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from sslrun.data.examples import ImageSpec, TensorExamples
+from sslrun.errors import UserError
+from sslrun.learner import Output
+from sslrun.training import checkpoint
+from sslrun.training.device import compute
+from sslrun.training.loop import NonFiniteLoss, Schedule, Training, train
+from sslrun.training.optim import Lars, lr_factor, optimizers
+
+CPU = compute("cpu")
+
+
+class Toy(nn.Module):
+    """A small network with dropout and random views, so that any random state that is not restored shows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.backbone = nn.Sequential(
+            nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 16), nn.Dropout()
+        )
+        self.backbone.layers = lambda: [list(self.backbone[:2].parameters()), list(self.backbone[4].parameters())]
+        self.head = nn.Linear(16, 4)
+        self.explode_at, self.calls, self.progress = -1, 0, 0.0
+
+    def views(self, batch, generator):
+        return batch.inputs / 255 + torch.rand(batch.inputs.shape, generator=generator), batch.labels
+
+    def forward(self, views):
+        self.calls += 1
+        loss = nn.functional.cross_entropy(self.head(self.backbone(views[0])), views[1])
+        return Output(loss * (torch.inf if self.calls == self.explode_at else 1.0))
+
+    def after_step(self, progress):
+        self.progress = progress
+
+
+def examples(count=40):
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randint(0, 256, (count, 3, 8, 8), dtype=torch.uint8, generator=generator)
+    return TensorExamples(images, torch.randint(0, 4, (count,), generator=generator), tuple("abcd"), ImageSpec(8))
+
+
+def run(schedule, until=None, training=None, seed=3):
+    training = training or Training(Toy(), schedule, CPU)
+    for step in train(training, examples(), seed):
+        if step.step == until:
+            break
+    return training
+
+
+def state(training):
+    both = [training.learner, training.averaged]
+    return [tensor for each in both for tensor in each.state_dict().values()]
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "lars", "muon"])
+def test_resumed_run_equals_one_never_stopped_bit_for_bit(optimizer, tmp_path):
+    schedule = Schedule(epochs=3, batch=8, optimizer=optimizer, lr=0.05, weight_decay=0.1, ema=0.9, clip=1.0, warmup=1)
+    whole = run(schedule)
+    checkpoint.save(run(schedule, until=7), tmp_path)
+    resumed = Training(Toy(), schedule, CPU)
+    checkpoint.restore(resumed, checkpoint.latest(tmp_path))
+    assert resumed.step == 7
+    run(schedule, training=resumed)
+    assert resumed.step == whole.step == 15
+    assert all(torch.equal(a, b) for a, b in zip(state(whole), state(resumed), strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(state(whole), state(run(schedule, seed=4)), strict=True))
+
+
+def test_every_epoch_sees_every_example_once_in_another_order():
+    seen = []
+
+    class Recorder(Toy):
+        def views(self, batch, generator):
+            seen.append(batch.inputs[:, 0, 0, 0])
+            return super().views(batch, generator)
+
+    data = examples(40)
+    data.inputs[:, 0, 0, 0] = torch.arange(40)
+    list(train(Training(Recorder(), Schedule(epochs=2, batch=8, lr=0.1), CPU), data, 0))
+    first, second = torch.cat(seen[:5]), torch.cat(seen[5:])
+    assert first.sort().values.tolist() == second.sort().values.tolist() == list(range(40))
+    assert not torch.equal(first, second)
+
+
+def test_accumulated_parts_make_the_gradient_of_the_whole_batch():
+    class Plain(Toy):
+        def __init__(self):
+            super().__init__()
+            self.backbone[1] = nn.Identity()  # batch statistics and dropout are of a part
+            self.backbone[5] = nn.Identity()
+
+        def views(self, batch, generator):
+            return batch.inputs / 255, batch.labels
+
+    learned = []
+    for parts in (1, 4):
+        schedule = Schedule(steps=2, batch=16, accumulate=parts, optimizer="sgd", lr=0.5, precision="fp32")
+        training = Training(Plain(), schedule, CPU)
+        list(train(training, examples(), 0))
+        learned.append(training.learner.head.weight.detach())
+    torch.testing.assert_close(*learned)
+
+
+def test_weight_average_is_its_closed_form():
+    training = Training(Toy(), Schedule(steps=3, batch=8, optimizer="sgd", lr=0.1, ema=0.5), CPU)
+    expected = training.learner.head.weight.detach().clone()
+    for _ in train(training, examples(), 0):
+        expected = 0.5 * expected + 0.5 * training.learner.head.weight.detach()
+    torch.testing.assert_close(training.averaged.head.weight, expected)
+
+
+def test_learning_rate_by_hand():
+    def course(shape, warmup=0, **more):
+        return [lr_factor(t, 8, warmup, shape, more.get("milestones", ()), 0.1) for t in range(8)]
+
+    assert course("constant", warmup=4)[:5] == [0.25, 0.5, 0.75, 1.0, 1.0]
+    assert course("linear")[4] == 0.5
+    assert course("cosine")[4] == pytest.approx(0.5)
+    assert course("cosine")[1] == pytest.approx(0.5 * (1 + math.cos(math.pi / 8)))
+    assert course("step", milestones=(0.5, 0.75)) == pytest.approx([1] * 4 + [0.1] * 2 + [0.01] * 2)
+
+
+def test_lars_is_its_formula_and_leaves_vectors_alone():
+    torch.manual_seed(0)
+    matrix, vector = nn.Parameter(torch.randn(4, 3)), nn.Parameter(torch.randn(3))
+    lars = Lars([{"params": [matrix], "weight_decay": 0.1}, {"params": [vector], "adapt": False}], 0.2, momentum=0.9)
+    w, v = matrix.detach().double(), vector.detach().double()
+    m, n = torch.zeros_like(w), torch.zeros_like(v)
+    for _ in range(3):
+        matrix.grad, vector.grad = torch.randn(4, 3), torch.randn(3)
+        lars.step()
+        g = matrix.grad.double() + 0.1 * w
+        m = 0.9 * m + 0.001 * w.norm() / g.norm() * g
+        n = 0.9 * n + vector.grad.double()
+        w, v = w - 0.2 * m, v - 0.2 * n
+    torch.testing.assert_close(matrix.detach().double(), w, rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(vector.detach().double(), v, rtol=1e-6, atol=1e-7)
+
+
+def test_no_decay_on_vectors_and_less_learning_towards_the_input():
+    toy = Toy()
+    options = Schedule(steps=1, weight_decay=0.3, layer_decay=0.5)
+    (made,) = optimizers(toy, options, toy.backbone.layers())
+    of = {id(each): group for group in made.param_groups for each in group["params"]}
+    assert of[id(toy.backbone[0].weight)]["lr_scale"] == 0.25
+    assert of[id(toy.backbone[4].weight)]["lr_scale"] == 0.5
+    assert of[id(toy.head.weight)]["lr_scale"] == 1.0
+    assert of[id(toy.head.weight)]["weight_decay"] == 0.3
+    assert of[id(toy.head.bias)]["weight_decay"] == of[id(toy.backbone[1].weight)]["weight_decay"] == 0
+
+
+def test_a_loss_that_is_not_finite_is_named_with_its_step():
+    training = Training(Toy(), Schedule(epochs=3, batch=8, lr=0.1), CPU)
+    training.learner.explode_at = 4
+    with pytest.raises(NonFiniteLoss, match=r"not finite at step 4 \(learning rate 0\.0"):
+        list(train(training, examples(), 0))
+    assert training.step == 3
+
+
+def test_a_batch_larger_than_the_data():
+    with pytest.raises(UserError, match="batch of 64 is larger than the 40 examples: lower batch to 32"):
+        list(train(Training(Toy(), Schedule(epochs=1, batch=64), CPU), examples(), 0))
+
+
+def test_out_of_memory_says_what_to_lower(monkeypatch):
+    training = Training(Toy(), Schedule(epochs=1, batch=8), CPU)
+
+    def full(batch, generator):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(training.learner, "views", full)
+    with pytest.raises(UserError, match="lower batch from 8 to 4, or set accumulate to 2"):
+        list(train(training, examples(), 0))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({}, "either epochs or steps"),
+        ({"epochs": 1, "steps": 1}, "either epochs or steps"),
+        ({"steps": 1, "batch": 10, "accumulate": 3}, "not a multiple"),
+        ({"steps": 1, "schedule": "step"}, "milestones go together"),
+    ],
+)
+def test_schedules_that_make_no_sense(given, message):
+    with pytest.raises(ValueError, match=message):
+        Schedule(**given)
+
+
+def test_a_damaged_checkpoint_is_passed_over(tmp_path):
+    training = run(Schedule(epochs=3, batch=8, lr=0.1), until=2)
+    path = checkpoint.save(training, tmp_path)
+    (path / checkpoint.STATE).write_bytes(b"half")
+    with pytest.warns(UserWarning, match="damaged"):
+        assert checkpoint.latest(tmp_path) is None
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, monkeypatch):
+    schedule = Schedule(epochs=3, batch=8, lr=0.1)
+    kept = checkpoint.save(run(schedule, until=2), tmp_path)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint.torch, "save", full)
+    with pytest.raises(UserError, match="disk is full"):
+        checkpoint.save(run(schedule, until=3), tmp_path)
+    assert list(tmp_path.iterdir()) == [kept]
+    assert checkpoint.latest(tmp_path) == kept
