@@ -14,7 +14,6 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sslrun.backbones.base import Backbone, backbones
-from sslrun.backbones.resnet import ResNet
 from sslrun.backbones.vit import ViT, interpolated
 from sslrun.data.examples import InputSpec
 from sslrun.errors import UserError
@@ -83,10 +82,9 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _own_names(tensors: dict[str, Tensor], backbone: Backbone) -> dict[str, Tensor]:
-    """torchvision's ResNet and timm's ViT have our names but for the network's prefix, and a classifier besides."""
-    prefix = "network." if isinstance(backbone, ResNet) else ""
+    """torchvision's ResNet and timm's ViT have our names, and a classifier besides."""
     classifier = re.compile(r"(fc|head|pre_logits)\.")
-    found = {prefix + name: tensor for name, tensor in tensors.items() if not classifier.match(name)}
+    found = {name: tensor for name, tensor in tensors.items() if not classifier.match(name)}
     # Their images are normalised as ImageNet's, which a fresh backbone's buffers are.
     return found | {name: tensor for name, tensor in backbone.state_dict().items() if name in ("mean", "std")}
 

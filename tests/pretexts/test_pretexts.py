@@ -103,9 +103,10 @@ def test_info_nce_is_its_formula():
 
 
 def test_losses_of_predictions_are_their_formulas_and_stop_the_gradient():
-    p, z = (each.float().requires_grad_() for each in pair())
-    cosine = sum(float(p[i] @ z[i] / (p[i].norm() * z[i].norm())) for i in range(6)) / 6
-    distance = sum(float((p[i] / p[i].norm() - z[i] / z[i].norm()).square().sum()) for i in range(6)) / 6
+    a, b = pair()
+    cosine = sum(float(a[i] @ b[i] / (a[i].norm() * b[i].norm())) for i in range(6)) / 6
+    distance = sum(float((a[i] / a[i].norm() - b[i] / b[i].norm()).square().sum()) for i in range(6)) / 6
+    p, z = a.float().requires_grad_(), b.float().requires_grad_()
     assert byol_loss(p, z).item() == pytest.approx(distance, rel=1e-5)
     assert simsiam_loss(p, z).item() == pytest.approx(-cosine, rel=1e-5)
     (byol_loss(p, z) + simsiam_loss(p, z)).backward()

@@ -1,0 +1,161 @@
+"""The command line as a user meets it: every command in a process of its own, on small data."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from sslrun.recipe import load
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+RECIPE = """\
+name: tiny
+backbone: {name: resnet18, stem: small, channels: 4}
+pretext: rotation
+data: {name: digits, size: 8}
+pretrain: {epochs: 2, batch: 64, lr: 0.002}
+watch: {every: 1}
+evaluate:
+  digits:
+    protocols: [knn, probe, finetune, lpft, scratch]
+    labels: [0.1]
+finetune: {steps: 3, batch: 32, lr: [0.001, 0.01]}
+"""
+
+
+def sslrun(*arguments, cwd, code=0, **environment):
+    done = subprocess.run(
+        [sys.executable, "-m", "sslrun", *map(str, arguments)],
+        cwd=cwd, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+    )  # fmt: skip
+    assert done.returncode == code, done.stderr
+    assert "\x1b" not in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return done
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "tiny.yaml").write_text(RECIPE)
+    return tmp_path
+
+
+def result(folder, stage):
+    (path,) = folder.glob(f"runs/tiny/{stage}-*/result.json")
+    return json.loads(path.read_text())
+
+
+def test_pretrain_then_every_protocol_then_the_table(folder):
+    missing = sslrun("probe", "tiny.yaml", cwd=folder, code=2).stderr
+    assert "run `sslrun pretrain tiny.yaml` first, or pass --from" in missing
+    path = Path(folder / sslrun("pretrain", "tiny.yaml", cwd=folder).stdout.strip())
+    weights = (path / "backbone.safetensors").read_bytes()
+    records = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    assert {"knn", "rankme", "feature_std"} <= set(records[-1])
+    for protocol in ("knn", "probe", "lpft", "finetune", "scratch"):
+        assert protocol in sslrun(protocol, "tiny.yaml", cwd=folder).stdout or protocol == "lpft"
+    assert (path / "backbone.safetensors").read_bytes() == weights
+    assert set(result(folder, "finetune")["tried"]) == {"0.001", "0.01"}
+    assert result(folder, "lpft")["metrics"]["test"]["accuracy"] > result(folder, "scratch")["metrics"]["test"]["accuracy"]
+    table = json.loads(sslrun("table", "--json", "-o", "t.md", cwd=folder).stdout)
+    assert len(table["cells"]) == 5
+    assert "± " not in (folder / "t.md").read_text()
+    # A second call reads what the first one found; --fresh makes it anew and finds the same.
+    first = result(folder, "probe")
+    sslrun("probe", "tiny.yaml", cwd=folder)
+    assert result(folder, "probe") == first
+    sslrun("probe", "tiny.yaml", "--fresh", cwd=folder)
+    assert result(folder, "probe")["metrics"] == first["metrics"]
+    assert result(folder, "probe")["finished"] != first["finished"]
+    sslrun("knn", "tiny.yaml", "--from", path, cwd=folder)
+    assert len(list(folder.glob("runs/tiny/knn-*"))) == 2
+    (folder / "bad.safetensors").write_bytes(b"x" * 100)
+    assert "not a checkpoint" in sslrun("knn", "tiny.yaml", "--from", "bad.safetensors", cwd=folder, code=2).stderr
+    other = sslrun("knn", "tiny.yaml", "backbone=resnet34", "--from", path, cwd=folder, code=2).stderr
+    assert "this checkpoint is of 'resnet18'" in other
+
+
+def test_a_killed_pretraining_continues_to_the_same_bits(folder):
+    whole = Path(folder / sslrun("pretrain", "tiny.yaml", "pretrain.epochs=40", cwd=folder).stdout.strip())
+    command = [sys.executable, "-m", "sslrun", "pretrain", "tiny.yaml", "pretrain.epochs=40", "--runs", "other"]
+    process = subprocess.Popen(
+        command, cwd=folder, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    while process.poll() is None and not list(folder.glob("other/tiny/*/metrics.jsonl")):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    told = process.communicate(timeout=60)[1]
+    assert process.returncode == 130
+    assert "stopped by SIGINT" in told
+    assert "same command again" in told
+    again = sslrun("pretrain", "tiny.yaml", "pretrain.epochs=40", "--runs", "other", cwd=folder)
+    assert re.search(r"continues after step \d+", again.stderr)
+    resumed = folder / again.stdout.strip()
+    assert (resumed / "backbone.safetensors").read_bytes() == (whole / "backbone.safetensors").read_bytes()
+
+
+def test_a_sweep_shares_runs_among_rows_and_workers(folder):
+    (folder / "few.yaml").write_text(
+        "name: few\nbase: tiny.yaml\nrows:\n"
+        "  one: {evaluate.digits.protocols: [knn]}\n  two: {evaluate.digits.protocols: [knn, probe]}\n"
+        "  pixels: {backbone: pixels, pretext: null, evaluate.digits.protocols: [random-forest]}\n"
+    )
+    printed = sslrun("sweep", "few.yaml", "--jobs", 2, cwd=folder).stdout
+    assert "random-forest" in printed
+    made = sorted(path.name.split("-")[0] for path in folder.glob("runs/tiny/*-*"))
+    assert made == ["knn", "pretrain", "probe", "random"]
+    assert {path.suffix for path in (folder / "runs/few").iterdir()} == {".md", ".tex", ".csv", ".json"}
+    assert "one" in sslrun("table", "few.yaml", cwd=folder).stdout
+
+
+def test_mistakes_leave_nothing_behind(folder):
+    for arguments, words in (
+        (["pretrain", "tiny.yaml", "pretrain.epoch=3"], "Did you mean 'epochs'?"),
+        (["pretrain", "none.yaml"], "no such file"),
+        (["pretrain", "tiny.yaml", "--device", "cuda:9"], "not on this machine"),
+        (["pretrain", "tiny.yaml", "data=cifar10"], "see `sslrun show data cifar10`"),
+        (["pretrain", "tiny.yaml", "pretrain.batch=5000"], "lower batch to 1024"),
+        (["scratch", "tiny.yaml", "evaluate.digits.labels=[0.001]"], "the smallest fraction that works"),
+        (["table"], "no finished evaluation"),
+        (["show", "pretexts", "simclear"], "'simclr'"),
+        (["pretrain", "tiny.yaml", "pretrain.optimizer=sgd", "pretrain.lr=1e9"], "not finite at step"),
+    ):
+        told = sslrun(*arguments, cwd=folder, code=2, SSLRUN_DATA=str(folder), HF_HUB_OFFLINE="1").stderr
+        assert words in told
+        assert len(told.strip().splitlines()) == 1, told
+    assert not list(folder.rglob("result.json"))
+
+
+def test_help_show_and_check(folder):
+    began = time.perf_counter()
+    assert "pretrain" in sslrun("--help", cwd=folder).stdout
+    assert time.perf_counter() - began < 5  # the promise of 0.5 s is a benchmark's; this only keeps torch out
+    loaded = "import sys, sslrun.cli; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", loaded]).returncode == 0
+    assert "simclr" in sslrun("show", cwd=folder).stdout
+    options = json.loads(sslrun("show", "pretext", "simclr", "--json", cwd=folder).stdout)["options"]
+    assert {"temperature", "augmentation"} <= {each["name"] for each in options}
+    (checked,) = json.loads(sslrun("check", "tiny.yaml", "--json", cwd=folder).stdout)
+    assert (checked["steps"], checked["cells"]) == (36, 5)
+    assert checked["flops"] > 0
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("image/*.yaml")), ids=lambda path: path.stem)
+def test_recipes_are_valid(path):
+    recipe = load(path)
+    assert recipe.name == path.stem
+    assert recipe.evaluate
+
+
+def test_every_pretext_has_its_recipes():
+    from sslrun.pretexts.base import pretexts
+
+    for name in pretexts:
+        for data in ("cifar10", "imagenet"):
+            assert (RECIPES / "image" / f"{name}-{data}.yaml").exists()
