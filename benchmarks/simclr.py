@@ -109,7 +109,9 @@ def main() -> None:
     print(f"{given.device}, {torch.get_num_threads()} threads, torch {torch.__version__}, batch {given.batch}")
     for name, rate in rates.items():
         print(f"{name:8} {rate:8.1f} images/s")
-    print(f"sslrun / lightly {rates['sslrun'] / rates['lightly']:.2f}, sslrun / network {rates['sslrun'] / rates['network']:.2f}")
+    print(
+        f"sslrun / lightly {rates['sslrun'] / rates['lightly']:.2f}, sslrun / network {rates['sslrun'] / rates['network']:.2f}"
+    )
 
 
 if __name__ == "__main__":

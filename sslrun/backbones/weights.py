@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Mapping
@@ -29,7 +30,8 @@ def build_backbone(name: str, options: Options | Mapping[str, Any], spec: InputS
 def save_backbone(path: Path, backbone: Backbone, metadata: Mapping[str, str] | None = None) -> None:
     """Write weights, buffers and what they belong to, whole or not at all."""
     tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in backbone.state_dict().items()}
-    written = {"backbone": backbone.name, "options": backbone.options.model_dump_json(), **(metadata or {})}
+    about = {"backbone": backbone.name, "options": backbone.options.model_dump_json(), **(metadata or {})}
+    written = {"sslrun": json.dumps(about)}  # one key: safetensors writes several in no fixed order
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         save_file(tensors, str(temporary), written)
@@ -67,7 +69,8 @@ def load_into(backbone: Backbone, path: Path) -> None:
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with safe_open(str(path), framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+            about = json.loads((file.metadata() or {}).get("sslrun", "{}"))
+            return {name: file.get_tensor(name) for name in file.keys()}, about  # noqa: SIM118
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except (SafetensorError, OSError) as safetensors_error:

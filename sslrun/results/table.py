@@ -138,7 +138,8 @@ class Table:
             protocol = [Text(row[1])] if self._several_protocols else []
             cells = [self._styled(row, column, best) for column in columns]
             shown.add_row(*label, *protocol, *cells)
-        heading = " · ".join(filter(None, [self.title, columns[0][0] if one_task else ""]))
+        one_protocol = "" if self._several_protocols else rows[0][1]
+        heading = " · ".join(filter(None, [self.title, columns[0][0] if one_task else "", one_protocol]))
         return Group(Text(heading, style="bold"), Text(), shown, Text(), *(Text(note) for note in self.notes))
 
     def to_markdown(self) -> str:

@@ -50,7 +50,12 @@ def test_resnet_is_torchvisions(name, images):
 
 @pytest.mark.parametrize(
     ("name", "options", "size", "millions"),
-    [("resnet50", {}, 224, 23.5), ("resnet18", {}, 224, 11.2), ("vit-base", {}, 224, 85.8), ("vit-small", {}, 224, 21.7)],
+    [
+        ("resnet50", {}, 224, 23.5),
+        ("resnet18", {}, 224, 11.2),
+        ("vit-base", {}, 224, 85.8),
+        ("vit-small", {}, 224, 21.7),
+    ],
 )
 def test_parameter_counts_are_the_published_ones(name, options, size, millions):
     backbone = build_backbone(name, options, ImageSpec(size))
@@ -58,7 +63,10 @@ def test_parameter_counts_are_the_published_ones(name, options, size, millions):
 
 
 def test_small_stem_keeps_the_resolution(images):
-    grids = [build_backbone("resnet18", {"stem": stem, "channels": 8}, ImageSpec(32))(images).grid for stem in ("small", "imagenet")]
+    grids = [
+        build_backbone("resnet18", {"stem": stem, "channels": 8}, ImageSpec(32))(images).grid
+        for stem in ("small", "imagenet")
+    ]
     assert [grid.shape[-1] for grid in grids] == [4, 1]
 
 

@@ -26,7 +26,11 @@ CHEAP = {"byol": {"hidden": 32}, "barlow": {"width": 32}, "vicreg": {"width": 32
 
 def made(name, backbone="resnet18", **options):
     torch.manual_seed(0)
-    shape = {"channels": 8, "stem": "small"} if backbone == "resnet18" else {"patch": 4, "depth": 1, "width": 24, "heads": 3}
+    shape = (
+        {"channels": 8, "stem": "small"}
+        if backbone == "resnet18"
+        else {"patch": 4, "depth": 1, "width": 24, "heads": 3}
+    )
     cls = pretexts[name]
     built = build_backbone(backbone, shape, ImageSpec(SIZE))
     return cls(cls.Options(**{**CHEAP.get(name, {}), **options}), built)
@@ -118,7 +122,10 @@ def test_barlow_is_its_formula():
     a, b = pair(count=8, width=3)
     expected = 0.0
     for i, j in itertools.product(range(3), repeat=2):
-        x, y = ((each[:, at] - each[:, at].mean()) / (each[:, at].var(correction=0) + 1e-5).sqrt() for each, at in ((a, i), (b, j)))
+        x, y = (
+            (each[:, at] - each[:, at].mean()) / (each[:, at].var(correction=0) + 1e-5).sqrt()
+            for each, at in ((a, i), (b, j))
+        )
         c = float((x * y).mean())
         expected += (1 - c) ** 2 if i == j else 0.0051 * c**2
     assert barlow_loss(a, b, 0.0051).item() == pytest.approx(expected, rel=1e-5)
@@ -211,7 +218,11 @@ def test_colour_measures_hide_what_tells_a_patchs_place():
 
 @pytest.mark.parametrize(
     ("backbone", "options", "words"),
-    [("resnet18", {"patch": 12}, "take"), ("resnet18", {"patch": 4, "gap": 20}, "no 3x3 grid"), ("vit-tiny", {"patch": 7}, "take 4")],
+    [
+        ("resnet18", {"patch": 12}, "take"),
+        ("resnet18", {"patch": 4, "gap": 20}, "no 3x3 grid"),
+        ("vit-tiny", {"patch": 7}, "take 4"),
+    ],
 )
 def test_grids_that_do_not_fit(backbone, options, words):
     with pytest.raises(UserError, match=words):
