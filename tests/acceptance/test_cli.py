@@ -84,8 +84,8 @@ def test_pretrain_then_every_protocol_then_the_table(folder):
 
 
 def test_a_killed_pretraining_continues_to_the_same_bits(folder):
-    whole = Path(folder / sslrun("pretrain", "tiny.yaml", "pretrain.epochs=15", cwd=folder).stdout.strip())
-    command = [sys.executable, "-m", "sslrun", "pretrain", "tiny.yaml", "pretrain.epochs=15", "--runs", "other"]
+    whole = Path(folder / sslrun("pretrain", "tiny.yaml", "pretrain.epochs=25", cwd=folder).stdout.strip())
+    command = [sys.executable, "-m", "sslrun", "pretrain", "tiny.yaml", "pretrain.epochs=25", "--runs", "other"]
     process = subprocess.Popen(
         command, cwd=folder, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
     )
@@ -96,7 +96,7 @@ def test_a_killed_pretraining_continues_to_the_same_bits(folder):
     assert process.returncode == 130
     assert "stopped by SIGINT" in told
     assert "same command again" in told
-    again = sslrun("pretrain", "tiny.yaml", "pretrain.epochs=15", "--runs", "other", cwd=folder)
+    again = sslrun("pretrain", "tiny.yaml", "pretrain.epochs=25", "--runs", "other", cwd=folder)
     assert re.search(r"continues after step \d+", again.stderr)
     resumed = folder / again.stdout.strip()
     assert (resumed / "backbone.safetensors").read_bytes() == (whole / "backbone.safetensors").read_bytes()
