@@ -369,8 +369,10 @@ DEFAULT_TASK = {"image": "classification"}
 
 
 def _protocol(name: str, recipe: Source, evaluation: Source) -> Options:
-    """A protocol's options: the recipe's section, then the evaluation's; for lpft and scratch those of finetune first."""
-    merged = Source({}, {(): recipe.places[()]}, (name,))
+    """A protocol's options: the default's, changed by the recipe's section, then the evaluation's; for lpft and scratch
+    by those of finetune first."""
+    default = Protocols.model_fields[name].default
+    merged = Source(default.model_dump(exclude_unset=True), {(): recipe.places[()]}, (name,))
     inherited = ("finetune", name) if name in ("lpft", "scratch") else (name,)
     for section in (each.section(key) for key in inherited for each in (recipe, evaluation)):
         if {"epochs", "steps"} & section.value.keys():
@@ -378,7 +380,7 @@ def _protocol(name: str, recipe: Source, evaluation: Source) -> Options:
         for key, value in section.value.items():
             inside = {keys[1:]: place for keys, place in section.places.items() if keys[:1] == (key,)}
             merged.change(key, value, inside or {(): section.places[()]})
-    return _validated(type(Protocols.model_fields[name].default), merged, f"'{name}'")
+    return _validated(type(default), merged, f"'{name}'")
 
 
 def _named(registry: Registry[Any], source: Source, key: str, default: str | None = None) -> Named:
