@@ -344,8 +344,8 @@ def _evaluation(source: Source, key: str, data: Named) -> Evaluation:
     if section.value.get("data") is None:
         # The same set as pretraining's is the same in every option.
         section.value["data"] = data.as_dict() if key == data.name else {"name": key}
-    evaluation_data = _named(sources, section, "data")
-    task = _named(tasks, section, "task", default=DEFAULT_TASK[sources[evaluation_data.name].modality])
+    evaluation_data = _named(sources, section, "data", like=data)
+    task = _named(tasks, section, "task", default=sources[evaluation_data.name].task)
     options = Protocols(**{name: _protocol(name, source, section) for name in Protocols.model_fields})
     given = {
         **section.without(*Protocols.model_fields).value,
@@ -364,10 +364,6 @@ def _evaluation(source: Source, key: str, data: Named) -> Evaluation:
     return evaluation
 
 
-DEFAULT_TASK = {"image": "classification"}
-"""The task of a data set where the recipe names none, by modality."""
-
-
 def _protocol(name: str, recipe: Source, evaluation: Source) -> Options:
     """A protocol's options: the default's, changed by the recipe's section, then the evaluation's; for lpft and scratch
     by those of finetune first."""
@@ -383,8 +379,13 @@ def _protocol(name: str, recipe: Source, evaluation: Source) -> Options:
     return _validated(type(default), merged, f"'{name}'")
 
 
-def _named(registry: Registry[Any], source: Source, key: str, default: str | None = None) -> Named:
-    """The component that `source` names under `key`: `name`, or `{name: ..., option: ...}`."""
+def _named(
+    registry: Registry[Any], source: Source, key: str, default: str | None = None, like: Named | None = None
+) -> Named:
+    """The component that `source` names under `key`: `name`, or `{name: ..., option: ...}`.
+
+    `like`: a data set that it takes options from which both must share.
+    """
     if isinstance(source.value.get(key), str):
         source.value[key] = {"name": source.value[key]}
     section = source.section(key)
@@ -395,7 +396,10 @@ def _named(registry: Registry[Any], source: Source, key: str, default: str | Non
         cls = registry[str(name)]
     except UserError as error:
         raise section.error((), str(error)) from None
-    return Named(name=str(name), options=_validated(cls.Options, section.without("name"), f"'{name}'"))
+    given = section.without("name")
+    if like is not None and sources[like.name].modality == cls.modality:
+        given.value = {**cls.shared_with(like.as_dict(), given.value), **given.value}
+    return Named(name=str(name), options=_validated(cls.Options, given, f"'{name}'"))
 
 
 def _validated(model: type[Model], source: Source, owner: str, also: Iterable[str] = ()) -> Model:

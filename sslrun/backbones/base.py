@@ -16,9 +16,15 @@ class Features(NamedTuple):
     pooled: Tensor
     """(B, D): one vector an example, what probes read."""
     tokens: Tensor | None = None
-    """(B, T, D): one vector a token or patch, without special tokens."""
+    """(B, T, D): one vector a patch, without special tokens; one a token of text, special ones included."""
     grid: Tensor | None = None
     """(B, D, H, W): the same for images, in place."""
+    read: Tensor | None = None
+    """(B,) the token at which a whole sequence is read: [CLS], or the last one where none sees a later one."""
+    mask: Tensor | None = None
+    """(B, T) bool: which tokens are no padding; None where all are."""
+    layers: tuple[Tensor, ...] = ()
+    """Tokens (B, T, D) as embedded and after each layer, where a backbone gives them; the last may be `tokens`."""
 
 
 class Backbone(nn.Module):
@@ -32,6 +38,8 @@ class Backbone(nn.Module):
     name: ClassVar[str]
     modality: ClassVar[str]
     width: int
+    depth: int = 0
+    """How many `layers` its features have."""
 
     def __init__(self, options: Any, spec: InputSpec) -> None:
         super().__init__()

@@ -19,12 +19,15 @@ Map = Callable[[Tensor], Tensor]
 class Attention(nn.Module):
     """Multi-head attention (Vaswani et al. 2017). Queries from x (B, T, D); keys and values from x or from `memory`."""
 
-    def __init__(self, width: int, heads: int, bias: bool = True, dropout: float = 0.0) -> None:
+    def __init__(
+        self, width: int, heads: int, bias: bool = True, dropout: float = 0.0, rotary: bool = False
+    ) -> None:
         super().__init__()
         if width % heads:
             raise ValueError(f"width {width} is not a multiple of heads {heads}")
         self.heads = heads
         self.dropout = dropout
+        self.rotary = rotary
         self.qkv = nn.Linear(width, 3 * width, bias=bias)
         self.proj = nn.Linear(width, width, bias=bias)
 
@@ -61,7 +64,21 @@ class Attention(nn.Module):
             q = F.linear(x, self.qkv.weight[:width], bias[0])
             k, v = F.linear(memory, self.qkv.weight[width:], bias[1]).chunk(2, dim=-1)
         q, k, v = (each.unflatten(-1, (self.heads, -1)).transpose(1, 2) for each in (q, k, v))
-        return q, k, v
+        return (rotated(q), rotated(k), v) if self.rotary else (q, k, v)
+
+
+def rotated(x: Tensor) -> Tensor:
+    """Queries or keys (B, heads, T, d) turned by their position: rotary embeddings (Su et al. 2021), base 10,000.
+
+    Products of two then depend on their distance alone.
+    """
+    half = x.shape[-1] // 2
+    places = torch.arange(x.shape[-2], device=x.device, dtype=torch.float32)
+    rates = 10_000 ** (-torch.arange(half, device=x.device, dtype=torch.float32) / half)
+    angles = places[:, None] * rates
+    cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+    first, second = x[..., :half], x[..., half:]
+    return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
 
 
 def _no_later(q: Tensor, k: Tensor) -> Tensor:
@@ -82,6 +99,20 @@ class Mlp(nn.Module):
         return self.fc2(self.activation(self.fc1(x)))
 
 
+class GatedMlp(nn.Module):
+    """The same with a gate: one half of the first map, activated, times the other (GLU variants; Shazeer 2020)."""
+
+    def __init__(self, width: int, hidden: int, activation: Map = F.gelu, bias: bool = True) -> None:
+        super().__init__()
+        self.activation = activation
+        self.fc1 = nn.Linear(width, 2 * hidden, bias=bias)
+        self.fc2 = nn.Linear(hidden, width, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, value = self.fc1(x).chunk(2, dim=-1)
+        return self.fc2(self.activation(gate) * value)
+
+
 class DropPath(nn.Module):
     """Leaves out a residual branch for some of the examples (stochastic depth; Huang et al. 2016)."""
 
@@ -100,7 +131,7 @@ class Block(nn.Module):
     """Attention and MLP, each with a residual and a norm before (`pre`) or after (`post`) it.
 
     With `cross`, attention to a memory lies between the two. Dropout is where BERT and GPT have it: on attention
-    weights and on what each branch adds.
+    weights and on what each branch adds. `gated`: a gated MLP of as many parameters.
     """
 
     def __init__(
@@ -116,15 +147,18 @@ class Block(nn.Module):
         dropout: float = 0.0,
         drop_path: float = 0.0,
         eps: float = 1e-6,
+        rotary: bool = False,
+        gated: bool = False,
     ) -> None:
         super().__init__()
         self.pre = norm == "pre"
         self.norm1 = nn.LayerNorm(width, eps=eps, bias=bias)
-        self.attn = Attention(width, heads, bias, dropout)
+        self.attn = Attention(width, heads, bias, dropout, rotary)
         self.cross = Attention(width, heads, bias, dropout) if cross else None
         self.norm_cross = nn.LayerNorm(width, eps=eps, bias=bias) if cross else None
         self.norm2 = nn.LayerNorm(width, eps=eps, bias=bias)
-        self.mlp = Mlp(width, round(width * mlp_ratio), activation, bias)
+        hidden = round(width * mlp_ratio)
+        self.mlp = GatedMlp(width, hidden * 2 // 3, activation, bias) if gated else Mlp(width, hidden, activation, bias)
         self.dropout = nn.Dropout(dropout)
         self.drop_path = DropPath(drop_path)
 
@@ -161,9 +195,9 @@ def depth_rates(highest: float, depth: int) -> list[float]:
 
 
 def initialise(module: nn.Module) -> None:
-    """Linear maps truncated-normal with deviation 0.02, biases zero, as in ViT's and BERT's code."""
+    """Linear maps and embeddings truncated-normal with deviation 0.02, biases zero, as in ViT's and BERT's code."""
     for each in module.modules():
-        if isinstance(each, nn.Linear):
+        if isinstance(each, nn.Linear | nn.Embedding):
             nn.init.trunc_normal_(each.weight, std=0.02)
-            if each.bias is not None:
+            if isinstance(each, nn.Linear) and each.bias is not None:
                 nn.init.zeros_(each.bias)

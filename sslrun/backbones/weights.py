@@ -15,6 +15,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sslrun.backbones.base import Backbone, backbones
+from sslrun.backbones.bert import Bert
+from sslrun.backbones.gpt import Gpt
 from sslrun.backbones.vit import ViT, interpolated
 from sslrun.data.examples import InputSpec
 from sslrun.errors import UserError
@@ -41,7 +43,7 @@ def save_backbone(path: Path, backbone: Backbone, metadata: Mapping[str, str] | 
 
 
 def load_into(backbone: Backbone, path: Path) -> None:
-    """Load a file of ours, or of timm's or torchvision's names, into a backbone of the same architecture.
+    """Load a file of ours, or of timm's, torchvision's or transformers' names, into a backbone of the same architecture.
 
     Positions of a ViT are interpolated where its images have another size. UserError: no such file, no checkpoint, or
     one of another backbone.
@@ -85,7 +87,9 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _own_names(tensors: dict[str, Tensor], backbone: Backbone) -> dict[str, Tensor]:
-    """torchvision's ResNet and timm's ViT have our names, and a classifier besides."""
+    """torchvision's ResNet and timm's ViT have our names, and a classifier besides; transformers' are converted."""
+    if isinstance(backbone, Bert | Gpt):
+        return backbone.from_transformers(tensors)
     classifier = re.compile(r"(fc|head|pre_logits)\.")
     found = {name: tensor for name, tensor in tensors.items() if not classifier.match(name)}
     # Their images are normalised as ImageNet's, which a fresh backbone's buffers are.

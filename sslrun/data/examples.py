@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -16,7 +17,7 @@ class Batch(NamedTuple):
 
     inputs: Any
     labels: Tensor | None
-    """(B,) int64 class ids; None where the set has no labels."""
+    """(B,) int64 class ids, or what else the task compares with; None where the set has no labels."""
 
     def to(self, device: torch.device) -> Batch:
         labels = self.labels if self.labels is None else self.labels.to(device, non_blocking=True)
@@ -29,6 +30,9 @@ class InputSpec(Protocol):
     @property
     def modality(self) -> str: ...
 
+    def save(self, folder: Path) -> None:
+        """Write what is needed to make such inputs again, besides the code."""
+
 
 @dataclass(frozen=True)
 class ImageSpec:
@@ -38,6 +42,9 @@ class ImageSpec:
     """Side, in pixels."""
     channels: int = 3
     modality: str = "image"
+
+    def save(self, folder: Path) -> None:
+        """Nothing: a size says it all."""
 
 
 class Examples(ABC):
@@ -49,8 +56,13 @@ class Examples(ABC):
 
     spec: InputSpec
     labels: Tensor | None
-    """(N,) int64 on the CPU; None where the set has no labels."""
+    """(N, ...) on the CPU, int64 class ids as a rule; None where the set has no labels."""
     classes: tuple[str, ...]
+
+    @property
+    def strata(self) -> Tensor | None:
+        """(N,) int64: the classes that splits and shares of the labels keep in balance; None without labels."""
+        return self.labels
 
     @abstractmethod
     def __len__(self) -> int: ...

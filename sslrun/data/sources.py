@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from sslrun.data.examples import Examples, ImageSpec, TensorExamples
+from sslrun.data.examples import Batch, Examples, ImageSpec, InputSpec, TensorExamples
 from sslrun.data.images import Progress, from_arrays, load_images
 from sslrun.data.stores import FolderStore, Hub, HubStore, ParquetStore, Split, Store, local_store
 from sslrun.errors import UserError
@@ -27,6 +27,8 @@ class Source(ABC):
     Options: ClassVar[type[Options]] = Options
     name: ClassVar[str]
     modality: ClassVar[str]
+    task: ClassVar[str] = "classification"
+    """The task that its labels are for, where a recipe names none."""
 
     def __init__(self, options: Any, progress: Progress | None = None) -> None:
         self.options = options
@@ -52,12 +54,23 @@ class Source(ABC):
         return None
 
     @classmethod
-    def side(cls) -> int | None:
-        """Side of the images as stored where the recipe gives none; None where only loading would tell."""
-        return None
+    def shared_with(cls, data: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+        """Options that an evaluation on such a set takes from the recipe's `data` (of the same modality)."""
+        return {}
+
+    @abstractmethod
+    def sketch(self, count: int) -> tuple[InputSpec, Batch]:
+        """The set's inputs as far as can be told without loading it, and so many random ones: to estimate costs."""
 
 
 sources: Registry[Source] = Registry("data set")
+
+UNKNOWN_SIDE = 32
+"""Side of images assumed where neither the recipe nor the data set's card tells it."""
+
+
+def _image_sketch(side: int, count: int) -> tuple[ImageSpec, Batch]:
+    return ImageSpec(side), Batch(torch.randint(0, 256, (count, 3, side, side), dtype=torch.uint8), None)
 
 
 class ImageOptions(Options):
@@ -90,6 +103,14 @@ class ImageSource(Source):
     @property
     def splits(self) -> tuple[Split, ...]:
         return self.store.splits
+
+    def sketch(self, count: int) -> tuple[ImageSpec, Batch]:
+        return _image_sketch(self.options.size or self.side() or UNKNOWN_SIDE, count)
+
+    @classmethod
+    def side(cls) -> int | None:
+        """Side of the images as stored where the recipe gives none; None where only loading would tell."""
+        return None
 
     def load(self, split: Split) -> Examples:
         if split not in self.splits:
@@ -360,6 +381,9 @@ class NpzImages(Source):
             raise UserError(f"{path}: {y}: has only one class: leave the labels out, or give those of two at least")
         return TensorExamples(images, labels, tuple(map(str, range(count))), ImageSpec(images.shape[-1]))
 
+    def sketch(self, count: int) -> tuple[ImageSpec, Batch]:
+        return _image_sketch(self.options.size or UNKNOWN_SIDE, count)
+
     def _labels(self, name: str, count: int | None = None) -> torch.Tensor:
         labels = self._arrays[name]
         if labels.dtype.kind not in "iu" or labels.size == 0 or labels.min() < 0:
@@ -403,6 +427,9 @@ class Digits(Source):
         return TensorExamples(
             from_arrays(levels, self.options.size), labels, tuple("0123456789"), ImageSpec(self.options.size)
         )
+
+    def sketch(self, count: int) -> tuple[ImageSpec, Batch]:
+        return _image_sketch(self.options.size, count)
 
     @classmethod
     def count(cls) -> int | None:

@@ -80,7 +80,7 @@ def load_splits(
 
 
 def _carved(examples: Examples, fraction: float) -> tuple[Examples, Examples]:
-    rest, carved = carve(len(examples) if examples.labels is None else examples.labels, fraction, SPLIT_SEED)
+    rest, carved = carve(len(examples) if examples.strata is None else examples.strata, fraction, SPLIT_SEED)
     return examples.subset(rest), examples.subset(carved)
 
 

@@ -165,7 +165,7 @@ class TableStore(Store):
         if len(table) == 0:
             raise UserError(f"{self.name}: split '{split}' has no rows")
         image, label = self._image_column(table.features), self._label_column(table.features)
-        labels, classes = (None, ()) if label is None or split == "unlabeled" else self._labels(table, label, split)
+        labels, classes = (None, ()) if label is None or split == "unlabeled" else self.labels(table, label, split)
         return EncodedSplit(Rows(table.select_columns([image]), image, f"{self.name} {split}"), labels, classes)
 
     def _image_column(self, features: Mapping[str, Any]) -> str:
@@ -193,7 +193,7 @@ class TableStore(Store):
             raise UserError(f"{self.name}: has labels in {', '.join(columns)}: choose, as in label: {columns[0]}")
         return columns[0] if columns else None
 
-    def _labels(self, table: Any, column: str, split: Split) -> tuple[Tensor, tuple[str, ...]]:
+    def labels(self, table: Any, column: str, split: Split) -> tuple[Tensor, tuple[str, ...]]:
         """(N,) int64 and the classes' names. A column of plain numbers or words has the classes that train has."""
         values = _values(table, column)
         if None in values:
@@ -272,7 +272,7 @@ class ParquetStore(TableStore):
 
         files = self._files[split]
         try:
-            with _no_bars():
+            with no_bars():
                 return datasets.load_dataset(
                     "parquet", data_files={"split": files}, split="split", cache_dir=str(cache_root() / "tables")
                 )
@@ -388,7 +388,7 @@ def _answers(url: str) -> bool:
 
 
 @contextmanager
-def _no_bars() -> Iterator[None]:
+def no_bars() -> Iterator[None]:
     """`datasets` without its progress bars: the reading of a local file is nothing to watch."""
     import datasets
 

@@ -1,3 +1,16 @@
 """Pretext tasks, one file each. Importing this package registers them."""
 
-from sslrun.pretexts import barlow, byol, moco, position, rotation, simclr, simsiam, vicreg  # noqa: F401
+from sslrun.pretexts import (  # noqa: F401
+    barlow,
+    bilm,
+    byol,
+    denoise,
+    ltr,
+    mlm,
+    moco,
+    position,
+    rotation,
+    simclr,
+    simsiam,
+    vicreg,
+)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sslrun.backbones.base import Backbone
-from sslrun.data.examples import Batch
+from sslrun.data.examples import Batch, Examples
 from sslrun.learner import Output
 from sslrun.registry import Options, Registry
 
@@ -33,6 +33,10 @@ class Pretext(nn.Module):
         self.options = options
         self.backbone = backbone
 
+    def arrange(self, examples: Examples, seed: int) -> Examples:
+        """The examples as this pretext reads them, such as text in pairs of segments; by default as they are."""
+        return examples
+
     def views(self, batch: Batch, generator: torch.Generator) -> Any:
         """What this pretext makes of a raw batch: a tensor, or a tuple of tensors, on the batch's device."""
         raise NotImplementedError
@@ -43,6 +47,15 @@ class Pretext(nn.Module):
 
     def after_step(self, progress: float) -> None:
         """Called after every optimizer step with the share (0, 1] of training done: moving averages, queues."""
+
+    def held_out(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        """Metrics on held-out examples, `held_out_loss` among them, whatever training does to its inputs; in eval mode,
+        without gradient. By default none: a loss that compares views says little of what was learned."""
+        return {}
+
+    def floor(self, examples: Examples) -> float | None:
+        """The held-out loss of a model that uses no context, to tell one that is stuck; None where there is no such."""
+        return None
 
 
 pretexts: Registry[Pretext] = Registry("pretext")

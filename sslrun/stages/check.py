@@ -13,7 +13,6 @@ from rich.text import Text
 from torch.utils.flop_counter import FlopCounterMode
 
 from sslrun.backbones import build_backbone
-from sslrun.data.examples import Batch, ImageSpec
 from sslrun.data.sources import sources
 from sslrun.pretexts.base import pretexts
 from sslrun.recipe import Recipe
@@ -21,8 +20,6 @@ from sslrun.training.device import Compute
 
 PROBE_BATCH = 8
 """Examples that FLOPs are counted and time is measured on."""
-UNKNOWN_SIDE = 32
-"""Side of images assumed where neither the recipe nor the data set's card tells it."""
 
 
 def checked(row: str, recipe: Recipe, compute: Compute) -> dict[str, Any]:
@@ -31,22 +28,20 @@ def checked(row: str, recipe: Recipe, compute: Compute) -> dict[str, Any]:
     FLOPs are of forward and backward, as torch counts them (2 a multiplication and addition). Memory is weights,
     gradients, two moments, and activations in proportion to the batch. The time is measured on a few examples.
     """
-    source = sources[recipe.data.name]
-    side = getattr(recipe.data.options, "size", None) or source.side() or UNKNOWN_SIDE
-    spec = ImageSpec(side)
+    source = sources[recipe.data.name](recipe.data.options)
+    spec, batch = source.sketch(PROBE_BATCH)
     backbone = build_backbone(recipe.backbone.name, recipe.backbone.options, spec)
     found: dict[str, Any] = {
         "row": row,
         "backbone": recipe.backbone.name,
         "parameters": sum(each.numel() for each in backbone.parameters()),
-        "input": side,
+        "input": str(spec),
         "cells": sum(len(each.protocols) * len(each.labels) for each in recipe.evaluate.values()),
     }
     if recipe.pretext is None or recipe.pretrain is None:
         return found
     pretext: Any = compute.put(pretexts[recipe.pretext.name](recipe.pretext.options, backbone))
-    images = torch.randint(0, 256, (PROBE_BATCH, 3, side, side), dtype=torch.uint8, device=compute.device)
-    batch = Batch(images, None)
+    batch = batch.to(compute.device)
     generator = compute.generator()
 
     def step() -> None:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from sslrun.backbones import build_backbone, load_into, save_backbone
 from sslrun.backbones.base import Backbone
 from sslrun.data.examples import Examples
+from sslrun.data.sources import sources
 from sslrun.data.splits import Splits, label_fraction, load_splits
 from sslrun.errors import UserError
 from sslrun.protocols import CLASSICAL, Finetune
@@ -29,7 +30,7 @@ from sslrun.runs import Run
 from sslrun.stages.context import Context, perform
 from sslrun.stages.fit import fit
 from sslrun.stages.pretrain import WEIGHTS, Pretraining
-from sslrun.tasks.base import Task, TaskLearner, tasks
+from sslrun.tasks.base import Task, TaskLearner, stacked, tasks
 from sslrun.tasks.frozen import Classifier, LogisticRegression, classical, features, weighted_knn
 from sslrun.training.loop import Schedule, Training
 
@@ -138,7 +139,7 @@ class Cell:
         began = time.monotonic()
         splits = _splits(self.evaluation.data)
         task = tasks[self.evaluation.task.name](self.evaluation.task.options, splits.spec, splits.classes)
-        chosen = label_fraction(splits.train.labels, self.labels, self.seed, splits.classes)
+        chosen = label_fraction(splits.train.strata, self.labels, self.seed, splits.classes)
         work = Work(self, context, splits, task, chosen)
         context.stop.check()
         metrics, details = work.classical() if self.protocol in CLASSICAL else getattr(work, self.protocol)()
@@ -180,10 +181,14 @@ def cells(
     ]
 
 
-@lru_cache(maxsize=2)
 def _splits(data: Named) -> Splits:
     """A data set's splits, loaded once for all cells that follow one another on it."""
-    return load_splits(data.name, data.options)
+    return _loaded(data.name, data.options.model_dump_json())
+
+
+@lru_cache(maxsize=8)
+def _loaded(name: str, options: str) -> Splits:
+    return load_splits(name, sources[name].Options.model_validate_json(options))
 
 
 Scores = tuple[dict[str, dict[str, float]], dict[str, Any]]
@@ -204,6 +209,7 @@ class Work:
     # ------------------------------------------------------------ frozen backbones
 
     def knn(self) -> Scores:
+        self._needs_vectors()
         options = self.cell.options
         bank, labels = self._features("train")
 
@@ -214,7 +220,7 @@ class Work:
 
     def probe(self) -> Scores:
         options = self.cell.options
-        if options.solver == "sgd":
+        if options.solver == "sgd" or not self.task.linear:
             learner = self._train(TaskLearner(self._backbone(), self.task, frozen=True), options.sgd, "probe")
             self._keep_head(learner.head)
             return {split: self._scores(learner, split) for split in ("val", "test")}, {}
@@ -225,7 +231,15 @@ class Work:
         with torch.inference_mode():
             return self._frozen_scores(fit.head), {"l2": fit.l2}
 
+    def _needs_vectors(self) -> None:
+        if not self.task.linear:
+            raise UserError(
+                f"{self.cell.protocol} needs one vector and one class an example, which the task "
+                f"'{self.cell.evaluation.task.name}' of '{self.cell.task}' has not: take probe, finetune, lpft or scratch"
+            )
+
     def classical(self) -> Scores:
+        self._needs_vectors()
         test, truth = self._features("test")
         fit = classical(
             cast(Classifier, self.cell.protocol), *self._features("train"), *self._features("val"), test,
@@ -251,7 +265,9 @@ class Work:
                 del kept[other]
             backbone, compute = self._backbone().to(self.context.compute.device), self.context.compute
             with compute.autocast():
-                kept[key] = features(backbone, self._split(split), self.task.inputs, compute.device, EVAL_BATCH)
+                kept[key] = features(
+                    backbone, self._split(split), self.task.inputs, compute.device, EVAL_BATCH, self.task.reads
+                )
         x, y = kept[key]
         return (x[self.chosen], y[self.chosen]) if split == "train" else (x, y)
 
@@ -311,8 +327,8 @@ class Work:
         examples, device = self._split(split), self.context.compute.device
         with self.context.compute.autocast():
             places = torch.arange(len(examples)).split(EVAL_BATCH)
-            outputs = torch.cat([learner.predict(batch) for batch in examples.batches(places, device)])
-        return self.task.metrics(outputs, self.task.targets(examples).to(device))
+            outputs = stacked([learner.predict(batch) for batch in examples.batches(places, device)])
+        return self.task.score(outputs, examples)
 
     # ------------------------------------------------------------ shared
 

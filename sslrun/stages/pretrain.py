@@ -72,13 +72,14 @@ class Pretraining:
     def _body(self, context: Context) -> dict[str, Any]:
         recipe, run = self.recipe, self.made
         splits = load_splits(recipe.data.name, recipe.data.options)
-        examples = context.compute.place(splits.pretrain)
         torch.manual_seed(self.seed)
-        backbone = build_backbone(recipe.backbone.name, recipe.backbone.options, examples.spec)
-        backbone.fit_inputs(examples)
+        backbone = build_backbone(recipe.backbone.name, recipe.backbone.options, splits.spec)
+        backbone.fit_inputs(splits.pretrain)
         pretext = pretexts[self.pretext.name](self.pretext.options, backbone)
+        examples = context.compute.place(pretext.arrange(splits.pretrain, self.seed))
         training = Training(pretext, self.schedule, context.compute)
-        watcher = Watcher(splits, recipe.watch, context.compute, self.seed)
+        watcher = Watcher(splits, pretext, recipe.watch, context.compute, self.seed)
+        splits.spec.save(run.path)
         began = time.monotonic()
         looked = 0.0
         with logs(run, recipe.watch.to) as log:
@@ -87,10 +88,10 @@ class Pretraining:
             ):
                 if step.epoch - looked >= recipe.watch.every or step.last:
                     looked = step.epoch
-                    seen = watcher.look(training.averaged.backbone)
+                    seen = watcher.look(training.averaged, step.step / step.total)
                     log({"step": step.step, "epoch": round(step.epoch, 4), **seen.record})
-                    if seen.collapse:
-                        context.reporter.say(f"{self.title}: step {step.step}: {seen.collapse}")
+                    if seen.warning:
+                        context.reporter.say(f"{self.title}: step {step.step}: {seen.warning}")
         backbone = training.averaged.backbone
         if distributed.is_main():
             save_backbone(self.weights, backbone, {"recipe": recipe.name, "run": run.hash})

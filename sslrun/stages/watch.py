@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,7 +10,8 @@ from torch import Tensor
 from sslrun.backbones.base import Backbone
 from sslrun.data.examples import Examples
 from sslrun.data.splits import Splits
-from sslrun.recipe import DEFAULT_TASK, Watch
+from sslrun.pretexts.base import Pretext
+from sslrun.recipe import Watch
 from sslrun.tasks.base import tasks
 from sslrun.tasks.diagnostics import collapse, feature_std, rankme
 from sslrun.tasks.frozen import KnnOptions, extract, weighted_knn
@@ -21,34 +22,68 @@ BATCH = 256
 """Examples run at a time."""
 
 
+AT_FLOOR = 0.97
+"""A held-out loss above this share of its floor has learned nothing from context."""
+PATIENCE = 0.25
+"""Share of training after which a loss at its floor is called out."""
+
+
 class Look(NamedTuple):
     """What one look saw."""
 
     record: dict[str, float]
-    """knn (%; where there are labels), feature_std, rankme."""
-    collapse: str | None
-    """A collapse by name."""
+    """knn (%; where there are labels), feature_std, rankme; held_out_loss and its floor, where the pretext has them."""
+    warning: str | None
+    """A collapse by name, or a loss that does not leave its floor."""
 
 
 class Watcher:
     """Reads the same few examples at every look: training ones, and held-out ones that train and select nothing."""
 
-    def __init__(self, splits: Splits, options: Watch, compute: Compute, seed: int) -> None:
+    def __init__(self, splits: Splits, pretext: Pretext, options: Watch, compute: Compute, seed: int) -> None:
         self.compute = compute
-        task = tasks[DEFAULT_TASK[splits.spec.modality]]
+        task = tasks[splits.source.task]
         self.inputs = task(task.Options(), splits.spec, splits.classes).inputs
         self.classes = len(splits.classes)
         self.bank, self.queries = (_some(each, options.examples, seed) for each in (splits.train, splits.val))
+        self.held_out = _some(pretext.arrange(splits.val, seed), options.examples, seed)
+        self.floor = pretext.floor(splits.train)
 
-    def look(self, backbone: Backbone) -> Look:
-        queries, bank = (self._features(backbone, each) for each in (self.queries, self.bank))
+    def look(self, learner: Any, progress: float) -> Look:
+        """What the learner, in eval mode from here on, has come to after a share of its training."""
+        learner.eval()
+        queries, bank = (self._features(learner.backbone, each) for each in (self.queries, self.bank))
         record = {"feature_std": feature_std(queries), "rankme": rankme(queries)}
-        if self.queries.labels is not None and self.bank.labels is not None:
+        if self.classes and self.queries.labels is not None and self.bank.labels is not None:
             known, truth = self.bank.labels.to(self.compute.device), self.queries.labels.to(self.compute.device)
             votes = KnnOptions()
             scores = weighted_knn(bank, known, queries, votes.k, votes.temperature, self.classes)
             record["knn"] = accuracy(scores, truth)
-        return Look(record, collapse(queries))
+        record |= self._held_out(learner)
+        stuck = None
+        if self.floor is not None and "held_out_loss" in record:
+            record["floor"] = self.floor
+            if progress >= PATIENCE and record["held_out_loss"] > AT_FLOOR * self.floor:
+                stuck = (
+                    f"the held-out loss, {record['held_out_loss']:.2f}, is at the entropy of single tokens, "
+                    f"{self.floor:.2f}: nothing is learned from context yet. Give more steps, a longer warmup or a lower "
+                    "lr, or a larger batch; and look for repeated lines in the corpus"
+                )
+        return Look(record, collapse(queries) or stuck)
+
+    @torch.inference_mode()
+    def _held_out(self, learner: Any) -> dict[str, float]:
+        """The pretext's metrics on held-out examples, under the same conditions each time."""
+        generator, device = self.compute.generator(), self.compute.device
+        generator.manual_seed(0)
+        totals: dict[str, float] = {}
+        places = torch.arange(len(self.held_out)).split(BATCH)
+        for place, batch in zip(places, self.held_out.batches(places, device), strict=True):
+            with self.compute.autocast():
+                found = learner.held_out(batch, generator)
+            for name, value in found.items():
+                totals[name] = totals.get(name, 0.0) + value.item() * len(place) / len(self.held_out)
+        return totals
 
     def _features(self, backbone: Backbone, examples: Examples) -> Tensor:
         with self.compute.autocast():

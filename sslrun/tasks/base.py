@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -37,11 +39,16 @@ class Task:
         self.spec = spec
         self.classes = classes
 
-    def head(self, width: int) -> nn.Module:
-        """A fresh head: from what `reads` gives, with `width` features, to outputs."""
+    @property
+    def linear(self) -> bool:
+        """Whether the head is a linear classifier of one vector an example: such are fitted to frozen features."""
+        return True
+
+    def head(self, width: int, depth: int = 0) -> nn.Module:
+        """A fresh head: from what `reads` gives of a backbone of that `width` (and `depth`), to outputs."""
         raise NotImplementedError
 
-    def reads(self, features: Features) -> Tensor:
+    def reads(self, features: Features) -> Any:
         """What of the features the head is given; by default one vector an example."""
         return features.pooled
 
@@ -67,8 +74,20 @@ class Task:
         """Named metrics of a whole split's outputs, `primary` among them."""
         raise NotImplementedError
 
+    def score(self, outputs: Tensor, examples: Examples) -> dict[str, float]:
+        """`metrics` of the outputs for all of a split's examples."""
+        return self.metrics(outputs, self.targets(examples).to(outputs.device))
+
 
 tasks: Registry[Task] = Registry("task")
+
+
+def stacked(outputs: Sequence[Tensor]) -> Tensor:
+    """The outputs of batch after batch as one tensor; where there is one a token, short sequences are padded by -inf."""
+    if outputs[0].ndim < 3:
+        return torch.cat(list(outputs))
+    longest = max(each.shape[1] for each in outputs)
+    return torch.cat([F.pad(each, (0, 0, 0, longest - each.shape[1]), value=float("-inf")) for each in outputs])
 
 
 class TaskLearner(nn.Module):
@@ -93,7 +112,7 @@ class TaskLearner(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.task = task
-        self.head = task.head(backbone.width) if head is None else head
+        self.head = task.head(backbone.width, backbone.depth) if head is None else head
         self.frozen = frozen
         self.frozen_norm = frozen_norm
         if frozen:

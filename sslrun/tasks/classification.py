@@ -44,7 +44,7 @@ class Classification(Task):
         self.size = options.size or spec.size
         self.augment = options.augmentation
 
-    def head(self, width: int) -> nn.Linear:
+    def head(self, width: int, depth: int = 0) -> nn.Linear:
         linear = nn.Linear(width, len(self.classes))
         if self.options.init == "zeros":
             nn.init.zeros_(linear.weight)

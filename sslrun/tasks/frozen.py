@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from sslrun.backbones.base import Backbone
+from sslrun.backbones.base import Backbone, Features
 from sslrun.data.examples import Batch, Examples
 from sslrun.errors import UserError
 from sslrun.registry import Options
@@ -25,33 +25,43 @@ CHUNK = 2**24
 
 
 def extract(
-    backbone: Backbone, examples: Examples, inputs: Callable[[Batch], Any], device: torch.device, batch: int
+    backbone: Backbone,
+    examples: Examples,
+    inputs: Callable[[Batch], Any],
+    device: torch.device,
+    batch: int,
+    reads: Callable[[Features], Tensor] = lambda features: features.pooled,
 ) -> Tensor:
-    """Pooled features (N, D) float32 of all examples on `device`: one pass in eval mode, under the caller's autocast.
+    """Features (N, D) float32 of all examples on `device`: one pass in eval mode, under the caller's autocast.
 
-    `inputs` makes of a raw batch what the backbone takes, as `Task.inputs` does. The backbone is left in the mode it
+    `inputs` makes of a raw batch what the backbone takes, as `Task.inputs` does, and `reads` takes of what it gives
+    one vector an example, as `Task.reads`. The backbone is left in the mode it
     was in. UserError if a feature is not finite.
     """
-    found = torch.empty(len(examples), backbone.width, device=device)
     training = backbone.training
     backbone.eval()
     with torch.inference_mode():
         places = torch.arange(len(examples)).split(batch)
-        for place, raw in zip(places, examples.batches(places, device), strict=True):
-            found[place[0] : place[-1] + 1] = backbone(inputs(raw)).pooled
+        found = [reads(backbone(inputs(raw))).float() for raw in examples.batches(places, device)]
+        every = torch.cat(found)
     backbone.train(training)
-    if not found.isfinite().all():
+    if not every.isfinite().all():
         raise UserError("the backbone's features are not finite: its training diverged; lower the learning rate there")
-    return found
+    return every
 
 
 def features(
-    backbone: Backbone, examples: Examples, inputs: Callable[[Batch], Any], device: torch.device, batch: int
+    backbone: Backbone,
+    examples: Examples,
+    inputs: Callable[[Batch], Any],
+    device: torch.device,
+    batch: int,
+    reads: Callable[[Features], Tensor] = lambda features: features.pooled,
 ) -> tuple[Tensor, Tensor]:
     """Features (N, D) as `extract` gives them, and labels (N,), on `device`. UserError without labels."""
     if examples.labels is None:
         raise UserError("this split has no labels to learn from or to test on: name a labelled one")
-    return extract(backbone, examples, inputs, device, batch), examples.labels.to(device)
+    return extract(backbone, examples, inputs, device, batch, reads), examples.labels.to(device)
 
 
 class KnnOptions(Options):

@@ -1,6 +1,8 @@
-"""Metrics of classification, in percent: scores (N, C), higher for likelier classes, against labels (N,) int64."""
+"""Metrics, in percent. Of classification: scores (N, C), higher for likelier classes, against labels (N,) int64."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -41,3 +43,65 @@ def _counts(scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     hits = torch.bincount(labels[predicted == labels], minlength=classes)
     truth = torch.bincount(labels, minlength=classes)
     return hits.double(), truth.double(), torch.bincount(predicted, minlength=classes).double()
+
+
+def f1(scores: Tensor, labels: Tensor) -> float:
+    """F1 of class 1 of two, as GLUE reports for MRPC and QQP; 0 where it is neither predicted nor present."""
+    hits, truth, predicted = _counts(scores, labels)
+    return 100 * (2 * hits[1] / (truth[1] + predicted[1]).clamp_min(1)).item()
+
+
+def matthews(scores: Tensor, labels: Tensor) -> float:
+    """Matthews' correlation of predictions and labels (of several classes: Gorodkin's R_K), as CoLA reports; 0 where
+    one class alone is predicted or present."""
+    hits, truth, predicted = _counts(scores, labels)
+    count, right = truth.sum(), hits.sum()
+    covariance = right * count - (truth * predicted).sum()
+    spread = ((count**2 - (predicted**2).sum()) * (count**2 - (truth**2).sum())).sqrt()
+    return 100 * (covariance / spread).item() if spread > 0 else 0.0
+
+
+def pearson(values: Tensor, truth: Tensor) -> float:
+    """Correlation of two vectors (N,), in percent; 0 where one is constant."""
+    both = torch.stack([values.double(), truth.double()])
+    both = both - both.mean(dim=1, keepdim=True)
+    spread = both.norm(dim=1).prod()
+    return 100 * ((both[0] * both[1]).sum() / spread).item() if spread > 0 else 0.0
+
+
+def spearman(values: Tensor, truth: Tensor) -> float:
+    """Correlation of the ranks of two vectors (N,), ties sharing their mean rank, in percent."""
+    return pearson(_ranks(values), _ranks(truth))
+
+
+def _ranks(values: Tensor) -> Tensor:
+    _, group, counts = values.double().unique(return_inverse=True, return_counts=True)
+    last = counts.cumsum(0)
+    return (last - (counts - 1) / 2)[group]
+
+
+def entities(guess: Sequence[Sequence[str]], truth: Sequence[Sequence[str]]) -> dict[str, float]:
+    """Of tag sequences (BIO): F1, precision and recall of entities, which are right where span and type are (conlleval;
+    an I after another type or after O begins one), and the accuracy of tags; all in percent."""
+    told, meant = ({(at, *each) for at, tags in enumerate(side) for each in _entities(tags)} for side in (guess, truth))
+    right = len(told & meant)
+    words = sum(map(len, truth))
+    same = sum(a == b for one, other in zip(guess, truth, strict=True) for a, b in zip(one, other, strict=True))
+    return {
+        "f1": 200 * right / max(1, len(told) + len(meant)),
+        "precision": 100 * right / max(1, len(told)),
+        "recall": 100 * right / max(1, len(meant)),
+        "accuracy": 100 * same / max(1, words),
+    }
+
+
+def _entities(tags: Sequence[str]) -> Iterator[tuple[int, int, str]]:
+    """First word, one past the last, and type."""
+    start, kind = 0, ""
+    for at, tag in enumerate([*tags, "O"]):
+        mark, _, name = tag.partition("-")
+        if kind and (mark != "I" or name != kind):
+            yield start, at, kind
+            kind = ""
+        if mark in ("B", "I") and not kind:
+            start, kind = at, name

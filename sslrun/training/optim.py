@@ -85,7 +85,7 @@ def optimizers(
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
             decays = parameter.ndim > 1 and not _embedding(name)
-            hidden = parameter.ndim == 2 and decays and parameter in scales
+            hidden = parameter.ndim == 2 and decays and parameter in scales and "embed" not in name
             key = (scales.get(parameter, 1.0), decays, hidden and options.optimizer == "muon")
             groups.setdefault(key, []).append(parameter)
     made: list[torch.optim.Optimizer] = []

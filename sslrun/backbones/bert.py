@@ -1,0 +1,179 @@
+"""BERT (Devlin et al., NAACL 2019): a Transformer encoder of text. Its weights go to and from transformers' names."""
+
+from __future__ import annotations
+
+import re
+from typing import ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from sslrun.backbones.base import Features, backbones
+from sslrun.backbones.text import TextBackbone, at, last_real
+from sslrun.backbones.transformer import Block, initialise
+from sslrun.data.sequences import TextSpec, Tokens
+from sslrun.errors import UserError
+from sslrun.registry import Options
+
+
+class Bert(TextBackbone):
+    """Post-norm Transformer over token, position and segment embeddings.
+
+    `pooled` is tanh of a linear map of [CLS], as next-sentence prediction and fine-tuning read it; of a causal one, in
+    which [CLS] sees nothing, of the last real token. `fast`: a modern block in the same shape.
+    """
+
+    class Options(Options):
+        causal: bool = False
+        """No token sees a later one, in pretraining and after: the left-to-right row of BERT's Table 5."""
+        dropout: float = Field(0.1, ge=0, lt=1)
+        """On embeddings, attention weights and what each branch adds."""
+        positions: int = Field(512, ge=8)
+        """Longest sequence that it has positions for."""
+        fast: bool = False
+        """Pre-norm, rotary positions, a gated GELU and no biases, in place of the paper's block (as in ModernBERT,
+        Warner et al. 2024, and cramming, Geiping and Goldstein 2023)."""
+        depth: int | None = Field(None, ge=1)
+        """Layers; default: the named model's."""
+        width: int | None = Field(None, ge=1)
+        """Width of a token; default: the named model's."""
+        heads: int | None = Field(None, ge=1)
+        """Attention heads; default: the named model's."""
+
+    shape: ClassVar[tuple[int, int]]
+    """Depth and width of the named model; a head is 64 wide."""
+    options: Options
+
+    def __init__(self, options: Options, spec: TextSpec) -> None:
+        super().__init__(options, spec)
+        depth, width, heads = self.shape_of(options)
+        if width % heads:
+            raise UserError(f"{self.name}: width {width} is not a multiple of heads {heads}")
+        self.width = width
+        self.depth = depth + 1
+        self.token_embed = nn.Embedding(spec.vocab, width)
+        self.segment_embed = nn.Embedding(2, width)
+        self.position_embed = None if options.fast else nn.Embedding(options.positions, width)
+        self.norm = nn.LayerNorm(width, eps=1e-12)
+        self.dropout = nn.Dropout(options.dropout)
+        self.blocks = nn.ModuleList(
+            Block(
+                width, heads, dropout=options.dropout, eps=1e-12,
+                norm="pre" if options.fast else "post", bias=not options.fast, rotary=options.fast, gated=options.fast,
+            )
+            for _ in range(depth)
+        )  # fmt: skip
+        self.final_norm = nn.LayerNorm(width, eps=1e-12, bias=False) if options.fast else nn.Identity()
+        self.pooler = nn.Linear(width, width)
+        initialise(self)
+
+    @classmethod
+    def shape_of(cls, options: Bert.Options) -> tuple[int, int, int]:
+        """Depth, width and heads: the options', or the named model's where they give none."""
+        depth, width = cls.shape
+        width = options.width or width
+        return options.depth or depth, width, options.heads or max(1, width // 64)
+
+    @property
+    def embedding(self) -> Tensor:
+        return self.token_embed.weight
+
+    @property
+    def causal(self) -> bool:
+        return self.options.causal
+
+    def forward(self, inputs: Tokens) -> Features:
+        x = self.token_embed(inputs.ids) + self.segment_embed(inputs.segments)
+        if self.position_embed is not None:
+            x = x + self.position_embed(torch.arange(x.shape[1], device=x.device))
+        x = self.dropout(self.norm(x))
+        mask = inputs.attendable()
+        layers = [x]
+        for block in self.blocks:
+            x = block(x, mask=mask, causal=self.options.causal)
+            layers.append(x)
+        layers[-1] = x = self.final_norm(x)
+        real = inputs.real
+        read = last_real(real) if self.options.causal else torch.zeros_like(inputs.ids[:, 0])
+        return Features(torch.tanh(self.pooler(at(x, read))), x, read=read, mask=real, layers=tuple(layers))
+
+    def layers(self) -> list[list[nn.Parameter]]:
+        embeddings = [self.token_embed, self.segment_embed, self.norm, *([self.position_embed] if self.position_embed else [])]
+        blocks = [list(block.parameters()) for block in self.blocks]
+        blocks[-1] += [*self.final_norm.parameters(), *self.pooler.parameters()]
+        return [[each for part in embeddings for each in part.parameters()], *blocks]
+
+    def to_transformers(self) -> dict[str, Tensor]:
+        """The weights under the names of transformers' BertModel. UserError: a `fast` one, which it has no class for."""
+        if self.options.fast:
+            raise UserError(f"{self.name}: with fast: true it has no counterpart in transformers")
+        found: dict[str, Tensor] = {}
+        for name, tensor in self.state_dict().items():
+            if ".attn.qkv." in name:
+                at_block, kind = name.split(".")[1], name.rsplit(".", 1)[1]
+                for part, piece in zip(("query", "key", "value"), tensor.chunk(3), strict=True):
+                    found[f"encoder.layer.{at_block}.attention.self.{part}.{kind}"] = piece
+            else:
+                found[_renamed(name, THEIRS)] = tensor
+        return found
+
+    @staticmethod
+    def from_transformers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Weights of transformers' BertModel (or a model with a head on it) under our names; heads are left out."""
+        tensors = {
+            re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name))
+            .removeprefix("bert."): tensor
+            for name, tensor in tensors.items()
+        }  # fmt: skip
+        found: dict[str, Tensor] = {}
+        for name, tensor in tensors.items():
+            if not name.startswith(("embeddings.", "encoder.", "pooler.")) or name.endswith("position_ids"):
+                continue
+            match = re.fullmatch(r"encoder\.layer\.(\d+)\.attention\.self\.query\.(\w+)", name)
+            if match:
+                parts = [tensors[name.replace("query", part)] for part in ("query", "key", "value")]
+                found[f"blocks.{match[1]}.attn.qkv.{match[2]}"] = torch.cat(parts)
+            elif ".attention.self." not in name:
+                found[_renamed(name, [(theirs, ours) for ours, theirs in THEIRS])] = tensor
+        return found
+
+
+THEIRS = [
+    ("token_embed.", "embeddings.word_embeddings."),
+    ("segment_embed.", "embeddings.token_type_embeddings."),
+    ("position_embed.", "embeddings.position_embeddings."),
+    ("pooler.", "pooler.dense."),
+    (".attn.proj.", ".attention.output.dense."),
+    (".norm1.", ".attention.output.LayerNorm."),
+    (".mlp.fc1.", ".intermediate.dense."),
+    (".mlp.fc2.", ".output.dense."),
+    (".norm2.", ".output.LayerNorm."),
+    ("blocks.", "encoder.layer."),
+]
+"""Ours and transformers'."""
+
+
+def _renamed(name: str, pairs: list[tuple[str, str]]) -> str:
+    if name.startswith("norm."):
+        return name.replace("norm.", "embeddings.LayerNorm.")
+    if name.startswith("embeddings.LayerNorm."):
+        return name.replace("embeddings.LayerNorm.", "norm.")
+    attention = ".attention.output." in name
+    for old, new in pairs:
+        if old in name and not (attention and old in (".output.dense.", ".output.LayerNorm.")):
+            name = name.replace(old, new)
+    return name
+
+
+def _bert(name: str, depth: int, width: int, about: str) -> None:
+    tags = {"__doc__": about, "__module__": __name__, "shape": (depth, width)}
+    backbones.register(name, modality="text")(type(name, (Bert,), tags))
+
+
+_bert("bert-tiny", 2, 128, "BERT of 2 layers, 128 wide (Turc et al. 2019).")
+_bert("bert-mini", 4, 256, "BERT of 4 layers, 256 wide (Turc et al. 2019).")
+_bert("bert-small", 4, 512, "BERT of 4 layers, 512 wide (Turc et al. 2019).")
+_bert("bert-medium", 8, 512, "BERT of 8 layers, 512 wide (Turc et al. 2019).")
+_bert("bert-base", 12, 768, "BERT_BASE: 12 layers, 768 wide (Devlin et al. 2019).")
+_bert("bert-large", 24, 1024, "BERT_LARGE: 24 layers, 1024 wide (Devlin et al. 2019).")

@@ -1,0 +1,129 @@
+"""GPT-2 (Radford et al. 2019): a causal Transformer. Its weights go to and from transformers' names."""
+
+from __future__ import annotations
+
+import re
+from functools import partial
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from sslrun.backbones.base import Features, backbones
+from sslrun.backbones.text import TextBackbone, at, last_real
+from sslrun.backbones.transformer import Block, initialise
+from sslrun.data.sequences import TextSpec, Tokens
+from sslrun.registry import Options
+
+
+class Gpt(TextBackbone):
+    """Pre-norm causal Transformer over token and position embeddings; pooled features are of the last real token."""
+
+    class Options(Options):
+        dropout: float = Field(0.1, ge=0, lt=1)
+        """On embeddings, attention weights and what each branch adds."""
+        positions: int = Field(1024, ge=8)
+        """Longest sequence that it has positions for."""
+        depth: int | None = Field(None, ge=1)
+        """Layers; default: the named model's."""
+        width: int | None = Field(None, ge=1)
+        """Width of a token; default: the named model's. A head is 64 wide, or all of a narrower model."""
+
+    shape: ClassVar[tuple[int, int]]
+    """Depth and width."""
+    options: Options
+
+    def __init__(self, options: Options, spec: TextSpec) -> None:
+        super().__init__(options, spec)
+        depth, width = options.depth or self.shape[0], options.width or self.shape[1]
+        self.width = width
+        self.depth = depth + 1
+        self.token_embed = nn.Embedding(spec.vocab, width)
+        self.position_embed = nn.Embedding(options.positions, width)
+        self.dropout = nn.Dropout(options.dropout)
+        self.blocks = nn.ModuleList(
+            Block(
+                width, max(1, width // 64), dropout=options.dropout, eps=1e-5,
+                activation=partial(F.gelu, approximate="tanh"),
+            )
+            for _ in range(depth)
+        )  # fmt: skip
+        self.norm = nn.LayerNorm(width, eps=1e-5)
+        initialise(self)
+
+    @property
+    def embedding(self) -> Tensor:
+        return self.token_embed.weight
+
+    @property
+    def causal(self) -> bool:
+        return True
+
+    def forward(self, inputs: Tokens) -> Features:
+        x = self.token_embed(inputs.ids) + self.position_embed(torch.arange(inputs.ids.shape[1], device=inputs.ids.device))
+        x = self.dropout(x)
+        mask = inputs.attendable()
+        layers = [x]
+        for block in self.blocks:
+            x = block(x, mask=mask, causal=True)
+            layers.append(x)
+        layers[-1] = x = self.norm(x)
+        read = last_real(inputs.real)
+        return Features(at(x, read), x, read=read, mask=inputs.real, layers=tuple(layers))
+
+    def layers(self) -> list[list[nn.Parameter]]:
+        blocks = [list(block.parameters()) for block in self.blocks]
+        blocks[-1] += list(self.norm.parameters())
+        return [[self.token_embed.weight, self.position_embed.weight], *blocks]
+
+    def to_transformers(self) -> dict[str, Tensor]:
+        """The weights under the names of transformers' GPT2Model, whose matrices are transposed."""
+        found = {}
+        for name, tensor in self.state_dict().items():
+            theirs = name
+            for ours, other in THEIRS:
+                theirs = theirs.replace(ours, other)
+            transposed = re.search(r"(c_attn|c_proj|c_fc)\.weight$", theirs)
+            found[theirs] = tensor.T if transposed else tensor
+        return found
+
+    @staticmethod
+    def from_transformers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Weights of transformers' GPT2Model (or a model with a head on it) under our names."""
+        found = {}
+        for name, tensor in tensors.items():
+            ours = name.removeprefix("transformer.")
+            if not ours.startswith(("wte.", "wpe.", "h.", "ln_f.")) or re.search(r"\.attn\.(masked_)?bias$", ours):
+                continue
+            transposed = re.search(r"(c_attn|c_proj|c_fc)\.weight$", ours)
+            for our, theirs in THEIRS:
+                ours = ours.replace(theirs, our)
+            found[ours] = tensor.T.contiguous() if transposed else tensor
+        return found
+
+
+THEIRS = [
+    ("token_embed.", "wte."),
+    ("position_embed.", "wpe."),
+    ("blocks.", "h."),
+    (".norm1.", ".ln_1."),
+    (".norm2.", ".ln_2."),
+    (".attn.qkv.", ".attn.c_attn."),
+    (".attn.proj.", ".attn.c_proj."),
+    (".mlp.fc1.", ".mlp.c_fc."),
+    (".mlp.fc2.", ".mlp.c_proj."),
+]
+"""Ours and transformers'; `norm.` and `ln_f.` besides."""
+THEIRS.append(("norm.", "ln_f."))
+
+
+def _gpt(name: str, depth: int, width: int, about: str) -> None:
+    tags = {"__doc__": about, "__module__": __name__, "shape": (depth, width)}
+    backbones.register(name, modality="text")(type(name, (Gpt,), tags))
+
+
+_gpt("gpt-tiny", 2, 128, "GPT-2 of 2 layers, 128 wide.")
+_gpt("gpt-mini", 4, 256, "GPT-2 of 4 layers, 256 wide.")
+_gpt("gpt-base", 12, 768, "GPT-2 small: 12 layers, 768 wide (Radford et al. 2019).")

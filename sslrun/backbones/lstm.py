@@ -1,0 +1,143 @@
+"""Recurrent networks over text: the LSTM, and ELMo's two-directional language model (Peters et al., NAACL 2018)."""
+
+from __future__ import annotations
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from sslrun.backbones.base import Features, backbones
+from sslrun.backbones.text import TextBackbone, at, last_real
+from sslrun.data.sequences import TextSpec, Tokens
+from sslrun.registry import Options
+
+
+def reversed_real(x: Tensor, real: Tensor) -> Tensor:
+    """Each sequence (B, T, ...) back to front, with its padding left at the end. Its own inverse."""
+    lengths = real.sum(dim=1, keepdim=True)
+    places = torch.arange(x.shape[1], device=x.device)
+    source = torch.where(places < lengths, lengths - 1 - places, places)
+    return x.gather(1, source.view(*source.shape, *[1] * (x.ndim - 2)).expand_as(x))
+
+
+class Layered(nn.Module):
+    """LSTM layers of one direction, each one's states given apart."""
+
+    def __init__(self, inputs: int, width: int, depth: int, dropout: float) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(dropout)
+        self.cells = nn.ModuleList(nn.LSTM(width if at else inputs, width, batch_first=True) for at in range(depth))
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """States (B, T, D) of each layer; from the second on, each adds to what it was given (as ELMo's)."""
+        found: list[Tensor] = []
+        for number, cell in enumerate(self.cells):
+            states = cell(self.dropout(x))[0]
+            x = states + x if number else states
+            found.append(x)
+        return found
+
+
+class Recurrent(TextBackbone):
+    """LSTM layers of one direction or two, which never mix before the top: each half of a token's features has seen
+    one side only. Pooled: the last real token of the forward half, the first token of the backward half."""
+
+    def build(self, width: int, depth: int, dropout: float, both: bool) -> None:
+        """Make the layers. `width`: of the embeddings and of each direction."""
+        self.ahead = Layered(width, width, depth, dropout)
+        self.back = Layered(width, width, depth, dropout) if both else None
+        self.width = width * (2 if both else 1)
+        self.depth = depth + 1
+
+    def embed(self, inputs: Tokens) -> Tensor:
+        raise NotImplementedError
+
+    @property
+    def causal(self) -> bool:
+        return self.back is None
+
+    def forward(self, inputs: Tokens) -> Features:
+        x, real = self.embed(inputs), inputs.real
+        layers = self.ahead(x)
+        pooled = at(layers[-1], last_real(real))
+        if self.back is not None:
+            backward = [reversed_real(each, real) for each in self.back(reversed_real(x, real))]
+            layers = [torch.cat(pair, dim=-1) for pair in zip(layers, backward, strict=True)]
+            pooled = torch.cat([pooled, backward[-1][:, 0]], dim=-1)
+        bottom = x.repeat(1, 1, self.width // x.shape[-1])  # as ELMo mixes it: once for each direction
+        return Features(pooled, layers[-1], read=last_real(real), mask=real, layers=(bottom, *layers))
+
+    def layers(self) -> list[list[nn.Parameter]]:
+        stacks = [self.ahead] if self.back is None else [self.ahead, self.back]
+        deep = [[each for cell in cells for each in cell.parameters()] for cells in zip(*(s.cells for s in stacks), strict=True)]
+        known = {id(each) for level in deep for each in level}
+        return [[each for each in self.parameters() if id(each) not in known], *deep]
+
+
+@backbones.register("lstm")
+class Lstm(Recurrent):
+    """LSTM over learned token embeddings (Hochreiter and Schmidhuber 1997), of one direction or two."""
+
+    class Options(Options):
+        width: int = Field(256, ge=1)
+        """Of the embeddings and of each direction's states."""
+        depth: int = Field(2, ge=1)
+        """Layers."""
+        bidirectional: bool = False
+        """A second network reads from the end."""
+        dropout: float = Field(0.1, ge=0, lt=1)
+        """On what each layer is given."""
+
+    def __init__(self, options: Options, spec: TextSpec) -> None:
+        super().__init__(options, spec)
+        self.token_embed = nn.Embedding(spec.vocab, options.width)
+        nn.init.normal_(self.token_embed.weight, std=0.02)
+        self.build(options.width, options.depth, options.dropout, options.bidirectional)
+
+    @property
+    def embedding(self) -> Tensor:
+        return self.token_embed.weight
+
+    def embed(self, inputs: Tokens) -> Tensor:
+        return self.token_embed(inputs.ids)
+
+
+CHARACTERS = 256
+"""Bytes of UTF-8; 0 pads."""
+LONGEST = 16
+"""Bytes of a token that are read."""
+
+
+@backbones.register("elmo")
+class Elmo(Recurrent):
+    """ELMo: a character CNN under a two-layer language model in each direction; features mix its three layers.
+
+    Deviates: the characters are those of word pieces, not of words, so that one tokenizer serves every row of a table;
+    half of the paper's widths by default; highway layers are one.
+    """
+
+    class Options(Options):
+        width: int = Field(256, ge=8, multiple_of=8)
+        """Of each direction's states; 512 in the paper (of 4,096 cells projected)."""
+        dropout: float = Field(0.1, ge=0, lt=1)
+        """On what each layer is given."""
+
+    characters: Tensor
+
+    def __init__(self, options: Options, spec: TextSpec) -> None:
+        super().__init__(options, spec)
+        rows = [list(entry.encode()[:LONGEST]) for entry in spec.tokenizer.strings]
+        table = torch.tensor([row + [0] * (LONGEST - len(row)) for row in rows], dtype=torch.uint8)
+        self.register_buffer("characters", table)
+        width = options.width
+        self.char_embed = nn.Embedding(CHARACTERS, 16)
+        self.convolutions = nn.ModuleList(nn.Conv1d(16, width // 4, kernel, padding=kernel // 2) for kernel in (1, 3, 5, 7))
+        self.highway = nn.Linear(width, 2 * width)
+        self.build(width, 2, options.dropout, both=True)
+
+    def embed(self, inputs: Tokens) -> Tensor:
+        used, places = inputs.ids.unique(return_inverse=True)
+        letters = self.char_embed(self.characters[used].long()).transpose(1, 2)
+        found = torch.cat([conv(letters).amax(dim=2) for conv in self.convolutions], dim=1).relu()
+        gate, change = self.highway(found).chunk(2, dim=1)
+        return torch.lerp(found, change.relu(), gate.sigmoid())[places]

@@ -1,0 +1,51 @@
+"""What all text backbones have in common."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sslrun.backbones.base import Backbone
+from sslrun.data.sequences import TextSpec
+from sslrun.errors import UserError
+
+
+class TextBackbone(Backbone):
+    """A network over tokens. Pooled features are of the token at which a whole sequence is read."""
+
+    modality = "text"
+    spec: TextSpec
+
+    def __init__(self, options: Any, spec: TextSpec) -> None:
+        super().__init__(options, spec)
+        longest = getattr(options, "positions", None)
+        if longest is not None and spec.length > longest:
+            raise UserError(
+                f"{self.name}: sequences of {spec.length} tokens are longer than its {longest} positions: "
+                f"lower data.length to {longest}, or raise backbone.positions before pretraining"
+            )
+
+    @property
+    def embedding(self) -> Tensor:
+        """(V, E) token embeddings, which a head that predicts tokens may share."""
+        raise NotImplementedError
+
+    @property
+    def causal(self) -> bool:
+        """Whether no token sees a later one."""
+        return False
+
+
+def last_real(real: Tensor) -> Tensor:
+    """(B,) place of the last token that is no padding."""
+    places = torch.arange(real.shape[1], device=real.device)
+    return torch.where(real, places, -1).amax(dim=1).clamp_min(0)
+
+
+def at(tokens: Tensor, places: Tensor) -> Tensor:
+    """(B, D): of tokens (B, T, D) those at places (B,); or (B, K, D) of places (B, K)."""
+    index = places if places.ndim == 2 else places[:, None]
+    found = tokens.gather(1, index[..., None].expand(-1, -1, tokens.shape[-1]))
+    return found if places.ndim == 2 else found[:, 0]

@@ -1,0 +1,167 @@
+"""WordPiece tokenizers: trained on a corpus, or loaded; saved beside what was trained with them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field, model_validator
+from tokenizers import Tokenizer as Core
+from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+from torch import Tensor
+
+from sslrun.errors import UserError
+from sslrun.registry import Options
+
+SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+
+class TokenizerOptions(Options):
+    """Which tokenizer: of a file, of the hub, or else trained."""
+
+    vocab: int = Field(8192, ge=64)
+    """Entries of a trained vocabulary, at most; BERT's has 30,522."""
+    lowercase: bool = True
+    """Of a trained one: lower case, without accents, as BERT's uncased models."""
+    file: Path | None = None
+    """A tokenizer.json, or a WordPiece vocab.txt: used as it is."""
+    hub: str | None = Field(None, pattern=r"^[\w.-]+(/[\w.-]+)?$")
+    """The name of a model on the Hugging Face hub whose tokenizer.json is used."""
+    corpus: dict[str, Any] | None = None
+    """The data set that it is trained on, with its options; default: the recipe's `data`."""
+    sha256: str | None = None
+    """Of `file`; filled in, so that another vocabulary under the same name is another run."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> TokenizerOptions:
+        if self.file and self.hub:
+            raise ValueError("give file or hub, not both")
+        if self.file:
+            try:
+                found = hashlib.sha256(self.file.read_bytes()).hexdigest()
+            except OSError as error:
+                raise ValueError(f"{self.file}: can't be read ({error.strerror})") from None
+            if self.sha256 not in (None, found):
+                raise ValueError(f"{self.file}: is not the file that this recipe was resolved with")
+            object.__setattr__(self, "sha256", found)
+        return self
+
+
+class Tokenizer:
+    """Text to ids. Equal to another of the same content."""
+
+    def __init__(self, core: Core) -> None:
+        self.core = core
+        core.no_padding()
+        core.no_truncation()
+        ids = [core.token_to_id(each) for each in SPECIALS]
+        missing = [each for each, number in zip(SPECIALS, ids, strict=True) if number is None]
+        if missing:
+            raise UserError(f"this tokenizer has no {', '.join(missing)}: take a WordPiece one, as BERT's")
+        self.pad, self.unk, self.cls, self.sep, self.mask = ids
+
+    @cached_property
+    def digest(self) -> str:
+        return hashlib.sha256(self.core.to_str().encode()).hexdigest()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Tokenizer) and self.digest == other.digest
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+    @property
+    def vocab(self) -> int:
+        return int(self.core.get_vocab_size())
+
+    @property
+    def specials(self) -> tuple[int, ...]:
+        return (self.pad, self.unk, self.cls, self.sep, self.mask)
+
+    @cached_property
+    def strings(self) -> list[str]:
+        """Every entry of the vocabulary, by id."""
+        by_id = {number: entry for entry, number in self.core.get_vocab().items()}
+        return [by_id.get(number, "") for number in range(self.vocab)]
+
+    @cached_property
+    def continues(self) -> Tensor:
+        """(V,) bool: entries that go on with a word which another began."""
+        return torch.tensor([each.startswith("##") for each in self.strings])
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of each text, without specials."""
+        return [each.ids for each in self.core.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def offsets(self, texts: Sequence[str]) -> list[tuple[list[int], list[tuple[int, int]]]]:
+        """Ids of each text, and where in it (first character, one past the last) each lies."""
+        return [(each.ids, each.offsets) for each in self.core.encode_batch(list(texts), add_special_tokens=False)]
+
+    def encode_words(self, sentences: Sequence[Sequence[str]]) -> list[tuple[list[int], list[int]]]:
+        """Ids of sentences given as words, and which word each belongs to."""
+        encoded = self.core.encode_batch(
+            [list(each) for each in sentences], is_pretokenized=True, add_special_tokens=False
+        )
+        return [(each.ids, each.word_ids) for each in encoded]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return str(self.core.decode(list(ids), skip_special_tokens=False))
+
+    def save(self, folder: Path) -> None:
+        """Write tokenizer.json, as transformers reads it."""
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = folder / f".tokenizer.{os.getpid()}"
+        self.core.save(str(temporary))
+        os.replace(temporary, folder / "tokenizer.json")
+
+
+def wordpiece(lowercase: bool, vocab: dict[str, int] | None = None) -> Core:
+    """A WordPiece model with BERT's normalisation and splitting of words (Devlin et al. 2019)."""
+    core = Core(models.WordPiece(vocab, unk_token="[UNK]", max_input_chars_per_word=100))
+    core.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+    core.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    core.decoder = decoders.WordPiece()
+    return core
+
+
+def train_wordpiece(texts: Iterable[str], vocab: int, lowercase: bool) -> Tokenizer:
+    """A WordPiece vocabulary of `vocab` entries at most, from the texts. UserError: they hold no words."""
+    core = wordpiece(lowercase)
+    core.train_from_iterator(
+        texts, trainers.WordPieceTrainer(vocab_size=vocab, special_tokens=list(SPECIALS), show_progress=False)
+    )
+    made = Tokenizer(core)
+    if made.vocab <= len(SPECIALS):
+        raise UserError("the corpus holds no words to train a tokenizer on")
+    return made
+
+
+def load_tokenizer(options: TokenizerOptions) -> Tokenizer:
+    """The tokenizer of `file` or `hub`. UserError: it can't be had, or is no WordPiece tokenizer."""
+    where = options.file or options.hub
+    try:
+        if options.hub:
+            core = Core.from_pretrained(options.hub)
+        elif str(options.file).endswith(".txt"):
+            assert options.file is not None
+            lines = options.file.read_text(encoding="utf-8").splitlines()
+            core = wordpiece(options.lowercase, {entry: number for number, entry in enumerate(lines)})
+        else:
+            core = Core.from_file(str(options.file))
+    except Exception as error:  # the library raises bare Exceptions
+        raise UserError(f"tokenizer {where}: can't be loaded: {' '.join(str(error).split())[:200]}") from None
+    try:
+        return Tokenizer(core)
+    except UserError as error:
+        raise UserError(f"tokenizer {where}: {error}") from None
+
+
+def blank_tokenizer(vocab: int) -> Tokenizer:
+    """One of so many entries that mean nothing: to size networks without data."""
+    entries = [*SPECIALS, *(f"w{number}" for number in range(vocab - len(SPECIALS)))]
+    return Tokenizer(wordpiece(True, {entry: number for number, entry in enumerate(entries)}))

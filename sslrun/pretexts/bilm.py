@@ -1,0 +1,55 @@
+"""A language model in each direction."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+
+from sslrun.backbones.lstm import Recurrent
+from sslrun.backbones.text import TextBackbone
+from sslrun.data.examples import Batch
+from sslrun.data.sequences import Tokens
+from sslrun.errors import UserError
+from sslrun.learner import Output
+from sslrun.pretexts.base import pretexts
+from sslrun.pretexts.language import LanguageOptions, LanguagePretext, TokenHead, following, preceding, token_loss
+
+
+@pretexts.register("bilm")
+class BiLm(LanguagePretext):
+    """Name each token from those before it, and again from those after it, by two networks that share their embeddings
+    and their softmax. ELMo: Peters et al., NAACL 2018. The loss is the mean of both directions."""
+
+    class Options(LanguageOptions):
+        pairs: Literal["keep", "drop"] = "drop"
+        """drop: full sequences of running text. keep: BERT's pairs of segments."""
+
+    options: Options
+
+    def __init__(self, options: Options, backbone: TextBackbone) -> None:
+        super().__init__(options, backbone)
+        if not isinstance(backbone, Recurrent) or backbone.back is None:
+            raise UserError(
+                f"pretext 'bilm' needs two directions that don't see each other, and '{backbone.name}' has not: "
+                "take backbone 'elmo', or 'lstm' with bidirectional: true"
+            )
+        self.head = TokenHead(backbone.width // 2, backbone.spec.vocab, None)
+
+    def views(self, batch: Batch, generator: torch.Generator) -> Tokens:
+        return self.tokens(batch)
+
+    def forward(self, views: Tokens) -> Output:
+        features = self.backbone(views)
+        assert features.tokens is not None
+        ahead, back = features.tokens.chunk(2, dim=-1)
+        forward_loss, forward_accuracy = token_loss(self.head(ahead, None), following(views))
+        backward_loss, backward_accuracy = token_loss(self.head(back, None), preceding(views))
+        loss = (forward_loss + backward_loss) / 2
+        return Output(
+            loss,
+            {
+                "forward_loss": forward_loss.detach(), "backward_loss": backward_loss.detach(),
+                "accuracy": (forward_accuracy + backward_accuracy) / 2,
+            },
+        )  # fmt: skip

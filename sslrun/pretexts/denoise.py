@@ -1,0 +1,133 @@
+"""Span corruption with an encoder-decoder."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from sslrun.backbones.text import TextBackbone
+from sslrun.backbones.transformer import Block, initialise
+from sslrun.data.examples import Batch
+from sslrun.data.sequences import IGNORED, Tokens
+from sslrun.errors import UserError
+from sslrun.learner import Output
+from sslrun.pretexts.base import pretexts
+from sslrun.pretexts.language import LanguageOptions, LanguagePretext, TokenHead, token_loss
+
+
+class Corrupted(NamedTuple):
+    """Sequences with spans cut out, and the spans."""
+
+    tokens: Tokens
+    """What the encoder reads: each span is one [MASK]."""
+    given: Tensor
+    """(B, S) what the decoder reads: [CLS], then the targets but for the last."""
+    targets: Tensor
+    """(B, S) what it must name: of each span [MASK] and its tokens, then [SEP]."""
+
+
+@pretexts.register("denoise")
+class Denoise(LanguagePretext):
+    """Cut spans out of the text and have a decoder tell them: the encoder-decoder of Vaswani et al. (2017) trained by the
+    span corruption of T5 (Raffel et al., JMLR 2020). The backbone is the encoder; the decoder goes with the pretext.
+
+    Deviates: each span's sentinel is [MASK], which BERT's vocabulary has, the order of the spans telling them apart.
+    """
+
+    class Options(LanguageOptions):
+        pairs: Literal["keep", "drop"] = "drop"
+        """drop: full sequences of running text. keep: BERT's pairs of segments."""
+        rate: float = Field(0.15, gt=0, lt=0.9)
+        """Share of the tokens cut out."""
+        span: float = Field(3.0, ge=1)
+        """Mean tokens of a span."""
+        depth: int = Field(2, ge=1)
+        """Layers of the decoder."""
+
+    options: Options
+
+    def __init__(self, options: Options, backbone: TextBackbone) -> None:
+        super().__init__(options, backbone)
+        if backbone.causal:
+            raise UserError(f"pretext 'denoise' needs an encoder that reads both sides, and '{backbone.name}' is causal")
+        self.tokenizer, width = backbone.spec.tokenizer, backbone.width
+        self.table = nn.Embedding(backbone.spec.vocab, width)
+        self.position_embed = nn.Embedding(backbone.spec.length + 2, width)
+        heads = max(1, width // 64)
+        self.blocks = nn.ModuleList(
+            Block(width, heads, norm="post", cross=True, dropout=0.1, eps=1e-12) for _ in range(options.depth)
+        )
+        for each in (self.table, self.position_embed, self.blocks):
+            initialise(each)
+        self.head = TokenHead(width, backbone.spec.vocab, width)
+
+    def views(self, batch: Batch, generator: torch.Generator) -> Corrupted:
+        tokens = self.tokens(batch)
+        ids, tokenizer = tokens.ids, self.tokenizer
+        inner = tokens.real & (ids != tokenizer.cls) & (ids != tokenizer.sep)
+        cut = self._spans(inner, generator)
+        starts = cut & ~F.pad(cut, (1, 0))[:, :-1]
+        kept = (tokens.real & ~cut) | starts
+        place = kept.cumsum(dim=1) - 1
+        target = torch.where(kept, place, ids.shape[1])  # what is left out lands in a column that is dropped
+        short = Tokens(
+            _moved(torch.where(starts, tokenizer.mask, ids), target, tokenizer.pad),
+            _moved(tokens.segments, target, 0),
+            _moved(tokens.documents, target, 0),
+        )
+        length = max(4, int(ids.shape[1] * self.options.rate * (1 + 1 / self.options.span)) + 3)
+        at = torch.where(cut, cut.cumsum(dim=1) + starts.cumsum(dim=1) - 1, length)
+        told = _moved(ids, at.clamp_max(length), IGNORED, length)
+        marks = torch.where(starts, at - 1, length).clamp_max(length)
+        told = torch.where(_moved(starts.long(), marks, 0, length) > 0, tokenizer.mask, told)
+        end = (cut.sum(dim=1) + starts.sum(dim=1)).clamp_max(length - 1)
+        told = told.scatter(1, end[:, None], tokenizer.sep)
+        given = torch.where(told == IGNORED, tokenizer.pad, told).roll(1, dims=1)
+        given[:, 0] = tokenizer.cls
+        return Corrupted(short, given, told)
+
+    def forward(self, views: Corrupted) -> Output:
+        features = self.backbone(views.tokens)
+        x = self.table(views.given) + self.position_embed(torch.arange(views.given.shape[1], device=views.given.device))
+        mask = None if features.mask is None else features.mask[:, None, None, :]
+        for block in self.blocks:
+            x = block(x, causal=True, memory=features.tokens, memory_mask=mask)
+        loss, accuracy = token_loss(self.head(x, self.table.weight), views.targets)
+        return Output(loss, {"accuracy": accuracy})
+
+    def _spans(self, inner: Tensor, generator: torch.Generator) -> Tensor:
+        """(B, T) which tokens are cut out: T5's alternation of random segments kept and cut, of as many as fit."""
+        count = inner.sum(dim=1)
+        cut = (count * self.options.rate).round().clamp_min(1)
+        spans = (cut / self.options.span).round().clamp_min(1)
+        cut, spans = cut.minimum(count - 1).clamp_min(0), spans.minimum(cut).minimum(count - cut).clamp_min(1)
+        most = int(inner.shape[1])
+        lengths = [_divided(total.long(), spans.long(), most, generator) for total in (count - cut, cut)]
+        ends = torch.stack(lengths, dim=2).flatten(1).cumsum(dim=1)
+        rank = inner.cumsum(dim=1) - 1
+        segment = torch.searchsorted(ends, rank.clamp_min(0), right=True)
+        return inner & (segment % 2 == 1) & (rank >= 0)
+
+
+def _divided(total: Tensor, parts: Tensor, most: int, generator: torch.Generator) -> Tensor:
+    """(B, most) lengths of `parts` (B,) random segments that make up `total` (B,), each 1 at least; then zeros."""
+    noise = torch.rand(len(total), most, generator=generator, device=total.device)
+    place = torch.arange(most, device=total.device)
+    # A segment begins at 0 and at parts - 1 other places below total.
+    noise = noise.masked_fill((place == 0) | (place >= total[:, None]), 2.0)
+    rank = noise.argsort(dim=1).argsort(dim=1)
+    begins = ((rank < parts[:, None] - 1) & (noise < 1.5)) | (place == 0)
+    segment = begins.cumsum(dim=1) - 1
+    ones = (place < total[:, None]).long()
+    return torch.zeros_like(segment).scatter_add(1, segment, ones)
+
+
+def _moved(values: Tensor, places: Tensor, fill: int, width: int | None = None) -> Tensor:
+    """`values` (B, T) put at `places` (B, T) of rows (B, width) filled with `fill`; place `width` is nowhere."""
+    width = width or values.shape[1]
+    out = values.new_full((len(values), width + 1), fill)
+    return out.scatter(1, places.clamp_max(width), values)[:, :width]

@@ -1,0 +1,109 @@
+"""What the pretext tasks on text share: how they lay text out, and the head that names tokens."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from sslrun.backbones.text import TextBackbone
+from sslrun.data.examples import Batch, Examples
+from sslrun.data.sequences import IGNORED, Documents, Tokens
+from sslrun.pretexts.base import Pretext, PretextOptions
+
+
+class LanguageOptions(PretextOptions):
+    """How text is laid out."""
+
+    pairs: Literal["keep", "drop"] = "keep"
+    """keep: BERT's pairs of segments, of which half do not belong together (RoBERTa suspects that BERT's row without
+    next-sentence prediction kept them; Liu et al. 2019). drop: full sequences of running text."""
+    dupes: int = Field(1, ge=1)
+    """Times that the corpus is laid out, each time divided anew; an epoch goes through all. BERT: 10."""
+    cross_documents: bool = False
+    """With `pairs: drop`: tokens attend to other documents of their sequence too."""
+
+
+class LanguagePretext(Pretext):
+    """A pretext task on text."""
+
+    modality = "text"
+    backbone: TextBackbone
+    options: Any
+
+    def arrange(self, examples: Examples, seed: int) -> Examples:
+        """Documents in pairs or packed; a task's own texts (Krishna et al. 2023) as they are."""
+        if not isinstance(examples, Documents):
+            return examples
+        given = self.options
+        return examples.paired(given.dupes, seed) if given.pairs == "keep" else examples.packed(given.dupes)
+
+    def tokens(self, batch: Batch) -> Tokens:
+        """The batch's tokens, with the documents that may see each other."""
+        tokens: Tokens = batch.inputs
+        return tokens._replace(documents=tokens.real.long()) if self.options.cross_documents else tokens
+
+    def held_out(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        output = self(self.views(batch, generator))
+        return {"held_out_loss": output.loss, **{f"held_out_{name}": each for name, each in output.metrics.items()}}
+
+    def floor(self, examples: Examples) -> float | None:
+        """The entropy of single tokens, in nats."""
+        if not isinstance(examples, Documents):
+            return None
+        shares = examples.unigrams().double()
+        shares = shares[shares > 0] / shares.sum()
+        return -(shares * shares.log()).sum().item()
+
+
+class TokenHead(nn.Module):
+    """Scores of the vocabulary, as BERT's head: linear, GELU, norm, then the embedding matrix and a bias.
+
+    `embedding_width`: of the matrix shared with the backbone; None: it has none, and the head makes its own.
+    """
+
+    def __init__(self, width: int, vocab: int, embedding_width: int | None) -> None:
+        super().__init__()
+        inner = embedding_width or width
+        self.dense = nn.Linear(width, inner)
+        self.norm = nn.LayerNorm(inner, eps=1e-12)
+        self.bias = nn.Parameter(torch.zeros(vocab))
+        self.weight = None if embedding_width else nn.Parameter(torch.empty(vocab, inner))
+        nn.init.trunc_normal_(self.dense.weight, std=0.02)
+        nn.init.zeros_(self.dense.bias)
+        if self.weight is not None:
+            nn.init.trunc_normal_(self.weight, std=0.02)
+
+    def forward(self, x: Tensor, embedding: Tensor | None) -> Tensor:
+        """(..., D) to (..., V)."""
+        table = self.weight if self.weight is not None else embedding
+        assert table is not None
+        return F.linear(self.norm(F.gelu(self.dense(x))), table, self.bias)
+
+
+def token_loss(scores: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean cross-entropy of scores (..., V) at targets (...) that are not `IGNORED`, and the share named right."""
+    known = targets != IGNORED
+    count = known.sum().clamp_min(1)
+    losses = F.cross_entropy(scores.flatten(0, -2).float(), targets.flatten(), ignore_index=IGNORED, reduction="sum")
+    right = ((scores.detach().argmax(dim=-1) == targets) & known).sum()
+    return losses / count, right / count
+
+
+def following(tokens: Tokens) -> Tensor:
+    """(B, T) the token after each within its document; `IGNORED` where there is none."""
+    after = tokens.ids.roll(-1, dims=1)
+    same = tokens.documents.roll(-1, dims=1) == tokens.documents
+    same[:, -1] = False
+    return torch.where(same & tokens.real, after, IGNORED)
+
+
+def preceding(tokens: Tokens) -> Tensor:
+    """(B, T) the token before each within its document; `IGNORED` where there is none."""
+    before = tokens.ids.roll(1, dims=1)
+    same = tokens.documents.roll(1, dims=1) == tokens.documents
+    same[:, 0] = False
+    return torch.where(same & tokens.real, before, IGNORED)

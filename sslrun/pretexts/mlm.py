@@ -1,0 +1,161 @@
+"""Masked language modelling, with or without next-sentence prediction."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from sslrun.backbones.text import TextBackbone, at
+from sslrun.data.examples import Batch
+from sslrun.data.sequences import IGNORED, Tokens
+from sslrun.learner import Output
+from sslrun.pretexts.base import pretexts
+from sslrun.pretexts.language import LanguageOptions, LanguagePretext, TokenHead, token_loss
+
+RATE = 0.15
+"""BERT's share of chosen tokens; every held-out loss is taken at it, that losses of other rates may be compared."""
+
+
+class Masked(NamedTuple):
+    """Sequences with some tokens hidden."""
+
+    tokens: Tokens
+    """As the backbone is given them."""
+    places: Tensor
+    """(B, K) where tokens were chosen; K is the same for all, and what is too many has no target."""
+    targets: Tensor
+    """(B, K) what stood there."""
+    related: Tensor | None
+    """(B,) 0 where the second segment goes on from the first, 1 where it is from elsewhere."""
+
+
+@pretexts.register("mlm")
+class Mlm(LanguagePretext):
+    """Name hidden tokens from both sides. BERT: Devlin et al., NAACL 2019.
+
+    Of each sequence exactly `round(rate * tokens)` are chosen (at least one, never special ones), of which 80 % become
+    [MASK], 10 % a random token, 10 % stay; the loss is of the chosen ones alone, and so is the head's work. With `nsp`,
+    whether the second segment goes on from the first is told from [CLS]. Chosen anew each time a sequence is seen;
+    BERT's own code chose ten times, once for each of its `dupes`.
+    """
+
+    class Options(LanguageOptions):
+        nsp: bool = False
+        """Add next-sentence prediction to the loss, as BERT."""
+        rate: float = Field(RATE, gt=0, lt=1)
+        """Share of the tokens chosen."""
+        mask: float = Field(0.8, ge=0, le=1)
+        """Share of the chosen that become [MASK]."""
+        replace: float = Field(0.1, ge=0, le=1)
+        """Share of the chosen that become a random token; the rest stays."""
+        whole_words: bool = False
+        """Choose all pieces of a word or none."""
+        masking: Literal["dynamic", "static"] = "dynamic"
+        """static: the same tokens of a sequence are chosen each time it is seen, as in BERT's own code."""
+
+        @model_validator(mode="after")
+        def _consistent(self) -> Mlm.Options:
+            if self.nsp and self.pairs == "drop":
+                raise ValueError("nsp: true needs pairs: keep")
+            if self.mask + self.replace > 1 + 1e-9:
+                raise ValueError("mask and replace are shares of the chosen tokens: together 1 at most")
+            return self
+
+    options: Options
+    continues: Tensor
+
+    def __init__(self, options: Options, backbone: TextBackbone) -> None:
+        super().__init__(options, backbone)
+        self.tokenizer = backbone.spec.tokenizer
+        self.register_buffer("continues", self.tokenizer.continues, persistent=False)
+        table = _embedding(backbone)
+        self.head = TokenHead(backbone.width, backbone.spec.vocab, None if table is None else table.shape[1])
+        self.nsp = nn.Linear(backbone.width, 2) if options.nsp else None
+
+    def views(self, batch: Batch, generator: torch.Generator) -> Masked:
+        return self._masked(batch, generator, self.options.rate)
+
+    def forward(self, views: Masked) -> Output:
+        features = self.backbone(views.tokens)
+        assert features.tokens is not None
+        scores = self.head(at(features.tokens, views.places), _embedding(self.backbone))
+        loss, accuracy = token_loss(scores, views.targets)
+        metrics = {"mlm_loss": loss.detach(), "mlm_accuracy": accuracy}
+        if self.nsp is not None and views.related is not None:
+            related = self.nsp(features.pooled).float()
+            nsp_loss = F.cross_entropy(related, views.related)
+            right = (related.detach().argmax(dim=1) == views.related).float().mean()
+            metrics |= {"nsp_loss": nsp_loss.detach(), "nsp_accuracy": right}
+            loss = loss + nsp_loss
+        return Output(loss, metrics)
+
+    def held_out(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        """At BERT's rate; the loss is that of the masked tokens alone, whatever else is trained on."""
+        metrics = self(self._masked(batch, generator, RATE)).metrics
+        return {"held_out_loss": metrics["mlm_loss"], **{f"held_out_{k}": v for k, v in metrics.items() if k != "mlm_loss"}}
+
+    def _masked(self, batch: Batch, generator: torch.Generator, rate: float) -> Masked:
+        tokens = self.tokens(batch)
+        ids, tokenizer = tokens.ids, self.tokenizer
+        noise = _static(ids) if self.options.masking == "static" else _drawn(ids, generator)
+        allowed = tokens.real & (ids != tokenizer.cls) & (ids != tokenizer.sep) & (ids != tokenizer.pad)
+        wanted = (tokens.real.sum(dim=1) * rate).round().clamp_min(1)
+        order = self._by_word(noise[0], ids) if self.options.whole_words else noise[0]
+        most = max(1, round(ids.shape[1] * rate))
+        ranked, places = order.masked_fill(~allowed, 2.0).topk(most, dim=1, largest=False)
+        chosen = (torch.arange(most, device=ids.device) < wanted[:, None]) & (ranked < 1.5)
+        if self.options.whole_words:
+            chosen &= self._whole(places, order, allowed, wanted)
+        targets = torch.where(chosen, ids.gather(1, places), IGNORED)
+        fate, other = noise[1].gather(1, places), noise[2].gather(1, places)
+        new = torch.where(fate < self.options.mask, tokenizer.mask, ids.gather(1, places))
+        random = (fate >= self.options.mask) & (fate < self.options.mask + self.options.replace)
+        new = torch.where(random, (other * tokenizer.vocab).long().clamp_max(tokenizer.vocab - 1), new)
+        new = torch.where(chosen, new, ids.gather(1, places))
+        return Masked(tokens._replace(ids=ids.scatter(1, places, new)), places, targets, batch.labels)
+
+    def _by_word(self, noise: Tensor, ids: Tensor) -> Tensor:
+        """The noise of each word's first piece, for all of its pieces."""
+        first = ~self.continues[ids]
+        first[:, 0] = True
+        places = torch.arange(ids.shape[1], device=ids.device)
+        return noise.gather(1, torch.where(first, places, 0).cummax(dim=1).values)
+
+    def _whole(self, places: Tensor, order: Tensor, allowed: Tensor, wanted: Tensor) -> Tensor:
+        """(B, K) whether all pieces of the chosen token's word fit in what is wanted. (BERT's code goes on with shorter
+        words after one that does not fit; here the choice ends with it.)"""
+        values = order.gather(1, places)
+        upto = ((order[:, None, :] <= values[:, :, None]) & allowed[:, None, :]).sum(dim=2)
+        return upto <= wanted[:, None]
+
+
+def _embedding(backbone: TextBackbone) -> Tensor | None:
+    """The backbone's token embeddings; None where it has none, as ELMo's characters."""
+    try:
+        return backbone.embedding
+    except NotImplementedError:
+        return None
+
+
+def _drawn(ids: Tensor, generator: torch.Generator) -> Tensor:
+    """(3, B, T) uniform in [0, 1)."""
+    return torch.rand(3, *ids.shape, generator=generator, device=ids.device)
+
+
+def _static(ids: Tensor) -> Tensor:
+    """(3, B, T) like uniform in [0, 1), but a function of the sequence alone: a hash (splitmix64) of ids and place."""
+    place = torch.arange(ids.shape[1], device=ids.device)
+    sequence = ((ids + 1) * _mixed(place + 1)).sum(dim=1, keepdim=True)
+    kinds = torch.arange(3, device=ids.device)[:, None, None]
+    return ((_mixed(sequence + _mixed(place) + _mixed(kinds + 7919)) >> 11) & (2**24 - 1)).float() / 2**24
+
+
+def _mixed(x: Tensor) -> Tensor:
+    x = x * -7046029254386353131
+    x = (x ^ (x >> 30)) * -4658895280553007687
+    x = (x ^ (x >> 27)) * -7723592293110705685
+    return x ^ (x >> 31)

@@ -1,0 +1,229 @@
+"""The tasks of BERT's Figure 4: a class for a sentence or a pair, the span that answers a question, a tag a word.
+
+Heads are BERT's: dropout and one linear map. `bilstm` puts a randomly initialised BiLSTM between, as the last row of its
+Table 5 (whose size and readout the paper leaves open: here as wide as the backbone in each direction; a whole sequence
+is read at the forward half's last token and the backward half's first).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from sslrun.backbones.base import Features
+from sslrun.backbones.lstm import Layered, reversed_real
+from sslrun.backbones.text import at
+from sslrun.data.examples import Examples
+from sslrun.data.sequences import IGNORED, Sequences
+from sslrun.errors import UserError
+from sslrun.tasks import metrics
+from sslrun.tasks.base import Task, TaskOptions, tasks
+from sslrun.tasks.squad import decode, squad_scores
+
+Pool = Literal["pooled", "cls", "mean", "last4", "mixture"]
+
+
+class TextTaskOptions(TaskOptions):
+    """What all tasks on text have in common."""
+
+    dropout: float = Field(0.1, ge=0, lt=1)
+    """On what the head is given."""
+    bilstm: int = Field(0, ge=0)
+    """Layers of a randomly initialised BiLSTM between the backbone and the head; true: one."""
+
+
+class DroppedLinear(nn.Linear):
+    """Dropout and a linear map, with a linear map's weights."""
+
+    def __init__(self, width: int, outputs: int, dropout: float) -> None:
+        super().__init__(width, outputs)
+        self.dropout = dropout
+        nn.init.trunc_normal_(self.weight, std=0.02)
+        nn.init.zeros_(self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(F.dropout(x, self.dropout, self.training))
+
+
+class ScalarMix(nn.Module):
+    """A learned mixture of layers, softmax weights times a scale (ELMo, Peters et al. 2018)."""
+
+    def __init__(self, depth: int) -> None:
+        super().__init__()
+        self.weights = nn.Parameter(torch.zeros(depth))
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, layers: tuple[Tensor, ...]) -> Tensor:
+        shares = self.weights.softmax(dim=0)
+        return self.scale * sum(share * layer for share, layer in zip(shares, layers, strict=True))
+
+
+class TextHead(nn.Module):
+    """From features to outputs, where this takes more than a linear map of one vector."""
+
+    def __init__(self, width: int, depth: int, outputs: int, options: Any, pool: Pool, whole: bool) -> None:
+        super().__init__()
+        self.pool, self.whole = pool, whole
+        self.mix = ScalarMix(depth) if pool == "mixture" else None
+        width = 4 * width if pool == "last4" else width
+        layers = options.bilstm
+        self.ahead = Layered(width, width, layers, options.dropout) if layers else None
+        self.back = Layered(width, width, layers, options.dropout) if layers else None
+        self.linear = DroppedLinear(2 * width if layers else width, outputs, options.dropout)
+
+    def forward(self, features: Features) -> Tensor:
+        """(B, C) for whole sequences, else (B, T, C), with -inf at padding."""
+        tokens, real, read = features.tokens, features.mask, features.read
+        assert tokens is not None and real is not None and read is not None
+        if self.mix is not None:
+            tokens = self.mix(features.layers)
+        elif self.pool == "last4":
+            tokens = torch.cat(features.layers[-4:], dim=-1)
+        if self.ahead is not None and self.back is not None:
+            ahead = self.ahead(tokens)[-1]
+            back = reversed_real(self.back(reversed_real(tokens, real))[-1], real)
+            if self.whole:
+                last = real.sum(dim=1) - 1
+                return self.linear(torch.cat([at(ahead, last), back[:, 0]], dim=-1))
+            tokens = torch.cat([ahead, back], dim=-1)
+        if self.whole:
+            return self.linear(at(tokens, read))
+        return self.linear(tokens).masked_fill(~real[..., None], float("-inf"))
+
+
+@tasks.register("sentences", modality="text")
+class Sentences(Task):
+    """The class of a sentence or of a pair; or, where the set has numbers in place of classes, the number."""
+
+    class Options(TextTaskOptions):
+        pool: Pool = "pooled"
+        """What is read. pooled: the backbone's own (BERT: tanh of a linear map of [CLS]). cls: the token at which a
+        sequence is read, as the last layer has it (of causal backbones the last one). mean: of all tokens. last4: that
+        token in the last four layers, side by side. mixture: that token in a learned mixture of all layers."""
+        metric: Literal["accuracy", "f1", "macro_f1", "matthews", "spearman"] | None = None
+        """What chooses hyper-parameters and stands in tables; default: accuracy, of numbers spearman. f1: of class 1."""
+
+    options: Sentences.Options
+
+    def __init__(self, options: Sentences.Options, spec: Any, classes: tuple[str, ...]) -> None:
+        super().__init__(options, spec, classes)
+        self.primary = options.metric or ("accuracy" if classes else "spearman")
+        if (self.primary == "spearman") != (not classes):
+            raise UserError(f"metric {self.primary}: spearman is for numbers, the others are for classes")
+
+    @property
+    def linear(self) -> bool:
+        return bool(self.classes) and not self.options.bilstm and self.options.pool != "mixture"
+
+    def head(self, width: int, depth: int = 0) -> nn.Module:
+        outputs = max(1, len(self.classes))
+        if self.options.bilstm or self.options.pool == "mixture":
+            return TextHead(width, depth, outputs, self.options, self.options.pool, whole=True)
+        return DroppedLinear(4 * width if self.options.pool == "last4" else width, outputs, self.options.dropout)
+
+    def reads(self, features: Features) -> Any:
+        if self.options.bilstm or self.options.pool == "mixture":
+            return features
+        tokens, real, read = features.tokens, features.mask, features.read
+        assert tokens is not None and real is not None and read is not None
+        match self.options.pool:
+            case "cls":
+                return at(tokens, read)
+            case "mean":
+                return (tokens * real[..., None]).sum(dim=1) / real.sum(dim=1, keepdim=True)
+            case "last4":
+                return torch.cat([at(layer, read) for layer in features.layers[-4:]], dim=-1)
+        return features.pooled
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(outputs, targets) if self.classes else F.mse_loss(outputs[:, 0], targets)
+
+    def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
+        """In percent. Of classes accuracy, F1 and Matthews' correlation; of numbers the correlations of STS-B."""
+        if not self.classes:
+            return {"spearman": metrics.spearman(outputs[:, 0], targets), "pearson": metrics.pearson(outputs[:, 0], targets)}
+        found = {
+            "accuracy": metrics.accuracy(outputs, targets),
+            "macro_f1": metrics.macro_f1(outputs, targets),
+            "matthews": metrics.matthews(outputs, targets),
+        }
+        return found | ({"f1": metrics.f1(outputs, targets)} if len(self.classes) == 2 else {})
+
+
+@tasks.register("span", modality="text")
+class Span(Task):
+    """The span of a passage that answers a question: a score for each token to begin and to end it (SQuAD)."""
+
+    class Options(TextTaskOptions):
+        answer_length: int = Field(30, ge=1)
+        """Tokens of an answer at most."""
+        candidates: int = Field(20, ge=1)
+        """Best starts and best ends that are tried together, in each window."""
+
+    options: Span.Options
+    primary = "f1"
+
+    @property
+    def linear(self) -> bool:
+        return False
+
+    def head(self, width: int, depth: int = 0) -> nn.Module:
+        return TextHead(width, depth, 2, self.options, "cls", whole=False)
+
+    def reads(self, features: Features) -> Features:
+        return features
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        start, end = outputs.float().unbind(dim=-1)
+        return (F.cross_entropy(start, targets[:, 0]) + F.cross_entropy(end, targets[:, 1])) / 2
+
+    def score(self, outputs: Tensor, examples: Examples) -> dict[str, float]:
+        """Exact match and F1 of SQuAD's own evaluation, in percent."""
+        assert isinstance(examples, Sequences) and examples.rows is not None
+        answers = decode(outputs.cpu(), examples.extra, examples.rows, self.options.candidates, self.options.answer_length)
+        return squad_scores(answers, examples.extra.rows)
+
+
+@tasks.register("tagging", modality="text")
+class Tagging(Task):
+    """A tag for each word, told at its first piece, without a CRF (Devlin et al. 2019); scored by whole entities."""
+
+    class Options(TextTaskOptions):
+        pool: Literal["cls", "last4", "mixture"] = "cls"
+        """What a word is read from. cls: the last layer. last4: the last four, side by side. mixture: of all layers."""
+
+    options: Tagging.Options
+    primary = "f1"
+
+    @property
+    def linear(self) -> bool:
+        return False
+
+    def head(self, width: int, depth: int = 0) -> nn.Module:
+        return TextHead(width, depth, len(self.classes), self.options, self.options.pool, whole=False)
+
+    def reads(self, features: Features) -> Features:
+        return features
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        known = targets != IGNORED
+        return F.cross_entropy(outputs[known], targets[known])
+
+    def score(self, outputs: Tensor, examples: Examples) -> dict[str, float]:
+        """Precision, recall and F1 of entities (exact span and type), and the accuracy of tags, in percent."""
+        assert isinstance(examples, Sequences) and examples.rows is not None
+        best, device = outputs.argmax(dim=-1).cpu(), torch.device("cpu")
+        places = torch.arange(len(examples)).split(512)
+        truth, guess = [], []
+        for place, batch in zip(places, examples.batches(places, device), strict=True):
+            assert batch.labels is not None
+            for row, labels in zip(place.tolist(), batch.labels, strict=True):
+                tags = examples.extra.tags[int(examples.rows[row])]
+                told = [self.classes[tag] for tag in best[row, : len(labels)][labels != IGNORED].tolist()]
+                truth.append(tags)
+                guess.append(told + ["O"] * (len(tags) - len(told)))  # words that were cut off
+        return metrics.entities(guess, truth)
