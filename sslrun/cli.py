@@ -115,7 +115,9 @@ def sweep(
     change: Annotated[
         list[str] | None, typer.Option("--set", help="A change to every base recipe, as pretrain.epochs=5.")
     ] = None,
-    jobs: Annotated[int, typer.Option(min=1, help="Worker processes that share the runs.")] = 1,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Worker processes that share the runs; default: the sweep's own.")
+    ] = None,
     slurm: Annotated[
         str | None,
         typer.Option(help="Submit --jobs workers as a Slurm array, with these sbatch options.", metavar="OPTIONS"),
@@ -130,7 +132,8 @@ def sweep(
     from sslrun.stages.sweep import Plan, launch, submit
 
     plans = [Plan.of(load_sweep(path, change or ()), runs) for path in recipes]
-    again = [*map(str, recipes), f"--runs={runs}", f"--device={device}", *(f"--set={each}" for each in change or ())]
+    jobs = jobs or max(plan.sweep.jobs for plan in plans)
+    again = [*map(str, recipes), "--jobs=1", f"--runs={runs}", f"--device={device}", *(f"--set={each}" for each in change or ())]
     if slurm is not None:
         typer.echo(submit(again, jobs, slurm))
         return

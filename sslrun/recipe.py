@@ -79,6 +79,9 @@ class Evaluation(BaseModel):
     protocols: tuple[str, ...]
     labels: tuple[Annotated[float, AfterValidator(_share_or_count)], ...] = Field((1.0,), min_length=1)
     """Shares of the training labels, class-balanced and nested; a whole number above 1 is labels a class."""
+    restarts: int = Field(1, ge=1)
+    """Times that whatever is trained from labels is trained, from the same pretrained weights: with a new head and in
+    another order of the data (BERT's fine-tuning restarts)."""
     options: Protocols
     """The recipe's protocol options with this task's own changes."""
 
@@ -111,6 +114,7 @@ class Recipe(BaseModel):
                     "task": evaluation.task.as_dict(),
                     "protocols": list(evaluation.protocols),
                     "labels": list(evaluation.labels),
+                    "restarts": evaluation.restarts,
                     **evaluation.options.model_dump(mode="json"),
                 }
                 for key, evaluation in self.evaluate.items()
@@ -129,6 +133,8 @@ class Sweep(BaseModel):
     title: str | None = None
     against: str | None = None
     """The published table that this sweep's table stands beside."""
+    jobs: int = Field(1, ge=1)
+    """Worker processes that share the runs, where --jobs does not say."""
 
 
 # ---------------------------------------------------------------- where each key stands

@@ -40,7 +40,10 @@ class Attention(nn.Module):
         if causal and mask is not None:
             mask, causal = mask & _no_later(q, k), False
         dropout = self.dropout if self.training else 0.0
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, dropout_p=dropout)
+        if q.device.type == "cpu":
+            mixed = _in_float(q, k, v, mask, causal, dropout)
+        else:
+            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, dropout_p=dropout)
         return self.proj(mixed.transpose(1, 2).flatten(2))
 
     def weights(
@@ -65,6 +68,14 @@ class Attention(nn.Module):
             k, v = F.linear(memory, self.qkv.weight[width:], bias[1]).chunk(2, dim=-1)
         q, k, v = (each.unflatten(-1, (self.heads, -1)).transpose(1, 2) for each in (q, k, v))
         return (rotated(q), rotated(k), v) if self.rotary else (q, k, v)
+
+
+def _in_float(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, dropout: float) -> Tensor:
+    """Attention on a CPU, whose kernel is several times slower backwards in bf16 than in float32."""
+    with torch.autocast("cpu", enabled=False):
+        return F.scaled_dot_product_attention(
+            q.float(), k.float(), v.float(), attn_mask=mask, is_causal=causal, dropout_p=dropout
+        )
 
 
 def rotated(x: Tensor) -> Tensor:

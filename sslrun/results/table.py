@@ -28,9 +28,9 @@ Column = tuple[str, str]
 
 @dataclass
 class Cell:
-    """The values of one cell, by seed."""
+    """The values of one cell, by seed (and restart, as "0.1")."""
 
-    values: dict[int, float] = field(default_factory=dict)
+    values: dict[str, float] = field(default_factory=dict)
 
     @property
     def mean(self) -> float:
@@ -57,7 +57,7 @@ class Table:
     notes: list[str] = field(default_factory=list)
     """Lines below the table."""
 
-    def add(self, row: Row, column: Column, value: float, seed: int = 0) -> None:
+    def add(self, row: Row, column: Column, value: float, seed: str = "0") -> None:
         """Put a value into a cell; a later one of the same seed takes the earlier one's place."""
         self.cells.setdefault((row, column), Cell()).values[seed] = value
 
@@ -92,18 +92,15 @@ class Table:
 
         ordered = sorted(results, key=order)
         # Columns in the natural order, even where the first row lacks some.
-        columns = sorted({(order(each)[2:], _column(each)) for each in results})
+        several = len(metrics) > 1
+        columns = sorted({(order(each)[2:], _column(each, several)) for each in results})
         for _, column in columns:
             for each in ordered:
-                if _column(each) == column:
+                if _column(each, several) == column:
                     row = _row_name(each), each["protocol"]
-                    table.add(row, column, each["metrics"]["test"][each["metric"]], each["seed"])
+                    table.add(row, column, each["metrics"]["test"][each["metric"]], _seed(each))
         table.cells = dict(sorted(table.cells.items(), key=lambda item: _row_order(item[0][0], names, protocols)))
-        seeds = sorted({each["seed"] for each in results})
-        table.note(
-            f"test {table.metric}{' in %' if 'accuracy' in table.metric else ''}, "
-            + (f"mean ± standard deviation over {len(seeds)} seeds" if len(seeds) > 1 else f"seed {seeds[0]} alone")
-        )
+        table.note(f"test {table.metric}{' in %' if 'accuracy' in table.metric else ''}, {_over(results)}")
         return table
 
     @classmethod
@@ -247,9 +244,27 @@ def _row_order(row: Row, names: list[str], protocols: list[str]) -> tuple[int, i
     return names.index(row[0]), protocols.index(row[1])
 
 
-def _column(result: dict[str, Any]) -> Column:
+def _column(result: dict[str, Any], several_metrics: bool) -> Column:
     labels = result["labels"]
-    return result["task"], f"{labels:g} a class" if labels > 1 else f"{100 * labels:g} %"
+    share = f"{labels:g} a class" if labels > 1 else f"{100 * labels:g} %"
+    if not several_metrics:
+        return result["task"], share
+    return result["task"], result["metric"].replace("_", " ") + ("" if labels == 1 else f" {share}")
+
+
+def _seed(result: dict[str, Any]) -> str:
+    restart = result.get("restart", 0)
+    return f"{result['seed']}.{restart}" if restart else str(result["seed"])
+
+
+def _over(results: Sequence[dict[str, Any]]) -> str:
+    """What means and deviations are over."""
+    seeds = sorted({each["seed"] for each in results})
+    restarts = 1 + max(each.get("restart", 0) for each in results)
+    said = f"{len(seeds)} seeds" if len(seeds) > 1 else f"seed {seeds[0]} alone" if restarts == 1 else f"seed {seeds[0]}"
+    if restarts > 1:
+        said += f" and up to {restarts} restarts of fine-tuning"
+    return said if len(seeds) == restarts == 1 else f"mean ± standard deviation over {said}"
 
 
 def _latex(text: str) -> str:

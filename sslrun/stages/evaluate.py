@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any, cast
@@ -35,6 +35,10 @@ from sslrun.tasks.frozen import Classifier, LogisticRegression, classical, featu
 from sslrun.training.loop import Schedule, Training
 
 HEAD = "head.safetensors"
+RESTART = 10_000
+"""Between the seeds of two restarts: no seed of a sweep is that large."""
+TRAINED = ("finetune", "lpft", "scratch")
+"""Protocols that restarts repeat."""
 EVAL_BATCH = 256
 """Examples run at a time where nothing is trained."""
 
@@ -79,7 +83,7 @@ class Origin:
 
 @dataclass(frozen=True)
 class Cell:
-    """A task of a recipe, a protocol, a share of the labels and a seed: a job that makes a run."""
+    """A task of a recipe, a protocol, a share of the labels, a seed and a restart: a job that makes a run."""
 
     recipe: Recipe
     task: str
@@ -88,6 +92,7 @@ class Cell:
     seed: int
     origin: Origin
     root: Path
+    restart: int = 0
 
     @property
     def evaluation(self) -> Evaluation:
@@ -96,7 +101,9 @@ class Cell:
     @property
     def title(self) -> str:
         pretext = self.recipe.pretext.name if self.recipe.pretext and self.protocol != "scratch" else "no pretraining"
-        return f"{self.task} {self.labels:.4g} · {self.recipe.backbone.name} · {pretext} · {self.protocol} · seed {self.seed}"
+        return f"{self.task} {self.labels:.4g} · {self.recipe.backbone.name} · {pretext} · {self.protocol} · seed {self.seed}" + (
+            f".{self.restart}" if self.restart else ""
+        )
 
     @property
     def options(self) -> Any:
@@ -112,7 +119,12 @@ class Cell:
     @property
     def probe(self) -> Cell:
         """The probe of the same features from the same labels."""
-        return Cell(self.recipe, self.task, "probe", self.labels, self.seed, self.origin, self.root)
+        return replace(self, protocol="probe", restart=0)
+
+    @property
+    def start(self) -> int:
+        """The seed of a fresh head and of the order of the data."""
+        return self.seed + RESTART * self.restart
 
     @cached_property
     def made(self) -> Run:
@@ -125,7 +137,7 @@ class Cell:
             "labels": self.labels,
             "options": None if self.options is None else self.options.model_dump(mode="json"),
             "head": self.probe.made.hash if self.protocol == "lpft" else None,
-            "seed": self.seed,
+            "seed": self.start,
         }
         return Run(self.root, self.recipe.name, self.protocol, identity)
 
@@ -153,6 +165,7 @@ class Cell:
             "labels": self.labels,
             "labelled": len(chosen),
             "seed": self.seed,
+            "restart": self.restart,
             "metric": task.primary,
             "metrics": metrics,
             **details,
@@ -174,10 +187,12 @@ def cells(
             seed,
             Origin.initial(recipe, seed) if protocol == "scratch" else pretrained,
             root,
+            restart,
         )
         for task, evaluation in recipe.evaluate.items()
         for protocol in protocols or evaluation.protocols
         for labels in evaluation.labels
+        for restart in range(evaluation.restarts if protocol in TRAINED else 1)
     ]
 
 
@@ -290,7 +305,9 @@ class Work:
         tried: dict[float, float] = {}
         best: TaskLearner | None = None
         for lr in rates:
-            learner = TaskLearner(self._backbone(options.drop_path), self.task, frozen_norm=options.frozen_norm)
+            backbone = self._backbone(options.drop_path)
+            torch.manual_seed(self.cell.start)
+            learner = TaskLearner(backbone, self.task, frozen_norm=options.frozen_norm)
             if head is not None:
                 learner.head.load_state_dict(head)
             learner = self._train(learner, options.model_copy(update={"lr": lr}), f"lr-{lr:g}")
@@ -310,13 +327,13 @@ class Work:
         """
         examples = self.context.compute.place(self._split("train").subset(self.chosen))
         schedule = schedule.model_copy(update={"batch": min(schedule.batch, len(examples))})
-        torch.manual_seed(self.cell.seed)
+        torch.manual_seed(self.cell.start)
         training = Training(learner, schedule, self.context.compute)
         run = self.cell.made
         folder = run.checkpoints / attempt
         minutes = self.cell.recipe.watch.checkpoint
         for _ in fit(
-            training, examples, self.cell.seed, run, self.context, self.cell.title, run.log,
+            training, examples, self.cell.start, run, self.context, self.cell.title, run.log,
             minutes=minutes, folder=folder,
         ):  # fmt: skip
             pass
@@ -340,7 +357,7 @@ class Work:
         """The backbone of the cell's origin, on the device."""
         named, weights = self.cell.recipe.backbone, self.cell.origin.weights
         options = named.options if drop_path is None else named.options.model_copy(update={"drop_path": drop_path})
-        torch.manual_seed(self.cell.seed)
+        torch.manual_seed(self.cell.start if self.cell.protocol == "scratch" else self.cell.seed)
         backbone = build_backbone(named.name, options, self.splits.spec)
         if weights is None:
             backbone.fit_inputs(self.splits.train)

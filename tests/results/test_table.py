@@ -43,7 +43,7 @@ def test_cells_hold_mean_and_sample_deviation_in_natural_order():
 
 def test_a_later_result_of_the_same_seed_takes_the_earlier_ones_place():
     table = Table.from_results([*RESULTS, result("C", "knn", 1.0, 70.0)])
-    assert table.cells[("C", "knn"), ("digits", "100 %")].values == {0: 70.0}
+    assert table.cells[("C", "knn"), ("digits", "100 %")].values == {"0": 70.0}
 
 
 def test_a_pipe_gets_no_escape_codes_and_a_terminal_bold():
