@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 import yaml
 
+import sslrun.backbones  # noqa: F401  registers them, whose defaults are read here
+from sslrun.backbones.base import backbones
 from sslrun.results.published import Number, Published
 from sslrun.results.table import Cell, Column, Row, Table, column_of, row_of
 from sslrun.runs import read_result
@@ -105,10 +107,10 @@ class Setting:
         """same, differs, or unknown."""
         if not self.ours or not self.published:
             return "unknown"
-        # Words against a number (20 epochs, 7800 steps) can't be told apart.
-        if any(_is_number(a) != _is_number(b) for a in self.ours for b in self.published):
-            return "unknown"
-        return "same" if all(_equal(self.kind, a, b) for a in self.ours for b in self.published) else "differs"
+        pairs = list(itertools.product(self.ours, self.published))
+        if all(_equal(self.kind, a, b) for a, b in pairs):
+            return "same"
+        return "unknown" if any(_open(a, b) for a, b in pairs) else "differs"
 
     def text(self) -> str:
         if self.verdict == "same":
@@ -117,13 +119,16 @@ class Setting:
 
 
 def facts(run: Path) -> dict[str, Any]:
-    """What an evaluation's folder tells of what is behind its number: data, steps, epochs and parameters of pretraining.
+    """What an evaluation's folder tells of what is behind its number: the backbone with whatever of it is not as by
+    default, and data, steps, epochs and parameters of pretraining.
 
     They stand in its recipe and in the result of the pretraining beside it; what isn't there is left out.
     """
     found: dict[str, Any] = {}
-    recipe = _read_yaml(run / "recipe.yaml")
-    origin = _read_yaml(run / "identity.json").get("origin", {})
+    recipe, identity = _read_yaml(run / "recipe.yaml"), _read_yaml(run / "identity.json")
+    if "backbone" in identity:
+        found["backbone"] = _described(identity["backbone"])
+    origin = identity.get("origin", {})
     if "pretrain" in origin:
         found["data"] = (recipe.get("data") or {}).get("name")
         found["epochs"] = (recipe.get("pretrain") or {}).get("epochs")
@@ -132,6 +137,14 @@ def facts(run: Path) -> dict[str, Any]:
             result = read_result(pretraining)
             found |= {kind: result.get(kind) for kind in ("steps", "parameters")}
     return {kind: value for kind, value in found.items() if value is not None}
+
+
+def _described(backbone: dict[str, Any]) -> str:
+    """Its name and, in parentheses, the options that are not the defaults."""
+    name, given = backbone["name"], {key: value for key, value in backbone.items() if key != "name"}
+    default = backbones[name].Options().model_dump(mode="json") if name in backbones else {}
+    changed = [f"{key} {value}" for key, value in given.items() if key not in default or default[key] != value]
+    return f"{name} ({', '.join(changed)})" if changed else str(name)
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -158,6 +171,14 @@ def _equal(kind: str, a: Any, b: Any) -> bool:
     if _is_number(a):
         return math.isclose(a, b, rel_tol=ROUNDING if kind == "parameters" else 1e-9)
     return normal(str(a)) == normal(str(b))
+
+
+def _open(a: Any, b: Any) -> bool:
+    """Whether the two may mean the same: words against a number (20 epochs, 7800 steps), or a name that one side
+    says more of ('resnet18 (channels 16)', 'ResNet-18')."""
+    if _is_number(a) or _is_number(b):
+        return _is_number(a) != _is_number(b)
+    return a != b and normal(str(a).split(" (")[0]) == normal(str(b).split(" (")[0])
 
 
 def _listed(values: Sequence[Any]) -> str:
@@ -500,7 +521,9 @@ def _notes(made: Comparison, published: Published, ours: Table, rows: Axis, colu
         if made.agreements:
             fewest = min(each.rows for each in made.agreements.values())
             floor = f"; with {fewest} rows it can't be under {2 / math.factorial(fewest):.2g}" if fewest < 5 else ""
-            notes.append(f"rank agreement of the rows' means: Kendall's tau-b, two-sided p-value, exact where not marked{floor}")
+            notes.append(
+                f"rank agreement of the rows' means: Kendall's tau-b, two-sided p-value, exact where not marked{floor}"
+            )
         else:
             notes.append(f"no rank agreement: it takes {MIN_ROWS} rows in a column")
     notes += [f"not matched, {kind}: {'; '.join(names)}" for kind, names in made.unmatched.items()]

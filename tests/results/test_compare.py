@@ -136,6 +136,10 @@ def test_what_was_not_the_same_is_said_first():
     assert same.same
     assert "replication" not in same.preface[0]
     assert Setting("steps", (7800,), ("20 epochs",)).verdict == "unknown"
+    # A network of the same name at a quarter of its width is not known to be the same.
+    assert Setting("backbone", ("resnet18 (channels 16)",), ("ResNet-18",)).verdict == "unknown"
+    assert Setting("backbone", ("resnet18",), ("ResNet-18",)).verdict == "same"
+    assert Setting("backbone", ("resnet50",), ("ResNet-18",)).verdict == "differs"
     assert Setting("steps", (7800, 7801), (7800,)).verdict == "differs"
 
 
@@ -144,9 +148,17 @@ def test_facts_are_read_from_a_runs_folder_and_its_pretraining(tmp_path):
     (tmp_path / "pretrain-abc").mkdir()
     run.mkdir()
     (tmp_path / "pretrain-abc" / "result.json").write_text(json.dumps({"steps": 7, "parameters": 9}))
-    (run / "identity.json").write_text(json.dumps({"origin": {"pretrain": "abc"}}))
+    (run / "identity.json").write_text(
+        json.dumps({"origin": {"pretrain": "abc"}, "backbone": {"name": "resnet18", "channels": 16}})
+    )
     (run / "recipe.yaml").write_text(yaml.safe_dump({"data": {"name": "digits"}, "pretrain": {"epochs": 2}}))
-    assert facts(run) == {"data": "digits", "epochs": 2, "steps": 7, "parameters": 9}
+    assert facts(run) == {
+        "backbone": "resnet18 (channels 16)",
+        "data": "digits",
+        "epochs": 2,
+        "steps": 7,
+        "parameters": 9,
+    }
     assert facts(tmp_path) == {}
 
 
