@@ -168,7 +168,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _equal(kind: str, a: Any, b: Any) -> bool:
-    if _is_number(a):
+    if _is_number(a) and _is_number(b):
         return math.isclose(a, b, rel_tol=ROUNDING if kind == "parameters" else 1e-9)
     return normal(str(a)) == normal(str(b))
 
