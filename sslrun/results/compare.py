@@ -234,7 +234,7 @@ class Plain(Cell):
 
     words: str = ""
 
-    def text(self, digits: int = 1, plus_minus: str = " ± ") -> str:
+    def text(self, number: str = ".1f", plus_minus: str = " ± ") -> str:
         return self.words.replace(" ± ", plus_minus)
 
 
@@ -287,9 +287,9 @@ class Comparison(Table):
         for pair in self.pairs:
             ours, number = pair.ours, pair.published
             writer.writerow(
-                [*pair.row, *pair.column, f"{ours.mean:.4f}", "" if ours.deviation is None else f"{ours.deviation:.4f}",
-                 len(ours.values), pair.published_row, pair.published_column, f"{pair.value:.4f}",
-                 "" if number.deviation is None else number.deviation, number.verified, f"{pair.difference:.4f}",
+                [*pair.row, *pair.column, f"{ours.mean:.6g}", "" if ours.deviation is None else f"{ours.deviation:.6g}",
+                 len(ours.values), pair.published_row, pair.published_column, f"{pair.value:.6g}",
+                 "" if number.deviation is None else number.deviation, number.verified, f"{pair.difference:.6g}",
                  *(verdicts[kind] for kind in ALWAYS)]
             )  # fmt: skip
         return text.getvalue()
@@ -319,10 +319,6 @@ class Comparison(Table):
             indent=2,
         )  # fmt: skip
 
-    def _best(self) -> set[tuple[Row, Column]]:
-        """None: the lines of a column are not rivals."""
-        return set()
-
 
 def compare(ours: Table, published: Published) -> Comparison:
     """Our table beside a published one.
@@ -338,6 +334,7 @@ def compare(ours: Table, published: Published) -> Comparison:
     made = Comparison(
         f"{ours.title or 'ours'} against {published.name}: {published.paper}, {published.where}",
         ours.metric,
+        rank=None,  # the lines of a column are not rivals
         results=results,
         pairs=pairs,
         settings=_settings(results, published) if pairs else [],

@@ -9,7 +9,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Group
 from rich.table import Table as RichTable
@@ -41,9 +41,9 @@ class Cell:
         """Sample standard deviation over seeds; None for one seed."""
         return statistics.stdev(self.values.values()) if len(self.values) > 1 else None
 
-    def text(self, digits: int = 1, plus_minus: str = " ± ") -> str:
-        deviation = "" if self.deviation is None else f"{plus_minus}{self.deviation:.{digits}f}"
-        return f"{self.mean:.{digits}f}{deviation}"
+    def text(self, number: str = ".1f", plus_minus: str = " ± ") -> str:
+        deviation = "" if self.deviation is None else f"{plus_minus}{self.deviation:{number}}"
+        return f"{self.mean:{number}}{deviation}"
 
 
 @dataclass
@@ -60,6 +60,10 @@ class Table:
     """Lines below the table."""
     results: list[dict[str, Any]] = field(default_factory=list)
     """The evaluations that it was made of, where it was."""
+    number: str = ".1f"
+    """How a number is printed."""
+    rank: Literal["high", "low"] | None = "high"
+    """Which cell of a column is set off as the best."""
 
     second = "protocol"
     """What the second part of a row is."""
@@ -179,8 +183,8 @@ class Table:
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(["row", "protocol", "task", "column", "mean", "std", "seeds"])
         for (row, column), cell in self.cells.items():
-            deviation = "" if cell.deviation is None else f"{cell.deviation:.4f}"
-            writer.writerow([*row, *column, f"{cell.mean:.4f}", deviation, len(cell.values)])
+            deviation = "" if cell.deviation is None else f"{cell.deviation:.6g}"
+            writer.writerow([*row, *column, f"{cell.mean:.6g}", deviation, len(cell.values)])
         return text.getvalue()
 
     def to_json(self) -> str:
@@ -217,17 +221,20 @@ class Table:
 
     def _best(self) -> set[tuple[Row, Column]]:
         """The best cells of each column, by their means as printed: equals as printed are equally best."""
+        if self.rank is None:
+            return set()
         means: dict[Column, list[float]] = {}
         for (_, column), cell in self.cells.items():
             means.setdefault(column, []).append(cell.mean)
-        top = {column: f"{max(values):.1f}" for column, values in means.items()}
-        return {(row, column) for (row, column), cell in self.cells.items() if f"{cell.mean:.1f}" == top[column]}
+        best = max if self.rank == "high" else min
+        top = {column: f"{best(values):{self.number}}" for column, values in means.items()}
+        return {place for place, cell in self.cells.items() if f"{cell.mean:{self.number}}" == top[place[1]]}
 
     def _styled(self, row: Row, column: Column, best: set[tuple[Row, Column]]) -> Text:
         cell = self.cells.get((row, column))
         if cell is None:
             return Text("–", style="dim")
-        return Text(cell.text(), style="bold" if (row, column) in best else "")
+        return Text(cell.text(self.number), style="bold" if (row, column) in best else "")
 
     def _grid(
         self, bold: Callable[[str], str], escape: Callable[[str], str], plus_minus: str = " ± "
@@ -242,7 +249,7 @@ class Table:
             named = row[0]
             for column in self.columns:
                 cell = self.cells.get((row, column))
-                text = "" if cell is None else cell.text(plus_minus=plus_minus)
+                text = "" if cell is None else cell.text(self.number, plus_minus)
                 line.append(bold(text) if (row, column) in best else text)
             body.append(line)
         return head, body
