@@ -155,7 +155,9 @@ def _settings(results: Sequence[dict[str, Any]], published: Published) -> list[S
     told = published.setting
     settings = []
     for kind in KINDS:
-        values = (column_of(each)[1] if kind == "labels" else each.get(kind) for each in results)
+        values = (
+            column_of(each)[1] if kind == "labels" else {**each, **each.get("facts", {})}.get(kind) for each in results
+        )
         ours = tuple(dict.fromkeys(each for each in values if each is not None))
         setting = Setting(kind, ours, (told[kind],) if kind in told else ())
         if kind in ALWAYS or setting.ours or setting.published:
@@ -325,7 +327,8 @@ def compare(ours: Table, published: Published) -> Comparison:
 
     Rows and columns find each other by name, whatever the case and punctuation, by the published table's aliases, or by
     what papers call our protocols; a published table of which rows are tasks is turned. What behind the numbers is the
-    same is read from `ours.results` (with `facts`, where the caller joined them) and from the published table's setting.
+    same is read from `ours.results` (each with what `facts` tells of its run under 'facts', where the caller put it there)
+    and from the published table's setting.
     """
     rows, columns, turned = _axes(ours, published)
     pairs, unlike = _pairs(ours, published, rows, columns, turned)

@@ -51,6 +51,7 @@ def test_rows_and_columns_find_each_other_by_name_and_alias():
     )
     assert made.unmatched == {"published columns": ["QNLI (Acc)", "MRPC (Acc)", "SST-2 (Acc)", "SQuAD (F1)"]}
     assert normal("MNLI-m (Acc)") == normal("mnli M acc") != normal("MNLI-mm (Acc)")
+    assert normal("75 %") != normal("75")
 
 
 def test_a_table_of_tasks_by_methods_is_turned_and_protocols_have_the_papers_names():
@@ -118,7 +119,7 @@ def test_ranks_are_compared_within_a_protocol():
 def test_what_was_not_the_same_is_said_first():
     source = published("bert_table5")
     assert compare(bert(), source).preface[0].startswith("Not known to be a replication")
-    differing = compare(bert(data="text8", steps=1000, parameters=11_000_000), source)
+    differing = compare(bert(facts={"data": "text8", "steps": 1000, "parameters": 11_000_000}), source)
     assert differing.preface[0].startswith("NOT a replication of devlin2019bert, Table 5")
     assert "Not the same: data, steps, parameters." in differing.preface[0]
     assert "steps: differs (ours: 1,000; published: 1,000,000)" in differing.preface
@@ -132,7 +133,7 @@ def test_what_was_not_the_same_is_said_first():
     )
     told = {"data": "d", "steps": 5, "parameters": 1000, "backbone": "BERT", "labels": "100%", "protocol": "finetune",
             "metric": "accuracy"}  # fmt: skip
-    same = compare(Table.from_results([result("A", 95.0, task="cifar10", data="D", steps=5, parameters=1001)]), small(setting=told))  # fmt: skip
+    same = compare(Table.from_results([result("A", 95.0, task="cifar10", facts={"data": "D", "steps": 5, "parameters": 1001})]), small(setting=told))  # fmt: skip
     assert same.same
     assert "replication" not in same.preface[0]
     assert Setting("steps", (7800,), ("20 epochs",)).verdict == "unknown"
