@@ -101,6 +101,15 @@ def test_the_bound_is_the_theorems_formula():
     phi = 0.99**0.5
     assert found.head_error == pytest.approx(phi)
     assert found.bound == pytest.approx((0.5 * min(phi, phi**2) / 4) ** 2)
+    # Two features at 30 and 60 degrees to the span of the first two axes: the nearer one's sine counts.
+    truth, head = np.array([[0.75**0.5, 0, 0.5, 0], [0, 0.5, 0, 0.75**0.5]]), np.array([0.6, 0.8])
+    two = Problem(np.eye(2, 4), Network(truth, head), Network(truth, np.zeros(2)))
+    assert two.bound == pytest.approx((0.5 / 2**0.5 / 4) ** 2)
+    # Nothing in it depends on how the features are turned, with their head.
+    near = problem(0.002)
+    turn = np.linalg.qr(np.random.default_rng(0).standard_normal((4, 4)))[0]
+    turned = Problem(near.examples, near.truth, Network(turn @ near.start.features, turn @ near.start.head))
+    assert (turned.bound, turned.head_error) == pytest.approx((near.bound, near.head_error), rel=1e-9)
     # No room for the features outside the span: the theorem says nothing.
     assert problem(span=28, examples=40).bound == 0
 
