@@ -151,10 +151,13 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return yaml.safe_load(path.read_text(encoding="utf-8")) or {} if path.is_file() else {}
 
 
-def _settings(results: Sequence[dict[str, Any]], published: Published) -> list[Setting]:
+def _settings(results: Sequence[dict[str, Any]], published: Published, protocol_named: bool) -> list[Setting]:
+    """protocol_named: the rows are protocols, found by their names, so that nothing is open there."""
     told = published.setting
     settings = []
     for kind in KINDS:
+        if kind == "protocol" and protocol_named:
+            continue
         values = (
             column_of(each)[1] if kind == "labels" else {**each, **each.get("facts", {})}.get(kind) for each in results
         )
@@ -184,7 +187,13 @@ def _open(a: Any, b: Any) -> bool:
 
 
 def _listed(values: Sequence[Any]) -> str:
-    return ", ".join(f"{each:,}" if _is_number(each) else str(each) for each in values) or "unknown"
+    return ", ".join(_shown(each) for each in values) or "unknown"
+
+
+def _shown(value: Any) -> str:
+    if not _is_number(value):
+        return str(value)
+    return f"{int(value):,}" if value == int(value) else f"{value:g}"
 
 
 # ---------------------------------------------------------------- names
@@ -340,7 +349,9 @@ def compare(ours: Table, published: Published) -> Comparison:
         rank=None,  # the lines of a column are not rivals
         results=results,
         pairs=pairs,
-        settings=_settings(results, published) if pairs else [],
+        settings=_settings(results, published, all(match.part == "protocol" for match in rows.values()))
+        if pairs
+        else [],
         unmatched=_unmatched(ours, published, rows, columns, turned, unlike),
     )
     made.agreements = _agreements(pairs, rows)
@@ -361,9 +372,11 @@ def _axes(ours: Table, published: Published) -> tuple[Axis, Axis, bool]:
     downs = list(published.rows)
     acrosses = list(dict.fromkeys(name for cells in published.rows.values() for name in cells))
 
+    ours_rows, ours_columns = _as_measured(ours, published)
+
     def axes(theirs: tuple[list[str], list[str]]) -> tuple[Axis, Axis]:
-        rows = {row: _matched(_of_row(row, ours.results), theirs[0], published.aliases) for row in ours.rows}
-        columns = {column: _matched(_of_column(column), theirs[1], published.aliases) for column in ours.columns}
+        rows = {row: _matched(_of_row(row, ours.results), theirs[0], published.aliases) for row in ours_rows}
+        columns = {column: _matched(_of_column(column), theirs[1], published.aliases) for column in ours_columns}
         return (
             {row: match for row, match in rows.items() if match},
             {column: match for column, match in columns.items() if match},
@@ -372,6 +385,14 @@ def _axes(ours: Table, published: Published) -> tuple[Axis, Axis, bool]:
     straight, turned = axes((downs, acrosses)), axes((acrosses, downs))
     turn = len(turned[0]) * len(turned[1]) > len(straight[0]) * len(straight[1])
     return (*(turned if turn else straight), turn)
+
+
+def _as_measured(ours: Table, published: Published) -> tuple[list[Row], list[Column]]:
+    """Our rows and columns of the protocol and the share of labels that the source names; all, where none is of it."""
+    told = {kind: normal(str(published.setting.get(kind, ""))) for kind in ("protocol", "labels")}
+    rows = [row for row in ours.rows if normal(row[1]) == told["protocol"]]
+    columns = [column for column in ours.columns if normal(column[1]).startswith(told["labels"] or "no share")]
+    return rows or ours.rows, columns or ours.columns
 
 
 def _number(published: Published, row: str, column: str, turned: bool) -> Number | None:

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -63,6 +64,7 @@ def test_a_table_of_tasks_by_methods_is_turned_and_protocols_have_the_papers_nam
     kumar = compare(Table.from_results(results), published("kumar_table1_id"))
     assert [(pair.row[1], pair.published_row) for pair in kumar.pairs] == [("probe", "LP"), ("finetune", "FT"), ("lpft", "LP-FT")]  # fmt: skip
     assert "90% CI half-width" in printed(kumar)
+    assert "protocol" not in {each.kind for each in kumar.settings}
 
 
 @pytest.mark.parametrize(("task", "labels"), [("STL", 0.1), ("cifar", 0.1)])
@@ -79,6 +81,21 @@ def test_a_shifted_split_is_not_the_test_split():
     ours.add(("x", "lpft"), ("CIFAR-10", "100 % · CIFAR-10.1"), 70.0)
     assert not compare(ours, published("kumar_table1_id")).pairs
     assert [pair.value for pair in compare(ours, published("kumar_table2_ood")).pairs] == [93.5]
+
+
+def test_only_what_was_measured_as_the_source_says_stands_beside_it():
+    results = [result(row, 40.0 + at, task="cifar10", protocol=protocol, labels=labels, facts={"epochs": 4.0})
+               for at, row in enumerate(("SimCLR", "BYOL", "VICReg"))
+               for protocol in ("knn", "probe") for labels in (0.1, 1.0)]  # fmt: skip
+    made = compare(Table.from_results(results), published("solo_learn_resnet18_1000ep"))
+    assert {(pair.row[1], pair.column[1]) for pair in made.pairs} == {("probe", "100 %")}
+    assert "SimCLR · knn" in made.unmatched["rows of ours"]
+    assert "epochs: differs (ours: 4; published: 1,000)" in made.preface
+    assert "protocol: the same (probe)" in made.preface
+    # Where none was, all stand there, and that is said.
+    only = compare(Table.from_results([each for each in results if each["protocol"] == "knn"]), published("solo_learn_resnet18_1000ep"))  # fmt: skip
+    assert len(only.pairs) == 3
+    assert "protocol: differs (ours: knn; published: probe)" in only.preface
 
 
 def test_units_are_brought_together_or_left_out():
@@ -112,7 +129,7 @@ def test_rank_agreement_is_kendalls_tau_b_with_its_exact_p():
 def test_ranks_are_compared_within_a_protocol():
     results = [result(row, value - 30 * (protocol == "knn"), protocol=protocol)
                for row, value in BERT.items() for protocol in ("knn", "finetune")]  # fmt: skip
-    made = compare(Table.from_results(results), published("bert_table5"))
+    made = compare(Table.from_results(results), replace(published("bert_table5"), setting={}))
     assert [(group, each.rows) for (group, _), each in made.agreements.items()] == [("knn", 4), ("finetune", 4)]
 
 
