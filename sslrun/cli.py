@@ -141,7 +141,10 @@ def sweep(
     for plan in plans:
         if plan.finished:
             plan.write_tables()
+            comparison = plan.comparison()
             _print_table(plan.table())
+            if comparison is not None:
+                _print_table(comparison)
     if failures:
         raise UserError(f"{len(failures)} of the runs failed, the others are done: {failures[0]}")
 
@@ -162,20 +165,20 @@ def table(
     as_json: AsJson = False,
 ) -> None:
     """The metric table of finished runs: mean ± standard deviation over seeds."""
-    from sslrun.results.table import Table
     from sslrun.stages.sweep import table_of
 
-    made = table_of(targets or [runs], runs)
+    made: Any = table_of(targets or [runs], runs)
+    if against:
+        from sslrun.results.compare import compare
+        from sslrun.results.published import published
+
+        made = compare(made, published(against))
     for path in output or []:
         made.write(path)
     if as_json:
         typer.echo(made.to_json())
     elif not output:
         _print_table(made)
-    if against:
-        from sslrun.results.published import published
-
-        _print_table(Table.of_published(published(against)))
 
 
 @app.command()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -22,6 +22,8 @@ class Number:
     verified: bool
     """False: recalled, not seen; never shown without a mark."""
     note: str | None = None
+    unit: str | None = None
+    """None: its table's."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,12 @@ class Published:
     where: str
     unit: str
     rows: dict[str, dict[str, Number]]
+    spread: str | None = None
+    """What the numbers' deviations are, where the source says."""
+    setting: dict[str, Any] = field(default_factory=dict)
+    """What the numbers were measured on (data, steps, parameters …), as far as the source says."""
+    aliases: dict[str, list[str]] = field(default_factory=dict)
+    """Other names of its rows and columns."""
 
 
 def names() -> list[str]:
@@ -49,7 +57,10 @@ def published(name: str) -> Published:
         row: {column: _number(cell, table["evidence"]) for column, cell in cells.items()}
         for row, cells in table["rows"].items()
     }
-    return Published(name, table["paper"], table["where"], table["unit"], rows)
+    return Published(
+        name, table["paper"], table["where"], table["unit"], rows,
+        table.get("std_kind"), table.get("setting", {}), table.get("aliases", {}),
+    )  # fmt: skip
 
 
 @cache
@@ -62,5 +73,5 @@ def _number(cell: Any, evidence: str) -> Number:
         return Number(cell[0], cell[1], evidence != "memory")
     if isinstance(cell, dict):
         seen = cell.get("verified", cell.get("evidence", evidence) != "memory")
-        return Number(cell["value"], cell.get("std"), seen, cell.get("note"))
+        return Number(cell["value"], cell.get("std"), seen, cell.get("note"), cell.get("unit"))
     return Number(cell, None, evidence != "memory")

@@ -9,7 +9,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Group
 from rich.table import Table as RichTable
@@ -41,9 +41,9 @@ class Cell:
         """Sample standard deviation over seeds; None for one seed."""
         return statistics.stdev(self.values.values()) if len(self.values) > 1 else None
 
-    def text(self, digits: int = 1, plus_minus: str = " ± ") -> str:
-        deviation = "" if self.deviation is None else f"{plus_minus}{self.deviation:.{digits}f}"
-        return f"{self.mean:.{digits}f}{deviation}"
+    def text(self, number: str = ".1f", plus_minus: str = " ± ") -> str:
+        deviation = "" if self.deviation is None else f"{plus_minus}{self.deviation:{number}}"
+        return f"{self.mean:{number}}{deviation}"
 
 
 @dataclass
@@ -54,8 +54,19 @@ class Table:
     metric: str = ""
     """What the cells are, with its unit."""
     cells: dict[tuple[Row, Column], Cell] = field(default_factory=dict)
+    preface: list[str] = field(default_factory=list)
+    """Lines above the table."""
     notes: list[str] = field(default_factory=list)
     """Lines below the table."""
+    results: list[dict[str, Any]] = field(default_factory=list)
+    """The evaluations that it was made of, where it was."""
+    number: str = ".1f"
+    """How a number is printed."""
+    rank: Literal["high", "low"] | None = "high"
+    """Which cell of a column is set off as the best."""
+
+    second = "protocol"
+    """What the second part of a row is."""
 
     def add(self, row: Row, column: Column, value: float, seed: str = "0") -> None:
         """Put a value into a cell; a later one of the same seed takes the earlier one's place."""
@@ -81,24 +92,22 @@ class Table:
         if not results:
             raise UserError("no finished evaluation to make a table of")
         metrics = list(dict.fromkeys(each["metric"] for each in results))
-        table = cls(title, metrics[0] if len(metrics) == 1 else "each task's own metric")
-        names = list(dict.fromkeys(_row_name(each) for each in results))
+        table = cls(title, metrics[0] if len(metrics) == 1 else "each task's own metric", results=list(results))
+        names = list(dict.fromkeys(row_of(each)[0] for each in results))
         tasks = list(dict.fromkeys(each["task"] for each in results))
         protocols = list(PROTOCOLS)
 
         def order(each: dict[str, Any]) -> tuple[int, int, int, bool, float]:
-            place = names.index(_row_name(each)), protocols.index(each["protocol"])
+            place = names.index(row_of(each)[0]), protocols.index(each["protocol"])
             return *place, tasks.index(each["task"]), each["labels"] > 1, each["labels"]
 
         ordered = sorted(results, key=order)
         # Columns in the natural order, even where the first row lacks some.
-        several = len(metrics) > 1
-        columns = sorted({(order(each)[2:], _column(each, several)) for each in results})
+        columns = sorted({(order(each)[2:], column_of(each)) for each in results})
         for _, column in columns:
             for each in ordered:
-                if _column(each, several) == column:
-                    row = _row_name(each), each["protocol"]
-                    table.add(row, column, each["metrics"]["test"][each["metric"]], _seed(each))
+                if column_of(each) == column:
+                    table.add(row_of(each), column, each["metrics"]["test"][each["metric"]], _seed(each))
         table.cells = dict(sorted(table.cells.items(), key=lambda item: _row_order(item[0][0], names, protocols)))
         table.note(f"test {table.metric}{' in %' if 'accuracy' in table.metric else ''}, {_over(results)}")
         return table
@@ -119,13 +128,13 @@ class Table:
     def render(self) -> Group:
         """For the terminal. Best of each column bold."""
         rows, columns, best = self.rows, self.columns, self._best()
-        one_task = len({task for task, _ in columns}) == 1
+        one_task = self._one_task
         shown = RichTable(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
         shown.add_column("")
         if self._several_protocols:
-            shown.add_column("protocol")
+            shown.add_column(self.second)
         for task, what in columns:
-            shown.add_column(what if one_task else f"{task}\n{what}", justify="right", no_wrap=True)
+            shown.add_column(self._what(task, what) if one_task else f"{task}\n{self._what(task, what)}", justify="right", no_wrap=True)
         named = None
         for row in rows:
             if named is not None and row[0] != named and self._several_protocols:
@@ -135,14 +144,16 @@ class Table:
             protocol = [Text(row[1])] if self._several_protocols else []
             cells = [self._styled(row, column, best) for column in columns]
             shown.add_row(*label, *protocol, *cells)
-        one_protocol = "" if self._several_protocols else rows[0][1]
+        one_protocol = "" if self._several_protocols or not rows else rows[0][1]
         heading = " · ".join(filter(None, [self.title, columns[0][0] if one_task else "", one_protocol]))
-        return Group(Text(heading, style="bold"), Text(), shown, Text(), *(Text(note) for note in self.notes))
+        above, below = ([Text(line) for line in lines] for lines in (self.preface, self.notes))
+        return Group(Text(heading, style="bold"), *above, Text(), shown, Text(), *below)
 
     def to_markdown(self) -> str:
         head, body = self._grid(lambda text: f"**{text}**", lambda text: text.replace("|", "\\|"))
         rule = ["---"] * self._label_columns + ["---:"] * len(self.columns)
-        lines = [f"**{self.title}**", "", *("| " + " | ".join(each) + " |" for each in (head, rule, *body))]
+        above = [*(f"{line}  " for line in self.preface), ""] if self.preface else []
+        lines = [f"**{self.title}**", "", *above, *("| " + " | ".join(each) + " |" for each in (head, rule, *body))]
         return "\n".join([*lines, "", *(f"{note}  " for note in self.notes)]) + "\n"
 
     def to_latex(self) -> str:
@@ -150,7 +161,7 @@ class Table:
         head, body = self._grid(lambda text: f"\\textbf{{{text}}}", _latex, " $\\pm$ ")
         lines = [
             "\\begin{table}",
-            f"\\caption{{{_latex(self.title)}. {_latex('; '.join(self.notes))}.}}",
+            f"\\caption{{{_latex(self.title)}. {_latex('; '.join(self.preface + self.notes))}.}}",
             f"\\begin{{tabular}}{{{'l' * self._label_columns}{'r' * len(self.columns)}}}",
             "\\toprule",
             " & ".join(head) + " \\\\",
@@ -168,8 +179,8 @@ class Table:
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(["row", "protocol", "task", "column", "mean", "std", "seeds"])
         for (row, column), cell in self.cells.items():
-            deviation = "" if cell.deviation is None else f"{cell.deviation:.4f}"
-            writer.writerow([*row, *column, f"{cell.mean:.4f}", deviation, len(cell.values)])
+            deviation = "" if cell.deviation is None else f"{cell.deviation:.6g}"
+            writer.writerow([*row, *column, f"{cell.mean:.6g}", deviation, len(cell.values)])
         return text.getvalue()
 
     def to_json(self) -> str:
@@ -197,59 +208,71 @@ class Table:
         return len({protocol for _, protocol in self.rows}) > 1
 
     @property
+    def _one_task(self) -> bool:
+        return len({task for task, _ in self.columns}) == 1
+
+    @property
     def _label_columns(self) -> int:
         return 1 + self._several_protocols
 
-    def _best(self) -> dict[Column, str]:
-        """The best mean of each column, as it is printed: equals as printed are equally best."""
+    def _what(self, task: str, what: str) -> str:
+        """A column's second line: the share of labels; the metric where the tasks have several, with the share if not all."""
+        metrics = {each["task"]: each["metric"] for each in self.results}
+        if len(set(metrics.values())) < 2 or task not in metrics:
+            return what
+        return metrics[task].replace("_", " ") + ("" if what == "100 %" else f" {what}")
+
+    def _best(self) -> set[tuple[Row, Column]]:
+        """The best cells of each column, by their means as printed: equals as printed are equally best."""
+        if self.rank is None:
+            return set()
         means: dict[Column, list[float]] = {}
         for (_, column), cell in self.cells.items():
             means.setdefault(column, []).append(cell.mean)
-        return {column: f"{max(values):.1f}" for column, values in means.items()}
+        best = max if self.rank == "high" else min
+        top = {column: f"{best(values):{self.number}}" for column, values in means.items()}
+        return {place for place, cell in self.cells.items() if f"{cell.mean:{self.number}}" == top[place[1]]}
 
-    def _styled(self, row: Row, column: Column, best: dict[Column, str]) -> Text:
+    def _styled(self, row: Row, column: Column, best: set[tuple[Row, Column]]) -> Text:
         cell = self.cells.get((row, column))
         if cell is None:
             return Text("–", style="dim")
-        return Text(cell.text(), style="bold" if f"{cell.mean:.1f}" == best[column] else "")
+        return Text(cell.text(self.number), style="bold" if (row, column) in best else "")
 
     def _grid(
         self, bold: Callable[[str], str], escape: Callable[[str], str], plus_minus: str = " ± "
     ) -> tuple[list[str], list[list[str]]]:
         """Head and body as text; a row's name stands only where it changes."""
-        one_task = len({task for task, _ in self.columns}) == 1
-        labels = ["", *(["protocol"] if self._several_protocols else [])]
-        head = [*labels, *(escape(what if one_task else f"{task} {what}") for task, what in self.columns)]
+        one_task = self._one_task
+        labels = ["", *([self.second] if self._several_protocols else [])]
+        head = [*labels, *(escape(self._what(task, what) if one_task else f"{task} {self._what(task, what)}") for task, what in self.columns)]
         body, named, best = [], None, self._best()
         for row in self.rows:
             line = [escape(row[0] if row[0] != named else ""), *([escape(row[1])] if self._several_protocols else [])]
             named = row[0]
             for column in self.columns:
                 cell = self.cells.get((row, column))
-                text = "" if cell is None else cell.text(plus_minus=plus_minus)
-                top = cell is not None and f"{cell.mean:.1f}" == best[column]
-                line.append(bold(text) if top else text)
+                text = "" if cell is None else cell.text(self.number, plus_minus)
+                line.append(bold(text) if (row, column) in best else text)
             body.append(line)
         return head, body
 
 
-def _row_name(result: dict[str, Any]) -> str:
-    if result.get("row"):
-        return str(result["row"])
+def row_of(result: dict[str, Any]) -> Row:
+    """The row that an evaluation's result stands in."""
     pretext = result["pretext"] or "no pretraining"
-    return f"{result['recipe']} ({result['backbone']} · {pretext})"
+    name = result.get("row") or f"{result['recipe']} ({result['backbone']} · {pretext})"
+    return str(name), result["protocol"]
+
+
+def column_of(result: dict[str, Any]) -> Column:
+    """The column that an evaluation's result stands in."""
+    labels = result["labels"]
+    return result["task"], f"{labels:g} a class" if labels > 1 else f"{100 * labels:g} %"
 
 
 def _row_order(row: Row, names: list[str], protocols: list[str]) -> tuple[int, int]:
     return names.index(row[0]), protocols.index(row[1])
-
-
-def _column(result: dict[str, Any], several_metrics: bool) -> Column:
-    labels = result["labels"]
-    share = f"{labels:g} a class" if labels > 1 else f"{100 * labels:g} %"
-    if not several_metrics:
-        return result["task"], share
-    return result["task"], result["metric"].replace("_", " ") + ("" if labels == 1 else f" {share}")
 
 
 def _seed(result: dict[str, Any]) -> str:

@@ -15,9 +15,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from sslrun.errors import UserError
 from sslrun.recipe import Sweep, load_sweep
+from sslrun.results.compare import Comparison, compare, facts
+from sslrun.results.published import published
 from sslrun.results.table import Table
 from sslrun.runs import read_result
 from sslrun.stages.context import Busy, Context, Interrupted
@@ -61,17 +64,29 @@ class Plan:
 
     def table(self) -> Table:
         """The table of what is finished."""
-        results = [{**cell.made.result, "row": row} for row, cell in self.cells if cell.made.finished]
+        results = [_result(cell, row) for row, cell in self.cells if cell.made.finished]
         table = Table.from_results(results, title=self.sweep.title or self.sweep.name)
         missing = len(self.cells) - len(results)
         if missing:
             table.note(f"{missing} of {len(self.cells)} cells are not computed")
         return table
 
+    def comparison(self) -> Comparison | None:
+        """The table beside the published one that the sweep names."""
+        return compare(self.table(), published(self.sweep.against)) if self.sweep.against else None
+
     def write_tables(self) -> None:
-        """The table in every format, beside the runs."""
+        """The table, and its comparison, in every format, beside the runs."""
+        table, comparison = self.table(), self.comparison()
         for suffix in ("md", "tex", "csv", "json"):
-            self.table().write(self.root / self.sweep.name / f"table.{suffix}")
+            table.write(self.root / self.sweep.name / f"table.{suffix}")
+            if comparison is not None:
+                comparison.write(self.root / self.sweep.name / f"comparison.{suffix}")
+
+
+def _result(cell: Cell, row: str) -> dict[str, Any]:
+    """What a table needs of a finished cell."""
+    return {**cell.made.result, "facts": facts(cell.made.path), "row": row}
 
 
 def work(plans: Sequence[Plan], context: Context) -> list[str]:
@@ -163,10 +178,11 @@ def table_of(targets: Sequence[Path], root: Path) -> Table:
             plan = Plan.of(load_sweep(target), root)
             if len(targets) == 1:
                 return plan.table()
-            results += [{**cell.made.result, "row": row} for row, cell in plan.cells if cell.made.finished]
+            results += [_result(cell, row) for row, cell in plan.cells if cell.made.finished]
         else:
             found = sorted(target.rglob("result.json"), key=lambda path: path.stat().st_mtime)
-            results += [result for path in found if (result := read_result(path.parent)).get("protocol")]
+            finished = [(path.parent, read_result(path.parent)) for path in found]
+            results += [{**each, "facts": facts(path)} for path, each in finished if each.get("protocol")]
     if not results:
         named = ", ".join(map(str, targets))
         raise UserError(f"{named}: no finished evaluation there; run `sslrun sweep` or `sslrun probe` first")

@@ -1,0 +1,551 @@
+"""Our table beside a published one: cell against cell, and what was the same behind the numbers and what was not."""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import json
+import math
+import re
+import unicodedata
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+import sslrun.backbones  # noqa: F401  registers them, whose defaults are read here
+from sslrun.backbones.base import backbones
+from sslrun.results.published import Number, Published
+from sslrun.results.table import Cell, Column, Row, Table, column_of, row_of
+from sslrun.runs import read_result
+
+MIN_ROWS = 3
+"""Rows from which on their ranks are compared: two can only agree or not, which a coin does as well."""
+
+ALWAYS = ("data", "steps", "parameters")
+"""What a reader must be told of, even where nobody knows; the rest is told where one side does."""
+KINDS = (*ALWAYS, "epochs", "backbone", "labels", "protocol", "metric")
+
+SYNONYMS = {
+    "knn": ("k-NN",),
+    "probe": ("LP", "lin", "linear", "linear probe", "linear probing"),
+    "finetune": ("FT", "fine-tune", "fine-tuning"),
+    "lpft": ("LP-FT",),
+    "scratch": ("from scratch",),
+}
+"""What papers call our protocols."""
+
+ROUNDING = 0.02
+"""Relative difference up to which two parameter counts are the same: papers round them."""
+
+EXACT_TIES = 8
+"""Rows up to which the p-value is exact where some are tied: all their orders are gone through."""
+
+
+# ---------------------------------------------------------------- rank agreement
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Rank agreement of rows in one column: Kendall's tau-b, and its two-sided p-value if the orders were unrelated."""
+
+    tau: float
+    """NaN where all of one side are equal."""
+    p: float
+    rows: int
+    exact: bool
+
+
+def agreement(ours: Sequence[float], published: Sequence[float]) -> Agreement | None:
+    """None for fewer than three rows. Kendall, Biometrika 1938; with ties (tau-b), Biometrika 1945.
+
+    Without ties the exact null distribution is scipy's; with ties and up to eight rows every order of one side is gone
+    through; beyond that the normal approximation stands in, and says so (`exact` is False).
+    """
+    rows = len(ours)
+    if rows < MIN_ROWS:
+        return None
+    from scipy.stats import kendalltau  # a second to import
+
+    ties = len(set(ours)) < rows or len(set(published)) < rows
+    if not ties:
+        found = kendalltau(ours, published, method="exact")
+        return Agreement(float(found.statistic), float(found.pvalue), rows, True)
+    found = kendalltau(ours, published, method="asymptotic")
+    if rows > EXACT_TIES or math.isnan(found.statistic):
+        return Agreement(float(found.statistic), float(found.pvalue), rows, False)
+    return Agreement(float(found.statistic), _permutation_p(ours, published), rows, True)
+
+
+def _permutation_p(ours: Sequence[float], published: Sequence[float]) -> float:
+    """The share of orders of one side that agree, or disagree, at least as much. Ties only scale tau-b: pairs suffice."""
+    first, second = np.triu_indices(len(ours), 1)
+    a, b = np.asarray(ours), np.asarray(published)
+    orders = np.array(list(itertools.permutations(range(len(a)))))
+    signs = np.sign(a[first] - a[second])
+    concordance = np.sign(b[orders[:, first]] - b[orders[:, second]]) @ signs
+    return float(np.mean(np.abs(concordance) >= abs(concordance[0])))
+
+
+# ---------------------------------------------------------------- what was the same
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One thing behind the numbers, on both sides; an empty tuple where it isn't known."""
+
+    kind: str
+    ours: tuple[Any, ...]
+    published: tuple[Any, ...]
+
+    @property
+    def verdict(self) -> str:
+        """same, differs, or unknown."""
+        if not self.ours or not self.published:
+            return "unknown"
+        pairs = list(itertools.product(self.ours, self.published))
+        if all(_equal(self.kind, a, b) for a, b in pairs):
+            return "same"
+        return "unknown" if any(_open(a, b) for a, b in pairs) else "differs"
+
+    def text(self) -> str:
+        if self.verdict == "same":
+            return f"{self.kind}: the same ({_listed(self.ours)})"
+        return f"{self.kind}: {self.verdict} (ours: {_listed(self.ours)}; published: {_listed(self.published)})"
+
+
+def facts(run: Path) -> dict[str, Any]:
+    """What an evaluation's folder tells of what is behind its number: the backbone with whatever of it is not as by
+    default, and data, steps, epochs and parameters of pretraining.
+
+    They stand in its recipe and in the result of the pretraining beside it; what isn't there is left out.
+    """
+    found: dict[str, Any] = {}
+    recipe, identity = _read_yaml(run / "recipe.yaml"), _read_yaml(run / "identity.json")
+    if "backbone" in identity:
+        found["backbone"] = _described(identity["backbone"])
+    origin = identity.get("origin", {})
+    if "pretrain" in origin:
+        found["data"] = (recipe.get("data") or {}).get("name")
+        found["epochs"] = (recipe.get("pretrain") or {}).get("epochs")
+        pretraining = run.parent / f"pretrain-{origin['pretrain']}"
+        if (pretraining / "result.json").is_file():
+            result = read_result(pretraining)
+            found |= {kind: result.get(kind) for kind in ("steps", "parameters")}
+    return {kind: value for kind, value in found.items() if value is not None}
+
+
+def _described(backbone: dict[str, Any]) -> str:
+    """Its name and, in parentheses, the options that are not the defaults."""
+    name, given = backbone["name"], {key: value for key, value in backbone.items() if key != "name"}
+    default = backbones[name].Options().model_dump(mode="json") if name in backbones else {}
+    changed = [f"{key} {value}" for key, value in given.items() if key not in default or default[key] != value]
+    return f"{name} ({', '.join(changed)})" if changed else str(name)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    return yaml.safe_load(path.read_text(encoding="utf-8")) or {} if path.is_file() else {}
+
+
+def _settings(results: Sequence[dict[str, Any]], published: Published, protocol_named: bool) -> list[Setting]:
+    """protocol_named: the rows are protocols, found by their names, so that nothing is open there."""
+    told = published.setting
+    settings = []
+    for kind in KINDS:
+        if kind == "protocol" and protocol_named:
+            continue
+        values = (
+            column_of(each)[1] if kind == "labels" else {**each, **each.get("facts", {})}.get(kind) for each in results
+        )
+        ours = tuple(dict.fromkeys(each for each in values if each is not None))
+        setting = Setting(kind, ours, (told[kind],) if kind in told else ())
+        if kind in ALWAYS or setting.ours or setting.published:
+            settings.append(setting)
+    return settings
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float)
+
+
+def _equal(kind: str, a: Any, b: Any) -> bool:
+    if _is_number(a) and _is_number(b):
+        return math.isclose(a, b, rel_tol=ROUNDING if kind == "parameters" else 1e-9)
+    return normal(str(a)) == normal(str(b))
+
+
+def _open(a: Any, b: Any) -> bool:
+    """Whether the two may mean the same: words against a number (20 epochs, 7800 steps), or a name that one side
+    says more of ('resnet18 (channels 16)', 'ResNet-18')."""
+    if _is_number(a) or _is_number(b):
+        return _is_number(a) != _is_number(b)
+    return a != b and normal(str(a).split(" (")[0]) == normal(str(b).split(" (")[0])
+
+
+def _listed(values: Sequence[Any]) -> str:
+    return ", ".join(_shown(each) for each in values) or "unknown"
+
+
+def _shown(value: Any) -> str:
+    if not _is_number(value):
+        return str(value)
+    return f"{int(value):,}" if value == int(value) else f"{value:g}"
+
+
+# ---------------------------------------------------------------- names
+
+
+def normal(name: str) -> str:
+    """A name without case and punctuation: 'MNLI-m (Acc)' -> 'mnlimacc'. A percent sign counts: 75 % is not 75."""
+    text = unicodedata.normalize("NFKD", name.replace("%", "percent")).casefold()
+    return "".join(each for each in text if each.isalnum())
+
+
+def _of_row(row: Row, results: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
+    """(part of the row, a name it may stand under in a paper), the likeliest first."""
+    pretexts = {each["pretext"] or "" for each in results if row_of(each) == row and not each.get("row")}
+    protocols = [("protocol", name) for name in (row[1], *SYNONYMS.get(row[1], ()))]
+    return [("name", row[0]), *(("name", each) for each in pretexts), *protocols]
+
+
+def _of_column(column: Column) -> list[tuple[str, str]]:
+    """The task's name; for a split other than the test the split's alone: ID and OOD are different columns."""
+    words = [word.strip() for word in re.split(r"[·,:]", column[1])]
+    splits = [word for word in words if word and not re.fullmatch(r"[\d.]+ (%|a class)", word)]
+    return [("task", each) for each in splits or [column[0]]]
+
+
+def _matched(names: Sequence[tuple[str, str]], theirs: Iterable[str], aliases: dict[str, list[str]]) -> Match | None:
+    known = {normal(alias): name for name in theirs for alias in aliases.get(name, ())}
+    known |= {normal(name): name for name in theirs}
+    for part, name in names:
+        if normal(name) in known:
+            return Match(known[normal(name)], part)
+    return None
+
+
+@dataclass(frozen=True)
+class Match:
+    """A published row or column, and which part of our name it was found by."""
+
+    name: str
+    part: str
+
+
+# ---------------------------------------------------------------- the comparison
+
+
+@dataclass
+class Plain(Cell):
+    """A cell whose text stands."""
+
+    words: str = ""
+
+    def text(self, number: str = ".1f", plus_minus: str = " ± ") -> str:
+        return self.words.replace(" ± ", plus_minus)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One of our cells and the published one it stands beside."""
+
+    row: Row
+    column: Column
+    published_row: str
+    published_column: str
+    ours: Cell
+    published: Number
+    value: float
+    """The published value, in our unit."""
+
+    @property
+    def difference(self) -> float:
+        """Ours minus published."""
+        return self.ours.mean - self.value
+
+
+@dataclass
+class Comparison(Table):
+    """Three lines a row: ours, published, difference; below, the rank agreement of the rows in each column."""
+
+    pairs: list[Pair] = field(default_factory=list)
+    settings: list[Setting] = field(default_factory=list)
+    agreements: dict[tuple[str, Column], Agreement] = field(default_factory=dict)
+    """(the group of rows, column) -> agreement; one group, '', unless several of our rows share a published one."""
+    unmatched: dict[str, list[str]] = field(default_factory=dict)
+    """What stands on one side alone, by what it is."""
+
+    second = "which"
+
+    @property
+    def same(self) -> bool:
+        """Whether all that is told of is known and the same."""
+        return bool(self.settings) and all(each.verdict == "same" for each in self.settings)
+
+    def to_csv(self) -> str:
+        """One line a cell, each with whether data, steps and parameters were the same: lines get separated from heads."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        verdicts = {each.kind: each.verdict for each in self.settings}
+        writer.writerow(
+            ["row", "protocol", "task", "column", "mean", "std", "seeds", "published_row", "published_column", "published",
+             "published_std", "verified", "difference", *(f"same_{kind}" for kind in ALWAYS)]
+        )  # fmt: skip
+        for pair in self.pairs:
+            ours, number = pair.ours, pair.published
+            writer.writerow(
+                [*pair.row, *pair.column, f"{ours.mean:.6g}", "" if ours.deviation is None else f"{ours.deviation:.6g}",
+                 len(ours.values), pair.published_row, pair.published_column, f"{pair.value:.6g}",
+                 "" if number.deviation is None else number.deviation, number.verified, f"{pair.difference:.6g}",
+                 *(verdicts[kind] for kind in ALWAYS)]
+            )  # fmt: skip
+        return text.getvalue()
+
+    def to_json(self) -> str:
+        cells = [
+            {"row": pair.row[0], "protocol": pair.row[1], "task": pair.column[0], "column": pair.column[1],
+             "values": pair.ours.values, "mean": pair.ours.mean, "std": pair.ours.deviation,
+             "published_row": pair.published_row, "published_column": pair.published_column, "published": pair.value,
+             "published_std": pair.published.deviation, "verified": pair.published.verified,
+             "difference": pair.difference}
+            for pair in self.pairs
+        ]  # fmt: skip
+        settings = {
+            each.kind: {"verdict": each.verdict, "ours": each.ours, "published": each.published}
+            for each in self.settings
+        }
+        agreements = [
+            {"rows": group or "all", "task": column[0], "column": column[1],
+             "tau_b": None if math.isnan(each.tau) else each.tau, "p": None if math.isnan(each.p) else each.p,
+             "n": each.rows, "exact": each.exact}
+            for (group, column), each in self.agreements.items()
+        ]  # fmt: skip
+        return json.dumps(
+            {"title": self.title, "preface": self.preface, "same": self.same, "settings": settings, "cells": cells,
+             "rank_agreement": agreements, "unmatched": self.unmatched, "notes": self.notes},
+            indent=2,
+        )  # fmt: skip
+
+
+def compare(ours: Table, published: Published) -> Comparison:
+    """Our table beside a published one.
+
+    Rows and columns find each other by name, whatever the case and punctuation, by the published table's aliases, or by
+    what papers call our protocols; a published table of which rows are tasks is turned. What behind the numbers is the
+    same is read from `ours.results` (each with what `facts` tells of its run under 'facts', where the caller put it there)
+    and from the published table's setting.
+    """
+    rows, columns, turned = _axes(ours, published)
+    pairs, unlike = _pairs(ours, published, rows, columns, turned)
+    kept = {(pair.row, pair.column) for pair in pairs}
+    results = [each for each in ours.results if (row_of(each), column_of(each)) in kept]
+    made = Comparison(
+        f"{ours.title or 'ours'} against {published.name}: {published.paper}, {published.where}",
+        ours.metric,
+        rank=None,  # the lines of a column are not rivals
+        results=results,
+        pairs=pairs,
+        settings=_settings(results, published, all(match.part == "protocol" for match in rows.values()))
+        if pairs
+        else [],
+        unmatched=_unmatched(ours, published, rows, columns, turned, unlike),
+    )
+    made.agreements = _agreements(pairs, rows)
+    _lay_out(made)
+    made.preface = _preface(made, published)
+    made.notes = _notes(made, published, ours, rows, columns)
+    return made
+
+
+# ---------------------------------------------------------------- its parts
+
+Axis = dict[Any, Match]
+"""Our row or column -> the published one."""
+
+
+def _axes(ours: Table, published: Published) -> tuple[Axis, Axis, bool]:
+    """Our rows and columns matched to the published table as it stands, or turned, whichever gives more cells."""
+    downs = list(published.rows)
+    acrosses = list(dict.fromkeys(name for cells in published.rows.values() for name in cells))
+
+    ours_rows, ours_columns = _as_measured(ours, published)
+
+    def axes(theirs: tuple[list[str], list[str]]) -> tuple[Axis, Axis]:
+        rows = {row: _matched(_of_row(row, ours.results), theirs[0], published.aliases) for row in ours_rows}
+        columns = {column: _matched(_of_column(column), theirs[1], published.aliases) for column in ours_columns}
+        return (
+            {row: match for row, match in rows.items() if match},
+            {column: match for column, match in columns.items() if match},
+        )
+
+    straight, turned = axes((downs, acrosses)), axes((acrosses, downs))
+    turn = len(turned[0]) * len(turned[1]) > len(straight[0]) * len(straight[1])
+    return (*(turned if turn else straight), turn)
+
+
+def _as_measured(ours: Table, published: Published) -> tuple[list[Row], list[Column]]:
+    """Our rows and columns of the protocol and the share of labels that the source names; all, where none is of it."""
+    told = {kind: normal(str(published.setting.get(kind, ""))) for kind in ("protocol", "labels")}
+    rows = [row for row in ours.rows if normal(row[1]) == told["protocol"]]
+    columns = [column for column in ours.columns if normal(column[1]).startswith(told["labels"] or "no share")]
+    return rows or ours.rows, columns or ours.columns
+
+
+def _number(published: Published, row: str, column: str, turned: bool) -> Number | None:
+    down, across = (column, row) if turned else (row, column)
+    return published.rows[down].get(across)
+
+
+def _pairs(ours: Table, published: Published, rows: Axis, columns: Axis, turned: bool) -> tuple[list[Pair], list[str]]:
+    """The cells that both sides have, and those that are in units that don't compare."""
+    pairs, unlike = [], []
+    for row, row_match in rows.items():
+        for column, column_match in columns.items():
+            cell = ours.cells.get((row, column))
+            number = _number(published, row_match.name, column_match.name, turned)
+            if cell is None or number is None:
+                continue
+            unit, theirs = _unit(ours, column), number.unit or published.unit
+            convert = _conversion(unit, theirs)
+            if convert is None or (unit != theirs and number.unit is not None):
+                unlike.append(f"{row[0]}, {column[0]} (ours: {unit}, published in {theirs})")
+                continue
+            value = convert(number.value)
+            pairs.append(Pair(row, column, row_match.name, column_match.name, cell, number, value))
+    return pairs, unlike
+
+
+def _unit(ours: Table, column: Column) -> str:
+    """Our accuracies are in percent; any other metric names itself."""
+    metrics = {each["metric"] for each in ours.results if column_of(each) == column} or {ours.metric}
+    return "%" if all("accuracy" in each for each in metrics) else ", ".join(sorted(metrics)) or "unknown"
+
+
+def _conversion(ours: str, published: str) -> Callable[[float], float] | None:
+    """What brings a published number to our unit; None: nothing does. Other metrics than accuracy are left as they are."""
+    if ours != "%":
+        return float
+    known: dict[str, Callable[[float], float]] = {
+        "%": float,
+        "fraction": lambda value: 100 * value,
+        "% error": lambda value: 100 - value,
+    }
+    return known.get(published)
+
+
+def _unmatched(
+    ours: Table, published: Published, rows: Axis, columns: Axis, turned: bool, unlike: list[str]
+) -> dict[str, list[str]]:
+    downs = list(published.rows)
+    acrosses = list(dict.fromkeys(name for cells in published.rows.values() for name in cells))
+    if turned:
+        downs, acrosses = acrosses, downs
+    found_rows, found_columns = ({match.name for match in axis.values()} for axis in (rows, columns))
+    alone = {
+        "rows of ours": [" · ".join(row) for row in ours.rows if row not in rows],
+        "columns of ours": [" ".join(column) for column in ours.columns if column not in columns],
+        "published rows": [name for name in downs if name not in found_rows],
+        "published columns": [name for name in acrosses if name not in found_columns],
+        "cells in other units": unlike,
+        "cells that only one side has": [
+            f"{' · '.join(row)}, {' '.join(column)}"
+            for row, down in rows.items()
+            for column, across in columns.items()
+            if ((row, column) in ours.cells) != (_number(published, down.name, across.name, turned) is not None)
+        ],
+    }
+    return {kind: names for kind, names in alone.items() if names}
+
+
+def _agreements(pairs: Sequence[Pair], rows: Axis) -> dict[tuple[str, Column], Agreement]:
+    """For each column over its rows; where several of our rows share a published one, over each group that doesn't.
+
+    Rows found by their name are grouped by protocol, those found by their protocol by their name.
+    """
+    shared = len({match.name for match in rows.values()}) < len(rows)
+    groups: dict[tuple[str, Column], list[Pair]] = {}
+    for pair in pairs:
+        group = "" if not shared else pair.row[1] if rows[pair.row].part == "name" else pair.row[0]
+        groups.setdefault((group, pair.column), []).append(pair)
+    found = {key: agreement([each.ours.mean for each in of], [each.value for each in of]) for key, of in groups.items()}
+    return {key: each for key, each in found.items() if each is not None}
+
+
+def _lay_out(made: Comparison) -> None:
+    """The cells as they are printed."""
+    several = len({pair.row[1] for pair in made.pairs}) > 1
+    for pair in made.pairs:
+        name = " · ".join(pair.row) if several else pair.row[0]
+        number = pair.published
+        deviation = "" if number.deviation is None else f" ± {number.deviation:g}"
+        mark = "" if number.verified else " †"
+        for which, words in (
+            ("ours", pair.ours.text()),
+            ("published", f"{pair.value:.1f}{deviation}{mark}"),
+            ("difference", f"{pair.difference:+.1f}"),
+        ):
+            made.cells[(name, which), pair.column] = Plain(words=words)
+    for (group, column), each in made.agreements.items():
+        name = "rank agreement" + (f" · {group}" if group else "")
+        for which, words in (
+            ("tau-b", "undefined" if math.isnan(each.tau) else f"{each.tau:+.2f}"),
+            ("p", "–" if math.isnan(each.p) else f"{each.p:.3f}" + ("" if each.exact else " (approx.)")),
+            ("rows", str(each.rows)),
+        ):
+            made.cells[(name, which), column] = Plain(words=words)
+
+
+def _preface(made: Comparison, published: Published) -> list[str]:
+    """What the numbers may and may not be read as."""
+    source = f"{published.paper}, {published.where}"
+    if not made.pairs:
+        return [f"No cell of ours stands in {source}."]
+    differing = [each.kind for each in made.settings if each.verdict == "differs"]
+    unknown = [each.kind for each in made.settings if each.verdict == "unknown"]
+    if differing:
+        head = f"NOT a replication of {source}. Not the same: {', '.join(differing)}."
+        head += f" Unknown: {', '.join(unknown)}." if unknown else ""
+    elif unknown:
+        head = f"Not known to be a replication of {source}. Unknown: {', '.join(unknown)}."
+    else:
+        head = f"The same as in {source} in all that is told of here."
+    told = (
+        [f"what is told of the published side: {published.setting['source']}"] if "source" in published.setting else []
+    )
+    return [head, *(each.text() for each in made.settings), *told]
+
+
+def _notes(made: Comparison, published: Published, ours: Table, rows: Axis, columns: Axis) -> list[str]:
+    notes = []
+    if made.pairs:
+        spread = published.spread or "as the source gives it"
+        notes.append(f"ours: mean ± standard deviation over seeds; published: ± {spread}; difference: ours - published")
+        renamed = [
+            f"{ours_part} = {match.name}"
+            for axis in (rows, columns)
+            for key, match in axis.items()
+            if normal(ours_part := key[1] if match.part == "protocol" else key[0]) != normal(match.name)
+        ]
+        if renamed:
+            notes.append(f"names: {'; '.join(dict.fromkeys(renamed))}")
+        if not all(pair.published.verified for pair in made.pairs):
+            notes.append("† recalled from the paper, not seen in it")
+        if any(pair.value != pair.published.value for pair in made.pairs):
+            notes.append(f"published in {published.unit}, brought to ours")
+        others = {unit for pair in made.pairs if (unit := _unit(ours, pair.column)) not in ("%", published.unit)}
+        if others:
+            notes.append(f"units are not checked: ours {', '.join(sorted(others))}, published in {published.unit}")
+        if made.agreements:
+            fewest = min(each.rows for each in made.agreements.values())
+            floor = f"; with {fewest} rows it can't be under {2 / math.factorial(fewest):.2g}" if fewest < 5 else ""
+            notes.append(
+                f"rank agreement of the rows' means: Kendall's tau-b, two-sided p-value, exact where not marked{floor}"
+            )
+        else:
+            notes.append(f"no rank agreement: it takes {MIN_ROWS} rows in a column")
+    notes += [f"not matched, {kind}: {'; '.join(names)}" for kind, names in made.unmatched.items()]
+    return notes

@@ -1,0 +1,155 @@
+"""A claim's verdict from the numbers of each seed: supported, contradicted, or inconclusive, with the interval."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Literal
+
+import numpy as np
+
+from sslrun.results.table import Column, Row, Table
+
+Word = Literal["supported", "contradicted", "inconclusive"]
+
+CONFIDENCE = 0.95
+BOOTSTRAP_FROM = 10
+"""Paired seeds from which on the interval is a bootstrap's."""
+RESAMPLES = 10_000
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the seeds say of one inequality, a > b + margin."""
+
+    word: Word
+    seeds: int
+    """Seeds that both sides have."""
+    margin: float = 0.0
+    difference: float | None = None
+    """Mean over seeds of a - b."""
+    interval: tuple[float, float] | None = None
+    """95 %, of that mean."""
+    method: str = ""
+    reason: str = ""
+    """Why there is no interval."""
+
+    def text(self) -> str:
+        if self.interval is None or self.difference is None:
+            return f"{self.word}: {self.reason}"
+        beyond = f", margin {self.margin:g}" if self.margin else ""
+        seeds = f"{self.seeds} seed" + ("s" if self.seeds > 1 else "")
+        low, high = self.interval
+        return f"{self.word}: {self.difference:+.2f} [{low:+.2f}, {high:+.2f}] over {seeds} ({self.method}{beyond})"
+
+
+def judge(
+    a: Mapping[int, float],
+    b: Mapping[int, float],
+    margin: float = 0.0,
+    *,
+    test_error: float | None = None,
+    generator: np.random.Generator | None = None,
+) -> Verdict:
+    """Whether a > b + margin, from values by seed, paired over the seeds that both have.
+
+    `supported` where the 95 % interval of the mean difference lies above the margin, `contradicted` where it lies below,
+    else `inconclusive`. The interval is over seeds:
+
+    - Two to nine: Student's t of the paired differences. A percentile bootstrap of n values is too narrow, by
+      sqrt((n - 1) / n) and by the normal's quantile in place of t's, so that on normal draws of three its 95 % are 75 %
+      (Hesterberg, "What Teachers Should Know About the Bootstrap", American Statistician 2015). t costs the assumption that differences are about normal, and is wide: with two
+      seeds the quantile is 12.7, so that only differences many times their spread are told.
+    - Ten and more: percentile bootstrap, 10 000 resamples of the paired differences, from a seeded generator, its
+      levels widened for n as Hesterberg does (the "expanded percentile" interval), so that n = 10 isn't cut off either.
+    - One, or seeds that all give the very same difference (nothing random between them): no interval of seeds.
+
+    All that is about other seeds on these very test examples. `test_error`, the standard error of a - b due to them
+    (see `accuracy_error`), adds to the interval in quadrature, and alone makes it where the seeds make none; without
+    it such a case is inconclusive.
+    """
+    seeds = sorted(a.keys() & b.keys())
+    differences = np.array([a[seed] - b[seed] for seed in seeds], dtype=float)
+    if not seeds:
+        return Verdict("inconclusive", 0, margin, reason="no seed has both")
+    if not np.isfinite(differences).all():
+        lost = ", ".join(str(seed) for seed, value in zip(seeds, differences, strict=True) if not math.isfinite(value))
+        return Verdict("inconclusive", len(seeds), margin, reason=f"not a number at seed {lost}")
+    mean = float(differences.mean())
+    spread = len(seeds) > 1 and np.ptp(differences) > 0
+    if not spread and test_error is None:
+        why = "one seed alone" if len(seeds) == 1 else "the seeds all give the same difference"
+        return Verdict("inconclusive", len(seeds), margin, mean, reason=f"{why} ({mean:+.2f})")
+    below = above = 0.0
+    methods = []
+    if spread:
+        (below, above), method = _over_seeds(differences, generator or np.random.default_rng(0))
+        methods.append(method)
+    if test_error is not None:
+        tested = NormalDist().inv_cdf((1 + CONFIDENCE) / 2) * test_error
+        below, above = math.hypot(below, tested), math.hypot(above, tested)
+        methods.append("test examples")
+    low, high = mean - below, mean + above
+    word: Word = "supported" if low > margin else "contradicted" if high < margin else "inconclusive"
+    return Verdict(word, len(seeds), margin, mean, (low, high), " and ".join(methods))
+
+
+def _over_seeds(differences: np.ndarray, generator: np.random.Generator) -> tuple[tuple[float, float], str]:
+    """How far the interval reaches below and above the mean of differences (N,), and what it is."""
+    from scipy.stats import t  # a second to import
+
+    count = len(differences)
+    quantile = float(t.ppf((1 + CONFIDENCE) / 2, count - 1))
+    if count < BOOTSTRAP_FROM:
+        reach = quantile * float(differences.std(ddof=1)) / math.sqrt(count)
+        return (reach, reach), "t interval"
+    tail = NormalDist().cdf(-quantile * math.sqrt(count / (count - 1)))
+    means = differences[generator.integers(count, size=(RESAMPLES, count))].mean(axis=1)
+    low, high = np.quantile(means, [tail, 1 - tail])
+    # A skewed bootstrap can put an end beyond the mean, by a hair.
+    return (max(0.0, differences.mean() - low), max(0.0, high - differences.mean())), "bootstrap"
+
+
+def accuracy_error(a: float, b: float, examples: int) -> float:
+    """Standard error, in points, of the difference of two accuracies (%) on the same `examples` test examples.
+
+    As if each had its own examples: two classifiers that fail on the same ones differ less by chance, so this is at
+    most too wide (how much less only the single predictions tell: McNemar, Psychometrika 1947).
+    """
+    return math.sqrt((a * (100 - a) + b * (100 - b)) / examples)
+
+
+# ---------------------------------------------------------------- claims
+
+
+@dataclass(frozen=True)
+class Inequality:
+    """One cell of a table is greater than another by more than a margin."""
+
+    greater: tuple[Row, Column]
+    lesser: tuple[Row, Column]
+    margin: float = 0.0
+
+    def judge(self, table: Table, examples: int | None = None) -> Verdict:
+        """On the table's values by seed. `examples`: the size of the test set, where the cells are accuracies in %."""
+        absent = [place for place in (self.greater, self.lesser) if place not in table.cells]
+        if absent:
+            named = "; ".join(" · ".join([*row, *column]) for row, column in absent)
+            return Verdict("inconclusive", 0, self.margin, reason=f"not computed: {named}")
+        a, b = table.cells[self.greater], table.cells[self.lesser]
+        error = None if examples is None else accuracy_error(a.mean, b.mean, examples)
+        return judge(a.values, b.values, self.margin, test_error=error)
+
+
+def together(verdicts: Sequence[Verdict]) -> Word:
+    """Of a claim of several inequalities: supported if all are, contradicted if any is, else inconclusive.
+
+    That all hold needs no correction for their number (an intersection-union test: Berger, Technometrics 1982); that one
+    fails does: of k inequalities that hold with nothing to spare, 0.025 k are contradicted by chance.
+    """
+    words = {each.word for each in verdicts}
+    if "contradicted" in words:
+        return "contradicted"
+    return "supported" if words == {"supported"} else "inconclusive"

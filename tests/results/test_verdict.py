@@ -1,0 +1,94 @@
+"""Verdicts, planted, and intervals that cover what they say."""
+
+import numpy as np
+import pytest
+
+from sslrun.results.table import Table
+from sslrun.results.verdict import Inequality, Verdict, accuracy_error, judge, together
+
+
+def by_seed(values):
+    return dict(enumerate(values))
+
+
+@pytest.mark.parametrize("seeds", [3, 5, 20])
+def test_each_verdict_where_it_is_planted(seeds):
+    noise = np.random.default_rng(1)
+    shared = 50 + 10 * noise.standard_normal(seeds)  # of the seed, and so no part of a paired difference
+    a, b = (by_seed(shared + gap + 0.3 * noise.standard_normal(seeds)) for gap in (4, 0))
+    assert judge(a, b).word == "supported"
+    assert judge(b, a).word == "contradicted"
+    assert judge(a, b, 4.0).word == "inconclusive"
+    assert judge(a, b, 8.0).word == "contradicted"
+    # The same values at other seeds: unpaired, what seeds share drowns the difference.
+    a, b = by_seed([14.0, 54.1, 94.2]), by_seed([10.0, 50.0, 90.0])
+    assert judge(a, b).word == "supported"
+    assert judge(a, {0: b[2], 1: b[0], 2: b[1]}).word == "inconclusive"
+
+
+def test_the_t_interval_is_the_textbooks():
+    found = judge(by_seed([3.0, 4.0, 5.0]), by_seed([1.0, 1.0, 1.0]))
+    assert found.difference == 3
+    assert found.interval == pytest.approx((3 - 4.302653 / 3**0.5, 3 + 4.302653 / 3**0.5), abs=1e-5)
+    assert found.method == "t interval"
+    assert found.text() == "supported: +3.00 [+0.52, +5.48] over 3 seeds (t interval)"
+
+
+def test_a_bootstrap_is_the_same_each_time_and_near_t_for_many_seeds():
+    values = by_seed(np.random.default_rng(0).standard_normal(200))
+    zero = dict.fromkeys(values, 0.0)
+    found = judge(values, zero)
+    assert found == judge(values, zero)
+    assert found.method == "bootstrap"
+    error = np.std(list(values.values()), ddof=1) / 200**0.5
+    assert np.subtract(found.interval, found.difference) == pytest.approx([-1.972 * error, 1.972 * error], rel=0.06)
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 10])
+def test_intervals_cover_the_truth_as_often_as_they_say(seeds):
+    draws = np.random.default_rng(seeds).standard_normal((600, seeds))
+    zero = dict.fromkeys(range(seeds), 0.0)
+    covered = sum(judge(by_seed(each), zero).word == "inconclusive" for each in draws) / len(draws)
+    assert 0.925 <= covered <= 0.975  # 95 % within 2.8 standard errors; the plain bootstrap of 3 covers 75 %
+
+
+def test_one_seed_tells_nothing_without_the_test_sets_own_uncertainty():
+    alone = judge({0: 90.0}, {0: 80.0})
+    assert (alone.word, alone.interval) == ("inconclusive", None)
+    assert "one seed alone" in alone.text()
+    assert judge({0: 90.0}, {0: 80.0}, test_error=accuracy_error(90, 80, 1000)).word == "supported"
+    assert judge({0: 90.0}, {0: 80.0}, test_error=accuracy_error(90, 80, 100)).word == "supported"
+    assert judge({0: 90.0}, {0: 80.0}, test_error=accuracy_error(90, 80, 50)).word == "inconclusive"
+    assert judge({0: 1.0, 1: 1.0}, {0: 0.0, 1: 0.0}).word == "inconclusive"
+    assert accuracy_error(50, 50, 10_000) == pytest.approx(0.7071, abs=1e-4)
+    seeds, both = (judge(by_seed([1.0, 1.1, 1.2]), by_seed([0.0] * 3), test_error=error) for error in (None, 1.0))
+    assert (seeds.word, both.word) == ("supported", "inconclusive")
+
+
+def test_only_seeds_of_both_sides_count():
+    found = judge({0: 5.0, 1: 6.0, 2: 7.1, 9: -100.0}, {0: 1.0, 1: 2.1, 2: 3.0, 8: 100.0})
+    assert (found.word, found.seeds) == ("supported", 3)
+    assert judge({0: 1.0}, {1: 1.0}).reason == "no seed has both"
+    diverged = judge(by_seed([1.0, float("nan"), 2.0]), by_seed([0.0, 0.0, 0.0]))
+    assert (diverged.word, diverged.reason) == ("inconclusive", "not a number at seed 1")
+
+
+def test_a_claim_is_supported_by_all_of_its_inequalities_and_contradicted_by_any():
+    yes, no, perhaps = (Verdict(word, 3) for word in ("supported", "contradicted", "inconclusive"))
+    assert together([yes, yes]) == "supported"
+    assert together([yes, perhaps]) == "inconclusive"
+    assert together([perhaps, no, yes]) == "contradicted"
+    assert together([]) == "inconclusive"
+
+
+def test_inequalities_read_a_tables_cells():
+    table, column = Table("t"), ("digits", "10 %")
+    for seed, (low, high) in enumerate([(60, 80), (61, 80.5), (62, 83)]):
+        table.add(("no pretraining", "probe"), column, low, seed)
+        table.add(("SimCLR", "probe"), column, high, seed)
+    places = (("SimCLR", "probe"), column), (("no pretraining", "probe"), column)
+    assert Inequality(*places).judge(table).word == "supported"
+    assert Inequality(*reversed(places)).judge(table).word == "contradicted"
+    assert Inequality(*places, margin=20).judge(table).word == "inconclusive"
+    assert Inequality(*places).judge(table, examples=20).word == "inconclusive"
+    assert "not computed: BYOL · probe · digits · 10 %" in Inequality((("BYOL", "probe"), column), places[1]).judge(table).text()  # fmt: skip
