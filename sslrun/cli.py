@@ -133,7 +133,13 @@ def sweep(
 
     plans = [Plan.of(load_sweep(path, change or ()), runs) for path in recipes]
     jobs = jobs or max(plan.sweep.jobs for plan in plans)
-    again = [*map(str, recipes), "--jobs=1", f"--runs={runs}", f"--device={device}", *(f"--set={each}" for each in change or ())]
+    again = [
+        *map(str, recipes),
+        "--jobs=1",
+        f"--runs={runs}",
+        f"--device={device}",
+        *(f"--set={each}" for each in change or ()),
+    ]
     if slurm is not None:
         typer.echo(submit(again, jobs, slurm))
         return

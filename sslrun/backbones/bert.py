@@ -99,7 +99,12 @@ class Bert(TextBackbone):
         return Features(torch.tanh(self.pooler(at(x, read))), x, read=read, mask=real, layers=tuple(layers))
 
     def layers(self) -> list[list[nn.Parameter]]:
-        embeddings = [self.token_embed, self.segment_embed, self.norm, *([self.position_embed] if self.position_embed else [])]
+        embeddings = [
+            self.token_embed,
+            self.segment_embed,
+            self.norm,
+            *([self.position_embed] if self.position_embed else []),
+        ]
         blocks = [list(block.parameters()) for block in self.blocks]
         blocks[-1] += [*self.final_norm.parameters(), *self.pooler.parameters()]
         return [[each for part in embeddings for each in part.parameters()], *blocks]

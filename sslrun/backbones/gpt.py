@@ -62,7 +62,9 @@ class Gpt(TextBackbone):
         return True
 
     def forward(self, inputs: Tokens) -> Features:
-        x = self.token_embed(inputs.ids) + self.position_embed(torch.arange(inputs.ids.shape[1], device=inputs.ids.device))
+        x = self.token_embed(inputs.ids) + self.position_embed(
+            torch.arange(inputs.ids.shape[1], device=inputs.ids.device)
+        )
         x = self.dropout(x)
         mask = inputs.attendable()
         layers = [x]
@@ -76,7 +78,7 @@ class Gpt(TextBackbone):
     def layers(self) -> list[list[nn.Parameter]]:
         blocks = [list(block.parameters()) for block in self.blocks]
         blocks[-1] += list(self.norm.parameters())
-        return [[self.token_embed.weight, self.position_embed.weight], *blocks]
+        return [[*self.token_embed.parameters(), *self.position_embed.parameters()], *blocks]
 
     def to_transformers(self) -> dict[str, Tensor]:
         """The weights under the names of transformers' GPT2Model, whose matrices are transposed."""

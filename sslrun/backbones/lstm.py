@@ -69,7 +69,10 @@ class Recurrent(TextBackbone):
 
     def layers(self) -> list[list[nn.Parameter]]:
         stacks = [self.ahead] if self.back is None else [self.ahead, self.back]
-        deep = [[each for cell in cells for each in cell.parameters()] for cells in zip(*(s.cells for s in stacks), strict=True)]
+        deep = [
+            [each for cell in cells for each in cell.parameters()]
+            for cells in zip(*(s.cells for s in stacks), strict=True)
+        ]
         known = {id(each) for level in deep for each in level}
         return [[each for each in self.parameters() if id(each) not in known], *deep]
 
@@ -131,7 +134,9 @@ class Elmo(Recurrent):
         self.register_buffer("characters", table)
         width = options.width
         self.char_embed = nn.Embedding(CHARACTERS, 16)
-        self.convolutions = nn.ModuleList(nn.Conv1d(16, width // 4, kernel, padding=kernel // 2) for kernel in (1, 3, 5, 7))
+        self.convolutions = nn.ModuleList(
+            nn.Conv1d(16, width // 4, kernel, padding=kernel // 2) for kernel in (1, 3, 5, 7)
+        )
         self.highway = nn.Linear(width, 2 * width)
         self.build(width, 2, options.dropout, both=True)
 

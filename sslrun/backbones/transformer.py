@@ -19,9 +19,7 @@ Map = Callable[[Tensor], Tensor]
 class Attention(nn.Module):
     """Multi-head attention (Vaswani et al. 2017). Queries from x (B, T, D); keys and values from x or from `memory`."""
 
-    def __init__(
-        self, width: int, heads: int, bias: bool = True, dropout: float = 0.0, rotary: bool = False
-    ) -> None:
+    def __init__(self, width: int, heads: int, bias: bool = True, dropout: float = 0.0, rotary: bool = False) -> None:
         super().__init__()
         if width % heads:
             raise ValueError(f"width {width} is not a multiple of heads {heads}")
@@ -40,7 +38,7 @@ class Attention(nn.Module):
         if causal and mask is not None:
             mask, causal = mask & _no_later(q, k), False
         dropout = self.dropout if self.training else 0.0
-        if q.device.type == "cpu":
+        if q.device.type == "cpu" and q.dtype == torch.bfloat16:
             mixed = _in_float(q, k, v, mask, causal, dropout)
         else:
             mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, dropout_p=dropout)

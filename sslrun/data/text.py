@@ -73,6 +73,10 @@ class TextSource(Source):
     def texts(self) -> Iterator[str]:
         """The training split's texts, to train a tokenizer on."""
 
+    @abstractmethod
+    def content(self) -> Any:
+        """What tells the training split from another of the same name and options: part of every cache's key."""
+
 
 def tokenizer_of(options: TokenizerOptions, source: TextSource) -> Tokenizer:
     """The tokenizer that the options name; a trained one is kept in the cache."""
@@ -110,7 +114,7 @@ def _digest(value: Any) -> str:
 class Corpus(TextSource):
     """Documents of sentences, without labels."""
 
-    splits: tuple[Split, ...] = ("train",)  # type: ignore[assignment]
+    splits: tuple[Split, ...] = ("train",)
 
     @abstractmethod
     def documents(self) -> Iterator[list[str]]:
@@ -150,7 +154,7 @@ def token_file(
     return tokens, torch.cat([first, sentences]), torch.cat([first, starts])
 
 
-PARTS = {"tokens": np.dtype(np.int32), "sentences": np.dtype(np.int64), "documents": np.dtype(np.int64)}
+PARTS: dict[str, Any] = {"tokens": np.dtype(np.int32), "sentences": np.dtype(np.int64), "documents": np.dtype(np.int64)}
 """Files of a token file, each with what it holds: ids; where each sentence ends; where each document ends."""
 
 
@@ -235,7 +239,9 @@ class TextCard:
 
 
 CORPORA = {
-    "corpus": TextCard("3,190 English documents, 4.8 million words: a folder with train.parquet, one sentence a line.", None),
+    "corpus": TextCard(
+        "3,190 English documents, 4.8 million words: a folder with train.parquet, one sentence a line.", None
+    ),
     "wikitext-103": TextCard(
         "Good and featured articles of Wikipedia, 103 million words. Merity et al., ICLR 2017.",
         Hub("Salesforce/wikitext", {"train": "train"}, config="wikitext-103-raw-v1"),
@@ -245,7 +251,8 @@ CORPORA = {
         Hub("wikimedia/wikipedia", {"train": "train"}, config="20231101.en"),
     ),
     "bookcorpus": TextCard(
-        "Unpublished novels, one sentence a row. Zhu et al., ICCV 2015.", Hub("bookcorpus/bookcorpus", {"train": "train"})
+        "Unpublished novels, one sentence a row. Zhu et al., ICCV 2015.",
+        Hub("bookcorpus/bookcorpus", {"train": "train"}),
     ),
 }
 
@@ -303,13 +310,16 @@ class FileStore(TableStore):
             if self.path.suffix not in self.FORMATS:
                 raise UserError(f"{self.path}: should end with one of {', '.join(self.FORMATS)}")
             return {"train": self.path}
+        spellings: dict[Split, tuple[str, ...]] = {
+            "train": ("train",), "val": ("validation", "val", "dev"), "test": ("test",)
+        }  # fmt: skip
         found: dict[Split, Path] = {
             split: file
-            for split, names in {"train": ("train",), "val": ("validation", "val", "dev"), "test": ("test",)}.items()
+            for split, names in spellings.items()
             for name in names
             for suffix in self.FORMATS
             if (file := self.path / f"{name}{suffix}").is_file()
-        }  # type: ignore[misc]
+        }
         if not found:
             raise UserError(f"{self.path}: should be a file, or a folder with train{{{','.join(self.FORMATS)}}}")
         if "test" not in found and "val" in found:
@@ -373,7 +383,9 @@ def _documents(rows: Iterable[str | None], joined: bool) -> Iterator[list[str]]:
 
 
 for _name, _card in CORPORA.items():
-    sources.register(_name)(type(_name, (TableCorpus,), {"__doc__": _card.about, "__module__": __name__, "card": _card}))
+    sources.register(_name)(
+        type(_name, (TableCorpus,), {"__doc__": _card.about, "__module__": __name__, "card": _card})
+    )
 
 
 @sources.register("text")
@@ -409,7 +421,9 @@ class TextFiles(Corpus):
             if file.suffix in FileStore.FORMATS:
                 table = FileStore(file).table("train")
                 if self.options.column not in table.column_names:
-                    raise UserError(f"{file}: no column '{self.options.column}'; there is {', '.join(table.column_names)}")
+                    raise UserError(
+                        f"{file}: no column '{self.options.column}'; there is {', '.join(table.column_names)}"
+                    )
                 yield from _documents(iter(table[self.options.column]), joined=False)
             else:
                 yield from _text_file(file)
@@ -428,7 +442,9 @@ def _text_file(file: Path) -> Iterator[list[str]]:
                     yield document
                     document = []
     except UnicodeDecodeError as error:
-        raise UserError(f"{file}: is no UTF-8 text (byte {error.start}): convert it, or take it out of the folder") from None
+        raise UserError(
+            f"{file}: is no UTF-8 text (byte {error.start}): convert it, or take it out of the folder"
+        ) from None
     if document:
         yield document
 
@@ -490,7 +506,8 @@ class TableSentences(SentenceSource):
             if column not in table.column_names:
                 raise UserError(f"{self.store.name}: no column '{column}'; there is {', '.join(table.column_names)}")
         if regression:
-            labels, classes = torch.tensor(list(table[label]), dtype=torch.float32), ()
+            labels = torch.tensor(list(table[label]), dtype=torch.float32)
+            classes: tuple[str, ...] = ()
         else:
             labels, classes = self.store.labels(table, label, split)
         first, *rest = ([text or "" for text in table[column]] for column in texts)
@@ -577,7 +594,7 @@ class WorldTask(TextSource):
     """A task of the small world."""
 
     Options = WorldOptions
-    splits: tuple[Split, ...] = ("train", "val", "test")  # type: ignore[assignment]
+    splits: tuple[Split, ...] = ("train", "val", "test")
 
     def content(self) -> Any:
         return WORLD_VERSION
@@ -676,7 +693,10 @@ class SpanSource(TextSource):
         if not rows:
             raise UserError(f"{self.name}: split '{split}' has no question whose answer is in its passage")
         if dropped:
-            warnings.warn(f"{self.name} {split}: {len(dropped)} questions left out, their answer is not in the passage: {', '.join(dropped[:3])}", stacklevel=2)
+            warnings.warn(
+                f"{self.name} {split}: {len(dropped)} questions left out, their answer is not in the passage: {', '.join(dropped[:3])}",
+                stacklevel=2,
+            )
         return windows(rows, self.spec, self.options.question_length, self.options.stride)
 
 
@@ -704,13 +724,21 @@ def windows(rows: list[SpanRow], spec: TextSpec, question_length: int, stride: i
         places = encoded[which][1]
         room = spec.length - 3 - len(question)
         if room < 1:
-            raise UserError(f"sequences of {spec.length} leave no room beside a question: raise length, or lower question_length")
+            raise UserError(
+                f"sequences of {spec.length} leave no room beside a question: raise length, or lower question_length"
+            )
         starts = _window_starts(len(places), room, min(stride, max(1, room // 2)))
         answer = _token_span(places, row.answers[0]) if row.answers else None
         spans = [(start, min(start + room, len(places))) for start in starts]
         for start, end in spans:
             begins = len(question) + 2
-            ranges.append((*(int(offsets[len(contexts) + at + more]) for more in (0, 1)), int(offsets[which]) + start, int(offsets[which]) + end))
+            ranges.append(
+                (
+                    *(int(offsets[len(contexts) + at + more]) for more in (0, 1)),
+                    int(offsets[which]) + start,
+                    int(offsets[which]) + end,
+                )
+            )
             inside = answer is not None and start <= answer[0] and answer[1] < end
             labels.append((answer[0] - start + begins, answer[1] - start + begins) if inside and answer else (0, 0))
             owner.append(at)
@@ -719,9 +747,17 @@ def windows(rows: list[SpanRow], spec: TextSpec, question_length: int, stride: i
             where[begins : begins + end - start] = torch.tensor(places[start:end]).reshape(-1, 2)
             characters.append(where)
             most = torch.zeros(spec.length, dtype=torch.bool)
-            most[begins : begins + end - start] = torch.tensor(
-                [_context(place, start, end) == max(_context(place, *span) for span in spans if span[0] <= place < span[1]) for place in range(start, end)]
-            ) if len(spans) > 1 else True
+            most[begins : begins + end - start] = (
+                torch.tensor(
+                    [
+                        _context(place, start, end)
+                        == max(_context(place, *span) for span in spans if span[0] <= place < span[1])
+                        for place in range(start, end)
+                    ]
+                )
+                if len(spans) > 1
+                else True
+            )
             best.append(most)
     extra = SpanSet(rows, torch.tensor(owner), torch.tensor(passage), torch.stack(characters), torch.stack(best))
     return Sequences(tokens, torch.tensor(ranges), torch.tensor(labels), (), spec, extra=extra)
@@ -809,7 +845,9 @@ class PublishedSpans(TableSpans):
 
 
 for _name, _card in SPANS.items():
-    sources.register(_name)(type(_name, (PublishedSpans,), {"__doc__": _card.about, "__module__": __name__, "card": _card}))
+    sources.register(_name)(
+        type(_name, (PublishedSpans,), {"__doc__": _card.about, "__module__": __name__, "card": _card})
+    )
 
 
 @sources.register("passages")
@@ -860,7 +898,7 @@ class TagSource(TextSource):
         encoded = self.spec.tokenizer.encode_words(words)
         tokens, offsets = flat([ids for ids, _ in encoded])
         labels = [
-            number[each[word]] if word != before else IGNORED  # the first piece of a word speaks for it
+            number[each[word]] if word is not None and word != before else IGNORED  # the first piece of a word speaks for it
             for each, (_, owners) in zip(tags, encoded, strict=True)
             for before, word in zip([-1, *owners], owners, strict=False)
         ]
@@ -929,7 +967,9 @@ class PublishedTags(TableTags):
 
 
 for _name, _card in TAGS.items():
-    sources.register(_name)(type(_name, (PublishedTags,), {"__doc__": _card.about, "__module__": __name__, "card": _card}))
+    sources.register(_name)(
+        type(_name, (PublishedTags,), {"__doc__": _card.about, "__module__": __name__, "card": _card})
+    )
 
 
 @sources.register("words")

@@ -59,11 +59,11 @@ class Tokenizer:
         self.core = core
         core.no_padding()
         core.no_truncation()
-        ids = [core.token_to_id(each) for each in SPECIALS]
-        missing = [each for each, number in zip(SPECIALS, ids, strict=True) if number is None]
+        vocabulary = core.get_vocab()
+        missing = [each for each in SPECIALS if each not in vocabulary]
         if missing:
             raise UserError(f"this tokenizer has no {', '.join(missing)}: take a WordPiece one, as BERT's")
-        self.pad, self.unk, self.cls, self.sep, self.mask = ids
+        self.pad, self.unk, self.cls, self.sep, self.mask = (vocabulary[each] for each in SPECIALS)
 
     @cached_property
     def digest(self) -> str:
@@ -102,7 +102,7 @@ class Tokenizer:
         """Ids of each text, and where in it (first character, one past the last) each lies."""
         return [(each.ids, each.offsets) for each in self.core.encode_batch(list(texts), add_special_tokens=False)]
 
-    def encode_words(self, sentences: Sequence[Sequence[str]]) -> list[tuple[list[int], list[int]]]:
+    def encode_words(self, sentences: Sequence[Sequence[str]]) -> list[tuple[list[int], list[int | None]]]:
         """Ids of sentences given as words, and which word each belongs to."""
         encoded = self.core.encode_batch(
             [list(each) for each in sentences], is_pretokenized=True, add_special_tokens=False

@@ -145,7 +145,9 @@ class World:
             event = self.event(draw)._replace(who=who, thing=thing, colour=colour, where=where, when=when)
             lines.append(_owned(event, draw))
             if draw.random() < 0.4:
-                lines.append(draw.choice((f"the {thing} is a {KIND_OF[thing]} .", f"a {thing} is a kind of {KIND_OF[thing]} .")))
+                lines.append(
+                    draw.choice((f"the {thing} is a {KIND_OF[thing]} .", f"a {thing} is a kind of {KIND_OF[thing]} ."))
+                )
         for _ in range(draw.randint(2, 4)):
             who = draw.choice(people)
             whom = draw.choice([each for each in people if each != who])

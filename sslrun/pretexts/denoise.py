@@ -53,7 +53,9 @@ class Denoise(LanguagePretext):
     def __init__(self, options: Options, backbone: TextBackbone) -> None:
         super().__init__(options, backbone)
         if backbone.causal:
-            raise UserError(f"pretext 'denoise' needs an encoder that reads both sides, and '{backbone.name}' is causal")
+            raise UserError(
+                f"pretext 'denoise' needs an encoder that reads both sides, and '{backbone.name}' is causal"
+            )
         self.tokenizer, width = backbone.spec.tokenizer, backbone.width
         self.table = nn.Embedding(backbone.spec.vocab, width)
         self.position_embed = nn.Embedding(backbone.spec.length + 2, width)

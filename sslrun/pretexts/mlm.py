@@ -96,7 +96,10 @@ class Mlm(LanguagePretext):
     def held_out(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """At BERT's rate; the loss is that of the masked tokens alone, whatever else is trained on."""
         metrics = self(self._masked(batch, generator, RATE)).metrics
-        return {"held_out_loss": metrics["mlm_loss"], **{f"held_out_{k}": v for k, v in metrics.items() if k != "mlm_loss"}}
+        return {
+            "held_out_loss": metrics["mlm_loss"],
+            **{f"held_out_{k}": v for k, v in metrics.items() if k != "mlm_loss"},
+        }
 
     def _masked(self, batch: Batch, generator: torch.Generator, rate: float) -> Masked:
         tokens = self.tokens(batch)

@@ -17,7 +17,6 @@ from rich.text import Text
 
 from sslrun.errors import UserError
 from sslrun.protocols import PROTOCOLS
-from sslrun.results.published import Published
 from sslrun.runs import write_atomically
 
 Row = tuple[str, str]
@@ -112,17 +111,6 @@ class Table:
         table.note(f"test {table.metric}{' in %' if 'accuracy' in table.metric else ''}, {_over(results)}")
         return table
 
-    @classmethod
-    def of_published(cls, published: Published) -> Table:
-        """A published table in the same form; what was recalled, not seen, is marked."""
-        table = cls(f"{published.name}: {published.paper}, {published.where}", published.unit)
-        for row, numbers in published.rows.items():
-            for column, number in numbers.items():
-                mark = "" if number.verified else " †"
-                table.add((row, "published"), ("published", column + mark), number.value)
-        table.note(f"{published.unit}, as published; † recalled from the paper, not seen in it")
-        return table
-
     # ------------------------------------------------------------ formats
 
     def render(self) -> Group:
@@ -134,7 +122,11 @@ class Table:
         if self._several_protocols:
             shown.add_column(self.second)
         for task, what in columns:
-            shown.add_column(self._what(task, what) if one_task else f"{task}\n{self._what(task, what)}", justify="right", no_wrap=True)
+            shown.add_column(
+                self._what(task, what) if one_task else f"{task}\n{self._what(task, what)}",
+                justify="right",
+                no_wrap=True,
+            )
         named = None
         for row in rows:
             if named is not None and row[0] != named and self._several_protocols:
@@ -245,7 +237,13 @@ class Table:
         """Head and body as text; a row's name stands only where it changes."""
         one_task = self._one_task
         labels = ["", *([self.second] if self._several_protocols else [])]
-        head = [*labels, *(escape(self._what(task, what) if one_task else f"{task} {self._what(task, what)}") for task, what in self.columns)]
+        head = [
+            *labels,
+            *(
+                escape(self._what(task, what) if one_task else f"{task} {self._what(task, what)}")
+                for task, what in self.columns
+            ),
+        ]
         body, named, best = [], None, self._best()
         for row in self.rows:
             line = [escape(row[0] if row[0] != named else ""), *([escape(row[1])] if self._several_protocols else [])]
@@ -284,7 +282,9 @@ def _over(results: Sequence[dict[str, Any]]) -> str:
     """What means and deviations are over."""
     seeds = sorted({each["seed"] for each in results})
     restarts = 1 + max(each.get("restart", 0) for each in results)
-    said = f"{len(seeds)} seeds" if len(seeds) > 1 else f"seed {seeds[0]} alone" if restarts == 1 else f"seed {seeds[0]}"
+    said = (
+        f"{len(seeds)} seeds" if len(seeds) > 1 else f"seed {seeds[0]} alone" if restarts == 1 else f"seed {seeds[0]}"
+    )
     if restarts > 1:
         said += f" and up to {restarts} restarts of fine-tuning"
     return said if len(seeds) == restarts == 1 else f"mean ± standard deviation over {said}"

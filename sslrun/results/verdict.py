@@ -46,8 +46,8 @@ class Verdict:
 
 
 def judge(
-    a: Mapping[int, float],
-    b: Mapping[int, float],
+    a: Mapping[str, float],
+    b: Mapping[str, float],
     margin: float = 0.0,
     *,
     test_error: float | None = None,

@@ -101,8 +101,9 @@ class Cell:
     @property
     def title(self) -> str:
         pretext = self.recipe.pretext.name if self.recipe.pretext and self.protocol != "scratch" else "no pretraining"
-        return f"{self.task} {self.labels:.4g} · {self.recipe.backbone.name} · {pretext} · {self.protocol} · seed {self.seed}" + (
-            f".{self.restart}" if self.restart else ""
+        return (
+            f"{self.task} {self.labels:.4g} · {self.recipe.backbone.name} · {pretext} · {self.protocol} · seed {self.seed}"
+            + (f".{self.restart}" if self.restart else "")
         )
 
     @property

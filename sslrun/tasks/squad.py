@@ -7,7 +7,6 @@ import string
 from collections import Counter
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from sslrun.data.text import SpanRow, SpanSet
@@ -45,7 +44,8 @@ def decode(outputs: Tensor, windows: SpanSet, rows: Tensor, candidates: int, lon
             found[question] = (float(score[at]), windows.rows[question].context[first:last])
         found.setdefault(question, (float("-inf"), ""))
     return {
-        question: "" if unanswerable and nothing[question] > score else text for question, (score, text) in found.items()
+        question: "" if unanswerable and nothing[question] > score else text
+        for question, (score, text) in found.items()
     }
 
 

@@ -78,7 +78,9 @@ class TextHead(nn.Module):
     def forward(self, features: Features) -> Tensor:
         """(B, C) for whole sequences, else (B, T, C), with -inf at padding."""
         tokens, real, read = features.tokens, features.mask, features.read
-        assert tokens is not None and real is not None and read is not None
+        assert tokens is not None
+        assert real is not None
+        assert read is not None
         if self.mix is not None:
             tokens = self.mix(features.layers)
         elif self.pool == "last4":
@@ -129,7 +131,9 @@ class Sentences(Task):
         if self.options.bilstm or self.options.pool == "mixture":
             return features
         tokens, real, read = features.tokens, features.mask, features.read
-        assert tokens is not None and real is not None and read is not None
+        assert tokens is not None
+        assert real is not None
+        assert read is not None
         match self.options.pool:
             case "cls":
                 return at(tokens, read)
@@ -145,7 +149,10 @@ class Sentences(Task):
     def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
         """In percent. Of classes accuracy, F1 and Matthews' correlation; of numbers the correlations of STS-B."""
         if not self.classes:
-            return {"spearman": metrics.spearman(outputs[:, 0], targets), "pearson": metrics.pearson(outputs[:, 0], targets)}
+            return {
+                "spearman": metrics.spearman(outputs[:, 0], targets),
+                "pearson": metrics.pearson(outputs[:, 0], targets),
+            }
         found = {
             "accuracy": metrics.accuracy(outputs, targets),
             "macro_f1": metrics.macro_f1(outputs, targets),
@@ -183,8 +190,11 @@ class Span(Task):
 
     def score(self, outputs: Tensor, examples: Examples) -> dict[str, float]:
         """Exact match and F1 of SQuAD's own evaluation, in percent."""
-        assert isinstance(examples, Sequences) and examples.rows is not None
-        answers = decode(outputs.cpu(), examples.extra, examples.rows, self.options.candidates, self.options.answer_length)
+        assert isinstance(examples, Sequences)
+        assert examples.rows is not None
+        answers = decode(
+            outputs.cpu(), examples.extra, examples.rows, self.options.candidates, self.options.answer_length
+        )
         return squad_scores(answers, examples.extra.rows)
 
 
@@ -215,7 +225,8 @@ class Tagging(Task):
 
     def score(self, outputs: Tensor, examples: Examples) -> dict[str, float]:
         """Precision, recall and F1 of entities (exact span and type), and the accuracy of tags, in percent."""
-        assert isinstance(examples, Sequences) and examples.rows is not None
+        assert isinstance(examples, Sequences)
+        assert examples.rows is not None
         best, device = outputs.argmax(dim=-1).cpu(), torch.device("cpu")
         places = torch.arange(len(examples)).split(512)
         truth, guess = [], []

@@ -238,9 +238,9 @@ def table(seeds: Sequence[int] = range(5), noise: dict[str, float] = NOISE, **si
                     ("features' change in span", in_span),
                     ("orthogonal to it", orthogonal),
                 ):
-                    made.add((name, protocol), ("", what), value, seed)
+                    made.add((name, protocol), ("", what), value, str(seed))
                 if protocol == "FT":
-                    made.add((name, protocol), ("", "OOD error at least"), problem.bound, seed)
+                    made.add((name, protocol), ("", "OOD error at least"), problem.bound, str(seed))
                 drift = max(drift, path.drift if protocol != "LP" else 0.0)
     made.note(f"mean ± standard deviation over {len(seeds)} random problems; Kumar et al., ICLR 2022, section 3")
     made.note(f"v vᵀ - B Bᵀ, which gradient flow conserves, drifted by at most {drift:.1g}")
