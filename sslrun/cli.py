@@ -64,6 +64,7 @@ def pretrain(
     fresh: Fresh = False,
 ) -> None:
     """Stage 1: train the recipe's backbone on its pretext task, without labels."""
+    from sslrun import distributed
     from sslrun.recipe import load
     from sslrun.stages.context import Context
     from sslrun.stages.pretrain import Pretraining
@@ -73,7 +74,8 @@ def pretrain(
         raise UserError(f"{recipe}: names no pretext task, so there is nothing to pretrain")
     job = Pretraining(loaded, seed, runs)
     job.run(Context.open(device, runs, fresh))
-    typer.echo(job.made.path)
+    if distributed.is_main():
+        typer.echo(job.made.path)
 
 
 def _evaluation_command(protocol: str, about: str) -> None:

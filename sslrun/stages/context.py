@@ -73,7 +73,7 @@ class Context:
             f"cuda:{local}" if local and device in ("auto", "cuda") and torch.cuda.is_available() else device
         )
         distributed.setup(made.device)
-        context = cls(runs, made, fresh=fresh)
+        context = cls(runs, made, Reporter(quiet=not distributed.is_main()), fresh)
         context.stop.listen()
         return context
 
@@ -83,6 +83,7 @@ def perform(run: Run, recipe: Recipe, context: Context, body: Callable[[], dict[
     if run.finished and not context.fresh:
         return run.result
     if not distributed.is_main():
+        distributed.wait()
         return body()
     with run.claimed() as mine:
         if not mine:
@@ -91,5 +92,6 @@ def perform(run: Run, recipe: Recipe, context: Context, body: Callable[[], dict[
             run.clear()
         if not run.finished:
             run.start(recipe.resolved(), environment(str(context.compute)))
+            distributed.wait()  # the others must not look for checkpoints before old ones are gone
             run.finish(body())
         return run.result

@@ -42,7 +42,8 @@ def fit(
     if found is not None:
         restore(training, found)
         context.reporter.say(f"{name}: continues after step {training.step}")
-    run.forget_after(training.step)
+    if distributed.is_main():
+        run.forget_after(training.step)
     total = training.schedule.total_steps(len(examples))
     saved = logged = time.monotonic()
     seen = training.step * training.schedule.batch

@@ -20,8 +20,8 @@ PLAIN_SECONDS = 30.0
 class Reporter:
     """Says things, and shows bars: one for the whole plan, if there is one, and one for the stage that runs."""
 
-    def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(stderr=True, highlight=False, soft_wrap=True)
+    def __init__(self, console: Console | None = None, quiet: bool = False) -> None:
+        self.console = console or Console(stderr=True, highlight=False, soft_wrap=True, quiet=quiet)
         self.progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
