@@ -25,11 +25,11 @@ from sslrun.training.device import Compile, Compute, Precision
 from sslrun.training.optim import OptimizerOptions, Shape, lr_factor, optimizers
 
 FINITE_EVERY = 50
-"""Steps between two looks at whether the loss stayed finite, on devices where a look waits for the device."""
+"""Steps between two looks at whether loss and gradient stayed finite, on devices where a look waits for the device."""
 
 
-class NonFiniteLoss(UserError):
-    """The loss is infinite or not a number."""
+class NonFinite(UserError):
+    """The loss or its gradient is infinite or not a number."""
 
 
 class Schedule(OptimizerOptions):
@@ -123,6 +123,10 @@ class Training:
         self.average = copy.deepcopy(learner).requires_grad_(False) if schedule.ema else None
         self.step = 0
         self._non_finite = torch.zeros((), dtype=torch.int64, device=compute.device)
+        """0; or the first step that was not finite: negative where the loss was, and only its gradient was not."""
+        self.look_every = 1 if compute.device.type == "cpu" else FINITE_EVERY
+        self._rates: dict[int, float] = {}
+        """Learning rates of the steps since the last look."""
 
     @property
     def averaged(self) -> Any:
@@ -130,17 +134,23 @@ class Training:
         return self.learner if self.average is None else self.average
 
     def check_finite(self) -> None:
-        """NonFiniteLoss if any loss so far was not finite, naming its step and learning rate."""
-        step = int(self._non_finite)
-        if step:
-            raise NonFiniteLoss(f"the loss is not finite at step {step} (learning rate {self._lr:.3g})")
+        """NonFinite if any loss or gradient so far was not finite, naming its step and learning rate."""
+        found = int(self._non_finite)
+        if found:
+            what, step = "loss" if found > 0 else "gradient", abs(found)
+            raise NonFinite(f"the {what} is not finite at step {step} (learning rate {self._rates[step]:.3g})")
+        self._rates.clear()
 
-    def watch_finite(self, loss: Tensor, lr: float) -> None:
-        """Take note of the loss of the step that follows; without waiting for the device but once in a while."""
-        self._lr = lr
-        first = (self._non_finite == 0) & ~loss.isfinite()
-        self._non_finite = torch.where(first, self.step + 1, self._non_finite)
-        if loss.device.type == "cpu" or self.step % FINITE_EVERY == 0:
+    def watch_finite(self, loss: Tensor, norm: Tensor, lr: float) -> None:
+        """Take note of the loss and the gradient's norm of the step that follows, before it spoils the weights.
+
+        Without waiting for the device but once in a while.
+        """
+        at = self.step + 1
+        self._rates[at] = lr
+        bad = torch.where(loss.isfinite(), torch.where(norm.isfinite(), 0, -at), at)
+        self._non_finite = torch.where(self._non_finite == 0, bad, self._non_finite)
+        if self.step % self.look_every == 0:
             self.check_finite()
 
     @torch.no_grad()
@@ -171,8 +181,8 @@ class Training:
 def train(training: Training, examples: Examples, seed: int) -> Iterator[Step]:
     """Train from the training's step to its schedule's end, and yield after every step.
 
-    Whoever iterates logs, evaluates, saves or stops. UserError: the loss is not finite (NonFiniteLoss), the batch is
-    larger than the data, or the device's memory too small for it.
+    Whoever iterates logs, evaluates, saves or stops. UserError: loss or gradient is not finite (NonFinite), the batch
+    is larger than the data, or the device's memory too small for it.
     """
     schedule, compute = training.schedule, training.compute
     learner: Any = training.learner
@@ -203,9 +213,10 @@ def train(training: Training, examples: Examples, seed: int) -> Iterator[Step]:
                 metrics = output.metrics
         except torch.OutOfMemoryError:
             raise UserError(_out_of_memory(schedule, compute)) from None
-        training.watch_finite(loss, schedule.lr * factor)
+        norm = nn.utils.get_total_norm([each.grad for each in parameters if each.grad is not None])
         if schedule.clip is not None:
-            nn.utils.clip_grad_norm_(parameters, schedule.clip)
+            nn.utils.clip_grads_with_norm_(parameters, schedule.clip, norm)
+        training.watch_finite(loss, norm, schedule.lr * factor)
         for optimizer in training.optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
