@@ -138,6 +138,8 @@ def sweep(
     plans = [Plan.of(load_sweep(path, change or ()), runs) for path in recipes]
     again = [*map(str, recipes), f"--runs={runs}", f"--device={device}", *(f"--set={each}" for each in change or ())]
     if slurm is not None:
+        if fresh:
+            raise UserError("--fresh: not with --slurm, whose workers would forget each other's work; remove the runs")
         typer.echo(submit(again, jobs, slurm))
         return
     failures = launch(plans, Context.open(device, runs, fresh), jobs, again)
