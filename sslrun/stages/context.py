@@ -16,7 +16,7 @@ from torch import Tensor
 from sslrun import distributed
 from sslrun.errors import UserError
 from sslrun.recipe import Recipe
-from sslrun.runs import Run, environment
+from sslrun.runs import Run, environment, told_when_full
 from sslrun.stages.reporting import Reporter
 from sslrun.training.device import Compute, compute
 
@@ -93,5 +93,6 @@ def perform(run: Run, recipe: Recipe, context: Context, body: Callable[[], dict[
         if not run.finished:
             run.start(recipe.resolved(), environment(str(context.compute)))
             distributed.wait()  # the others must not look for checkpoints before old ones are gone
-            run.finish(body())
+            with told_when_full(run.path):
+                run.finish(body())
         return run.result

@@ -11,6 +11,7 @@ import copy
 import hashlib
 import struct
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -197,7 +198,7 @@ def train(training: Training, examples: Examples, seed: int) -> Iterator[Step]:
         factor = lr_factor(training.step, total, warmup, schedule.schedule, schedule.milestones, schedule.gamma)
         for group in (group for optimizer in training.optimizers for group in optimizer.param_groups):
             group["lr"] = schedule.lr * factor * group["lr_scale"]
-        try:
+        with _told_when_out_of_memory(schedule, compute):
             loss = torch.zeros((), device=compute.device)
             metrics: dict[str, Tensor] = {}
             for part in range(schedule.accumulate):
@@ -211,15 +212,14 @@ def train(training: Training, examples: Examples, seed: int) -> Iterator[Step]:
                 (output.loss / schedule.accumulate).backward()
                 loss = loss + output.loss.detach() / schedule.accumulate
                 metrics = output.metrics
-        except torch.OutOfMemoryError:
-            raise UserError(_out_of_memory(schedule, compute)) from None
         norm = nn.utils.get_total_norm([each.grad for each in parameters if each.grad is not None])
         if schedule.clip is not None:
             nn.utils.clip_grads_with_norm_(parameters, schedule.clip, norm)
         training.watch_finite(loss, norm, schedule.lr * factor)
-        for optimizer in training.optimizers:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+        with _told_when_out_of_memory(schedule, compute):  # the first step allocates the optimizer's state
+            for optimizer in training.optimizers:
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
         training.step += 1
         learner.after_step(training.step / total)
         training.update_average()
@@ -264,10 +264,19 @@ def _wrapped(training: Training, total: int) -> nn.Module:
     return model
 
 
-def _out_of_memory(schedule: Schedule, compute: Compute) -> str:
-    if schedule.batch // schedule.accumulate == 1:
-        return f"out of memory on {compute} at one example a time: choose a smaller backbone or image size"
-    return (
-        f"out of memory on {compute}: lower batch from {schedule.batch} to {max(1, schedule.batch // 2)}, "
-        f"or set accumulate to {schedule.accumulate * 2} and keep the batch"
-    )
+@contextmanager
+def _told_when_out_of_memory(schedule: Schedule, compute: Compute) -> Iterator[None]:
+    """Turns a lack of the device's memory into a UserError that says which option to change."""
+    try:
+        yield
+    except RuntimeError as error:
+        # The CPU's allocator has no error of its own.
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        batch, parts = schedule.batch, schedule.accumulate
+        if batch == parts:
+            remedy = "at one example a time: choose a smaller backbone or image size"
+        else:
+            more = next(each for each in range(2 * parts, batch + 1) if batch % each == 0)
+            remedy = f"lower batch from {batch} to {batch // 2}, or set accumulate to {more} and keep the batch"
+        raise UserError(f"out of memory on {compute}: {remedy}") from None

@@ -197,14 +197,25 @@ def test_a_batch_larger_than_the_data():
         list(train(Training(Toy(), Schedule(epochs=1, batch=64), CPU), examples(), 0))
 
 
-def test_out_of_memory_says_what_to_lower(monkeypatch):
-    training = Training(Toy(), Schedule(epochs=1, batch=8), CPU)
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+)
+@pytest.mark.parametrize(
+    ("batch", "parts", "remedy"),
+    [
+        (8, 1, "lower batch from 8 to 4, or set accumulate to 2"),
+        (9, 1, "lower batch from 9 to 4, or set accumulate to 3"),
+        (8, 8, "one example a time: choose a smaller backbone"),
+    ],
+)
+def test_out_of_memory_says_what_to_lower(error, batch, parts, remedy, monkeypatch):
+    training = Training(Toy(), Schedule(epochs=1, batch=batch, accumulate=parts), CPU)
 
-    def full(batch, generator):
-        raise torch.OutOfMemoryError
+    def full(*_):
+        raise error
 
     monkeypatch.setattr(training.learner, "views", full)
-    with pytest.raises(UserError, match="lower batch from 8 to 4, or set accumulate to 2"):
+    with pytest.raises(UserError, match=remedy):
         list(train(training, examples(), 0))
 
 
