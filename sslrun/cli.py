@@ -88,6 +88,7 @@ def _evaluation_command(protocol: str, about: str) -> None:
         runs: Runs = Path("runs"),
         fresh: Fresh = False,
     ) -> None:
+        from sslrun import distributed
         from sslrun.recipe import load
         from sslrun.results.table import Table
         from sslrun.stages.context import Context
@@ -103,7 +104,9 @@ def _evaluation_command(protocol: str, about: str) -> None:
                 f"no pretrained checkpoint for {recipe} (seed {seed}): "
                 f"run `{_again('pretrain', recipe, overrides, seed, runs)}` first, or pass --from"
             )
-        _print_table(Table.from_results([job.run(context) for job in jobs], loaded.name))
+        made = Table.from_results([job.run(context) for job in jobs], loaded.name)
+        if distributed.is_main():
+            _print_table(made)
 
     app.command(name=protocol, help=f"Stage 2: {about}")(command)
 

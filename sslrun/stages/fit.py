@@ -58,7 +58,7 @@ def fit(
                     log({**record, "rate": round(rate, 1)})
                     show(step.step, record["loss"], rate)
                 yield step
-                if not step.last and (context.stop.signal or now - saved > 60 * minutes):
+                if not step.last and (context.stop.due or now - saved > 60 * minutes):
                     saved = now
                     training.check_finite()
                     if distributed.is_main():

@@ -4,10 +4,13 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
+
+from sslrun.training.checkpoint import latest
 
 RECIPE = """\
 name: vit
@@ -41,3 +44,19 @@ def test_two_processes_learn_what_one_learns_and_write_one_run(tmp_path):
     ]
     assert records[0] == records[1] == [3, 3]
     assert together.name == alone.name
+
+
+def test_a_signal_saves_what_all_have_done(tmp_path):
+    (tmp_path / "vit.yaml").write_text(RECIPE)
+    command = [sys.executable, *TWO, "-m", "sslrun", "pretrain", "vit.yaml", "pretrain.steps=100000", "--device", "cpu"]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    while process.poll() is None and not list(tmp_path.glob("runs/vit/*/metrics.jsonl")):
+        time.sleep(0.05)
+    process.terminate()
+    told = process.communicate(timeout=120)[1]
+    assert told.count("sslrun: stopped by SIGTERM; everything finished is saved") == 1
+    assert "[rank" not in told
+    (folder,) = tmp_path.glob("runs/vit/*/checkpoint")
+    assert latest(folder)
