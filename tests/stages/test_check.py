@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from sslrun.recipe import Source, parse
-from sslrun.stages.check import _kept_for_backward, checked
+from sslrun.stages.check import _kept_for_backward, _state_bytes, checked
 from sslrun.training.device import compute
 
 CPU = compute("cpu")
@@ -38,7 +38,11 @@ def test_memory_is_of_the_part_of_a_batch_that_is_computed_at_once():
 
 
 def test_memory_counts_what_the_optimizer_and_the_average_keep():
+    net = nn.Linear(9, 10)
+    net.bias.requires_grad_(False)
     sgd, adamw, averaged = (
-        checked("", each, CPU)["state_bytes"] for each in (recipe(), recipe(optimizer="adamw"), recipe(ema=0.9))
+        _state_bytes(net, each.pretrain) for each in (recipe(), recipe(optimizer="adamw"), recipe(ema=0.9))
     )
-    assert adamw == averaged == sgd * 4 // 3
+    assert sgd == 4 * (100 + 90 + 90)  # weights, gradients, momentum
+    assert adamw == sgd + 4 * 90
+    assert averaged == sgd + 4 * 100
