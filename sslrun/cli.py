@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
 
 from sslrun.errors import UserError
@@ -38,6 +37,11 @@ From = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
+WIDE = 200
+"""Columns of what is printed where there is no terminal whose width it must fit."""
+COMMAND_LINE_ERROR: type[Any] = typer.BadParameter.__mro__[2]
+"""ClickException: click's own, or that of the copy inside newer typers, which click's does not catch."""
+
 
 @app.callback(invoke_without_command=True)
 def sslrun(
@@ -60,6 +64,7 @@ def pretrain(
     fresh: Fresh = False,
 ) -> None:
     """Stage 1: train the recipe's backbone on its pretext task, without labels."""
+    from sslrun import distributed
     from sslrun.recipe import load
     from sslrun.stages.context import Context
     from sslrun.stages.pretrain import Pretraining
@@ -69,7 +74,8 @@ def pretrain(
         raise UserError(f"{recipe}: names no pretext task, so there is nothing to pretrain")
     job = Pretraining(loaded, seed, runs)
     job.run(Context.open(device, runs, fresh))
-    typer.echo(job.made.path)
+    if distributed.is_main():
+        typer.echo(job.made.path)
 
 
 def _evaluation_command(protocol: str, about: str) -> None:
@@ -82,6 +88,7 @@ def _evaluation_command(protocol: str, about: str) -> None:
         runs: Runs = Path("runs"),
         fresh: Fresh = False,
     ) -> None:
+        from sslrun import distributed
         from sslrun.recipe import load
         from sslrun.results.table import Table
         from sslrun.stages.context import Context
@@ -97,7 +104,9 @@ def _evaluation_command(protocol: str, about: str) -> None:
                 f"no pretrained checkpoint for {recipe} (seed {seed}): "
                 f"run `{_again('pretrain', recipe, overrides, seed, runs)}` first, or pass --from"
             )
-        _print_table(Table.from_results([job.run(context) for job in jobs], loaded.name))
+        made = Table.from_results([job.run(context) for job in jobs], loaded.name)
+        if distributed.is_main():
+            _print_table(made)
 
     app.command(name=protocol, help=f"Stage 2: {about}")(command)
 
@@ -141,6 +150,8 @@ def sweep(
         *(f"--set={each}" for each in change or ()),
     ]
     if slurm is not None:
+        if fresh:
+            raise UserError("--fresh: not with --slurm, whose workers would forget each other's work; remove the runs")
         typer.echo(submit(again, jobs, slurm))
         return
     failures = launch(plans, Context.open(device, runs, fresh), jobs, again)
@@ -232,36 +243,39 @@ def _print_json_or(value: Any, renderable: Any) -> None:
     if value is not None:
         typer.echo(json.dumps(value, indent=2))
         return
-    from rich.console import Console
-
-    Console(highlight=False, soft_wrap=isinstance(renderable, str)).print(renderable, markup=False)
+    _console().print(renderable, markup=False)
 
 
 def _print_table(made: Any) -> None:
+    _console().print(made.render())
+
+
+def _console() -> Any:
+    """A rich console on stdout: as wide as the terminal; elsewhere wide enough that no table is broken."""
     from rich.console import Console
 
     console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=int(os.environ.get("COLUMNS", 140)))
-    console.print(made.render())
+    return console if console.is_terminal else Console(highlight=False, width=WIDE)
 
 
 def main() -> None:
     """Run the command line. A user's mistake is one line on stderr and exit code 2."""
-    sys.exit(_exit_code(lambda: app(standalone_mode=False)))
+    sys.exit(_exit_code(lambda: app(prog_name="sslrun", standalone_mode=False)))
 
 
 def _exit_code(run: Callable[[], Any]) -> int:
     try:
         code = run()
+        if code == 130:  # what newer typers make of a KeyboardInterrupt
+            raise KeyboardInterrupt
         return code if isinstance(code, int) else 0
-    except click.exceptions.NoArgsIsHelpError as error:
-        typer.echo(error.ctx.get_help() if error.ctx else error.format_message())
-        return 0
-    except click.ClickException as error:
+    except COMMAND_LINE_ERROR as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            typer.echo(error.format_message())
+            return 0
         error.show()
-        return error.exit_code
-    except (click.Abort, KeyboardInterrupt):
+        return int(error.exit_code)
+    except (typer.Abort, KeyboardInterrupt):
         typer.echo("sslrun: stopped; give the same command again to continue", err=True)
         return 130
     except UserError as error:

@@ -34,12 +34,24 @@ def digest(identity: Mapping[str, Any]) -> str:
 
 @contextmanager
 def told_when_full(path: Path) -> Iterator[None]:
-    """Turns a full disk or a folder that can't be written into a UserError that names the place."""
+    """Turns a full disk into a UserError that names the place."""
     try:
         yield
+    except Exception as error:
+        # safetensors and torch.save report it in errors of their own.
+        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
+        if not full or isinstance(error, UserError):
+            raise
+        raise UserError(f"{path}: the disk is full; free some room and give the same command again") from None
+
+
+@contextmanager
+def told_when_unwritable(path: Path) -> Iterator[None]:
+    """Turns a full disk or a folder that can't be written into a UserError that names the place."""
+    try:
+        with told_when_full(path):
+            yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(f"{path}: the disk is full; free some room and give the same command again") from None
         if error.errno in (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EPERM):
             raise UserError(f"{path}: can't be written ({error.strerror}); name another place with --runs") from None
         raise
@@ -47,7 +59,7 @@ def told_when_full(path: Path) -> Iterator[None]:
 
 def write_atomically(path: Path, text: str) -> None:
     """Write `text` so that `path` is at every moment the old file or the whole new one."""
-    with told_when_full(path):
+    with told_when_unwritable(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
@@ -98,7 +110,7 @@ class Run:
     @contextmanager
     def claimed(self) -> Iterator[bool]:
         """Holds the run for this process while inside: False where another process holds it."""
-        with told_when_full(self.path):
+        with told_when_unwritable(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
         with open(self.path / ".lock", "w") as lock:
             try:
@@ -124,7 +136,7 @@ class Run:
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Append one line to metrics.jsonl."""
-        with told_when_full(self.path), open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
+        with told_when_unwritable(self.path), open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 
     def forget_after(self, step: int) -> None:

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from rich.console import Group
 from rich.table import Table as RichTable
 from rich.text import Text
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from sslrun.backbones import build_backbone
 from sslrun.data.sources import sources
 from sslrun.pretexts.base import pretexts
-from sslrun.recipe import Recipe
+from sslrun.recipe import Pretrain, Recipe
 from sslrun.training.device import Compute
 
+TIMED_STEPS = 3
+"""Steps that are timed; the quickest counts, as others are slowed by whatever else runs."""
 PROBE_BATCH = 8
 """Examples that FLOPs are counted and time is measured on."""
 
@@ -26,10 +30,11 @@ def checked(row: str, recipe: Recipe, compute: Compute) -> dict[str, Any]:
     """What one recipe costs. Numbers of the data are None where only loading it would tell.
 
     FLOPs are of forward and backward, as torch counts them (2 a multiplication and addition). Memory is weights,
-    gradients, two moments, and activations in proportion to the batch. The time is measured on a few examples.
+    gradients, the optimizer's state, and what a batch, or a part of it, keeps for the backward pass: extrapolated from
+    two small ones, since some of it is of any batch. The time is measured on a few examples.
     """
     source = sources[recipe.data.name](recipe.data.options)
-    spec, batch = source.sketch(PROBE_BATCH)
+    spec, _ = source.sketch(PROBE_BATCH)
     backbone = build_backbone(recipe.backbone.name, recipe.backbone.options, spec)
     found: dict[str, Any] = {
         "row": row,
@@ -41,28 +46,32 @@ def checked(row: str, recipe: Recipe, compute: Compute) -> dict[str, Any]:
     if recipe.pretext is None or recipe.pretrain is None:
         return found
     pretext: Any = compute.put(pretexts[recipe.pretext.name](recipe.pretext.options, backbone))
-    batch = batch.to(compute.device)
+    schedule = recipe.pretrain
+    batches = {count: source.sketch(count)[1].to(compute.device) for count in (PROBE_BATCH, PROBE_BATCH // 2)}
     generator = compute.generator()
 
-    def step() -> None:
+    def forward(count: int) -> Tensor:
         with torch.no_grad():
-            views = pretext.views(batch, generator)
-        with compute.autocast(recipe.pretrain.precision):  # type: ignore[union-attr]
-            loss = pretext(views).loss
-        loss.backward()
+            views = pretext.views(batches[count], generator)
+        with compute.autocast(schedule.precision):
+            return pretext(views).loss
 
-    with FlopCounterMode(display=False) as counter:
+    def step() -> None:
+        forward(PROBE_BATCH).backward()
+
+    with FlopCounterMode(display=False) as counter, _kept_for_backward(pretext) as kept:
         step()
-    began = time.perf_counter()
-    step()
-    if compute.device.type == "cuda":
-        torch.cuda.synchronize()
-    seconds = (time.perf_counter() - began) / PROBE_BATCH
+    with _kept_for_backward(pretext) as kept_of_half:
+        forward(PROBE_BATCH // 2)
+    seconds = min(_timed(step, compute) for _ in range(TIMED_STEPS)) / PROBE_BATCH
     count = source.count()
-    schedule = recipe.pretrain
     steps = None if count is None and schedule.steps is None else schedule.total_steps(count or schedule.batch)
     examples = None if steps is None else steps * schedule.batch
     flops = counter.get_total_flops() / PROBE_BATCH
+    whole, half = sum(kept.values()), sum(kept_of_half.values())
+    part = schedule.batch // schedule.accumulate
+    activations = whole + (whole - half) / (PROBE_BATCH / 2) * (part - PROBE_BATCH)
+    state = _state_bytes(pretext, schedule)
     return found | {
         "pretext": recipe.pretext.name,
         "examples": count,
@@ -71,23 +80,62 @@ def checked(row: str, recipe: Recipe, compute: Compute) -> dict[str, Any]:
         "flops": None if examples is None else flops * examples,
         "examples_a_second": 1 / seconds,
         "seconds": None if examples is None else examples * seconds,
-        "state_bytes": 4 * 4 * sum(each.numel() for each in pretext.parameters()),
+        "state_bytes": state,
+        "activation_bytes": round(activations),
+        "memory_bytes": round(state + activations),
     }
+
+
+@contextmanager
+def _kept_for_backward(module: nn.Module) -> Iterator[dict[int, int]]:
+    """Bytes by address of the storages that forward passes inside keep for the backward pass, but for the module's."""
+    own = {each.untyped_storage().data_ptr() for each in (*module.parameters(), *module.buffers())}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        yield kept
+
+
+def _state_bytes(module: nn.Module, schedule: Pretrain) -> int:
+    """Of the weights, teachers included, their gradients, the optimizer's moments, and the moving average."""
+    every = sum(each.numel() * each.element_size() for each in module.parameters())
+    trained = sum(each.numel() * each.element_size() for each in module.parameters() if each.requires_grad)
+    moments = 2 if schedule.optimizer == "adamw" else 1
+    return every * (2 if schedule.ema else 1) + trained * (1 + moments)
+
+
+def _timed(step: Callable[[], None], compute: Compute) -> float:
+    """Seconds that a step takes."""
+    began = time.perf_counter()
+    step()
+    if compute.device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - began
 
 
 def shown(rows: Sequence[dict[str, Any]]) -> Group:
     """What `checked` found, to print."""
     table = RichTable(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for head in ("recipe", "backbone", "parameters", "pretext", "steps", "FLOPs", "weights and state", "time", "cells"):
-        table.add_column(head, justify="left" if head in ("recipe", "backbone", "pretext") else "right")
+    for head in ("recipe", "backbone", "parameters", "pretext", "steps", "FLOPs", "memory", "time", "cells"):
+        named = head in ("recipe", "backbone", "pretext")
+        table.add_column(head, justify="left" if named else "right", no_wrap=head != "recipe")
     for each in rows:
         table.add_row(
             each["row"], each["backbone"], f"{each['parameters'] / 1e6:.2f} M", each.get("pretext", "–"),
             _count(each.get("steps")), _flops(each.get("flops")),
-            f"{each['state_bytes'] / 2**20:,.0f} MiB" if "state_bytes" in each else "–",
-            _duration(each.get("seconds")), str(each["cells"]),
+            _memory(each.get("memory_bytes")), _duration(each.get("seconds")),
+            str(each["cells"]),
         )  # fmt: skip
-    note = f"valid · time and FLOPs are of pretraining, the time by measuring {PROBE_BATCH} examples on this device"
+    note = (
+        f"valid · FLOPs, memory and time are of pretraining: the time by measuring {PROBE_BATCH} examples on this device, "
+        "the memory for weights, optimizer and a batch's activations on one device"
+    )
     return Group(table, Text(), Text(note))
 
 
@@ -96,7 +144,18 @@ def _count(steps: int | None) -> str:
 
 
 def _flops(flops: float | None) -> str:
-    return "–" if flops is None else f"{flops / 1e15:.3g} P"
+    if flops is None:
+        return "–"
+    for unit, size in (("E", 1e18), ("P", 1e15), ("T", 1e12)):
+        if flops >= size:
+            return f"{flops / size:.3g} {unit}"
+    return f"{flops / 1e9:.3g} G"
+
+
+def _memory(size: int | None) -> str:
+    if size is None:
+        return "–"
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
 
 
 def _duration(seconds: float | None) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,7 @@ from torch import Tensor
 from sslrun import distributed
 from sslrun.errors import UserError
 from sslrun.recipe import Recipe
-from sslrun.runs import Run, environment
+from sslrun.runs import Run, environment, told_when_full
 from sslrun.stages.reporting import Reporter
 from sslrun.training.device import Compute, compute
 
@@ -31,24 +32,38 @@ class Interrupted(UserError):
     exit_code = 130
 
 
+AGAIN_SECONDS = 2.0
+"""A signal sooner after another is the same one: torchrun passes on what the terminal has sent already."""
+
+
 @dataclass
 class Stop:
     """Set by SIGINT and SIGTERM: training saves and ends at the next step; a second signal ends at once."""
 
+    leads: bool = True
+    """False: another process saves for all, and this one goes on for as long as that needs it."""
     signal: signal.Signals | None = None
+    since: float = 0.0
+
+    @property
+    def due(self) -> bool:
+        """Whether to save and end."""
+        return self.leads and self.signal is not None
 
     def listen(self) -> None:
         for each in (signal.SIGINT, signal.SIGTERM):
             signal.signal(each, self._received)
 
     def _received(self, number: int, frame: FrameType | None) -> None:
-        if self.signal is not None:
+        if self.due and time.monotonic() - self.since > AGAIN_SECONDS:
             raise KeyboardInterrupt
-        self.signal = signal.Signals(number)
+        if self.signal is None:
+            self.signal, self.since = signal.Signals(number), time.monotonic()
 
     def check(self, remedy: str = "give the same command again to continue") -> None:
         """Raise `Interrupted` if a signal came."""
-        if self.signal is not None:
+        if self.due:
+            assert self.signal is not None
             raise Interrupted(f"stopped by {self.signal.name}; everything finished is saved: {remedy}")
 
 
@@ -73,7 +88,8 @@ class Context:
             f"cuda:{local}" if local and device in ("auto", "cuda") and torch.cuda.is_available() else device
         )
         distributed.setup(made.device)
-        context = cls(runs, made, fresh=fresh)
+        main = distributed.is_main()
+        context = cls(runs, made, Reporter(quiet=not main), fresh, Stop(leads=main))
         context.stop.listen()
         return context
 
@@ -83,7 +99,13 @@ def perform(run: Run, recipe: Recipe, context: Context, body: Callable[[], dict[
     if run.finished and not context.fresh:
         return run.result
     if not distributed.is_main():
-        return body()
+        try:
+            distributed.wait()
+            return body()
+        except RuntimeError:
+            if context.stop.signal is None:
+                raise
+            raise SystemExit(Interrupted.exit_code) from None  # the first process saved, said so, and left
     with run.claimed() as mine:
         if not mine:
             raise Busy(f"{run.path}: another process is working on this run; wait for it, or end it")
@@ -91,5 +113,7 @@ def perform(run: Run, recipe: Recipe, context: Context, body: Callable[[], dict[
             run.clear()
         if not run.finished:
             run.start(recipe.resolved(), environment(str(context.compute)))
-            run.finish(body())
+            distributed.wait()  # the others must not look for checkpoints before old ones are gone
+            with told_when_full(run.path):
+                run.finish(body())
         return run.result

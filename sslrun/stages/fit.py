@@ -13,7 +13,7 @@ from sslrun.runs import Run
 from sslrun.stages.context import Context
 from sslrun.stages.logging import Log
 from sslrun.training.checkpoint import latest, restore, save
-from sslrun.training.loop import NonFiniteLoss, Step, Training, train
+from sslrun.training.loop import NonFinite, Step, Training, train
 
 LOG_SECONDS = 0.5
 """Between two records of the log, or one a step where steps take longer: reading a loss waits for the device."""
@@ -34,7 +34,7 @@ def fit(
     """Train from the last checkpoint in `folder` (by default the run's) to the schedule's end; yields every step.
 
     A checkpoint is written every so many `minutes`, and when a signal asks to stop; the step is yielded before it is
-    saved, so that a run never resumes past something its caller has not done. UserError: stopped, or the loss is not
+    saved, so that a run never resumes past something its caller has not done. UserError: stopped, or loss or gradient is not
     finite (naming the last good checkpoint).
     """
     folder = folder or run.checkpoints
@@ -42,7 +42,8 @@ def fit(
     if found is not None:
         restore(training, found)
         context.reporter.say(f"{name}: continues after step {training.step}")
-    run.forget_after(training.step)
+    if distributed.is_main():
+        run.forget_after(training.step)
     total = training.schedule.total_steps(len(examples))
     saved = logged = time.monotonic()
     seen = training.step * training.schedule.batch
@@ -57,13 +58,13 @@ def fit(
                     log({**record, "rate": round(rate, 1)})
                     show(step.step, record["loss"], rate)
                 yield step
-                if not step.last and (context.stop.signal or now - saved > 60 * minutes):
+                if not step.last and (context.stop.due or now - saved > 60 * minutes):
                     saved = now
                     training.check_finite()
                     if distributed.is_main():
                         save(training, folder)
                     context.stop.check()
-        except NonFiniteLoss as error:
+        except NonFinite as error:
             good = latest(folder) if folder.exists() else None
             kept = f"the last good checkpoint is {good}" if good else "no checkpoint had been written yet"
             raise UserError(f"{name}: {error}; {kept}. Lower lr, or raise warmup, or set clip: 1.0") from None

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+from sslrun import distributed
 from sslrun.errors import UserError
 from sslrun.runs import Run
 
@@ -14,7 +15,13 @@ Log = Callable[[Mapping[str, Any]], None]
 
 @contextmanager
 def logs(run: Run, to: Iterable[str]) -> Iterator[Log]:
-    """Yields a function that logs a record {"step": int, name: number, ...} to the run and to each of `to`."""
+    """Yields a function that logs a record {"step": int, name: number, ...} to the run and to each of `to`.
+
+    Among many processes the first alone logs.
+    """
+    if not distributed.is_main():
+        yield lambda record: None
+        return
     with ExitStack() as stack:
         sinks: list[Log] = [run.log, *(stack.enter_context(_SINKS[name](run)) for name in to)]
 
@@ -49,13 +56,15 @@ def _wandb(run: Run) -> Iterator[Log]:
         import wandb
     except ImportError:
         raise UserError("watch.to: wandb is not installed: pip install 'sslrun[wandb]'") from None
-    board = wandb.init(
-        project="sslrun", group=run.recipe, name=run.path.name, id=run.hash, resume="allow", config=dict(run.identity)
-    )
     try:
+        board = wandb.init(
+            project="sslrun", group=run.recipe, name=run.path.name, id=run.hash, resume="allow",
+            config=dict(run.identity), dir=str(run.path),
+        )  # fmt: skip
+    except wandb.Error as error:
+        raise UserError(f"watch.to: wandb: {error} Or set WANDB_MODE=offline") from None
+    with board:  # an error inside marks the run there as failed
         yield lambda record: board.log(dict(_numbers(record)), step=record["step"])
-    finally:
-        board.finish()
 
 
 def _numbers(record: Mapping[str, Any]) -> list[tuple[str, float]]:

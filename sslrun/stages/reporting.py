@@ -8,26 +8,43 @@ from contextlib import contextmanager
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TextColumn, TimeRemainingColumn
+from rich.table import Column
+from rich.text import Text
 
 Update = Callable[[int, float, float], None]
 """(steps done, loss, examples a second) -> None."""
 
 PLAIN_SECONDS = 30.0
 """Between two lines about one stage where there is no terminal to draw on."""
+NUMBERS_WIDTH = 80
+"""Columns of a terminal that a bar and the numbers beside it take."""
+
+
+class _Name(TextColumn):
+    """What runs, cut short where the terminal has no room beside the numbers."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__("{task.description}")
+        self.console = console
+
+    def render(self, task: Task) -> Text:
+        text = super().render(task)
+        text.truncate(max(24, self.console.width - NUMBERS_WIDTH), overflow="ellipsis")
+        return text
 
 
 class Reporter:
     """Says things, and shows bars: one for the whole plan, if there is one, and one for the stage that runs."""
 
-    def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(stderr=True, highlight=False, soft_wrap=True)
+    def __init__(self, console: Console | None = None, quiet: bool = False) -> None:
+        self.console = console or Console(stderr=True, highlight=False, soft_wrap=True, quiet=quiet)
         self.progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
+            _Name(self.console),
+            BarColumn(bar_width=24),  # on a narrow terminal the bar shrinks, and nothing else
+            MofNCompleteColumn(table_column=Column(no_wrap=True)),
             TextColumn("{task.fields[note]}"),
-            TimeRemainingColumn(compact=True),
+            TimeRemainingColumn(compact=True, table_column=Column(no_wrap=True)),
             TextColumn("left"),
             console=self.console,
             refresh_per_second=4,

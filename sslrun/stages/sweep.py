@@ -156,17 +156,25 @@ def launch(plans: Sequence[Plan], context: Context, workers: int, arguments: Seq
 
 
 def submit(arguments: Sequence[str], workers: int, options: str) -> str:
-    """Submit `workers` workers as one Slurm array, requeued when preempted; returns what sbatch says."""
+    """Submit `workers` workers as one Slurm array, requeued when preempted; returns what sbatch says.
+
+    Two minutes before its time is up a worker saves: `B:` sends the signal to it, as it has the batch shell's place.
+    """
     if shutil.which("sbatch") is None:
         raise UserError("--slurm: no sbatch on this machine; run the sweep on a login node of the cluster")
+    try:
+        given = shlex.split(options)
+    except ValueError as error:
+        raise UserError(f"--slurm {options}: not options of sbatch: {error}") from None
     command = shlex.join([sys.executable, "-m", "sslrun", "sweep", *arguments])
     sbatch = [
-        "sbatch", f"--array=1-{workers}", "--requeue", "--signal=TERM@120", "--job-name=sslrun",
-        *shlex.split(options), "--wrap", f"exec {command}",
+        "sbatch", f"--array=1-{workers}", "--requeue", "--signal=B:TERM@120", "--job-name=sslrun",
+        *given, "--wrap", f"exec {command}",
     ]  # fmt: skip
     done = subprocess.run(sbatch, capture_output=True, text=True)
     if done.returncode:
-        raise UserError(f"sbatch refused: {done.stderr.strip()}")
+        said = [line.removeprefix("sbatch: error: ") for line in done.stderr.splitlines() if line.strip()]
+        raise UserError(f"sbatch refused: {'; '.join(said) or f'it ended with {done.returncode}'}")
     return done.stdout.strip()
 
 

@@ -43,7 +43,7 @@ def extract(
     with torch.inference_mode():
         places = torch.arange(len(examples)).split(batch)
         found = [reads(backbone(inputs(raw))).float() for raw in examples.batches(places, device)]
-        every = torch.cat(found)
+    every = torch.cat(found)  # outside, so that heads may be trained on it
     backbone.train(training)
     if not every.isfinite().all():
         raise UserError("the backbone's features are not finite: its training diverged; lower the learning rate there")

@@ -11,6 +11,7 @@ import copy
 import hashlib
 import struct
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,11 +26,11 @@ from sslrun.training.device import Compile, Compute, Precision
 from sslrun.training.optim import OptimizerOptions, Shape, lr_factor, optimizers
 
 FINITE_EVERY = 50
-"""Steps between two looks at whether the loss stayed finite, on devices where a look waits for the device."""
+"""Steps between two looks at whether loss and gradient stayed finite, on devices where a look waits for the device."""
 
 
-class NonFiniteLoss(UserError):
-    """The loss is infinite or not a number."""
+class NonFinite(UserError):
+    """The loss or its gradient is infinite or not a number."""
 
 
 class Schedule(OptimizerOptions):
@@ -123,6 +124,10 @@ class Training:
         self.average = copy.deepcopy(learner).requires_grad_(False) if schedule.ema else None
         self.step = 0
         self._non_finite = torch.zeros((), dtype=torch.int64, device=compute.device)
+        """0; or the first step that was not finite: negative where the loss was, and only its gradient was not."""
+        self.look_every = 1 if compute.device.type == "cpu" else FINITE_EVERY
+        self._rates: dict[int, float] = {}
+        """Learning rates of the steps since the last look."""
 
     @property
     def averaged(self) -> Any:
@@ -130,17 +135,23 @@ class Training:
         return self.learner if self.average is None else self.average
 
     def check_finite(self) -> None:
-        """NonFiniteLoss if any loss so far was not finite, naming its step and learning rate."""
-        step = int(self._non_finite)
-        if step:
-            raise NonFiniteLoss(f"the loss is not finite at step {step} (learning rate {self._lr:.3g})")
+        """NonFinite if any loss or gradient so far was not finite, naming its step and learning rate."""
+        found = int(self._non_finite)
+        if found:
+            what, step = "loss" if found > 0 else "gradient", abs(found)
+            raise NonFinite(f"the {what} is not finite at step {step} (learning rate {self._rates[step]:.3g})")
+        self._rates.clear()
 
-    def watch_finite(self, loss: Tensor, lr: float) -> None:
-        """Take note of the loss of the step that follows; without waiting for the device but once in a while."""
-        self._lr = lr
-        first = (self._non_finite == 0) & ~loss.isfinite()
-        self._non_finite = torch.where(first, self.step + 1, self._non_finite)
-        if loss.device.type == "cpu" or self.step % FINITE_EVERY == 0:
+    def watch_finite(self, loss: Tensor, norm: Tensor, lr: float) -> None:
+        """Take note of the loss and the gradient's norm of the step that follows, before it spoils the weights.
+
+        Without waiting for the device but once in a while.
+        """
+        at = self.step + 1
+        self._rates[at] = lr
+        bad = torch.where(loss.isfinite(), torch.where(norm.isfinite(), 0, -at), at)
+        self._non_finite = torch.where(self._non_finite == 0, bad, self._non_finite)
+        if self.step % self.look_every == 0:
             self.check_finite()
 
     @torch.no_grad()
@@ -171,8 +182,8 @@ class Training:
 def train(training: Training, examples: Examples, seed: int) -> Iterator[Step]:
     """Train from the training's step to its schedule's end, and yield after every step.
 
-    Whoever iterates logs, evaluates, saves or stops. UserError: the loss is not finite (NonFiniteLoss), the batch is
-    larger than the data, or the device's memory too small for it.
+    Whoever iterates logs, evaluates, saves or stops. UserError: loss or gradient is not finite (NonFinite), the batch
+    is larger than the data, or the device's memory too small for it.
     """
     schedule, compute = training.schedule, training.compute
     learner: Any = training.learner
@@ -187,7 +198,7 @@ def train(training: Training, examples: Examples, seed: int) -> Iterator[Step]:
         factor = lr_factor(training.step, total, warmup, schedule.schedule, schedule.milestones, schedule.gamma)
         for group in (group for optimizer in training.optimizers for group in optimizer.param_groups):
             group["lr"] = schedule.lr * factor * group["lr_scale"]
-        try:
+        with _told_when_out_of_memory(schedule, compute):
             loss = torch.zeros((), device=compute.device)
             metrics: dict[str, Tensor] = {}
             for part in range(schedule.accumulate):
@@ -201,14 +212,14 @@ def train(training: Training, examples: Examples, seed: int) -> Iterator[Step]:
                 (output.loss / schedule.accumulate).backward()
                 loss = loss + output.loss.detach() / schedule.accumulate
                 metrics = output.metrics
-        except torch.OutOfMemoryError:
-            raise UserError(_out_of_memory(schedule, compute)) from None
-        training.watch_finite(loss, schedule.lr * factor)
+        norm = nn.utils.get_total_norm([each.grad for each in parameters if each.grad is not None])
         if schedule.clip is not None:
-            nn.utils.clip_grad_norm_(parameters, schedule.clip)
-        for optimizer in training.optimizers:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            nn.utils.clip_grads_with_norm_(parameters, schedule.clip, norm)
+        training.watch_finite(loss, norm, schedule.lr * factor)
+        with _told_when_out_of_memory(schedule, compute):  # the first step allocates the optimizer's state
+            for optimizer in training.optimizers:
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
         training.step += 1
         learner.after_step(training.step / total)
         training.update_average()
@@ -253,10 +264,19 @@ def _wrapped(training: Training, total: int) -> nn.Module:
     return model
 
 
-def _out_of_memory(schedule: Schedule, compute: Compute) -> str:
-    if schedule.batch // schedule.accumulate == 1:
-        return f"out of memory on {compute} at one example a time: choose a smaller backbone or image size"
-    return (
-        f"out of memory on {compute}: lower batch from {schedule.batch} to {max(1, schedule.batch // 2)}, "
-        f"or set accumulate to {schedule.accumulate * 2} and keep the batch"
-    )
+@contextmanager
+def _told_when_out_of_memory(schedule: Schedule, compute: Compute) -> Iterator[None]:
+    """Turns a lack of the device's memory into a UserError that says which option to change."""
+    try:
+        yield
+    except RuntimeError as error:
+        # The CPU's allocator has no error of its own.
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        batch, parts = schedule.batch, schedule.accumulate
+        if batch == parts:
+            remedy = "at one example a time: choose a smaller backbone or image size"
+        else:
+            more = next(each for each in range(2 * parts, batch + 1) if batch % each == 0)
+            remedy = f"lower batch from {batch} to {batch // 2}, or set accumulate to {more} and keep the batch"
+        raise UserError(f"out of memory on {compute}: {remedy}") from None

@@ -102,6 +102,24 @@ def test_a_killed_pretraining_continues_to_the_same_bits(folder):
     assert (resumed / "backbone.safetensors").read_bytes() == (whole / "backbone.safetensors").read_bytes()
 
 
+def test_kill_9_loses_only_what_came_after_the_last_checkpoint(folder):
+    whole = Path(folder / sslrun("pretrain", "tiny.yaml", "pretrain.epochs=4", cwd=folder).stdout.strip())
+    changes = ["pretrain.epochs=4", "watch.checkpoint=1.0e-6"]
+    command = [sys.executable, "-m", "sslrun", "pretrain", "tiny.yaml", *changes, "--runs", "other"]
+    process = subprocess.Popen(
+        command, cwd=folder, stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    while process.poll() is None and not list(folder.glob("other/tiny/*/checkpoint/step-0000000[1-9]?")):
+        time.sleep(0.002)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    again = sslrun("pretrain", "tiny.yaml", *changes, "--runs", "other", cwd=folder)
+    assert re.search(r"continues after step \d\d+", again.stderr)
+    resumed = folder / again.stdout.strip()
+    assert (resumed / "backbone.safetensors").read_bytes() == (whole / "backbone.safetensors").read_bytes()
+    assert not (resumed / "checkpoint").exists()
+
+
 def test_a_sweep_shares_runs_among_rows_and_workers(folder):
     (folder / "few.yaml").write_text(
         "name: few\nbase: tiny.yaml\nrows:\n"

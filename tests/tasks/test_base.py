@@ -38,7 +38,7 @@ class Parity(Task):
     name = "parity"
     primary = "accuracy"
 
-    def head(self, width: int) -> nn.Linear:
+    def head(self, width: int, depth: int = 0) -> nn.Linear:
         return nn.Linear(width, 2)
 
     def reads(self, features: Features) -> Tensor:

@@ -11,7 +11,7 @@ from sslrun.errors import UserError
 from sslrun.learner import Output
 from sslrun.training import checkpoint
 from sslrun.training.device import compute
-from sslrun.training.loop import NonFiniteLoss, Schedule, Training, train
+from sslrun.training.loop import NonFinite, Schedule, Training, train
 from sslrun.training.optim import Lars, lr_factor, optimizers
 
 CPU = compute("cpu")
@@ -161,9 +161,35 @@ def test_no_decay_on_vectors_and_less_learning_towards_the_input():
 def test_a_loss_that_is_not_finite_is_named_with_its_step():
     training = Training(Toy(), Schedule(epochs=3, batch=8, lr=0.1), CPU)
     training.learner.explode_at = 4
-    with pytest.raises(NonFiniteLoss, match=r"not finite at step 4 \(learning rate 0\.0"):
+    with pytest.raises(NonFinite, match=r"the loss is not finite at step 4 \(learning rate 0\.0"):
         list(train(training, examples(), 0))
     assert training.step == 3
+
+
+def spoil_gradient(training, at):
+    def spoiled(gradient):
+        return gradient * (torch.nan if training.step + 1 == at else 1.0)
+
+    training.learner.head.weight.register_hook(spoiled)
+
+
+@pytest.mark.parametrize("clip", [None, 1.0])
+def test_a_gradient_that_is_not_finite_is_named_before_it_spoils_the_weights(clip):
+    training = Training(Toy(), Schedule(epochs=3, batch=8, lr=0.1, clip=clip), CPU)
+    spoil_gradient(training, at=4)
+    with pytest.raises(NonFinite, match=r"the gradient is not finite at step 4 \(learning rate 0\.0905\)"):
+        list(train(training, examples(), 0))
+    assert training.step == 3
+    assert all(each.isfinite().all() for each in training.learner.parameters())
+
+
+def test_where_looks_are_rare_the_first_bad_step_is_still_the_one_named():
+    training = Training(Toy(), Schedule(epochs=3, batch=8, lr=0.1), CPU)
+    training.look_every = 50  # as on a device that a look would wait for
+    spoil_gradient(training, at=4)
+    with pytest.raises(NonFinite, match=r"the gradient is not finite at step 4 \(learning rate 0\.0905\)"):
+        list(train(training, examples(), 0))
+    assert training.step == 15
 
 
 def test_a_batch_larger_than_the_data():
@@ -171,14 +197,25 @@ def test_a_batch_larger_than_the_data():
         list(train(Training(Toy(), Schedule(epochs=1, batch=64), CPU), examples(), 0))
 
 
-def test_out_of_memory_says_what_to_lower(monkeypatch):
-    training = Training(Toy(), Schedule(epochs=1, batch=8), CPU)
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+)
+@pytest.mark.parametrize(
+    ("batch", "parts", "remedy"),
+    [
+        (8, 1, "lower batch from 8 to 4, or set accumulate to 2"),
+        (9, 1, "lower batch from 9 to 4, or set accumulate to 3"),
+        (8, 8, "one example a time: choose a smaller backbone"),
+    ],
+)
+def test_out_of_memory_says_what_to_lower(error, batch, parts, remedy, monkeypatch):
+    training = Training(Toy(), Schedule(epochs=1, batch=batch, accumulate=parts), CPU)
 
-    def full(batch, generator):
-        raise torch.OutOfMemoryError
+    def full(*_):
+        raise error
 
     monkeypatch.setattr(training.learner, "views", full)
-    with pytest.raises(UserError, match="lower batch from 8 to 4, or set accumulate to 2"):
+    with pytest.raises(UserError, match=remedy):
         list(train(training, examples(), 0))
 
 

@@ -1,0 +1,62 @@
+"""Many processes, as torchrun starts them."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from sslrun.training.checkpoint import latest
+
+RECIPE = """\
+name: vit
+backbone: {name: vit-tiny, patch: 4, depth: 2, width: 32, heads: 2, pool: mean}
+pretext: {name: rotation, augmentation: {flip: 0}}  # random views are drawn by rank
+data: {name: digits, size: 8}
+pretrain: {steps: 3, batch: 64, lr: 0.002, precision: fp32}
+"""
+TWO = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+
+
+def pretrain(folder, runs, *launcher):
+    command = [sys.executable, *launcher, "-m", "sslrun", "pretrain", "vit.yaml", "--device", "cpu", "--runs", runs]
+    done = subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    assert done.returncode == 0, done.stderr
+    return Path(folder / done.stdout.strip())
+
+
+def test_two_processes_learn_what_one_learns_and_write_one_run(tmp_path):
+    (tmp_path / "vit.yaml").write_text(RECIPE)
+    alone, together = pretrain(tmp_path, "alone"), pretrain(tmp_path, "together", *TWO)
+    expected, found = (load_file(path / "backbone.safetensors") for path in (alone, together))
+    for name, weight in expected.items():
+        assert found[name].isfinite().all()
+        torch.testing.assert_close(found[name], weight, rtol=1e-4, atol=1e-5)
+    records = [
+        [json.loads(line)["step"] for line in (path / "metrics.jsonl").read_text().splitlines()]
+        for path in (alone, together)
+    ]
+    assert records[0] == records[1] == [3, 3]
+    assert together.name == alone.name
+
+
+def test_a_signal_saves_what_all_have_done(tmp_path):
+    (tmp_path / "vit.yaml").write_text(RECIPE)
+    command = [sys.executable, *TWO, "-m", "sslrun", "pretrain", "vit.yaml", "pretrain.steps=100000", "--device", "cpu"]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    while process.poll() is None and not list(tmp_path.glob("runs/vit/*/metrics.jsonl")):
+        time.sleep(0.05)
+    process.terminate()
+    told = process.communicate(timeout=120)[1]
+    assert told.count("sslrun: stopped by SIGTERM; everything finished is saved") == 1
+    assert "[rank" not in told
+    (folder,) = tmp_path.glob("runs/vit/*/checkpoint")
+    assert latest(folder)

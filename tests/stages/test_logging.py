@@ -1,0 +1,98 @@
+"""Where metrics go."""
+
+import json
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from sslrun.errors import UserError
+from sslrun.runs import Run
+from sslrun.stages.logging import logs
+
+RECORDS = [{"step": 1, "loss": 2.5, "note": "not a number"}, {"step": 2, "loss": 1.5, "knn": 40.0}]
+
+
+@pytest.fixture
+def run(tmp_path):
+    made = Run(tmp_path, "mine", "pretrain", {"seed": 0})
+    made.path.mkdir(parents=True)
+    return made
+
+
+def log_all(run, *to):
+    with logs(run, to) as log:
+        for record in RECORDS:
+            log(record)
+
+
+class Board:
+    """wandb, as far as it is used."""
+
+    Error = type("Error", (Exception,), {})
+
+    def __init__(self, refusal=None):
+        self.refusal, self.logged, self.given, self.ended = refusal, [], {}, None
+
+    def init(self, **given):
+        if self.refusal:
+            raise self.Error(self.refusal)
+        self.given = given
+        return self
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, *_):
+        self.ended = "failed" if kind else "done"
+
+    def log(self, record, step):
+        self.logged.append((step, record))
+
+
+def test_the_run_keeps_every_record(run):
+    log_all(run)
+    assert [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()] == RECORDS
+
+
+def test_tensorboard_gets_the_numbers(run):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    log_all(run, "tensorboard")
+    events = accumulator.EventAccumulator(str(run.path / "tensorboard")).Reload()
+    assert [(each.step, each.value) for each in events.Scalars("loss")] == [(1, 2.5), (2, 1.5)]
+    assert events.Tags()["scalars"] == ["loss", "knn"]
+
+
+def test_wandb_gets_the_numbers_and_writes_into_the_run(run, monkeypatch):
+    board = Board()
+    monkeypatch.setitem(sys.modules, "wandb", board)
+    log_all(run, "wandb")
+    assert board.logged == [(1, {"loss": 2.5}), (2, {"loss": 1.5, "knn": 40.0})]
+    assert (board.given["id"], board.given["dir"], board.ended) == (run.hash, str(run.path), "done")
+
+
+def test_wandb_learns_of_a_failure(run, monkeypatch):
+    board = Board()
+    monkeypatch.setitem(sys.modules, "wandb", board)
+    with pytest.raises(ZeroDivisionError), logs(run, ["wandb"]):
+        raise ZeroDivisionError
+    assert board.ended == "failed"
+
+
+def test_wandb_that_refuses_is_one_line(run, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", Board("No API key configured. Use `wandb login` to log in."))
+    with pytest.raises(UserError, match=r"Use `wandb login` to log in\. Or set WANDB_MODE=offline"):
+        log_all(run, "wandb")
+
+
+@pytest.mark.parametrize(("name", "module"), [("tensorboard", "torch.utils.tensorboard"), ("wandb", "wandb")])
+def test_a_sink_that_is_not_installed(name, module, run, monkeypatch):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(UserError, match=rf"{name} is not installed: pip install 'sslrun\[{name}\]'"):
+        log_all(run, name)
+
+
+def test_one_process_of_many_logs(run, monkeypatch):
+    monkeypatch.setattr("sslrun.stages.logging.distributed", SimpleNamespace(is_main=lambda: False))
+    log_all(run, "tensorboard")
+    assert list(run.path.iterdir()) == []

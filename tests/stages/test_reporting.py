@@ -1,0 +1,46 @@
+"""What a person sees while stages run."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from sslrun.stages import reporting
+from sslrun.stages.reporting import Reporter
+
+NAME = "a-recipe-of-a-long-name · resnet18 · pretrain rotation · seed 0"
+
+
+def drawn(width):
+    """The two bars of a sweep as they stand on a terminal of so many columns."""
+    console = Console(file=io.StringIO(), force_terminal=True, width=width)
+    reporter = Reporter(console)
+    with reporter.plan("few", 5) as advance, reporter.stage(NAME, 1080, unit="images") as update:
+        advance()
+        update(540, 0.387, 1735.4)
+        paper = Console(file=io.StringIO(), width=width)
+        paper.print(reporter.progress.get_renderable())
+    return paper.file.getvalue().splitlines()
+
+
+@pytest.mark.parametrize("width", [80, 100, 140])
+def test_bars_show_stage_loss_speed_and_time_left_on_any_terminal(width):
+    plan, stage = drawn(width)
+    assert "1/5" in plan
+    for words in ("a-recipe-of-a-long-name", "540/1080", "loss 0.387 · 1,735 images/s", "left", "━"):
+        assert words in stage
+    assert len(stage) <= width
+
+
+def test_where_there_is_no_terminal_a_line_is_said_now_and_then(monkeypatch):
+    console = Console(file=io.StringIO(), width=300)
+    with Reporter(console).stage("mine", 10, unit="images") as update:
+        update(1, 2.0, 100.0)
+        monkeypatch.setattr(reporting, "PLAIN_SECONDS", 0.0)
+        update(5, 1.0, 2000.0)
+    assert console.file.getvalue() == "mine: step 5/10 · loss 1.000 · 2,000 images/s\n"
+
+
+def test_a_process_that_is_not_the_first_says_nothing(capsys):
+    Reporter(quiet=True).say("a word")
+    assert capsys.readouterr().err == ""

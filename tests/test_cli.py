@@ -1,0 +1,89 @@
+"""The command line's own work: how wide it prints, and how it ends."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+from rich.text import Text
+
+from sslrun import cli
+from sslrun.errors import UserError
+
+QUICKSTART = str(Path(__file__).parents[1] / "recipes/quickstart.yaml")
+
+
+def called(monkeypatch, *arguments):
+    """The exit code of a command, in this process."""
+    monkeypatch.setattr(sys, "argv", ["sslrun", *map(str, arguments)])
+    with pytest.raises(SystemExit) as exit:
+        cli.main()
+    return exit.value.code
+
+
+@pytest.fixture
+def checked(monkeypatch):
+    """Takes the minutes out of `sslrun check`."""
+    from sslrun.stages import check
+
+    row = {
+        "backbone": "resnet18", "parameters": 11_000_000, "pretext": "rotation", "steps": 123_456, "flops": 1.23e18,
+        "memory_bytes": 12 * 2**30, "seconds": 1e5, "cells": 12,
+    }  # fmt: skip
+    monkeypatch.setattr(check, "checked", lambda name, *_: {"row": name, **row})
+
+
+def test_tables_are_not_broken_on_a_pipe(checked, monkeypatch, capsys):
+    assert called(monkeypatch, "check", QUICKSTART) == 0
+    head, *rows = capsys.readouterr().out.splitlines()
+    assert head.split() == ["recipe", "backbone", "parameters", "pretext", "steps", "FLOPs", "memory", "time", "cells"]
+    assert "ResNet · no pretraining" in "\n".join(rows)
+    assert len(rows) == 11
+    assert "\x1b" not in head
+
+
+def test_tables_fit_a_terminal(checked, monkeypatch, capsys):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "100")
+    assert called(monkeypatch, "check", QUICKSTART) == 0
+    lines = Text.from_ansi(capsys.readouterr().out).plain.splitlines()
+    assert max(map(len, lines)) <= 100
+    assert all(name in lines[0] for name in ("parameters", "memory", "cells"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["pretrain"], "Missing argument 'RECIPE'"),
+        (["pretrian"], "No such command 'pretrian'"),
+        (["pretrain", "a.yaml", "--devise", "cpu"], "--device"),
+        (["sweep", "a.yaml", "--jobs", "0"], "--jobs"),
+    ],
+)
+def test_a_mistyped_command_is_told_without_a_traceback(arguments, words, monkeypatch, capsys):
+    assert called(monkeypatch, *arguments) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_how_a_command_ends(capsys):
+    def raising(error):
+        def run():
+            raise error
+
+        return run
+
+    def endings():
+        yield cli._exit_code(lambda: None)
+        yield cli._exit_code(lambda: 130)
+        for error in (UserError("wrong"), KeyboardInterrupt(), typer.Abort()):
+            yield cli._exit_code(raising(error))
+
+    assert list(endings()) == [0, 130, 2, 130, 130]
+    told = capsys.readouterr().err.splitlines()
+    assert told[1] == "sslrun: wrong"
+    assert {told[0], *told[2:]} == {"sslrun: stopped; give the same command again to continue"}
+
+
+def test_no_command_prints_the_help(monkeypatch, capsys):
+    assert called(monkeypatch) == 0
+    assert "Usage: sslrun" in capsys.readouterr().out
