@@ -898,7 +898,9 @@ class TagSource(TextSource):
         encoded = self.spec.tokenizer.encode_words(words)
         tokens, offsets = flat([ids for ids, _ in encoded])
         labels = [
-            number[each[word]] if word is not None and word != before else IGNORED  # the first piece of a word speaks for it
+            number[each[word]]
+            if word is not None and word != before
+            else IGNORED  # the first piece of a word speaks for it
             for each, (_, owners) in zip(tags, encoded, strict=True)
             for before, word in zip([-1, *owners], owners, strict=False)
         ]

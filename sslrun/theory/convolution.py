@@ -136,7 +136,9 @@ def table(
     for seed in seeds:
         for alpha, row in errors(alphas, kernel, size, seed).items():
             for what, value in row.items():
-                made.add(("hard attention" if math.isinf(alpha) else f"alpha {alpha:g}", ""), ("", what), value, str(seed))
+                made.add(
+                    ("hard attention" if math.isinf(alpha) else f"alpha {alpha:g}", ""), ("", what), value, str(seed)
+                )
     made.note(f"{made.metric}, mean ± standard deviation over {len(seeds)} random images and kernels")
     made.note(
         "bound: (T - 1) exp(-alpha) of the attention misses; hard attention differs by the order of summation alone"

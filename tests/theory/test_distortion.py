@@ -119,7 +119,9 @@ def test_the_table_tells_the_papers_story():
     assert [row[1] for row in made.rows] == ["LP", "FT", "LP-FT"]
     ood, identical = ("", "OOD error"), ("", "ID error")
     worse = Inequality((("good", "FT"), ood), (("good", "LP"), ood))
-    assert all(made.cells[worse.greater].values[seed] > made.cells[worse.lesser].values[seed] for seed in ("0", "1", "2"))
+    assert all(
+        made.cells[worse.greater].values[seed] > made.cells[worse.lesser].values[seed] for seed in ("0", "1", "2")
+    )
     assert made.cells[("good", "LP"), identical].mean > 1e3 * made.cells[("good", "FT"), identical].mean
     assert made.cells[("good", "LP-FT"), ood].mean < made.cells[("good", "LP"), ood].mean
     assert "conserves, drifted by at most" in made.to_markdown()
