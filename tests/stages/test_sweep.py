@@ -50,8 +50,8 @@ def test_slurm_gets_an_array_of_workers_that_run_the_same_sweep(sweep, sbatch, c
     assert {"--array=1-40", "--requeue", "--signal=B:TERM@120"} <= set(arguments)
     assert arguments[-6:-2] == ["--partition", "gpu", "--comment", "two words"]
     assert arguments[-2] == "--wrap"
-    worker = [sys.executable, "-m", "sslrun", "sweep", QUICKSTART, "--runs=my runs", "--device=auto"]
-    assert shlex.split(arguments[-1]) == ["exec", *worker, "--set=pretrain.epochs=5"]
+    worker = [sys.executable, "-m", "sslrun", "sweep", QUICKSTART, "--jobs=1", "--runs=my runs", "--device=auto"]
+    assert shlex.split(arguments[-1]) == ["exec", *worker, "--set=pretrain.epochs=5"]  # each of the array is one worker
 
 
 def test_a_refusal_of_slurm_is_one_line(sweep, sbatch, capsys):
