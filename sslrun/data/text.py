@@ -10,7 +10,7 @@ import re
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -69,6 +69,11 @@ class TextSource(Source):
         ones = torch.ones_like(ids)
         return TextSpec(blank_tokenizer(vocab), length), Batch(Tokens(ids, ones - 1, ones), None)
 
+    @property
+    def title(self) -> str:
+        """What messages call it."""
+        return self.name
+
     @abstractmethod
     def texts(self) -> Iterator[str]:
         """The training split's texts, to train a tokenizer on."""
@@ -95,13 +100,28 @@ def tokenizer_of(options: TokenizerOptions, source: TextSource) -> Tokenizer:
 def _trained(name: str, options: str, vocab: int, lowercase: bool) -> Tokenizer:
     cls: Any = sources[name]
     source: TextSource = cls(cls.Options.model_validate_json(options))
-    key = [name, options, vocab, lowercase, source.content()]
+    key = [TRAINER_VERSION, name, options, vocab, lowercase, source.content()]
     folder = cache_root() / "tokenizers" / _digest(key)
-    if (folder / "tokenizer.json").exists():
+    with locked(folder):
+        if not (folder / "tokenizer.json").exists():
+            try:
+                train_wordpiece(source.texts, vocab, lowercase).save(folder)
+            except UserError as error:
+                raise UserError(f"{source.title}: {error}") from None
         return load_tokenizer(TokenizerOptions(file=folder / "tokenizer.json"))
-    made = train_wordpiece(source.texts(), vocab, lowercase)
-    made.save(folder)
-    return made
+
+
+TRAINER_VERSION = 2
+"""Raised when the same texts make another tokenizer."""
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """One process at a time works in `folder`; the others wait."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _digest(value: Any) -> str:
@@ -131,10 +151,6 @@ class Corpus(TextSource):
             raise UserError(f"{self.title}: holds no text")
         return Documents(tokens, sentences, documents, self.spec)
 
-    @property
-    def title(self) -> str:
-        return self.name
-
 
 def token_file(
     folder: Path, documents: Callable[[], Iterable[list[str]]], tokenizer: Tokenizer
@@ -144,9 +160,7 @@ def token_file(
     Made in pieces: memory holds `TEXTS_AT_ONCE` documents, and a second call goes on where a killed one stopped.
     """
     if not (folder / "complete").exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        with open(folder / "lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with locked(folder):
             if not (folder / "complete").exists():
                 _write_tokens(folder, documents, tokenizer)
     first = torch.zeros(1, dtype=torch.int64)
