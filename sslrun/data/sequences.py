@@ -6,8 +6,9 @@ Text is one flat tensor of ids, in memory or mapped from a file; an example is a
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -183,13 +184,13 @@ class Documents(Examples):
     documents: Tensor
     """(D + 1,) where each document starts in `sentences`, and the end."""
     spec: TextSpec
-    chosen: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
-    """(N,) which documents; all where it is empty."""
+    chosen: Tensor = None  # type: ignore[assignment]
+    """(N,) which documents; by default all."""
     labels = None
     classes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if len(self.chosen) == 0:
+        if self.chosen is None:
             object.__setattr__(self, "chosen", torch.arange(len(self.documents) - 1))
 
     def __len__(self) -> int:
@@ -216,9 +217,9 @@ class Documents(Examples):
     def unigrams(self) -> Tensor:
         """(V,) how often each entry of the vocabulary occurs."""
         counts = torch.zeros(self.spec.vocab, dtype=torch.int64)
-        for document in self.chosen.tolist():
-            first, last = self.documents[document], self.documents[document + 1]
-            text = self.tokens[self.sentences[first] : self.sentences[last]]
+        for some in self.chosen.split(1000):
+            starts, ends = (self.sentences[self.documents[some + more]].tolist() for more in (0, 1))
+            text = torch.cat([self.tokens[start:end] for start, end in zip(starts, ends, strict=True)])
             counts += text.long().bincount(minlength=self.spec.vocab)
         return counts
 
@@ -226,26 +227,29 @@ class Documents(Examples):
         """BERT's pairs of segments, labelled 0 where B goes on from A and 1 where B is from another document.
 
         As create_pretraining_data.py of its authors: sentences of a document are gathered up to the length aimed at
-        (in a tenth of the cases a random shorter one) and divided at random; half of the time, and whenever there is
-        nothing to divide, B is drawn from a random place of another document, and what A left over is used next. Pairs
-        that are too long lose tokens at a random end of the longer part. `dupes`: times all documents are gone
-        through, divided anew. UserError: a single document, where no other can be drawn from.
+        (in a tenth of the cases a random shorter one, drawn for each pair, there for each document) and divided at
+        random; half of the time, and whenever there is nothing to divide, B is drawn from a random place of another
+        document, and what A left over is used next. Pairs that are too long lose tokens at a random end of the longer
+        part. `dupes`: times all documents are gone through, divided anew. UserError: a single document, where no other
+        can be drawn from.
         """
         if len(self) < 2:
             raise UserError(
-                "next-sentence prediction draws from other documents, and the corpus has only one: separate documents "
-                "(by a blank line in .txt files), or set pretext.nsp to false and pretext.pairs to drop"
+                "pairs of segments draw the second from another document, and there is only one (of the corpus, or of the "
+                "tenth of its documents that is held out): separate documents (by a blank line in .txt files), or set "
+                "pretext.nsp to false and pretext.pairs to drop"
             )
         draw = np.random.default_rng([seed, 0x6273])
         sentences, documents = self.sentences.numpy(), self.documents.numpy()
-        found: list[tuple[int, int, int, int, int]] = []
+        found = array("q")  # a tenth of what tuples of numbers take
         order = self.chosen.numpy()
         for _ in range(dupes):
             for document in order:
-                found += _pairs_of(document, order, sentences, documents, self.spec.length - 3, draw)
+                for pair in _pairs_of(document, order, sentences, documents, self.spec.length - 3, draw):
+                    found.extend(pair)
         if not found:
             raise UserError("the corpus holds no sentences: one a line, a blank line between documents")
-        table = torch.tensor(found)
+        table = torch.from_numpy(np.frombuffer(found, np.int64).copy()).view(-1, 5)
         return Sequences(self.tokens, table[:, :4], table[:, 4], ("next", "random"), self.spec)
 
     def packed(self, dupes: int = 1) -> Packed:
@@ -327,7 +331,7 @@ class Packed(Examples):
         starts = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
         width, total = corpus.spec.length - 1, int(starts[-1])
         shifts = [width * dupe // dupes for dupe in range(dupes)]
-        places = torch.cat([torch.arange(shift, total - width + 1, width) for shift in shifts])
+        places = torch.cat([torch.arange(shift, max(shift, total - width + 1), width) for shift in shifts])
         if len(places) == 0:
             raise UserError(f"the corpus holds {total} tokens, less than one sequence of {corpus.spec.length}")
         return cls(corpus, starts, places)

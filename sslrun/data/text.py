@@ -31,8 +31,12 @@ from sslrun.data.world import World
 from sslrun.errors import UserError
 from sslrun.registry import Options
 
-TEXTS_AT_ONCE = 1000
-"""Documents tokenized between two writes of the cache."""
+ROWS_AT_ONCE = 1000
+"""Rows of a table that are read at once."""
+PIECE = 4_000_000
+"""Characters tokenized between two writes of the cache, and the end of a document."""
+LONGEST = 10_000
+"""Sentences of a document; what goes on longer is more than one, that memory needn't hold it all."""
 
 
 class TextOptions(Options):
@@ -61,7 +65,7 @@ class TextSource(Source):
         tokenizer = {**data["tokenizer"], **(given.get("tokenizer") or {})}
         if not any(tokenizer[key] for key in ("file", "hub", "corpus")):
             tokenizer["corpus"] = {key: value for key, value in data.items() if key not in ("tokenizer", "length")}
-        return {"length": data["length"], "tokenizer": tokenizer}
+        return {"length": given.get("length", data["length"]), "tokenizer": tokenizer}
 
     def sketch(self, count: int) -> tuple[InputSpec, Batch]:
         length, vocab = self.options.length, self.options.tokenizer.vocab
@@ -157,7 +161,7 @@ def token_file(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Tokens (S,), starts of sentences and of documents, mapped from files in `folder`, which are made once.
 
-    Made in pieces: memory holds `TEXTS_AT_ONCE` documents, and a second call goes on where a killed one stopped.
+    Made in pieces: memory holds one of them, and a second call goes on where a killed one stopped.
     """
     if not (folder / "complete").exists():
         with locked(folder):
@@ -204,12 +208,14 @@ def _write_tokens(folder: Path, documents: Callable[[], Iterable[list[str]]], to
 
 def _pieces(documents: Iterable[list[str]], skip: int) -> Iterator[list[list[str]]]:
     piece: list[list[str]] = []
+    size = 0
     for number, document in enumerate(documents):
         if number >= skip:
             piece.append(document)
-        if len(piece) == TEXTS_AT_ONCE:
+            size += sum(map(len, document))
+        if size >= PIECE:
             yield piece
-            piece = []
+            piece, size = [], 0
     if piece:
         yield piece
 
@@ -358,7 +364,7 @@ class TableCorpus(Corpus):
         column = self.card.columns[0]
         if column not in table.column_names:
             raise UserError(f"{self.title}: no column '{column}'; there is {', '.join(table.column_names)}")
-        rows = (text for batch in table.iter(batch_size=TEXTS_AT_ONCE) for text in batch[column])
+        rows = (text for batch in table.iter(batch_size=ROWS_AT_ONCE) for text in batch[column])
         return _documents(rows, joined=self.name == "bookcorpus")
 
     @classmethod
@@ -389,7 +395,7 @@ def _documents(rows: Iterable[str | None], joined: bool) -> Iterator[list[str]]:
             yield gathered
         return
     for row in rows:
-        lines = [line.strip() for line in (row or "").splitlines() if line.strip()]
+        lines = [line.strip() for line in str(row or "").splitlines() if line.strip()]
         if len(lines) <= 1 or max(map(len, lines)) > 400:  # paragraphs, not sentences
             lines = [sentence for line in lines for sentence in SENTENCE_END.split(line)]
         if lines:
@@ -452,7 +458,7 @@ def _text_file(file: Path) -> Iterator[list[str]]:
                     raise UserError(f"{file}:{number}: is no text but binary: take it out of the folder")
                 if line.strip():
                     document.append(line.strip())
-                elif document:
+                if document and (not line.strip() or len(document) == LONGEST):
                     yield document
                     document = []
     except UnicodeDecodeError as error:
