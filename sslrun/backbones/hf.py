@@ -41,7 +41,7 @@ class TransformersEncoder(TextBackbone):
         if len(table) < spec.vocab:
             raise UserError(
                 f"{options.model}: has {len(table)} embeddings, the tokenizer {spec.vocab} entries: "
-                f"give data.tokenizer the model's own, as {{hub: {options.model}}}"
+                f"give data.tokenizer the model's own, as {{hub: NAME}} or {{file: FOLDER/tokenizer.json}}"
             )
         self.width = int(self.encoder.config.hidden_size)
         self.depth = int(self.encoder.config.num_hidden_layers) + 1
@@ -52,7 +52,10 @@ class TransformersEncoder(TextBackbone):
 
     def forward(self, inputs: Tokens) -> Features:
         real = inputs.real
-        given: dict[str, Any] = {"input_ids": inputs.ids, "attention_mask": real.long()}
+        mask = real.long()
+        if (inputs.documents > 1).any():  # packed: to tokens of the same document, as numbers to be added to scores
+            mask = torch.where(inputs.attendable(), 0.0, torch.finfo(torch.float32).min)
+        given: dict[str, Any] = {"input_ids": inputs.ids, "attention_mask": mask}
         if getattr(self.encoder.config, "type_vocab_size", 0) > 1:
             given["token_type_ids"] = inputs.segments
         found = self.encoder(**given, output_hidden_states=True)

@@ -170,7 +170,7 @@ def test_pairs_stay_among_the_chosen_documents():
     found = corpus(DOCUMENTS).subset(torch.tensor([3, 7, 20]))
     ranges = found.paired(3, 0).ranges
     assert set(document_of(found, ranges[:, [0, 2]]).flatten().tolist()) == {3, 7, 20}
-    with pytest.raises(UserError, match="there is only one .*blank line"):
+    with pytest.raises(UserError, match=r"there is only one .*blank line"):
         found.subset(torch.tensor([0])).paired(1, 0)
 
 

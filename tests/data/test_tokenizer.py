@@ -162,7 +162,9 @@ def test_weights_of_another_tokenizer_are_refused(tmp_path):
     save_backbone(tmp_path / "backbone.safetensors", backbone)
     again = build_backbone("bert-tiny", small, TextSpec(mine, 16))
     load_into(again, tmp_path / "backbone.safetensors")
-    assert all(torch.equal(a, b) for a, b in zip(backbone.state_dict().values(), again.state_dict().values()))
+    assert all(
+        torch.equal(a, b) for a, b in zip(backbone.state_dict().values(), again.state_dict().values(), strict=True)
+    )
     with pytest.raises(UserError, match=r"another tokenizer.*data.tokenizer: \{file: .*tokenizer.json\}"):
         load_into(build_backbone("bert-tiny", small, TextSpec(other, 16)), tmp_path / "backbone.safetensors")
 
