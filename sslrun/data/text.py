@@ -5,9 +5,10 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import logging
+import math
 import os
 import re
-import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -25,11 +26,14 @@ from sslrun.data.examples import Batch, InputSpec
 from sslrun.data.images import cache_root
 from sslrun.data.sequences import IGNORED, Documents, Sequences, TextSpec, Tokens, flat, labelled, trimmed
 from sslrun.data.sources import Source, sources
+from sslrun.data.splits import TEST_FRACTION, VAL_FRACTION, carve
 from sslrun.data.stores import Hub, HubStore, Split, TableStore, fingerprint, no_bars
 from sslrun.data.tokenizer import Tokenizer, TokenizerOptions, blank_tokenizer, load_tokenizer, train_wordpiece
 from sslrun.data.world import World
 from sslrun.errors import UserError
 from sslrun.registry import Options
+
+log = logging.getLogger(__name__)
 
 ROWS_AT_ONCE = 1000
 """Rows of a table that are read at once."""
@@ -340,7 +344,7 @@ class FileStore(TableStore):
             for suffix in self.FORMATS
             if (file := self.path / f"{name}{suffix}").is_file()
         }
-        if not found:
+        if "train" not in found:
             raise UserError(f"{self.path}: should be a file, or a folder with train{{{','.join(self.FORMATS)}}}")
         if "test" not in found and "val" in found:
             found["test"] = found.pop("val")
@@ -364,7 +368,9 @@ class TableCorpus(Corpus):
         column = self.card.columns[0]
         if column not in table.column_names:
             raise UserError(f"{self.title}: no column '{column}'; there is {', '.join(table.column_names)}")
-        rows = (text for batch in table.iter(batch_size=ROWS_AT_ONCE) for text in batch[column])
+        rows = (
+            _cell(text, self.title, column) for batch in table.iter(batch_size=ROWS_AT_ONCE) for text in batch[column]
+        )
         return _documents(rows, joined=self.name == "bookcorpus")
 
     @classmethod
@@ -395,7 +401,7 @@ def _documents(rows: Iterable[str | None], joined: bool) -> Iterator[list[str]]:
             yield gathered
         return
     for row in rows:
-        lines = [line.strip() for line in str(row or "").splitlines() if line.strip()]
+        lines = [line.strip() for line in (row or "").splitlines() if line.strip()]
         if len(lines) <= 1 or max(map(len, lines)) > 400:  # paragraphs, not sentences
             lines = [sentence for line in lines for sentence in SENTENCE_END.split(line)]
         if lines:
@@ -444,7 +450,8 @@ class TextFiles(Corpus):
                     raise UserError(
                         f"{file}: no column '{self.options.column}'; there is {', '.join(table.column_names)}"
                     )
-                yield from _documents(iter(table[self.options.column]), joined=False)
+                rows = (_cell(each, str(file), self.options.column) for each in table[self.options.column])
+                yield from _documents(rows, joined=False)
             else:
                 yield from _text_file(file)
 
@@ -525,13 +532,30 @@ class TableSentences(SentenceSource):
         for column in (*texts, label):
             if column not in table.column_names:
                 raise UserError(f"{self.store.name}: no column '{column}'; there is {', '.join(table.column_names)}")
+        if len(table) == 0:
+            raise UserError(f"{self.store.name}: split '{split}' has no rows")
         if regression:
-            labels = torch.tensor(list(table[label]), dtype=torch.float32)
+            labels = torch.tensor(self._numbers(table[label], label, split), dtype=torch.float32)
             classes: tuple[str, ...] = ()
         else:
             labels, classes = self.store.labels(table, label, split)
-        first, *rest = ([text or "" for text in table[column]] for column in texts)
+        first, *rest = ([_cell(each, self.store.name, column) for each in table[column]] for column in texts)
         return SentenceRows(first, rest[0] if rest else None, labels, classes)
+
+
+    def _numbers(self, values: Iterable[Any], label: str, split: Split) -> list[float]:
+        found = list(values)
+        for at, value in enumerate(found):
+            if not isinstance(value, int | float) or not math.isfinite(value):
+                raise UserError(f"{self.store.name}: split '{split}', row {at}: its {label} is no number: {value!r}")
+        return found
+
+
+def _cell(value: Any, name: str, column: str) -> str:
+    """A cell's text; numbers are texts too, and nothing is an empty one."""
+    if value is not None and not isinstance(value, str | int | float):
+        raise UserError(f"{name}: column '{column}' holds {type(value).__name__}s, not text")
+    return "" if value is None else str(value)
 
 
 class PublishedSentences(TableSentences):
@@ -711,11 +735,12 @@ class SpanSource(TextSource):
     def load(self, split: Split) -> Sequences:
         rows, dropped = _answerable(self.questions(split), training=split == "train")
         if not rows:
-            raise UserError(f"{self.name}: split '{split}' has no question whose answer is in its passage")
+            raise UserError(f"{self.title}: split '{split}' has no question whose answer is in its passage")
         if dropped:
-            warnings.warn(
-                f"{self.name} {split}: {len(dropped)} questions left out, their answer is not in the passage: {', '.join(dropped[:3])}",
-                stacklevel=2,
+            more = ", ..." if len(dropped) > 3 else ""
+            log.warning(
+                "%s %s: left out %d questions whose answer is not in the passage: %s",
+                self.title, split, len(dropped), ", ".join(dropped[:3]) + more,
             )
         return windows(rows, self.spec, self.options.question_length, self.options.stride)
 
@@ -763,8 +788,8 @@ def windows(rows: list[SpanRow], spec: TextSpec, question_length: int, stride: i
             labels.append((answer[0] - start + begins, answer[1] - start + begins) if inside and answer else (0, 0))
             owner.append(at)
             passage.append(begins)
-            where = torch.full((spec.length, 2), -1)
-            where[begins : begins + end - start] = torch.tensor(places[start:end]).reshape(-1, 2)
+            where = torch.full((spec.length, 2), -1, dtype=torch.int32)
+            where[begins : begins + end - start] = torch.tensor(places[start:end], dtype=torch.int32).reshape(-1, 2)
             characters.append(where)
             most = torch.zeros(spec.length, dtype=torch.bool)
             most[begins : begins + end - start] = (
@@ -823,25 +848,46 @@ class TableSpans(SpanSource):
     @abstractmethod
     def store(self) -> TableStore: ...
 
-    @property
-    def splits(self) -> tuple[Split, ...]:
-        return self.store.splits
+    splits: tuple[Split, ...] = ("train", "val", "test")
 
     def content(self) -> Any:
         return self.store.identity("train")
 
+    @property
+    def title(self) -> str:
+        return self.store.name
+
     def questions(self, split: Split) -> list[SpanRow]:
+        """A split that the set lacks is carved from train by passages: what a window shows of one is not told twice."""
+        if split != "train" and split in self.store.splits:
+            return self._read(split)
+        rows = self._read("train")
+        for held_out, share in (("test", TEST_FRACTION), ("val", VAL_FRACTION)):
+            if held_out in self.store.splits:
+                continue
+            passages = list(dict.fromkeys(row.context for row in rows))
+            held = {passages[at] for at in carve(len(passages), share)[1].tolist()}
+            if split == held_out:
+                return [row for row in rows if row.context in held]
+            rows = [row for row in rows if row.context not in held]
+        return rows
+
+    def _read(self, split: Split) -> list[SpanRow]:
         table = self.store.table(split)
-        missing = {"question", "context", "answers"} - set(table.column_names)
+        missing = sorted({"question", "context", "answers"} - set(table.column_names))
         if missing:
-            raise UserError(f"{self.store.name}: no column '{min(missing)}'; there is {', '.join(table.column_names)}")
-        return [
-            SpanRow(
-                str(row.get("id", at)), row["question"].strip(), row["context"],
-                tuple(zip(row["answers"]["text"], row["answers"]["answer_start"], strict=True)),
-            )
-            for at, row in enumerate(table)
-        ]  # fmt: skip
+            raise UserError(f"{self.title}: no column '{missing[0]}'; there is {', '.join(table.column_names)}")
+        return [self._row(split, at, row) for at, row in enumerate(table)]
+
+    def _row(self, split: Split, at: int, row: Mapping[str, Any]) -> SpanRow:
+        try:
+            answers = tuple(zip(row["answers"]["text"], map(int, row["answers"]["answer_start"]), strict=True))
+            return SpanRow(str(row.get("id", at)), row["question"].strip(), row["context"] + "", answers)
+        except (AttributeError, KeyError, TypeError, ValueError):
+            raise UserError(
+                f"{self.title}: split '{split}', row {at}: question and context should be text, answers "
+                "{text: [...], answer_start: [...]}, as many of one as of the other"
+            ) from None
 
 
 SPANS = {
@@ -916,6 +962,10 @@ class TagSource(TextSource):
         if unknown:
             raise UserError(f"{self.name}: split '{split}' has the tag '{min(unknown)}', which train lacks")
         encoded = self.spec.tokenizer.encode_words(words)
+        lost = [set(range(len(each))).difference(owners) for each, (_, owners) in zip(words, encoded, strict=True)]
+        if any(lost):  # nothing is left of a word of control characters, and each must have a piece that speaks for it
+            words = [["-" if at in gone else word for at, word in enumerate(each)] for each, gone in zip(words, lost, strict=True)]
+            encoded = self.spec.tokenizer.encode_words(words)
         tokens, offsets = flat([ids for ids, _ in encoded])
         labels = [
             number[each[word]]
@@ -953,6 +1003,9 @@ class TableTags(TagSource):
         for column in self.columns:
             if column not in table.column_names:
                 raise UserError(f"{self.store.name}: no column '{column}'; there is {', '.join(table.column_names)}")
+        for column in self.columns:
+            if not isinstance(next(iter(table[column]), []), list):
+                raise UserError(f"{self.store.name}: column '{column}' should hold lists, one entry a word")
         feature = getattr(table.features[tags], "feature", None)
         names = getattr(feature, "names", None)
         found = [[names[tag] if names else str(tag) for tag in each] for each in table[tags]]

@@ -116,6 +116,8 @@ class Sentences(Task):
         self.primary = options.metric or ("accuracy" if classes else "spearman")
         if (self.primary == "spearman") != (not classes):
             raise UserError(f"metric {self.primary}: spearman is for numbers, the others are for classes")
+        if self.primary == "f1" and len(classes) != 2:
+            raise UserError(f"metric f1 is of two classes, and there are {len(classes)}: take macro_f1")
 
     @property
     def linear(self) -> bool:
