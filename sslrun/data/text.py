@@ -542,7 +542,6 @@ class TableSentences(SentenceSource):
         first, *rest = ([_cell(each, self.store.name, column) for each in table[column]] for column in texts)
         return SentenceRows(first, rest[0] if rest else None, labels, classes)
 
-
     def _numbers(self, values: Iterable[Any], label: str, split: Split) -> list[float]:
         found = list(values)
         for at, value in enumerate(found):
@@ -740,7 +739,10 @@ class SpanSource(TextSource):
             more = ", ..." if len(dropped) > 3 else ""
             log.warning(
                 "%s %s: left out %d questions whose answer is not in the passage: %s",
-                self.title, split, len(dropped), ", ".join(dropped[:3]) + more,
+                self.title,
+                split,
+                len(dropped),
+                ", ".join(dropped[:3]) + more,
             )
         return windows(rows, self.spec, self.options.question_length, self.options.stride)
 
@@ -964,7 +966,10 @@ class TagSource(TextSource):
         encoded = self.spec.tokenizer.encode_words(words)
         lost = [set(range(len(each))).difference(owners) for each, (_, owners) in zip(words, encoded, strict=True)]
         if any(lost):  # nothing is left of a word of control characters, and each must have a piece that speaks for it
-            words = [["-" if at in gone else word for at, word in enumerate(each)] for each, gone in zip(words, lost, strict=True)]
+            words = [
+                ["-" if at in gone else word for at, word in enumerate(each)]
+                for each, gone in zip(words, lost, strict=True)
+            ]
             encoded = self.spec.tokenizer.encode_words(words)
         tokens, offsets = flat([ids for ids, _ in encoded])
         labels = [
