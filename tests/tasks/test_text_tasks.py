@@ -137,8 +137,8 @@ def test_every_readout_learns(name, options):
     torch.manual_seed(0)
     learner = TaskLearner(backbone(name), task(dropout=0.0, **options))
     given = texts()
-    optimizer = torch.optim.AdamW(learner.parameters(), lr=0.005)
-    for _ in range(50):
+    optimizer = torch.optim.AdamW(learner.parameters(), lr=0.002)
+    for _ in range(80):
         output = learner(learner.views(batch(given), torch.Generator()))
         output.loss.backward()
         optimizer.step()
