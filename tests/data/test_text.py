@@ -4,6 +4,7 @@ import csv
 import json
 import logging
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -62,7 +63,7 @@ def test_a_token_file_holds_every_sentence_and_is_mapped(tmp_path, monkeypatch):
     found = token_file(tmp_path / "tokens", lambda: given, tokenizer())
     assert [each.tolist() for each in found] == [list(map(int, each)) for each in expected(given)]
     assert (tmp_path / "tokens" / "tokens").stat().st_size == 4 * len(found[0])
-    maps = open("/proc/self/maps").read()
+    maps = Path("/proc/self/maps").read_text()
     assert str(tmp_path / "tokens" / "tokens") in maps
 
     def never():
