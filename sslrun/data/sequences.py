@@ -6,6 +6,8 @@ Text is one flat tensor of ids, in memory or mapped from a file; an example is a
 
 from __future__ import annotations
 
+import hashlib
+import os
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +24,8 @@ from sslrun.errors import UserError
 
 IGNORED = -100
 """The label of a token that has none; `cross_entropy` skips it."""
+PAIRS_VERSION = 1
+"""Raised when the same corpus makes other pairs."""
 SHORT = 0.1
 """Share of BERT's pretraining sequences that are shorter than could be."""
 
@@ -186,6 +190,8 @@ class Documents(Examples):
     spec: TextSpec
     chosen: Tensor = None  # type: ignore[assignment]
     """(N,) which documents; by default all."""
+    folder: Path | None = None
+    """Where layouts that take long are kept for the next time."""
     labels = None
     classes: tuple[str, ...] = ()
 
@@ -217,10 +223,10 @@ class Documents(Examples):
     def unigrams(self) -> Tensor:
         """(V,) how often each entry of the vocabulary occurs."""
         counts = torch.zeros(self.spec.vocab, dtype=torch.int64)
-        for some in self.chosen.split(1000):
+        for some in self.chosen.split(16):  # of which a text file's may have a million tokens each
             starts, ends = (self.sentences[self.documents[some + more]].tolist() for more in (0, 1))
             text = torch.cat([self.tokens[start:end] for start, end in zip(starts, ends, strict=True)])
-            counts += text.long().bincount(minlength=self.spec.vocab)
+            counts += text.bincount(minlength=self.spec.vocab)
         return counts
 
     def paired(self, dupes: int, seed: int) -> Sequences:
@@ -239,6 +245,24 @@ class Documents(Examples):
                 "tenth of its documents that is held out): separate documents (by a blank line in .txt files), or set "
                 "pretext.nsp to false and pretext.pairs to drop"
             )
+        table = torch.from_numpy(self._kept_pairs(dupes, seed))
+        return Sequences(self.tokens, table[:, :4], table[:, 4], ("next", "random"), self.spec)
+
+    def _kept_pairs(self, dupes: int, seed: int) -> np.ndarray:
+        """(N, 5) places and labels of the pairs; mapped from a file where there is a folder, that a run which goes on
+        needn't divide a large corpus again."""
+        if self.folder is None:
+            return self._pairs(dupes, seed)
+        key = hashlib.sha256(self.chosen.numpy().tobytes())
+        key.update(repr((PAIRS_VERSION, self.spec.length, dupes, seed)).encode())
+        file = self.folder / f"pairs-{key.hexdigest()[:16]}.npy"
+        if not file.exists():
+            temporary = file.with_name(f".{file.name}.{os.getpid()}.npy")
+            np.save(temporary, self._pairs(dupes, seed))
+            os.replace(temporary, file)
+        return np.load(file, mmap_mode="c")
+
+    def _pairs(self, dupes: int, seed: int) -> np.ndarray:
         draw = np.random.default_rng([seed, 0x6273])
         sentences, documents = self.sentences.numpy(), self.documents.numpy()
         found = array("q")  # a tenth of what tuples of numbers take
@@ -249,8 +273,7 @@ class Documents(Examples):
                     found.extend(pair)
         if not found:
             raise UserError("the corpus holds no sentences: one a line, a blank line between documents")
-        table = torch.from_numpy(np.frombuffer(found, np.int64).copy()).view(-1, 5)
-        return Sequences(self.tokens, table[:, :4], table[:, 4], ("next", "random"), self.spec)
+        return np.frombuffer(found, np.int64).reshape(-1, 5).copy()
 
     def packed(self, dupes: int = 1) -> Packed:
         """All documents one after the other, in sequences that are full. Each of `dupes` cuts them elsewhere."""

@@ -157,7 +157,7 @@ class Corpus(TextSource):
         tokens, sentences, documents = token_file(folder, self.documents, tokenizer)
         if len(documents) < 2:
             raise UserError(f"{self.title}: holds no text")
-        return Documents(tokens, sentences, documents, self.spec)
+        return Documents(tokens, sentences, documents, self.spec, folder=folder)
 
 
 def token_file(

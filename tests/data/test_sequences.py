@@ -1,5 +1,7 @@
 """Layouts of text: pairs of segments as BERT's code makes them, packed documents, cut pairs, and batches of them."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -164,6 +166,19 @@ def test_each_dupe_divides_anew_and_a_seed_tells_all():
     assert torch.equal(twice.ranges[:once], found.paired(1, 3).ranges)
     assert not torch.equal(twice.ranges[once:][:50], twice.ranges[:50])
     assert not torch.equal(found.paired(1, 4).ranges[:50], twice.ranges[:50])
+
+
+def test_pairs_are_kept_for_the_next_time_where_there_is_a_folder(tmp_path, monkeypatch):
+    plain = corpus(DOCUMENTS)
+    found = replace(plain, folder=tmp_path)
+    made = [found.paired(2, 3), found.paired(2, 4), found.paired(1, 3), found.subset(torch.arange(30)).paired(2, 3)]
+    assert len(list(tmp_path.iterdir())) == 4
+    assert torch.equal(made[0].ranges, plain.paired(2, 3).ranges)
+    monkeypatch.setattr(Documents, "_pairs", None)
+    again = [found.paired(2, 3), found.paired(2, 4), found.paired(1, 3), found.subset(torch.arange(30)).paired(2, 3)]
+    for one, other in zip(made, again, strict=True):
+        assert torch.equal(one.ranges, other.ranges)
+        assert torch.equal(one.labels, other.labels)
 
 
 def test_pairs_stay_among_the_chosen_documents():
