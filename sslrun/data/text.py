@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import fcntl
 import hashlib
 import json
@@ -317,7 +318,11 @@ class FileStore(TableStore):
         import datasets
 
         file = self._files[split]
-        more = {"sep": "\t"} if file.suffix == ".tsv" else {}
+        more: dict[str, Any] = {}
+        if file.suffix in (".csv", ".tsv"):  # an empty cell is nothing; "None", "NA" and "null" are words
+            more = {"keep_default_na": False, "na_values": [""]}
+        if file.suffix == ".tsv":  # without quotes, as GLUE's: a lone one would swallow the lines up to the next
+            more |= {"sep": "\t", "quoting": csv.QUOTE_NONE}
         try:
             with no_bars():
                 return datasets.load_dataset(
@@ -955,7 +960,12 @@ class TagSource(TextSource):
 
     @cached_property
     def tags(self) -> tuple[str, ...]:
-        return tuple(sorted({tag for tags in self.words("train")[1] for tag in tags}))
+        """Those of train; and of each kind of entity in it the tag that begins it and the one that goes on, which another
+        split may have though train does not (in CoNLL-2000 I-LST)."""
+        found = {tag for tags in self.words("train")[1] for tag in tags}
+        if any(tag.startswith("I-") for tag in found):
+            found |= {f"{mark}-{tag.partition('-')[2]}" for tag in found if "-" in tag for mark in "BI"}
+        return tuple(sorted(found))
 
     def load(self, split: Split) -> Sequences:
         words, tags = self.words(split)

@@ -245,6 +245,21 @@ def test_cells_that_are_numbers_or_nothing_are_texts(tmp_path):
     assert (found.ranges[:, 1] - found.ranges[:, 0]).tolist() == [1, 0]
 
 
+def test_words_that_look_like_nothing_and_lone_quotes_are_text(tmp_path):
+    texts = ["None", "NA", "null", "nan", '"aa', "bb", 'cc "dd']
+    (tmp_path / "rows.tsv").write_text(
+        "sentence\tlabel\n" + "".join(f"{each}\t{at % 2}\n" for at, each in enumerate(texts))
+    )
+    found = source("sentences", tmp_path, path=tmp_path / "rows.tsv")
+    assert list(found.rows("train").first) == texts
+    (tmp_path / "rows.csv").write_text('sentence,label\nNA,0\n"aa, ""bb""\ncc",1\n,0\n')
+    assert list(source("sentences", tmp_path, path=tmp_path / "rows.csv").rows("train").first) == [
+        "NA",
+        'aa, "bb"\ncc',
+        "",
+    ]
+
+
 # ---------------------------------------------------------------- passages
 
 
@@ -352,6 +367,16 @@ def test_a_word_of_which_nothing_is_left_keeps_its_place(tmp_path):
 def test_tags_that_do_not_fit_are_told(tmp_path, rows, words):
     with pytest.raises(UserError, match=words):
         tags(tmp_path, rows).load("train")
+
+
+def test_an_entity_may_be_longer_in_test_than_any_of_its_kind_in_train(tmp_path):
+    folder = tmp_path / "tagged"
+    folder.mkdir()
+    for name, tags in (("train", ["B-X", "I-X", "B-Y", "O"]), ("test", ["B-Y", "I-Y", "O", "O"])):
+        (folder / f"{name}.jsonl").write_text(json.dumps({"tokens": ["aa"] * 4, "tags": tags}))
+    test = source("words", tmp_path, path=folder).load("test")
+    assert test.classes == ("B-X", "B-Y", "I-X", "I-Y", "O")
+    assert next(test.batches([torch.tensor([0])], torch.device("cpu"))).labels[0, 1:-1].tolist() == [1, 3, 4, 4]
 
 
 def test_a_tag_that_train_lacks_is_told(tmp_path):
