@@ -155,10 +155,20 @@ class Corpus(TextSource):
     def load(self, split: Split) -> Documents:
         tokenizer = self.spec.tokenizer
         folder = cache_root() / "tokens" / _digest([self.name, self.content(), tokenizer.digest])
-        tokens, sentences, documents = token_file(folder, self.documents, tokenizer)
+        tokens, sentences, documents = token_file(folder, self._watched, tokenizer)
         if len(documents) < 2:
             raise UserError(f"{self.title}: holds no text")
         return Documents(tokens, sentences, documents, self.spec, folder=folder)
+
+    def _watched(self) -> Iterator[list[str]]:
+        """The documents, told to whoever watches their progress; how many there will be is known at the end."""
+        number = 0
+        for number, document in enumerate(self.documents(), start=1):
+            yield document
+            if self.progress and number % 100 == 0:
+                self.progress(self.title, number, 0)
+        if self.progress:
+            self.progress(self.title, number, number)
 
 
 def token_file(

@@ -128,6 +128,16 @@ def test_another_text_or_tokenizer_makes_another_token_file(tmp_path):
     assert source("text", tmp_path, path=path).load("train").tokens.tolist() != again.tokens.tolist()
 
 
+def test_the_building_of_a_token_file_is_told(tmp_path):
+    path = tmp_path / "some.txt"
+    path.write_text("aa bb\n\n" * 250)
+    told = []
+    for _ in range(2):  # the second time it is there
+        options = sources["text"].Options(path=path, tokenizer={"file": tmp_path / "vocab.txt"})
+        sources["text"](options, lambda *each: told.append(each)).load("train")
+    assert told == [(str(path), 100, 0), (str(path), 200, 0), (str(path), 250, 250)]
+
+
 def test_a_corpus_is_divided_by_documents(tmp_path):
     path = tmp_path / "some.txt"
     path.write_text("".join(f"{'aa ' * at}\n\n" for at in range(1, 21)))
