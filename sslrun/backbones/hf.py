@@ -26,17 +26,23 @@ class TransformersEncoder(TextBackbone):
     class Options(Options):
         model: str = Field(min_length=1)
         """A name on the hub, or a folder."""
+        pretrained: bool = True
+        """False: of its shape alone, with random weights; `scratch` sets it so."""
 
     def __init__(self, options: Options, spec: TextSpec) -> None:
         super().__init__(options, spec)
         try:
-            from transformers import AutoModel
+            from transformers import AutoConfig, AutoModel
         except ImportError:
             raise UserError("backbone 'transformers' needs the package: pip install 'sslrun[transformers]'") from None
         try:
-            self.encoder: Any = AutoModel.from_pretrained(options.model, use_safetensors=True, trust_remote_code=False)
+            if options.pretrained:
+                encoder = AutoModel.from_pretrained(options.model, use_safetensors=True, trust_remote_code=False)
+            else:
+                encoder = AutoModel.from_config(AutoConfig.from_pretrained(options.model, trust_remote_code=False))
         except (OSError, ValueError) as error:
             raise UserError(f"{options.model}: can't be loaded: {' '.join(str(error).split())[:200]}") from None
+        self.encoder: Any = encoder
         table = self.encoder.get_input_embeddings().weight
         if len(table) < spec.vocab:
             raise UserError(

@@ -181,6 +181,7 @@ def test_a_weight_file_without_a_tokenizer_must_fit_its_size(folder, run):
         vocab_size=300, hidden_size=32, num_hidden_layers=1, num_attention_heads=1, intermediate_size=128,
         max_position_embeddings=128,
     )  # fmt: skip
+    torch.manual_seed(77)  # not the seed from which `scratch` starts
     transformers.BertModel(config).save_pretrained(folder / "theirs")
     weights = folder / "theirs" / "model.safetensors"
     assert "does not fit 'bert-tiny'" in run("finetune", "--from", weights, code=2)
@@ -189,7 +190,15 @@ def test_a_weight_file_without_a_tokenizer_must_fit_its_size(folder, run):
     blank_tokenizer(300).save(folder / "theirs")
     named = f"data.tokenizer={{file: {folder}/theirs/tokenizer.json}}"
     assert "finetune" in run("finetune", named, "--from", weights)
-    assert "probe" in run("probe", named, "backbone={name: transformers, model: ./theirs}", "pretext=null")
+    encoder = [named, "backbone={name: transformers, model: ./theirs}", "pretext=null"]
+    assert "probe" in run("probe", *encoder)
+    kept = []
+    for protocol in ("finetune", "scratch"):  # which starts from its weights, and which from its shape alone
+        run(protocol, *encoder, "finetune.lr=1e-9", "--runs", protocol)
+        (path,) = folder.glob(f"{protocol}/tiny/*/backbone.safetensors")
+        kept.append(load_file(path)["encoder.embeddings.word_embeddings.weight"])
+    theirs = load_file(weights)["embeddings.word_embeddings.weight"]
+    assert [bool((each - theirs).abs().max() < 1e-5) for each in kept] == [True, False]
 
 
 def test_answers_that_are_not_in_their_passage_are_counted_and_the_rest_is_learned(files, run, caplog):

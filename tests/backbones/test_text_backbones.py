@@ -161,6 +161,11 @@ def test_any_encoder_of_transformers_from_a_folder(tmp_path):
     mean = torch.stack([row[real].mean(dim=0) for row, real in zip(told.last_hidden_state, given.real, strict=True)])
     torch.testing.assert_close(found.pooled, mean)
     assert (ours.width, ours.depth) == (32, 4)
+    fresh = made("transformers", model=str(tmp_path), pretrained=False).state_dict()
+    assert {name: each.shape for name, each in ours.state_dict().items()} == {
+        n: each.shape for n, each in fresh.items()
+    }
+    assert not torch.equal(fresh["encoder.pooler.dense.weight"], theirs.pooler.dense.weight)
     # Packed documents see no other.
     packed = given._replace(documents=torch.where(given.segments > 0, 2, given.documents))
     bert = made("bert-tiny", **SMALL)
