@@ -20,7 +20,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, ValidationError
 from torch import Tensor
 
 from sslrun.data.examples import Batch, InputSpec
@@ -97,12 +97,25 @@ def tokenizer_of(options: TokenizerOptions, source: TextSource) -> Tokenizer:
     if options.file or options.hub:
         return load_tokenizer(options)
     if options.corpus is not None:
-        corpus = {key: value for key, value in options.corpus.items() if key != "name"}
-        cls: Any = sources[options.corpus["name"]]
-        source = cls(cls.Options.model_validate(corpus))
+        source = _corpus(options.corpus)
     return _trained(
         source.name, source.options.model_dump_json(exclude={"tokenizer", "length"}), options.vocab, options.lowercase
     )
+
+
+def _corpus(given: Mapping[str, Any]) -> TextSource:
+    """The set that a tokenizer is trained on, by its name and options."""
+    name = given.get("name")
+    if name is None:
+        raise UserError("data.tokenizer.corpus: name a set of text, as {name: world}")
+    cls: Any = sources[str(name)]
+    if cls.modality != "text":
+        raise UserError(f"data.tokenizer.corpus: '{name}' is {cls.modality} data, not text")
+    try:
+        return cls(cls.Options.model_validate({key: value for key, value in given.items() if key != "name"}))
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        raise UserError(f"data.tokenizer.corpus: {'.'.join(map(str, wrong['loc']))}: {wrong['msg']}") from None
 
 
 @lru_cache(maxsize=8)
