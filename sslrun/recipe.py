@@ -404,7 +404,7 @@ def _named(
         raise section.error((), str(error)) from None
     given = section.without("name")
     if like is not None and sources[like.name].modality == cls.modality:
-        given.value = {**cls.shared_with(like.as_dict(), given.value), **given.value}
+        given.value = {**given.value, **cls.shared_with(like.as_dict(), given.value)}
     return Named(name=str(name), options=_validated(cls.Options, given, f"'{name}'"))
 
 

@@ -26,22 +26,28 @@ class TransformersEncoder(TextBackbone):
     class Options(Options):
         model: str = Field(min_length=1)
         """A name on the hub, or a folder."""
+        pretrained: bool = True
+        """False: of its shape alone, with random weights; `scratch` sets it so."""
 
     def __init__(self, options: Options, spec: TextSpec) -> None:
         super().__init__(options, spec)
         try:
-            from transformers import AutoModel
+            from transformers import AutoConfig, AutoModel
         except ImportError:
             raise UserError("backbone 'transformers' needs the package: pip install 'sslrun[transformers]'") from None
         try:
-            self.encoder: Any = AutoModel.from_pretrained(options.model, use_safetensors=True, trust_remote_code=False)
+            if options.pretrained:
+                encoder = AutoModel.from_pretrained(options.model, use_safetensors=True, trust_remote_code=False)
+            else:
+                encoder = AutoModel.from_config(AutoConfig.from_pretrained(options.model, trust_remote_code=False))
         except (OSError, ValueError) as error:
             raise UserError(f"{options.model}: can't be loaded: {' '.join(str(error).split())[:200]}") from None
+        self.encoder: Any = encoder
         table = self.encoder.get_input_embeddings().weight
         if len(table) < spec.vocab:
             raise UserError(
                 f"{options.model}: has {len(table)} embeddings, the tokenizer {spec.vocab} entries: "
-                f"give data.tokenizer the model's own, as {{hub: {options.model}}}"
+                f"give data.tokenizer the model's own, as {{hub: NAME}} or {{file: FOLDER/tokenizer.json}}"
             )
         self.width = int(self.encoder.config.hidden_size)
         self.depth = int(self.encoder.config.num_hidden_layers) + 1
@@ -52,7 +58,10 @@ class TransformersEncoder(TextBackbone):
 
     def forward(self, inputs: Tokens) -> Features:
         real = inputs.real
-        given: dict[str, Any] = {"input_ids": inputs.ids, "attention_mask": real.long()}
+        mask = real.long()
+        if (inputs.documents > 1).any():  # packed: to tokens of the same document, as numbers to be added to scores
+            mask = torch.where(inputs.attendable(), 0.0, torch.finfo(torch.float32).min)
+        given: dict[str, Any] = {"input_ids": inputs.ids, "attention_mask": mask}
         if getattr(self.encoder.config, "type_vocab_size", 0) > 1:
             given["token_type_ids"] = inputs.segments
         found = self.encoder(**given, output_hidden_states=True)

@@ -20,6 +20,30 @@ def reversed_real(x: Tensor, real: Tensor) -> Tensor:
     return x.gather(1, source.view(*source.shape, *[1] * (x.ndim - 2)).expand_as(x))
 
 
+class Apart:
+    """Each document of packed sequences in a row of its own, that no state goes on from one into the next."""
+
+    def __init__(self, documents: Tensor) -> None:
+        """`documents` (B, T): numbers of documents from 1 on, 0 for padding, as of `Tokens`."""
+        number = documents.cummax(dim=1).values  # padding stays with the last one
+        begins = number.diff(dim=1, prepend=torch.zeros_like(number[:, :1])) != 0
+        begins[:, 0] = True
+        place = torch.arange(number.shape[1], device=number.device)
+        self.row = begins.flatten().cumsum(0).view_as(number) - 1
+        self.place = place - torch.where(begins, place, 0).cummax(dim=1).values
+        self.shape = (int(self.row[-1, -1]) + 1, int(self.place.max()) + 1)
+
+    def rows(self, x: Tensor) -> Tensor:
+        """(R, L, ...) of (B, T, ...), padded with zeros."""
+        if self.shape == self.row.shape:
+            return x
+        return x.new_zeros(*self.shape, *x.shape[2:]).index_put((self.row, self.place), x)
+
+    def sequences(self, x: Tensor) -> Tensor:
+        """(B, T, ...) of (R, L, ...)."""
+        return x if self.shape == self.row.shape else x[self.row, self.place]
+
+
 class Layered(nn.Module):
     """LSTM layers of one direction, each one's states given apart."""
 
@@ -57,11 +81,13 @@ class Recurrent(TextBackbone):
         return self.back is None
 
     def forward(self, inputs: Tokens) -> Features:
-        x, real = self.embed(inputs), inputs.real
-        layers = self.ahead(x)
+        x, real, apart = self.embed(inputs), inputs.real, Apart(inputs.documents)
+        rows, real_rows = apart.rows(x), apart.rows(real)
+        layers = [apart.sequences(each) for each in self.ahead(rows)]
         pooled = at(layers[-1], last_real(real))
         if self.back is not None:
-            backward = [reversed_real(each, real) for each in self.back(reversed_real(x, real))]
+            read = self.back(reversed_real(rows, real_rows))
+            backward = [apart.sequences(reversed_real(each, real_rows)) for each in read]
             layers = [torch.cat(pair, dim=-1) for pair in zip(layers, backward, strict=True)]
             pooled = torch.cat([pooled, backward[-1][:, 0]], dim=-1)
         bottom = x.repeat(1, 1, self.width // x.shape[-1])  # as ELMo mixes it: once for each direction

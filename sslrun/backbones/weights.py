@@ -19,6 +19,7 @@ from sslrun.backbones.bert import Bert
 from sslrun.backbones.gpt import Gpt
 from sslrun.backbones.vit import ViT, interpolated
 from sslrun.data.examples import InputSpec
+from sslrun.data.sequences import TextSpec
 from sslrun.errors import UserError
 from sslrun.registry import Options
 
@@ -33,6 +34,8 @@ def save_backbone(path: Path, backbone: Backbone, metadata: Mapping[str, str] | 
     """Write weights, buffers and what they belong to, whole or not at all."""
     tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in backbone.state_dict().items()}
     about = {"backbone": backbone.name, "options": backbone.options.model_dump_json(), **(metadata or {})}
+    if isinstance(backbone.spec, TextSpec):
+        about["tokenizer"] = backbone.spec.tokenizer.digest
     written = {"sslrun": json.dumps(about)}  # one key: safetensors writes several in no fixed order
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -54,6 +57,12 @@ def load_into(backbone: Backbone, path: Path) -> None:
         raise UserError(f"{path}: this checkpoint is of '{source}', the recipe asks for '{backbone.name}'")
     if source is None:
         tensors = _own_names(tensors, backbone)
+    trained_on = metadata.get("tokenizer")
+    if trained_on is not None and isinstance(backbone.spec, TextSpec) and trained_on != backbone.spec.tokenizer.digest:
+        raise UserError(
+            f"{path}: was trained with another tokenizer than the recipe's, whose ids mean other words: "
+            f"name its own, as data.tokenizer: {{file: {path.parent / 'tokenizer.json'}}}"
+        )
     if isinstance(backbone, ViT):
         tensors = _fitted_positions(tensors, backbone)
     own = backbone.state_dict()

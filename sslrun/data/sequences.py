@@ -6,8 +6,11 @@ Text is one flat tensor of ids, in memory or mapped from a file; an example is a
 
 from __future__ import annotations
 
+import hashlib
+import os
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +24,8 @@ from sslrun.errors import UserError
 
 IGNORED = -100
 """The label of a token that has none; `cross_entropy` skips it."""
+PAIRS_VERSION = 1
+"""Raised when the same corpus makes other pairs."""
 SHORT = 0.1
 """Share of BERT's pretraining sequences that are shorter than could be."""
 
@@ -183,13 +188,15 @@ class Documents(Examples):
     documents: Tensor
     """(D + 1,) where each document starts in `sentences`, and the end."""
     spec: TextSpec
-    chosen: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
-    """(N,) which documents; all where it is empty."""
+    chosen: Tensor = None  # type: ignore[assignment]
+    """(N,) which documents; by default all."""
+    folder: Path | None = None
+    """Where layouts that take long are kept for the next time."""
     labels = None
     classes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if len(self.chosen) == 0:
+        if self.chosen is None:
             object.__setattr__(self, "chosen", torch.arange(len(self.documents) - 1))
 
     def __len__(self) -> int:
@@ -216,37 +223,57 @@ class Documents(Examples):
     def unigrams(self) -> Tensor:
         """(V,) how often each entry of the vocabulary occurs."""
         counts = torch.zeros(self.spec.vocab, dtype=torch.int64)
-        for document in self.chosen.tolist():
-            first, last = self.documents[document], self.documents[document + 1]
-            text = self.tokens[self.sentences[first] : self.sentences[last]]
-            counts += text.long().bincount(minlength=self.spec.vocab)
+        for some in self.chosen.split(16):  # of which a text file's may have a million tokens each
+            starts, ends = (self.sentences[self.documents[some + more]].tolist() for more in (0, 1))
+            text = torch.cat([self.tokens[start:end] for start, end in zip(starts, ends, strict=True)])
+            counts += text.bincount(minlength=self.spec.vocab)
         return counts
 
     def paired(self, dupes: int, seed: int) -> Sequences:
         """BERT's pairs of segments, labelled 0 where B goes on from A and 1 where B is from another document.
 
         As create_pretraining_data.py of its authors: sentences of a document are gathered up to the length aimed at
-        (in a tenth of the cases a random shorter one) and divided at random; half of the time, and whenever there is
-        nothing to divide, B is drawn from a random place of another document, and what A left over is used next. Pairs
-        that are too long lose tokens at a random end of the longer part. `dupes`: times all documents are gone
-        through, divided anew. UserError: a single document, where no other can be drawn from.
+        (in a tenth of the cases a random shorter one, drawn for each pair, there for each document) and divided at
+        random; half of the time, and whenever there is nothing to divide, B is drawn from a random place of another
+        document, and what A left over is used next. Pairs that are too long lose tokens at a random end of the longer
+        part. `dupes`: times all documents are gone through, divided anew. UserError: a single document, where no other
+        can be drawn from.
         """
         if len(self) < 2:
             raise UserError(
-                "next-sentence prediction draws from other documents, and the corpus has only one: separate documents "
-                "(by a blank line in .txt files), or set pretext.nsp to false and pretext.pairs to drop"
+                "pairs of segments draw the second from another document, and there is only one (of the corpus, or of the "
+                "tenth of its documents that is held out): separate documents (by a blank line in .txt files), or set "
+                "pretext.nsp to false and pretext.pairs to drop"
             )
+        table = torch.from_numpy(self._kept_pairs(dupes, seed))
+        return Sequences(self.tokens, table[:, :4], table[:, 4], ("next", "random"), self.spec)
+
+    def _kept_pairs(self, dupes: int, seed: int) -> np.ndarray:
+        """(N, 5) places and labels of the pairs; mapped from a file where there is a folder, that a run which goes on
+        needn't divide a large corpus again."""
+        if self.folder is None:
+            return self._pairs(dupes, seed)
+        key = hashlib.sha256(self.chosen.numpy().tobytes())
+        key.update(repr((PAIRS_VERSION, self.spec.length, dupes, seed)).encode())
+        file = self.folder / f"pairs-{key.hexdigest()[:16]}.npy"
+        if not file.exists():
+            temporary = file.with_name(f".{file.name}.{os.getpid()}.npy")
+            np.save(temporary, self._pairs(dupes, seed))
+            os.replace(temporary, file)
+        return np.load(file, mmap_mode="c")
+
+    def _pairs(self, dupes: int, seed: int) -> np.ndarray:
         draw = np.random.default_rng([seed, 0x6273])
         sentences, documents = self.sentences.numpy(), self.documents.numpy()
-        found: list[tuple[int, int, int, int, int]] = []
+        found = array("q")  # a tenth of what tuples of numbers take
         order = self.chosen.numpy()
         for _ in range(dupes):
             for document in order:
-                found += _pairs_of(document, order, sentences, documents, self.spec.length - 3, draw)
+                for pair in _pairs_of(document, order, sentences, documents, self.spec.length - 3, draw):
+                    found.extend(pair)
         if not found:
             raise UserError("the corpus holds no sentences: one a line, a blank line between documents")
-        table = torch.tensor(found)
-        return Sequences(self.tokens, table[:, :4], table[:, 4], ("next", "random"), self.spec)
+        return np.frombuffer(found, np.int64).reshape(-1, 5).copy()
 
     def packed(self, dupes: int = 1) -> Packed:
         """All documents one after the other, in sequences that are full. Each of `dupes` cuts them elsewhere."""
@@ -327,7 +354,7 @@ class Packed(Examples):
         starts = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
         width, total = corpus.spec.length - 1, int(starts[-1])
         shifts = [width * dupe // dupes for dupe in range(dupes)]
-        places = torch.cat([torch.arange(shift, total - width + 1, width) for shift in shifts])
+        places = torch.cat([torch.arange(shift, max(shift, total - width + 1), width) for shift in shifts])
         if len(places) == 0:
             raise UserError(f"the corpus holds {total} tokens, less than one sequence of {corpus.spec.length}")
         return cls(corpus, starts, places)

@@ -55,7 +55,8 @@ class Source(ABC):
 
     @classmethod
     def shared_with(cls, data: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-        """Options that an evaluation on such a set takes from the recipe's `data` (of the same modality)."""
+        """Options that an evaluation on such a set takes from the recipe's `data` (of the same modality), where those
+        `given` leave them open; they stand in place of those."""
         return {}
 
     @abstractmethod

@@ -91,6 +91,11 @@ def carve(labels: Tensor | int, fraction: float, seed: int = SPLIT_SEED) -> tupl
     one example and never the last one. UserError: no class has two examples.
     """
     if isinstance(labels, int):
+        if labels < 2:
+            raise UserError(
+                f"there is only {labels} example (of a corpus: document), so that none can be held out for validation: "
+                "add some (in .txt files a blank line ends a document)"
+            )
         labels = torch.zeros(labels, dtype=torch.int64)
     counts = labels.bincount()
     if len(counts) == 0 or counts.max() < 2:

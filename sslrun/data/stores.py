@@ -389,14 +389,17 @@ def _answers(url: str) -> bool:
 
 @contextmanager
 def no_bars() -> Iterator[None]:
-    """`datasets` without its progress bars: the reading of a local file is nothing to watch."""
+    """`datasets` without its progress bars and its log: the reading of a local file is nothing to watch, and what goes
+    wrong is told by whoever catches it."""
     import datasets
 
-    if datasets.are_progress_bars_disabled():
-        yield
-        return
+    verbosity = datasets.logging.get_verbosity()
+    bars = not datasets.are_progress_bars_disabled()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
     datasets.disable_progress_bars()
     try:
         yield
     finally:
-        datasets.enable_progress_bars()
+        datasets.logging.set_verbosity(verbosity)
+        if bars:
+            datasets.enable_progress_bars()

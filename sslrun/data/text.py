@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import csv
 import fcntl
 import hashlib
 import json
+import logging
+import math
 import os
 import re
-import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -18,21 +20,28 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, ValidationError
 from torch import Tensor
 
 from sslrun.data.examples import Batch, InputSpec
 from sslrun.data.images import cache_root
 from sslrun.data.sequences import IGNORED, Documents, Sequences, TextSpec, Tokens, flat, labelled, trimmed
 from sslrun.data.sources import Source, sources
+from sslrun.data.splits import TEST_FRACTION, VAL_FRACTION, carve
 from sslrun.data.stores import Hub, HubStore, Split, TableStore, fingerprint, no_bars
 from sslrun.data.tokenizer import Tokenizer, TokenizerOptions, blank_tokenizer, load_tokenizer, train_wordpiece
 from sslrun.data.world import World
 from sslrun.errors import UserError
 from sslrun.registry import Options
 
-TEXTS_AT_ONCE = 1000
-"""Documents tokenized between two writes of the cache."""
+log = logging.getLogger(__name__)
+
+ROWS_AT_ONCE = 1000
+"""Rows of a table that are read at once."""
+PIECE = 4_000_000
+"""Characters tokenized between two writes of the cache, and the end of a document."""
+LONGEST = 10_000
+"""Sentences of a document; what goes on longer is more than one, that memory needn't hold it all."""
 
 
 class TextOptions(Options):
@@ -61,13 +70,18 @@ class TextSource(Source):
         tokenizer = {**data["tokenizer"], **(given.get("tokenizer") or {})}
         if not any(tokenizer[key] for key in ("file", "hub", "corpus")):
             tokenizer["corpus"] = {key: value for key, value in data.items() if key not in ("tokenizer", "length")}
-        return {"length": data["length"], "tokenizer": tokenizer}
+        return {"length": given.get("length", data["length"]), "tokenizer": tokenizer}
 
     def sketch(self, count: int) -> tuple[InputSpec, Batch]:
         length, vocab = self.options.length, self.options.tokenizer.vocab
         ids = torch.randint(5, vocab, (count, length))
         ones = torch.ones_like(ids)
         return TextSpec(blank_tokenizer(vocab), length), Batch(Tokens(ids, ones - 1, ones), None)
+
+    @property
+    def title(self) -> str:
+        """What messages call it."""
+        return self.name
 
     @abstractmethod
     def texts(self) -> Iterator[str]:
@@ -83,25 +97,53 @@ def tokenizer_of(options: TokenizerOptions, source: TextSource) -> Tokenizer:
     if options.file or options.hub:
         return load_tokenizer(options)
     if options.corpus is not None:
-        corpus = {key: value for key, value in options.corpus.items() if key != "name"}
-        cls: Any = sources[options.corpus["name"]]
-        source = cls(cls.Options.model_validate(corpus))
+        source = _corpus(options.corpus)
     return _trained(
         source.name, source.options.model_dump_json(exclude={"tokenizer", "length"}), options.vocab, options.lowercase
     )
+
+
+def _corpus(given: Mapping[str, Any]) -> TextSource:
+    """The set that a tokenizer is trained on, by its name and options."""
+    name = given.get("name")
+    if name is None:
+        raise UserError("data.tokenizer.corpus: name a set of text, as {name: world}")
+    cls: Any = sources[str(name)]
+    if cls.modality != "text":
+        raise UserError(f"data.tokenizer.corpus: '{name}' is {cls.modality} data, not text")
+    try:
+        return cls(cls.Options.model_validate({key: value for key, value in given.items() if key != "name"}))
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        raise UserError(f"data.tokenizer.corpus: {'.'.join(map(str, wrong['loc']))}: {wrong['msg']}") from None
 
 
 @lru_cache(maxsize=8)
 def _trained(name: str, options: str, vocab: int, lowercase: bool) -> Tokenizer:
     cls: Any = sources[name]
     source: TextSource = cls(cls.Options.model_validate_json(options))
-    key = [name, options, vocab, lowercase, source.content()]
+    key = [TRAINER_VERSION, name, options, vocab, lowercase, source.content()]
     folder = cache_root() / "tokenizers" / _digest(key)
-    if (folder / "tokenizer.json").exists():
+    with locked(folder):
+        if not (folder / "tokenizer.json").exists():
+            try:
+                train_wordpiece(source.texts, vocab, lowercase).save(folder)
+            except UserError as error:
+                raise UserError(f"{source.title}: {error}") from None
         return load_tokenizer(TokenizerOptions(file=folder / "tokenizer.json"))
-    made = train_wordpiece(source.texts(), vocab, lowercase)
-    made.save(folder)
-    return made
+
+
+TRAINER_VERSION = 2
+"""Raised when the same texts make another tokenizer."""
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """One process at a time works in `folder`; the others wait."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _digest(value: Any) -> str:
@@ -126,14 +168,20 @@ class Corpus(TextSource):
     def load(self, split: Split) -> Documents:
         tokenizer = self.spec.tokenizer
         folder = cache_root() / "tokens" / _digest([self.name, self.content(), tokenizer.digest])
-        tokens, sentences, documents = token_file(folder, self.documents, tokenizer)
+        tokens, sentences, documents = token_file(folder, self._watched, tokenizer)
         if len(documents) < 2:
             raise UserError(f"{self.title}: holds no text")
-        return Documents(tokens, sentences, documents, self.spec)
+        return Documents(tokens, sentences, documents, self.spec, folder=folder)
 
-    @property
-    def title(self) -> str:
-        return self.name
+    def _watched(self) -> Iterator[list[str]]:
+        """The documents, told to whoever watches their progress; how many there will be is known at the end."""
+        number = 0
+        for number, document in enumerate(self.documents(), start=1):
+            yield document
+            if self.progress and number % 100 == 0:
+                self.progress(self.title, number, 0)
+        if self.progress:
+            self.progress(self.title, number, number)
 
 
 def token_file(
@@ -141,12 +189,10 @@ def token_file(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Tokens (S,), starts of sentences and of documents, mapped from files in `folder`, which are made once.
 
-    Made in pieces: memory holds `TEXTS_AT_ONCE` documents, and a second call goes on where a killed one stopped.
+    Made in pieces: memory holds one of them, and a second call goes on where a killed one stopped.
     """
     if not (folder / "complete").exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        with open(folder / "lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with locked(folder):
             if not (folder / "complete").exists():
                 _write_tokens(folder, documents, tokenizer)
     first = torch.zeros(1, dtype=torch.int64)
@@ -190,12 +236,14 @@ def _write_tokens(folder: Path, documents: Callable[[], Iterable[list[str]]], to
 
 def _pieces(documents: Iterable[list[str]], skip: int) -> Iterator[list[list[str]]]:
     piece: list[list[str]] = []
+    size = 0
     for number, document in enumerate(documents):
         if number >= skip:
             piece.append(document)
-        if len(piece) == TEXTS_AT_ONCE:
+            size += sum(map(len, document))
+        if size >= PIECE:
             yield piece
-            piece = []
+            piece, size = [], 0
     if piece:
         yield piece
 
@@ -293,7 +341,11 @@ class FileStore(TableStore):
         import datasets
 
         file = self._files[split]
-        more = {"sep": "\t"} if file.suffix == ".tsv" else {}
+        more: dict[str, Any] = {}
+        if file.suffix in (".csv", ".tsv"):  # an empty cell is nothing; "None", "NA" and "null" are words
+            more = {"keep_default_na": False, "na_values": [""]}
+        if file.suffix == ".tsv":  # without quotes, as GLUE's: a lone one would swallow the lines up to the next
+            more |= {"sep": "\t", "quoting": csv.QUOTE_NONE}
         try:
             with no_bars():
                 return datasets.load_dataset(
@@ -320,7 +372,7 @@ class FileStore(TableStore):
             for suffix in self.FORMATS
             if (file := self.path / f"{name}{suffix}").is_file()
         }
-        if not found:
+        if "train" not in found:
             raise UserError(f"{self.path}: should be a file, or a folder with train{{{','.join(self.FORMATS)}}}")
         if "test" not in found and "val" in found:
             found["test"] = found.pop("val")
@@ -344,7 +396,9 @@ class TableCorpus(Corpus):
         column = self.card.columns[0]
         if column not in table.column_names:
             raise UserError(f"{self.title}: no column '{column}'; there is {', '.join(table.column_names)}")
-        rows = (text for batch in table.iter(batch_size=TEXTS_AT_ONCE) for text in batch[column])
+        rows = (
+            _cell(text, self.title, column) for batch in table.iter(batch_size=ROWS_AT_ONCE) for text in batch[column]
+        )
         return _documents(rows, joined=self.name == "bookcorpus")
 
     @classmethod
@@ -424,7 +478,8 @@ class TextFiles(Corpus):
                     raise UserError(
                         f"{file}: no column '{self.options.column}'; there is {', '.join(table.column_names)}"
                     )
-                yield from _documents(iter(table[self.options.column]), joined=False)
+                rows = (_cell(each, str(file), self.options.column) for each in table[self.options.column])
+                yield from _documents(rows, joined=False)
             else:
                 yield from _text_file(file)
 
@@ -438,7 +493,7 @@ def _text_file(file: Path) -> Iterator[list[str]]:
                     raise UserError(f"{file}:{number}: is no text but binary: take it out of the folder")
                 if line.strip():
                     document.append(line.strip())
-                elif document:
+                if document and (not line.strip() or len(document) == LONGEST):
                     yield document
                     document = []
     except UnicodeDecodeError as error:
@@ -505,13 +560,29 @@ class TableSentences(SentenceSource):
         for column in (*texts, label):
             if column not in table.column_names:
                 raise UserError(f"{self.store.name}: no column '{column}'; there is {', '.join(table.column_names)}")
+        if len(table) == 0:
+            raise UserError(f"{self.store.name}: split '{split}' has no rows")
         if regression:
-            labels = torch.tensor(list(table[label]), dtype=torch.float32)
+            labels = torch.tensor(self._numbers(table[label], label, split), dtype=torch.float32)
             classes: tuple[str, ...] = ()
         else:
             labels, classes = self.store.labels(table, label, split)
-        first, *rest = ([text or "" for text in table[column]] for column in texts)
+        first, *rest = ([_cell(each, self.store.name, column) for each in table[column]] for column in texts)
         return SentenceRows(first, rest[0] if rest else None, labels, classes)
+
+    def _numbers(self, values: Iterable[Any], label: str, split: Split) -> list[float]:
+        found = list(values)
+        for at, value in enumerate(found):
+            if not isinstance(value, int | float) or not math.isfinite(value):
+                raise UserError(f"{self.store.name}: split '{split}', row {at}: its {label} is no number: {value!r}")
+        return found
+
+
+def _cell(value: Any, name: str, column: str) -> str:
+    """A cell's text; numbers are texts too, and nothing is an empty one."""
+    if value is not None and not isinstance(value, str | int | float):
+        raise UserError(f"{name}: column '{column}' holds {type(value).__name__}s, not text")
+    return "" if value is None else str(value)
 
 
 class PublishedSentences(TableSentences):
@@ -691,11 +762,15 @@ class SpanSource(TextSource):
     def load(self, split: Split) -> Sequences:
         rows, dropped = _answerable(self.questions(split), training=split == "train")
         if not rows:
-            raise UserError(f"{self.name}: split '{split}' has no question whose answer is in its passage")
+            raise UserError(f"{self.title}: split '{split}' has no question whose answer is in its passage")
         if dropped:
-            warnings.warn(
-                f"{self.name} {split}: {len(dropped)} questions left out, their answer is not in the passage: {', '.join(dropped[:3])}",
-                stacklevel=2,
+            more = ", ..." if len(dropped) > 3 else ""
+            log.warning(
+                "%s %s: left out %d questions whose answer is not in the passage: %s",
+                self.title,
+                split,
+                len(dropped),
+                ", ".join(dropped[:3]) + more,
             )
         return windows(rows, self.spec, self.options.question_length, self.options.stride)
 
@@ -743,8 +818,8 @@ def windows(rows: list[SpanRow], spec: TextSpec, question_length: int, stride: i
             labels.append((answer[0] - start + begins, answer[1] - start + begins) if inside and answer else (0, 0))
             owner.append(at)
             passage.append(begins)
-            where = torch.full((spec.length, 2), -1)
-            where[begins : begins + end - start] = torch.tensor(places[start:end]).reshape(-1, 2)
+            where = torch.full((spec.length, 2), -1, dtype=torch.int32)
+            where[begins : begins + end - start] = torch.tensor(places[start:end], dtype=torch.int32).reshape(-1, 2)
             characters.append(where)
             most = torch.zeros(spec.length, dtype=torch.bool)
             most[begins : begins + end - start] = (
@@ -803,25 +878,46 @@ class TableSpans(SpanSource):
     @abstractmethod
     def store(self) -> TableStore: ...
 
-    @property
-    def splits(self) -> tuple[Split, ...]:
-        return self.store.splits
+    splits: tuple[Split, ...] = ("train", "val", "test")
 
     def content(self) -> Any:
         return self.store.identity("train")
 
+    @property
+    def title(self) -> str:
+        return self.store.name
+
     def questions(self, split: Split) -> list[SpanRow]:
+        """A split that the set lacks is carved from train by passages: what a window shows of one is not told twice."""
+        if split != "train" and split in self.store.splits:
+            return self._read(split)
+        rows = self._read("train")
+        for held_out, share in (("test", TEST_FRACTION), ("val", VAL_FRACTION)):
+            if held_out in self.store.splits:
+                continue
+            passages = list(dict.fromkeys(row.context for row in rows))
+            held = {passages[at] for at in carve(len(passages), share)[1].tolist()}
+            if split == held_out:
+                return [row for row in rows if row.context in held]
+            rows = [row for row in rows if row.context not in held]
+        return rows
+
+    def _read(self, split: Split) -> list[SpanRow]:
         table = self.store.table(split)
-        missing = {"question", "context", "answers"} - set(table.column_names)
+        missing = sorted({"question", "context", "answers"} - set(table.column_names))
         if missing:
-            raise UserError(f"{self.store.name}: no column '{min(missing)}'; there is {', '.join(table.column_names)}")
-        return [
-            SpanRow(
-                str(row.get("id", at)), row["question"].strip(), row["context"],
-                tuple(zip(row["answers"]["text"], row["answers"]["answer_start"], strict=True)),
-            )
-            for at, row in enumerate(table)
-        ]  # fmt: skip
+            raise UserError(f"{self.title}: no column '{missing[0]}'; there is {', '.join(table.column_names)}")
+        return [self._row(split, at, row) for at, row in enumerate(table)]
+
+    def _row(self, split: Split, at: int, row: Mapping[str, Any]) -> SpanRow:
+        try:
+            answers = tuple(zip(row["answers"]["text"], map(int, row["answers"]["answer_start"]), strict=True))
+            return SpanRow(str(row.get("id", at)), row["question"].strip(), row["context"] + "", answers)
+        except (AttributeError, KeyError, TypeError, ValueError):
+            raise UserError(
+                f"{self.title}: split '{split}', row {at}: question and context should be text, answers "
+                "{text: [...], answer_start: [...]}, as many of one as of the other"
+            ) from None
 
 
 SPANS = {
@@ -887,7 +983,12 @@ class TagSource(TextSource):
 
     @cached_property
     def tags(self) -> tuple[str, ...]:
-        return tuple(sorted({tag for tags in self.words("train")[1] for tag in tags}))
+        """Those of train; and of each kind of entity in it the tag that begins it and the one that goes on, which another
+        split may have though train does not (in CoNLL-2000 I-LST)."""
+        found = {tag for tags in self.words("train")[1] for tag in tags}
+        if any(tag.startswith("I-") for tag in found):
+            found |= {f"{mark}-{tag.partition('-')[2]}" for tag in found if "-" in tag for mark in "BI"}
+        return tuple(sorted(found))
 
     def load(self, split: Split) -> Sequences:
         words, tags = self.words(split)
@@ -896,6 +997,13 @@ class TagSource(TextSource):
         if unknown:
             raise UserError(f"{self.name}: split '{split}' has the tag '{min(unknown)}', which train lacks")
         encoded = self.spec.tokenizer.encode_words(words)
+        lost = [set(range(len(each))).difference(owners) for each, (_, owners) in zip(words, encoded, strict=True)]
+        if any(lost):  # nothing is left of a word of control characters, and each must have a piece that speaks for it
+            words = [
+                ["-" if at in gone else word for at, word in enumerate(each)]
+                for each, gone in zip(words, lost, strict=True)
+            ]
+            encoded = self.spec.tokenizer.encode_words(words)
         tokens, offsets = flat([ids for ids, _ in encoded])
         labels = [
             number[each[word]]
@@ -933,6 +1041,9 @@ class TableTags(TagSource):
         for column in self.columns:
             if column not in table.column_names:
                 raise UserError(f"{self.store.name}: no column '{column}'; there is {', '.join(table.column_names)}")
+        for column in self.columns:
+            if not isinstance(next(iter(table[column]), []), list):
+                raise UserError(f"{self.store.name}: column '{column}' should hold lists, one entry a word")
         feature = getattr(table.features[tags], "feature", None)
         names = getattr(feature, "names", None)
         found = [[names[tag] if names else str(tag) for tag in each] for each in table[tags]]

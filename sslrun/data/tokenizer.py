@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -129,16 +129,29 @@ def wordpiece(lowercase: bool, vocab: dict[str, int] | None = None) -> Core:
     return core
 
 
-def train_wordpiece(texts: Iterable[str], vocab: int, lowercase: bool) -> Tokenizer:
-    """A WordPiece vocabulary of `vocab` entries at most, from the texts. UserError: they hold no words."""
+def train_wordpiece(texts: Callable[[], Iterable[str]], vocab: int, lowercase: bool) -> Tokenizer:
+    """A WordPiece vocabulary of `vocab` entries at most, from the texts, which are gone through twice; the same texts
+    make the same vocabulary. UserError: they hold no words.
+
+    The library numbers the pieces of one letter in the order of a hash table, another in every process, and equally
+    frequent pairs are joined in the order of their numbers. So a first training without any joining finds those pieces,
+    and a second one is given them in order.
+    """
     core = wordpiece(lowercase)
-    core.train_from_iterator(
-        texts, trainers.WordPieceTrainer(vocab_size=vocab, special_tokens=list(SPECIALS), show_progress=False)
-    )
-    made = Tokenizer(core)
-    if made.vocab <= len(SPECIALS):
+    letters = sorted(each for each in _trained(core, texts(), 1, []) if each.startswith("##"))
+    entries = _trained(core, texts(), vocab, letters)
+    if len(entries) <= len(SPECIALS):
         raise UserError("the corpus holds no words to train a tokenizer on")
-    return made
+    made = wordpiece(lowercase, entries)
+    made.add_special_tokens(list(SPECIALS))
+    return Tokenizer(made)
+
+
+def _trained(core: Core, texts: Iterable[str], vocab: int, first: list[str]) -> dict[str, int]:
+    """Entries and their ids: special ones, those given, then the rest."""
+    trainer = trainers.WordPieceTrainer(vocab_size=vocab, special_tokens=[*SPECIALS, *first], show_progress=False)
+    core.train_from_iterator(texts, trainer)
+    return core.get_vocab()
 
 
 def load_tokenizer(options: TokenizerOptions) -> Tokenizer:

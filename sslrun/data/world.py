@@ -186,8 +186,8 @@ def _entailment(world: World, draw: random.Random) -> tuple[str, str, int]:
         )
     elif label == 1:
         hypotheses = (
-            told(event._replace(where=_other(PLACES, event.where, draw), verb=draw.choice(VERBS)), draw, 0.0)
-            .replace(event.thing, _other(THINGS, event.thing, draw)),
+            told(event._replace(thing="?", where=_other(PLACES, event.where, draw), verb=draw.choice(VERBS)), draw, 0.0)
+            .replace("?", _other(THINGS, event.thing, draw)),  # of the thing alone: a person may be called the same
             f"there was a {_other(tuple(KINDS), KIND_OF[event.thing], draw)} {_at(event.where)} .",
             f"{draw.choice([each for each in PEOPLE if each not in event])} was {draw.choice(GLAD + SORRY)} .",
         )  # fmt: skip

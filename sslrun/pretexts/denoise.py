@@ -25,9 +25,11 @@ class Corrupted(NamedTuple):
     tokens: Tokens
     """What the encoder reads: each span is one [MASK]."""
     given: Tensor
-    """(B, S) what the decoder reads: [CLS], then the targets but for the last."""
+    """(B, S) what the decoder reads: the target before, and [CLS] where a document begins."""
     targets: Tensor
     """(B, S) what it must name: of each span [MASK] and its tokens, then [SEP]."""
+    documents: Tensor
+    """(B, S) the document that each target is of; 0: padding."""
 
 
 @pretexts.register("denoise")
@@ -82,27 +84,33 @@ class Denoise(LanguagePretext):
             _moved(tokens.documents, target, 0),
         )
         length = max(4, int(ids.shape[1] * self.options.rate * (1 + 1 / self.options.span)) + 3)
+        length = min(length, ids.shape[1])  # each span has a token before it that is kept
         at = torch.where(cut, cut.cumsum(dim=1) + starts.cumsum(dim=1) - 1, length)
-        told = _moved(ids, at.clamp_max(length), IGNORED, length)
-        marks = torch.where(starts, at - 1, length).clamp_max(length)
+        marks = torch.where(starts, at - 1, length)
+        told = _moved(ids, at, IGNORED, length)
         told = torch.where(_moved(starts.long(), marks, 0, length) > 0, tokenizer.mask, told)
-        end = (cut.sum(dim=1) + starts.sum(dim=1)).clamp_max(length - 1)
-        told = told.scatter(1, end[:, None], tokenizer.sep)
+        of = _moved(tokens.documents, at, 0, length).maximum(_moved(tokens.documents, marks, 0, length))
+        end = (cut.sum(dim=1) + starts.sum(dim=1))[:, None]
+        told = told.scatter(1, end, tokenizer.sep)
+        of = of.scatter(1, end, of.gather(1, (end - 1).clamp_min(0)).clamp_min(1))
+        begins = of != F.pad(of, (1, 0))[:, :-1]
         given = torch.where(told == IGNORED, tokenizer.pad, told).roll(1, dims=1)
-        given[:, 0] = tokenizer.cls
-        return Corrupted(short, given, told)
+        return Corrupted(short, torch.where(begins, tokenizer.cls, given), told, of)
 
     def forward(self, views: Corrupted) -> Output:
         features = self.backbone(views.tokens)
         x = self.table(views.given) + self.position_embed(torch.arange(views.given.shape[1], device=views.given.device))
-        mask = None if features.mask is None else features.mask[:, None, None, :]
+        of = views.documents[:, None, :, None]
+        mask = of == views.documents[:, None, None, :]
+        memory_mask = (of == views.tokens.documents[:, None, None, :]) | (of == 0)  # what pads must see something
         for block in self.blocks:
-            x = block(x, causal=True, memory=features.tokens, memory_mask=mask)
+            x = block(x, mask=mask, causal=True, memory=features.tokens, memory_mask=memory_mask)
         loss, accuracy = token_loss(self.head(x, self.table.weight), views.targets)
         return Output(loss, {"accuracy": accuracy})
 
     def _spans(self, inner: Tensor, generator: torch.Generator) -> Tensor:
-        """(B, T) which tokens are cut out: T5's alternation of random segments kept and cut, of as many as fit."""
+        """(B, T) which tokens are cut out: T5's alternation of random segments kept and cut, of as many as fit. A segment
+        that a separator divides is cut as far as that."""
         count = inner.sum(dim=1)
         cut = (count * self.options.rate).round().clamp_min(1)
         spans = (cut / self.options.span).round().clamp_min(1)
@@ -111,8 +119,10 @@ class Denoise(LanguagePretext):
         lengths = [_divided(total.long(), spans.long(), most, generator) for total in (count - cut, cut)]
         ends = torch.stack(lengths, dim=2).flatten(1).cumsum(dim=1)
         rank = inner.cumsum(dim=1) - 1
-        segment = torch.searchsorted(ends, rank.clamp_min(0), right=True)
-        return inner & (segment % 2 == 1) & (rank >= 0)
+        segment = torch.searchsorted(ends, rank.clamp_min(0), right=True).clamp_max(2 * most - 1)
+        passed = (~inner).cumsum(dim=1)
+        at_start = torch.full_like(ends, most).scatter_reduce(1, segment, torch.where(inner, passed, most), "amin")
+        return inner & (segment % 2 == 1) & (passed == at_start.gather(1, segment))
 
 
 def _divided(total: Tensor, parts: Tensor, most: int, generator: torch.Generator) -> Tensor:

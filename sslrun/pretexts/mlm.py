@@ -10,8 +10,9 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from sslrun.backbones.text import TextBackbone, at
-from sslrun.data.examples import Batch
-from sslrun.data.sequences import IGNORED, Tokens
+from sslrun.data.examples import Batch, Examples
+from sslrun.data.sequences import IGNORED, Documents, Tokens
+from sslrun.errors import UserError
 from sslrun.learner import Output
 from sslrun.pretexts.base import pretexts
 from sslrun.pretexts.language import LanguageOptions, LanguagePretext, TokenHead, token_loss
@@ -70,11 +71,24 @@ class Mlm(LanguagePretext):
 
     def __init__(self, options: Options, backbone: TextBackbone) -> None:
         super().__init__(options, backbone)
+        if backbone.causal:
+            raise UserError(
+                f"pretext 'mlm' names tokens from both sides, and '{backbone.name}' sees one alone: "
+                "take pretext 'ltr', or a backbone that is not causal"
+            )
         self.tokenizer = backbone.spec.tokenizer
         self.register_buffer("continues", self.tokenizer.continues, persistent=False)
         table = _embedding(backbone)
         self.head = TokenHead(backbone.width, backbone.spec.vocab, None if table is None else table.shape[1])
         self.nsp = nn.Linear(backbone.width, 2) if options.nsp else None
+
+    def arrange(self, examples: Examples, seed: int) -> Examples:
+        if self.options.nsp and not isinstance(examples, Documents):
+            raise UserError(
+                "next-sentence prediction needs documents of sentences, and the data has labelled texts: name a corpus, "
+                "or set pretext.nsp to false"
+            )
+        return super().arrange(examples, seed)
 
     def views(self, batch: Batch, generator: torch.Generator) -> Masked:
         return self._masked(batch, generator, self.options.rate)
@@ -107,12 +121,12 @@ class Mlm(LanguagePretext):
         noise = _static(ids) if self.options.masking == "static" else _drawn(ids, generator)
         allowed = tokens.real & (ids != tokenizer.cls) & (ids != tokenizer.sep) & (ids != tokenizer.pad)
         wanted = (tokens.real.sum(dim=1) * rate).round().clamp_min(1)
-        order = self._by_word(noise[0], ids) if self.options.whole_words else noise[0]
         most = max(1, round(ids.shape[1] * rate))
+        order = noise[0]
+        if self.options.whole_words:
+            order, allowed = self._whole_words(order, ids, allowed, wanted, most)
         ranked, places = order.masked_fill(~allowed, 2.0).topk(most, dim=1, largest=False)
         chosen = (torch.arange(most, device=ids.device) < wanted[:, None]) & (ranked < 1.5)
-        if self.options.whole_words:
-            chosen &= self._whole(places, order, allowed, wanted)
         targets = torch.where(chosen, ids.gather(1, places), IGNORED)
         fate, other = noise[1].gather(1, places), noise[2].gather(1, places)
         new = torch.where(fate < self.options.mask, tokenizer.mask, ids.gather(1, places))
@@ -121,19 +135,24 @@ class Mlm(LanguagePretext):
         new = torch.where(chosen, new, ids.gather(1, places))
         return Masked(tokens._replace(ids=ids.scatter(1, places, new)), places, targets, batch.labels)
 
-    def _by_word(self, noise: Tensor, ids: Tensor) -> Tensor:
-        """The noise of each word's first piece, for all of its pieces."""
+    def _whole_words(
+        self, noise: Tensor, ids: Tensor, allowed: Tensor, wanted: Tensor, most: int
+    ) -> tuple[Tensor, Tensor]:
+        """(B, T) an order in which the pieces of a word follow one another, and which pieces may be chosen: word after
+        word at random, but for those with more pieces than are still wanted (as BERT's own code)."""
         first = ~self.continues[ids]
         first[:, 0] = True
         places = torch.arange(ids.shape[1], device=ids.device)
-        return noise.gather(1, torch.where(first, places, 0).cummax(dim=1).values)
-
-    def _whole(self, places: Tensor, order: Tensor, allowed: Tensor, wanted: Tensor) -> Tensor:
-        """(B, K) whether all pieces of the chosen token's word fit in what is wanted. (BERT's code goes on with shorter
-        words after one that does not fit; here the choice ends with it.)"""
-        values = order.gather(1, places)
-        upto = ((order[:, None, :] <= values[:, :, None]) & allowed[:, None, :]).sum(dim=2)
-        return upto <= wanted[:, None]
+        word = torch.where(first, places, 0).cummax(dim=1).values
+        order = noise.gather(1, word)
+        pieces = torch.zeros_like(ids).scatter_add(1, word, allowed.long()).gather(1, word)
+        chosen, left = torch.zeros_like(allowed), wanted
+        for _ in range(most):
+            fits = allowed & ~chosen & (pieces <= left[:, None])
+            lowest = order.masked_fill(~fits, 2.0).argmin(dim=1, keepdim=True)
+            taken = fits & (word == word.gather(1, lowest)) & fits.gather(1, lowest)
+            chosen, left = chosen | taken, left - taken.sum(dim=1)
+        return order, chosen
 
 
 def _embedding(backbone: TextBackbone) -> Tensor | None:

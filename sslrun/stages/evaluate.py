@@ -358,6 +358,8 @@ class Work:
         """The backbone of the cell's origin, on the device."""
         named, weights = self.cell.recipe.backbone, self.cell.origin.weights
         options = named.options if drop_path is None else named.options.model_copy(update={"drop_path": drop_path})
+        if self.cell.protocol == "scratch" and "pretrained" in type(options).model_fields:
+            options = options.model_copy(update={"pretrained": False})
         torch.manual_seed(self.cell.start if self.cell.protocol == "scratch" else self.cell.seed)
         backbone = build_backbone(named.name, options, self.splits.spec)
         if weights is None:

@@ -71,12 +71,14 @@ class Pretraining:
 
     def _body(self, context: Context) -> dict[str, Any]:
         recipe, run = self.recipe, self.made
-        splits = load_splits(recipe.data.name, recipe.data.options)
+        with context.reporter.reading() as progress:
+            splits = load_splits(recipe.data.name, recipe.data.options, progress=progress)
+            raw, _ = splits.pretrain, splits.val  # read while the bars are there
         torch.manual_seed(self.seed)
         backbone = build_backbone(recipe.backbone.name, recipe.backbone.options, splits.spec)
-        backbone.fit_inputs(splits.pretrain)
+        backbone.fit_inputs(raw)
         pretext = pretexts[self.pretext.name](self.pretext.options, backbone)
-        examples = context.compute.place(pretext.arrange(splits.pretrain, self.seed))
+        examples = context.compute.place(pretext.arrange(raw, self.seed))
         training = Training(pretext, self.schedule, context.compute)
         watcher = Watcher(splits, pretext, recipe.watch, context.compute, self.seed)
         splits.spec.save(run.path)

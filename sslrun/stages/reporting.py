@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Column
 from rich.text import Text
 
@@ -57,6 +57,41 @@ class Reporter:
         self.console.print(escape(message))
 
     @contextmanager
+    def reading(self) -> Iterator[Callable[[str, int, int], None]]:
+        """Bars of the data sets that are read meanwhile because no cache has them; call what it yields with the name of
+        one, how much of it is done, and how much there is (0: not known yet)."""
+        spoken = time.monotonic()
+        bars: dict[str, TaskID] = {}
+
+        def update(name: str, done: int, total: int) -> None:
+            nonlocal spoken
+            if name not in bars:
+                bars[name] = self.progress.add_task(escape(name), total=None, note="read")
+            self.progress.update(bars[name], completed=done, total=total or None)
+            if not self.console.is_terminal and time.monotonic() - spoken > PLAIN_SECONDS:
+                spoken = time.monotonic()
+                self.say(f"{name}: {done:,}{f' of {total:,}' if total else ''} read")
+
+        with self._drawn():
+            try:
+                yield update
+            finally:
+                for bar in bars.values():
+                    self.progress.remove_task(bar)
+
+    @contextmanager
+    def _drawn(self) -> Iterator[None]:
+        """The bars on the terminal, unless they are there already."""
+        outer = self.progress.live.is_started
+        if not outer:
+            self.progress.start()
+        try:
+            yield
+        finally:
+            if not outer:
+                self.progress.stop()
+
+    @contextmanager
     def plan(self, name: str, total: int) -> Iterator[Callable[[], None]]:
         """A bar over `total` runs; call what it yields after each."""
         with self.progress:
@@ -79,13 +114,9 @@ class Reporter:
                 spoken = time.monotonic()
                 self.say(f"{name}: step {step}/{total} · {note}")
 
-        outer = self.progress.live.is_started
-        if not outer:
-            self.progress.start()
-        bar = self.progress.add_task(escape(name), total=total, completed=done, note="")
-        try:
-            yield update
-        finally:
-            self.progress.remove_task(bar)
-            if not outer:
-                self.progress.stop()
+        with self._drawn():
+            bar = self.progress.add_task(escape(name), total=total, completed=done, note="")
+            try:
+                yield update
+            finally:
+                self.progress.remove_task(bar)

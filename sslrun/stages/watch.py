@@ -60,16 +60,21 @@ class Watcher:
             scores = weighted_knn(bank, known, queries, votes.k, votes.temperature, self.classes)
             record["knn"] = accuracy(scores, truth)
         record |= self._held_out(learner)
-        stuck = None
-        if self.floor is not None and "held_out_loss" in record:
-            record["floor"] = self.floor
-            if progress >= PATIENCE and record["held_out_loss"] > AT_FLOOR * self.floor:
-                stuck = (
-                    f"the held-out loss, {record['held_out_loss']:.2f}, is at the entropy of single tokens, "
-                    f"{self.floor:.2f}: nothing is learned from context yet. Give more steps, a longer warmup or a lower "
-                    "lr, or a larger batch; and look for repeated lines in the corpus"
-                )
-        return Look(record, collapse(queries) or stuck)
+        if self.floor is None or "held_out_loss" not in record:
+            return Look(record, collapse(queries))
+        # Where there is a floor it tells more: what names tokens need not tell whole sequences apart.
+        record["floor"] = self.floor
+        return Look(record, self._stuck(record["held_out_loss"], self.floor) if progress >= PATIENCE else None)
+
+    @staticmethod
+    def _stuck(loss: float, floor: float) -> str | None:
+        if loss <= AT_FLOOR * floor:
+            return None
+        return (
+            f"the held-out loss, {loss:.2f}, is at the entropy of single tokens, {floor:.2f}: nothing is learned from "
+            "context yet. Give more steps, a longer warmup or a lower lr, or a larger batch; and look for repeated lines "
+            "in the corpus"
+        )
 
     @torch.inference_mode()
     def _held_out(self, learner: Any) -> dict[str, float]:

@@ -53,7 +53,7 @@ def squad_scores(answers: dict[int, str], rows: Sequence[SpanRow]) -> dict[str, 
     """Exact match and F1 over the questions answered, in percent; the best of each question's right answers counts."""
     exact = f1 = 0.0
     for question, answer in answers.items():
-        right = [text for text, _ in rows[question].answers] or [""]
+        right = [text for text, _ in rows[question].answers if normalised(text)] or [""]
         exact += max(float(normalised(answer) == normalised(each)) for each in right)
         f1 += max(overlap(answer, each) for each in right)
     return {"f1": 100 * f1 / len(answers), "exact_match": 100 * exact / len(answers)}

@@ -258,7 +258,8 @@ def _wrapped(training: Training, total: int) -> nn.Module:
     """The learner as its forward is called: on many devices, compiled."""
     model: nn.Module = training.learner
     if distributed.world_size() > 1:
-        model = nn.parallel.DistributedDataParallel(model)
+        # Static: some parameters may never be used, such as BERT's pooler without next-sentence prediction.
+        model = nn.parallel.DistributedDataParallel(model, static_graph=True)
     if training.compute.compiles(training.schedule.compile, total):
         model = torch.compile(model)  # type: ignore[assignment]
     return model

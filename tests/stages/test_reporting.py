@@ -44,3 +44,20 @@ def test_where_there_is_no_terminal_a_line_is_said_now_and_then(monkeypatch):
 def test_a_process_that_is_not_the_first_says_nothing(capsys):
     Reporter(quiet=True).say("a word")
     assert capsys.readouterr().err == ""
+
+
+def test_the_reading_of_a_data_set_is_shown(monkeypatch):
+    monkeypatch.setattr(reporting, "PLAIN_SECONDS", 0.0)
+    plain = Console(file=io.StringIO(), width=300)
+    with Reporter(plain).reading() as progress:
+        progress("books.txt", 1200, 0)
+        progress("cats", 5, 10)
+    assert plain.file.getvalue() == "books.txt: 1,200 read\ncats: 5 of 10 read\n"
+    reporter = Reporter(Console(file=io.StringIO(), force_terminal=True, width=100))
+    with reporter.reading() as progress:
+        progress("books.txt", 1200, 0)
+        paper = Console(file=io.StringIO(), width=100)
+        paper.print(reporter.progress.get_renderable())
+        assert "1200/?" in paper.file.getvalue()
+    assert not reporter.progress.tasks
+    assert not reporter.progress.live.is_started

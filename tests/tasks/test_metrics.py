@@ -2,8 +2,16 @@
 
 import pytest
 import torch
-from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score, top_k_accuracy_score
+from scipy.stats import pearsonr, spearmanr
+from sklearn.metrics import (
+    accuracy_score,
+    balanced_accuracy_score,
+    f1_score,
+    matthews_corrcoef,
+    top_k_accuracy_score,
+)
 
+from sslrun.tasks import metrics
 from sslrun.tasks.metrics import accuracy, macro_f1, mean_class_accuracy, top_k_accuracy
 
 
@@ -34,3 +42,41 @@ def test_classes_without_examples_leave_the_class_means_alone(predictions: tuple
     guess = scores.argmax(1)
     assert mean_class_accuracy(scores, labels) == pytest.approx(100 * balanced_accuracy_score(labels, guess))
     assert macro_f1(scores, labels) == pytest.approx(100 * f1_score(labels, guess, average="macro"))
+
+
+def test_matthews_and_f1_equal_scikit_learns(predictions: tuple[torch.Tensor, torch.Tensor]) -> None:
+    scores, labels = predictions
+    assert metrics.matthews(scores, labels) == pytest.approx(100 * matthews_corrcoef(labels, scores.argmax(1)))
+    two, guess = labels % 2, scores[:, :2].argmax(1)
+    assert metrics.matthews(scores[:, :2], two) == pytest.approx(100 * matthews_corrcoef(two, guess))
+    assert metrics.f1(scores[:, :2], two) == pytest.approx(100 * f1_score(two, guess))
+    one = torch.tensor([[1.0, 0.0]]).repeat(len(labels), 1)
+    assert metrics.matthews(one, two) == metrics.f1(one, two) == 0
+    assert metrics.f1(one, torch.zeros_like(two)) == 0
+
+
+def test_correlations_equal_scipys() -> None:
+    generator = torch.Generator().manual_seed(0)
+    truth = torch.randint(0, 26, (400,), generator=generator) / 5  # many ties, as STS-B has
+    guess = (truth + torch.randn(400, generator=generator)).round(decimals=1)
+    assert metrics.pearson(guess, truth) == pytest.approx(100 * pearsonr(guess, truth).statistic)
+    assert metrics.spearman(guess, truth) == pytest.approx(100 * spearmanr(guess, truth).statistic)
+    assert metrics.spearman(guess.exp(), truth) == pytest.approx(metrics.spearman(guess, truth), abs=1e-3)
+    assert metrics.pearson(torch.ones(400), truth) == metrics.spearman(torch.ones(400), truth) == 0
+
+
+def test_entities_count_by_span_and_type() -> None:
+    truth = [["B-PER", "I-PER", "O", "B-LOC"], ["O", "B-ORG", "B-ORG", "I-ORG"]]
+    assert metrics.entities(truth, truth) == {"f1": 100, "precision": 100, "recall": 100, "accuracy": 100}
+    guess = [["B-PER", "I-PER", "O", "B-PER"], ["O", "B-ORG", "I-ORG", "I-ORG"]]
+    # Right: PER 0-2. Told besides: PER 3-4, ORG 1-4. Meant besides: LOC 3-4, ORG 1-2, ORG 2-4.
+    found = metrics.entities(guess, truth)
+    assert (found["precision"], found["recall"]) == (pytest.approx(100 / 3), 25)
+    assert found["f1"] == pytest.approx(200 / 7)
+    assert found["accuracy"] == 75
+    # An I after O or after another type begins an entity, as conlleval has it; an O-only guess is nothing.
+    begun = [["I-PER", "I-PER", "O", "I-LOC"], ["O", "B-ORG", "B-ORG", "I-ORG"]]
+    assert metrics.entities(begun, truth)["f1"] == 100
+    assert metrics.entities([["I-PER", "I-LOC"]], [["B-PER", "B-LOC"]])["f1"] == 100
+    assert metrics.entities([["O"] * 4] * 2, truth)["f1"] == 0
+    assert metrics.entities([["O"]], [["O"]])["f1"] == 0

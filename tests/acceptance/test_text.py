@@ -1,0 +1,311 @@
+"""Text, through the command line: what a user gets wrong is told in a line, and nothing that was done is lost."""
+
+import json
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from sslrun import cli
+from sslrun.data import text
+
+RECIPE = """\
+name: tiny
+backbone: {name: bert-tiny, depth: 1, width: 32, positions: 128}
+pretext: {name: mlm, nsp: true}
+data: {name: world, documents: 60, length: 48, tokenizer: {vocab: 200}}
+pretrain: {steps: 4, batch: 8, lr: 0.001, precision: fp32}
+watch: {every: 1, examples: 64}
+probe: {solver: sgd, sgd: {epochs: 1, batch: 16, lr: 0.01}}
+finetune: {epochs: 1, batch: 16, lr: 0.001}
+evaluate:
+  task: {data: {name: world-sentiment, train: 32, held_out: 8}, protocols: [finetune]}
+"""
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SSLRUN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("SSLRUN_DATA", raising=False)
+    text._trained.cache_clear()
+    (tmp_path / "tiny.yaml").write_text(RECIPE)
+    handlers = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
+    yield tmp_path
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    text._trained.cache_clear()
+
+
+@pytest.fixture
+def run(folder, monkeypatch, capsys):
+    """Calls a command in this process; returns what it said on stdout, or on stderr where it failed."""
+
+    def called(command, *changes, code=0):
+        capsys.readouterr()
+        monkeypatch.setattr(sys, "argv", ["sslrun", command, "tiny.yaml", "--device", "cpu", *map(str, changes)])
+        with pytest.raises(SystemExit) as exit:
+            cli.main()
+        told = capsys.readouterr()
+        assert exit.value.code == code, told.err
+        if code:
+            assert len(told.err.splitlines()) == 1, told.err
+        return told.err if code else told.out
+
+    return called
+
+
+def write(folder, name, content):
+    path = folder / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+DOCUMENTS = "".join(f"aa bb cc {at} .\ndd ee ff {at} .\ngg hh .\n\n" for at in range(60))
+ROWS = "".join(f'{{"sentence": "aa {at}", "label": "{"xy"[at % 2]}", "score": {at}}}\n' for at in range(40))
+
+PRETRAIN = [
+    ("an empty corpus", ["data={name: text, path: empty.txt}"], "empty.txt: the corpus holds no words"),
+    ("no file", ["data={name: text, path: none.txt}"], "none.txt: no such file or folder"),
+    ("a folder without text", ["data={name: text, path: pictures}"], "pictures: holds no text"),
+    ("one sentence", ["data={name: text, path: one.txt}"], "there is only 1 example (of a corpus: document)"),
+    ("few documents", ["data={name: text, path: few.txt}"], "pairs of segments draw the second from another document"),
+    ("a binary file", ["data={name: text, path: binary.txt}"], "binary.txt:1: is no text but binary"),
+    ("another encoding", ["data={name: text, path: latin.txt}"], "latin.txt: is no UTF-8 text (byte "),
+    ("a missing column", ["data={name: text, path: rows.jsonl, column: body}"], "rows.jsonl: no column 'body'"),
+    ("too few for a sequence", ["data={name: text, path: few.txt}", "pretext.nsp=false", "pretext.pairs=drop"], "less than one sequence of 128"),
+    ("too long", ["data.length=200"], "lower data.length to 128, or raise backbone.positions"),
+    ("not causal", ["pretext=ltr"], "set backbone.causal: true, or take pretext 'mlm'"),
+    ("masks on a causal one", ["backbone=gpt-tiny"], "take pretext 'ltr'"),
+    ("one direction", ["pretext=bilm"], "take backbone 'elmo'"),
+    ("an encoder that is none", ["pretext=denoise", "backbone=gpt-tiny"], "needs an encoder that reads both sides"),
+    ("contradicting options", ["pretext.pairs=drop"], "nsp: true needs pairs: keep"),
+    ("an option that is none", ["pretext.whole_word=true"], "Did you mean 'whole_words'?"),
+    ("another modality", ["pretext=simclr"], "is for image data, 'world' is text data"),
+    ("labels as sentence order", ["data={name: world-sentiment, train: 64}"], "next-sentence prediction needs documents"),
+    ("no tokenizer file", ["data.tokenizer={file: none.json}"], "none.json: can't be read"),
+    ("no tokenizer", ["data.tokenizer={file: rows.jsonl}"], "rows.jsonl: can't be loaded"),
+    ("a tokenizer of another kind", ["data.tokenizer={file: short.txt}"], "this tokenizer has no [CLS], [SEP], [MASK]"),
+    ("a tokenizer's nameless corpus", ["data.tokenizer.corpus={documents: 50}"], "name a set of text, as {name: world}"),
+    ("a tokenizer's images", ["data.tokenizer.corpus={name: digits}"], "'digits' is image data, not text"),
+    ("a tokenizer's unknown option", ["data.tokenizer.corpus={name: world, docs: 50}"], "data.tokenizer.corpus: docs: "),
+    ("a tiny vocabulary", ["data.tokenizer.vocab=10"], "greater than or equal to 64"),
+    ("heads", ["backbone.heads=5"], "width 32 is not a multiple of heads 5"),
+    ("a set that is not here", ["data=corpus"], "corpus: not on this machine"),
+    ("a model that is not here", ["backbone={name: transformers, model: ./nowhere}"], "./nowhere: can't be loaded"),
+]  # fmt: skip
+
+
+@pytest.fixture
+def files(folder):
+    write(folder, "empty.txt", "")
+    write(folder, "pictures/a.png", b"x")
+    write(folder, "one.txt", "aa bb cc dd .\n")
+    write(folder, "few.txt", "aa bb .\ncc .\n\ndd ee .\n\nff .\n")
+    write(folder, "binary.txt", b"\x00\x01\x02" * 100)
+    write(folder, "latin.txt", "café\n".encode("latin-1"))
+    write(folder, "rows.jsonl", ROWS)
+    write(folder, "short.txt", "[PAD]\n[UNK]\naa\n")
+    write(folder, "docs.txt", DOCUMENTS)
+    return folder
+
+
+@pytest.mark.parametrize(("changes", "words"), [each[1:] for each in PRETRAIN], ids=[each[0] for each in PRETRAIN])
+def test_a_mistake_before_pretraining_is_told_in_a_line(files, run, changes, words):
+    told = run("pretrain", *changes, code=2)
+    assert words in told
+    assert not list(files.rglob("result.json"))
+
+
+OWN = "evaluate.task.data={name: sentences, path: rows.jsonl"
+EVALUATE = [
+    ("a missing column", [f"{OWN}, first: text}}"], "rows.jsonl: no column 'text'; there is sentence, label, score"),
+    ("a metric that is none", ["evaluate.task.task.metric=bleu"], "should be 'accuracy', 'f1'"),
+    ("a metric that does not fit", ["evaluate.task.task.metric=spearman"], "spearman is for numbers"),
+    ("f1 of three", ["evaluate.task.data={name: world-entailment, train: 60}", "evaluate.task.task.metric=f1"], "take macro_f1"),
+    ("no such task", ["evaluate.task.data.name=world-sentimant"], "Did you mean 'world-sentiment'?"),
+    ("no such head", ["evaluate.task.task.name=sentence"], "Did you mean 'sentences'?"),
+    ("neighbours of spans", ["evaluate.task.data={name: world-span, train: 16}", "evaluate.task.protocols=[knn]"], "knn needs one vector"),
+    ("numbers that are words", [f"{OWN}, label: sentence, regression: true}}"], "row 0: its sentence is no number: 'aa 0'"),
+    ("a class that train lacks", ["evaluate.task.data={name: sentences, path: odd}"], "split 'test', row 1: its label is no class of train"),
+    ("layers that are not there", ["evaluate.task.task.pool=last4"], "pool last4 reads 4 layers, and the backbone has 2"),
+    ("no room for passages", ["evaluate.task.data={name: world-span, train: 16, length: 8}"], "leave no room beside a question"),
+    ("no file", ["evaluate.task.data={name: sentences, path: none.csv}"], "none.csv: should be a file, or a folder"),
+    ("a kind of file", ["evaluate.task.data={name: sentences, path: docs.txt}"], "docs.txt: should end with one of .parquet"),
+    ("a corpus has no labels", ["evaluate.task.data={name: text, path: docs.txt}"], "no labels to learn from"),
+    ("a broken table", ["evaluate.task.data={name: sentences, path: broken.parquet}"], "broken.parquet: can't be read as parquet"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("changes", "words"), [each[1:] for each in EVALUATE], ids=[each[0] for each in EVALUATE])
+def test_a_mistake_in_an_evaluation_is_told_in_a_line(files, run, changes, words):
+    write(files, "odd/train.csv", "sentence,label\n" + "aa,x\nbb,y\n" * 20)
+    write(files, "odd/test.csv", "sentence,label\naa,x\nbb,z\n")
+    write(files, "broken.parquet", b"PAR1")
+    changes = [*changes, "pretext=null"]
+    command = "knn" if any("knn" in each for each in changes) else "finetune"
+    assert words in run(command, *changes, code=2)
+    assert not list(files.rglob("result.json"))
+
+
+def test_pretraining_names_its_losses_its_floor_and_keeps_its_tokenizer(folder, run):
+    path = folder / run("pretrain").strip()
+    records = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    watched = json.loads((path / "result.json").read_text())["watched"]
+    assert {"held_out_loss", "held_out_nsp_loss", "held_out_mlm_accuracy", "floor"} <= set(watched)
+    assert any({"mlm_loss", "nsp_loss"} <= set(each) for each in records)
+    assert 3 < watched["floor"] < watched["held_out_loss"]
+    saved = path / "tokenizer.json"
+    assert json.loads(saved.read_text())["model"]["type"] == "WordPiece"
+    # The table's other stages read the weights with the recipe's tokenizer, and with no other.
+    run("finetune")
+    (result,) = folder.glob("runs/tiny/finetune-*/result.json")
+    assert json.loads(result.read_text())["metrics"]["test"].keys() == {"accuracy", "macro_f1", "matthews", "f1"}
+    other = ["data.seed=3", "data.documents=90", "--from", path]
+    assert "was trained with another tokenizer than the recipe's" in run("finetune", *other, code=2)
+    run("finetune", *other[:2], f"data.tokenizer={{file: {saved}}}", *other[2:])
+    fewer = ["data.tokenizer.vocab=150", "--from", path]
+    assert "was trained with another tokenizer" in run("finetune", *fewer, code=2)
+
+
+def test_a_weight_file_without_a_tokenizer_must_fit_its_size(folder, run):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.BertConfig(
+        vocab_size=300, hidden_size=32, num_hidden_layers=1, num_attention_heads=1, intermediate_size=128,
+        max_position_embeddings=128,
+    )  # fmt: skip
+    torch.manual_seed(77)  # not the seed from which `scratch` starts
+    transformers.BertModel(config).save_pretrained(folder / "theirs")
+    weights = folder / "theirs" / "model.safetensors"
+    assert "does not fit 'bert-tiny'" in run("finetune", "--from", weights, code=2)
+    from sslrun.data.tokenizer import blank_tokenizer
+
+    blank_tokenizer(300).save(folder / "theirs")
+    named = f"data.tokenizer={{file: {folder}/theirs/tokenizer.json}}"
+    assert "finetune" in run("finetune", named, "--from", weights)
+    encoder = [named, "backbone={name: transformers, model: ./theirs}", "pretext=null"]
+    assert "probe" in run("probe", *encoder)
+    kept = []
+    for protocol in ("finetune", "scratch"):  # which starts from its weights, and which from its shape alone
+        run(protocol, *encoder, "finetune.lr=1e-9", "--runs", protocol)
+        (path,) = folder.glob(f"{protocol}/tiny/*/backbone.safetensors")
+        kept.append(load_file(path)["encoder.embeddings.word_embeddings.weight"])
+    theirs = load_file(weights)["embeddings.word_embeddings.weight"]
+    assert [bool((each - theirs).abs().max() < 1e-5) for each in kept] == [True, False]
+
+
+def test_answers_that_are_not_in_their_passage_are_counted_and_the_rest_is_learned(files, run, caplog):
+    rows = [
+        {"id": f"q{at}", "question": "what ?", "context": f"it is {word} {at} .", "answers": {"text": [word], "answer_start": [6 + (at == 5)]}}
+        for at, word in enumerate(["aa", "bb", "cc", "dd"] * 12)
+    ]  # fmt: skip
+    write(files, "spans.jsonl", "\n".join(map(json.dumps, rows)))
+    with caplog.at_level(logging.WARNING):
+        run("finetune", "evaluate.task.data={name: passages, path: spans.jsonl}", "pretext=null")
+    assert "spans.jsonl train: left out 1 questions whose answer is not in the passage: q5" in caplog.text
+    (result,) = files.glob("runs/tiny/finetune-*/result.json")
+    assert set(json.loads(result.read_text())["metrics"]["test"]) == {"f1", "exact_match"}
+
+
+@pytest.mark.parametrize("pool", ["pooled", "mixture"])
+def test_every_readout_is_probed(folder, run, pool):
+    run("pretrain")
+    changes = [f"evaluate.task.task.pool={pool}", "evaluate.task.labels=[0.5]"]
+    for protocol in ("knn", "probe", "lpft") if pool != "mixture" else ("probe", "lpft"):
+        assert protocol in run(protocol, *changes)
+
+
+# ---------------------------------------------------------------- processes of their own
+
+
+def started(folder, *changes, runs="runs", launcher=()):
+    command = [
+        sys.executable,
+        *launcher,
+        "-m",
+        "sslrun",
+        "pretrain",
+        "tiny.yaml",
+        "--device",
+        "cpu",
+        "--runs",
+        runs,
+        *changes,
+    ]
+    return subprocess.Popen(
+        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
+    )
+
+
+def finished(process):
+    out, err = process.communicate(timeout=200)
+    assert process.returncode == 0, err
+    return Path(out.strip()), err
+
+
+def weights(folder, path):
+    return load_file(folder / path / "backbone.safetensors")
+
+
+def test_a_killed_pretraining_on_text_goes_on_to_the_same_bits_without_reading_again(folder):
+    long = ["pretrain.steps=60", "watch.checkpoint=1.0e-6"]
+    whole, _ = finished(started(folder, *long))
+    process = started(folder, *long, runs="other")
+    while process.poll() is None and not list(folder.glob("other/tiny/*/checkpoint/step-0000000[3-9]?")):
+        time.sleep(0.002)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    again, told = finished(started(folder, *long, runs="other"))
+    assert re.search(r"continues after step [3-5]\d", told)
+    one, two = weights(folder, whole), weights(folder, again)
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_a_step_far_along_is_reached_without_going_through_the_data():
+    from sslrun.data.sources import sources
+    from sslrun.training import loop
+
+    options = sources["world"].Options(documents=60, length=48, tokenizer={"vocab": 200})
+    pairs = sources["world"](options).load("train").paired(1, 0)
+    drawn = []
+
+    def batches(indices):
+        for each in indices:
+            drawn.append(each)
+            yield each
+
+    schedule = loop.Schedule(steps=10_000_000, batch=8, lr=0.1)
+    order = loop._order(len(pairs), schedule, 0, 9_999_999, 10_000_000)
+    began = time.monotonic()
+    (batch,) = pairs.batches(batches(order), torch.device("cpu"))
+    assert len(drawn) == 1
+    assert len(batch.inputs.ids) == 8
+    assert time.monotonic() - began < 1
+
+
+def test_two_processes_learn_what_one_learns_though_the_pooler_is_not_used(folder):
+    # Full sequences, that each process has as many words to name; static masks, which follow from the sequence.
+    changes = [
+        "pretext.nsp=false",
+        "pretext.pairs=drop",
+        "pretext.masking=static",
+        "backbone.dropout=0",
+        "pretrain.steps=3",
+    ]
+    alone, _ = finished(started(folder, *changes))
+    two = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    together, _ = finished(started(folder, *changes, runs="together", launcher=two))
+    one, other = weights(folder, alone), weights(folder, together)
+    for name in one:
+        torch.testing.assert_close(other[name], one[name], rtol=1e-4, atol=1e-5)

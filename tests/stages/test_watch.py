@@ -1,0 +1,82 @@
+"""Looks at a pretraining on text: the held-out loss, its floor, and one that does not leave it."""
+
+import math
+
+import pytest
+import torch
+
+from sslrun.backbones import build_backbone
+from sslrun.data import text
+from sslrun.data.sources import sources
+from sslrun.data.splits import load_splits
+from sslrun.pretexts.base import pretexts
+from sslrun.recipe import Watch
+from sslrun.stages.watch import Watcher
+from sslrun.training.device import compute
+
+
+@pytest.fixture
+def splits(tmp_path, monkeypatch):
+    monkeypatch.setenv("SSLRUN_CACHE", str(tmp_path))
+    text._trained.cache_clear()
+    yield load_splits("world", sources["world"].Options(documents=150, length=32, tokenizer={"vocab": 250}))
+    text._trained.cache_clear()
+
+
+def made(splits, name="mlm", backbone="bert-tiny", **options):
+    torch.manual_seed(0)
+    network = build_backbone(backbone, {"depth": 1, "width": 64, "dropout": 0.0}, splits.spec)
+    return pretexts[name](pretexts[name].Options(**options), network)
+
+
+def watcher(splits, pretext):
+    return Watcher(splits, pretext, Watch(examples=64), compute("cpu"), 0)
+
+
+def test_the_floor_is_the_entropy_of_the_training_texts_words(splits):
+    pretext = made(splits)
+    counts = torch.cat(
+        [splits.train.tokens[splits.train.sentences[splits.train.documents[at]] : splits.train.sentences[splits.train.documents[at + 1]]]
+         for at in splits.train.chosen.tolist()]
+    ).bincount()  # fmt: skip
+    shares = [each / int(counts.sum()) for each in counts.tolist() if each]
+    assert watcher(splits, pretext).floor == pytest.approx(-sum(p * math.log(p) for p in shares))
+
+
+def test_a_loss_that_stays_at_the_floor_is_called_out_and_one_below_it_is_not(splits):
+    pretext = made(splits)
+    look = watcher(splits, pretext).look
+    early = look(pretext, 0.1)
+    assert early.record["held_out_loss"] > early.record["floor"]
+    assert early.warning is None
+    late = look(pretext, 0.5)
+    assert late.record == early.record
+    assert "is at the entropy of single tokens" in late.warning
+    assert f"{late.record['floor']:.2f}" in late.warning
+    assert "repeated lines" in late.warning
+    for share, told in ((0.98, True), (0.96, False)):
+        pretext.held_out = lambda *_, loss=share * late.record["floor"]: {"held_out_loss": torch.tensor(loss)}
+        found = look(pretext, 0.5)
+        assert found.record["held_out_loss"] == pytest.approx(share * late.record["floor"])
+        assert (found.warning is not None) == told
+
+
+def test_the_same_held_out_words_are_asked_for_at_each_look_whatever_is_trained_on(splits):
+    one, other = made(splits, rate=0.15), made(splits, rate=0.5, nsp=True)
+    other.backbone.load_state_dict(one.backbone.state_dict())
+    other.head.load_state_dict(one.head.state_dict())
+    first, second = (watcher(splits, each).look(each, 0.0).record for each in (one, other))
+    assert first["held_out_loss"] == pytest.approx(second["held_out_loss"], rel=1e-6)
+    assert {"held_out_nsp_loss", "held_out_nsp_accuracy"} == set(second) - set(first)
+
+
+@pytest.mark.parametrize("name", ["ltr", "denoise", "bilm"])
+def test_every_pretext_on_text_has_a_held_out_loss(splits, name):
+    if name == "bilm":
+        torch.manual_seed(0)
+        pretext = pretexts[name](pretexts[name].Options(), build_backbone("elmo", {"width": 16}, splits.spec))
+    else:
+        pretext = made(splits, name, "gpt-tiny" if name == "ltr" else "bert-tiny")
+    record = watcher(splits, pretext).look(pretext, 0.0).record
+    assert record["held_out_loss"] == pytest.approx(math.log(splits.spec.vocab), rel=0.2)
+    assert record["floor"] > 3
