@@ -143,6 +143,7 @@ def sweep(
     plans = [Plan.of(load_sweep(path, change or ()), runs) for path in recipes]
     jobs = jobs or max(plan.sweep.jobs for plan in plans)
     again = [
+        "sweep",
         *map(str, recipes),
         "--jobs=1",
         f"--runs={runs}",

@@ -146,7 +146,7 @@ class Cell:
         """Evaluate, unless it is done, and return the run's result. UserError: no pretrained checkpoint."""
         if not self.origin.exists:
             raise UserError(f"no pretrained checkpoint for recipe '{self.recipe.name}' (seed {self.seed})")
-        return perform(self.made, self.recipe, context, partial(self._body, context))
+        return perform(self.made, self.recipe.resolved(), context, partial(self._body, context))
 
     def _body(self, context: Context) -> dict[str, Any]:
         began = time.monotonic()
