@@ -182,6 +182,13 @@ class Inequality:
             return Verdict(word, found.seeds, self.margin, found.difference, same, "the same at every seed")
         return found
 
+    def means(self, table: Table) -> tuple[float, float] | None:
+        """Of both sides, over their own seeds; None where a cell is not computed."""
+        if any(place not in table.cells for place in self.places):
+            return None
+        left, right = (_values(term, table) for term in (self.greater, self.lesser))
+        return _mean(left), _mean(right)
+
     def text(self) -> str:
         margin = f" + {self.margin:g}" if self.margin else ""
         return f"{_text(self.greater)} > {_text(self.lesser)}{margin}"
@@ -203,6 +210,10 @@ def _values(term: Term, table: Table) -> dict[str, float] | float:
         cell, over = table.cells[term.cell].values, table.cells[term.over].values
         return {seed: cell[seed] - over[seed] for seed in cell.keys() & over.keys()}
     return float(term) if isinstance(term, int | float) else table.cells[term].values
+
+
+def _mean(values: dict[str, float] | float) -> float:
+    return values if isinstance(values, float) else float(np.mean(list(values.values()) or [math.nan]))
 
 
 def _text(term: Term) -> str:
