@@ -55,7 +55,8 @@ class Speed(Measurement):
 
     Three networks of about as many parameters: a two-directional LSTM by torch's own kernels, the same one token after
     the other, a Transformer. They take turns, and of several rounds the fastest of each counts, so that what else the
-    machine does harms none more than another. In float32.
+    machine does harms none more than another. In float32, without dropout, which would keep attention from its fast
+    kernels.
     """
 
     class Options(Options):
@@ -74,8 +75,8 @@ class Speed(Measurement):
         given = self.options
         torch.manual_seed(seed)
         spec = TextSpec(blank_tokenizer(VOCAB), max(given.lengths))
-        lstm = {"width": given.width, "depth": 2, "bidirectional": True}
-        transformer = {"width": given.width, "depth": 3, "positions": max(8, *given.lengths)}
+        lstm = {"width": given.width, "depth": 2, "bidirectional": True, "dropout": 0.0}
+        transformer = {"width": given.width, "depth": 3, "positions": max(8, *given.lengths), "dropout": 0.0}
         networks: dict[str, Backbone] = {
             "LSTM, both ways": build_backbone("lstm", lstm, spec),
             "LSTM, both ways, token by token": step_by_step(build_backbone("lstm", lstm, spec)),
