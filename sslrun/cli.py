@@ -208,9 +208,7 @@ def claims(
     budget: Annotated[
         float, typer.Option(help="Minutes for each claim: of its variants the largest that fits is run.", min=0)
     ] = 15.0,
-    output: Annotated[
-        list[Path] | None, typer.Option("--output", "-o", help="Write to a .md or .json file.")
-    ] = None,
+    output: Annotated[list[Path] | None, typer.Option("--output", "-o", help="Write to a .md or .json file.")] = None,
     jobs: Annotated[
         int | None, typer.Option(min=1, help="Worker processes that share the runs; default: the sweeps' own.")
     ] = None,

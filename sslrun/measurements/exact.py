@@ -31,7 +31,9 @@ class Convolution(Measurement):
     options: Options
 
     def table(self, seed: int, compute: Compute, folder: Path, check: Callable[[], None]) -> Table:
-        made = Table("self-attention as a convolution", "largest absolute difference from conv2d", number=".1e", rank=None)
+        made = Table(
+            "self-attention as a convolution", "largest absolute difference from conv2d", number=".1e", rank=None
+        )
         made.second = "kernel"
         for kernel in self.options.kernels:
             found = convolution.errors((*self.options.alphas, math.inf), kernel, self.options.size, seed)

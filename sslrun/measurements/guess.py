@@ -79,7 +79,7 @@ class GuessMeasurement(Measurement):
     """
 
     class Options(Options):
-        data: dict[str, Any] = {"name": "world", "length": 48, "tokenizer": {"vocab": 600}}
+        data: dict[str, Any] = Field({"name": "world", "length": 48, "tokenizer": {"vocab": 600}})
         """The corpus."""
         backbone: Literal["bert-tiny", "bert-mini", "bert-small"] = "bert-tiny"
         """Of both models."""
@@ -161,7 +161,9 @@ class GuessMeasurement(Measurement):
         ids = tokens.ids.scatter(1, gap[:, None], spec.tokenizer.mask)
         return Guess(tokens._replace(ids=ids), gap), truth[:, 0]
 
-    def _trained(self, cls: type[LanguagePretext], splits: Splits, seed: int, compute: Compute, check: Callable[[], None]) -> Any:
+    def _trained(
+        self, cls: type[LanguagePretext], splits: Splits, seed: int, compute: Compute, check: Callable[[], None]
+    ) -> Any:
         """The pretext with its backbone, pretrained."""
         given = self.options
         positions = max(8, splits.source.options.length)

@@ -94,7 +94,9 @@ class Speed(Measurement):
         counts = ", ".join(
             f"{name} {sum(each.numel() for each in network.parameters()):,}" for name, network in networks.items()
         )
-        made.note(f"µs a token, forward and backward, {given.tokens:,} tokens a batch, on {compute}; parameters: {counts}")
+        made.note(
+            f"µs a token, forward and backward, {given.tokens:,} tokens a batch, on {compute}; parameters: {counts}"
+        )
         return made
 
 

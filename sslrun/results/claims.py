@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, model_validator
 from rich.console import Group
 from rich.table import Table as RichTable
 from rich.text import Text
@@ -60,6 +60,12 @@ class Comparison(BaseModel):
     margin: float = 0.0
     reported: bool = False
     """Told, and not counted in the verdict."""
+
+    @model_validator(mode="after")
+    def _has_a_cell(self) -> Comparison:
+        if isinstance(self.greater, float) and isinstance(self.lesser, float):
+            raise ValueError("compares two numbers; one side at least should be a cell")
+        return self
 
 
 class Variant(BaseModel):
@@ -148,7 +154,9 @@ class Claim(BaseModel):
 
     def choose(self, budget: float, cuda: bool) -> str | None:
         """The most expensive variant of at most `budget` minutes that this machine can run; None: there is none."""
-        fitting = [name for name, each in self.variants.items() if each.minutes <= budget and (cuda or each.device == "cpu")]
+        fitting = [
+            name for name, each in self.variants.items() if each.minutes <= budget and (cuda or each.device == "cpu")
+        ]
         return max(fitting, key=lambda name: self.variants[name].minutes, default=None)
 
     def larger(self, chosen: str | None) -> str | None:
@@ -170,19 +178,21 @@ def labels_of(place: Place) -> Labels:
 def load_claim(path: Path) -> Claim:
     """The claim in a file. UserError: any mistake, with its file, line and key."""
     source = read_yaml(path)
-    for name in source.section("variants").value:
-        variant = source.section("variants", name)
-        given = variant.value.get("measure")
-        if (given is None) == (variant.value.get("sweep") is None):
-            raise variant.error((), "give either sweep, a file, or measure, a measurement")
-        if given is not None:
-            source.value["variants"][name]["measure"] = _measurement(variant)
-        for at, each in enumerate(variant.value.get("inequalities") or ()):
-            if isinstance(each, dict) and isinstance(each.get("greater"), int | float) and isinstance(each.get("lesser"), int | float):  # fmt: skip
-                raise variant.error(("inequalities", at), "compares two numbers; one side at least should be a cell")
+    variants = {name: _variant(source.section("variants", name)) for name in source.section("variants").value}
+    # Their mistakes are found before the claim's own.
+    source = Source({**source.value, **({"variants": variants} if variants else {})}, source.places)
     claim = validated(Claim, source, "a claim")
     claim._path, claim._source = path, source
     return claim
+
+
+def _variant(source: Source) -> Variant:
+    given = dict(source.value)
+    if ("measure" in given) == ("sweep" in given):
+        raise source.error((), "give either sweep, a file, or measure, a measurement")
+    if "measure" in given:
+        given["measure"] = _measurement(source)
+    return validated(Variant, Source(given, source.places, source.at), "a variant")
 
 
 def _measurement(variant: Source) -> Named:
@@ -334,7 +344,14 @@ def rendered(outcomes: Sequence[Outcome], tables: bool) -> Group:
 
 def markdown(outcomes: Sequence[Outcome], made: str) -> str:
     """The verdict table, and behind it each claim with its inequalities and its table. `made`: when, on what, by what."""
-    lines = ["# The lecture's claims, tested", "", made, "", "| | claim | verdict | seconds | core-hours |", "|---:|---|---|---:|---:|"]
+    lines = [
+        "# The lecture's claims, tested",
+        "",
+        made,
+        "",
+        "| | claim | verdict | seconds | core-hours |",
+        "|---:|---|---|---:|---:|",
+    ]
     for each in outcomes:
         gpu = f" + {each.cost.gpu_hours:.2g} GPU" if each.cost.gpu_hours else ""
         lines.append(

@@ -59,7 +59,12 @@ class Measuring:
         began = time.monotonic()
         measurement = measurements[self.measure.name](self.measure.options)
         table = measurement.table(self.seed, context.compute, self.made.path, context.stop.check)
-        found = {"stage": "measure", "measure": self.measure.name, "seed": self.seed, "table": json.loads(table.to_json())}
+        found = {
+            "stage": "measure",
+            "measure": self.measure.name,
+            "seed": self.seed,
+            "table": json.loads(table.to_json()),
+        }
         looks = {"number": table.number, "rank": table.rank, "second": table.second}
         return {**found, "looks": looks, "seconds": round(time.monotonic() - began, 3)}
 
@@ -111,7 +116,9 @@ class Trial:
             return Outcome(self.claim, self.variant)
         table = self.plan.table()
         places = list(table.cells) if isinstance(self.plan, Measurements) else None
-        inequalities = asked(self.claim, self.variant) if places is None else self.claim.inequalities(self.variant, places)
+        inequalities = (
+            asked(self.claim, self.variant) if places is None else self.claim.inequalities(self.variant, places)
+        )
         told = self.claim.variants[self.variant].inequalities
         judged = [(each, each.judge(table), said.reported) for each, said in zip(inequalities, told, strict=True)]
         return Outcome(self.claim, self.variant, judged, table, cost(self.plan.jobs))

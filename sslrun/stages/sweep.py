@@ -26,7 +26,6 @@ from sslrun.results.verdict import Place
 from sslrun.runs import Run, read_result
 from sslrun.stages.context import Busy, Context, Interrupted
 from sslrun.stages.evaluate import Cell, cells
-from sslrun.stages.pretrain import Pretraining
 
 
 class Job(Protocol):
@@ -76,9 +75,7 @@ class Plan:
         found: list[tuple[str, Cell]] = []
         for seed in sweep.seeds:
             for row, recipe in sweep.rows.items():
-                of_row = [
-                    cell for cell in cells(recipe, seed, root) if places is None or place_of(row, cell) in places
-                ]
+                of_row = [cell for cell in cells(recipe, seed, root) if places is None or place_of(row, cell) in places]
                 found += [(row, cell) for cell in of_row]
                 for cell in of_row:
                     for job in (*cell.needs, cell):
