@@ -32,7 +32,9 @@ def test_token_by_token_is_the_same_lstm():
     torch.manual_seed(0)
     fused = build_backbone("lstm", {"width": 8, "depth": 2, "bidirectional": True, "dropout": 0.0}, SPEC)
     torch.manual_seed(0)
-    stepwise = step_by_step(build_backbone("lstm", {"width": 8, "depth": 2, "bidirectional": True, "dropout": 0.0}, SPEC))
+    stepwise = step_by_step(
+        build_backbone("lstm", {"width": 8, "depth": 2, "bidirectional": True, "dropout": 0.0}, SPEC)
+    )
     batch = tokens()
     torch.testing.assert_close(stepwise(batch).tokens, fused(batch).tokens)
     stepwise(batch).tokens.square().sum().backward()
