@@ -216,7 +216,7 @@ def test_the_cells_of_a_measurement_are_those_that_its_claim_names(name, tmp_pat
             continue
         options = {**chosen.measure.options.model_dump(), **CHEAP.get(chosen.measure.name, {})}
         if chosen.measure.name == "guess":
-            options["data"] = {**options["data"], "documents": 400}
+            options["data"] = {"name": "world", "length": 64, "documents": 400, "tokenizer": {"vocab": 600}}
         measure = Named(name=chosen.measure.name, options=type(chosen.measure.options)(**options))
         job = Measuring(measure, 0, tmp_path)
         result = job.run(Context(tmp_path, compute("cpu")))
