@@ -83,7 +83,7 @@ class GuessMeasurement(Measurement):
         """The corpus."""
         backbone: Literal["bert-tiny", "bert-mini", "bert-small"] = "bert-tiny"
         """Of both models."""
-        steps: int = Field(3000, ge=1)
+        steps: int = Field(2000, ge=1)
         """Of pretraining, each."""
         batch: int = Field(32, ge=1)
         """Sequences a step."""
