@@ -245,7 +245,9 @@ def claims(
 
 @app.command()
 def show(
-    kind: Annotated[str | None, typer.Argument(help="backbone, pretext, data, task, protocol, table.")] = None,
+    kind: Annotated[
+        str | None, typer.Argument(help="backbone, pretext, data, task, measurement, protocol, table.")
+    ] = None,
     name: Annotated[str | None, typer.Argument(help="One of the kind.")] = None,
     as_json: AsJson = False,
 ) -> None:

@@ -8,6 +8,7 @@ the inequalities name, or a measurement. A cell is named as it stands in its tab
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,7 +52,7 @@ def _term(given: Any) -> Any:
 Side = Annotated[Labels | float | Difference, BeforeValidator(_term)]
 
 
-class Comparison(BaseModel):
+class Ordering(BaseModel):
     """What must be greater than what, and by how much."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -62,7 +63,7 @@ class Comparison(BaseModel):
     """Told, and not counted in the verdict."""
 
     @model_validator(mode="after")
-    def _has_a_cell(self) -> Comparison:
+    def _has_a_cell(self) -> Ordering:
         if isinstance(self.greater, float) and isinstance(self.lesser, float):
             raise ValueError("compares two numbers; one side at least should be a cell")
         return self
@@ -83,7 +84,7 @@ class Variant(BaseModel):
     measure: Named | None = None
     seeds: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(None, min_length=1)
     """Default: the sweep's."""
-    inequalities: tuple[Comparison, ...] = Field(min_length=1)
+    inequalities: tuple[Ordering, ...] = Field(min_length=1)
 
 
 EXPENSE = {"minutes", "measured", "device"}
@@ -111,10 +112,6 @@ class Claim(BaseModel):
     @property
     def name(self) -> str:
         return self._path.stem
-
-    @property
-    def path(self) -> Path:
-        return self._path
 
     def described(self) -> dict[str, Any]:
         """What `--list` says of it."""
@@ -329,8 +326,8 @@ def rendered(outcomes: Sequence[Outcome], tables: bool) -> Group:
         claim = each.claim
         head = Text(f"{claim.number}. {claim.title}: ", style="bold")
         blocks += [head.append(each.word, style=STYLES[each.word])]
-        blocks += [Text(f"   “{sentence}”", style="italic") for sentence in claim.says]
-        blocks += [Text(f"   {claim.source}", style="dim"), *(Text(f"   · {line}") for line in each.lines())]
+        blocks += [Text(f"   “{_plain(sentence)}”", style="italic") for sentence in claim.says]
+        blocks += [Text(f"   {_plain(claim.source)}", style="dim"), *(Text(f"   · {line}") for line in each.lines())]
         if each.word == "contradicted":
             blocks.append(Text(f"   What might explain it: {claim.otherwise}"))
         blocks.append(Text(f"   {each.expense()}", style="dim"))
@@ -369,6 +366,11 @@ def markdown(outcomes: Sequence[Outcome], made: str) -> str:
         if each.table is not None:
             lines += ["", each.table.to_markdown()]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _plain(text: str) -> str:
+    """Markdown without its marks."""
+    return re.sub(r"\*+|\\", "", text)
 
 
 def _cell_text(text: str) -> str:

@@ -160,11 +160,12 @@ def test_a_cell_that_the_table_lacks_is_named_before_anything_runs(tmp_path):
     assert "Did you mean 'narrow · scratch · digits · 10 %'?" in str(error.value)
 
 
-def test_claims_are_found_by_name_and_by_file(claim, tmp_path):
-    assert [each.name for each in load_claims(["wide"], claim.path.parent)] == ["wide"]
-    assert [each.name for each in load_claims([str(claim.path)], tmp_path / "none")] == ["wide"]
+@pytest.mark.usefixtures("claim")
+def test_claims_are_found_by_name_and_by_file(tmp_path):
+    assert [each.name for each in load_claims(["wide"], tmp_path)] == ["wide"]
+    assert [each.name for each in load_claims([str(tmp_path / "wide.yaml")], tmp_path / "none")] == ["wide"]
     with pytest.raises(UserError, match=r"no such claim: 'wid'\. Did you mean 'wide'\?"):
-        load_claims(["wid"], claim.path.parent)
+        load_claims(["wid"], tmp_path)
     with pytest.raises(UserError, match="no claims there"):
         load_claims([], tmp_path / "none")
 
@@ -197,6 +198,7 @@ def test_all_ten_are_there():
 
 @pytest.mark.parametrize("name", CLAIMS)
 def test_each_claim_can_be_run(name, tmp_path):
+    """Its cells are those of its sweep, and there is more than one value of each."""
     claim = load_claim(CLAIMS[name])
     assert any(each.device == "cpu" and each.minutes <= 15 for each in claim.variants.values())
     for variant, chosen in claim.variants.items():
