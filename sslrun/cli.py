@@ -230,7 +230,8 @@ def claims(
         _print_json_or([each.described() for each in found] if as_json else None, listing(found))
         return
     context = Context.open(device, runs, fresh)
-    trials = [Trial.of(each, budget, context.compute.device.type == "cuda", runs) for each in found]
+    cuda = context.compute.device.type == "cuda"
+    trials = [Trial.within(budget, cuda, each, runs) for each in found]
     plans = [each.plan for each in trials if each.plan is not None]
     jobs = jobs or max((plan.sweep.jobs for plan in plans if isinstance(plan, Plan)), default=1)
     again = ["claims", *(names or ()), f"--budget={budget}", "--jobs=1", f"--runs={runs}", f"--device={device}", f"--recipes={recipes}"]  # fmt: skip

@@ -100,47 +100,39 @@ class Trial:
     """A claim with the variant that is run."""
 
     claim: Claim
-    variant: str | None
+    variant: str | None = None
     """None: none fits the budget."""
-    plan: Plan | Measurements | None
+    plan: Plan | Measurements | None = None
+    asked: list[Inequality] | None = None
+    """None: those of a measurement, whose cells are known once it is done."""
 
     @classmethod
-    def of(cls, claim: Claim, budget: float, cuda: bool, root: Path) -> Trial:
-        """The largest variant that fits the budget, in minutes. UserError: a mistake in it, or in its sweep."""
+    def within(cls, budget: float, cuda: bool, claim: Claim, root: Path) -> Trial:
+        """Of the largest variant that fits the budget, in minutes. UserError: a mistake in it, or in its sweep."""
         variant = claim.choose(budget, cuda)
-        return cls(claim, variant, None if variant is None else planned(claim, variant, root))
+        return cls(claim) if variant is None else cls.of(claim, variant, root)
+
+    @classmethod
+    def of(cls, claim: Claim, variant: str, root: Path) -> Trial:
+        """Of a variant. UserError: any mistake in it that shows before it is run."""
+        chosen, sweep = claim.variants[variant], claim.sweep(variant)
+        if sweep is None:
+            assert chosen.measure is not None
+            jobs = tuple(Measuring(chosen.measure, seed, root) for seed in chosen.seeds or SEEDS)
+            return cls(claim, variant, Measurements(chosen.measure.name, jobs))
+        places = {place_of(row, cell): None for row, recipe in sweep.rows.items() for cell in cells(recipe, 0, root)}
+        asked = claim.inequalities(variant, list(places))
+        return cls(claim, variant, Plan.of(sweep, root, {place for each in asked for place in each.places}), asked)
 
     def outcome(self) -> Outcome:
         """The verdict on what is finished."""
         if self.variant is None or self.plan is None or not self.plan.finished:
             return Outcome(self.claim, self.variant)
         table = self.plan.table()
-        places = list(table.cells) if isinstance(self.plan, Measurements) else None
-        inequalities = (
-            asked(self.claim, self.variant) if places is None else self.claim.inequalities(self.variant, places)
-        )
+        asked = self.asked if self.asked is not None else self.claim.inequalities(self.variant, list(table.cells))
         told = self.claim.variants[self.variant].inequalities
-        judged = [(each, each.judge(table), said.reported) for each, said in zip(inequalities, told, strict=True)]
+        judged = [(each, each.judge(table), said.reported) for each, said in zip(asked, told, strict=True)]
         return Outcome(self.claim, self.variant, judged, table, cost(self.plan.jobs))
-
-
-def planned(claim: Claim, variant: str, root: Path) -> Plan | Measurements:
-    """What a variant needs run. UserError: any mistake in it that shows before it is run."""
-    chosen = claim.variants[variant]
-    if chosen.measure is not None:
-        jobs = tuple(Measuring(chosen.measure, seed, root) for seed in chosen.seeds or SEEDS)
-        return Measurements(chosen.measure.name, jobs)
-    sweep = claim.sweep(variant)
-    assert sweep is not None
-    return Plan.of(sweep, root, {place for each in asked(claim, variant) for place in each.places})
-
-
-def asked(claim: Claim, variant: str) -> list[Inequality]:
-    """The inequalities of a variant that is a sweep, between cells of its table."""
-    sweep = claim.sweep(variant)
-    assert sweep is not None
-    places = {place_of(row, cell): None for row, recipe in sweep.rows.items() for cell in cells(recipe, 0, Path())}
-    return claim.inequalities(variant, list(places))
 
 
 def cost(jobs: Sequence[Job]) -> Cost:

@@ -10,7 +10,7 @@ from sslrun.errors import UserError
 from sslrun.measurements import speed
 from sslrun.recipe import Named
 from sslrun.results.claims import load_claim, load_claims, markdown, write
-from sslrun.stages.claims import Measuring, Trial, planned
+from sslrun.stages.claims import Measuring, Trial
 from sslrun.stages.context import Context
 from sslrun.training.device import compute
 
@@ -89,7 +89,7 @@ BETTER, WORSE, SAME = [60, 61, 62.5], [50, 51, 52], [50.5, 50, 53]
     ],
 )  # fmt: skip
 def test_planted_results_come_out_as_planted(claim, tmp_path, values, word):
-    trial = Trial.of(claim, 5, False, tmp_path / "runs")
+    trial = Trial.within(5, False, claim, tmp_path / "runs")
     assert trial.outcome().word == "inconclusive"  # nothing is there yet
     plant(trial, values)
     outcome = trial.outcome()
@@ -108,7 +108,7 @@ def test_planted_results_come_out_as_planted(claim, tmp_path, values, word):
 
 
 def test_only_cells_that_are_asked_for_are_run(claim, tmp_path):
-    plan = Trial.of(claim, 5, False, tmp_path).plan
+    plan = Trial.within(5, False, claim, tmp_path).plan
     assert {(row, cell.protocol, cell.labels) for row, cell in plan.cells} == {
         ("wide", "scratch", 0.1), ("wide", "scratch", 1.0), ("narrow", "scratch", 0.1), ("narrow", "scratch", 1.0),
         ("narrow", "probe", 0.1),
@@ -122,8 +122,8 @@ def test_the_budget_picks_the_largest_variant_that_fits(claim, tmp_path):
     assert claim.larger(None) == "sslrun claims wide --budget 2"
     assert claim.larger("small") == "sslrun claims wide --budget 9 (needs a GPU)"
     assert claim.larger("large") is None
-    assert {cell.seed for _, cell in Trial.of(claim, 60, False, tmp_path).plan.cells} == {0, 1, 2, 3}
-    none = Trial.of(claim, 1, False, tmp_path)
+    assert {cell.seed for _, cell in Trial.within(60, False, claim, tmp_path).plan.cells} == {0, 1, 2, 3}
+    none = Trial.within(1, False, claim, tmp_path)
     assert none.plan is None
     assert (none.outcome().word, list(none.outcome().lines())) == (
         "inconclusive",
@@ -155,7 +155,7 @@ def test_a_cell_that_the_table_lacks_is_named_before_anything_runs(tmp_path):
     (tmp_path / "sweep.yaml").write_text(SWEEP)
     (tmp_path / "wide.yaml").write_text(CLAIM.replace("over: [narrow, scratch, digits, 10 %]", "over: [narow, scratch, digits, 10 %]"))  # fmt: skip
     with pytest.raises(UserError) as error:
-        Trial.of(load_claim(tmp_path / "wide.yaml"), 5, False, tmp_path)
+        Trial.of(load_claim(tmp_path / "wide.yaml"), "small", tmp_path)
     assert "wide.yaml:13: variants.small.inequalities.1.greater.over: no such cell of the table: 'narow · scratch" in str(error.value)  # fmt: skip
     assert "Did you mean 'narrow · scratch · digits · 10 %'?" in str(error.value)
 
@@ -171,7 +171,7 @@ def test_claims_are_found_by_name_and_by_file(tmp_path):
 
 
 def test_verdicts_are_written_in_two_formats(claim, tmp_path):
-    outcome = Trial.of(claim, 1, False, tmp_path).outcome()
+    outcome = Trial.within(1, False, claim, tmp_path).outcome()
     write([outcome], tmp_path / "found.json", "")
     (found,) = json.loads((tmp_path / "found.json").read_text())
     assert (found["name"], found["verdict"], found["larger"]) == (
@@ -203,7 +203,7 @@ def test_each_claim_can_be_run(name, tmp_path):
     assert any(each.device == "cpu" and each.minutes <= 15 for each in claim.variants.values())
     for variant, chosen in claim.variants.items():
         if chosen.measure is None:
-            assert planned(claim, variant, tmp_path).jobs
+            assert Trial.of(claim, variant, tmp_path).plan.jobs
             assert len(claim.sweep(variant).seeds) > 1 or any(
                 task.restarts > 1 for row in claim.sweep(variant).rows.values() for task in row.evaluate.values()
             )
