@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.ready
 
-.PHONY: setup demo test lint clean
+.PHONY: setup demo claims test lint clean
 
 setup: $(STAMP)
 
@@ -15,6 +15,9 @@ $(STAMP): pyproject.toml
 
 demo: setup
 	$(BIN)/sslrun sweep recipes/quickstart.yaml
+
+claims: setup
+	$(BIN)/sslrun claims -o claims.md
 
 test: setup
 	$(BIN)/python -m pytest

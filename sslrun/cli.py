@@ -143,6 +143,7 @@ def sweep(
     plans = [Plan.of(load_sweep(path, change or ()), runs) for path in recipes]
     jobs = jobs or max(plan.sweep.jobs for plan in plans)
     again = [
+        "sweep",
         *map(str, recipes),
         "--jobs=1",
         f"--runs={runs}",
@@ -199,8 +200,55 @@ def table(
 
 
 @app.command()
+def claims(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(help="Claims, or files of claims; default: all.", metavar="[NAME]...", show_default=False),
+    ] = None,
+    budget: Annotated[
+        float, typer.Option(help="Minutes for each claim: of its variants the largest that fits is run.", min=0)
+    ] = 15.0,
+    output: Annotated[list[Path] | None, typer.Option("--output", "-o", help="Write to a .md or .json file.")] = None,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Worker processes that share the runs; default: the sweeps' own.")
+    ] = None,
+    device: Device = "auto",
+    runs: Runs = Path("runs"),
+    fresh: Fresh = False,
+    recipes: Annotated[Path, typer.Option(help="Where the claims are.")] = Path("recipes/claims"),
+    listed: Annotated[bool, typer.Option("--list", help="Only say which claims and variants there are.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """The lecture's sentences, tested: runs what is missing and says supported, contradicted or inconclusive."""
+    from sslrun.results.claims import listing, load_claims, rendered, write
+    from sslrun.stages.claims import Trial, made_by
+    from sslrun.stages.context import Context
+    from sslrun.stages.sweep import Plan, launch
+
+    found = load_claims(names or (), recipes)
+    if listed:
+        _print_json_or([each.described() for each in found] if as_json else None, listing(found))
+        return
+    context = Context.open(device, runs, fresh)
+    cuda = context.compute.device.type == "cuda"
+    trials = [Trial.within(budget, cuda, each, runs) for each in found]
+    plans = [each.plan for each in trials if each.plan is not None]
+    jobs = jobs or max((plan.sweep.jobs for plan in plans if isinstance(plan, Plan)), default=1)
+    again = ["claims", *(names or ()), f"--budget={budget}", "--jobs=1", f"--runs={runs}", f"--device={device}", f"--recipes={recipes}"]  # fmt: skip
+    failures = launch(plans, context, jobs, again)
+    outcomes = [each.outcome() for each in trials]
+    for path in output or []:
+        write(outcomes, path, made_by(trials, ["sslrun", *sys.argv[1:]]))
+    _print_json_or([each.as_dict() for each in outcomes] if as_json else None, rendered(outcomes, tables=bool(names)))
+    if failures:
+        raise UserError(f"{len(failures)} of the runs failed, the others are done: {failures[0]}")
+
+
+@app.command()
 def show(
-    kind: Annotated[str | None, typer.Argument(help="backbone, pretext, data, task, protocol, table.")] = None,
+    kind: Annotated[
+        str | None, typer.Argument(help="backbone, pretext, data, task, measurement, protocol, table.")
+    ] = None,
     name: Annotated[str | None, typer.Argument(help="One of the kind.")] = None,
     as_json: AsJson = False,
 ) -> None:

@@ -302,7 +302,7 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
             inside = {keys[1:]: place for keys, place in changes.places.items() if keys[:1] == (dotted,)}
             recipe_source.change(dotted, value, inside)
         rows[row] = parse(recipe_source)
-    return _validated(Sweep, Source({**source.without("base").value, "rows": rows}, source.places), "a sweep")
+    return validated(Sweep, Source({**source.without("base").value, "rows": rows}, source.places), "a sweep")
 
 
 def override(source: Source, overrides: Sequence[str]) -> None:
@@ -338,11 +338,11 @@ def parse(source: Source) -> Recipe:
         raise source.error(
             (), "'pretrain' is missing: the schedule of the pretext task, as {epochs: 100, batch: 256, lr: 0.001}"
         )
-    pretrain = _validated(Pretrain, source.section("pretrain"), "'pretrain'") if pretext else None
+    pretrain = validated(Pretrain, source.section("pretrain"), "'pretrain'") if pretext else None
     evaluate = {key: _evaluation(source, key, data) for key in source.section("evaluate").value}
     typed = {"backbone": backbone, "pretext": pretext, "data": data, "pretrain": pretrain, "evaluate": evaluate}
     rest = source.without(*Protocols.model_fields)
-    return _validated(Recipe, Source({**rest.value, **typed}, source.places), "a recipe", Protocols.model_fields)
+    return validated(Recipe, Source({**rest.value, **typed}, source.places), "a recipe", Protocols.model_fields)
 
 
 def _evaluation(source: Source, key: str, data: Named) -> Evaluation:
@@ -359,7 +359,7 @@ def _evaluation(source: Source, key: str, data: Named) -> Evaluation:
         "task": task,
         "options": options,
     }
-    evaluation = _validated(
+    evaluation = validated(
         Evaluation, Source(given, section.places, section.at), f"'evaluate.{key}'", Protocols.model_fields
     )
     for protocol in evaluation.protocols:
@@ -382,7 +382,7 @@ def _protocol(name: str, recipe: Source, evaluation: Source) -> Options:
         for key, value in section.value.items():
             inside = {keys[1:]: place for keys, place in section.places.items() if keys[:1] == (key,)}
             merged.change(key, value, inside or {(): section.places[()]})
-    return _validated(type(default), merged, f"'{name}'")
+    return validated(type(default), merged, f"'{name}'")
 
 
 def _named(
@@ -405,10 +405,10 @@ def _named(
     given = section.without("name")
     if like is not None and sources[like.name].modality == cls.modality:
         given.value = {**given.value, **cls.shared_with(like.as_dict(), given.value)}
-    return Named(name=str(name), options=_validated(cls.Options, given, f"'{name}'"))
+    return Named(name=str(name), options=validated(cls.Options, given, f"'{name}'"))
 
 
-def _validated(model: type[Model], source: Source, owner: str, also: Iterable[str] = ()) -> Model:
+def validated(model: type[Model], source: Source, owner: str, also: Iterable[str] = ()) -> Model:
     """`source.value` as a `model`; the first mistake as a UserError with its place.
 
     `also`: keys that `owner` may have besides the model's fields, to suggest in place of an unknown one.

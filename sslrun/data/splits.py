@@ -138,6 +138,12 @@ def label_fraction(labels: Tensor | None, fraction: float, seed: int, classes: S
     return (_rank_in_class(labels, seed) < wanted[labels]).nonzero()[:, 0]
 
 
+def labelled_share(examples: Examples, fraction: float, seed: int) -> Tensor:
+    """`label_fraction` of examples. Where an example has not one class but tags or a span, all are balanced as one."""
+    strata = examples.strata
+    return label_fraction(strata, fraction, seed, examples.classes if strata is examples.labels else ())
+
+
 def _share(counts: Tensor, fraction: float) -> Tensor:
     """That share of each count, rounded to the nearest number, halves up."""
     return (counts.double() * fraction + 0.5).floor().long()

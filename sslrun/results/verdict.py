@@ -36,13 +36,14 @@ class Verdict:
     reason: str = ""
     """Why there is no interval."""
 
-    def text(self) -> str:
+    def text(self, number: str = ".2f") -> str:
+        """`number`: how a difference is printed."""
         if self.interval is None or self.difference is None:
             return f"{self.word}: {self.reason}"
         beyond = f", margin {self.margin:g}" if self.margin else ""
         seeds = f"{self.seeds} seed" + ("s" if self.seeds > 1 else "")
-        low, high = self.interval
-        return f"{self.word}: {self.difference:+.2f} [{low:+.2f}, {high:+.2f}] over {seeds} ({self.method}{beyond})"
+        low, high = (f"{end:+{number}}" for end in self.interval)
+        return f"{self.word}: {self.difference:+{number}} [{low}, {high}] over {seeds} ({self.method}{beyond})"
 
 
 def judge(
@@ -118,29 +119,107 @@ def accuracy_error(a: float, b: float, examples: int) -> float:
     As if each had its own examples: two classifiers that fail on the same ones differ less by chance, so this is at
     most too wide (how much less only the single predictions tell: McNemar, Psychometrika 1947).
     """
-    return math.sqrt((a * (100 - a) + b * (100 - b)) / examples)
+    return math.sqrt(_variance(a, examples) + _variance(b, examples))
+
+
+def _variance(accuracy: float, examples: int) -> float:
+    return accuracy * (100 - accuracy) / examples
 
 
 # ---------------------------------------------------------------- claims
 
 
+Place = tuple[Row, Column]
+"""Where a cell stands."""
+
+
+@dataclass(frozen=True)
+class Gain:
+    """By how much one cell is above another."""
+
+    cell: Place
+    over: Place
+
+
+Term = Place | Gain | float
+"""What an inequality compares: a cell, what a cell gains over another, or a bound."""
+
+
 @dataclass(frozen=True)
 class Inequality:
-    """One cell of a table is greater than another by more than a margin."""
+    """One term is greater than another by more than a margin."""
 
-    greater: tuple[Row, Column]
-    lesser: tuple[Row, Column]
+    greater: Term
+    lesser: Term
     margin: float = 0.0
 
+    @property
+    def places(self) -> list[Place]:
+        """The cells that it reads."""
+        return [place for term in (self.greater, self.lesser) for place in _places(term)]
+
     def judge(self, table: Table, examples: int | None = None) -> Verdict:
-        """On the table's values by seed. `examples`: the size of the test set, where the cells are accuracies in %."""
-        absent = [place for place in (self.greater, self.lesser) if place not in table.cells]
+        """On the table's values by seed. `examples`: the size of the test set, where the cells are accuracies in %.
+
+        Where a term is a bound and every seed has the same value, nothing is random, and the inequality holds or not.
+        """
+        absent = [place for place in self.places if place not in table.cells]
         if absent:
-            named = "; ".join(" · ".join([*row, *column]) for row, column in absent)
-            return Verdict("inconclusive", 0, self.margin, reason=f"not computed: {named}")
-        a, b = table.cells[self.greater], table.cells[self.lesser]
-        error = None if examples is None else accuracy_error(a.mean, b.mean, examples)
-        return judge(a.values, b.values, self.margin, test_error=error)
+            return Verdict("inconclusive", 0, self.margin, reason=f"not computed: {'; '.join(map(named, absent))}")
+        a, b = (_values(term, table) for term in (self.greater, self.lesser))
+        bounded = isinstance(a, float) or isinstance(b, float)
+        if isinstance(a, float):
+            a = dict.fromkeys(b, a) if not isinstance(b, float) else {}
+        if isinstance(b, float):
+            b = dict.fromkeys(a, b)
+        error = None
+        if examples is not None:
+            error = math.sqrt(sum(_variance(table.cells[place].mean, examples) for place in self.places))
+        found = judge(a, b, self.margin, test_error=error)
+        if bounded and found.interval is None and found.seeds > 1 and found.difference is not None:
+            word: Word = "supported" if found.difference > self.margin else "contradicted"
+            same = (found.difference, found.difference)
+            return Verdict(word, found.seeds, self.margin, found.difference, same, "the same at every seed")
+        return found
+
+    def means(self, table: Table) -> tuple[float, float] | None:
+        """Of both sides, over their own seeds; None where a cell is not computed."""
+        if any(place not in table.cells for place in self.places):
+            return None
+        left, right = (_values(term, table) for term in (self.greater, self.lesser))
+        return _mean(left), _mean(right)
+
+    def text(self) -> str:
+        margin = f" + {self.margin:g}" if self.margin else ""
+        return f"{_text(self.greater)} > {_text(self.lesser)}{margin}"
+
+
+def named(place: Place) -> str:
+    """A cell by what stands before its row and above its column."""
+    row, column = place
+    return " · ".join(filter(None, [*row, *column]))
+
+
+def _places(term: Term) -> list[Place]:
+    return [] if isinstance(term, int | float) else [term.cell, term.over] if isinstance(term, Gain) else [term]
+
+
+def _values(term: Term, table: Table) -> dict[str, float] | float:
+    """By seed; of a bound the bound."""
+    if isinstance(term, Gain):
+        cell, over = table.cells[term.cell].values, table.cells[term.over].values
+        return {seed: cell[seed] - over[seed] for seed in cell.keys() & over.keys()}
+    return float(term) if isinstance(term, int | float) else table.cells[term].values
+
+
+def _mean(values: dict[str, float] | float) -> float:
+    return values if isinstance(values, float) else float(np.mean(list(values.values()) or [math.nan]))
+
+
+def _text(term: Term) -> str:
+    if isinstance(term, Gain):
+        return f"({named(term.cell)} - {named(term.over)})"
+    return f"{term:g}" if isinstance(term, int | float) else named(term)
 
 
 def together(verdicts: Sequence[Verdict]) -> Word:

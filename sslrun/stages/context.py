@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -16,7 +16,6 @@ from torch import Tensor
 
 from sslrun import distributed
 from sslrun.errors import UserError
-from sslrun.recipe import Recipe
 from sslrun.runs import Run, environment, told_when_full
 from sslrun.stages.reporting import Reporter
 from sslrun.training.device import Compute, compute
@@ -94,8 +93,13 @@ class Context:
         return context
 
 
-def perform(run: Run, recipe: Recipe, context: Context, body: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """The run's result: read where the run is finished, else made by `body` and kept. Busy: it is being made."""
+def perform(
+    run: Run, recipe: Mapping[str, Any], context: Context, body: Callable[[], dict[str, Any]]
+) -> dict[str, Any]:
+    """The run's result: read where the run is finished, else made by `body` and kept. Busy: it is being made.
+
+    recipe: what the run's recipe.yaml says.
+    """
     if run.finished and not context.fresh:
         return run.result
     if not distributed.is_main():
@@ -112,7 +116,7 @@ def perform(run: Run, recipe: Recipe, context: Context, body: Callable[[], dict[
         if context.fresh:
             run.clear()
         if not run.finished:
-            run.start(recipe.resolved(), environment(str(context.compute)))
+            run.start(recipe, environment(str(context.compute)))
             distributed.wait()  # the others must not look for checkpoints before old ones are gone
             with told_when_full(run.path):
                 run.finish(body())

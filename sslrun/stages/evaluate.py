@@ -22,7 +22,7 @@ from sslrun.backbones import build_backbone, load_into, save_backbone
 from sslrun.backbones.base import Backbone
 from sslrun.data.examples import Examples
 from sslrun.data.sources import sources
-from sslrun.data.splits import Splits, label_fraction, load_splits
+from sslrun.data.splits import Splits, labelled_share, load_splits
 from sslrun.errors import UserError
 from sslrun.protocols import CLASSICAL, Finetune
 from sslrun.recipe import Evaluation, Named, Recipe
@@ -146,13 +146,13 @@ class Cell:
         """Evaluate, unless it is done, and return the run's result. UserError: no pretrained checkpoint."""
         if not self.origin.exists:
             raise UserError(f"no pretrained checkpoint for recipe '{self.recipe.name}' (seed {self.seed})")
-        return perform(self.made, self.recipe, context, partial(self._body, context))
+        return perform(self.made, self.recipe.resolved(), context, partial(self._body, context))
 
     def _body(self, context: Context) -> dict[str, Any]:
         began = time.monotonic()
         splits = _splits(self.evaluation.data)
         task = tasks[self.evaluation.task.name](self.evaluation.task.options, splits.spec, splits.classes)
-        chosen = label_fraction(splits.train.strata, self.labels, self.seed, splits.classes)
+        chosen = labelled_share(splits.train, self.labels, self.seed)
         work = Work(self, context, splits, task, chosen)
         context.stop.check()
         metrics, details = work.classical() if self.protocol in CLASSICAL else getattr(work, self.protocol)()

@@ -67,7 +67,7 @@ class Pretraining:
 
     def run(self, context: Context) -> dict[str, Any]:
         """Pretrain, unless it is done, and return the run's result."""
-        return perform(self.made, self.recipe, context, partial(self._body, context))
+        return perform(self.made, self.recipe.resolved(), context, partial(self._body, context))
 
     def _body(self, context: Context) -> dict[str, Any]:
         recipe, run = self.recipe, self.made

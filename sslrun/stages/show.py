@@ -14,6 +14,7 @@ from rich.text import Text
 from sslrun.backbones.base import backbones
 from sslrun.data.sources import sources
 from sslrun.errors import UserError
+from sslrun.measurements.base import measurements
 from sslrun.pretexts.base import pretexts
 from sslrun.protocols import PROTOCOLS, Protocols
 from sslrun.recipe import Pretrain, Watch
@@ -26,6 +27,7 @@ REGISTRIES: dict[str, Registry[Any]] = {
     "pretext": pretexts,
     "data": sources,
     "task": tasks,
+    "measurement": measurements,
 }
 SECTIONS: dict[str, type[BaseModel]] = {"pretrain": Pretrain, "watch": Watch}
 KINDS = (*REGISTRIES, "protocol", "section", "table")
@@ -60,7 +62,11 @@ def _whole(kind: str, name: str) -> dict[str, Any]:
     """Everything about one thing: its text, and its options where it has any."""
     if kind in REGISTRIES:
         cls = REGISTRIES[kind][name]
-        found = {"about": inspect.getdoc(cls) or "", "modality": cls.modality, "options": _options(cls.Options)}
+        found = {
+            "about": inspect.getdoc(cls) or "",
+            "modality": getattr(cls, "modality", None),
+            "options": _options(cls.Options),
+        }
         if kind == "data":
             found["where"] = cls.describe()
         return found

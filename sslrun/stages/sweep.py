@@ -12,22 +12,42 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from sslrun.errors import UserError
 from sslrun.recipe import Sweep, load_sweep
 from sslrun.results.compare import Comparison, compare, facts
 from sslrun.results.published import published
-from sslrun.results.table import Table
-from sslrun.runs import read_result
+from sslrun.results.table import Table, column_of
+from sslrun.results.verdict import Place
+from sslrun.runs import Run, read_result
 from sslrun.stages.context import Busy, Context, Interrupted
 from sslrun.stages.evaluate import Cell, cells
-from sslrun.stages.pretrain import Pretraining
 
-Job = Pretraining | Cell
+
+class Job(Protocol):
+    """A piece of work that makes a run: pretraining, a cell of a table, a measurement."""
+
+    @property
+    def title(self) -> str: ...
+    @property
+    def made(self) -> Run: ...
+    @property
+    def needs(self) -> tuple[Job, ...]: ...
+    def run(self, context: Context) -> dict[str, Any]: ...
+
+
+class Jobs(Protocol):
+    """What is planned, under a name."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def jobs(self) -> tuple[Job, ...]: ...
+
 
 WAIT_SECONDS = 0.5
 """Between two looks at runs that other workers hold."""
@@ -44,13 +64,18 @@ class Plan:
     cells: tuple[tuple[str, Cell], ...]
     """Row and cell."""
 
+    @property
+    def name(self) -> str:
+        return self.sweep.name
+
     @classmethod
-    def of(cls, sweep: Sweep, root: Path) -> Plan:
+    def of(cls, sweep: Sweep, root: Path, places: Collection[Place] | None = None) -> Plan:
+        """places: the cells of the table that are wanted, where not all are."""
         jobs: dict[Path, Job] = {}
         found: list[tuple[str, Cell]] = []
         for seed in sweep.seeds:
             for row, recipe in sweep.rows.items():
-                of_row = cells(recipe, seed, root)
+                of_row = [cell for cell in cells(recipe, seed, root) if places is None or place_of(row, cell) in places]
                 found += [(row, cell) for cell in of_row]
                 for cell in of_row:
                     for job in (*cell.needs, cell):
@@ -84,19 +109,24 @@ class Plan:
                 comparison.write(self.root / self.sweep.name / f"comparison.{suffix}")
 
 
+def place_of(row: str, cell: Cell) -> Place:
+    """Where a cell stands in its sweep's table."""
+    return (row, cell.protocol), column_of({"task": cell.task, "labels": cell.labels})
+
+
 def _result(cell: Cell, row: str) -> dict[str, Any]:
     """What a table needs of a finished cell."""
     return {**cell.made.result, "facts": facts(cell.made.path), "row": row}
 
 
-def work(plans: Sequence[Plan], context: Context) -> list[str]:
+def work(plans: Sequence[Jobs], context: Context) -> list[str]:
     """Do every job that is not done and nobody else does; wait for those that others do. Returns the failures.
 
     A job that fails takes down those that need it, and no others.
     """
     waiting = [job for plan in plans for job in plan.jobs]
     failed: dict[Path, str] = {}
-    with context.reporter.plan(", ".join(plan.sweep.name for plan in plans), len(waiting)) as advance:
+    with context.reporter.plan(", ".join(plan.name for plan in plans), len(waiting)) as advance:
         while waiting:
             later: list[Job] = []
             for job in waiting:
@@ -125,10 +155,10 @@ def work(plans: Sequence[Plan], context: Context) -> list[str]:
     return list(failed.values())
 
 
-def launch(plans: Sequence[Plan], context: Context, workers: int, arguments: Sequence[str]) -> list[str]:
+def launch(plans: Sequence[Jobs], context: Context, workers: int, arguments: Sequence[str]) -> list[str]:
     """`work`, in this process or shared with `workers - 1` others, each with its share of the cores.
 
-    `arguments`: of `sslrun sweep`, for the other workers to read the same plan.
+    `arguments`: the command of sslrun by which the other workers read the same plan.
     """
     if context.fresh:
         for plan in plans:
@@ -139,7 +169,7 @@ def launch(plans: Sequence[Plan], context: Context, workers: int, arguments: Seq
         return work(plans, context)
     threads = max(1, (os.cpu_count() or 1) // workers)
     context.compute.use_threads(threads)
-    command = [sys.executable, "-m", "sslrun", "sweep", *arguments]
+    command = [sys.executable, "-m", "sslrun", *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     others = [
         subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -166,7 +196,7 @@ def submit(arguments: Sequence[str], workers: int, options: str) -> str:
         given = shlex.split(options)
     except ValueError as error:
         raise UserError(f"--slurm {options}: not options of sbatch: {error}") from None
-    command = shlex.join([sys.executable, "-m", "sslrun", "sweep", *arguments])
+    command = shlex.join([sys.executable, "-m", "sslrun", *arguments])
     sbatch = [
         "sbatch", f"--array=1-{workers}", "--requeue", "--signal=B:TERM@120", "--job-name=sslrun",
         *given, "--wrap", f"exec {command}",

@@ -181,3 +181,61 @@ def test_every_pretext_has_its_recipes():
     for name in images:
         for data in ("cifar10", "imagenet"):
             assert (RECIPES / "image" / f"{name}-{data}.yaml").exists()
+
+
+CLAIM = """\
+number: 1
+title: An MLP beats the mean
+says: ["a sentence"]
+source: a test
+otherwise: too few steps
+variants:
+  small:
+    minutes: 1
+    sweep: sweep.yaml
+    inequalities:
+      - {greater: [mlp, scratch, digits, 10 %], lesser: 5}
+      - {greater: [pixels, logistic-regression, digits, 10 %], lesser: [mlp, scratch, digits, 10 %], reported: true}
+  large: {minutes: 99, measure: convolution, inequalities: [{greater: 1, lesser: [hard attention, 3 x 3, inside]}]}
+"""
+CLAIMED = """\
+name: claimed
+jobs: 2
+seeds: [0, 1, 2]
+base:
+  backbone: {name: mlp, width: 16, depth: 1}
+  data: {name: digits, size: 8}
+  finetune: {steps: 30, batch: 32, optimizer: adamw, lr: 0.01}
+  evaluate: {digits: {protocols: [scratch, probe], labels: [0.1, 1.0]}}
+rows:
+  mlp: {}
+  pixels: {backbone: pixels, evaluate.digits.protocols: [logistic-regression]}
+"""
+
+
+def test_claims_run_what_is_missing_and_say_what_came_out(folder):
+    claims = folder / "recipes/claims"
+    claims.mkdir(parents=True)
+    (folder / "sweep.yaml").write_text(CLAIMED)
+    (claims / "mean.yaml").write_text(CLAIM.replace("sweep.yaml", "../../sweep.yaml"))
+    listed = sslrun("claims", "--list", cwd=folder).stdout
+    assert re.search(r"1\s+mean\s+An MLP beats the mean\s+small 1 min \(a guess\), large 99 min \(a guess\)", listed)
+    assert not (folder / "runs").exists()
+    first = sslrun("claims", "-o", "claims.md", cwd=folder).stdout
+    assert "1. An MLP beats the mean: supported" in first
+    assert re.search(
+        r"mlp · scratch · digits · 10 % > 5 \(.*\): supported: \+[\d.]+ \[.*\] over 3 seeds \(t interval\)", first
+    )
+    assert "For a larger budget: sslrun claims mean --budget 99" in first
+    text = (folder / "claims.md").read_text()
+    assert "`sslrun claims -o claims.md`" in text
+    assert "| 1 | [An MLP beats the mean](#mean) | supported |" in text
+    runs = sorted(folder.glob("runs/claimed/*/result.json"))
+    assert len(runs) == 6  # what the inequalities name, and nothing else of the sweep
+    times = [path.stat().st_mtime_ns for path in runs]
+    told = sslrun("claims", "mean", cwd=folder).stdout
+    assert "claimed · digits" in told  # the table, where a claim is named
+    again = sslrun("claims", "mean", "--budget", "120", "--jobs", "1", "--json", cwd=folder).stdout
+    (large,) = json.loads(again)
+    assert (large["variant"], large["verdict"], large["larger"]) == ("large", "supported", None)
+    assert [path.stat().st_mtime_ns for path in runs] == times

@@ -6,7 +6,8 @@ import torch
 
 from sslrun.data import splits as module
 from sslrun.data.examples import Batch, Examples, ImageSpec, TensorExamples
-from sslrun.data.splits import PooledExamples, Splits, carve, label_fraction, load_splits, pooled
+from sslrun.data.sources import sources
+from sslrun.data.splits import PooledExamples, Splits, carve, label_fraction, labelled_share, load_splits, pooled
 from sslrun.errors import UserError
 
 CPU = torch.device("cpu")
@@ -202,3 +203,12 @@ def test_digits_as_a_run_sees_them():
 def test_unknown_set():
     with pytest.raises(UserError, match=r"no such data set: 'cifar'. Did you mean 'cifar10'"):
         load_splits("cifar", module.sources["digits"].Options())
+
+
+def test_a_share_of_tagged_sentences_needs_no_class_of_theirs():
+    tagged = load_splits(
+        "world-tagging", sources["world-tagging"].Options(train=50, held_out=8, tokenizer={"vocab": 200})
+    )
+    assert len(labelled_share(tagged.train, 0.1, 0)) == 5
+    digits = load_splits("digits", sources["digits"].Options(size=8)).train
+    assert digits.labels[labelled_share(digits, 0.01, 0)].bincount().tolist() == [1] * 10

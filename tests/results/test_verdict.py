@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sslrun.results.table import Table
-from sslrun.results.verdict import Inequality, Verdict, accuracy_error, judge, together
+from sslrun.results.verdict import Gain, Inequality, Verdict, accuracy_error, judge, together
 
 
 def by_seed(values):
@@ -92,3 +92,37 @@ def test_inequalities_read_a_tables_cells():
     assert Inequality(*places, margin=20).judge(table).word == "inconclusive"
     assert Inequality(*places).judge(table, examples=20).word == "inconclusive"
     assert "not computed: BYOL · probe · digits · 10 %" in Inequality((("BYOL", "probe"), column), places[1]).judge(table).text()  # fmt: skip
+
+
+def planted(**cells):
+    table = Table("t")
+    for name, values in cells.items():
+        for seed, value in enumerate(values):
+            table.add((name, ""), ("", "x"), value, str(seed))
+    return table, {name: ((name, ""), ("", "x")) for name in cells}
+
+
+def test_a_gain_is_paired_seed_by_seed():
+    table, at = planted(a=[30, 50.1, 70], b=[20, 40, 60.2], c=[5, 25, 45], d=[3, 23.1, 43])
+    inequality = Inequality(Gain(at["a"], at["b"]), Gain(at["c"], at["d"]))
+    found = inequality.judge(table)
+    assert (found.word, found.seeds) == ("supported", 3)
+    assert found.difference == pytest.approx((10 + 10.1 + 9.8) / 3 - (2 + 1.9 + 2) / 3)
+    assert inequality.means(table) == pytest.approx(((10 + 10.1 + 9.8) / 3, (2 + 1.9 + 2) / 3))
+    assert Inequality(Gain(at["c"], at["d"]), Gain(at["a"], at["b"])).judge(table).word == "contradicted"
+    assert Inequality(Gain(at["a"], at["b"]), at["c"], 1.0).text() == "(a · x - b · x) > c · x + 1"
+    # A difference of two gains is as uncertain as four accuracies.
+    assert inequality.judge(table, examples=1000).word == "supported"
+    assert inequality.judge(table, examples=30).word == "inconclusive"
+
+
+def test_a_bound_needs_no_spread():
+    table, at = planted(a=[1e-15, 1e-15], b=[1e-15, 3e-15], c=[2.0, 2.0], one=[0.0])
+    assert Inequality(1e-12, at["a"]).judge(table).word == "supported"
+    assert Inequality(1e-12, at["a"]).judge(table).method == "the same at every seed"
+    assert Inequality(1e-12, at["b"]).judge(table).word == "supported"
+    assert Inequality(1e-12, at["c"]).judge(table).word == "contradicted"
+    assert Inequality(at["c"], 1.0).judge(table).word == "supported"
+    assert Inequality(at["c"], 2.0).judge(table).word == "contradicted"
+    assert Inequality(1e-12, at["one"]).judge(table).word == "inconclusive"  # one seed is no rule
+    assert Inequality(at["c"], at["a"]).judge(table).word == "inconclusive"  # between cells it may be by chance
