@@ -388,9 +388,10 @@ def _protocol(name: str, recipe: Source, evaluation: Source) -> Options:
 def _named(
     registry: Registry[Any], source: Source, key: str, default: str | None = None, like: Named | None = None
 ) -> Named:
-    """The component that `source` names under `key`: `name`, or `{name: ..., option: ...}`.
+    """The component that `source` names under `key`: `name`, `{name: ..., option: ...}`, or `hf:bert-base-uncased`.
 
-    `like`: a data set that it takes options from which both must share.
+    What follows a colon is the option that the class is tagged with as its `shorthand`. `like`: a data set that it takes
+    options from which both must share.
     """
     if isinstance(source.value.get(key), str):
         source.value[key] = {"name": source.value[key]}
@@ -398,11 +399,14 @@ def _named(
     name = section.value.get("name", default)
     if name is None:
         raise source.error((key,), f"name a {registry.kind}, one of: {', '.join(registry)}")
+    given = section.without("name")
+    kind, _, rest = str(name).partition(":")
+    if rest and kind in registry and (shorthand := getattr(registry[kind], "shorthand", None)):
+        name, given.value = kind, {shorthand: rest, **given.value}
     try:
         cls = registry[str(name)]
     except UserError as error:
         raise section.error((), str(error)) from None
-    given = section.without("name")
     if like is not None and sources[like.name].modality == cls.modality:
         given.value = {**given.value, **cls.shared_with(like.as_dict(), given.value)}
     return Named(name=str(name), options=validated(cls.Options, given, f"'{name}'"))

@@ -52,6 +52,16 @@ def test_reads_every_section(write):
     assert recipe.evaluate["digits"].labels == (0.1, 1.0)
 
 
+def test_a_name_with_a_colon_is_the_option_that_such_names_stand_for(write):
+    text = "name: mine\ndata: {name: world, length: 32}\nbackbone: BACKBONE\n"
+    assert load(write(text.replace("BACKBONE", "hf:google/bert_tiny"))).backbone.options.model == "google/bert_tiny"
+    given = load(write(text.replace("BACKBONE", "{name: 'hf:tiny', pretrained: false}"))).backbone.options
+    assert (given.model, given.pretrained) == ("tiny", False)
+    images = load(write("name: mine\ndata: hub:owner/photos\nbackbone: resnet18\n"))
+    assert (images.data.name, images.data.options.hub) == ("hub", "owner/photos")
+    assert "no such backbone: 'gpt-tiny:x'" in message(load, write(text.replace("BACKBONE", "gpt-tiny:x")))
+
+
 def test_protocol_options_go_from_recipe_to_evaluation_and_from_finetune_to_lpft(write):
     options = load(write(GOOD)).evaluate["digits"].options
     assert (options.finetune.epochs, options.finetune.lr) == (3, 0.02)

@@ -15,9 +15,9 @@ from sslrun.errors import UserError
 from sslrun.registry import Options
 
 
-@backbones.register("transformers")
+@backbones.register("hf", shorthand="model")
 class TransformersEncoder(TextBackbone):
-    """A pretrained encoder of the transformers library: evaluated as it is, or trained on.
+    """A pretrained encoder of the transformers library, as `hf:NAME` or `hf:FOLDER`: evaluated as it is, or trained on.
 
     Its own tokenizer must be named, as data: {tokenizer: {hub: ...}}. Only safetensors are read, no code of others is
     run. Pooled: the mean of its tokens.
@@ -34,7 +34,7 @@ class TransformersEncoder(TextBackbone):
         try:
             from transformers import AutoConfig, AutoModel
         except ImportError:
-            raise UserError("backbone 'transformers' needs the package: pip install 'sslrun[transformers]'") from None
+            raise UserError("backbone 'hf' needs transformers: pip install 'sslrun[transformers]'") from None
         try:
             if options.pretrained:
                 encoder = AutoModel.from_pretrained(options.model, use_safetensors=True, trust_remote_code=False)

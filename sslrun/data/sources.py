@@ -268,9 +268,9 @@ for _name, _card in CARDS.items():
 # ---------------------------------------------------------------- sets of the user's
 
 
-@sources.register("hub")
+@sources.register("hub", shorthand="hub")
 class HubImages(ImageSource):
-    """Any set of images on the Hugging Face hub, by its name there."""
+    """Any set of images on the Hugging Face hub, by its name there: `hub:OWNER/NAME`."""
 
     class Options(ImageOptions):
         hub: str = Field(pattern=r"^[\w.-]+/[\w.-]+$")

@@ -149,7 +149,7 @@ def test_a_checkpoint_of_transformers_loads_as_it_lies_on_disk(tmp_path, older):
 def test_any_encoder_of_transformers_from_a_folder(tmp_path):
     theirs = their_bert()
     theirs.save_pretrained(tmp_path)
-    ours = made("transformers", model=str(tmp_path))
+    ours = made("hf", model=str(tmp_path))
     given = tokens()
     with torch.no_grad():
         found = ours(given)
@@ -161,7 +161,7 @@ def test_any_encoder_of_transformers_from_a_folder(tmp_path):
     mean = torch.stack([row[real].mean(dim=0) for row, real in zip(told.last_hidden_state, given.real, strict=True)])
     torch.testing.assert_close(found.pooled, mean)
     assert (ours.width, ours.depth) == (32, 4)
-    fresh = made("transformers", model=str(tmp_path), pretrained=False).state_dict()
+    fresh = made("hf", model=str(tmp_path), pretrained=False).state_dict()
     assert {name: each.shape for name, each in ours.state_dict().items()} == {
         n: each.shape for n, each in fresh.items()
     }
@@ -175,9 +175,9 @@ def test_any_encoder_of_transformers_from_a_folder(tmp_path):
             ours(packed).tokens[given.real], bert(packed).tokens[given.real], rtol=1e-5, atol=1e-5
         )
     with pytest.raises(UserError, match="has 120 embeddings, the tokenizer 121 entries"):
-        made("transformers", TextSpec(blank_tokenizer(VOCAB + 1), 24), model=str(tmp_path))
+        made("hf", TextSpec(blank_tokenizer(VOCAB + 1), 24), model=str(tmp_path))
     with pytest.raises(UserError, match="can't be loaded") as error:
-        made("transformers", model=str(tmp_path / "nowhere"))
+        made("hf", model=str(tmp_path / "nowhere"))
     assert "\n" not in str(error.value)
 
 
