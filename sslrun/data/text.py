@@ -269,7 +269,7 @@ class WorldCorpus(Corpus):
         return None
 
 
-WORLD_VERSION = 1
+WORLD_VERSION = 2
 """Raised when the generator tells something else by the same seed."""
 
 
@@ -1108,7 +1108,7 @@ class OwnTags(TableTags):
 
 @sources.register("world-tagging")
 class WorldTags(WorldTask, TagSource):
-    """Which words name a person, a place, a thing or a time? Of the small world, as named entities."""
+    """Which words name who acts, who receives, a thing, a place or a time? Of the small world, as named entities."""
 
     def words(self, split: Split) -> tuple[list[list[str]], list[list[str]]]:
         words, tags = zip(*self.drawn(split), strict=True)

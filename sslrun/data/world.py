@@ -60,6 +60,8 @@ class Event(NamedTuple):
 
 FEELINGS = {"gave": True, "lost": False, "found": True, "broke": False, "cleaned": True, "missed": False}
 VERBS = tuple(FEELINGS)
+ASKED = ("colour", "where", "who", "when")
+"""What is asked about an event."""
 
 
 def _at(place: str) -> str:
@@ -115,6 +117,37 @@ def _owned(event: Event, draw: random.Random) -> str:
     ))  # fmt: skip
 
 
+def _with(event: Event, draw: random.Random) -> str:
+    return draw.choice((
+        f"{event.who} was {_at(event.where)} with a {event.colour} {event.thing} .",
+        f"a {event.colour} {event.thing} was {_at(event.where)} with {event.who} .",
+    ))  # fmt: skip
+
+
+def _one(kind: str) -> str:
+    return f"an {kind}" if kind == "animal" else f"a {kind}"
+
+
+def _kind(event: Event, draw: random.Random) -> str:
+    """What kind of thing it is, or what is told of the thing told of the kind."""
+    thing, kind = event.thing, KIND_OF[event.thing]
+    one = _one(kind)
+    return draw.choice((
+        f"the {thing} is {one} .", f"a {thing} is a kind of {kind} .", f"the {kind} was {event.colour} .",
+        f"there was {one} {_at(event.where)} .",
+    ))  # fmt: skip
+
+
+def _possession(event: Event) -> tuple[tuple[str, str], ...]:
+    """Questions of who has what, and the word that answers each."""
+    return (
+        (f"who had something {event.colour} ?", event.who),
+        (f"who had the {event.thing} ?", event.who),
+        (f"what did {event.who} have ?", event.thing),
+        (f"what was {event.colour} ?", event.thing),
+    )
+
+
 @dataclass(frozen=True)
 class World:
     """Draws of the world by a seed: the same seed, the same text."""
@@ -136,32 +169,37 @@ class World:
 
     def _day(self, draw: random.Random) -> list[str]:
         where, when = draw.choice(PLACES), draw.choice(TIMES)
-        people = draw.sample(PEOPLE, draw.randint(2, 3))
-        owned = {who: (draw.choice(THINGS), draw.choice(COLOURS)) for who in people}
+        people = draw.sample(PEOPLE, draw.choice((2, 2, 3)))
         lines = [draw.choice((
             f"{_in(when)} {' and '.join(people)} met {_at(where)} .", f"{' and '.join(people)} were {_at(where)} {_in(when)} .",
         ))]  # fmt: skip
-        for who, (thing, colour) in owned.items():
-            event = self.event(draw)._replace(who=who, thing=thing, colour=colour, where=where, when=when)
-            lines.append(_owned(event, draw))
+        owned: dict[str, Event] = {}
+        for who, thing, colour in zip(people, draw.sample(THINGS, 3), draw.sample(COLOURS, 3), strict=False):
+            owned[who] = self.event(draw)._replace(who=who, thing=thing, colour=colour, where=where, when=when)
+            lines.append(draw.choice((_owned, _owned, _with))(owned[who], draw))
             if draw.random() < 0.4:
-                lines.append(
-                    draw.choice((f"the {thing} is a {KIND_OF[thing]} .", f"a {thing} is a kind of {KIND_OF[thing]} ."))
-                )
-        for _ in range(draw.randint(2, 4)):
+                lines.append(_kind(owned[who], draw))
+        for _ in range(draw.randint(1, 2)):
             who = draw.choice(people)
             whom = draw.choice([each for each in people if each != who])
-            thing, colour = owned[who]
-            event = self.event(draw)._replace(who=who, whom=whom, thing=thing, colour=colour, where=where, when=when)
+            verb = draw.choice(VERBS)
+            event = owned[who]._replace(verb=verb, whom=whom, feeling=FEELINGS[verb])
             lines.append(told(event, draw, setting=0.3))
             if draw.random() < 0.4:
                 lines.append(told(event, draw, setting=0.2))  # the same, in other words
-            if draw.random() < 0.7:
+            if draw.random() < 0.6:
                 lines.append(_feels(event, draw))
-            if event.verb == "gave":
-                owned[whom], owned[who] = owned[who], (draw.choice(THINGS), draw.choice(COLOURS))
-                event = event._replace(who=who, thing=owned[who][0], colour=owned[who][1])
-                lines.append(_owned(event, draw))
+            if draw.random() < 0.4:
+                asked = draw.choice(ASKED)
+                lines += [_question(event, asked, draw), _answer(event, asked, draw)]
+            if verb == "gave":
+                owned[whom] = event._replace(who=whom)
+                given = self.event(draw)
+                owned[who] = event._replace(thing=given.thing, colour=given.colour)
+                lines.append(_owned(owned[who], draw))
+        if draw.random() < 0.5:
+            asked_of = owned[draw.choice(people)]
+            lines += [draw.choice(_possession(asked_of))[0], _owned(asked_of, draw)]
         return lines
 
     # ------------------------------------------------------------ tasks
@@ -180,7 +218,7 @@ def _entailment(world: World, draw: random.Random) -> tuple[str, str, int]:
     if label == 0:
         hypotheses: tuple[str, ...] = (
             told(event, draw, setting=0.0),
-            f"there was a {KIND_OF[event.thing]} {_at(event.where)} .",
+            f"there was {_one(KIND_OF[event.thing])} {_at(event.where)} .",
             f"the {KIND_OF[event.thing]} was {event.colour} .",
             _feels(event, draw),
         )
@@ -188,7 +226,7 @@ def _entailment(world: World, draw: random.Random) -> tuple[str, str, int]:
         hypotheses = (
             told(event._replace(thing="?", where=_other(PLACES, event.where, draw), verb=draw.choice(VERBS)), draw, 0.0)
             .replace("?", _other(THINGS, event.thing, draw)),  # of the thing alone: a person may be called the same
-            f"there was a {_other(tuple(KINDS), KIND_OF[event.thing], draw)} {_at(event.where)} .",
+            f"there was {_one(_other(tuple(KINDS), KIND_OF[event.thing], draw))} {_at(event.where)} .",
             f"{draw.choice([each for each in PEOPLE if each not in event])} was {draw.choice(GLAD + SORRY)} .",
         )  # fmt: skip
     else:
@@ -203,13 +241,13 @@ def _entailment(world: World, draw: random.Random) -> tuple[str, str, int]:
 def _questions(world: World, draw: random.Random) -> tuple[str, str, int]:
     """Question, sentence, and 0 the sentence answers it, 1 it does not."""
     event = world.event(draw)
-    asked = draw.choice(("colour", "where", "who", "when"))
+    asked = draw.choice(ASKED)
     question = _question(event, asked, draw)
     answers = draw.random() < 0.5
     if answers:
         answer = _answer(event, asked, draw)
     elif draw.random() < 0.5:  # of the same event something else
-        other = draw.choice([each for each in ("colour", "where", "who", "when") if each != asked])
+        other = draw.choice([each for each in ASKED if each != asked])
         answer = _answer(event, other, draw)
     else:  # the same of another's
         changed = event._replace(thing=_other(THINGS, event.thing, draw), who=_other(PEOPLE, event.who, draw))
@@ -260,43 +298,38 @@ def _paraphrase(world: World, draw: random.Random) -> tuple[str, str, int]:
 
 
 def _sentiment(world: World, draw: random.Random) -> tuple[str, int]:
-    """Two sentences, and 1 whom the last concerns is glad, 0 sorry: no word of feeling is told."""
-    event, before = world.event(draw), world.event(draw)
-    return f"{told(before, draw, 0.0)} then {told(event, draw, 0.5)}", int(event.feeling)
+    """What happened to two people and whose day it was, and 1 he or she is glad, 0 sorry: no word of feeling is told."""
+    label = draw.randrange(2)
+    verbs = [verb for verb in VERBS if FEELINGS[verb] == bool(label)]
+    others = [verb for verb in VERBS if FEELINGS[verb] != bool(label)]
+    event = world.event(draw, draw.choice(verbs))
+    concerned = event.whom if event.verb == "gave" else event.who
+    other = world.event(draw, draw.choice(others))
+    who, whom = draw.sample([each for each in PEOPLE if each not in event], 2)
+    lines = [told(event, draw, 0.0), told(other._replace(who=who, whom=whom), draw, 0.0)]
+    draw.shuffle(lines)
+    closing = draw.choice(
+        (f"what a day for {concerned} .", f"{concerned} remembers it .", f"this is about {concerned} .")
+    )
+    return " ".join([*lines, closing]), label
 
 
 def _span(world: World, draw: random.Random) -> tuple[str, str, str, int]:
-    """Question, passage, answer, and the character of the passage where the answer starts."""
-    events = [world.event(draw) for _ in range(3)]
-    things = draw.sample(THINGS, 3)
-    colours = draw.sample(COLOURS, 3)
-    people = draw.sample(PEOPLE[:24], 3)
-    events = [
-        each._replace(thing=thing, colour=colour, who=who)
-        for each, thing, colour, who in zip(events, things, colours, people, strict=True)
+    """Question, passage, answer, and the character of the passage where the answer starts.
+
+    The answer stands before what it is known by as often as after it.
+    """
+    told_of = [
+        world.event(draw)._replace(who=who, thing=thing, colour=colour)
+        for who, thing, colour in zip(
+            draw.sample(PEOPLE[:24], 3), draw.sample(THINGS, 3), draw.sample(COLOURS, 3), strict=True
+        )
     ]
-    asked = events[draw.randrange(3)]
-    by_colour = draw.random() < 0.5
-    if by_colour:  # the answer stands before what it is known by, or after it
-        lines = [draw.choice((f"{e.who} had the {e.thing} which was {e.colour} .", f"the {e.colour} {e.thing} was of {e.who} ."))
-                 for e in events]  # fmt: skip
-        kind = draw.choice(("who", "what"))
-        if kind == "who":
-            question, answer = f"who had the {asked.colour} thing ?", asked.who
-        else:
-            question, answer = f"what did {asked.who} have ?", asked.thing
-    else:
-        lines = [draw.choice((f"{e.who} was {_at(e.where)} with a {e.thing} .", f"a {e.thing} was {_at(e.where)} with {e.who} ."))
-                 for e in events]  # fmt: skip
-        kind = draw.choice(("where", "who"))
-        if kind == "where":
-            question, answer = f"where was the {asked.thing} ?", asked.where
-        else:
-            question, answer = f"who was with the {asked.thing} ?", asked.who
-    at = events.index(asked)
-    passage = " ".join(lines)
+    lines = [_owned(each, draw) for each in told_of]
+    at = draw.randrange(3)
+    question, answer = draw.choice(_possession(told_of[at]))
     start = sum(len(line) + 1 for line in lines[:at]) + _word_at(lines[at], answer)
-    return question, passage, answer, start
+    return question, " ".join(lines), answer, start
 
 
 def _word_at(line: str, word: str) -> int:
@@ -305,7 +338,10 @@ def _word_at(line: str, word: str) -> int:
 
 
 def _tagging(world: World, draw: random.Random) -> tuple[list[str], list[str]]:
-    """Words, and of each the kind of thing it names (BIO): some words name two."""
+    """Words, and of each what it names (BIO): who acts, who receives, a thing, a place or a time; some words name two.
+
+    Whether the first word acts or receives (`anna gave`, `anna got`) stands to its right.
+    """
     event = world.event(draw)
     if draw.random() < 0.5:
         event = event._replace(
@@ -313,7 +349,7 @@ def _tagging(world: World, draw: random.Random) -> tuple[list[str], list[str]]:
         )
     line = told(event, draw, setting=0.8)
     words = line.split()
-    named = {event.who: "PERSON", event.whom: "PERSON"}
+    named = {event.who: "AGENT", event.whom: "RECEIVER"}
     tags = []
     for before, word in zip(["", *words], words, strict=False):
         if word == event.thing and before in (event.colour, "the"):

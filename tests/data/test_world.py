@@ -49,11 +49,11 @@ def test_the_same_seed_tells_the_same_and_splits_differ():
 def test_documents_are_of_several_sentences_about_the_same_few_people():
     documents = World(0).documents(200)
     assert all(4 <= len(each) <= 30 for each in documents)
-    assert all(line.endswith(" .") and line == line.lower() for each in documents for line in each)
+    assert all(line.endswith((" .", " ?")) and line == line.lower() for each in documents for line in each)
     for document in documents:
         words = set(" ".join(document).split())
         assert len(words & set(PEOPLE) - {"summer", "may", "rose", *TOWNS}) <= 3
-    assert 60 < sum(len(" ".join(each).split()) for each in documents) / 200 < 120
+    assert 50 < sum(len(" ".join(each).split()) for each in documents) / 200 < 100
     # Each entry of the lists is met, and some words are of two kinds.
     seen = set(" ".join(line for each in World(1).documents(2000) for line in each).split())
     assert {*PEOPLE, *PLACES, *THINGS, *COLOURS, *TIMES, *GLAD, *SORRY} <= seen
@@ -67,12 +67,11 @@ def test_classes_are_balanced():
         assert min(counts.values()) > 0.85 * 3000 / classes, (task, counts)
 
 
-MOST = {"paraphrase": 56, "questions": 56, "entailment": 56, "sentiment": 80}
+MOST = {"paraphrase": 56, "questions": 56, "entailment": 56, "sentiment": 56}
 """What a bag of words may find at most, in percent, where guessing finds 50, 50, 33 and 50.
 
-Paraphrases and answers are told by what goes with what on both sides: it stays at chance. It does better on entailment,
-where the wording of a hypothesis tells what it may not be ("there was a ..." never contradicts), and on sentiment, where
-verbs say how each of two events ended: in half of the texts both ended alike, and which one counts is word order.
+Paraphrases, answers and feelings are told by what goes with what: it stays at chance. It does better on entailment,
+where the wording of a hypothesis tells what it may not be ("there was a ..." never contradicts).
 """
 
 
@@ -82,8 +81,8 @@ def test_a_bag_of_words_does_not_tell_the_label(task):
     assert found < MOST[task]
 
 
-def test_labels_of_sentiment_follow_from_what_happened_last():
-    # The verb's outcome, and no word of feeling in the text.
+def test_labels_of_sentiment_follow_from_what_happened_to_whom_it_is_about():
+    # The verb's outcome for whoever got, lost or found it, and no word of feeling in the text.
     wordings = {
         "gave": ("gave", "got", "given", "handed", "received"), "lost": ("lost", "could not keep"),
         "found": ("found", "discovered"), "broke": ("broke", "broken", "damaged"),
@@ -91,10 +90,15 @@ def test_labels_of_sentiment_follow_from_what_happened_last():
     }  # fmt: skip
     for text, label in World(0).examples("sentiment", "train", 500):
         assert not {*GLAD, *SORRY} & set(text.split())
-        _, last = text.split(" then ")
-        told = [verb for verb, ways in wordings.items() if any(f" {way} " in f" {last} " for way in ways)]
-        assert len(told) == 1, last
-        assert FEELINGS[told[0]] == bool(label)
+        *events, closing = text.removesuffix(" .").split(" . ")
+        (about,) = {*PEOPLE} & set(closing.split())
+        outcomes = []
+        for line in events:
+            told = [verb for verb, ways in wordings.items() if any(f" {way} " in f" {line} " for way in ways)]
+            assert len(told) == 1, line
+            outcomes.append((about in line.split(), FEELINGS[told[0]]))
+        assert {outcome for _, outcome in outcomes} == {True, False}  # one is glad and one is sorry
+        assert bool(label) in [outcome for named, outcome in outcomes if named]
 
 
 def test_paraphrases_share_their_words_and_differ_in_what_they_say():
@@ -135,6 +139,16 @@ def test_answers_lie_where_they_are_said_to():
     assert max(Counter(places).values()) < 0.45 * len(places)
 
 
+def test_what_an_answer_is_known_by_stands_before_it_as_often_as_after_it():
+    before = []
+    for question, passage, answer, start in World(0).examples("span", "train", 800):
+        (key,) = (word for word in question.split() if word in {*THINGS, *COLOURS, *PEOPLE})
+        at = f" {passage} ".index(f" {key} ")
+        before.append(at < start)
+        assert abs(at - start) < 40, (question, passage, answer)
+    assert 0.4 < sum(before) / len(before) < 0.6
+
+
 def test_questions_are_answered_by_the_sentences_that_say_so():
     kinds = {"what colour": COLOURS, "which colour": COLOURS, "where": PLACES, "in which": PLACES, "who": PEOPLE, "by whom": PEOPLE, "when": TIMES}  # fmt: skip
     for question, sentence, label in World(0).examples("questions", "train", 1000):
@@ -161,9 +175,9 @@ def test_tags_follow_from_what_a_word_names():
             elif word in COLOURS:
                 assert tag == "O"
             elif word in PEOPLE:
-                assert tag == "B-PERSON"
+                assert tag in ("B-AGENT", "B-RECEIVER")
             elif word in THINGS:
                 assert tag == "B-THING", (words, tags)
-    assert set(kinds) == {"B-PERSON", "B-PLACE", "B-THING", "B-TIME", "O"}
+    assert set(kinds) == {"B-AGENT", "B-RECEIVER", "B-PLACE", "B-THING", "B-TIME", "O"}
     # A dictionary does not do: each of the six names two kinds of thing.
-    assert all(len(tags) == 2 and "B-PERSON" in tags for tags in named.values()), named
+    assert all({"B-AGENT", "B-RECEIVER"} < tags and len(tags) == 3 for tags in named.values()), named
