@@ -64,6 +64,11 @@ class Examples(ABC):
         """(N,) int64: the classes that splits and shares of the labels keep in balance; None without labels."""
         return self.labels
 
+    @property
+    def lengths(self) -> Tensor | None:
+        """(N,) how long each example is, where they differ and a batch is padded to its longest; None: all are alike."""
+        return None
+
     @abstractmethod
     def __len__(self) -> int: ...
 

@@ -107,6 +107,12 @@ class Sequences(Examples):
             return self.labels
         return torch.zeros(len(self), dtype=torch.int64)
 
+    @property
+    def lengths(self) -> Tensor:
+        """(N,) tokens with the special ones."""
+        a, a_end, b, b_end = self.ranges.unbind(1)
+        return 2 + a_end - a + torch.where(b_end > b, b_end - b + 1, 0)
+
     def subset(self, indices: Tensor) -> Sequences:
         assert self.rows is not None
         labels = self.labels if self.labels is None else self.labels[indices]

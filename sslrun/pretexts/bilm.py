@@ -13,7 +13,7 @@ from sslrun.data.sequences import Tokens
 from sslrun.errors import UserError
 from sslrun.learner import Output
 from sslrun.pretexts.base import pretexts
-from sslrun.pretexts.language import LanguageOptions, LanguagePretext, TokenHead, following, preceding, token_loss
+from sslrun.pretexts.language import LanguageOptions, LanguagePretext, TokenHead, following, preceding
 
 
 @pretexts.register("bilm")
@@ -43,8 +43,8 @@ class BiLm(LanguagePretext):
         features = self.backbone(views)
         assert features.tokens is not None
         ahead, back = features.tokens.chunk(2, dim=-1)
-        forward_loss, forward_accuracy = token_loss(self.head(ahead, None), following(views))
-        backward_loss, backward_accuracy = token_loss(self.head(back, None), preceding(views))
+        forward_loss, forward_accuracy = self.head.loss(ahead, None, following(views))
+        backward_loss, backward_accuracy = self.head.loss(back, None, preceding(views))
         loss = (forward_loss + backward_loss) / 2
         return Output(
             loss,

@@ -16,7 +16,7 @@ from sslrun.data.sequences import IGNORED, Tokens
 from sslrun.errors import UserError
 from sslrun.learner import Output
 from sslrun.pretexts.base import pretexts
-from sslrun.pretexts.language import LanguageOptions, LanguagePretext, TokenHead, token_loss
+from sslrun.pretexts.language import LanguageOptions, LanguagePretext, TokenHead
 
 
 class Corrupted(NamedTuple):
@@ -105,7 +105,7 @@ class Denoise(LanguagePretext):
         memory_mask = (of == views.tokens.documents[:, None, None, :]) | (of == 0)  # what pads must see something
         for block in self.blocks:
             x = block(x, mask=mask, causal=True, memory=features.tokens, memory_mask=memory_mask)
-        loss, accuracy = token_loss(self.head(x, self.table.weight), views.targets)
+        loss, accuracy = self.head.loss(x, self.table.weight, views.targets)
         return Output(loss, {"accuracy": accuracy})
 
     def _spans(self, inner: Tensor, generator: torch.Generator) -> Tensor:

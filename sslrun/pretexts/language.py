@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from sslrun.backbones.text import TextBackbone
 from sslrun.data.examples import Batch, Examples
@@ -79,18 +80,48 @@ class TokenHead(nn.Module):
 
     def forward(self, x: Tensor, embedding: Tensor | None) -> Tensor:
         """(..., D) to (..., V)."""
+        return F.linear(self._inner(x), self._table(embedding), self.bias)
+
+    def loss(self, x: Tensor, embedding: Tensor | None, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean cross-entropy of x (..., D) at targets (...) that are not `IGNORED`, and the share named right.
+
+        Some rows after the other, whose scores are computed again for the gradient: those of all tokens of a batch are
+        more than a cache, or a GPU's memory, holds.
+        """
+        rows = max(1, (CPU_SCORES if x.device.type == "cpu" else GPU_SCORES) // len(self.bias))
+        table, inner, flat = self._table(embedding), self._inner(x).flatten(0, -2), targets.flatten()
+        parts = list(zip(inner.split(rows), flat.split(rows), strict=True))
+        if len(parts) == 1:
+            found = [_summed(inner, table, self.bias, flat)]
+        else:
+            found = [
+                checkpoint(_summed, each, table, self.bias, wanted, use_reentrant=False, preserve_rng_state=False)
+                for each, wanted in parts
+            ]
+        count = (targets != IGNORED).sum().clamp_min(1)
+        losses, right = (torch.stack(each).sum() for each in zip(*found, strict=True))
+        return losses / count, right / count
+
+    def _inner(self, x: Tensor) -> Tensor:
+        return self.norm(F.gelu(self.dense(x)))
+
+    def _table(self, embedding: Tensor | None) -> Tensor:
         table = self.weight if self.weight is not None else embedding
         assert table is not None
-        return F.linear(self.norm(F.gelu(self.dense(x))), table, self.bias)
+        return table
 
 
-def token_loss(scores: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean cross-entropy of scores (..., V) at targets (...) that are not `IGNORED`, and the share named right."""
-    known = targets != IGNORED
-    count = known.sum().clamp_min(1)
-    losses = F.cross_entropy(scores.flatten(0, -2).float(), targets.flatten(), ignore_index=IGNORED, reduction="sum")
-    right = ((scores.detach().argmax(dim=-1) == targets) & known).sum()
-    return losses / count, right / count
+CPU_SCORES = 2**20
+"""Scores of tokens that are in memory at once: 4 MiB of float32, about a core's cache."""
+GPU_SCORES = 2**28
+"""The same on a GPU."""
+
+
+def _summed(x: Tensor, table: Tensor, bias: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Summed cross-entropy of x (N, E) at targets (N,) that are not `IGNORED`, and how many are named right."""
+    scores = F.linear(x, table, bias).float()
+    losses = F.cross_entropy(scores, targets, ignore_index=IGNORED, reduction="sum")
+    return losses, (scores.detach().argmax(dim=-1) == targets).sum()  # no token is called IGNORED
 
 
 def following(tokens: Tokens) -> Tensor:

@@ -10,7 +10,7 @@ from sslrun.data.sequences import Tokens
 from sslrun.errors import UserError
 from sslrun.learner import Output
 from sslrun.pretexts.base import pretexts
-from sslrun.pretexts.language import LanguageOptions, LanguagePretext, TokenHead, following, token_loss
+from sslrun.pretexts.language import LanguageOptions, LanguagePretext, TokenHead, following
 
 
 @pretexts.register("ltr")
@@ -38,5 +38,5 @@ class Ltr(LanguagePretext):
     def forward(self, views: Tokens) -> Output:
         features = self.backbone(views)
         assert features.tokens is not None
-        loss, accuracy = token_loss(self.head(features.tokens, self.backbone.embedding), following(views))
+        loss, accuracy = self.head.loss(features.tokens, self.backbone.embedding, following(views))
         return Output(loss, {"accuracy": accuracy})

@@ -15,7 +15,7 @@ from sslrun.data.sequences import IGNORED, Documents, Tokens
 from sslrun.errors import UserError
 from sslrun.learner import Output
 from sslrun.pretexts.base import pretexts
-from sslrun.pretexts.language import LanguageOptions, LanguagePretext, TokenHead, token_loss
+from sslrun.pretexts.language import LanguageOptions, LanguagePretext, TokenHead
 
 RATE = 0.15
 """BERT's share of chosen tokens; every held-out loss is taken at it, that losses of other rates may be compared."""
@@ -96,8 +96,7 @@ class Mlm(LanguagePretext):
     def forward(self, views: Masked) -> Output:
         features = self.backbone(views.tokens)
         assert features.tokens is not None
-        scores = self.head(at(features.tokens, views.places), _embedding(self.backbone))
-        loss, accuracy = token_loss(scores, views.targets)
+        loss, accuracy = self.head.loss(at(features.tokens, views.places), _embedding(self.backbone), views.targets)
         metrics = {"mlm_loss": loss.detach(), "mlm_accuracy": accuracy}
         if self.nsp is not None and views.related is not None:
             related = self.nsp(features.pooled).float()

@@ -30,7 +30,7 @@ from sslrun.runs import Run
 from sslrun.stages.context import Context, perform
 from sslrun.stages.fit import fit
 from sslrun.stages.pretrain import WEIGHTS, Pretraining
-from sslrun.tasks.base import Task, TaskLearner, stacked, tasks
+from sslrun.tasks.base import Task, TaskLearner, outputs_of, tasks
 from sslrun.tasks.frozen import Classifier, LogisticRegression, classical, features, weighted_knn
 from sslrun.training.loop import Schedule, Training
 
@@ -312,13 +312,14 @@ class Work:
             if head is not None:
                 learner.head.load_state_dict(head)
             learner = self._train(learner, options.model_copy(update={"lr": lr}), f"lr-{lr:g}")
-            tried[lr] = self._scores(learner, "val")[self.task.primary]
+            scores = self._scores(learner, "val")
+            tried[lr] = scores[self.task.primary]
             if tried[lr] == max(tried.values()):
-                best = learner
+                best, val = learner, scores
         assert best is not None
         save_backbone(self.cell.made.path / WEIGHTS, best.backbone, {"recipe": self.cell.recipe.name})
         self._keep_head(best.head)
-        metrics = {split: self._scores(best, split) for split in ("val", "test")}
+        metrics = {"val": val, "test": self._scores(best, "test")}
         return metrics, {"lr": max(tried, key=lambda lr: tried[lr]), "tried": {f"{lr:g}": v for lr, v in tried.items()}}
 
     def _train(self, learner: TaskLearner, schedule: Schedule, attempt: str) -> TaskLearner:
@@ -344,8 +345,7 @@ class Work:
         """Metrics of a trained learner on a whole split."""
         examples, device = self._split(split), self.context.compute.device
         with self.context.compute.autocast():
-            places = torch.arange(len(examples)).split(EVAL_BATCH)
-            outputs = stacked([learner.predict(batch) for batch in examples.batches(places, device)])
+            outputs = outputs_of(examples, learner.predict, device, EVAL_BATCH)
         return self.task.score(outputs, examples)
 
     # ------------------------------------------------------------ shared

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -88,6 +88,14 @@ def stacked(outputs: Sequence[Tensor]) -> Tensor:
         return torch.cat(list(outputs))
     longest = max(each.shape[1] for each in outputs)
     return torch.cat([F.pad(each, (0, 0, 0, longest - each.shape[1]), value=float("-inf")) for each in outputs])
+
+
+def outputs_of(examples: Examples, run: Callable[[Batch], Tensor], device: torch.device, batch: int) -> Tensor:
+    """What `run` gives for every example, in their order; those of like length run together."""
+    lengths = examples.lengths
+    order = torch.arange(len(examples)) if lengths is None else lengths.argsort(stable=True)
+    found = stacked([run(each) for each in examples.batches(order.split(batch), device)])
+    return found if lengths is None else found[order.argsort().to(found.device)]
 
 
 class TaskLearner(nn.Module):

@@ -18,6 +18,7 @@ from sslrun.backbones.base import Backbone, Features
 from sslrun.data.examples import Batch, Examples
 from sslrun.errors import UserError
 from sslrun.registry import Options
+from sslrun.tasks.base import outputs_of
 from sslrun.tasks.metrics import accuracy
 
 CHUNK = 2**24
@@ -41,9 +42,8 @@ def extract(
     training = backbone.training
     backbone.eval()
     with torch.inference_mode():
-        places = torch.arange(len(examples)).split(batch)
-        found = [reads(backbone(inputs(raw))).float() for raw in examples.batches(places, device)]
-    every = torch.cat(found)  # outside, so that heads may be trained on it
+        found = outputs_of(examples, lambda raw: reads(backbone(inputs(raw))).float(), device, batch)
+    every = found.clone()  # outside, so that heads may be trained on it
     backbone.train(training)
     if not every.isfinite().all():
         raise UserError("the backbone's features are not finite: its training diverged; lower the learning rate there")

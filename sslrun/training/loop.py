@@ -42,6 +42,8 @@ class Schedule(OptimizerOptions):
     """Optimizer steps; this or `epochs`."""
     batch: int = Field(256, ge=1)
     """Examples an optimizer step, over all devices."""
+    by_length: bool = True
+    """Where examples differ in length: those of a batch are of like length, that little is computed on padding."""
     accumulate: int = Field(1, ge=1)
     """Parts that a batch is computed in, one after the other. A contrastive loss compares within a part only."""
     warmup: float = Field(0.0, ge=0)
@@ -192,7 +194,7 @@ def train(training: Training, examples: Examples, seed: int) -> Iterator[Step]:
     parameters = [each for each in learner.parameters() if each.requires_grad]
     model = _wrapped(training, total)
     generator = compute.generator()
-    batches = examples.batches(_order(len(examples), schedule, seed, training.step, total), compute.device)
+    batches = examples.batches(_order(examples, schedule, seed, training.step, total), compute.device)
     learner.train()
     while training.step < total:
         factor = lr_factor(training.step, total, warmup, schedule.schedule, schedule.milestones, schedule.gamma)
@@ -232,8 +234,14 @@ def train(training: Training, examples: Examples, seed: int) -> Iterator[Step]:
         learner.train()
 
 
-def _order(count: int, schedule: Schedule, seed: int, step: int, total: int) -> Iterator[Tensor]:
+STRETCH = 50
+"""Batches among which examples of like length are looked for."""
+
+
+def _order(examples: Examples, schedule: Schedule, seed: int, step: int, total: int) -> Iterator[Tensor]:
     """Indices of every part of every batch from `step` on; this rank's share of them."""
+    count = len(examples)
+    lengths = examples.lengths if schedule.by_length else None
     world, rank = distributed.world_size(), distributed.rank()
     part = schedule.batch // schedule.accumulate
     if part % world:
@@ -242,10 +250,23 @@ def _order(count: int, schedule: Schedule, seed: int, step: int, total: int) -> 
     for at in range(step, total):
         epoch, place = divmod(at, epoch_steps)
         if epoch != shuffled:
-            order = torch.randperm(count, generator=torch.Generator().manual_seed(_hash(seed, epoch)))
+            generator = torch.Generator().manual_seed(_hash(seed, epoch))
+            order = torch.randperm(count, generator=generator)
+            if lengths is not None:
+                order = _by_length(order, lengths, schedule.batch, generator)
             shuffled = epoch
         for indices in order[place * schedule.batch : (place + 1) * schedule.batch].split(part):
             yield indices.view(world, -1)[rank]
+
+
+def _by_length(order: Tensor, lengths: Tensor, batch: int, generator: torch.Generator) -> Tensor:
+    """The whole batches of a random order, with like lengths together: sorted within stretches of it, in batches that
+    follow one another at random."""
+    count = len(order) // batch
+    order = order[: count * batch]
+    stretch = torch.arange(len(order)) // (STRETCH * batch)
+    order = order[(stretch * (lengths.max() + 1) + lengths[order]).argsort(stable=True)]
+    return order.view(count, batch)[torch.randperm(count, generator=generator)].flatten()
 
 
 def _hash(*numbers: int) -> int:

@@ -286,7 +286,7 @@ def test_a_step_far_along_is_reached_without_going_through_the_data():
             yield each
 
     schedule = loop.Schedule(steps=10_000_000, batch=8, lr=0.1)
-    order = loop._order(len(pairs), schedule, 0, 9_999_999, 10_000_000)
+    order = loop._order(pairs, schedule, 0, 9_999_999, 10_000_000)
     began = time.monotonic()
     (batch,) = pairs.batches(batches(order), torch.device("cpu"))
     assert len(drawn) == 1

@@ -11,8 +11,9 @@ from sslrun.data.examples import Batch
 from sslrun.data.sequences import IGNORED, Documents, TextSpec, Tokens, labelled
 from sslrun.data.tokenizer import SPECIALS, Tokenizer, blank_tokenizer, wordpiece
 from sslrun.errors import UserError
+from sslrun.pretexts import language
 from sslrun.pretexts.base import pretexts
-from sslrun.pretexts.language import TokenHead, following, preceding, token_loss
+from sslrun.pretexts.language import TokenHead, following, preceding
 
 VOCAB = 100
 TOKENIZER = blank_tokenizer(VOCAB)
@@ -194,8 +195,8 @@ def test_the_masked_loss_is_its_formula_and_is_computed_where_tokens_are_hidden_
     mlm, batch = made("mlm").double(), pairs()
     seen = []
     views = mlm.views(batch, generator())
-    forward = TokenHead.forward
-    monkeypatch.setattr(TokenHead, "forward", lambda self, x, table: seen.append(x.shape) or forward(self, x, table))
+    of = TokenHead.loss
+    monkeypatch.setattr(TokenHead, "loss", lambda self, x, *given: seen.append(x.shape) or of(self, x, *given))
     output = mlm(views)
     assert seen == [(4, round(128 * 0.15), 16)]
     head, total, count, right = mlm.head, 0.0, 0, 0
@@ -277,13 +278,32 @@ def test_the_floor_is_the_entropy_of_words():
 
 
 def test_a_loss_without_targets_is_nothing_and_others_are_means():
-    scores = torch.randn(2, 3, 7, dtype=torch.float64, generator=generator())
-    targets = torch.tensor([[1, IGNORED, 2], [IGNORED, IGNORED, 6]])
-    loss, right = token_loss(scores, targets)
-    known = scores.log_softmax(-1)
-    assert loss.item() == pytest.approx(-(known[0, 0, 1] + known[0, 2, 2] + known[1, 2, 6]).item() / 3, rel=1e-6)
-    assert 0 <= right <= 1
-    assert token_loss(scores, torch.full((2, 3), IGNORED))[0].item() == 0
+    head, x = TokenHead(5, 7, None), torch.randn(2, 3, 5, generator=generator())
+    known = head(x, None).log_softmax(-1)
+    targets = torch.tensor([[1, IGNORED, int(known[0, 2].argmax())], [IGNORED, IGNORED, int(known[1, 2].argmin())]])
+    loss, right = head.loss(x, None, targets)
+    wanted = known[0, 0, 1] + known[0, 2].max() + known[1, 2].min()
+    assert loss.item() == pytest.approx(-wanted.item() / 3, rel=1e-5)
+    assert right.item() == pytest.approx((1 + int(known[0, 0].argmax() == 1)) / 3)
+    assert head.loss(x, None, torch.full((2, 3), IGNORED))[0].item() == 0
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_loss_taken_in_parts_is_that_of_the_whole(tied, monkeypatch):
+    head = TokenHead(5, 7, 4 if tied else None)
+    table = torch.randn(7, 4, generator=generator(2), requires_grad=True) if tied else None
+    targets = torch.randint(0, 7, (4, 6), generator=generator(1))
+    targets[0, :5] = IGNORED
+
+    def taken(scores):
+        monkeypatch.setattr(language, "CPU_SCORES", scores)
+        x = torch.randn(4, 6, 5, generator=generator(), requires_grad=True)
+        loss, right = head.loss(x, table, targets)
+        wanted = [x, *head.parameters(), *([table] if tied else [])]
+        return loss, right, *torch.autograd.grad(loss, wanted)
+
+    for whole, part in zip(taken(7 * 24), taken(7 * 5), strict=True):
+        torch.testing.assert_close(whole, part)
 
 
 # ---------------------------------------------------------------- left to right, and both ways
@@ -445,7 +465,7 @@ def test_the_decoder_sees_the_text_and_its_own_past_within_a_document():
     views = denoise.views(packed(), generator())
     row = next(row for row in range(len(views.given)) if views.documents[row].max() > 1)
     scores = []
-    handle = denoise.head.register_forward_hook(lambda module, given, out: scores.append(given[0]))
+    handle = denoise.head.dense.register_forward_hook(lambda module, given, out: scores.append(given[0]))
     kept = []
     denoise.table.register_forward_hook(lambda module, given, out: kept.append(out) or out.retain_grad())
     encoded = []

@@ -11,7 +11,7 @@ from sslrun.data.text import TagSet
 from sslrun.data.tokenizer import blank_tokenizer
 from sslrun.errors import UserError
 from sslrun.learner import Output
-from sslrun.tasks.base import TaskLearner, stacked, tasks
+from sslrun.tasks.base import TaskLearner, outputs_of, stacked, tasks
 from sslrun.tasks.text import ScalarMix
 
 SPEC = TextSpec(blank_tokenizer(60), 20)
@@ -206,6 +206,16 @@ def test_outputs_of_several_batches_are_stacked():
     made, given = task("tagging", ("B-X", "B-Y", "I-X", "O")), tagged()
     parts = [perfect(given.subset(torch.tensor([at]))) for at in range(3)]
     assert made.score(stacked(parts), given)["precision"] == 100
+
+
+def test_outputs_come_in_the_order_of_the_examples_though_like_lengths_run_together():
+    given, seen = tagged(), []
+    found = outputs_of(given, lambda raw: seen.append(raw) or raw.inputs.ids[:, 1:2].float(), torch.device("cpu"), 2)
+    assert found[:, 0].tolist() == batch(given).inputs.ids[:, 1].tolist()
+    longest = [int(raw.inputs.real.sum(dim=1).max()) for raw in seen]
+    assert longest == sorted(longest)
+    assert len(longest) == 2
+    assert longest[0] < longest[1]
 
 
 # ---------------------------------------------------------------- metrics and mistakes

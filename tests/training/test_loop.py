@@ -9,7 +9,7 @@ from torch import nn
 from sslrun.data.examples import ImageSpec, TensorExamples
 from sslrun.errors import UserError
 from sslrun.learner import Output
-from sslrun.training import checkpoint
+from sslrun.training import checkpoint, loop
 from sslrun.training.device import compute
 from sslrun.training.loop import NonFinite, Schedule, Training, train
 from sslrun.training.optim import Lars, lr_factor, optimizers
@@ -89,6 +89,37 @@ def test_every_epoch_sees_every_example_once_in_another_order():
     first, second = torch.cat(seen[:5]), torch.cat(seen[5:])
     assert first.sort().values.tolist() == second.sort().values.tolist() == list(range(40))
     assert not torch.equal(first, second)
+
+
+def test_a_batch_is_of_like_lengths_and_an_epoch_of_all_examples():
+    lengths = torch.randint(8, 129, (2000,), generator=torch.Generator().manual_seed(0))
+
+    class Ragged(TensorExamples):
+        @property
+        def lengths(self):
+            return lengths
+
+    ragged = Ragged(torch.zeros(2000, 1), None, (), ImageSpec(8))
+
+    def epochs(by_length):
+        schedule = Schedule(epochs=2, batch=16, lr=0.1, by_length=by_length)
+        return list(loop._order(ragged, schedule, 0, 0, 250))
+
+    def padded(batches):
+        return sum(len(each) * int(lengths[each].max()) for each in batches) / int(lengths.sum()) / 2
+
+    found, plain = epochs(True), epochs(False)
+    assert (
+        torch.cat(found[:125]).sort().values.tolist() == torch.cat(found[125:]).sort().values.tolist() == [*range(2000)]
+    )
+    assert padded(found) < 1.05 < 1.5 < padded(plain)
+    means = torch.tensor([lengths[each].float().mean() for each in found[:125]])
+    assert means[:60].mean().item() == pytest.approx(
+        means[60:].mean().item(), rel=0.2
+    )  # short and long ones come mixed
+    assert not torch.equal(found[0], found[125])
+    rest = list(loop._order(ragged, Schedule(epochs=2, batch=16, lr=0.1), 0, 130, 250))
+    assert all(torch.equal(a, b) for a, b in zip(rest, found[130:], strict=True))
 
 
 def test_accumulated_parts_make_the_gradient_of_the_whole_batch():
