@@ -177,20 +177,24 @@ def table(
         list[Path] | None, typer.Option("--output", "-o", help="Write to a .md, .tex, .csv or .json file.")
     ] = None,
     against: Annotated[
-        str | None, typer.Option(help="A published table to print beside it; see `sslrun show table`.")
+        str | None,
+        typer.Option(
+            help="A published table to print beside it, or those of vit, bert-ablation, lpft …; see `sslrun show table`."
+        ),
     ] = None,
     runs: Runs = Path("runs"),
     as_json: AsJson = False,
 ) -> None:
     """The metric table of finished runs: mean ± standard deviation over seeds."""
+    from sslrun.results.published import published_as
     from sslrun.stages.sweep import table_of
 
+    beside = published_as(against) if against else None
     made: Any = table_of(targets or [runs], runs)
-    if against:
-        from sslrun.results.compare import compare
-        from sslrun.results.published import published
+    if beside:
+        from sslrun.results.compare import compare_all
 
-        made = compare(made, published(against))
+        made = compare_all(made, beside)
     for path in output or []:
         made.write(path)
     if as_json:

@@ -186,12 +186,7 @@ class Table:
 
     def write(self, path: Path) -> None:
         """To a file, in the format of its ending. UserError: another ending, or the file can't be written."""
-        formats: dict[str, Callable[[], str]] = {
-            ".md": self.to_markdown, ".tex": self.to_latex, ".csv": self.to_csv, ".json": self.to_json
-        }  # fmt: skip
-        if path.suffix not in formats:
-            raise UserError(f"{path}: tables are written to files that end in {', '.join(formats)}")
-        write_atomically(path, formats[path.suffix]())
+        write_table(path, self.to_markdown, self.to_latex, self.to_csv, self.to_json)
 
     # ------------------------------------------------------------ parts
 
@@ -254,6 +249,20 @@ class Table:
                 line.append(bold(text) if (row, column) in best else text)
             body.append(line)
         return head, body
+
+
+def write_table(
+    path: Path,
+    markdown: Callable[[], str],
+    latex: Callable[[], str],
+    csv: Callable[[], str],
+    json: Callable[[], str],
+) -> None:
+    """What one of them gives, to a file, by its ending. UserError: another ending, or the file can't be written."""
+    formats = {".md": markdown, ".tex": latex, ".csv": csv, ".json": json}
+    if path.suffix not in formats:
+        raise UserError(f"{path}: tables are written to files that end in {', '.join(formats)}")
+    write_atomically(path, formats[path.suffix]())
 
 
 def row_of(result: dict[str, Any]) -> Row:

@@ -19,8 +19,8 @@ from typing import Any, Protocol
 
 from sslrun.errors import UserError
 from sslrun.recipe import Sweep, load_sweep
-from sslrun.results.compare import Comparison, compare, facts
-from sslrun.results.published import published
+from sslrun.results.compare import Comparisons, compare_all, facts
+from sslrun.results.published import published_as
 from sslrun.results.table import Table, column_of
 from sslrun.results.verdict import Place
 from sslrun.runs import Run, read_result
@@ -70,7 +70,9 @@ class Plan:
 
     @classmethod
     def of(cls, sweep: Sweep, root: Path, places: Collection[Place] | None = None) -> Plan:
-        """places: the cells of the table that are wanted, where not all are."""
+        """places: the cells of the table that are wanted, where not all are. UserError: no such table to stand beside."""
+        if sweep.against:
+            published_as(sweep.against)
         jobs: dict[Path, Job] = {}
         found: list[tuple[str, Cell]] = []
         for seed in sweep.seeds:
@@ -96,9 +98,9 @@ class Plan:
             table.note(f"{missing} of {len(self.cells)} cells are not computed")
         return table
 
-    def comparison(self) -> Comparison | None:
-        """The table beside the published one that the sweep names."""
-        return compare(self.table(), published(self.sweep.against)) if self.sweep.against else None
+    def comparison(self) -> Comparisons | None:
+        """The table beside the published ones that the sweep names."""
+        return compare_all(self.table(), published_as(self.sweep.against)) if self.sweep.against else None
 
     def write_tables(self) -> None:
         """The table, and its comparison, in every format, beside the runs."""
