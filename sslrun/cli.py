@@ -182,15 +182,19 @@ def table(
             help="A published table to print beside it, or those of vit, bert-ablation, lpft …; see `sslrun show table`."
         ),
     ] = None,
+    compute: Annotated[bool, typer.Option("--compute", help="With what each row cost: FLOPs, hours.")] = False,
     runs: Runs = Path("runs"),
     as_json: AsJson = False,
 ) -> None:
     """The metric table of finished runs: mean ± standard deviation over seeds."""
+    from sslrun.results.compute import add_compute
     from sslrun.results.published import published_as
     from sslrun.stages.sweep import table_of
 
     beside = published_as(against) if against else None
     made: Any = table_of(targets or [runs], runs)
+    if beside or compute:
+        add_compute(made)
     if beside:
         from sslrun.results.compare import compare_all
 

@@ -22,7 +22,7 @@ from rich.text import Text
 import sslrun.backbones  # noqa: F401  registers them, whose defaults are read here
 from sslrun.backbones.base import backbones
 from sslrun.results.published import Number, Published
-from sslrun.results.table import Cell, Column, Row, Table, column_of, row_of, write_table
+from sslrun.results.table import Cell, Column, Cost, Row, Table, column_of, row_of, write_table
 from sslrun.runs import read_result
 
 MIN_ROWS = 3
@@ -272,6 +272,11 @@ class Pair:
         """Ours minus published."""
         return self.ours.mean - self.value
 
+    @property
+    def number(self) -> str:
+        """How its numbers are printed."""
+        return ".3g" if isinstance(self.ours, Cost) else ".1f"
+
 
 @dataclass
 class Comparison(Table):
@@ -436,7 +441,7 @@ def _as_measured(ours: Table, published: Published) -> tuple[list[Row], list[Col
     told = {kind: normal(str(published.setting.get(kind, ""))) for kind in ("protocol", "labels")}
     rows = [row for row in ours.rows if normal(row[1]) == told["protocol"]]
     columns = [column for column in ours.columns if normal(column[1]).startswith(told["labels"] or "no share")]
-    return rows or ours.rows, columns or ours.columns
+    return rows or ours.rows, [*columns, *ours.units] if columns else ours.columns
 
 
 def _number(published: Published, row: str, column: str, turned: bool) -> Number | None:
@@ -465,6 +470,8 @@ def _pairs(ours: Table, published: Published, rows: Axis, columns: Axis, turned:
 
 def _unit(ours: Table, column: Column) -> str:
     """Our accuracies are in percent; any other metric names itself."""
+    if column in ours.units:
+        return ours.units[column]
     metrics = {each["metric"] for each in ours.results if column_of(each) == column} or {ours.metric}
     return "%" if all("accuracy" in each for each in metrics) else ", ".join(sorted(metrics)) or "unknown"
 
@@ -491,7 +498,7 @@ def _unmatched(
     found_rows, found_columns = ({match.name for match in axis.values()} for axis in (rows, columns))
     alone = {
         "rows of ours": [" · ".join(row) for row in ours.rows if row not in rows],
-        "columns of ours": [" ".join(column) for column in ours.columns if column not in columns],
+        "columns of ours": [" ".join(each) for each in ours.columns if each not in columns and each not in ours.units],
         "published rows": [name for name in downs if name not in found_rows],
         "published columns": [name for name in acrosses if name not in found_columns],
         "cells in other units": unlike,
@@ -529,8 +536,8 @@ def _lay_out(made: Comparison) -> None:
         mark = "" if number.verified else " †"
         for which, words in (
             ("ours", pair.ours.text()),
-            ("published", f"{pair.value:.1f}{deviation}{mark}"),
-            ("difference", f"{pair.difference:+.1f}"),
+            ("published", f"{pair.value:{pair.number}}{deviation}{mark}"),
+            ("difference", f"{pair.difference:+{pair.number}}"),
         ):
             made.cells[(name, which), pair.column] = Plain(words=words)
     for (group, column), each in made.agreements.items():

@@ -46,6 +46,14 @@ class Cell:
 
 
 @dataclass
+class Cost(Cell):
+    """Of any size: printed to three digits."""
+
+    def text(self, number: str = ".1f", plus_minus: str = " ± ") -> str:
+        return super().text(".3g", plus_minus)
+
+
+@dataclass
 class Table:
     """Rows by columns of cells. Rows and columns stand in the order in which they came."""
 
@@ -63,6 +71,8 @@ class Table:
     """How a number is printed."""
     rank: Literal["high", "low"] | None = "high"
     """Which cell of a column is set off as the best."""
+    units: dict[Column, str] = field(default_factory=dict)
+    """Columns that are not of the metric: what they cost; no cell of theirs is the best."""
 
     second = "protocol"
     """What the second part of a row is."""
@@ -214,11 +224,12 @@ class Table:
         if self.rank is None:
             return set()
         means: dict[Column, list[float]] = {}
-        for (_, column), cell in self.cells.items():
+        cells = {place: cell for place, cell in self.cells.items() if place[1] not in self.units}
+        for (_, column), cell in cells.items():
             means.setdefault(column, []).append(cell.mean)
         best = max if self.rank == "high" else min
         top = {column: f"{best(values):{self.number}}" for column, values in means.items()}
-        return {place for place, cell in self.cells.items() if f"{cell.mean:{self.number}}" == top[place[1]]}
+        return {place for place, cell in cells.items() if f"{cell.mean:{self.number}}" == top[place[1]]}
 
     def _styled(self, row: Row, column: Column, best: set[tuple[Row, Column]]) -> Text:
         cell = self.cells.get((row, column))

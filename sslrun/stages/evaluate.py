@@ -32,6 +32,7 @@ from sslrun.stages.fit import fit
 from sslrun.stages.pretrain import WEIGHTS, Pretraining
 from sslrun.tasks.base import Task, TaskLearner, stacked, tasks
 from sslrun.tasks.frozen import Classifier, LogisticRegression, classical, features, weighted_knn
+from sslrun.training.flops import flop_counter
 from sslrun.training.loop import Schedule, Training
 
 HEAD = "head.safetensors"
@@ -170,7 +171,8 @@ class Cell:
             "metric": task.primary,
             "metrics": metrics,
             **details,
-            "seconds": round(time.monotonic() - began, 3),
+            "flops": work.flops,
+            "seconds": round(time.monotonic() - began + work.earlier, 3),
         }
 
 
@@ -221,6 +223,10 @@ class Work:
     task: Task
     chosen: Tensor
     """Indices of the labelled training examples."""
+    flops: float | None = 0.0
+    """Of all passes over training examples; None where it isn't known."""
+    earlier: float = 0.0
+    """Seconds that its trainings took before they were interrupted."""
 
     # ------------------------------------------------------------ frozen backbones
 
@@ -280,12 +286,17 @@ class Work:
             for other in [each for each in kept if each[:3] != key[:3]]:
                 del kept[other]
             backbone, compute = self._backbone().to(self.context.compute.device), self.context.compute
+            examples, counter = self._split(split), flop_counter()
             with compute.autocast():
-                kept[key] = features(
-                    backbone, self._split(split), self.task.inputs, compute.device, EVAL_BATCH, self.task.reads
+                x, y = features(
+                    backbone, examples, self.task.inputs, compute.device, EVAL_BATCH, self.task.reads, counter
                 )
-        x, y = kept[key]
-        return (x[self.chosen], y[self.chosen]) if split == "train" else (x, y)
+            kept[key] = x, y, counter.get_total_flops() / min(EVAL_BATCH, len(examples))
+        x, y, flops = kept[key]
+        if split != "train":
+            return x, y
+        self.flops = flops * len(self.chosen)
+        return x[self.chosen], y[self.chosen]
 
     # ------------------------------------------------------------ trained backbones
 
@@ -338,6 +349,9 @@ class Work:
             minutes=minutes, folder=folder,
         ):  # fmt: skip
             pass
+        total = schedule.total_steps(len(examples))
+        self.flops = None if self.flops is None or training.flops is None else self.flops + training.flops * total
+        self.earlier += training.earlier
         return training.averaged.eval()
 
     def _scores(self, learner: TaskLearner, split: str) -> dict[str, float]:

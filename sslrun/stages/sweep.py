@@ -20,6 +20,7 @@ from typing import Any, Protocol
 from sslrun.errors import UserError
 from sslrun.recipe import Sweep, load_sweep
 from sslrun.results.compare import Comparisons, compare_all, facts
+from sslrun.results.compute import add_compute, spent
 from sslrun.results.published import published_as
 from sslrun.results.table import Table, column_of
 from sslrun.results.verdict import Place
@@ -99,8 +100,12 @@ class Plan:
         return table
 
     def comparison(self) -> Comparisons | None:
-        """The table beside the published ones that the sweep names."""
-        return compare_all(self.table(), published_as(self.sweep.against)) if self.sweep.against else None
+        """The table, with what it cost, beside the published ones that the sweep names."""
+        if not self.sweep.against:
+            return None
+        table = self.table()
+        add_compute(table)
+        return compare_all(table, published_as(self.sweep.against))
 
     def write_tables(self) -> None:
         """The table, and its comparison, in every format, beside the runs."""
@@ -118,7 +123,12 @@ def place_of(row: str, cell: Cell) -> Place:
 
 def _result(cell: Cell, row: str) -> dict[str, Any]:
     """What a table needs of a finished cell."""
-    return {**cell.made.result, "facts": facts(cell.made.path), "row": row}
+    return {**of_run(cell.made.path), "row": row}
+
+
+def of_run(path: Path) -> dict[str, Any]:
+    """What a table needs of a finished evaluation's folder."""
+    return {**read_result(path), "facts": facts(path), "spent": spent(path)}
 
 
 def work(plans: Sequence[Jobs], context: Context) -> list[str]:
@@ -221,8 +231,7 @@ def table_of(targets: Sequence[Path], root: Path) -> Table:
             results += [_result(cell, row) for row, cell in plan.cells if cell.made.finished]
         else:
             found = sorted(target.rglob("result.json"), key=lambda path: path.stat().st_mtime)
-            finished = [(path.parent, read_result(path.parent)) for path in found]
-            results += [{**each, "facts": facts(path)} for path, each in finished if each.get("protocol")]
+            results += [of_run(path.parent) for path in found if read_result(path.parent).get("protocol")]
     if not results:
         named = ", ".join(map(str, targets))
         raise UserError(f"{named}: no finished evaluation there; run `sslrun sweep` or `sslrun probe` first")

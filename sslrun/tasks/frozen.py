@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from math import log10
 from typing import Any, Literal, NamedTuple
@@ -31,18 +31,22 @@ def extract(
     device: torch.device,
     batch: int,
     reads: Callable[[Features], Tensor] = lambda features: features.pooled,
+    first: AbstractContextManager[Any] | None = None,
 ) -> Tensor:
     """Features (N, D) float32 of all examples on `device`: one pass in eval mode, under the caller's autocast.
 
     `inputs` makes of a raw batch what the backbone takes, as `Task.inputs` does, and `reads` takes of what it gives
-    one vector an example, as `Task.reads`. The backbone is left in the mode it
-    was in. UserError if a feature is not finite.
+    one vector an example, as `Task.reads`. `first`: entered around the first batch, to count its FLOPs. The backbone is
+    left in the mode it was in. UserError if a feature is not finite.
     """
     training = backbone.training
     backbone.eval()
     with torch.inference_mode():
         places = torch.arange(len(examples)).split(batch)
-        found = [reads(backbone(inputs(raw))).float() for raw in examples.batches(places, device)]
+        found: list[Tensor] = []
+        for raw in examples.batches(places, device):
+            with nullcontext() if found or first is None else first:
+                found.append(reads(backbone(inputs(raw))).float())
     every = torch.cat(found)  # outside, so that heads may be trained on it
     backbone.train(training)
     if not every.isfinite().all():
@@ -57,11 +61,12 @@ def features(
     device: torch.device,
     batch: int,
     reads: Callable[[Features], Tensor] = lambda features: features.pooled,
+    first: AbstractContextManager[Any] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Features (N, D) as `extract` gives them, and labels (N,), on `device`. UserError without labels."""
     if examples.labels is None:
         raise UserError("this split has no labels to learn from or to test on: name a labelled one")
-    return extract(backbone, examples, inputs, device, batch, reads), examples.labels.to(device)
+    return extract(backbone, examples, inputs, device, batch, reads, first), examples.labels.to(device)
 
 
 class KnnOptions(Options):
