@@ -113,6 +113,7 @@ def _evaluation_command(protocol: str, about: str) -> None:
 
 _evaluation_command("knn", "classify by the nearest neighbours in the frozen features.")
 _evaluation_command("probe", "a linear classifier on the frozen features.")
+_evaluation_command("fewshot", "least squares on the frozen features of a few examples a class.")
 _evaluation_command("finetune", "train all parameters on the labels.")
 _evaluation_command("lpft", "probe, then fine-tune from the probe's head.")
 _evaluation_command("scratch", "train all parameters on the labels from a random start.")

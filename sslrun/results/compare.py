@@ -35,6 +35,7 @@ KINDS = (*ALWAYS, "epochs", "backbone", "labels", "protocol", "metric")
 SYNONYMS = {
     "knn": ("k-NN",),
     "probe": ("LP", "lin", "linear", "linear probe", "linear probing"),
+    "fewshot": ("few-shot", "few-shot linear"),
     "finetune": ("FT", "fine-tune", "fine-tuning"),
     "lpft": ("LP-FT",),
     "scratch": ("from scratch",),

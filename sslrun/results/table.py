@@ -108,7 +108,7 @@ class Table:
 
         def order(each: dict[str, Any]) -> tuple[int, int, int, bool, float]:
             place = names.index(row_of(each)[0]), protocols.index(each["protocol"])
-            return *place, tasks.index(each["task"]), each["labels"] > 1, each["labels"]
+            return *place, tasks.index(each["task"]), _a_class(each), each["labels"]
 
         ordered = sorted(results, key=order)
         # Columns in the natural order, even where the first row lacks some.
@@ -286,7 +286,12 @@ def row_of(result: dict[str, Any]) -> Row:
 def column_of(result: dict[str, Any]) -> Column:
     """The column that an evaluation's result stands in."""
     labels = result["labels"]
-    return result["task"], f"{labels:g} a class" if labels > 1 else f"{100 * labels:g} %"
+    return result["task"], f"{labels:g} a class" if _a_class(result) else f"{100 * labels:g} %"
+
+
+def _a_class(result: dict[str, Any]) -> bool:
+    """Whether its labels are a number a class, not a share of all."""
+    return result["protocol"] == "fewshot" or result["labels"] > 1
 
 
 def _row_order(row: Row, names: list[str], protocols: list[str]) -> tuple[int, int]:

@@ -41,7 +41,7 @@ def checked(row: str, recipe: Recipe, compute: Compute) -> dict[str, Any]:
         "backbone": recipe.backbone.name,
         "parameters": sum(each.numel() for each in backbone.parameters()),
         "input": str(spec),
-        "cells": sum(len(each.protocols) * len(each.labels) for each in recipe.evaluate.values()),
+        "cells": sum(len(each.labels_of(protocol)) for each in recipe.evaluate.values() for protocol in each.protocols),
     }
     if recipe.pretext is None or recipe.pretrain is None:
         return found

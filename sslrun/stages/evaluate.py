@@ -22,7 +22,7 @@ from sslrun.backbones import build_backbone, load_into, save_backbone
 from sslrun.backbones.base import Backbone
 from sslrun.data.examples import Examples
 from sslrun.data.sources import sources
-from sslrun.data.splits import Splits, labelled_share, load_splits
+from sslrun.data.splits import Splits, labelled, load_splits
 from sslrun.errors import UserError
 from sslrun.protocols import CLASSICAL, Finetune
 from sslrun.recipe import Evaluation, Named, Recipe
@@ -31,7 +31,7 @@ from sslrun.stages.context import Context, perform
 from sslrun.stages.fit import fit
 from sslrun.stages.pretrain import WEIGHTS, Pretraining
 from sslrun.tasks.base import Task, TaskLearner, stacked, tasks
-from sslrun.tasks.frozen import Classifier, LogisticRegression, classical, features, weighted_knn
+from sslrun.tasks.frozen import Classifier, LogisticRegression, classical, features, least_squares, weighted_knn
 from sslrun.training.flops import flop_counter
 from sslrun.training.loop import Schedule, Training
 
@@ -84,7 +84,8 @@ class Origin:
 
 @dataclass(frozen=True)
 class Cell:
-    """A task of a recipe, a protocol, a share of the labels, a seed and a restart: a job that makes a run."""
+    """A task of a recipe, a protocol, a share of the labels (few-shot: a number a class), a seed and a restart: a job
+    that makes a run."""
 
     recipe: Recipe
     task: str
@@ -137,7 +138,7 @@ class Cell:
             "data": evaluation.data.as_dict(),
             "task": evaluation.task.as_dict(),
             "labels": self.labels,
-            "options": None if self.options is None else self.options.model_dump(mode="json"),
+            "options": None if self.options is None else self.options.model_dump(mode="json", exclude={"shots"}),
             "head": self.probe.made.hash if self.protocol == "lpft" else None,
             "seed": self.start,
         }
@@ -153,7 +154,7 @@ class Cell:
         began = time.monotonic()
         splits = _splits(self.evaluation.data)
         task = tasks[self.evaluation.task.name](self.evaluation.task.options, splits.spec, splits.classes)
-        chosen = labelled_share(splits.train, self.labels, self.seed)
+        chosen = labelled(splits.train, self.labels, self.seed, a_class=self.protocol == "fewshot")
         work = Work(self, context, splits, task, chosen)
         context.stop.check()
         metrics, details = work.classical() if self.protocol in CLASSICAL else getattr(work, self.protocol)()
@@ -194,7 +195,7 @@ def cells(
         )
         for task, evaluation in recipe.evaluate.items()
         for protocol in protocols or evaluation.protocols
-        for labels in evaluation.labels
+        for labels in evaluation.labels_of(protocol)
         for restart in range(evaluation.restarts if protocol in TRAINED else 1)
     ]
 
@@ -252,6 +253,13 @@ class Work:
         self._keep_head(fit.head)
         with torch.inference_mode():
             return self._frozen_scores(fit.head), {"l2": fit.l2}
+
+    def fewshot(self) -> Scores:
+        self._needs_vectors()
+        head = least_squares(*self._features("train"), len(self.task.classes), self.cell.options.l2)
+        self._keep_head(head)
+        with torch.inference_mode():
+            return self._frozen_scores(head), {}
 
     def _needs_vectors(self) -> None:
         if not self.task.linear:

@@ -118,7 +118,7 @@ class Plan:
 
 def place_of(row: str, cell: Cell) -> Place:
     """Where a cell stands in its sweep's table."""
-    return (row, cell.protocol), column_of({"task": cell.task, "labels": cell.labels})
+    return (row, cell.protocol), column_of({"task": cell.task, "protocol": cell.protocol, "labels": cell.labels})
 
 
 def _result(cell: Cell, row: str) -> dict[str, Any]:
