@@ -113,6 +113,7 @@ def _evaluation_command(protocol: str, about: str) -> None:
 
 _evaluation_command("knn", "classify by the nearest neighbours in the frozen features.")
 _evaluation_command("probe", "a linear classifier on the frozen features.")
+_evaluation_command("fewshot", "least squares on the frozen features of a few examples a class.")
 _evaluation_command("finetune", "train all parameters on the labels.")
 _evaluation_command("lpft", "probe, then fine-tune from the probe's head.")
 _evaluation_command("scratch", "train all parameters on the labels from a random start.")
@@ -177,20 +178,28 @@ def table(
         list[Path] | None, typer.Option("--output", "-o", help="Write to a .md, .tex, .csv or .json file.")
     ] = None,
     against: Annotated[
-        str | None, typer.Option(help="A published table to print beside it; see `sslrun show table`.")
+        str | None,
+        typer.Option(
+            help="A published table to print beside it, or those of vit, bert-ablation, lpft …; see `sslrun show table`."
+        ),
     ] = None,
+    compute: Annotated[bool, typer.Option("--compute", help="With what each row cost: FLOPs, hours.")] = False,
     runs: Runs = Path("runs"),
     as_json: AsJson = False,
 ) -> None:
     """The metric table of finished runs: mean ± standard deviation over seeds."""
+    from sslrun.results.compute import add_compute
+    from sslrun.results.published import published_as
     from sslrun.stages.sweep import table_of
 
+    beside = published_as(against) if against else None
     made: Any = table_of(targets or [runs], runs)
-    if against:
-        from sslrun.results.compare import compare
-        from sslrun.results.published import published
+    if beside or compute:
+        add_compute(made)
+    if beside:
+        from sslrun.results.compare import compare_all
 
-        made = compare(made, published(against))
+        made = compare_all(made, beside)
     for path in output or []:
         made.write(path)
     if as_json:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from sslrun.registry import Options
-from sslrun.tasks.frozen import KnnOptions, LogisticOptions
+from sslrun.tasks.frozen import FewshotOptions, KnnOptions, LogisticOptions
 from sslrun.training.loop import Schedule
 
 
@@ -42,6 +42,7 @@ class Protocols(Options):
 
     knn: KnnOptions = KnnOptions()
     probe: Probe = Probe()
+    fewshot: FewshotOptions = FewshotOptions()
     finetune: Finetune = FINETUNE
     lpft: Finetune = FINETUNE
     """What is not given is as in `finetune`."""
@@ -60,6 +61,7 @@ CLASSICAL = {
 PROTOCOLS = {
     "knn": "Weighted vote of the nearest labelled neighbours in the frozen features (Wu et al. 2018).",
     "probe": "A linear classifier on the frozen features: linear evaluation, linear probing.",
+    "fewshot": "Least squares in closed form on the frozen features of a few examples a class (Dosovitskiy et al. 2021).",
     "finetune": "All parameters learn from the labels, starting from the pretrained ones and a fresh head.",
     "lpft": "Linear probing, then fine-tuning from the probe's head (Kumar et al. 2022).",
     "scratch": "All parameters learn from the labels, starting from random ones: no pretraining.",

@@ -85,6 +85,10 @@ class Evaluation(BaseModel):
     options: Protocols
     """The recipe's protocol options with this task's own changes."""
 
+    def labels_of(self, protocol: str) -> tuple[float, ...]:
+        """From how many labels a protocol learns: `labels`; a class's, where it is few-shot learning."""
+        return self.options.fewshot.shots if protocol == "fewshot" else self.labels
+
 
 class Recipe(BaseModel):
     """One experiment: a backbone, a pretext task, data, a schedule, and evaluations."""

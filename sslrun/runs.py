@@ -170,8 +170,8 @@ def read_result(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}/result.json: not valid JSON; remove it and run the stage again") from None
 
 
-def environment(device: str) -> dict[str, Any]:
-    """What the run ran on, for whoever must explain a difference later."""
+def environment(device: str, devices: int = 1) -> dict[str, Any]:
+    """What the run ran on, for whoever must explain a difference later. `devices`: how many of them."""
     import torch
     import torchvision
 
@@ -184,6 +184,7 @@ def environment(device: str) -> dict[str, Any]:
         "torchvision": torchvision.__version__,
         "cuda": torch.version.cuda,
         "device": device,
+        "devices": devices,
         "threads": torch.get_num_threads(),
         "platform": platform.platform(),
         "command": sys.argv,

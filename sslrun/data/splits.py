@@ -112,36 +112,59 @@ def label_fraction(labels: Tensor | None, fraction: float, seed: int, classes: S
     one. A whole number above 1: so many of each class. The choice depends on the seed alone, and a smaller fraction's
     lies within a larger one's. UserError: no labels, a class would be left without any, or has fewer than asked for.
     """
-    if labels is None:
-        raise UserError("this set has no labels to learn from: name a labelled one under 'evaluate'")
+    if fraction > 1 and fraction == int(fraction):
+        return label_count(labels, int(fraction), seed, classes)
+    counts = _counts(labels, classes)
+    assert labels is not None
     if fraction == 1:
         return torch.arange(len(labels))
-    counts = labels.bincount(minlength=len(classes))
-    if fraction > 1 and fraction == int(fraction):
-        wanted = torch.full_like(counts, int(fraction))
-    elif 0 < fraction < 1:
-        wanted = _share(counts, fraction)
-    else:
+    if not 0 < fraction < 1:
         raise UserError(f"labels: {fraction} is neither a share of the labels, in (0, 1], nor a number of them a class")
-    fewest = int(counts.argmin())
-    called = f"class '{classes[fewest] if classes else fewest}'"
-    if (wanted > counts).any():
-        raise UserError(f"labels: {called} has {counts[fewest]} training examples: ask for no more than that a class")
+    wanted = _share(counts, fraction)
     if (wanted == 0).any():
-        if counts[fewest] == 0:
+        fewest, called = _fewest(counts, classes)
+        if fewest == 0:
             raise UserError(f"labels: {called} has no training example: add some, or leave the class out")
-        least = math.ceil(0.5 / int(counts[fewest]) * 10_000) / 10_000
+        least = math.ceil(0.5 / fewest * 10_000) / 10_000
         raise UserError(
-            f"labels: {fraction:g} leaves {called}, which has {counts[fewest]} training examples, without any: "
+            f"labels: {fraction:g} leaves {called}, which has {fewest} training examples, without any: "
             f"the smallest fraction that works is {least:g}"
         )
     return (_rank_in_class(labels, seed) < wanted[labels]).nonzero()[:, 0]
 
 
-def labelled_share(examples: Examples, fraction: float, seed: int) -> Tensor:
-    """`label_fraction` of examples. Where an example has not one class but tags or a span, all are balanced as one."""
+def label_count(labels: Tensor | None, count: int, seed: int, classes: Sequence[str] = ()) -> Tensor:
+    """Indices, ascending, of `count` examples of each class; of fewer they lie within those of more, and within those
+    of a share of as many. UserError: no labels, or a class that has fewer."""
+    counts = _counts(labels, classes)
+    assert labels is not None
+    if (counts < count).any():
+        fewest, called = _fewest(counts, classes)
+        raise UserError(f"labels: {called} has {fewest} training examples: ask for no more than that a class")
+    return (_rank_in_class(labels, seed) < count).nonzero()[:, 0]
+
+
+def _counts(labels: Tensor | None, classes: Sequence[str]) -> Tensor:
+    """Examples of each class."""
+    if labels is None:
+        raise UserError("this set has no labels to learn from: name a labelled one under 'evaluate'")
+    return labels.bincount(minlength=len(classes))
+
+
+def _fewest(counts: Tensor, classes: Sequence[str]) -> tuple[int, str]:
+    """How many examples the smallest class has, and what it is called."""
+    at = int(counts.argmin())
+    return int(counts[at]), f"class '{classes[at] if classes else at}'"
+
+
+def labelled(examples: Examples, labels: float, seed: int, *, a_class: bool = False) -> Tensor:
+    """`label_fraction` of examples, or `label_count` where `labels` are `a_class`. Where an example has not one class but
+    tags or a span, all are balanced as one."""
     strata = examples.strata
-    return label_fraction(strata, fraction, seed, examples.classes if strata is examples.labels else ())
+    classes = examples.classes if strata is examples.labels else ()
+    if a_class:
+        return label_count(strata, int(labels), seed, classes)
+    return label_fraction(strata, labels, seed, classes)
 
 
 def _share(counts: Tensor, fraction: float) -> Tensor:

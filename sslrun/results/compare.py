@@ -16,11 +16,13 @@ from typing import Any
 
 import numpy as np
 import yaml
+from rich.console import Group
+from rich.text import Text
 
 import sslrun.backbones  # noqa: F401  registers them, whose defaults are read here
 from sslrun.backbones.base import backbones
 from sslrun.results.published import Number, Published
-from sslrun.results.table import Cell, Column, Row, Table, column_of, row_of
+from sslrun.results.table import Cell, Column, Cost, Row, Table, column_of, row_of, write_table
 from sslrun.runs import read_result
 
 MIN_ROWS = 3
@@ -33,6 +35,7 @@ KINDS = (*ALWAYS, "epochs", "backbone", "labels", "protocol", "metric")
 SYNONYMS = {
     "knn": ("k-NN",),
     "probe": ("LP", "lin", "linear", "linear probe", "linear probing"),
+    "fewshot": ("few-shot", "few-shot linear"),
     "finetune": ("FT", "fine-tune", "fine-tuning"),
     "lpft": ("LP-FT",),
     "scratch": ("from scratch",),
@@ -110,7 +113,7 @@ class Setting:
         pairs = list(itertools.product(self.ours, self.published))
         if all(_equal(self.kind, a, b) for a, b in pairs):
             return "same"
-        return "unknown" if any(_open(a, b) for a, b in pairs) else "differs"
+        return "unknown" if any(_open(self.kind, a, b) for a, b in pairs) else "differs"
 
     def text(self) -> str:
         if self.verdict == "same":
@@ -178,9 +181,12 @@ def _equal(kind: str, a: Any, b: Any) -> bool:
     return normal(str(a)) == normal(str(b))
 
 
-def _open(a: Any, b: Any) -> bool:
-    """Whether the two may mean the same: words against a number (20 epochs, 7800 steps), or a name that one side
-    says more of ('resnet18 (channels 16)', 'ResNet-18')."""
+def _open(kind: str, a: Any, b: Any) -> bool:
+    """Whether the two may mean the same: words against a number (20 epochs, 7800 steps), a name that one side says
+    more of ('resnet18 (channels 16)', 'ResNet-18'), or what differs within the published table; of data, where it
+    lists ours."""
+    if re.search(r"\bby (row|column)\b", str(b)):
+        return kind != "data" or ":" not in str(b) or normal(str(a)) in normal(str(b))
     if _is_number(a) or _is_number(b):
         return _is_number(a) != _is_number(b)
     return a != b and normal(str(a).split(" (")[0]) == normal(str(b).split(" (")[0])
@@ -267,6 +273,11 @@ class Pair:
         """Ours minus published."""
         return self.ours.mean - self.value
 
+    @property
+    def number(self) -> str:
+        """How its numbers are printed."""
+        return ".3g" if isinstance(self.ours, Cost) else ".1f"
+
 
 @dataclass
 class Comparison(Table):
@@ -278,6 +289,8 @@ class Comparison(Table):
     """(the group of rows, column) -> agreement; one group, '', unless several of our rows share a published one."""
     unmatched: dict[str, list[str]] = field(default_factory=dict)
     """What stands on one side alone, by what it is."""
+    against: str = ""
+    """The published table's name."""
 
     second = "which"
 
@@ -292,13 +305,13 @@ class Comparison(Table):
         writer = csv.writer(text, lineterminator="\n")
         verdicts = {each.kind: each.verdict for each in self.settings}
         writer.writerow(
-            ["row", "protocol", "task", "column", "mean", "std", "seeds", "published_row", "published_column", "published",
+            ["table", "row", "protocol", "task", "column", "mean", "std", "seeds", "published_row", "published_column", "published",
              "published_std", "verified", "difference", *(f"same_{kind}" for kind in ALWAYS)]
         )  # fmt: skip
         for pair in self.pairs:
             ours, number = pair.ours, pair.published
             writer.writerow(
-                [*pair.row, *pair.column, f"{ours.mean:.6g}", "" if ours.deviation is None else f"{ours.deviation:.6g}",
+                [self.against, *pair.row, *pair.column, f"{ours.mean:.6g}", "" if ours.deviation is None else f"{ours.deviation:.6g}",
                  len(ours.values), pair.published_row, pair.published_column, f"{pair.value:.6g}",
                  "" if number.deviation is None else number.deviation, number.verified, f"{pair.difference:.6g}",
                  *(verdicts[kind] for kind in ALWAYS)]
@@ -325,10 +338,46 @@ class Comparison(Table):
             for (group, column), each in self.agreements.items()
         ]  # fmt: skip
         return json.dumps(
-            {"title": self.title, "preface": self.preface, "same": self.same, "settings": settings, "cells": cells,
+            {"title": self.title, "against": self.against, "preface": self.preface, "same": self.same, "settings": settings, "cells": cells,
              "rank_agreement": agreements, "unmatched": self.unmatched, "notes": self.notes},
             indent=2,
         )  # fmt: skip
+
+
+@dataclass
+class Comparisons:
+    """Our table beside the published ones of one short name: those that share a cell with it, or else all."""
+
+    made: list[Comparison]
+
+    def render(self) -> Group:
+        """For the terminal, one below the other."""
+        between = [part for each in self.made for part in (Text(), each.render())]
+        return Group(*between[1:])
+
+    def to_json(self) -> str:
+        return json.dumps([json.loads(each.to_json()) for each in self.made], indent=2)
+
+    def write(self, path: Path) -> None:
+        """To a file, in the format of its ending. UserError: another ending, or the file can't be written."""
+        rows = [each.to_csv().partition("\n") for each in self.made]
+        write_table(
+            path,
+            lambda: "\n".join(each.to_markdown() for each in self.made),
+            lambda: "\n".join(each.to_latex() for each in self.made),
+            lambda: rows[0][0] + "\n" + "".join(body for _, _, body in rows),
+            self.to_json,
+        )
+
+
+def compare_all(ours: Table, every: Sequence[Published]) -> Comparisons:
+    """Our table beside each of several; those without a cell of ours are only named, unless all are."""
+    made = [compare(ours, each) for each in every]
+    shared = [each for each in made if each.pairs]
+    if shared and len(shared) < len(made):
+        alone = [f"{table.where} ({table.name})" for table, each in zip(every, made, strict=True) if not each.pairs]
+        shared[-1].note(f"no cell of ours stands in: {'; '.join(alone)}")
+    return Comparisons(shared or made)
 
 
 def compare(ours: Table, published: Published) -> Comparison:
@@ -353,6 +402,7 @@ def compare(ours: Table, published: Published) -> Comparison:
         if pairs
         else [],
         unmatched=_unmatched(ours, published, rows, columns, turned, unlike),
+        against=published.name,
     )
     made.agreements = _agreements(pairs, rows)
     _lay_out(made)
@@ -392,7 +442,7 @@ def _as_measured(ours: Table, published: Published) -> tuple[list[Row], list[Col
     told = {kind: normal(str(published.setting.get(kind, ""))) for kind in ("protocol", "labels")}
     rows = [row for row in ours.rows if normal(row[1]) == told["protocol"]]
     columns = [column for column in ours.columns if normal(column[1]).startswith(told["labels"] or "no share")]
-    return rows or ours.rows, columns or ours.columns
+    return rows or ours.rows, [*columns, *ours.units] if columns else ours.columns
 
 
 def _number(published: Published, row: str, column: str, turned: bool) -> Number | None:
@@ -411,7 +461,7 @@ def _pairs(ours: Table, published: Published, rows: Axis, columns: Axis, turned:
                 continue
             unit, theirs = _unit(ours, column), number.unit or published.unit
             convert = _conversion(unit, theirs)
-            if convert is None or (unit != theirs and number.unit is not None):
+            if convert is None or (unit.casefold() != theirs.casefold() and number.unit is not None):
                 unlike.append(f"{row[0]}, {column[0]} (ours: {unit}, published in {theirs})")
                 continue
             value = convert(number.value)
@@ -421,6 +471,8 @@ def _pairs(ours: Table, published: Published, rows: Axis, columns: Axis, turned:
 
 def _unit(ours: Table, column: Column) -> str:
     """Our accuracies are in percent; any other metric names itself."""
+    if column in ours.units:
+        return ours.units[column]
     metrics = {each["metric"] for each in ours.results if column_of(each) == column} or {ours.metric}
     return "%" if all("accuracy" in each for each in metrics) else ", ".join(sorted(metrics)) or "unknown"
 
@@ -447,7 +499,7 @@ def _unmatched(
     found_rows, found_columns = ({match.name for match in axis.values()} for axis in (rows, columns))
     alone = {
         "rows of ours": [" · ".join(row) for row in ours.rows if row not in rows],
-        "columns of ours": [" ".join(column) for column in ours.columns if column not in columns],
+        "columns of ours": [" ".join(each) for each in ours.columns if each not in columns and each not in ours.units],
         "published rows": [name for name in downs if name not in found_rows],
         "published columns": [name for name in acrosses if name not in found_columns],
         "cells in other units": unlike,
@@ -485,8 +537,8 @@ def _lay_out(made: Comparison) -> None:
         mark = "" if number.verified else " †"
         for which, words in (
             ("ours", pair.ours.text()),
-            ("published", f"{pair.value:.1f}{deviation}{mark}"),
-            ("difference", f"{pair.difference:+.1f}"),
+            ("published", f"{pair.value:{pair.number}}{deviation}{mark}"),
+            ("difference", f"{pair.difference:+{pair.number}}"),
         ):
             made.cells[(name, which), pair.column] = Plain(words=words)
     for (group, column), each in made.agreements.items():

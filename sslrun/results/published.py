@@ -24,6 +24,10 @@ class Number:
     note: str | None = None
     unit: str | None = None
     """None: its table's."""
+    where: str | None = None
+    """Where in the paper; None: where its table is."""
+    evidence: str = ""
+    """How it is known; see the head of published.yaml."""
 
 
 @dataclass(frozen=True)
@@ -48,10 +52,19 @@ def names() -> list[str]:
     return list(_tables())
 
 
+def short_names() -> dict[str, list[str]]:
+    """What the tables of a paper are called together -> their names."""
+    found: dict[str, list[str]] = {}
+    for name, table in _tables().items():
+        if "short" in table:
+            found.setdefault(table["short"], []).append(name)
+    return found
+
+
 def published(name: str) -> Published:
     """A published table by name. UserError: there is none."""
     if name not in _tables():
-        raise UserError(f"no such published table: '{name}'.{did_you_mean(name, names())}")
+        raise _unknown(name)
     table = _tables()[name]
     rows = {
         row: {column: _number(cell, table["evidence"]) for column, cell in cells.items()}
@@ -63,15 +76,36 @@ def published(name: str) -> Published:
     )  # fmt: skip
 
 
+def published_as(name: str) -> list[Published]:
+    """The table of that name, or those of that short name. UserError: there is none."""
+    if name not in _tables() and name not in short_names():
+        raise _unknown(name)
+    return [published(each) for each in short_names().get(name, [name])]
+
+
+def _unknown(name: str) -> UserError:
+    known = [*short_names(), *names()]
+    hint = did_you_mean(name, known)
+    if "Did you mean" not in hint:  # all of them would be no line
+        hint = f" There is: {', '.join(short_names())}; and more, see `sslrun show table`."
+    return UserError(f"no such published table: '{name}'.{hint}")
+
+
 @cache
 def _tables() -> dict[str, Any]:
     return yaml.safe_load((files("sslrun.results") / "published.yaml").read_text(encoding="utf-8"))
 
 
 def _number(cell: Any, evidence: str) -> Number:
-    if isinstance(cell, list):
-        return Number(cell[0], cell[1], evidence != "memory")
-    if isinstance(cell, dict):
-        seen = cell.get("verified", cell.get("evidence", evidence) != "memory")
-        return Number(cell["value"], cell.get("std"), seen, cell.get("note"), cell.get("unit"))
-    return Number(cell, None, evidence != "memory")
+    match cell:
+        case [value, std]:
+            given = {"value": value, "std": std}
+        case dict():
+            given = cell
+        case _:
+            given = {"value": cell}
+    known = given.get("evidence", evidence)
+    return Number(
+        given["value"], given.get("std"), given.get("verified", known != "memory"), given.get("note"),
+        given.get("unit"), given.get("where"), known,
+    )  # fmt: skip

@@ -46,6 +46,14 @@ class Cell:
 
 
 @dataclass
+class Cost(Cell):
+    """Of any size: printed to three digits."""
+
+    def text(self, number: str = ".1f", plus_minus: str = " ± ") -> str:
+        return super().text(".3g", plus_minus)
+
+
+@dataclass
 class Table:
     """Rows by columns of cells. Rows and columns stand in the order in which they came."""
 
@@ -63,6 +71,8 @@ class Table:
     """How a number is printed."""
     rank: Literal["high", "low"] | None = "high"
     """Which cell of a column is set off as the best."""
+    units: dict[Column, str] = field(default_factory=dict)
+    """Columns that are not of the metric: what they cost; no cell of theirs is the best."""
 
     second = "protocol"
     """What the second part of a row is."""
@@ -98,7 +108,7 @@ class Table:
 
         def order(each: dict[str, Any]) -> tuple[int, int, int, bool, float]:
             place = names.index(row_of(each)[0]), protocols.index(each["protocol"])
-            return *place, tasks.index(each["task"]), each["labels"] > 1, each["labels"]
+            return *place, tasks.index(each["task"]), _a_class(each), each["labels"]
 
         ordered = sorted(results, key=order)
         # Columns in the natural order, even where the first row lacks some.
@@ -186,12 +196,7 @@ class Table:
 
     def write(self, path: Path) -> None:
         """To a file, in the format of its ending. UserError: another ending, or the file can't be written."""
-        formats: dict[str, Callable[[], str]] = {
-            ".md": self.to_markdown, ".tex": self.to_latex, ".csv": self.to_csv, ".json": self.to_json
-        }  # fmt: skip
-        if path.suffix not in formats:
-            raise UserError(f"{path}: tables are written to files that end in {', '.join(formats)}")
-        write_atomically(path, formats[path.suffix]())
+        write_table(path, self.to_markdown, self.to_latex, self.to_csv, self.to_json)
 
     # ------------------------------------------------------------ parts
 
@@ -219,11 +224,12 @@ class Table:
         if self.rank is None:
             return set()
         means: dict[Column, list[float]] = {}
-        for (_, column), cell in self.cells.items():
+        cells = {place: cell for place, cell in self.cells.items() if place[1] not in self.units}
+        for (_, column), cell in cells.items():
             means.setdefault(column, []).append(cell.mean)
         best = max if self.rank == "high" else min
         top = {column: f"{best(values):{self.number}}" for column, values in means.items()}
-        return {place for place, cell in self.cells.items() if f"{cell.mean:{self.number}}" == top[place[1]]}
+        return {place for place, cell in cells.items() if f"{cell.mean:{self.number}}" == top[place[1]]}
 
     def _styled(self, row: Row, column: Column, best: set[tuple[Row, Column]]) -> Text:
         cell = self.cells.get((row, column))
@@ -256,6 +262,20 @@ class Table:
         return head, body
 
 
+def write_table(
+    path: Path,
+    markdown: Callable[[], str],
+    latex: Callable[[], str],
+    csv: Callable[[], str],
+    json: Callable[[], str],
+) -> None:
+    """What one of them gives, to a file, by its ending. UserError: another ending, or the file can't be written."""
+    formats = {".md": markdown, ".tex": latex, ".csv": csv, ".json": json}
+    if path.suffix not in formats:
+        raise UserError(f"{path}: tables are written to files that end in {', '.join(formats)}")
+    write_atomically(path, formats[path.suffix]())
+
+
 def row_of(result: dict[str, Any]) -> Row:
     """The row that an evaluation's result stands in."""
     pretext = result["pretext"] or "no pretraining"
@@ -266,7 +286,12 @@ def row_of(result: dict[str, Any]) -> Row:
 def column_of(result: dict[str, Any]) -> Column:
     """The column that an evaluation's result stands in."""
     labels = result["labels"]
-    return result["task"], f"{labels:g} a class" if labels > 1 else f"{100 * labels:g} %"
+    return result["task"], f"{labels:g} a class" if _a_class(result) else f"{100 * labels:g} %"
+
+
+def _a_class(result: dict[str, Any]) -> bool:
+    """Whether its labels are a number a class, not a share of all."""
+    return result["protocol"] == "fewshot" or result["labels"] > 1
 
 
 def _row_order(row: Row, names: list[str], protocols: list[str]) -> tuple[int, int]:

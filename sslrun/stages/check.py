@@ -12,13 +12,13 @@ from rich.console import Group
 from rich.table import Table as RichTable
 from rich.text import Text
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from sslrun.backbones import build_backbone
 from sslrun.data.sources import sources
 from sslrun.pretexts.base import pretexts
 from sslrun.recipe import Pretrain, Recipe
 from sslrun.training.device import Compute
+from sslrun.training.flops import flop_counter
 
 TIMED_STEPS = 3
 """Steps that are timed; the quickest counts, as others are slowed by whatever else runs."""
@@ -41,7 +41,7 @@ def checked(row: str, recipe: Recipe, compute: Compute) -> dict[str, Any]:
         "backbone": recipe.backbone.name,
         "parameters": sum(each.numel() for each in backbone.parameters()),
         "input": str(spec),
-        "cells": sum(len(each.protocols) * len(each.labels) for each in recipe.evaluate.values()),
+        "cells": sum(len(each.labels_of(protocol)) for each in recipe.evaluate.values() for protocol in each.protocols),
     }
     if recipe.pretext is None or recipe.pretrain is None:
         return found
@@ -59,7 +59,7 @@ def checked(row: str, recipe: Recipe, compute: Compute) -> dict[str, Any]:
     def step() -> None:
         forward(PROBE_BATCH).backward()
 
-    with FlopCounterMode(display=False) as counter, _kept_for_backward(pretext) as kept:
+    with flop_counter() as counter, _kept_for_backward(pretext) as kept:
         step()
     with _kept_for_backward(pretext) as kept_of_half:
         forward(PROBE_BATCH // 2)

@@ -76,8 +76,9 @@ class Context:
     fresh: bool = False
     """Forget what the runs asked for have already done."""
     stop: Stop = field(default_factory=Stop)
-    features: dict[tuple[str, ...], tuple[Tensor, Tensor]] = field(default_factory=dict)
-    """Frozen features and labels that the next evaluation may read again, by what determines them."""
+    features: dict[tuple[str, ...], tuple[Tensor, Tensor, float]] = field(default_factory=dict)
+    """Frozen features, labels, and the FLOPs of an example's, that the next evaluation may read again, by what
+    determines them."""
 
     @classmethod
     def open(cls, device: str, runs: Path, fresh: bool = False) -> Context:
@@ -116,7 +117,7 @@ def perform(
         if context.fresh:
             run.clear()
         if not run.finished:
-            run.start(recipe, environment(str(context.compute)))
+            run.start(recipe, environment(str(context.compute), distributed.world_size()))
             distributed.wait()  # the others must not look for checkpoints before old ones are gone
             with told_when_full(run.path):
                 run.finish(body())

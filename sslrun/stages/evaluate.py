@@ -22,7 +22,7 @@ from sslrun.backbones import build_backbone, load_into, save_backbone
 from sslrun.backbones.base import Backbone
 from sslrun.data.examples import Examples
 from sslrun.data.sources import sources
-from sslrun.data.splits import Splits, labelled_share, load_splits
+from sslrun.data.splits import Splits, labelled, load_splits
 from sslrun.errors import UserError
 from sslrun.protocols import CLASSICAL, Finetune
 from sslrun.recipe import Evaluation, Named, Recipe
@@ -31,7 +31,8 @@ from sslrun.stages.context import Context, perform
 from sslrun.stages.fit import fit
 from sslrun.stages.pretrain import WEIGHTS, Pretraining
 from sslrun.tasks.base import Task, TaskLearner, outputs_of, tasks
-from sslrun.tasks.frozen import Classifier, LogisticRegression, classical, features, weighted_knn
+from sslrun.tasks.frozen import Classifier, LogisticRegression, classical, features, least_squares, weighted_knn
+from sslrun.training.flops import flop_counter
 from sslrun.training.loop import Schedule, Training
 
 HEAD = "head.safetensors"
@@ -83,7 +84,8 @@ class Origin:
 
 @dataclass(frozen=True)
 class Cell:
-    """A task of a recipe, a protocol, a share of the labels, a seed and a restart: a job that makes a run."""
+    """A task of a recipe, a protocol, a share of the labels (few-shot: a number a class), a seed and a restart: a job
+    that makes a run."""
 
     recipe: Recipe
     task: str
@@ -136,7 +138,7 @@ class Cell:
             "data": evaluation.data.as_dict(),
             "task": evaluation.task.as_dict(),
             "labels": self.labels,
-            "options": None if self.options is None else self.options.model_dump(mode="json"),
+            "options": None if self.options is None else self.options.model_dump(mode="json", exclude={"shots"}),
             "head": self.probe.made.hash if self.protocol == "lpft" else None,
             "seed": self.start,
         }
@@ -152,7 +154,7 @@ class Cell:
         began = time.monotonic()
         splits = _splits(self.evaluation.data)
         task = tasks[self.evaluation.task.name](self.evaluation.task.options, splits.spec, splits.classes)
-        chosen = labelled_share(splits.train, self.labels, self.seed)
+        chosen = labelled(splits.train, self.labels, self.seed, a_class=self.protocol == "fewshot")
         work = Work(self, context, splits, task, chosen)
         context.stop.check()
         metrics, details = work.classical() if self.protocol in CLASSICAL else getattr(work, self.protocol)()
@@ -170,7 +172,8 @@ class Cell:
             "metric": task.primary,
             "metrics": metrics,
             **details,
-            "seconds": round(time.monotonic() - began, 3),
+            "flops": work.flops,
+            "seconds": round(time.monotonic() - began + work.earlier, 3),
         }
 
 
@@ -192,7 +195,7 @@ def cells(
         )
         for task, evaluation in recipe.evaluate.items()
         for protocol in protocols or evaluation.protocols
-        for labels in evaluation.labels
+        for labels in evaluation.labels_of(protocol)
         for restart in range(evaluation.restarts if protocol in TRAINED else 1)
     ]
 
@@ -221,6 +224,10 @@ class Work:
     task: Task
     chosen: Tensor
     """Indices of the labelled training examples."""
+    flops: float | None = 0.0
+    """Of all passes over training examples; None where it isn't known."""
+    earlier: float = 0.0
+    """Seconds that its trainings took before they were interrupted."""
 
     # ------------------------------------------------------------ frozen backbones
 
@@ -246,6 +253,13 @@ class Work:
         self._keep_head(fit.head)
         with torch.inference_mode():
             return self._frozen_scores(fit.head), {"l2": fit.l2}
+
+    def fewshot(self) -> Scores:
+        self._needs_vectors()
+        head = least_squares(*self._features("train"), len(self.task.classes), self.cell.options.l2)
+        self._keep_head(head)
+        with torch.inference_mode():
+            return self._frozen_scores(head), {}
 
     def _needs_vectors(self) -> None:
         if not self.task.linear:
@@ -280,12 +294,17 @@ class Work:
             for other in [each for each in kept if each[:3] != key[:3]]:
                 del kept[other]
             backbone, compute = self._backbone().to(self.context.compute.device), self.context.compute
+            examples, counter = self._split(split), flop_counter()
             with compute.autocast():
-                kept[key] = features(
-                    backbone, self._split(split), self.task.inputs, compute.device, EVAL_BATCH, self.task.reads
+                x, y = features(
+                    backbone, examples, self.task.inputs, compute.device, EVAL_BATCH, self.task.reads, counter
                 )
-        x, y = kept[key]
-        return (x[self.chosen], y[self.chosen]) if split == "train" else (x, y)
+            kept[key] = x, y, counter.get_total_flops() / min(EVAL_BATCH, len(examples))
+        x, y, flops = kept[key]
+        if split != "train":
+            return x, y
+        self.flops = flops * len(self.chosen)
+        return x[self.chosen], y[self.chosen]
 
     # ------------------------------------------------------------ trained backbones
 
@@ -339,6 +358,9 @@ class Work:
             minutes=minutes, folder=folder,
         ):  # fmt: skip
             pass
+        total = schedule.total_steps(len(examples))
+        self.flops = None if self.flops is None or training.flops is None else self.flops + training.flops * total
+        self.earlier += training.earlier
         return training.averaged.eval()
 
     def _scores(self, learner: TaskLearner, split: str) -> dict[str, float]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -82,7 +81,6 @@ class Pretraining:
         training = Training(pretext, self.schedule, context.compute)
         watcher = Watcher(splits, pretext, recipe.watch, context.compute, self.seed)
         splits.spec.save(run.path)
-        began = time.monotonic()
         looked = 0.0
         with logs(run, recipe.watch.to) as log:
             for step in fit(
@@ -106,6 +104,7 @@ class Pretraining:
             "watched": seen.record,
             "steps": step.step,
             "examples": step.examples,
-            "seconds": time.monotonic() - began,
+            "flops": None if training.flops is None else training.flops * step.step,
+            "seconds": round(training.seconds, 3),
             "parameters": sum(each.numel() for each in backbone.parameters()),
         }

@@ -20,6 +20,7 @@ from sslrun.protocols import PROTOCOLS, Protocols
 from sslrun.recipe import Pretrain, Watch
 from sslrun.registry import Registry, did_you_mean
 from sslrun.results import published
+from sslrun.results.compare import KINDS as SETTINGS
 from sslrun.tasks.base import tasks
 
 REGISTRIES: dict[str, Registry[Any]] = {
@@ -55,7 +56,8 @@ def _summaries(kind: str) -> dict[str, str]:
         return dict(PROTOCOLS)
     if kind == "section":
         return {name: _first_line(model) for name, model in SECTIONS.items()}
-    return {name: published.published(name).where for name in published.names()}
+    short = {short: f"together: {', '.join(those)}" for short, those in published.short_names().items()}
+    return short | {name: _source(published.published(name)) for name in published.names()}
 
 
 def _whole(kind: str, name: str) -> dict[str, Any]:
@@ -75,7 +77,20 @@ def _whole(kind: str, name: str) -> dict[str, Any]:
         return {"about": PROTOCOLS[name], "options": _options(type(model.default)) if model else []}
     if kind == "section":
         return {"about": inspect.getdoc(SECTIONS[name]) or "", "options": _options(SECTIONS[name])}
-    return {"about": published.published(name).where, "options": []}
+    tables = published.published_as(name)
+    found = {"about": "\n".join(f"{each.name}: {_source(each)}" for each in tables), "options": []}
+    if len(tables) == 1:
+        found["where"] = {kind: tables[0].setting.get(kind, "not told") for kind in SETTINGS}
+    return found
+
+
+def _source(table: published.Published) -> str:
+    """Where a published table's numbers are from, and how many of them were not seen there."""
+    numbers = [number for cells in table.rows.values() for number in cells.values()]
+    recalled = sum(not number.verified for number in numbers)
+    return f"{table.paper}, {table.where}: {len(numbers)} numbers" + (
+        f", {recalled} recalled, not seen" * bool(recalled)
+    )
 
 
 def _options(model: type[BaseModel]) -> list[dict[str, Any]]:

@@ -19,8 +19,9 @@ from typing import Any, Protocol
 
 from sslrun.errors import UserError
 from sslrun.recipe import Sweep, load_sweep
-from sslrun.results.compare import Comparison, compare, facts
-from sslrun.results.published import published
+from sslrun.results.compare import Comparisons, compare_all, facts
+from sslrun.results.compute import add_compute, spent
+from sslrun.results.published import published_as
 from sslrun.results.table import Table, column_of
 from sslrun.results.verdict import Place
 from sslrun.runs import Run, read_result
@@ -70,7 +71,9 @@ class Plan:
 
     @classmethod
     def of(cls, sweep: Sweep, root: Path, places: Collection[Place] | None = None) -> Plan:
-        """places: the cells of the table that are wanted, where not all are."""
+        """places: the cells of the table that are wanted, where not all are. UserError: no such table to stand beside."""
+        if sweep.against:
+            published_as(sweep.against)
         jobs: dict[Path, Job] = {}
         found: list[tuple[str, Cell]] = []
         for seed in sweep.seeds:
@@ -96,9 +99,13 @@ class Plan:
             table.note(f"{missing} of {len(self.cells)} cells are not computed")
         return table
 
-    def comparison(self) -> Comparison | None:
-        """The table beside the published one that the sweep names."""
-        return compare(self.table(), published(self.sweep.against)) if self.sweep.against else None
+    def comparison(self) -> Comparisons | None:
+        """The table, with what it cost, beside the published ones that the sweep names."""
+        if not self.sweep.against:
+            return None
+        table = self.table()
+        add_compute(table)
+        return compare_all(table, published_as(self.sweep.against))
 
     def write_tables(self) -> None:
         """The table, and its comparison, in every format, beside the runs."""
@@ -111,12 +118,17 @@ class Plan:
 
 def place_of(row: str, cell: Cell) -> Place:
     """Where a cell stands in its sweep's table."""
-    return (row, cell.protocol), column_of({"task": cell.task, "labels": cell.labels})
+    return (row, cell.protocol), column_of({"task": cell.task, "protocol": cell.protocol, "labels": cell.labels})
 
 
 def _result(cell: Cell, row: str) -> dict[str, Any]:
     """What a table needs of a finished cell."""
-    return {**cell.made.result, "facts": facts(cell.made.path), "row": row}
+    return {**of_run(cell.made.path), "row": row}
+
+
+def of_run(path: Path) -> dict[str, Any]:
+    """What a table needs of a finished evaluation's folder."""
+    return {**read_result(path), "facts": facts(path), "spent": spent(path)}
 
 
 def work(plans: Sequence[Jobs], context: Context) -> list[str]:
@@ -219,8 +231,7 @@ def table_of(targets: Sequence[Path], root: Path) -> Table:
             results += [_result(cell, row) for row, cell in plan.cells if cell.made.finished]
         else:
             found = sorted(target.rglob("result.json"), key=lambda path: path.stat().st_mtime)
-            finished = [(path.parent, read_result(path.parent)) for path in found]
-            results += [{**each, "facts": facts(path)} for path, each in finished if each.get("protocol")]
+            results += [of_run(path.parent) for path in found if read_result(path.parent).get("protocol")]
     if not results:
         named = ", ".join(map(str, targets))
         raise UserError(f"{named}: no finished evaluation there; run `sslrun sweep` or `sslrun probe` first")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
 import torch
@@ -90,12 +91,26 @@ def stacked(outputs: Sequence[Tensor]) -> Tensor:
     return torch.cat([F.pad(each, (0, 0, 0, longest - each.shape[1]), value=float("-inf")) for each in outputs])
 
 
-def outputs_of(examples: Examples, run: Callable[[Batch], Tensor], device: torch.device, batch: int) -> Tensor:
-    """What `run` gives for every example, in their order; those of like length run together."""
+def outputs_of(
+    examples: Examples,
+    run: Callable[[Batch], Tensor],
+    device: torch.device,
+    batch: int,
+    counter: AbstractContextManager[Any] | None = None,
+) -> Tensor:
+    """What `run` gives for every example, in their order; those of like length run together.
+
+    `counter`: entered around the batch in the middle, which is of middling length, to count its FLOPs.
+    """
     lengths = examples.lengths
     order = torch.arange(len(examples)) if lengths is None else lengths.argsort(stable=True)
-    found = stacked([run(each) for each in examples.batches(order.split(batch), device)])
-    return found if lengths is None else found[order.argsort().to(found.device)]
+    places = order.split(batch)
+    found = []
+    for at, raw in enumerate(examples.batches(places, device)):
+        with counter if counter is not None and at == (len(places) - 1) // 2 else nullcontext():
+            found.append(run(raw))
+    every = stacked(found)
+    return every if lengths is None else every[order.argsort().to(every.device)]
 
 
 class TaskLearner(nn.Module):

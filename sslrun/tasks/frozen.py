@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from math import log10
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -32,17 +32,18 @@ def extract(
     device: torch.device,
     batch: int,
     reads: Callable[[Features], Tensor] = lambda features: features.pooled,
+    counter: AbstractContextManager[Any] | None = None,
 ) -> Tensor:
     """Features (N, D) float32 of all examples on `device`: one pass in eval mode, under the caller's autocast.
 
     `inputs` makes of a raw batch what the backbone takes, as `Task.inputs` does, and `reads` takes of what it gives
-    one vector an example, as `Task.reads`. The backbone is left in the mode it
-    was in. UserError if a feature is not finite.
+    one vector an example, as `Task.reads`. `counter`: entered around one batch, to count its FLOPs. The backbone
+    is left in the mode it was in. UserError if a feature is not finite.
     """
     training = backbone.training
     backbone.eval()
     with torch.inference_mode():
-        found = outputs_of(examples, lambda raw: reads(backbone(inputs(raw))).float(), device, batch)
+        found = outputs_of(examples, lambda raw: reads(backbone(inputs(raw))).float(), device, batch, counter)
     every = found.clone()  # outside, so that heads may be trained on it
     backbone.train(training)
     if not every.isfinite().all():
@@ -57,11 +58,12 @@ def features(
     device: torch.device,
     batch: int,
     reads: Callable[[Features], Tensor] = lambda features: features.pooled,
+    counter: AbstractContextManager[Any] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Features (N, D) as `extract` gives them, and labels (N,), on `device`. UserError without labels."""
     if examples.labels is None:
         raise UserError("this split has no labels to learn from or to test on: name a labelled one")
-    return extract(backbone, examples, inputs, device, batch, reads), examples.labels.to(device)
+    return extract(backbone, examples, inputs, device, batch, reads, counter), examples.labels.to(device)
 
 
 class KnnOptions(Options):
@@ -269,6 +271,48 @@ def _two_loops(gradient: Tensor, pairs: deque[tuple[Tensor, Tensor, Tensor]], in
     for (step, change, weight), share in zip(pairs, reversed(shares), strict=True):
         direction = direction + (share - weight * (change * direction).sum(dim=1))[:, None] * step
     return direction
+
+
+class FewshotOptions(Options):
+    """Linear classification of frozen features by regularised least squares, from a few examples a class.
+
+    As ViT's few-shot accuracy (Dosovitskiy et al. 2021, section 4.1), the strength as in the evaluator that its authors
+    published (big_vision).
+    """
+
+    shots: tuple[Annotated[int, Field(ge=1)], ...] = Field((1, 5, 10, 25), min_length=1)
+    """Labelled examples a class, in place of the task's `labels`; drawn by the seed, fewer of them among more."""
+    l2: float = Field(1024.0, gt=0)
+    """Strength of the regularisation, of features standardised one by one."""
+
+
+@torch.no_grad()
+def least_squares(x: Tensor, y: Tensor, classes: int, l2: float) -> nn.Linear:
+    """The map of features (N, D) as they are to {-1, 1}^C, 1 at the label (N,), that minimises
+
+        sum of squared errors + l2 ||W||^2        (the bias is free)
+
+    where W acts on the features less their mean, each by its own deviation. In closed form, in float64 (on the CPU where
+    the device has none), from whichever of the features' and the examples' products is smaller. big_vision's bias is a
+    column of 100 and so almost free; the deviation is that of its code, too: a feature that never changes is left out.
+    """
+    device, dtype = x.device, x.dtype
+    if device.type == "mps":
+        x, y = x.cpu(), y.cpu()
+    x = x.double()
+    mean, deviation = x.mean(dim=0), x.std(dim=0, correction=0) + 1e-5
+    z = (x - mean) / deviation
+    targets = 2 * F.one_hot(y, classes).double() - 1
+    middle = targets.mean(dim=0)
+    wide = z.shape[1] > len(z)
+    gram = z @ z.T if wide else z.T @ z
+    gram.diagonal().add_(l2)
+    factor = torch.linalg.cholesky(gram)
+    weights = z.T @ torch.cholesky_solve(targets, factor) if wide else torch.cholesky_solve(z.T @ targets, factor)
+    head = nn.Linear(x.shape[1], classes, device=device, dtype=dtype)
+    head.weight.copy_((weights / deviation[:, None]).T)
+    head.bias.copy_(middle - (mean / deviation) @ weights)
+    return head
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import struct
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from sslrun import distributed
 from sslrun.data.examples import Examples
 from sslrun.errors import UserError
 from sslrun.training.device import Compile, Compute, Precision
+from sslrun.training.flops import flop_counter
 from sslrun.training.optim import OptimizerOptions, Shape, lr_factor, optimizers
 
 FINITE_EVERY = 50
@@ -130,6 +132,16 @@ class Training:
         self.look_every = 1 if compute.device.type == "cpu" else FINITE_EVERY
         self._rates: dict[int, float] = {}
         """Learning rates of the steps since the last look."""
+        self.flops: float | None = None
+        """FLOPs of a step, forward and backward, over all devices: as counted on the first one."""
+        self.earlier = 0.0
+        """Seconds that it took before it was interrupted."""
+        self._began = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Since it was made, and what it took before it was interrupted."""
+        return self.earlier + time.monotonic() - self._began
 
     @property
     def averaged(self) -> Any:
@@ -171,10 +183,12 @@ class Training:
             "step": self.step,
             "optimizers": [each.state_dict() for each in self.optimizers],
             "average": None if self.average is None else self.average.state_dict(),
+            "flops": self.flops,
+            "seconds": self.seconds,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.step = state["step"]
+        self.step, self.flops, self.earlier = state["step"], state["flops"], state["seconds"]
         for mine, its in zip(self.optimizers, state["optimizers"], strict=True):
             mine.load_state_dict(its)
         if self.average is not None:
@@ -192,7 +206,7 @@ def train(training: Training, examples: Examples, seed: int) -> Iterator[Step]:
     epoch_steps, total = schedule.steps_an_epoch(len(examples)), schedule.total_steps(len(examples))
     warmup = round(schedule.warmup * epoch_steps)
     parameters = [each for each in learner.parameters() if each.requires_grad]
-    model = _wrapped(training, total)
+    plain, model = _wrapped(training, total)
     generator = compute.generator()
     batches = examples.batches(_order(examples, schedule, seed, training.step, total), compute.device)
     learner.train()
@@ -209,9 +223,10 @@ def train(training: Training, examples: Examples, seed: int) -> Iterator[Step]:
                 generator.manual_seed(at)
                 with torch.no_grad():
                     views = learner.views(next(batches), generator)
-                with compute.autocast(schedule.precision):
-                    output = model(views)
-                (output.loss / schedule.accumulate).backward()
+                with _counting(training) as counts:
+                    with compute.autocast(schedule.precision):
+                        output = plain(views) if counts else model(views)
+                    (output.loss / schedule.accumulate).backward()
                 loss = loss + output.loss.detach() / schedule.accumulate
                 metrics = output.metrics
         norm = nn.utils.get_total_norm([each.grad for each in parameters if each.grad is not None])
@@ -275,15 +290,31 @@ def _hash(*numbers: int) -> int:
     return int.from_bytes(hashlib.blake2b(packed, digest_size=8).digest(), "little") >> 1
 
 
-def _wrapped(training: Training, total: int) -> nn.Module:
-    """The learner as its forward is called: on many devices, compiled."""
+@contextmanager
+def _counting(training: Training) -> Iterator[bool]:
+    """Counts the FLOPs of what runs inside, unless they are known; yields whether it does.
+
+    Once a training, so that it costs no more than one slower step: of the first part of the first batch, from which the
+    others differ only where texts are of other lengths. A resumed training has the number from its checkpoint, and so
+    takes every step in the same way as one that was never stopped.
+    """
+    if training.flops is not None:
+        yield False
+        return
+    with flop_counter() as counter:
+        yield True
+    training.flops = float(counter.get_total_flops() * training.schedule.accumulate * distributed.world_size())
+
+
+def _wrapped(training: Training, total: int) -> tuple[nn.Module, nn.Module]:
+    """The learner as its forward is called: on many devices; and the same compiled, which can't be counted."""
     model: nn.Module = training.learner
     if distributed.world_size() > 1:
         # Static: some parameters may never be used, such as BERT's pooler without next-sentence prediction.
         model = nn.parallel.DistributedDataParallel(model, static_graph=True)
     if training.compute.compiles(training.schedule.compile, total):
-        model = torch.compile(model)  # type: ignore[assignment]
-    return model
+        return model, torch.compile(model)  # type: ignore[return-value]
+    return model, model
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import torch
 from sslrun.data import splits as module
 from sslrun.data.examples import Batch, Examples, ImageSpec, TensorExamples
 from sslrun.data.sources import sources
-from sslrun.data.splits import PooledExamples, Splits, carve, label_fraction, labelled_share, load_splits, pooled
+from sslrun.data.splits import PooledExamples, Splits, carve, label_fraction, labelled, load_splits, pooled
 from sslrun.errors import UserError
 
 CPU = torch.device("cpu")
@@ -209,6 +209,18 @@ def test_a_share_of_tagged_sentences_needs_no_class_of_theirs():
     tagged = load_splits(
         "world-tagging", sources["world-tagging"].Options(train=50, held_out=8, tokenizer={"vocab": 200})
     )
-    assert len(labelled_share(tagged.train, 0.1, 0)) == 5
+    assert len(labelled(tagged.train, 0.1, 0)) == 5
     digits = load_splits("digits", sources["digits"].Options(size=8)).train
-    assert digits.labels[labelled_share(digits, 0.01, 0)].bincount().tolist() == [1] * 10
+    assert digits.labels[labelled(digits, 0.01, 0)].bincount().tolist() == [1] * 10
+
+
+def test_a_number_of_labels_a_class_may_be_one():
+    digits = load_splits("digits", sources["digits"].Options(size=8)).train
+    one, five = (set(labelled(digits, count, 0, a_class=True).tolist()) for count in (1, 5))
+    assert (len(one), len(five)) == (10, 50)
+    assert one < five
+    assert five == set(labelled(digits, 5, 0).tolist())
+    assert len(labelled(digits, 1, 0)) == len(digits)  # a share: all
+    assert one != set(labelled(digits, 1, 1, a_class=True).tolist())
+    with pytest.raises(UserError, match="ask for no more than that a class"):
+        labelled(digits, 1000, 0, a_class=True)

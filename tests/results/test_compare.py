@@ -159,6 +159,10 @@ def test_what_was_not_the_same_is_said_first():
     assert Setting("backbone", ("resnet18",), ("ResNet-18",)).verdict == "same"
     assert Setting("backbone", ("resnet50",), ("ResNet-18",)).verdict == "differs"
     assert Setting("steps", (7800, 7801), (7800,)).verdict == "differs"
+    # What differs within the published table may be ours; of data only if it is listed.
+    assert Setting("backbone", ("vit-base",), ("by row",)).verdict == "unknown"
+    assert Setting("data", ("ImageNet",), ("by row: ImageNet, JFT-300M",)).verdict == "unknown"
+    assert Setting("data", ("cifar10",), ("by row: ImageNet, JFT-300M",)).verdict == "differs"
 
 
 def test_facts_are_read_from_a_runs_folder_and_its_pretraining(tmp_path):

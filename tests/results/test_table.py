@@ -8,7 +8,6 @@ import pytest
 from rich.console import Console
 
 from sslrun.errors import UserError
-from sslrun.results.published import names, published
 from sslrun.results.table import Table
 
 
@@ -69,15 +68,3 @@ def test_markdown_latex_csv_json(tmp_path):
         assert (tmp_path / f"t.{suffix}").read_text()
     with pytest.raises(UserError, match=r"\.md"):
         table.write(tmp_path / "t.doc")
-
-
-def test_published_numbers_are_all_there_with_their_evidence():
-    tables = {name: published(name) for name in names()}
-    numbers = [number for table in tables.values() for cells in table.rows.values() for number in cells.values()]
-    assert len(numbers) == 948
-    assert tables["bert_table5"].rows["BERT_BASE"]["SQuAD (F1)"].value == 88.5
-    cell = tables["vit_table2"].rows["CIFAR-10"]["Ours-JFT (ViT-H/14)"]
-    assert (cell.value, cell.deviation, cell.verified) == (99.5, 0.06, True)
-    assert not tables["bert_table1_glue_avg"].rows["OpenAI GPT"]["GLUE average"].verified
-    with pytest.raises(UserError, match="'bert_table5'"):
-        published("bert_table")

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from sklearn.linear_model import LogisticRegression as SklearnLogistic
+from sklearn.linear_model import Ridge
 from torch import Tensor, nn
 
 from sslrun.backbones.base import Backbone, Features
@@ -20,6 +21,7 @@ from sslrun.tasks.frozen import (
     classical,
     extract,
     features,
+    least_squares,
     logistic,
     weighted_knn,
 )
@@ -237,3 +239,31 @@ def test_the_solver_shortens_steps_that_overshoot_and_solves_each_function_for_i
     start = torch.zeros(3, 1, dtype=torch.float64)
     minima = frozen._lbfgs(value_and_gradient, start, torch.full_like(start, 100.0), iterations=50, tolerance=1e-9)
     torch.testing.assert_close(minima, centres, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(("count", "width"), [(60, 8), (6, 40)])
+def test_few_shot_least_squares_are_ridge_regression_onto_signs(count: int, width: int) -> None:
+    x, y = clusters(count, width, 3)
+    y[:3] = torch.arange(3)
+    signs = torch.where(y[:, None] == torch.arange(3), 1.0, -1.0).double()
+    deviation = x.std(dim=0, correction=0) + 1e-5
+    theirs = Ridge(7.5).fit(((x - x.mean(0)) / deviation).numpy(), signs.numpy())
+    queries, _ = clusters(20, width, 3, seed=1)
+    expected = torch.from_numpy(theirs.predict(((queries - x.mean(0)) / deviation).numpy()))
+    head = least_squares(x, y, 3, 7.5)
+    torch.testing.assert_close(head(queries), expected, atol=1e-10, rtol=1e-10)
+    # The normal equations, with a column of ones that is not regularised.
+    z = torch.cat([(x - x.mean(0)) / deviation, torch.ones(count, 1, dtype=torch.float64)], dim=1)
+    penalty = torch.diag(torch.tensor([7.5] * width + [0.0], dtype=torch.float64))
+    solved = torch.linalg.solve(z.T @ z + penalty, z.T @ signs)
+    torch.testing.assert_close(head.weight, (solved[:-1] / deviation[:, None]).T, atol=1e-9, rtol=1e-9)
+    # In float32 it is solved in float64 as well.
+    torch.testing.assert_close(
+        least_squares(x.float(), y, 3, 7.5)(queries.float()), expected.float(), atol=1e-4, rtol=0
+    )
+
+
+def test_a_feature_that_never_changes_says_nothing() -> None:
+    x, y = clusters(30, 5, 3)
+    constant = torch.cat([x, torch.full((30, 1), 4.0, dtype=torch.float64)], dim=1)
+    torch.testing.assert_close(least_squares(constant, y, 3, 1.0)(constant), least_squares(x, y, 3, 1.0)(x))

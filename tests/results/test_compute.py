@@ -1,0 +1,96 @@
+"""What rows cost: FLOPs, hours and TPUv3-core-days."""
+
+import io
+import json
+
+import pytest
+from rich.console import Console
+
+from sslrun.recipe import Source, Sweep, parse
+from sslrun.results.compare import compare
+from sslrun.results.compute import ALL, CORE_DAYS, PRETRAINING, add_compute, core_days, spent, utilisations
+from sslrun.results.published import published
+from sslrun.results.table import Table
+from sslrun.stages.context import Context
+from sslrun.stages.reporting import Reporter
+from sslrun.stages.sweep import Plan, of_run, work
+from sslrun.training.device import compute
+
+
+def stage(run, stage, flops, seconds=3600, device="GPU", devices=1):
+    return {"run": run, "stage": stage, "flops": flops, "seconds": seconds, "device": device, "devices": devices}
+
+
+def result(row, protocol, seed, runs, task="ImageNet"):
+    return {"row": row, "recipe": "r", "backbone": "b", "pretext": "p", "task": task, "protocol": protocol, "labels": 1.0,
+            "seed": seed, "metric": "accuracy", "metrics": {"test": {"accuracy": 50.0}}, "spent": runs}  # fmt: skip
+
+
+def test_core_days_are_those_of_the_papers_own_models():
+    # 43 % of 61.5 TFLOP/s for a day is 2.3 exaFLOPs; ViT-L/16's 1567 are then its 680 core-days.
+    for (name, share), (flops, days) in zip(utilisations().items(), ((1567, 680), (4262, 2500)), strict=True):
+        assert flops * 1e18 / (share * 61.5e12 * 86400) == pytest.approx(days), name
+        assert core_days(flops * 1e18) == pytest.approx(days, rel=0.18)
+    assert [round(share, 3) for share in utilisations().values()] == [0.434, 0.321]
+
+
+def test_a_run_counts_once_a_row_and_seed():
+    pretraining = {seed: stage(f"pretrain-{seed}", "pretrain", 2e15 + seed * 1e15, 7200, devices=8) for seed in (0, 1)}
+    results = [
+        result("A", "probe", seed, [pretraining[seed], stage(f"{task}-{seed}", "probe", 1e15)], task)
+        for task in ("ImageNet", "CIFAR-10") for seed in (0, 1)
+    ]  # fmt: skip
+    results.append(result("B", "scratch", 0, [stage("scratch", "scratch", 5e15, device="CPU")]))
+    results.append(result("C", "knn", 0, [stage("old", "pretrain", None), stage("knn", "knn", 1e12)]))
+    table = Table.from_results(results)
+    add_compute(table)
+    cells = {(row[0], column[1]): cell for (row, column), cell in table.cells.items() if column[0] == "compute"}
+    assert cells["A", PRETRAINING].values == {"0": 2.0, "1": 3.0}
+    assert cells["A", ALL].values == {"0": 4.0, "1": 5.0}
+    assert cells["A", CORE_DAYS].values["0"] == pytest.approx(core_days(2e15))
+    assert cells["A", "hours on GPU"].mean == 2 * 8 + 2
+    assert cells["A", ALL].text() == "4.5 ± 0.707"
+    assert ("B", PRETRAINING) not in cells
+    assert ("B", CORE_DAYS) not in cells
+    assert cells["B", "hours on CPU"].mean == 1
+    assert ("C", ALL) not in cells
+    assert "FLOPs were not counted when it ran: C · knn" in table.notes
+    assert "**" not in next(line for line in table.to_markdown().splitlines() if line.startswith("| B")).split("|")[-4]
+
+
+def test_the_last_row_of_the_vit_table_is_filled_in():
+    runs = [stage("p", "pretrain", 1567e18), stage("f", "finetune", 1e18)]
+    table = Table.from_results([result("Ours-JFT (ViT-L/16)", "finetune", 0, runs)])
+    add_compute(table)
+    made = compare(table, published("vit_table2"))
+    (cost,) = [pair for pair in made.pairs if pair.published_row == CORE_DAYS or pair.published_column == CORE_DAYS]
+    assert (cost.value, cost.ours.mean) == (680, pytest.approx(core_days(1567e18)))
+    text = io.StringIO()
+    Console(file=text, width=250).print(made.render())
+    assert "680" in text.getvalue()
+    assert "PFLOPs" not in str(made.unmatched)
+
+
+def test_runs_say_what_they_took(tmp_path):
+    given = {
+        "name": "tiny", "backbone": {"name": "mlp", "width": 8, "depth": 1}, "pretext": "rotation",
+        "data": {"name": "digits", "size": 8}, "pretrain": {"steps": 2, "batch": 16, "lr": 0.001, "precision": "fp32"},
+        "finetune": {"steps": 2, "batch": 16, "lr": [0.001, 0.01], "precision": "fp32"},
+        "evaluate": {"digits": {"protocols": ["probe", "lpft"], "labels": [0.1]}},
+    }  # fmt: skip
+    recipe = parse(Source(given, {(): "tiny.yaml:1"}))
+    plan = Plan.of(Sweep(name="tiny", rows={"tiny": recipe}), tmp_path)
+    assert not work([plan], Context(tmp_path, compute("cpu"), Reporter(quiet=True)))
+    stages = {cell.protocol: of_run(cell.made.path)["spent"] for _, cell in plan.cells}
+    assert [each["stage"] for each in stages["probe"]] == ["pretrain", "probe"]
+    assert [each["stage"] for each in stages["lpft"]] == ["pretrain", "probe", "lpft"]
+    pretraining, probe, lpft = stages["lpft"]
+    result = json.loads(next(tmp_path.glob("tiny/lpft-*/result.json")).read_text())
+    forward = 2 * 192 * 8  # of one image through the network's one layer, whose inputs need no gradient
+    head = 2 * 8 * 10
+    assert probe["flops"] == forward * result["labelled"]
+    assert lpft["flops"] == 2 * 2 * 16 * (2 * forward + 3 * head)  # two rates, two steps
+    assert pretraining["flops"] % (2 * 2 * 16) == 0
+    assert pretraining["devices"] == 1
+    assert "threads" in pretraining["device"]
+    assert spent(tmp_path) == []

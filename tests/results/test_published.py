@@ -1,0 +1,131 @@
+"""The published numbers: all there, each with its source, under the names that they are asked for by."""
+
+import os
+import re
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from sslrun.cli import app
+from sslrun.errors import UserError
+from sslrun.results.compare import ALWAYS, KINDS, compare, compare_all
+from sslrun.results.published import names, published, published_as, short_names
+from sslrun.results.table import Table
+
+EVIDENCE = {"paper_text", "official_repo", "paper_text_translation", "secondary_quote", "lecture", "memory"}
+
+
+def own():
+    return yaml.safe_load((files("sslrun.results") / "published.yaml").read_text(encoding="utf-8"))
+
+
+def test_numbers_are_those_of_the_collection_they_were_taken_from():
+    data = os.environ.get("SSLRUN_DATA")
+    collection = Path(data).parent / "published.yaml" if data else None
+    if collection is None or not collection.is_file():
+        pytest.skip("the collection of published numbers is not beside SSLRUN_DATA")
+    ours = own()
+    for name, table in yaml.safe_load(collection.read_text(encoding="utf-8")).items():
+        assert {key: ours[name][key] for key in table} == table, name
+
+
+def test_every_number_has_a_source_and_says_whether_it_was_seen_there():
+    count = 0
+    for name in names():
+        table = published(name)
+        assert re.search(r"[A-Za-z]{3}", table.paper), name
+        assert table.where, name
+        assert set(table.setting) <= {*KINDS, "source"}, name
+        for cells in table.rows.values():
+            for column, number in cells.items():
+                count += 1
+                where = (name, column)
+                assert isinstance(number.value, int | float), where
+                assert number.evidence in EVIDENCE, where
+                assert isinstance(number.verified, bool), where
+                assert not (number.verified and number.evidence == "memory"), where
+    assert count == 1004
+
+
+@pytest.mark.parametrize(
+    ("short", "table", "rows", "columns", "row", "column", "value"),
+    [
+        ("vit", "vit_table2", 8, 6, "TPUv3-core-days", "Ours-JFT (ViT-L/16)", 680),
+        ("bert-ablation", "bert_table5", 4, 5, "BERT_BASE", "SQuAD (F1)", 88.5),
+        ("bert-size", "bert_table6", 6, 4, "24/1024/16", "MNLI-m (Acc)", 86.6),
+        ("bert-ner", "bert_table7", 11, 2, "Concat Last Four Hidden", "Dev F1", 96.1),
+        ("bert-masking", "bert_table8", 6, 3, "80/10/10", "NER feature-based", 94.9),
+        ("lpft", "kumar_table1_id", 3, 8, "LP-FT", "CIFAR-10", 97.5),
+        ("lpft", "kumar_table2_ood", 3, 12, "LP", "STL", 85.1),
+        ("rotnet", "rotnet_table3_cifar10", 10, 1, "RotNet + conv", "CIFAR-10 acc", 91.16),
+        ("simclr", "simclr_cifar10_b9", 3, 1, "SimCLR ResNet-50 (bs 1024)", "CIFAR-10 linear acc", 94.0),
+        ("mae", "mae_table3", 5, 4, "MAE", "ViT-L", 85.9),
+        ("dino", "dino_table2", 25, 2, "DINO ViT-S/16", "k-NN", 74.5),
+        ("doersch", "doersch_table1_voc07_det", 12, 1, "Ours-color-dropping", "mAP", 46.3),
+    ],
+)
+def test_tables_are_there_under_short_names(short, table, rows, columns, row, column, value):
+    (found,) = [each for each in published_as(short) if each.name == table]
+    assert len(found.rows) == rows
+    assert len({name for cells in found.rows.values() for name in cells}) == columns
+    assert found.rows[row][column].value == value
+
+
+def test_the_vit_table_is_five_models_by_seven_sets_and_their_cost():
+    table = published("vit_table2").rows
+    models = [name for name in table["TPUv3-core-days"] if "re-fine-tune" not in name]
+    assert len(models) == 5
+    assert len(table) == 8
+    assert all(set(models[:4]) <= set(cells) for cells in table.values())
+
+
+def test_short_names_are_no_tables_and_unknown_ones_are_told_of_in_a_line():
+    assert not set(short_names()) & set(names())
+    assert [each.name for each in published_as("bert_table5")] == ["bert_table5"]
+    for wrong, near in (("vitt", "vit"), ("bert-ablations", "bert-ablation"), ("bert_tabel5", "bert_table5")):
+        with pytest.raises(UserError, match=f"no such published table: '{wrong}'.*'{near}"):
+            published_as(wrong)
+    with pytest.raises(UserError, match=r"There is: vit, .*see `sslrun show table`") as error:
+        published_as("nothing of the kind")
+    assert "\n" not in str(error.value)
+
+
+def test_tables_are_shown_with_their_settings():
+    shown = CliRunner().invoke(app, ["show", "table", "bert_table5"]).output
+    assert "steps: 1000000" in shown
+    assert "epochs: not told" in shown
+    assert (
+        "kumar2022lpft, Table 1 (ID): 24 numbers, 6 recalled"
+        in CliRunner().invoke(app, ["show", "table", "lpft"]).output
+    )
+
+
+def ours(task, rows):
+    made = Table("mine")
+    for row, value in rows.items():
+        made.add((row, "lpft"), (task, "100 %"), value)
+    return made
+
+
+def test_of_the_tables_of_a_paper_those_that_share_a_cell_are_shown(tmp_path):
+    made = compare_all(ours("CIFAR-10", {"x": 90.0}), published_as("lpft"))
+    assert [each.against for each in made.made] == ["kumar_table1_id"]
+    assert "no cell of ours stands in: Table 2 (OOD) (kumar_table2_ood)" in made.made[0].notes[-1]
+    assert len(compare_all(ours("nothing", {"x": 90.0}), published_as("lpft")).made) == 5
+    both = ours("CIFAR-10", {"x": 90.0})
+    both.add(("x", "lpft"), ("CIFAR-10", "100 % · STL-10"), 80.0)
+    for suffix in ("md", "tex", "csv", "json"):
+        compare_all(both, published_as("lpft")).write(tmp_path / f"t.{suffix}")
+    lines = (tmp_path / "t.csv").read_text().splitlines()
+    assert [line.split(",")[0] for line in lines] == ["table", "kumar_table1_id", "kumar_table2_ood"]
+    assert "90.7" in (tmp_path / "t.md").read_text()
+
+
+def test_what_the_source_does_not_tell_is_open_and_said_to_be():
+    made = compare(ours("ImageNet", {"Ours-JFT (ViT-L/16)": 50.0}), published("vit_table2"))
+    assert {"steps", "parameters", "data"} <= {each.kind for each in made.settings if each.verdict == "unknown"}
+    assert "steps: unknown (ours: unknown; published: unknown)" in made.preface
+    assert set(ALWAYS) <= {each.kind for each in made.settings}

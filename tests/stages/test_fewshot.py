@@ -1,0 +1,73 @@
+"""Few-shot evaluation, as a recipe has it."""
+
+import pytest
+
+from sslrun.recipe import Source, Sweep, parse
+from sslrun.results.table import Table
+from sslrun.stages.check import checked
+from sslrun.stages.context import Context
+from sslrun.stages.reporting import Reporter
+from sslrun.stages.sweep import Plan, work
+from sslrun.training.device import compute
+
+DIGITS = {
+    "name": "tiny",
+    "backbone": "pixels",
+    "data": {"name": "digits", "size": 8},
+    "fewshot": {"shots": [1, 5, 25], "l2": 16},
+    "evaluate": {"digits": {"protocols": ["fewshot", "knn"], "labels": [0.1]}},
+}
+TEXT = {
+    "name": "tiny",
+    "backbone": {"name": "bert-tiny", "depth": 1, "width": 16, "positions": 64},
+    "data": {"name": "world", "documents": 30, "length": 48, "tokenizer": {"vocab": 200}},
+    "fewshot": {"shots": [2]},
+    "evaluate": {"task": {"data": {"name": "world-sentiment", "train": 40, "held_out": 20}, "protocols": ["fewshot"]}},
+}
+
+
+def table(given, tmp_path, seeds=(0,)):
+    recipe = parse(Source(given, {(): "tiny.yaml:1"}))
+    plan = Plan.of(Sweep(name="tiny", rows={"tiny": recipe}, seeds=seeds), tmp_path)
+    failures = work([plan], Context(tmp_path, compute("cpu"), Reporter(quiet=True)))
+    assert not failures, failures
+    return plan.table(), plan, recipe
+
+
+def test_images_from_one_a_class_on(tmp_path, monkeypatch):
+    monkeypatch.setenv("SSLRUN_CACHE", str(tmp_path))
+    made, plan, recipe = table(DIGITS, tmp_path, seeds=(0, 1))
+    assert made.columns == [
+        ("digits", "10 %"),
+        ("digits", "1 a class"),
+        ("digits", "5 a class"),
+        ("digits", "25 a class"),
+    ]
+    scores = [made.cells[("tiny", "fewshot"), column] for column in made.columns[1:]]
+    means = [cell.mean for cell in scores]
+    assert 25 < means[0] < means[1] < means[2]
+    assert means[2] > 85
+    assert all(cell.deviation > 0 for cell in scores)  # other seeds draw other examples
+    shots = [cell for _, cell in plan.cells if cell.protocol == "fewshot"]
+    assert [cell.made.result["labelled"] for cell in shots] == [10, 50, 250] * 2
+    assert checked("", recipe, compute("cpu"))["cells"] == 4
+
+
+def test_asking_for_more_shots_leaves_the_others_as_they_are(tmp_path):
+    def runs(shots):
+        recipe = parse(Source({**DIGITS, "fewshot": {"shots": shots}}, {(): "tiny.yaml:1"}))
+        plan = Plan.of(Sweep(name="tiny", rows={"tiny": recipe}), tmp_path)
+        return {cell.made.path for _, cell in plan.cells if cell.protocol == "fewshot"}
+
+    assert runs([1]) < runs([1, 5])
+
+
+def test_text_and_tasks_without_one_class_an_example(tmp_path, monkeypatch):
+    monkeypatch.setenv("SSLRUN_CACHE", str(tmp_path))
+    made, plan, _ = table(TEXT, tmp_path)
+    assert isinstance(made, Table)
+    assert made.columns == [("task", "2 a class")]
+    assert plan.cells[0][1].made.result["labelled"] == 4
+    tagging = {**TEXT, "evaluate": {"task": {"data": {"name": "world-tagging"}, "protocols": ["fewshot"]}}}
+    with pytest.raises(AssertionError, match="fewshot needs one vector and one class an example"):
+        table(tagging, tmp_path)

@@ -1,0 +1,108 @@
+"""FLOPs of a training step, against what they are by hand."""
+
+from contextlib import contextmanager
+
+import pytest
+import torch
+from torch import nn
+
+from sslrun.backbones import build_backbone
+from sslrun.data.examples import ImageSpec, TensorExamples
+from sslrun.learner import Output
+from sslrun.tasks.frozen import extract
+from sslrun.training import checkpoint, loop
+from sslrun.training.device import compute
+from sslrun.training.flops import flop_counter
+from sslrun.training.loop import Schedule, Training, train
+
+CPU = compute("cpu")
+SCHEDULE = Schedule(steps=4, batch=8, optimizer="sgd", lr=0.01, precision="fp32")
+LAYERS = [(12, 5), (5, 7)]
+
+
+class Perceptron(nn.Module):
+    """Two linear layers, with dropout and batch norm in between, of which nothing is counted."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.backbone = nn.Sequential(
+            nn.Flatten(), nn.Linear(*LAYERS[0]), nn.BatchNorm1d(5), nn.Dropout(0.3), nn.Linear(*LAYERS[1])
+        )
+        self.backbone.layers = lambda: [list(self.backbone.parameters())]
+
+    def views(self, batch, generator):
+        return batch.inputs / 255 + torch.rand(batch.inputs.shape, generator=generator), batch.labels
+
+    def forward(self, views):
+        return Output(nn.functional.cross_entropy(self.backbone(views[0]), views[1]))
+
+    def after_step(self, progress):
+        pass
+
+
+def examples(count=40):
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randint(0, 256, (count, 3, 2, 2), dtype=torch.uint8, generator=generator)
+    return TensorExamples(images, torch.randint(0, 7, (count,), generator=generator), tuple("abcdefg"), ImageSpec(2))
+
+
+def trained(schedule=SCHEDULE, until=None, training=None):
+    training = training or Training(Perceptron(), schedule, CPU)
+    for step in train(training, examples(), 3):
+        if step.step == until:
+            break
+    return training
+
+
+@pytest.mark.parametrize("accumulate", [1, 4])
+def test_a_steps_flops_are_those_of_its_matrices(accumulate):
+    products = [8 * inputs * outputs for inputs, outputs in LAYERS]
+    forward = 2 * sum(products)
+    backward = 2 * (products[0] + 2 * products[1])  # of weights; and of inputs, but for the first layer's
+    assert trained(SCHEDULE.model_copy(update={"accumulate": accumulate})).flops == forward + backward
+
+
+def test_counting_changes_no_bit_and_is_done_once(monkeypatch, tmp_path):
+    counted = trained()
+    entered = []
+
+    @contextmanager
+    def never(training):
+        entered.append(training.step)
+        yield False
+
+    stopped = trained(until=2)
+    checkpoint.save(stopped, tmp_path)
+    monkeypatch.setattr(loop, "_counting", never)
+    plain = trained()
+    assert plain.flops is None
+    assert entered == [0, 1, 2, 3]
+    for a, b in zip(counted.learner.state_dict().values(), plain.learner.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+    resumed = Training(Perceptron(), SCHEDULE, CPU)
+    checkpoint.restore(resumed, checkpoint.latest(tmp_path))
+    assert resumed.flops == counted.flops
+    assert resumed.seconds > resumed.earlier > 0
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_recurrent_layers_count_as_their_matrices(precision):
+    lstm, x = nn.LSTM(6, 8, 2, batch_first=True, bidirectional=True), torch.randn(3, 5, 6, requires_grad=True)
+    forward = 2 * 15 * 2 * (4 * 8 * (6 + 8) + 4 * 8 * (16 + 8))
+    with flop_counter() as counter, CPU.autocast(precision):
+        lstm(x)[0].sum().backward()
+    assert counter.get_total_flops() == 3 * forward
+    with flop_counter() as counter, torch.inference_mode():
+        lstm(x)
+    assert counter.get_total_flops() == forward
+
+
+def test_frozen_features_count_one_forward_pass_of_one_batch():
+    backbone = build_backbone("vit-tiny", {"patch": 2, "depth": 2, "width": 8, "heads": 2}, ImageSpec(4))
+    images = TensorExamples(torch.zeros(10, 3, 4, 4, dtype=torch.uint8), None, (), ImageSpec(4))
+    counter = flop_counter()
+    extract(backbone, images, lambda batch: batch.inputs.float(), torch.device("cpu"), 4, counter=counter)
+    tokens, width = 5, 8
+    block = tokens * (4 + 8) * width**2 + 2 * tokens**2 * width  # projections and MLP; scores, and what they mix
+    assert counter.get_total_flops() == 4 * 2 * (4 * 12 * width + 2 * block)
