@@ -102,7 +102,7 @@ PRETRAIN = [
     ("a tiny vocabulary", ["data.tokenizer.vocab=10"], "greater than or equal to 64"),
     ("heads", ["backbone.heads=5"], "width 32 is not a multiple of heads 5"),
     ("a set that is not here", ["data=corpus"], "corpus: not on this machine"),
-    ("a model that is not here", ["backbone={name: transformers, model: ./nowhere}"], "./nowhere: can't be loaded"),
+    ("a model that is not here", ["backbone=hf:./nowhere"], "./nowhere: can't be loaded"),
 ]  # fmt: skip
 
 
@@ -193,7 +193,7 @@ def test_a_weight_file_without_a_tokenizer_must_fit_its_size(folder, run):
     blank_tokenizer(300).save(folder / "theirs")
     named = f"data.tokenizer={{file: {folder}/theirs/tokenizer.json}}"
     assert "finetune" in run("finetune", named, "--from", weights)
-    encoder = [named, "backbone={name: transformers, model: ./theirs}", "pretext=null"]
+    encoder = [named, "backbone=hf:./theirs", "pretext=null"]
     assert "probe" in run("probe", *encoder)
     kept = []
     for protocol in ("finetune", "scratch"):  # which starts from its weights, and which from its shape alone
