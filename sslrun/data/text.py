@@ -269,7 +269,7 @@ class WorldCorpus(Corpus):
         return None
 
 
-WORLD_VERSION = 2
+WORLD_VERSION = 3
 """Raised when the generator tells something else by the same seed."""
 
 

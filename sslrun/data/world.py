@@ -117,6 +117,11 @@ def _owned(event: Event, draw: random.Random) -> str:
     ))  # fmt: skip
 
 
+def _there(event: Event, draw: random.Random) -> str:
+    seen = draw.choice((f"a {event.colour} {event.thing}", f"a {event.thing} which was {event.colour}"))
+    return draw.choice((f"there was {seen} {_at(event.where)} .", f"{_at(event.where)} was {seen} ."))
+
+
 def _with(event: Event, draw: random.Random) -> str:
     return draw.choice((
         f"{event.who} was {_at(event.where)} with a {event.colour} {event.thing} .",
@@ -136,16 +141,6 @@ def _kind(event: Event, draw: random.Random) -> str:
         f"the {thing} is {one} .", f"a {thing} is a kind of {kind} .", f"the {kind} was {event.colour} .",
         f"there was {one} {_at(event.where)} .",
     ))  # fmt: skip
-
-
-def _possession(event: Event) -> tuple[tuple[str, str], ...]:
-    """Questions of who has what, and the word that answers each."""
-    return (
-        (f"who had something {event.colour} ?", event.who),
-        (f"who had the {event.thing} ?", event.who),
-        (f"what did {event.who} have ?", event.thing),
-        (f"what was {event.colour} ?", event.thing),
-    )
 
 
 @dataclass(frozen=True)
@@ -173,10 +168,12 @@ class World:
         lines = [draw.choice((
             f"{_in(when)} {' and '.join(people)} met {_at(where)} .", f"{' and '.join(people)} were {_at(where)} {_in(when)} .",
         ))]  # fmt: skip
+        if draw.random() < 0.5:
+            lines.append(_there(self.event(draw)._replace(where=where), draw))
         owned: dict[str, Event] = {}
         for who, thing, colour in zip(people, draw.sample(THINGS, 3), draw.sample(COLOURS, 3), strict=False):
             owned[who] = self.event(draw)._replace(who=who, thing=thing, colour=colour, where=where, when=when)
-            lines.append(draw.choice((_owned, _owned, _with))(owned[who], draw))
+            lines.append(draw.choice((_owned, _with))(owned[who], draw))
             if draw.random() < 0.4:
                 lines.append(_kind(owned[who], draw))
         for _ in range(draw.randint(1, 2)):
@@ -198,8 +195,11 @@ class World:
                 owned[who] = event._replace(thing=given.thing, colour=given.colour)
                 lines.append(_owned(owned[who], draw))
         if draw.random() < 0.5:
-            asked_of = owned[draw.choice(people)]
-            lines += [draw.choice(_possession(asked_of))[0], _owned(asked_of, draw)]
+            last = owned[draw.choice(people)]
+            lines += [
+                draw.choice((f"what was {last.colour} ?", f"what did {last.who} have ?", f"who had the {last.thing} ?")),
+                _owned(last, draw),
+            ]
         return lines
 
     # ------------------------------------------------------------ tasks
@@ -282,14 +282,15 @@ def _passive(verb: str) -> str:
 
 
 def _paraphrase(world: World, draw: random.Random) -> tuple[str, str, int]:
-    """Two sentences, and 1 they say the same, 0 they don't, though they share most of their words."""
+    """Two sentences, and 1 they say the same, 0 they don't: another acts, or it is of another thing or colour."""
     event = world.event(draw)
     same = draw.random() < 0.5
     other = event
     if not same:
+        people = tuple(each for each in PEOPLE if each not in event)
         other = draw.choice((
-            event._replace(who=event.whom, whom=event.who), event._replace(colour=_other(COLOURS, event.colour, draw)),
-            event._replace(thing=_other(THINGS, event.thing, draw)), event._replace(verb=_other(VERBS, event.verb, draw)),
+            event._replace(who=draw.choice(people)), event._replace(colour=_other(COLOURS, event.colour, draw)),
+            event._replace(thing=_other(THINGS, event.thing, draw)),
         ))  # fmt: skip
     first, second = told(event, draw, 0.0), told(other, draw, 0.0)
     while first == second:
@@ -298,20 +299,9 @@ def _paraphrase(world: World, draw: random.Random) -> tuple[str, str, int]:
 
 
 def _sentiment(world: World, draw: random.Random) -> tuple[str, int]:
-    """What happened to two people and whose day it was, and 1 he or she is glad, 0 sorry: no word of feeling is told."""
-    label = draw.randrange(2)
-    verbs = [verb for verb in VERBS if FEELINGS[verb] == bool(label)]
-    others = [verb for verb in VERBS if FEELINGS[verb] != bool(label)]
-    event = world.event(draw, draw.choice(verbs))
-    concerned = event.whom if event.verb == "gave" else event.who
-    other = world.event(draw, draw.choice(others))
-    who, whom = draw.sample([each for each in PEOPLE if each not in event], 2)
-    lines = [told(event, draw, 0.0), told(other._replace(who=who, whom=whom), draw, 0.0)]
-    draw.shuffle(lines)
-    closing = draw.choice(
-        (f"what a day for {concerned} .", f"{concerned} remembers it .", f"this is about {concerned} .")
-    )
-    return " ".join([*lines, closing]), label
+    """Two sentences, and 1 whom the last concerns is glad, 0 sorry: no word of feeling is told."""
+    event, before = world.event(draw), world.event(draw)
+    return f"{told(before, draw, 0.0)} then {told(event, draw, 0.5)}", int(event.feeling)
 
 
 def _span(world: World, draw: random.Random) -> tuple[str, str, str, int]:
@@ -320,14 +310,15 @@ def _span(world: World, draw: random.Random) -> tuple[str, str, str, int]:
     The answer stands before what it is known by as often as after it.
     """
     told_of = [
-        world.event(draw)._replace(who=who, thing=thing, colour=colour)
-        for who, thing, colour in zip(
-            draw.sample(PEOPLE[:24], 3), draw.sample(THINGS, 3), draw.sample(COLOURS, 3), strict=True
-        )
+        world.event(draw)._replace(thing=thing, colour=colour)
+        for thing, colour in zip(draw.sample(THINGS, 3), draw.sample(COLOURS, 3), strict=True)
     ]
-    lines = [_owned(each, draw) for each in told_of]
+    lines = [_there(each, draw) for each in told_of]
     at = draw.randrange(3)
-    question, answer = draw.choice(_possession(told_of[at]))
+    asked = told_of[at]
+    question, answer = draw.choice((
+        (f"what was {asked.colour} ?", asked.thing), (_question(asked, "colour", draw), asked.colour)
+    ))  # fmt: skip
     start = sum(len(line) + 1 for line in lines[:at]) + _word_at(lines[at], answer)
     return question, " ".join(lines), answer, start
 

@@ -67,11 +67,12 @@ def test_classes_are_balanced():
         assert min(counts.values()) > 0.85 * 3000 / classes, (task, counts)
 
 
-MOST = {"paraphrase": 56, "questions": 56, "entailment": 56, "sentiment": 56}
+MOST = {"paraphrase": 56, "questions": 56, "entailment": 56, "sentiment": 80}
 """What a bag of words may find at most, in percent, where guessing finds 50, 50, 33 and 50.
 
-Paraphrases, answers and feelings are told by what goes with what: it stays at chance. It does better on entailment,
-where the wording of a hypothesis tells what it may not be ("there was a ..." never contradicts).
+Paraphrases and answers are told by what goes with what on both sides: it stays at chance. It does better on entailment,
+where the wording of a hypothesis tells what it may not be ("there was a ..." never contradicts), and on sentiment, where
+verbs say how each of two events ended: in half of the texts both ended alike, and which one counts is word order.
 """
 
 
@@ -81,8 +82,8 @@ def test_a_bag_of_words_does_not_tell_the_label(task):
     assert found < MOST[task]
 
 
-def test_labels_of_sentiment_follow_from_what_happened_to_whom_it_is_about():
-    # The verb's outcome for whoever got, lost or found it, and no word of feeling in the text.
+def test_labels_of_sentiment_follow_from_what_happened_last():
+    # The verb's outcome, and no word of feeling in the text.
     wordings = {
         "gave": ("gave", "got", "given", "handed", "received"), "lost": ("lost", "could not keep"),
         "found": ("found", "discovered"), "broke": ("broke", "broken", "damaged"),
@@ -90,26 +91,19 @@ def test_labels_of_sentiment_follow_from_what_happened_to_whom_it_is_about():
     }  # fmt: skip
     for text, label in World(0).examples("sentiment", "train", 500):
         assert not {*GLAD, *SORRY} & set(text.split())
-        *events, closing = text.removesuffix(" .").split(" . ")
-        (about,) = {*PEOPLE} & set(closing.split())
-        outcomes = []
-        for line in events:
-            told = [verb for verb, ways in wordings.items() if any(f" {way} " in f" {line} " for way in ways)]
-            assert len(told) == 1, line
-            outcomes.append((about in line.split(), FEELINGS[told[0]]))
-        assert {outcome for _, outcome in outcomes} == {True, False}  # one is glad and one is sorry
-        assert bool(label) in [outcome for named, outcome in outcomes if named]
+        _, last = text.split(" then ")
+        told = [verb for verb, ways in wordings.items() if any(f" {way} " in f" {last} " for way in ways)]
+        assert len(told) == 1, last
+        assert FEELINGS[told[0]] == bool(label)
 
 
 def test_paraphrases_share_their_words_and_differ_in_what_they_say():
-    shared = {0: [], 1: []}
     for first, second, label in World(0).examples("paraphrase", "train", 1000):
         assert first != second
         one, two = (set(each.split()) & {*PEOPLE, *THINGS, *COLOURS} for each in (first, second))
-        shared[label].append(one == two)
-        if label:
-            assert one == two
-    assert sum(shared[0]) > 0.15 * len(shared[0])  # roles or verbs alone differ
+        assert (one == two) == bool(label)
+        assert len(one - two) <= 1
+        assert len(two - one) <= 1
 
 
 def test_entailed_hypotheses_follow_and_contradictions_do_not():
