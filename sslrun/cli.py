@@ -184,19 +184,28 @@ def table(
         ),
     ] = None,
     compute: Annotated[bool, typer.Option("--compute", help="With what each row cost: FLOPs, hours.")] = False,
+    distortion: Annotated[
+        bool,
+        typer.Option("--distortion", help="How far fine-tuning moved the features, in distribution and out of it."),
+    ] = False,
     runs: Runs = Path("runs"),
     as_json: AsJson = False,
 ) -> None:
     """The metric table of finished runs: mean ± standard deviation over seeds."""
     from sslrun.results.compute import add_compute
     from sslrun.results.published import published_as
+    from sslrun.results.table import Table
     from sslrun.stages.sweep import table_of
 
+    if distortion and (against or compute):
+        raise UserError("--distortion is a table of its own: leave out --against and --compute")
     beside = published_as(against) if against else None
     made: Any = table_of(targets or [runs], runs)
-    if beside or compute:
+    if distortion:
+        made = Table.of_distortion(made.results, made.title)
+    elif beside or compute:
         add_compute(made)
-    if beside:
+    if beside and not distortion:
         from sslrun.results.compare import compare_all
 
         made = compare_all(made, beside)

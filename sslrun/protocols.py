@@ -28,6 +28,9 @@ class Finetune(Schedule):
     """Highest learning rate; of several, the one with the best validation score is kept."""
     drop_path: float | None = Field(None, ge=0, lt=1)
     """Rate of stochastic depth while fine-tuning, for backbones that have it; default: the backbone's own."""
+    keep: Literal["last", "best"] = "last"
+    """Which weights are tested: those of the last step, or of whichever epoch's end is best on validation (the early
+    stopping of Kumar et al. 2022)."""
     frozen_norm: bool = False
     """Keep batch norm's statistics as pretrained (Kumar et al. 2022)."""
 

@@ -21,6 +21,7 @@ import sslrun.backbones
 import sslrun.pretexts
 import sslrun.tasks  # noqa: F401 (importing fills the registries)
 from sslrun.backbones.base import backbones
+from sslrun.data.shifts import Shift
 from sslrun.data.sources import sources
 from sslrun.errors import UserError
 from sslrun.pretexts.base import pretexts
@@ -82,6 +83,8 @@ class Evaluation(BaseModel):
     restarts: int = Field(1, ge=1)
     """Times that whatever is trained from labels is trained, from the same pretrained weights: with a new head and in
     another order of the data (BERT's fine-tuning restarts)."""
+    shifts: dict[Annotated[str, Field(pattern=r"^[^·,:]+$")], Shift] = {}
+    """Test sets out of distribution, by name: every protocol is scored on them too, and chooses nothing by them."""
     options: Protocols
     """The recipe's protocol options with this task's own changes."""
 
@@ -119,6 +122,7 @@ class Recipe(BaseModel):
                     "protocols": list(evaluation.protocols),
                     "labels": list(evaluation.labels),
                     "restarts": evaluation.restarts,
+                    "shifts": {name: shift.as_dict() for name, shift in evaluation.shifts.items()},
                     **evaluation.options.model_dump(mode="json"),
                 }
                 for key, evaluation in self.evaluate.items()
@@ -359,6 +363,11 @@ def _evaluation(source: Source, key: str, data: Named) -> Evaluation:
     options = Protocols(**{name: _protocol(name, source, section) for name in Protocols.model_fields})
     given = {
         **section.without(*Protocols.model_fields).value,
+        "shifts": {
+            name: _shift(section, name, evaluation_data)
+            for name, shift in section.section("shifts").value.items()
+            if shift is not None
+        },
         "data": evaluation_data,
         "task": task,
         "options": options,
@@ -372,6 +381,18 @@ def _evaluation(source: Source, key: str, data: Named) -> Evaluation:
                 ("protocols",), f"no such protocol: '{protocol}'.{did_you_mean(protocol, list(PROTOCOLS))}"
             )
     return evaluation
+
+
+def _shift(evaluation: Source, name: str, own: Named) -> Shift:
+    section = evaluation.section("shifts", name)
+    if section.value.get("data") is not None:
+        section.value["data"] = other = _named(sources, section, "data", like=own)
+        if sources[other.name].modality != sources[own.name].modality:
+            raise section.error(
+                ("data",),
+                f"'{other.name}' is {sources[other.name].modality} data, '{own.name}' {sources[own.name].modality} data",
+            )
+    return validated(Shift, section, f"the shift '{name}'")
 
 
 def _protocol(name: str, recipe: Source, evaluation: Source) -> Options:

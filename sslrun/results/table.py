@@ -25,6 +25,10 @@ Column = tuple[str, str]
 """(task, what of it: the share of labels, and the split if not the test)."""
 
 
+MEAN_SHIFT = "mean OOD"
+"""The column of the mean over a task's shifts."""
+
+
 @dataclass
 class Cell:
     """The values of one cell, by seed (and restart, as "0.1")."""
@@ -112,13 +116,37 @@ class Table:
 
         ordered = sorted(results, key=order)
         # Columns in the natural order, even where the first row lacks some.
-        columns = sorted({(order(each)[2:], column_of(each)) for each in results})
-        for _, column in columns:
+        columns: dict[Column, Any] = {}
+        for each in results:
+            for at, column in enumerate(_numbers(each)):
+                columns.setdefault(column, (*order(each)[2:], at))
+        for column in sorted(columns, key=lambda column: columns[column]):
             for each in ordered:
-                if column_of(each) == column:
-                    table.add(row_of(each), column, each["metrics"]["test"][each["metric"]], _seed(each))
+                numbers = _numbers(each)
+                if column in numbers:
+                    table.add(row_of(each), column, numbers[column], _seed(each))
         table.cells = dict(sorted(table.cells.items(), key=lambda item: _row_order(item[0][0], names, protocols)))
         table.note(f"test {table.metric}{' in %' if 'accuracy' in table.metric else ''}, {_over(results)}")
+        if any(each.get("shifts") for each in results):
+            table.note(
+                "columns with a name are out of distribution: nothing is trained on, or chosen by, what they hold"
+            )
+        return table
+
+    @classmethod
+    def of_distortion(cls, results: Sequence[dict[str, Any]], title: str = "") -> Table:
+        """How far training moved each task's features, in distribution and out of it. UserError: nobody measured it."""
+        measured = [each for each in results if "distortion" in each]
+        if not measured:
+            raise UserError(
+                "no run measured it: what finetune and lpft do to features is measured where a task has shifts"
+            )
+        table = cls(" · ".join(filter(None, [title, "feature distortion"])), "Euclidean distance", number=".3g", rank=None, results=measured)
+        for each in measured:
+            task, what = column_of(each)
+            for place, distance in each["distortion"].items():
+                table.add(row_of(each), (task, f"{what} · {place}"), distance, _seed(each))
+        table.note(f"mean Euclidean distance of test features before and after training, {_over(measured)}")
         return table
 
     # ------------------------------------------------------------ formats
@@ -213,7 +241,12 @@ class Table:
         return 1 + self._several_protocols
 
     def _what(self, task: str, what: str) -> str:
-        """A column's second line: the share of labels; the metric where the tasks have several, with the share if not all."""
+        """A column's second line: the share of labels; the metric where the tasks have several, with the share if not all;
+        of the one share that a task was learned from, where it was tested."""
+        _, _, place = what.partition(" · ")
+        of_task = [each for named, each in self.columns if named == task]
+        if len({each.split(" · ")[0] for each in of_task}) == 1 < len(of_task):
+            return place or "ID"
         metrics = {each["task"]: each["metric"] for each in self.results}
         if len(set(metrics.values())) < 2 or task not in metrics:
             return what
@@ -287,6 +320,22 @@ def column_of(result: dict[str, Any]) -> Column:
     """The column that an evaluation's result stands in."""
     labels = result["labels"]
     return result["task"], f"{labels:g} a class" if _a_class(result) else f"{100 * labels:g} %"
+
+
+def columns_of(result: dict[str, Any], shifts: Sequence[str]) -> list[Column]:
+    """Every column that an evaluation has a number for: its test's, each shift's, and the mean over several."""
+    task, what = column_of(result)
+    names = [*shifts, MEAN_SHIFT] if len(shifts) > 1 else shifts
+    return [(task, what), *((task, f"{what} · {name}") for name in names)]
+
+
+def _numbers(result: dict[str, Any]) -> dict[Column, float]:
+    """What stands in each of an evaluation's columns."""
+    metric, shifts = result["metric"], result.get("shifts", {})
+    values = [result["metrics"]["test"][metric], *(scores[metric] for scores in shifts.values())]
+    if len(shifts) > 1:
+        values.append(statistics.fmean(values[1:]))
+    return dict(zip(columns_of(result, list(shifts)), values, strict=True))
 
 
 def _a_class(result: dict[str, Any]) -> bool:

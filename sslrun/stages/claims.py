@@ -25,7 +25,7 @@ from sslrun.results.verdict import Inequality
 from sslrun.runs import Run
 from sslrun.stages.context import Context, perform
 from sslrun.stages.evaluate import cells
-from sslrun.stages.sweep import Job, Plan, place_of
+from sslrun.stages.sweep import Job, Plan, places_of
 
 SEEDS = (0, 1, 2)
 """Of a measurement whose variant names none."""
@@ -120,7 +120,8 @@ class Trial:
             assert chosen.measure is not None
             jobs = tuple(Measuring(chosen.measure, seed, root) for seed in chosen.seeds or SEEDS)
             return cls(claim, variant, Measurements(chosen.measure.name, jobs))
-        places = {place_of(row, cell): None for row, recipe in sweep.rows.items() for cell in cells(recipe, 0, root)}
+        every = ((row, cell) for row, recipe in sweep.rows.items() for cell in cells(recipe, 0, root))
+        places = {place: None for row, cell in every for place in places_of(row, cell)}
         asked = claim.inequalities(variant, list(places))
         return cls(claim, variant, Plan.of(sweep, root, {place for each in asked for place in each.places}), asked)
 

@@ -7,20 +7,24 @@ are kept for the next cell that reads the same ones.
 from __future__ import annotations
 
 import hashlib
+import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any, cast
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from sslrun.backbones import build_backbone, load_into, save_backbone
 from sslrun.backbones.base import Backbone
-from sslrun.data.examples import Examples
+from sslrun.data.examples import Examples, ImageSpec
+from sslrun.data.shifts import Part, Shift, parts_of
 from sslrun.data.sources import sources
 from sslrun.data.splits import Splits, labelled, load_splits
 from sslrun.errors import UserError
@@ -31,11 +35,20 @@ from sslrun.stages.context import Context, perform
 from sslrun.stages.fit import fit
 from sslrun.stages.pretrain import WEIGHTS, Pretraining
 from sslrun.tasks.base import Task, TaskLearner, outputs_of, tasks
-from sslrun.tasks.frozen import Classifier, LogisticRegression, classical, features, least_squares, weighted_knn
+from sslrun.tasks.frozen import (
+    Classifier,
+    LogisticRegression,
+    classical,
+    extract,
+    features,
+    least_squares,
+    weighted_knn,
+)
 from sslrun.training.flops import flop_counter
 from sslrun.training.loop import Schedule, Training
 
 HEAD = "head.safetensors"
+BEST = "best.safetensors"
 RESTART = 10_000
 """Between the seeds of two restarts: no seed of a sweep is that large."""
 TRAINED = ("finetune", "lpft", "scratch")
@@ -142,6 +155,8 @@ class Cell:
             "head": self.probe.made.hash if self.protocol == "lpft" else None,
             "seed": self.start,
         }
+        if evaluation.shifts:
+            identity["shifts"] = {name: shift.as_dict() for name, shift in evaluation.shifts.items()}
         return Run(self.root, self.recipe.name, self.protocol, identity)
 
     def run(self, context: Context) -> dict[str, Any]:
@@ -155,7 +170,10 @@ class Cell:
         splits = _splits(self.evaluation.data)
         task = tasks[self.evaluation.task.name](self.evaluation.task.options, splits.spec, splits.classes)
         chosen = labelled(splits.train, self.labels, self.seed, a_class=self.protocol == "fewshot")
-        work = Work(self, context, splits, task, chosen)
+        work = Work(self, context, splits, task, chosen, _shifted(self.evaluation))
+        for name, part in work.parts.items():
+            if part.dropped:
+                context.reporter.say(f"{self.title}: {name}: {part.dropped} examples left out, of other classes")
         context.stop.check()
         metrics, details = work.classical() if self.protocol in CLASSICAL else getattr(work, self.protocol)()
         return {
@@ -170,7 +188,8 @@ class Cell:
             "seed": self.seed,
             "restart": self.restart,
             "metric": task.primary,
-            "metrics": metrics,
+            "metrics": {split: metrics[split] for split in ("val", "test")},
+            **({"shifts": work.of_shifts(metrics)} if work.shifted else {}),
             **details,
             "flops": work.flops,
             "seconds": round(time.monotonic() - began + work.earlier, 3),
@@ -205,6 +224,25 @@ def _splits(data: Named) -> Splits:
     return _loaded(data.name, data.options.model_dump_json())
 
 
+def _shifted(evaluation: Evaluation) -> dict[str, dict[str, Part]]:
+    """Of each shift its parts, loaded once for all cells that follow one another on them."""
+    given = {name: shift.as_dict() for name, shift in evaluation.shifts.items()}
+    return _parts(evaluation.data.name, evaluation.data.options.model_dump_json(), json.dumps(given)) if given else {}
+
+
+@lru_cache(maxsize=2)
+def _parts(name: str, options: str, shifts: str) -> dict[str, dict[str, Part]]:
+    own = _loaded(name, options)
+    found = {}
+    for shift, given in json.loads(shifts).items():
+        other = given.get("data")
+        if other is not None and isinstance(own.spec, ImageSpec):
+            other["size"] = own.spec.size  # whatever size it has of its own
+        splits = other and _loaded(other.pop("name"), json.dumps(other))
+        found[shift] = parts_of(shift, Shift(**given), own, splits)
+    return found
+
+
 @lru_cache(maxsize=8)
 def _loaded(name: str, options: str) -> Splits:
     return load_splits(name, sources[name].Options.model_validate_json(options))
@@ -224,10 +262,30 @@ class Work:
     task: Task
     chosen: Tensor
     """Indices of the labelled training examples."""
+    shifted: dict[str, dict[str, Part]]
+    """What else it is scored on, by shift and part."""
     flops: float | None = 0.0
     """Of all passes over training examples; None where it isn't known."""
     earlier: float = 0.0
     """Seconds that its trainings took before they were interrupted."""
+
+    @cached_property
+    def parts(self) -> dict[str, Part]:
+        """Every part of every shift, by a name of its own."""
+        return {f"{shift}: {part}": made for shift, parts in self.shifted.items() for part, made in parts.items()}
+
+    @property
+    def tests(self) -> tuple[str, ...]:
+        """What is scored once all is chosen."""
+        return ("test", *self.parts)
+
+    def of_shifts(self, metrics: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+        """Metrics of each shift: the mean over its parts."""
+        found = {}
+        for shift, parts in self.shifted.items():
+            scores = [metrics[f"{shift}: {part}"] for part in parts]
+            found[shift] = {name: fmean(each[name] for each in scores) for name in scores[0]}
+        return found
 
     # ------------------------------------------------------------ frozen backbones
 
@@ -246,7 +304,7 @@ class Work:
         if options.solver == "sgd" or not self.task.linear:
             learner = self._train(TaskLearner(self._backbone(), self.task, frozen=True), options.sgd, "probe")
             self._keep_head(learner.head)
-            return {split: self._scores(learner, split) for split in ("val", "test")}, {}
+            return {split: self._scores(learner, split) for split in ("val", *self.tests)}, {}
         fit = LogisticRegression(options).fit(
             *self._features("train"), *self._features("val"), len(self.task.classes), self._primary
         )
@@ -270,25 +328,34 @@ class Work:
 
     def classical(self) -> Scores:
         self._needs_vectors()
-        test, truth = self._features("test")
+        tests = {split: self._features(split) for split in self.tests}
         fit = classical(
-            cast(Classifier, self.cell.protocol), *self._features("train"), *self._features("val"), test,
-            len(self.task.classes), self.cell.seed,
+            cast(Classifier, self.cell.protocol), *self._features("train"), *self._features("val"),
+            torch.cat([x for x, _ in tests.values()]), len(self.task.classes), self.cell.seed,
         )  # fmt: skip
-        metrics = {"val": {"accuracy": fit.accuracy}, "test": self.task.metrics(fit.scores, truth.cpu())}
+        scores = fit.scores.split([len(y) for _, y in tests.values()])
+        metrics = {"val": {"accuracy": fit.accuracy}}
+        for (split, (_, y)), each in zip(tests.items(), scores, strict=True):
+            metrics[split] = self.task.metrics(self._told(split, each), y.cpu())
         return metrics, {"chosen": fit.chosen}
 
     def _frozen_scores(self, outputs: Callable[[Tensor], Tensor]) -> dict[str, dict[str, float]]:
-        """Metrics of `outputs` of frozen features on validation and test."""
-        found = {split: self._features(split) for split in ("val", "test")}
-        return {split: self.task.metrics(outputs(x), y) for split, (x, y) in found.items()}
+        """Metrics of `outputs` of frozen features on validation and whatever is tested."""
+        found = {split: self._features(split) for split in ("val", *self.tests)}
+        return {split: self.task.metrics(self._told(split, outputs(x)), y) for split, (x, y) in found.items()}
+
+    def _told(self, split: str, outputs: Tensor) -> Tensor:
+        """The outputs in the classes that a split tells apart."""
+        return self.parts[split].told(outputs) if split in self.parts else outputs
 
     def _primary(self, outputs: Tensor, targets: Tensor) -> float:
         return self.task.metrics(outputs, targets)[self.task.primary]
 
     def _features(self, split: str) -> tuple[Tensor, Tensor]:
         """Features (N, D) and labels (N,) of a split; of train the labelled examples alone."""
-        key = (repr(self.cell.origin), repr(self.cell.evaluation.data), repr(self.cell.evaluation.task), split)
+        told = split.split(":")[0]
+        of = (split, repr(self.cell.evaluation.shifts[told]) if split in self.parts else "")
+        key = (repr(self.cell.origin), repr(self.cell.evaluation.data), repr(self.cell.evaluation.task), *of)
         kept = self.context.features
         if key not in kept:
             for other in [each for each in kept if each[:3] != key[:3]]:
@@ -330,7 +397,8 @@ class Work:
             learner = TaskLearner(backbone, self.task, frozen_norm=options.frozen_norm)
             if head is not None:
                 learner.head.load_state_dict(head)
-            learner = self._train(learner, options.model_copy(update={"lr": lr}), f"lr-{lr:g}")
+            schedule = options.model_copy(update={"lr": lr})
+            learner = self._train(learner, schedule, f"lr-{lr:g}", best=options.keep == "best")
             scores = self._scores(learner, "val")
             tried[lr] = scores[self.task.primary]
             if tried[lr] == max(tried.values()):
@@ -338,13 +406,34 @@ class Work:
         assert best is not None
         save_backbone(self.cell.made.path / WEIGHTS, best.backbone, {"recipe": self.cell.recipe.name})
         self._keep_head(best.head)
-        metrics = {"val": val, "test": self._scores(best, "test")}
-        return metrics, {"lr": max(tried, key=lambda lr: tried[lr]), "tried": {f"{lr:g}": v for lr, v in tried.items()}}
+        metrics = {"val": val, **{split: self._scores(best, split) for split in self.tests}}
+        details: dict[str, Any] = {
+            "lr": max(tried, key=lambda lr: tried[lr]),
+            "tried": {f"{lr:g}": v for lr, v in tried.items()},
+        }
+        if self.shifted and self.task.linear and self.cell.protocol != "scratch":
+            details["distortion"] = self._distortion(best.backbone)
+        return metrics, details
 
-    def _train(self, learner: TaskLearner, schedule: Schedule, attempt: str) -> TaskLearner:
+    def _distortion(self, backbone: Backbone) -> dict[str, float]:
+        """How far training moved the features: the mean Euclidean distance on the test set ("ID"), and on each shift.
+
+        Section 4.3 of Kumar et al. (ICLR 2022), who expect fine-tuning to move those in distribution more.
+        """
+        moved = {}
+        for split in self.tests:
+            before, _ = self._features(split)
+            with self.context.compute.autocast():
+                after = extract(
+                    backbone, self._split(split), self.task.inputs, before.device, EVAL_BATCH, self.task.reads
+                )
+            moved[split] = {"": (after - before).norm(dim=1).mean().item()}
+        return {"ID": moved["test"][""], **{name: each[""] for name, each in self.of_shifts(moved).items()}}
+
+    def _train(self, learner: TaskLearner, schedule: Schedule, attempt: str, best: bool = False) -> TaskLearner:
         """Train on the labelled examples; returns what to evaluate, in eval mode (the averaged weights, if averaged).
 
-        A batch holds no more than there are labels: one recipe serves every share of them.
+        `best`: as it was at whichever epoch's end it was best on validation. A batch holds no more than there are labels: one recipe serves every share of them.
         """
         examples = self.context.compute.place(self._split("train").subset(self.chosen))
         schedule = schedule.model_copy(update={"batch": min(schedule.batch, len(examples))})
@@ -353,27 +442,48 @@ class Work:
         run = self.cell.made
         folder = run.checkpoints / attempt
         minutes = self.cell.recipe.watch.checkpoint
-        for _ in fit(
+        epoch, kept = schedule.steps_an_epoch(len(examples)), folder / BEST
+        for step in fit(
             training, examples, self.cell.start, run, self.context, self.cell.title, run.log,
             minutes=minutes, folder=folder,
         ):  # fmt: skip
-            pass
+            if best and (step.last or step.step % epoch == 0):
+                self._keep_best(training.averaged, kept)
+                training.learner.train()
         total = schedule.total_steps(len(examples))
         self.flops = None if self.flops is None or training.flops is None else self.flops + training.flops * total
         self.earlier += training.earlier
+        if best:
+            training.averaged.load_state_dict(load_file(kept))
         return training.averaged.eval()
+
+    def _keep_best(self, learner: TaskLearner, path: Path) -> None:
+        """Write a learner's weights, unless those that lie there score as well on validation.
+
+        They outlive the process: one that resumes from a checkpoint has looked at every epoch before it.
+        """
+        score = self._scores(learner.eval(), "val")[self.task.primary]
+        if path.exists():
+            with safe_open(path, "pt") as file:
+                if float(file.metadata()["score"]) >= score:
+                    return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        whole = {name: each.detach().clone().contiguous() for name, each in learner.state_dict().items()}
+        partial_path = path.with_suffix(".partial")
+        save_file(whole, partial_path, {"score": repr(score)})
+        partial_path.replace(path)
 
     def _scores(self, learner: TaskLearner, split: str) -> dict[str, float]:
         """Metrics of a trained learner on a whole split."""
         examples, device = self._split(split), self.context.compute.device
         with self.context.compute.autocast():
             outputs = outputs_of(examples, learner.predict, device, EVAL_BATCH)
-        return self.task.score(outputs, examples)
+        return self.task.score(self._told(split, outputs), examples)
 
     # ------------------------------------------------------------ shared
 
     def _split(self, split: str) -> Examples:
-        examples: Examples = getattr(self.splits, split)
+        examples: Examples = self.parts[split].examples if split in self.parts else getattr(self.splits, split)
         return examples
 
     def _backbone(self, drop_path: float | None = None) -> Backbone:

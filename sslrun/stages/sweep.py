@@ -12,7 +12,8 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,7 +23,7 @@ from sslrun.recipe import Sweep, load_sweep
 from sslrun.results.compare import Comparisons, compare_all, facts
 from sslrun.results.compute import add_compute, spent
 from sslrun.results.published import published_as
-from sslrun.results.table import Table, column_of
+from sslrun.results.table import Table, columns_of
 from sslrun.results.verdict import Place
 from sslrun.runs import Run, read_result
 from sslrun.stages.context import Busy, Context, Interrupted
@@ -70,7 +71,7 @@ class Plan:
         return self.sweep.name
 
     @classmethod
-    def of(cls, sweep: Sweep, root: Path, places: Collection[Place] | None = None) -> Plan:
+    def of(cls, sweep: Sweep, root: Path, places: AbstractSet[Place] | None = None) -> Plan:
         """places: the cells of the table that are wanted, where not all are. UserError: no such table to stand beside."""
         if sweep.against:
             published_as(sweep.against)
@@ -78,7 +79,11 @@ class Plan:
         found: list[tuple[str, Cell]] = []
         for seed in sweep.seeds:
             for row, recipe in sweep.rows.items():
-                of_row = [cell for cell in cells(recipe, seed, root) if places is None or place_of(row, cell) in places]
+                of_row = [
+                    cell
+                    for cell in cells(recipe, seed, root)
+                    if places is None or not places.isdisjoint(places_of(row, cell))
+                ]
                 found += [(row, cell) for cell in of_row]
                 for cell in of_row:
                     for job in (*cell.needs, cell):
@@ -116,9 +121,10 @@ class Plan:
                 comparison.write(self.root / self.sweep.name / f"comparison.{suffix}")
 
 
-def place_of(row: str, cell: Cell) -> Place:
-    """Where a cell stands in its sweep's table."""
-    return (row, cell.protocol), column_of({"task": cell.task, "protocol": cell.protocol, "labels": cell.labels})
+def places_of(row: str, cell: Cell) -> list[Place]:
+    """Where a cell's numbers stand in its sweep's table: the test's, and those of its shifts."""
+    about = {"task": cell.task, "protocol": cell.protocol, "labels": cell.labels}
+    return [((row, cell.protocol), column) for column in columns_of(about, list(cell.evaluation.shifts))]
 
 
 def _result(cell: Cell, row: str) -> dict[str, Any]:
