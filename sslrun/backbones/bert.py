@@ -41,6 +41,9 @@ class Bert(TextBackbone):
         heads: int | None = Field(None, ge=1)
         """Attention heads; default: the named model's."""
 
+        def choices(self) -> list[str]:
+            return ["whole sequences are read at their last token, as [CLS] sees nothing"] if self.causal else []
+
     shape: ClassVar[tuple[int, int]]
     """Depth and width of the named model; a head is 64 wide."""
     options: Options

@@ -67,6 +67,8 @@ class Table:
     """Lines below the table."""
     results: list[dict[str, Any]] = field(default_factory=list)
     """The evaluations that it was made of, where it was."""
+    stand_ins: dict[str, dict[str, str]] = field(default_factory=dict)
+    """Published table -> our task -> the published column that it stands in for: of the same kind, on other data."""
     number: str = ".1f"
     """How a number is printed."""
     rank: Literal["high", "low"] | None = "high"
