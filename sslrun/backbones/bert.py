@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -125,6 +125,17 @@ class Bert(TextBackbone):
             else:
                 found[_renamed(name, THEIRS)] = tensor
         return found
+
+    def transformers_config(self) -> dict[str, Any]:
+        """What transformers makes its model of. A causal one is a decoder there, and pooled at [CLS] all the same."""
+        depth, width, heads = self.shape_of(self.options)
+        return {
+            "architectures": ["BertModel"], "model_type": "bert", "vocab_size": len(self.embedding),
+            "hidden_size": width, "num_hidden_layers": depth, "num_attention_heads": heads, "intermediate_size": 4 * width,
+            "max_position_embeddings": self.options.positions, "type_vocab_size": 2, "hidden_act": "gelu",
+            "hidden_dropout_prob": self.options.dropout, "attention_probs_dropout_prob": self.options.dropout,
+            "layer_norm_eps": 1e-12, "is_decoder": self.options.causal,
+        }  # fmt: skip
 
     @staticmethod
     def from_transformers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -337,6 +337,7 @@ class Work:
                 best, val = learner, scores
         assert best is not None
         save_backbone(self.cell.made.path / WEIGHTS, best.backbone, {"recipe": self.cell.recipe.name})
+        self.splits.spec.save(self.cell.made.path)
         self._keep_head(best.head)
         metrics = {"val": val, "test": self._scores(best, "test")}
         return metrics, {"lr": max(tried, key=lambda lr: tried[lr]), "tried": {f"{lr:g}": v for lr, v in tried.items()}}
