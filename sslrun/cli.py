@@ -263,6 +263,19 @@ def claims(
 
 
 @app.command()
+def export(
+    source: Annotated[
+        Path, typer.Argument(help="A run's folder, or its .safetensors file.", metavar="RUN", show_default=False)
+    ],
+    folder: Annotated[Path, typer.Argument(help="Where to write.", show_default=False)],
+) -> None:
+    """Weights of a bert or a gpt, with their tokenizer, as a folder that transformers loads."""
+    from sslrun.stages.export import export
+
+    export(source, folder)
+
+
+@app.command()
 def show(
     kind: Annotated[
         str | None, typer.Argument(help="backbone, pretext, data, task, measurement, protocol, table.")

@@ -12,10 +12,10 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, field_validator
 
 import sslrun.backbones
 import sslrun.pretexts
@@ -106,6 +106,12 @@ class Recipe(BaseModel):
     watch: Watch = Watch()
     evaluate: dict[str, Evaluation] = {}
 
+    @property
+    def choices(self) -> list[str]:
+        """What it comes to where the papers behind it are silent."""
+        named = [self.backbone, *([self.pretext] if self.pretext else []), *(e.task for e in self.evaluate.values())]
+        return list(dict.fromkeys(each for part in named for each in part.options.choices()))
+
     def resolved(self) -> dict[str, Any]:
         """The recipe with every default written out, as a mapping that `parse` reads back to an equal recipe."""
         given: dict[str, Any] = {
@@ -131,6 +137,15 @@ class Recipe(BaseModel):
         return {key: value for key, value in given.items() if value is not None}
 
 
+class Against(BaseModel):
+    """A published table that a sweep's stands beside."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    table: str
+    columns: dict[str, str] = {}
+    """Our tasks -> the published columns that they stand in for: of the same kind, on other data."""
+
+
 class Sweep(BaseModel):
     """A base recipe, rows (named changes to it), columns (tasks), and seeds."""
 
@@ -139,10 +154,15 @@ class Sweep(BaseModel):
     rows: dict[str, Recipe]
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0,), min_length=1)
     title: str | None = None
-    against: str | None = None
-    """The published table that this sweep's table stands beside."""
+    against: Against | None = None
+    """The published table that this sweep's table stands beside: its name, or `{table: ..., columns: ...}`."""
     jobs: int = Field(1, ge=1)
     """Worker processes that share the runs, where --jobs does not say."""
+
+    @field_validator("against", mode="before")
+    @classmethod
+    def _named_alone(cls, given: Any) -> Any:
+        return {"table": given} if isinstance(given, str) else given
 
 
 # ---------------------------------------------------------------- where each key stands
@@ -464,8 +484,9 @@ def _fields(model: type[BaseModel], keys: Keys) -> Iterator[str]:
     """The option names that `model` has under `keys`."""
     for key in keys:
         annotation = model.model_fields[key].annotation if isinstance(key, str) and key in model.model_fields else None
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            model = annotation
+        for each in get_args(annotation) or (annotation,):
+            if isinstance(each, type) and issubclass(each, BaseModel):
+                model = each
     return iter(model.model_fields)
 
 

@@ -18,6 +18,10 @@ class Options(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
+    def choices(self) -> list[str]:
+        """What these settings come to where the paper behind them is silent: told under the tables of sweeps."""
+        return []
+
 
 def did_you_mean(name: str, known: list[str]) -> str:
     """A hint to append to "no such ...": the nearest known name, or all of them when none is near."""

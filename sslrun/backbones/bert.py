@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -40,6 +40,9 @@ class Bert(TextBackbone):
         """Width of a token; default: the named model's."""
         heads: int | None = Field(None, ge=1)
         """Attention heads; default: the named model's."""
+
+        def choices(self) -> list[str]:
+            return ["whole sequences are read at their last token, as [CLS] sees nothing"] if self.causal else []
 
     shape: ClassVar[tuple[int, int]]
     """Depth and width of the named model; a head is 64 wide."""
@@ -122,6 +125,17 @@ class Bert(TextBackbone):
             else:
                 found[_renamed(name, THEIRS)] = tensor
         return found
+
+    def transformers_config(self) -> dict[str, Any]:
+        """What transformers makes its model of. A causal one is a decoder there, and pooled at [CLS] all the same."""
+        depth, width, heads = self.shape_of(self.options)
+        return {
+            "architectures": ["BertModel"], "model_type": "bert", "vocab_size": len(self.embedding),
+            "hidden_size": width, "num_hidden_layers": depth, "num_attention_heads": heads, "intermediate_size": 4 * width,
+            "max_position_embeddings": self.options.positions, "type_vocab_size": 2, "hidden_act": "gelu",
+            "hidden_dropout_prob": self.options.dropout, "attention_probs_dropout_prob": self.options.dropout,
+            "layer_norm_eps": 1e-12, "is_decoder": self.options.causal,
+        }  # fmt: skip
 
     @staticmethod
     def from_transformers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

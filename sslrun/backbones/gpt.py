@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -90,6 +90,16 @@ class Gpt(TextBackbone):
             transposed = re.search(r"(c_attn|c_proj|c_fc)\.weight$", theirs)
             found[theirs] = tensor.T if transposed else tensor
         return found
+
+    def transformers_config(self) -> dict[str, Any]:
+        """What transformers makes its model of."""
+        dropout = self.options.dropout
+        return {
+            "architectures": ["GPT2Model"], "model_type": "gpt2", "vocab_size": len(self.embedding),
+            "n_embd": self.width, "n_layer": self.depth - 1, "n_head": max(1, self.width // 64),
+            "n_positions": self.options.positions, "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5,
+            "resid_pdrop": dropout, "embd_pdrop": dropout, "attn_pdrop": dropout,
+        }  # fmt: skip
 
     @staticmethod
     def from_transformers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -51,7 +51,7 @@ def load_into(backbone: Backbone, path: Path) -> None:
     Positions of a ViT are interpolated where its images have another size. UserError: no such file, no checkpoint, or
     one of another backbone.
     """
-    tensors, metadata = _read(path)
+    tensors, metadata = read(path)
     source = metadata.get("backbone")
     if source is not None and source != backbone.name:
         raise UserError(f"{path}: this checkpoint is of '{source}', the recipe asks for '{backbone.name}'")
@@ -77,7 +77,8 @@ def load_into(backbone: Backbone, path: Path) -> None:
     backbone.load_state_dict(tensors)
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Weights, and what a file of ours says of them. UserError: no such file, or no checkpoint."""
     try:
         with safe_open(str(path), framework="pt") as file:
             about = json.loads((file.metadata() or {}).get("sslrun", "{}"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import fcntl
 import hashlib
+import itertools
 import json
 import logging
 import math
@@ -440,6 +441,21 @@ for _name, _card in CORPORA.items():
     sources.register(_name)(
         type(_name, (TableCorpus,), {"__doc__": _card.about, "__module__": __name__, "card": _card})
     )
+
+
+@sources.register("wikipedia-books")
+class WikipediaBooks(Corpus):
+    """BERT's corpus (Devlin et al. 2019): all of English Wikipedia, then BookCorpus."""
+
+    @cached_property
+    def parts(self) -> list[Corpus]:
+        return [sources[name](self.options) for name in ("wikipedia", "bookcorpus")]  # type: ignore[misc]
+
+    def content(self) -> Any:
+        return [each.content() for each in self.parts]
+
+    def documents(self) -> Iterator[list[str]]:
+        return itertools.chain.from_iterable(each.documents() for each in self.parts)
 
 
 @sources.register("text")

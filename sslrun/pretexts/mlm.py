@@ -66,6 +66,13 @@ class Mlm(LanguagePretext):
                 raise ValueError("mask and replace are shares of the chosen tokens: together 1 at most")
             return self
 
+        def choices(self) -> list[str]:
+            if self.nsp:
+                return []
+            if self.pairs == "keep":
+                return ["without next-sentence prediction the pairs of segments are kept, its loss alone is dropped"]
+            return ["without next-sentence prediction full sequences of running text take the place of pairs"]
+
     options: Options
     continues: Tensor
 

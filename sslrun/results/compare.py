@@ -9,7 +9,7 @@ import json
 import math
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ from rich.text import Text
 
 import sslrun.backbones  # noqa: F401  registers them, whose defaults are read here
 from sslrun.backbones.base import backbones
+from sslrun.errors import UserError
+from sslrun.registry import did_you_mean
 from sslrun.results.published import Number, Published
 from sslrun.results.table import Cell, Column, Cost, Row, Table, column_of, row_of, write_table
 from sslrun.runs import read_result
@@ -380,11 +382,22 @@ def compare_all(ours: Table, every: Sequence[Published]) -> Comparisons:
     return Comparisons(shared or made)
 
 
+def check_stand_ins(columns: Mapping[str, str], tasks: Sequence[str], every: Sequence[Published]) -> None:
+    """UserError: one of `columns` (our task -> the published column) is not there, on its side."""
+    for task, column in columns.items():
+        if task not in tasks:
+            raise UserError(f"no task '{task}' is evaluated.{did_you_mean(task, list(tasks))}")
+        if not any(_matched([("stand-in", column)], _names(each)[1], each.aliases) for each in every):
+            theirs = [name for each in every for name in _names(each)[1]]
+            raise UserError(f"there is no column '{column}'.{did_you_mean(column, theirs)}")
+
+
 def compare(ours: Table, published: Published) -> Comparison:
     """Our table beside a published one.
 
     Rows and columns find each other by name, whatever the case and punctuation, by the published table's aliases, or by
-    what papers call our protocols; a published table of which rows are tasks is turned. What behind the numbers is the
+    what papers call our protocols, or because ours say for which column they stand in (`ours.stand_ins`); a published
+    table of which rows are tasks is turned. What behind the numbers is the
     same is read from `ours.results` (each with what `facts` tells of its run under 'facts', where the caller put it there)
     and from the published table's setting.
     """
@@ -404,6 +417,9 @@ def compare(ours: Table, published: Published) -> Comparison:
         unmatched=_unmatched(ours, published, rows, columns, turned, unlike),
         against=published.name,
     )
+    stood_in = {key[0]: match.name for key, match in columns.items() if match.part == "stand-in"}
+    if pairs and stood_in:
+        made.settings.append(Setting("test data", tuple(stood_in), tuple(stood_in.values())))
     made.agreements = _agreements(pairs, rows)
     _lay_out(made)
     made.preface = _preface(made, published)
@@ -419,14 +435,20 @@ Axis = dict[Any, Match]
 
 def _axes(ours: Table, published: Published) -> tuple[Axis, Axis, bool]:
     """Our rows and columns matched to the published table as it stands, or turned, whichever gives more cells."""
-    downs = list(published.rows)
-    acrosses = list(dict.fromkeys(name for cells in published.rows.values() for name in cells))
-
-    ours_rows, ours_columns = _as_measured(ours, published)
+    downs, acrosses = _names(published)
+    stand_ins = ours.stand_ins.get(published.name, {})
+    ours_rows, ours_columns = _as_measured(ours, published, stand_ins)
 
     def axes(theirs: tuple[list[str], list[str]]) -> tuple[Axis, Axis]:
         rows = {row: _matched(_of_row(row, ours.results), theirs[0], published.aliases) for row in ours_rows}
-        columns = {column: _matched(_of_column(column), theirs[1], published.aliases) for column in ours_columns}
+        columns = {
+            column: _matched(
+                [("stand-in", stand_ins[column[0]])] if column[0] in stand_ins else _of_column(column),
+                theirs[1],
+                published.aliases,
+            )
+            for column in ours_columns
+        }
         return (
             {row: match for row, match in rows.items() if match},
             {column: match for column, match in columns.items() if match},
@@ -437,11 +459,19 @@ def _axes(ours: Table, published: Published) -> tuple[Axis, Axis, bool]:
     return (*(turned if turn else straight), turn)
 
 
-def _as_measured(ours: Table, published: Published) -> tuple[list[Row], list[Column]]:
-    """Our rows and columns of the protocol and the share of labels that the source names; all, where none is of it."""
+def _names(published: Published) -> tuple[list[str], list[str]]:
+    """The published rows and columns."""
+    return list(published.rows), list(dict.fromkeys(name for cells in published.rows.values() for name in cells))
+
+
+def _as_measured(ours: Table, published: Published, stand_ins: Mapping[str, str]) -> tuple[list[Row], list[Column]]:
+    """Our rows and columns of the protocol and the share of labels that the source names; all, where none is of it.
+    A task that stands in for a column does so from whatever labels it has."""
     told = {kind: normal(str(published.setting.get(kind, ""))) for kind in ("protocol", "labels")}
     rows = [row for row in ours.rows if normal(row[1]) == told["protocol"]]
     columns = [column for column in ours.columns if normal(column[1]).startswith(told["labels"] or "no share")]
+    named = {task for task, _ in columns}
+    columns = [each for each in ours.columns if each in columns or (each[0] in stand_ins and each[0] not in named)]
     return rows or ours.rows, [*columns, *ours.units] if columns else ours.columns
 
 
@@ -492,8 +522,7 @@ def _conversion(ours: str, published: str) -> Callable[[float], float] | None:
 def _unmatched(
     ours: Table, published: Published, rows: Axis, columns: Axis, turned: bool, unlike: list[str]
 ) -> dict[str, list[str]]:
-    downs = list(published.rows)
-    acrosses = list(dict.fromkeys(name for cells in published.rows.values() for name in cells))
+    downs, acrosses = _names(published)
     if turned:
         downs, acrosses = acrosses, downs
     found_rows, found_columns = ({match.name for match in axis.values()} for axis in (rows, columns))
@@ -580,10 +609,17 @@ def _notes(made: Comparison, published: Published, ours: Table, rows: Axis, colu
             f"{ours_part} = {match.name}"
             for axis in (rows, columns)
             for key, match in axis.items()
-            if normal(ours_part := key[1] if match.part == "protocol" else key[0]) != normal(match.name)
+            if match.part != "stand-in"
+            and normal(ours_part := key[1] if match.part == "protocol" else key[0]) != normal(match.name)
         ]
         if renamed:
             notes.append(f"names: {'; '.join(dict.fromkeys(renamed))}")
+        stood_in = [f"{key[0]} for {match.name}" for key, match in columns.items() if match.part == "stand-in"]
+        if stood_in:
+            notes.append(
+                f"stand-ins: {'; '.join(stood_in)}: tasks of the same kind on other data, so that the order of the rows and "
+                "the gaps between them may be compared, not the values"
+            )
         if not all(pair.published.verified for pair in made.pairs):
             notes.append("† recalled from the paper, not seen in it")
         if any(pair.value != pair.published.value for pair in made.pairs):

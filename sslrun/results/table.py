@@ -71,6 +71,8 @@ class Table:
     """Lines below the table."""
     results: list[dict[str, Any]] = field(default_factory=list)
     """The evaluations that it was made of, where it was."""
+    stand_ins: dict[str, dict[str, str]] = field(default_factory=dict)
+    """Published table -> our task -> the published column that it stands in for: of the same kind, on other data."""
     number: str = ".1f"
     """How a number is printed."""
     rank: Literal["high", "low"] | None = "high"
@@ -141,7 +143,13 @@ class Table:
             raise UserError(
                 "no run measured it: what finetune and lpft do to features is measured where a task has shifts"
             )
-        table = cls(" · ".join(filter(None, [title, "feature distortion"])), "Euclidean distance", number=".3g", rank=None, results=measured)
+        table = cls(
+            " · ".join(filter(None, [title, "feature distortion"])),
+            "Euclidean distance",
+            number=".3g",
+            rank=None,
+            results=measured,
+        )
         for each in measured:
             task, what = column_of(each)
             for place, distance in each["distortion"].items():

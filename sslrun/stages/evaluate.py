@@ -405,6 +405,7 @@ class Work:
                 best, val = learner, scores
         assert best is not None
         save_backbone(self.cell.made.path / WEIGHTS, best.backbone, {"recipe": self.cell.recipe.name})
+        self.splits.spec.save(self.cell.made.path)
         self._keep_head(best.head)
         metrics = {"val": val, **{split: self._scores(best, split) for split in self.tests}}
         details: dict[str, Any] = {

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 from sslrun.errors import UserError
 from sslrun.recipe import Sweep, load_sweep
-from sslrun.results.compare import Comparisons, compare_all, facts
+from sslrun.results.compare import Comparisons, check_stand_ins, compare_all, facts
 from sslrun.results.compute import add_compute, spent
 from sslrun.results.published import published_as
 from sslrun.results.table import Table, columns_of
@@ -73,8 +73,7 @@ class Plan:
     @classmethod
     def of(cls, sweep: Sweep, root: Path, places: AbstractSet[Place] | None = None) -> Plan:
         """places: the cells of the table that are wanted, where not all are. UserError: no such table to stand beside."""
-        if sweep.against:
-            published_as(sweep.against)
+        _check_against(sweep)
         jobs: dict[Path, Job] = {}
         found: list[tuple[str, Cell]] = []
         for seed in sweep.seeds:
@@ -99,6 +98,11 @@ class Plan:
         """The table of what is finished."""
         results = [_result(cell, row) for row, cell in self.cells if cell.made.finished]
         table = Table.from_results(results, title=self.sweep.title or self.sweep.name)
+        if self.sweep.against:
+            every = published_as(self.sweep.against.table)
+            table.stand_ins = {each.name: self.sweep.against.columns for each in every}
+        for choice, rows in _choices(self.sweep).items():
+            table.note(f"{', '.join(rows)}: {choice} (a choice: the paper leaves it open)")
         missing = len(self.cells) - len(results)
         if missing:
             table.note(f"{missing} of {len(self.cells)} cells are not computed")
@@ -110,7 +114,7 @@ class Plan:
             return None
         table = self.table()
         add_compute(table)
-        return compare_all(table, published_as(self.sweep.against))
+        return compare_all(table, published_as(self.sweep.against.table))
 
     def write_tables(self) -> None:
         """The table, and its comparison, in every format, beside the runs."""
@@ -119,6 +123,26 @@ class Plan:
             table.write(self.root / self.sweep.name / f"table.{suffix}")
             if comparison is not None:
                 comparison.write(self.root / self.sweep.name / f"comparison.{suffix}")
+
+
+def _check_against(sweep: Sweep) -> None:
+    """UserError: it names a published table, or columns of it or tasks, that are not there."""
+    if sweep.against is None:
+        return
+    tasks = list(dict.fromkeys(task for recipe in sweep.rows.values() for task in recipe.evaluate))
+    try:
+        check_stand_ins(sweep.against.columns, tasks, published_as(sweep.against.table))
+    except UserError as error:
+        raise UserError(f"{sweep.name}: against: {error}") from None
+
+
+def _choices(sweep: Sweep) -> dict[str, list[str]]:
+    """What was chosen where a paper is open, and the rows that it holds for."""
+    found: dict[str, list[str]] = {}
+    for row, recipe in sweep.rows.items():
+        for choice in recipe.choices:
+            found.setdefault(choice, []).append(row)
+    return found
 
 
 def places_of(row: str, cell: Cell) -> list[Place]:

@@ -35,6 +35,14 @@ class TextTaskOptions(TaskOptions):
     bilstm: int = Field(0, ge=0)
     """Layers of a randomly initialised BiLSTM between the backbone and the head; true: one."""
 
+    def choices(self) -> list[str]:
+        if not self.bilstm:
+            return []
+        return [
+            f"the BiLSTM has {self.bilstm} layer{'s' if self.bilstm > 1 else ''}, in each direction as wide as the backbone; "
+            "of whole sequences the forward half is read at the last token and the backward half at the first"
+        ]
+
 
 class DroppedLinear(nn.Linear):
     """Dropout and a linear map, with a linear map's weights."""

@@ -10,8 +10,13 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
-from sslrun.recipe import load
+from sslrun.backbones import build_backbone
+from sslrun.data.sources import sources
+from sslrun.pretexts.base import pretexts
+from sslrun.recipe import load, load_sweep
+from sslrun.stages.sweep import Plan
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 RECIPE = """\
@@ -166,16 +171,41 @@ def test_help_show_and_check(folder):
     assert checked["flops"] > 0
 
 
-@pytest.mark.parametrize("path", sorted(RECIPES.glob("image/*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", sorted([*RECIPES.glob("image/*.yaml"), *RECIPES.glob("text/*.yaml")]), ids=lambda path: path.stem
+)
 def test_recipes_are_valid(path):
     recipe = load(path)
     assert recipe.name == path.stem
     assert recipe.evaluate
+    made(recipe)
+
+
+@pytest.mark.parametrize(
+    "path", [RECIPES / "quickstart.yaml", *sorted(RECIPES.glob("sweeps/*.yaml"))], ids=lambda path: path.stem
+)
+def test_sweeps_are_valid(path, tmp_path):
+    sweep = load_sweep(path)
+    assert sweep.name == path.stem
+    assert Plan.of(sweep, tmp_path).cells
+    for recipe in sweep.rows.values():
+        made(recipe)
+
+
+def made(recipe):
+    """Its backbone and pretext task go together; without memory or time."""
+    with torch.device("meta"):
+        spec, _ = sources[recipe.data.name](recipe.data.options).sketch(2)
+        backbone = build_backbone(recipe.backbone.name, recipe.backbone.options, spec)
+        if recipe.pretext:
+            pretexts[recipe.pretext.name](recipe.pretext.options, backbone)
 
 
 def test_every_pretext_has_its_recipes():
-    from sslrun.pretexts.base import pretexts
-
+    texts = [name for name in pretexts if pretexts[name].modality == "text"]
+    assert len(texts) >= 4
+    for name in texts:
+        assert any(load(path).pretext.name == name for path in RECIPES.glob(f"text/{name}-*.yaml"))
     images = [name for name in pretexts if pretexts[name].modality == "image"]
     assert len(images) >= 8
     for name in images:

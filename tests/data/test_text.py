@@ -179,6 +179,22 @@ def test_corpora_that_are_none_are_told(tmp_path, name, content, words):
 ROWS = [("aa bb", "cc", "yes", 0.5), ("cc", "dd .", "no", 2.0), ("dd", "", "yes", 1.0), ("aa", "bb", "no", 5.0)] * 3
 
 
+def test_berts_corpus_is_wikipedia_and_then_the_books_a_sentence_a_row(tmp_path, monkeypatch):
+    monkeypatch.setenv("SSLRUN_DATA", str(tmp_path))
+    rows = {"wikipedia": ["aa bb. Cc dd.", "dd dd"], "bookcorpus": ["aa", *["cc aa"] * text.BOOK_SENTENCES]}
+    for name, texts in rows.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "train.jsonl").write_text("".join(json.dumps({"text": each}) + "\n" for each in texts))
+    both = source("wikipedia-books", tmp_path)
+    found = list(both.documents())
+    assert found[:2] == [["aa bb.", "Cc dd."], ["dd dd"]]
+    assert [len(each) for each in found[2:]] == [text.BOOK_SENTENCES, 1]
+    assert both.load("train").words() == 6 + 2 + 1 + 2 * text.BOOK_SENTENCES
+    before = both.content()
+    (tmp_path / "bookcorpus" / "train.jsonl").write_text('{"text": "aa"}\n')
+    assert source("wikipedia-books", tmp_path).content() != before
+
+
 @pytest.fixture(params=["csv", "tsv", "json", "jsonl", "parquet"])
 def table(request, tmp_path):
     path = tmp_path / f"rows.{request.param}"

@@ -67,6 +67,23 @@ def test_a_table_of_tasks_by_methods_is_turned_and_protocols_have_the_papers_nam
     assert "protocol" not in {each.kind for each in kumar.settings}
 
 
+def test_a_stand_in_stands_beside_the_column_it_names_and_says_that_it_is_one():
+    rows = [result(row, value, task=task, labels=labels) for row, value in BERT.items()
+            for task, labels in (("entailment", 1.0), ("span", 0.3), ("MNLI", 1.0))]  # fmt: skip
+    ours = Table.from_results(rows, "mine")
+    assert {pair.column[0] for pair in compare(ours, published("bert_table5")).pairs} == {"MNLI"}
+    ours.stand_ins = {"bert_table5": {"entailment": "QNLI", "span": "SQuAD (F1)"}, "another": {"MNLI": "MRPC"}}
+    made = compare(ours, published("bert_table5"))
+    assert {pair.column: pair.published_column for pair in made.pairs} == {
+        ("entailment", "100 %"): "QNLI (Acc)", ("span", "30 %"): "SQuAD (F1)", ("MNLI", "100 %"): "MNLI-m (Acc)",
+    }  # fmt: skip
+    told = printed(made)
+    assert "stand-ins: entailment for QNLI (Acc); span for SQuAD (F1): tasks of the same kind on other data" in told
+    assert "NOT a replication" in told
+    assert not made.same
+    assert "test data: differs (ours: entailment, span; published: QNLI (Acc), SQuAD (F1))" in told
+
+
 @pytest.mark.parametrize(("task", "labels"), [("STL", 0.1), ("cifar", 0.1)])
 def test_a_share_of_labels_is_no_part_of_a_name(task, labels):
     # 'STL' with 10 % of the labels is not 'STL-10'.

@@ -1,4 +1,4 @@
-"""Sweeps handed to Slurm."""
+"""Sweeps: handed to Slurm, beside a published table, and what their tables say."""
 
 import os
 import shlex
@@ -8,6 +8,10 @@ from pathlib import Path
 import pytest
 
 from sslrun import cli
+from sslrun.errors import UserError
+from sslrun.recipe import load_sweep
+from sslrun.stages.context import Context
+from sslrun.stages.sweep import Plan, work
 
 QUICKSTART = str(Path(__file__).parents[2] / "recipes/quickstart.yaml")
 
@@ -78,3 +82,60 @@ def test_no_slurm_here(sweep, monkeypatch, capsys):
     monkeypatch.setenv("PATH", "/nowhere")
     assert sweep("--slurm", "") == 2
     assert "no sbatch on this machine" in capsys.readouterr().err
+
+
+ABLATION = """\
+name: words
+against: {table: bert_table5, columns: {sentiment: SST-2}}
+base:
+  backbone: {name: bert-tiny, depth: 1, width: 16, heads: 2, positions: 16}
+  data: {name: world, documents: 40, length: 16, tokenizer: {vocab: 200}}
+  pretext: mlm
+  pretrain: {steps: 1, batch: 4}
+  finetune: {steps: 1, batch: 4}
+  evaluate:
+    sentiment: {data: {name: world-sentiment, train: 8, held_out: 8}, protocols: [finetune]}
+rows:
+  No NSP: {}
+  LTR & No NSP: {pretext: ltr, backbone.causal: true}
+  + BiLSTM: {pretext: ltr, backbone.causal: true, evaluate.sentiment.task.bilstm: true}
+"""
+
+
+def test_a_table_stands_beside_the_published_one_and_says_what_was_chosen(tmp_path, monkeypatch):
+    monkeypatch.setenv("SSLRUN_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "words.yaml").write_text(ABLATION)
+    plan = Plan.of(load_sweep(tmp_path / "words.yaml"), tmp_path / "runs")
+    assert work([plan], Context.open("cpu", tmp_path / "runs", False)) == []
+    assert sum("pretrain" in job.made.path.name for job in plan.jobs) == 2  # the last two rows share one
+    notes = plan.table().notes
+    assert [each for each in notes if each.startswith("No NSP: without next-sentence prediction the pairs")]
+    assert [each for each in notes if each.startswith("LTR & No NSP, + BiLSTM: whole sequences are read at their last")]
+    assert [each for each in notes if each.startswith("+ BiLSTM: the BiLSTM has 1 layer, in each direction")]
+    found = {(pair.published_row, pair.published_column) for pair in plan.comparison().made[0].pairs}
+    rows = ("No NSP", "LTR & No NSP", "LTR & No NSP + BiLSTM")
+    assert found == {(row, "SST-2 (Acc)") for row in rows}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        (
+            "bert_table5",
+            "bert_table55",
+            "words: against: no such published table: 'bert_table55'. Did you mean 'bert_table5'?",
+        ),
+        (
+            "sentiment: SST-2",
+            "sentimen: SST-2",
+            "words: against: no task 'sentimen' is evaluated. Did you mean 'sentiment'?",
+        ),
+        ("sentiment: SST-2", "sentiment: SST", "words: against: there is no column 'SST'. There is: MNLI-m"),
+        ("columns: {", "colums: {", "against.colums: no such option of a sweep. Did you mean 'columns'?"),
+    ],
+)
+def test_what_a_sweep_stands_against_is_checked_before_anything_runs(tmp_path, old, new, told):
+    (tmp_path / "words.yaml").write_text(ABLATION.replace(old, new))
+    with pytest.raises(UserError) as error:
+        Plan.of(load_sweep(tmp_path / "words.yaml"), tmp_path)
+    assert told in str(error.value)

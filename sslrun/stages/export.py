@@ -1,0 +1,67 @@
+"""Our weights as a folder that transformers loads."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from safetensors.torch import save_file
+from tokenizers import processors
+
+from sslrun.backbones import build_backbone
+from sslrun.backbones.base import backbones
+from sslrun.backbones.bert import Bert
+from sslrun.backbones.gpt import Gpt
+from sslrun.backbones.weights import read
+from sslrun.data.sequences import TextSpec
+from sslrun.data.tokenizer import Tokenizer, TokenizerOptions, blank_tokenizer, load_tokenizer
+from sslrun.errors import UserError
+from sslrun.stages.pretrain import WEIGHTS
+
+TOKENIZER = "tokenizer.json"
+
+
+def export(source: Path, folder: Path) -> None:
+    """Write config.json, model.safetensors and, where one lies beside the weights, the tokenizer into `folder`.
+
+    `source`: a run's folder or its weights, of a bert or a gpt; heads are not part of them. UserError: there are none, or
+    they are of a network that transformers has no class for.
+    """
+    weights = source / WEIGHTS if source.is_dir() else source
+    tensors, about = read(weights)
+    name = about.get("backbone")
+    if name is None:
+        raise UserError(f"{weights}: was not written by sslrun, so that it isn't known what network it is of")
+    cls = backbones[name]
+    if not issubclass(cls, Bert | Gpt):
+        raise UserError(f"{weights}: is of '{name}': transformers has a counterpart of bert-* and gpt-* alone")
+    options = cls.Options.model_validate_json(about["options"])
+    spec = TextSpec(blank_tokenizer(len(tensors["token_embed.weight"])), length=8)
+    backbone = build_backbone(name, options, spec)
+    assert isinstance(backbone, Bert | Gpt)
+    backbone.load_state_dict(tensors)
+    found = {key: tensor.contiguous() for key, tensor in backbone.to_transformers().items()}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(found, folder / "model.safetensors", {"format": "pt"})
+        (folder / "config.json").write_text(json.dumps(backbone.transformers_config(), indent=2) + "\n")
+        if (weights.parent / TOKENIZER).is_file():
+            _export_tokenizer(
+                load_tokenizer(TokenizerOptions(file=weights.parent / TOKENIZER)), folder, isinstance(backbone, Bert)
+            )
+    except OSError as error:
+        raise UserError(f"{folder}: can't be written: {error.strerror}") from None
+
+
+def _export_tokenizer(tokenizer: Tokenizer, folder: Path, segments: bool) -> None:
+    """With [CLS] and [SEP] put where we put them, and the segments given where the network takes them."""
+    tokenizer.core.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", tokenizer.cls), ("[SEP]", tokenizer.sep)],
+    )
+    tokenizer.save(folder)
+    names = {f"{each}_token": f"[{each.upper()}]" for each in ("pad", "unk", "cls", "sep", "mask")}
+    inputs = ["input_ids", *(["token_type_ids"] if segments else []), "attention_mask"]
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "model_input_names": inputs, **names}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")

@@ -1,0 +1,88 @@
+"""What transformers makes of an exported run is what we make of it."""
+
+import json
+
+import pytest
+import torch
+
+from sslrun.backbones import build_backbone, save_backbone
+from sslrun.data.images import ImageSpec
+from sslrun.data.sequences import TextSpec, labelled
+from sslrun.data.tokenizer import SPECIALS, Tokenizer, wordpiece
+from sslrun.errors import UserError
+from sslrun.stages.export import export
+
+WORDS = ["aa", "bb", "cc", "dd", "##x", "."]
+TEXTS = (["aa bbx cc.", "dd"], ["cc", "aa aa bb dd."])
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run's folder, with weights of a backbone by name; and that backbone."""
+
+    def made(name, **options):
+        tokenizer = Tokenizer(wordpiece(True, {entry: at for at, entry in enumerate([*SPECIALS, *WORDS])}))
+        torch.manual_seed(0)
+        backbone = build_backbone(name, options, TextSpec(tokenizer, 16)).eval()
+        for each in backbone.parameters():
+            each.data += 0.1 * torch.randn_like(each)
+        save_backbone(tmp_path / "run/backbone.safetensors", backbone)
+        return tmp_path / "run", backbone
+
+    (tmp_path / "run").mkdir()
+    return made
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("bert-tiny", {"positions": 20, "width": 24, "heads": 3}),
+        ("bert-tiny", {"positions": 16, "depth": 1, "causal": True}),
+        ("gpt-tiny", {"positions": 16}),
+    ],
+)
+def test_transformers_loads_an_exported_run_and_makes_the_same_of_a_text(name, options, run, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    folder, ours = run(name, **options)
+    ours.spec.save(folder)
+    export(folder, tmp_path / "out")
+    theirs = transformers.AutoModel.from_pretrained(tmp_path / "out").eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    encode = ours.spec.tokenizer.encode
+    examples = labelled(encode(TEXTS[0]), encode(TEXTS[1]), None, (), ours.spec)
+    (batch,) = examples.batches([torch.arange(2)], torch.device("cpu"))
+    given = tokenizer(*TEXTS, padding=True, return_tensors="pt")
+    assert given["input_ids"].tolist() == batch.inputs.ids.tolist()
+    if name == "bert-tiny":
+        assert given["token_type_ids"].tolist() == batch.inputs.segments.tolist()
+    real = batch.inputs.real
+    assert real.tolist() == given["attention_mask"].bool().tolist()
+    with torch.inference_mode():
+        expected, found = ours(batch.inputs), theirs(**given)
+    torch.testing.assert_close(found.last_hidden_state[real], expected.tokens[real], atol=1e-5, rtol=1e-5)
+    if name == "bert-tiny" and not options.get("causal"):
+        torch.testing.assert_close(found.pooler_output, expected.pooled, atol=1e-5, rtol=1e-5)
+
+
+def test_what_has_no_counterpart_is_refused_in_a_line(run, tmp_path):
+    folder, _ = run("bert-tiny", fast=True)
+    with pytest.raises(UserError, match="with fast: true it has no counterpart"):
+        export(folder, tmp_path / "out")
+    save_backbone(folder / "backbone.safetensors", build_backbone("resnet18", {"channels": 4}, ImageSpec(8)))
+    with pytest.raises(
+        UserError, match=r"is of 'resnet18': transformers has a counterpart of bert-\* and gpt-\* alone"
+    ):
+        export(folder, tmp_path / "out")
+    with pytest.raises(UserError, match="nothing: no such file"):
+        export(tmp_path / "nothing", tmp_path / "out")
+    torch.save({"a": torch.zeros(1)}, tmp_path / "a.pt")
+    with pytest.raises(UserError, match="was not written by sslrun"):
+        export(tmp_path / "a.pt", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    folder, _ = run("bert-tiny")
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="file: can't be written"):
+        export(folder, tmp_path / "file")
+    export(folder, tmp_path / "out")
+    assert sorted(each.name for each in (tmp_path / "out").iterdir()) == ["config.json", "model.safetensors"]
+    assert json.loads((tmp_path / "out/config.json").read_text())["hidden_size"] == 128
