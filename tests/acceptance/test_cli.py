@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from sslrun.recipe import load
+from sslrun.recipe import load_sweep
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 RECIPE = """\
@@ -168,9 +168,9 @@ def test_help_show_and_check(folder):
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("image/*.yaml")), ids=lambda path: path.stem)
 def test_recipes_are_valid(path):
-    recipe = load(path)
-    assert recipe.name == path.stem
-    assert recipe.evaluate
+    sweep = load_sweep(path)  # of one row, where it is a recipe
+    assert sweep.name == path.stem
+    assert all(recipe.evaluate for recipe in sweep.rows.values())
 
 
 def test_every_pretext_has_its_recipes():
