@@ -197,7 +197,9 @@ class World:
         if draw.random() < 0.5:
             last = owned[draw.choice(people)]
             lines += [
-                draw.choice((f"what was {last.colour} ?", f"what did {last.who} have ?", f"who had the {last.thing} ?")),
+                draw.choice(
+                    (f"what was {last.colour} ?", f"what did {last.who} have ?", f"who had the {last.thing} ?")
+                ),
                 _owned(last, draw),
             ]
         return lines
