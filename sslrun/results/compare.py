@@ -10,7 +10,7 @@ import math
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from sslrun.backbones.base import backbones
 from sslrun.errors import UserError
 from sslrun.registry import did_you_mean
 from sslrun.results.published import Number, Published
-from sslrun.results.table import Cell, Column, Cost, Row, Table, column_of, row_of, write_table
+from sslrun.results.table import Cell, Column, Cost, Row, Table, amount, column_of, row_of, write_table
 from sslrun.runs import read_result
 
 MIN_ROWS = 3
@@ -216,8 +216,9 @@ def normal(name: str) -> str:
 def _of_row(row: Row, results: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
     """(part of the row, a name it may stand under in a paper), the likeliest first."""
     pretexts = {each["pretext"] or "" for each in results if row_of(each) == row and not each.get("row")}
-    protocols = [("protocol", name) for name in (row[1], *SYNONYMS.get(row[1], ()))]
-    return [("name", row[0]), *(("name", each) for each in pretexts), *protocols]
+    names, protocols = (row[0], *pretexts), (row[1], *SYNONYMS.get(row[1], ()))
+    both = [f"{name} · {protocol}" for name in names for protocol in protocols]
+    return [*(("name", each) for each in (*names, *both)), *(("protocol", each) for each in protocols)]
 
 
 def _of_column(column: Column) -> list[tuple[str, str]]:
@@ -275,10 +276,9 @@ class Pair:
         """Ours minus published."""
         return self.ours.mean - self.value
 
-    @property
-    def number(self) -> str:
-        """How its numbers are printed."""
-        return ".3g" if isinstance(self.ours, Cost) else ".1f"
+    def shown(self, value: float, sign: str = "") -> str:
+        """One of its numbers, to print."""
+        return amount(value, sign) if isinstance(self.ours, Cost) else f"{value:{sign}.1f}"
 
 
 @dataclass
@@ -401,6 +401,7 @@ def compare(ours: Table, published: Published) -> Comparison:
     same is read from `ours.results` (each with what `facts` tells of its run under 'facts', where the caller put it there)
     and from the published table's setting.
     """
+    published = _by_task(published)
     rows, columns, turned = _axes(ours, published)
     pairs, unlike = _pairs(ours, published, rows, columns, turned)
     kept = {(pair.row, pair.column) for pair in pairs}
@@ -411,7 +412,11 @@ def compare(ours: Table, published: Published) -> Comparison:
         rank=None,  # the lines of a column are not rivals
         results=results,
         pairs=pairs,
-        settings=_settings(results, published, all(match.part == "protocol" for match in rows.values()))
+        settings=_settings(
+            results,
+            published,
+            published.task is not None or all(match.part == "protocol" for match in rows.values()),
+        )
         if pairs
         else [],
         unmatched=_unmatched(ours, published, rows, columns, turned, unlike),
@@ -431,6 +436,18 @@ def compare(ours: Table, published: Published) -> Comparison:
 
 Axis = dict[Any, Match]
 """Our row or column -> the published one."""
+
+
+def _by_task(published: Published) -> Published:
+    """A table of which the columns are protocols as ours are: a row is one thing pretrained and one protocol."""
+    if published.task is None:
+        return published
+    rows, aliases = {}, {published.task: published.aliases.get(published.task, [])}
+    for row, cells in published.rows.items():
+        for protocol, number in cells.items():
+            rows[f"{row} · {protocol}"] = {published.task: number}
+            aliases[f"{row} · {protocol}"] = [f"{other} · {protocol}" for other in published.aliases.get(row, ())]
+    return replace(published, rows=rows, aliases=aliases)
 
 
 def _axes(ours: Table, published: Published) -> tuple[Axis, Axis, bool]:
@@ -566,8 +583,8 @@ def _lay_out(made: Comparison) -> None:
         mark = "" if number.verified else " †"
         for which, words in (
             ("ours", pair.ours.text()),
-            ("published", f"{pair.value:{pair.number}}{deviation}{mark}"),
-            ("difference", f"{pair.difference:+{pair.number}}"),
+            ("published", f"{pair.shown(pair.value)}{deviation}{mark}"),
+            ("difference", pair.shown(pair.difference, "+")),
         ):
             made.cells[(name, which), pair.column] = Plain(words=words)
     for (group, column), each in made.agreements.items():
@@ -610,6 +627,7 @@ def _notes(made: Comparison, published: Published, ours: Table, rows: Axis, colu
             for axis in (rows, columns)
             for key, match in axis.items()
             if match.part != "stand-in"
+            and key not in ours.units
             and normal(ours_part := key[1] if match.part == "protocol" else key[0]) != normal(match.name)
         ]
         if renamed:
@@ -624,7 +642,11 @@ def _notes(made: Comparison, published: Published, ours: Table, rows: Axis, colu
             notes.append("† recalled from the paper, not seen in it")
         if any(pair.value != pair.published.value for pair in made.pairs):
             notes.append(f"published in {published.unit}, brought to ours")
-        others = {unit for pair in made.pairs if (unit := _unit(ours, pair.column)) not in ("%", published.unit)}
+        measured = [pair for pair in made.pairs if pair.column not in ours.units]
+        if len(measured) < len(made.pairs):
+            costs = tuple(f"{pair.column[1]}:" for pair in made.pairs if pair.column in ours.units)
+            notes += [note for note in ours.notes if note.startswith(costs)]
+        others = {unit for pair in measured if (unit := _unit(ours, pair.column)) not in ("%", published.unit)}
         if others:
             notes.append(f"units are not checked: ours {', '.join(sorted(others))}, published in {published.unit}")
         if made.agreements:
