@@ -141,7 +141,13 @@ class Table:
             raise UserError(
                 "no run measured it: what finetune and lpft do to features is measured where a task has shifts"
             )
-        table = cls(" · ".join(filter(None, [title, "feature distortion"])), "Euclidean distance", number=".3g", rank=None, results=measured)
+        table = cls(
+            " · ".join(filter(None, [title, "feature distortion"])),
+            "Euclidean distance",
+            number=".3g",
+            rank=None,
+            results=measured,
+        )
         for each in measured:
             task, what = column_of(each)
             for place, distance in each["distortion"].items():
