@@ -30,6 +30,7 @@ import sslrun.backbones
 import sslrun.pretexts
 import sslrun.tasks  # noqa: F401 (importing fills the registries)
 from sslrun.backbones.base import backbones
+from sslrun.data.corruptions import CORRUPTIONS
 from sslrun.data.shifts import Shift
 from sslrun.data.sources import sources
 from sslrun.errors import UserError
@@ -59,6 +60,9 @@ class Named(BaseModel):
 
 class Pretrain(Schedule):
     """Stage 1: the schedule of pretraining."""
+
+    seed: int | None = Field(None, ge=0)
+    """The seed of pretraining, that evaluations of every seed start from one checkpoint; default: each from its own."""
 
 
 class Watch(Options):
@@ -415,11 +419,7 @@ def _evaluation(source: Source, key: str, data: Named) -> Evaluation:
     options = Protocols(**{name: _protocol(name, source, section) for name in Protocols.model_fields})
     given = {
         **section.without(*Protocols.model_fields).value,
-        "shifts": {
-            name: _shift(section, name, evaluation_data)
-            for name, shift in section.section("shifts").value.items()
-            if shift is not None
-        },
+        "shifts": {name: _shift(section, name, evaluation_data) for name in _named_shifts(section)},
         "data": evaluation_data,
         "task": task,
         "options": options,
@@ -435,15 +435,32 @@ def _evaluation(source: Source, key: str, data: Named) -> Evaluation:
     return evaluation
 
 
+def _named_shifts(evaluation: Source) -> dict[str, Any]:
+    """The shifts by name, each a mapping; a list, or a name alone, names data sets and corruptions."""
+    given = evaluation.value.get("shifts") or {}
+    if isinstance(given, list) and all(isinstance(each, str) for each in given):
+        given = {each: each for each in given}
+    if isinstance(given, dict):
+        given = {
+            name: {"corruption" if each in CORRUPTIONS else "data": each} if isinstance(each, str) else each
+            for name, each in given.items()
+            if each is not None  # taken away by a row or an override
+        }
+    evaluation.value["shifts"] = given
+    return evaluation.section("shifts").value
+
+
 def _shift(evaluation: Source, name: str, own: Named) -> Shift:
     section = evaluation.section("shifts", name)
+    modality = sources[own.name].modality
     if section.value.get("data") is not None:
         section.value["data"] = other = _named(sources, section, "data", like=own)
-        if sources[other.name].modality != sources[own.name].modality:
+        if sources[other.name].modality != modality:
             raise section.error(
-                ("data",),
-                f"'{other.name}' is {sources[other.name].modality} data, '{own.name}' {sources[own.name].modality} data",
+                ("data",), f"'{other.name}' is {sources[other.name].modality} data, '{own.name}' {modality} data"
             )
+    elif modality != "image":
+        raise section.error((), f"'{own.name}' is {modality} data: only images can be corrupted; name other data")
     return validated(Shift, section, f"the shift '{name}'")
 
 

@@ -4,7 +4,7 @@ Hendrycks and Dietterich, ICLR 2019. The noises, blurs, fog, brightness, contras
 CIFAR-10-C, with lengths in pixels of an image 32 wide: wider images are corrupted in proportion. Deviations: the fog
 is a sum of octaves of smooth noise where theirs is plasma, and motion blur moves the image where theirs calls
 ImageMagick. Pixelation is stronger, so that each severity is. Rotation, translation and inversion are ours, for sets whose
-shift is one of style.
+shift is one of style. What comes out is rounded to whole levels, as in the sets that they published.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ from __future__ import annotations
 import hashlib
 import io
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from itertools import tee
 from typing import Any
 
 import torch
@@ -22,35 +24,65 @@ from torch import Generator, Tensor
 from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
 from sslrun.data.augment import gaussian_blur, to_float
+from sslrun.data.examples import Batch, Examples, InputSpec
 from sslrun.errors import UserError
 from sslrun.registry import did_you_mean
-
-BLOCK = 500
-"""Images corrupted at a time, with a generator of their own: the result depends on nothing else."""
 
 Corruption = Callable[[Tensor, Any, Generator], Tensor]
 """Images (B, C, H, W) in [0, 1], a severity's constant, a generator -> images, possibly out of range."""
 
 
-def corrupted(images: Tensor, name: str, severity: int, seed: int = 0) -> Tensor:
-    """Images (N, C, H, W) uint8, each corrupted by random draws of its own; same shape, type and device.
+def corrupted(images: Tensor, name: str, severity: int, generator: Generator) -> Tensor:
+    """Images (B, C, H, W) uint8, each corrupted by draws of its own from a generator on their device.
 
-    The same arguments give the same bits. UserError: no such corruption, or a severity that is not 1 to 5.
+    UserError: no such corruption, or a severity that is not 1 to 5.
     """
     if name not in CORRUPTIONS:
         raise UserError(f"no such corruption: '{name}'.{did_you_mean(name, list(CORRUPTIONS))}")
     if not 1 <= severity <= 5:
         raise UserError(f"corruption '{name}': severity {severity} is not one of 1 to 5")
-    if len(images) == 0:
-        return images
     corrupt, constants = CORRUPTIONS[name]
-    done = []
-    for at, block in enumerate(images.split(BLOCK)):
-        key = hashlib.sha256(f"{name} {severity} {seed} {at}".encode()).digest()[:8]
-        generator = Generator(images.device).manual_seed(int.from_bytes(key, "little") >> 1)
-        made = corrupt(to_float(block), constants[severity - 1], generator)
-        done.append((made.clamp(0, 1) * 255).round().to(torch.uint8))
-    return torch.cat(done)
+    made = corrupt(to_float(images), constants[severity - 1], generator)
+    return made.clamp(0, 1).mul_(255).round_().to(torch.uint8)
+
+
+@dataclass(frozen=True)
+class Corrupted(Examples):
+    """Images that are corrupted as they are drawn, on the device.
+
+    A batch's draws depend on the corruption, the severity and the batch's first place, on nothing else: whatever is
+    tested in the same batches, by whatever seed it was trained, sees the same images.
+    """
+
+    images: Examples
+    corruption: str
+    severity: int
+
+    @property
+    def spec(self) -> InputSpec:  # type: ignore[override]
+        return self.images.spec
+
+    @property
+    def labels(self) -> Tensor | None:  # type: ignore[override]
+        return self.images.labels
+
+    @property
+    def classes(self) -> tuple[str, ...]:  # type: ignore[override]
+        return self.images.classes
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def subset(self, indices: Tensor) -> Corrupted:
+        return replace(self, images=self.images.subset(indices))
+
+    def batches(self, indices: Iterable[Tensor], device: torch.device) -> Iterator[Batch]:
+        generator = Generator(device)
+        places, drawn = tee(indices)
+        for place, batch in zip(places, self.images.batches(drawn, device), strict=True):
+            key = hashlib.sha256(f"{self.corruption} {self.severity} {int(place[0])}".encode()).digest()
+            generator.manual_seed(int.from_bytes(key[:8], "little") >> 1)
+            yield batch._replace(inputs=corrupted(batch.inputs, self.corruption, self.severity, generator))
 
 
 def _scale(images: Tensor) -> float:
@@ -104,13 +136,12 @@ def _defocus_blur(images: Tensor, disk: tuple[float, float], generator: Generato
 
 def _motion_blur(images: Tensor, motion: tuple[float, float], generator: Generator) -> Tensor:
     """motion: how many pixels an image moves, and the sigma of how long it stays at each."""
-    radius, sigma = motion
+    radius, sigma = (each * _scale(images) for each in motion)
     angle = _uniform(images, -math.pi / 4, math.pi / 4, generator)
-    weights = torch.exp(-0.5 * (torch.arange(radius + 1) / sigma) ** 2)
+    weights = torch.exp(-0.5 * (torch.arange(round(radius) + 1) / sigma) ** 2)
     moved = torch.zeros_like(images)
     for step, weight in enumerate((weights / weights.sum()).tolist()):
-        along = step * _scale(images)
-        moved += weight * _moved(images, x=along * angle.cos(), y=along * angle.sin())
+        moved += weight * _moved(images, x=step * angle.cos(), y=step * angle.sin())
     return moved
 
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
-from sslrun.data.corruptions import CORRUPTIONS, corrupted
-from sslrun.data.examples import Examples, TensorExamples
+from sslrun.data.corruptions import CORRUPTIONS, Corrupted
+from sslrun.data.examples import Examples
 from sslrun.data.splits import Splits
 from sslrun.errors import UserError
 from sslrun.registry import did_you_mean
@@ -25,7 +25,7 @@ class Shift(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     data: Any = None
-    """Another set of the same kind of data: its test split, or all of it where it has none."""
+    """Another set of the same kind of data: its test split (of a folder of images for each domain, one of them)."""
     classes: dict[str, str | tuple[str, ...]] = {}
     """With `data`: which of the task's classes a class of that set is, where they are not called the same; several,
     where it knows no difference between them (HANS: {non-entailment: [neutral, contradiction]})."""
@@ -58,8 +58,8 @@ class Part:
     examples: Examples
     same: tuple[tuple[int, ...], ...] = ()
     """Classes that the set knows no difference between: any of them counts as the first."""
-    dropped: int = 0
-    """Examples left out, since their class is none of the task's."""
+    dropped: Mapping[str, int] = field(default_factory=dict)
+    """Examples left out, by their class, which is none of the task's."""
 
     def told(self, outputs: Tensor) -> Tensor:
         """Scores (N, C) in which the classes of `same` are one, the first."""
@@ -75,60 +75,81 @@ class Part:
 def parts_of(name: str, shift: Shift, own: Splits, other: Splits | None) -> dict[str, Part]:
     """What a shift's score is the mean over: of several corruptions or severities one part each.
 
-    `other`: the splits of `shift.data`. UserError: the two sets have no class in common, an image set too large to be
-    corrupted in memory, or what is not images.
+    `other`: the splits of `shift.data`. UserError: the two sets have no class in common, or one that `classes` names is
+    none of theirs.
     """
     if other is not None:
-        test = other.test if "test" in other.source.splits else other.source.load("train")
-        return {"": _relabelled(name, test, shift.classes, own.classes)}
-    if not isinstance(own.test, TensorExamples) or own.spec.modality != "image":
-        raise UserError(f"shift '{name}': only images that lie in memory can be corrupted")
+        return {"": _relabelled(name, other.test, shift.classes, own)}
     severities = shift.severity if isinstance(shift.severity, tuple) else (shift.severity,)
     return {
-        f"{each} {severity}": Part(replace(own.test, inputs=corrupted(own.test.inputs, each, severity)))
+        f"{each} {severity}": Part(Corrupted(own.test, each, severity))
         for each in _several(shift.corruption)
         for severity in severities
     }
 
 
-def _relabelled(
-    name: str, examples: Examples, given: Mapping[str, str | Sequence[str]], classes: Sequence[str]
-) -> Part:
+def _relabelled(name: str, examples: Examples, given: Mapping[str, str | Sequence[str]], task: Splits) -> Part:
     """Another set's examples under the task's own labels; those of a class that the task has not are dropped."""
-    if examples.labels is None:
+    if examples.strata is None:
         raise UserError(f"shift '{name}': the set has no labels to score by")
-    if not classes or not examples.classes:
-        return Part(examples)  # numbers or spans: nothing is named
+    if _has_classes(examples) != _has_classes(task.test):
+        raise UserError(
+            f"shift '{name}': what that set's labels are is not what the task's are: name a set of its kind"
+        )
+    if not _has_classes(examples):
+        if given:
+            raise UserError(f"shift '{name}': classes is for tasks of which an example has one class")
+        return Part(examples)  # numbers, spans and tags mean the same everywhere
+    assert examples.labels is not None
+    classes = task.classes
     own = {_plain(each): at for at, each in enumerate(classes)}
     for theirs, ours in given.items():
         if theirs not in examples.classes:
-            raise UserError(f"shift '{name}': that set has no class '{theirs}': {', '.join(examples.classes)}")
+            hint = did_you_mean(theirs, list(examples.classes))
+            raise UserError(f"shift '{name}': that set has no class '{theirs}'.{hint}")
         for each in _several(ours):
             if each not in classes:
-                raise UserError(f"shift '{name}': the task has no class '{each}': {', '.join(classes)}")
+                raise UserError(f"shift '{name}': the task has no class '{each}'.{did_you_mean(each, list(classes))}")
     places = torch.full((len(examples.classes),), -1)
-    same = []
+    same: list[tuple[int, ...]] = []
+    of: dict[int, str] = {}  # classes of which several are one there, and what they are called there
     for at, theirs in enumerate(examples.classes):
         mine = [classes.index(each) for each in _several(given[theirs])] if theirs in given else []
         if not mine and _plain(theirs) in own:
             mine = [own[_plain(theirs)]]
+        for each in mine:
+            if each in of or (len(mine) > 1 and each in places):
+                first = of.get(each) or examples.classes[int((places == each).nonzero()[0, 0])]
+                raise UserError(f"shift '{name}': '{classes[each]}' is said to be of '{first}' and of '{theirs}'")
         if mine:
             places[at] = mine[0]
         if len(mine) > 1:
             same.append(tuple(mine))
+            of |= dict.fromkeys(mine, theirs)
     labels = places[examples.labels]
     kept = (labels >= 0).nonzero()[:, 0]
     if len(kept) == 0:
         raise UserError(
-            f"shift '{name}': none of its classes ({', '.join(examples.classes[:5])}, ...) is called as one of the "
-            f"task's ({', '.join(classes[:5])}, ...): name them, as classes: {{theirs: ours}}"
+            f"shift '{name}': none of its classes ({_some(examples.classes)}) is called as one of the task's "
+            f"({_some(classes)}): name them, as classes: {{theirs: ours}}"
         )
+    counts = examples.labels[labels < 0].bincount(minlength=len(examples.classes)).tolist()
+    dropped = {theirs: count for theirs, count in zip(examples.classes, counts, strict=True) if count}
     found: Any = examples.subset(kept)
-    return Part(replace(found, labels=labels[kept], classes=tuple(classes)), tuple(same), len(labels) - len(kept))
+    return Part(replace(found, labels=labels[kept], classes=tuple(classes)), tuple(same), dropped)
 
 
 def _several(names: str | Sequence[str]) -> Sequence[str]:
     return (names,) if isinstance(names, str) else names
+
+
+def _has_classes(examples: Examples) -> bool:
+    """Whether an example has one class, and not a number, a span or tags."""
+    return bool(examples.classes) and examples.strata is examples.labels
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join([*names[:5], *(["..."] if len(names) > 5 else [])])
 
 
 def _plain(name: str) -> str:

@@ -119,7 +119,7 @@ class ImageSource(Source):
 
     def load(self, split: Split) -> Examples:
         if split not in self.splits:
-            raise ValueError(f"{self.title} has no split '{split}'")
+            raise UserError(f"{self.title}: has no split '{split}', only {', '.join(self.splits)}")
         return load_images(
             f"{self.title}-{split}",
             {"split": split, **self.store.identity(split)},
@@ -468,6 +468,58 @@ class NpzImages(Source):
             raise UserError(f"{path}: no such file") from None
         except Exception as error:  # NumPy, zipfile and zlib each have their own for a damaged file
             raise UserError(f"{path}: can't be read as .npz: {' '.join(str(error).split())[:200]}") from None
+
+
+@sources.register("cifar10.1", modality="image")
+class Cifar101(Source):
+    """2,000 images gathered anew as CIFAR-10's were (v6): a shifted test set for it. Recht et al., ICML 2019."""
+
+    class Options(Options):
+        size: int | None = Field(None, ge=4, le=1024)
+        """Side to resize to, in pixels; None: 32, as they are."""
+
+    splits = ("test",)
+    files = ("cifar10.1_v6_data.npy", "cifar10.1_v6_labels.npy")
+    homepage = "https://github.com/modestyachts/CIFAR-10.1"
+
+    def load(self, split: Split) -> TensorExamples:
+        if split not in self.splits:
+            raise UserError(f"{self.name}: has no split '{split}', only test: it is a shifted test set for cifar10")
+        folder = next((each for each in self._folders() if (each / self.files[0]).is_file()), None)
+        if folder is None:
+            raise UserError(
+                f"{self.name}: not on this machine: put {' and '.join(self.files)} (at {self.homepage}, in datasets) into "
+                f"data/{self.name}, or set SSLRUN_DATA"
+            )
+        try:
+            images, labels = (np.load(folder / each, allow_pickle=False) for each in self.files)
+        except (OSError, ValueError, EOFError) as error:
+            raise UserError(
+                f"{folder}: can't be read as NumPy's arrays: {' '.join(str(error).split())[:200]}"
+            ) from None
+        return TensorExamples(
+            from_arrays(images, self.options.size),
+            torch.from_numpy(labels.astype(np.int64)),
+            ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
+            ImageSpec(self.options.size or 32),
+        )
+
+    def sketch(self, count: int) -> tuple[ImageSpec, Batch]:
+        return _image_sketch(self.options.size or 32, count)
+
+    @classmethod
+    def _folders(cls) -> list[Path]:
+        return [Path(root).expanduser() / cls.name for root in (os.environ.get("SSLRUN_DATA"), "data") if root]
+
+    @classmethod
+    def describe(cls) -> dict[str, str]:
+        return {
+            "splits": "test 2,000",
+            "classes": "10",
+            "homepage": cls.homepage,
+            "licence": "MIT",
+            "looked for": " and ".join(f"{each}/{cls.files[0]}" for each in cls._folders()),
+        }
 
 
 @sources.register("digits", modality="image")

@@ -202,7 +202,8 @@ class TableStore(Store):
         if classes is None:
             if not isinstance(values[0], str | int):
                 raise UserError(f"{self.name}: column '{column}' holds {type(values[0]).__name__}s: not classes")
-            classes = sorted(set(values if split == "train" else _values(self.table("train"), column)))
+            known = "train" if "train" in self.splits else split
+            classes = sorted(set(values if split == known else _values(self.table(known), column)))
             number = {value: index for index, value in enumerate(classes)}
             values = [number.get(value, -1) for value in values]
         if len(classes) < 2:
@@ -272,9 +273,8 @@ class ParquetStore(TableStore):
         return tuple(self._files)
 
     def identity(self, split: Split) -> Mapping[str, Any]:
-        files = {
-            each: fingerprint(self._files[each]) for each in {split, "train"}
-        }  # train may say what the classes are
+        read = {split, "train"} & self._files.keys()  # train may say what the classes are
+        files = {each: fingerprint(self._files[each]) for each in sorted(read)}
         return {"files": files, "image": self.image, "label": self.label}
 
     def table(self, split: Split) -> Any:
@@ -298,7 +298,7 @@ class ParquetStore(TableStore):
             files = [each for name in names for part in ("", "-*") for each in self.root.glob(f"{name}{part}.parquet")]
             if files:
                 found[split] = sorted(map(str, files))
-        if "train" not in found:
+        if not found:
             raise UserError(f"{self.root}: should hold train.parquet (and test.parquet), or be one parquet file")
         return _by_split(found, self.test_on_val)
 

@@ -336,12 +336,12 @@ class FileStore(TableStore):
         return tuple(self._files)
 
     def identity(self, split: Split) -> Any:
-        return fingerprint([str(self._files[split])])
+        return fingerprint([str(self._file(split))])
 
     def table(self, split: Split) -> Any:
         import datasets
 
-        file = self._files[split]
+        file = self._file(split)
         more: dict[str, Any] = {}
         if file.suffix in (".csv", ".tsv"):  # an empty cell is nothing; "None", "NA" and "null" are words
             more = {"keep_default_na": False, "na_values": [""]}
@@ -356,6 +356,14 @@ class FileStore(TableStore):
         except Exception as error:  # pandas, Arrow and datasets each have their own
             cause = " ".join(str(error.__cause__ or error).split())[:200]
             raise UserError(f"{file}: can't be read as {self.FORMATS[file.suffix]}: {cause}") from None
+
+    def _file(self, split: Split) -> Path:
+        if split not in self._files:
+            there = ", ".join(each.name for each in self._files.values())
+            raise UserError(
+                f"{self.path}: holds {there} alone, and nothing to {'train on' if split == 'train' else split}"
+            )
+        return self._files[split]
 
     @cached_property
     def _files(self) -> dict[Split, Path]:
@@ -373,7 +381,7 @@ class FileStore(TableStore):
             for suffix in self.FORMATS
             if (file := self.path / f"{name}{suffix}").is_file()
         }
-        if "train" not in found:
+        if not found:
             raise UserError(f"{self.path}: should be a file, or a folder with train{{{','.join(self.FORMATS)}}}")
         if "test" not in found and "val" in found:
             found["test"] = found.pop("val")
@@ -634,6 +642,10 @@ SENTENCES = {
     "cola": TextCard("Is the sentence grammatical? Warstadt et al. 2019.", _glue("cola"), ("sentence",)),
     "stsb": TextCard("How similar are the sentences, from 0 to 5? Cer et al. 2017.", _glue("stsb"), ("sentence1", "sentence2"), regression=True),
     "wnli": TextCard("Does the sentence with the pronoun resolved follow? Levesque et al. 2012.", _glue("wnli"), ("sentence1", "sentence2")),
+    "mnli-mismatched": TextCard("MNLI's other genres, of which none is trained on: a shifted test set for mnli.", Hub("nyu-mll/glue", {"test": "validation_mismatched"}, config="mnli"), ("premise", "hypothesis")),
+    "hans": TextCard("Where word overlap misleads: a shifted test set for mnli. McCoy et al., ACL 2019.", Hub("jhu-cogsci/hans", {"test": "validation"}, revision="refs/convert/parquet", files={"validation": "plain_text/validation/*.parquet"}), ("premise", "hypothesis")),
+    "movie_reviews": TextCard("Whole film reviews, positive or not: a shifted test set for sst2. Pang and Lee, ACL 2004.", None, ("sentence",)),
+    "product_reviews": TextCard("Sentences of reviews of products: a shifted test set for sst2. Hu and Liu, KDD 2004.", None, ("sentence",)),
     "sick": TextCard("Does the premise entail the hypothesis? Marelli et al., LREC 2014.", None, ("premise", "hypothesis")),
 }  # fmt: skip
 

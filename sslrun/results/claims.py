@@ -2,7 +2,7 @@
 
 A claim is a YAML file. Its variants test it at different expense: a sweep, of which those cells alone are computed that
 the inequalities name, or a measurement. A cell is named as it stands in its table, from left to right and downwards:
-`[row, protocol, task, labels]`, without what the table leaves blank.
+`[row, protocol, task, labels]`, without what the table leaves blank; out of distribution with the shift's name behind.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def _term(given: Any) -> Any:
     number = isinstance(given, int | float) and not isinstance(given, bool)
     if not (cell or number or isinstance(given, dict)):
         raise ValueError(
-            "should be a cell, as [row, protocol, task, 10 %], {gain: a cell, over: a cell}, or a number; all names text"
+            "should be a cell, as [row, protocol, task, 10 %] or [row, protocol, task, 10 %, shift], {gain: a cell, over: a cell}, or a number; all names text"
         )
     return tuple(given) if cell else given
 
@@ -168,8 +168,8 @@ class Claim(BaseModel):
 
 
 def labels_of(place: Place) -> Labels:
-    row, column = place
-    return tuple(filter(None, [*row, *column]))
+    row, (task, what) = place
+    return tuple(filter(None, [*row, task, *what.split(" · ")]))
 
 
 def load_claim(path: Path) -> Claim:

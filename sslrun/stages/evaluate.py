@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from sslrun.backbones import build_backbone, load_into, save_backbone
-from sslrun.backbones.base import Backbone
+from sslrun.backbones.base import Backbone, Features
 from sslrun.data.examples import Examples, ImageSpec
 from sslrun.data.shifts import Part, Shift, parts_of
 from sslrun.data.sources import sources
@@ -184,9 +184,11 @@ class Cell:
         task = tasks[self.evaluation.task.name](self.evaluation.task.options, splits.spec, splits.classes)
         chosen = labelled(splits.train, self.labels, self.seed, a_class=self.protocol == "fewshot")
         work = Work(self, context, splits, task, chosen, _shifted(self.evaluation))
-        for name, part in work.parts.items():
-            if part.dropped:
-                context.reporter.say(f"{self.title}: {name}: {part.dropped} examples left out, of other classes")
+        for name, classes in work.dropped.items():
+            told = ", ".join(f"{each} ({count})" for each, count in classes.items())
+            context.reporter.say(
+                f"{self.title}: {name}: examples of classes that the task has not are left out: {told}"
+            )
         context.stop.check()
         metrics, details = work.classical() if self.protocol in CLASSICAL else getattr(work, self.protocol)()
         return {
@@ -204,6 +206,7 @@ class Cell:
             "metric": task.primary,
             "metrics": {split: metrics[split] for split in ("val", "test")},
             **({"shifts": work.of_shifts(metrics)} if work.shifted else {}),
+            **({"dropped": work.dropped} if work.dropped else {}),
             **details,
             "flops": work.flops,
             "seconds": round(time.monotonic() - began + work.earlier, 3),
@@ -231,6 +234,10 @@ def cells(
         for labels in evaluation.labels_of(protocol)
         for restart in range(evaluation.restarts if protocol in TRAINED else 1)
     ]
+
+
+def _pooled(features: Features) -> Tensor:
+    return features.pooled
 
 
 def _splits(data: Named) -> Splits:
@@ -300,6 +307,12 @@ class Work:
             scores = [metrics[f"{shift}: {part}"] for part in parts]
             found[shift] = {name: fmean(each[name] for each in scores) for name in scores[0]}
         return found
+
+    @property
+    def dropped(self) -> dict[str, dict[str, int]]:
+        """Of each shift how many examples of which classes are left out."""
+        parts = {shift: part for shift, parts in self.shifted.items() for part in parts.values()}
+        return {shift: dict(part.dropped) for shift, part in parts.items() if part.dropped}
 
     # ------------------------------------------------------------ frozen backbones
 
@@ -421,34 +434,50 @@ class Work:
         save_backbone(self.cell.made.path / WEIGHTS, best.backbone, {"recipe": self.cell.recipe.name})
         self.splits.spec.save(self.cell.made.path)
         self._keep_head(best.head)
-        metrics = {"val": val, **{split: self._scores(best, split) for split in self.tests}}
         details: dict[str, Any] = {
             "lr": max(tried, key=lambda lr: tried[lr]),
             "tried": {f"{lr:g}": v for lr, v in tried.items()},
         }
-        if self.shifted and self.task.linear and self.cell.protocol != "scratch":
-            details["distortion"] = self._distortion(best.backbone)
-        return metrics, details
+        metrics, moved = self._tested(best)
+        if moved:
+            id_, shifted = moved["test"], self.of_shifts(moved)
+            details["distortion"] = {"ID": id_["distance"]} | {name: each["distance"] for name, each in shifted.items()}
+            details["feature_length"] = id_["length"]
+        return {"val": val, **metrics}, details
 
-    def _distortion(self, backbone: Backbone) -> dict[str, float]:
-        """How far training moved the features: the mean Euclidean distance on the test set ("ID"), and on each shift.
+    def _tested(self, learner: TaskLearner) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, float]]]:
+        """Metrics of each test, and how far training moved its features; of those that began at random nothing.
 
-        Section 4.3 of Kumar et al. (ICLR 2022), who expect fine-tuning to move those in distribution more.
+        The distance is the mean Euclidean one between an example's features before and after (Kumar et al., ICLR 2022,
+        section 4.3); the length is the mean of those before.
         """
-        moved = {}
+        metrics, moved = {}, {}
         for split in self.tests:
-            before, _ = self._features(split)
-            with self.context.compute.autocast():
-                after = extract(
-                    backbone, self._split(split), self.task.inputs, before.device, EVAL_BATCH, self.task.reads
-                )
-            moved[split] = {"": (after - before).norm(dim=1).mean().item()}
-        return {"ID": moved["test"][""], **{name: each[""] for name, each in self.of_shifts(moved).items()}}
+            after = self._vectors(learner.backbone, split)
+            if self.task.linear:
+                with self.context.compute.autocast(), torch.inference_mode():
+                    outputs = learner.head(after).float()
+                metrics[split] = self.task.score(self._told(split, outputs), self._split(split))
+            else:
+                metrics[split] = self._scores(learner, split)
+            if self.cell.protocol != "scratch":
+                before = self._features(split)[0] if self.task.linear else self._vectors(self._backbone(), split)
+                distance, length = (each.norm(dim=1).mean().item() for each in (after - before, before))
+                moved[split] = {"distance": distance, "length": length}
+        return metrics, moved
+
+    def _vectors(self, backbone: Backbone, split: str) -> Tensor:
+        """One vector an example (N, D): what the task reads, or else the backbone's own."""
+        reads = self.task.reads if self.task.linear else _pooled
+        compute = self.context.compute
+        with compute.autocast():
+            return extract(backbone, self._split(split), self.task.inputs, compute.device, EVAL_BATCH, reads)
 
     def _train(self, learner: TaskLearner, schedule: Schedule, attempt: str, best: bool = False) -> TaskLearner:
         """Train on the labelled examples; returns what to evaluate, in eval mode (the averaged weights, if averaged).
 
-        `best`: as it was at whichever epoch's end it was best on validation. A batch holds no more than there are labels: one recipe serves every share of them.
+        `best`: as it was at whichever epoch's end it was best on validation. A batch holds no more than there are labels:
+        one recipe serves every share of them.
         """
         examples = self.context.compute.place(self._split("train").subset(self.chosen))
         schedule = schedule.model_copy(update={"batch": min(schedule.batch, len(examples))})

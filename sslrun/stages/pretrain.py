@@ -29,10 +29,14 @@ class Pretraining:
     """A recipe's stage 1 with one seed: a job that makes a run."""
 
     recipe: Recipe
-    seed: int
+    given_seed: int
     root: Path
 
     needs: tuple[Any, ...] = ()
+
+    @property
+    def seed(self) -> int:
+        return self.given_seed if self.schedule.seed is None else self.schedule.seed
 
     @property
     def title(self) -> str:
@@ -55,7 +59,7 @@ class Pretraining:
             "backbone": recipe.backbone.as_dict(),
             "pretext": self.pretext.as_dict(),
             "data": recipe.data.as_dict(),
-            "pretrain": self.schedule.model_dump(mode="json"),
+            "pretrain": self.schedule.model_dump(mode="json", exclude={"seed"}),
             "seed": self.seed,
         }
         return Run(self.root, recipe.name, "pretrain", identity)

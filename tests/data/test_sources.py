@@ -261,6 +261,12 @@ def test_parquet_mistakes(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"empty: should hold train.parquet"):
         source("parquet", path=tmp_path / "empty").load("train")
+    (tmp_path / "only").mkdir()
+    write(tmp_path / "only", test=table(4))
+    only = source("parquet", path=tmp_path / "only")
+    assert equal(only.load("test"), pixels(4))
+    with pytest.raises(UserError, match=r"only: has no split 'train', only test"):
+        only.load("train")
     (tmp_path / "broken.parquet").write_bytes(b"PAR1 and nothing more")
     with pytest.raises(UserError, match=r"broken.parquet: can't be read as parquet") as error:
         source("parquet", path=tmp_path / "broken.parquet").load("train")
@@ -419,3 +425,23 @@ def test_hub_that_never_answers_is_given_up(monkeypatch):
     began = time.monotonic()
     assert not stores._answers("https://example.org")
     assert time.monotonic() - began < 0.9
+
+
+def test_cifar101_is_read_as_its_authors_give_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("SSLRUN_DATA", str(tmp_path))
+    with pytest.raises(UserError, match=r"cifar10.1: not on this machine: put cifar10.1_v6_data.npy and"):
+        source("cifar10.1").load("test")
+    folder = tmp_path / "cifar10.1"
+    folder.mkdir()
+    images = np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3), dtype=np.uint8)
+    np.save(folder / "cifar10.1_v6_data.npy", images)
+    np.save(folder / "cifar10.1_v6_labels.npy", np.arange(6, dtype=np.int32))
+    found = source("cifar10.1").load("test")
+    assert np.array_equal(found.inputs.permute(0, 2, 3, 1).numpy(), images)
+    assert [found.classes[label] for label in found.labels[:2].tolist()] == ["airplane", "automobile"]
+    assert source("cifar10.1", size=16).load("test").inputs.shape == (6, 3, 16, 16)
+    with pytest.raises(UserError, match="has no split 'train', only test"):
+        source("cifar10.1").load("train")
+    (folder / "cifar10.1_v6_data.npy").write_bytes(b"")
+    with pytest.raises(UserError, match="can't be read as NumPy's arrays"):
+        source("cifar10.1").load("test")

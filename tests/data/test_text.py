@@ -242,6 +242,11 @@ def test_a_folder_has_splits_and_a_class_of_test_must_be_one_of_train(tmp_path):
     with pytest.raises(UserError, match="split 'test', row 1: its label is no class of train"):
         source("sentences", tmp_path, path=folder).load("test")
     (folder / "train.csv").unlink()
+    with pytest.raises(UserError, match=r"set: holds dev.csv, test.csv alone, and nothing to train on"):
+        source("sentences", tmp_path, path=folder).load("train")
+    assert source("sentences", tmp_path, path=folder).load("test").classes == ("a", "c")  # a test set needs no other
+    for name in ("dev", "test"):
+        (folder / f"{name}.csv").unlink()
     with pytest.raises(UserError, match=r"set: should be a file, or a folder with train"):
         source("sentences", tmp_path, path=folder).load("train")
 

@@ -1,0 +1,107 @@
+"""Shifted test sets: whose classes are the task's, what is left out, and what a user is told of each mistake."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sslrun.data.corruptions import Corrupted
+from sslrun.data.examples import ImageSpec, TensorExamples
+from sslrun.data.shifts import Shift, parts_of
+from sslrun.data.sources import sources
+from sslrun.data.splits import load_splits
+from sslrun.errors import UserError
+
+
+def splits(classes, labels):
+    """A set of which only the test split is had; the images tell their place."""
+    inputs = torch.arange(len(labels), dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 4, 4)
+    test = TensorExamples(inputs, torch.tensor(labels), tuple(classes), ImageSpec(4))
+    return SimpleNamespace(test=test, classes=tuple(classes), spec=ImageSpec(4))
+
+
+OWN = splits(["airplane", "automobile", "bird", "frog"], [0, 1, 2, 3])
+
+
+def test_classes_are_matched_by_name_or_as_told_and_the_rest_is_left_out():
+    other = splits(["Bird", "car", "monkey", "air plane", "whale"], [0, 0, 1, 2, 2, 3, 0])
+    part = parts_of("stl", Shift(data="x", classes={"car": "automobile"}), OWN, other)[""]
+    assert part.examples.labels.tolist() == [2, 2, 1, 0, 2]  # in the task's own numbers
+    assert part.examples.classes == OWN.classes
+    assert part.examples.inputs[:, 0, 0, 0].tolist() == [0, 1, 2, 5, 6]
+    assert part.dropped == {"monkey": 2}  # and no word of whales, of which there are none
+    without = parts_of("stl", Shift(data="x"), OWN, other)[""]
+    assert without.dropped == {"car": 1, "monkey": 2}
+
+
+def test_several_of_theirs_may_be_one_of_ours():
+    other = splits(["jet", "glider", "bird"], [0, 1, 2])
+    part = parts_of("kinds", Shift(data="x", classes={"jet": "airplane", "glider": "airplane"}), OWN, other)[""]
+    assert part.examples.labels.tolist() == [0, 0, 2]
+
+
+def test_where_a_set_knows_fewer_classes_any_of_ours_that_are_one_there_is_right():
+    """HANS: what is not entailed is neutral or contradicted."""
+    own = splits(["entailment", "neutral", "contradiction"], [0, 1, 2])
+    other = splits(["entailment", "non-entailment"], [0, 1, 1])
+    shift = Shift(data="hans", classes={"non-entailment": ("neutral", "contradiction")})
+    part = parts_of("hans", shift, own, other)[""]
+    scores = torch.tensor([[3.0, 1.0, 2.0], [0.0, 1.0, 2.0], [1.5, 1.0, 1.4]])
+    told = part.told(scores)
+    assert told.argmax(dim=1).tolist() == [0, 1, 0]
+    assert part.examples.labels.tolist() == [0, 1, 1]
+    assert scores[1].tolist() == [0.0, 1.0, 2.0]  # what was given stays
+
+
+@pytest.mark.parametrize(
+    ("classes", "theirs", "words"),
+    [
+        (
+            {},
+            ["cat", "dog"],
+            r"shift 's': none of its classes \(cat, dog\) is called as one of the task's \(airplane, ",
+        ),
+        ({"caat": "bird"}, ["cat", "bird"], r"shift 's': that set has no class 'caat'\. Did you mean 'cat'"),
+        ({"cat": "brid"}, ["cat", "bird"], r"shift 's': the task has no class 'brid'\. Did you mean 'bird'"),
+        ({"a": ("bird", "frog"), "b": "frog"}, ["a", "b"], r"shift 's': 'frog' is said to be of 'a' and of 'b'"),
+    ],
+)
+def test_a_mistake_in_the_classes_is_told_in_a_line(classes, theirs, words):
+    with pytest.raises(UserError, match=words) as error:
+        parts_of("s", Shift(data="x", classes=classes), OWN, splits(theirs, [0, 1]))
+    assert "\n" not in str(error.value)
+
+
+def test_a_set_without_labels_is_no_test():
+    other = splits(["bird", "frog"], [0, 1])
+    other.test = TensorExamples(other.test.inputs, None, (), ImageSpec(4))
+    with pytest.raises(UserError, match="shift 's': the set has no labels"):
+        parts_of("s", Shift(data="x"), OWN, other)
+
+
+def test_corruptions_and_severities_are_parts_of_one_shift():
+    shift = Shift(corruption=("fog", "contrast"), severity=(1, 5))
+    parts = parts_of("weather", shift, OWN, None)
+    assert list(parts) == ["fog 1", "fog 5", "contrast 1", "contrast 5"]
+    assert parts["fog 5"].examples == Corrupted(OWN.test, "fog", 5)
+
+
+def test_a_folder_of_a_domain_is_a_shift_of_another_domains_folder(tmp_path, monkeypatch):
+    """DomainNet's and Living-17's way: a folder a domain, in it a folder a class; not all classes are in each."""
+    monkeypatch.setenv("SSLRUN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("SSLRUN_WORKERS", "1")
+    for domain, classes in (("sketch", "cat dog owl"), ("real", "ape cat owl")):
+        for name in classes.split():
+            for number in range(8):
+                file = tmp_path / domain / name / f"{number}.png"
+                file.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(np.full((8, 8, 3), number, np.uint8)).save(file)
+    own, other = (
+        load_splits("folder", sources["folder"].Options(path=tmp_path / domain)) for domain in ("sketch", "real")
+    )
+    part = parts_of("real", Shift(data="folder"), own, other)[""]
+    assert part.dropped == {"ape": 2}  # a quarter of the domain is its test split
+    assert part.examples.labels.bincount(minlength=3).tolist() == [2, 0, 2]
+    assert part.examples.classes == ("cat", "dog", "owl")
