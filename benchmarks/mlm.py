@@ -37,7 +37,7 @@ def ours(model: str, corpus: Documents, batch: int, device: str) -> Iterator[Non
 
 
 def main() -> None:
-    given = arguments(__doc__, model="bert-mini", batch=32, steps=5)
+    given = arguments(__doc__, model="bert-mini", batch=32, steps=3)
     spec = TextSpec(blank_tokenizer(VOCAB), LENGTH)
     texts = torch.randint(5, VOCAB, (max(8 * given.batch, 512), LENGTH - 2), dtype=torch.int32)
     ends = torch.arange(0, texts.numel() + 1, LENGTH - 2)  # each text is a document of one sentence

@@ -11,6 +11,8 @@ import torch
 
 from sslrun import distributed
 from sslrun.backbones import build_backbone, save_backbone
+from sslrun.data.examples import Examples
+from sslrun.data.sequences import TextSpec
 from sslrun.data.splits import load_splits
 from sslrun.pretexts.base import pretexts
 from sslrun.recipe import Named, Pretrain, Recipe
@@ -108,7 +110,16 @@ class Pretraining:
             "watched": seen.record,
             "steps": step.step,
             "examples": step.examples,
+            "tokens": _tokens(examples, step.examples),
             "flops": None if training.flops is None else training.flops * step.step,
             "seconds": round(training.seconds, 3),
             "parameters": sum(each.numel() for each in backbone.parameters()),
         }
+
+
+def _tokens(examples: Examples, seen: int) -> int | None:
+    """How many tokens that many examples are on average, without padding; None: they aren't text."""
+    if not isinstance(examples.spec, TextSpec):
+        return None
+    lengths = examples.lengths
+    return seen * examples.spec.length if lengths is None else round(seen * lengths.double().mean().item())

@@ -28,6 +28,7 @@ from sslrun.results.verdict import Place
 from sslrun.runs import Run, read_result
 from sslrun.stages.context import Busy, Context, Interrupted
 from sslrun.stages.evaluate import Cell, cells
+from sslrun.stages.pretrain import Pretraining
 
 
 class Job(Protocol):
@@ -101,6 +102,9 @@ class Plan:
         if self.sweep.against:
             every = published_as(self.sweep.against.table)
             table.stand_ins = {each.name: self.sweep.against.columns for each in every}
+        read = [text for row in self.sweep.rows if (text := self._pretrained(row))]
+        if read:
+            table.note(f"pretrained on: {'; '.join(read)}")
         for choice, rows in _choices(self.sweep).items():
             table.note(f"{', '.join(rows)}: {choice} (a choice: the paper leaves it open)")
         missing = len(self.cells) - len(results)
@@ -111,6 +115,16 @@ class Plan:
                 for place in places_of(row, cell):
                     table.leave_empty(*place, reason)
         return table
+
+    def _pretrained(self, row: str) -> str | None:
+        """How much text a row's first pretraining read, and for how long; None: it isn't done, or there is none."""
+        jobs = [
+            need.made for of, cell in self.cells if of == row for need in cell.needs if isinstance(need, Pretraining)
+        ]
+        result = jobs[0].result if jobs and jobs[0].finished else {}
+        if not result.get("tokens"):
+            return None
+        return f"{row}: {result['tokens'] / 1e6:,.1f} M tokens in {result['steps']:,} steps, {result['seconds']:,.0f} s"
 
     def comparison(self) -> Comparisons | None:
         """The table, with what it cost, beside the published ones that the sweep names."""

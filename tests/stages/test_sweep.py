@@ -1,6 +1,7 @@
 """Sweeps: handed to Slurm, beside a published table, and what their tables say."""
 
 import os
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -112,6 +113,11 @@ def test_a_table_stands_beside_the_published_one_and_says_what_was_chosen(tmp_pa
     assert [each for each in notes if each.startswith("No NSP: without next-sentence prediction the pairs")]
     assert [each for each in notes if each.startswith("LTR & No NSP, + BiLSTM: whole sequences are read at their last")]
     assert [each for each in notes if each.startswith("+ BiLSTM: the BiLSTM has 1 layer, in each direction")]
+    assert any(
+        re.match(r"pretrained on: No NSP: 0.0 M tokens in 1 steps, \d+ s; LTR & No NSP: ", each) for each in notes
+    )
+    result = next(job.made.result for job in plan.jobs if "pretrain" in job.made.path.name)
+    assert 4 * 8 < result["tokens"] <= 4 * 16
     found = {(pair.published_row, pair.published_column) for pair in plan.comparison().made[0].pairs}
     rows = ("No NSP", "LTR & No NSP", "LTR & No NSP + BiLSTM")
     assert found == {(row, "SST-2 (Acc)") for row in rows}
