@@ -50,6 +50,9 @@ class Encoded(Protocol):
     def name(self, index: int) -> str:
         """What an error calls the image."""
 
+    def files(self) -> Sequence[str | None]:
+        """What each image's file is or was called, with or without its folder; None where nobody wrote it down."""
+
 
 @dataclass(frozen=True)
 class Files:
@@ -65,6 +68,9 @@ class Files:
 
     def name(self, index: int) -> str:
         return self.paths[index]
+
+    def files(self) -> Sequence[str | None]:
+        return self.paths
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -260,9 +262,70 @@ class Published(ImageSource):
         }
 
 
+class ImageNet(Published):
+    """ImageNet, of which the test images may have reassessed labels."""
+
+    class Options(ImageOptions):
+        real: Path | None = None
+        """ReaL's labels (Beyer et al. 2020): real.json of google-research/reassessed-imagenet. Accuracy is then told by
+        both, the second as real_accuracy: an answer is right if it is any of the image's labels, and images that
+        have none are left out."""
+
+    def load(self, split: Split) -> Examples:
+        examples = super().load(split)
+        if split != "test" or self.options.real is None:
+            return examples
+        return replace(examples, labels=self._reassessed(examples, self.options.real))  # type: ignore[type-var]
+
+    def _reassessed(self, examples: Examples, path: Path) -> torch.Tensor:
+        """(N, 1 + K) each image's label, and then ReaL's, as many as it has; -1 fills up. UserError: images without
+        their names, or not the file."""
+        sets = reassessed_labels(path, len(examples.classes))
+        found = self.store.open("test").images.files()
+        numbers = [VALIDATION_NAME.search(name) if name else None for name in found]
+        if None in numbers:
+            raise UserError(
+                f"{self.name}: {path} tells labels by number, and the test images are not called "
+                "ILSVRC2012_val_00000001.JPEG and so on: get them with their names, or go without real"
+            )
+        if len(numbers) != len(examples) or examples.labels is None:
+            raise UserError(
+                f"{self.name}: {len(examples)} of {len(numbers)} test images could be read: mend the others"
+            )
+        own = [sets[int(each[1]) - 1] if 0 < int(each[1]) <= len(sets) else () for each in numbers if each]
+        labels = torch.full((len(own), 1 + max(1, *map(len, own))), -1)
+        labels[:, 0] = examples.labels
+        for row, each in zip(labels, own, strict=True):
+            row[1 : 1 + len(each)] = torch.tensor(each, dtype=torch.int64)
+        return labels
+
+
+VALIDATION_NAME = re.compile(r"ILSVRC2012_val_(\d{8})")
+
+
+def reassessed_labels(path: Path, classes: int) -> list[list[int]]:
+    """The lists of labels in a ReaL file, one for each image by its number. UserError: there is none, or not such."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(
+            f"{path}: no such file; it is real.json of github.com/google-research/reassessed-imagenet"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: can't be read: {error}") from None
+    if not isinstance(found, list) or not all(isinstance(each, list) for each in found):
+        raise UserError(f"{path}: should be a list of lists of labels, one for each image")
+    wrong = next(
+        (at for at, each in enumerate(found) if not all(isinstance(x, int) and 0 <= x < classes for x in each)), None
+    )
+    if wrong is not None:
+        raise UserError(f"{path}: image {wrong + 1} has {found[wrong]}: should be classes, from 0 to {classes - 1}")
+    return found
+
+
 for _name, _card in CARDS.items():
     _tags = {"__doc__": _card.about, "__module__": __name__, "card": _card, "default_size": _card.size}
-    sources.register(_name)(type(_name, (Published,), _tags))
+    sources.register(_name)(type(_name, (ImageNet if _name == "imagenet-1k" else Published,), _tags))
 
 
 # ---------------------------------------------------------------- sets of the user's

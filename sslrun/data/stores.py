@@ -246,6 +246,16 @@ class Rows:
     def name(self, index: int) -> str:
         return f"{self.title}, row {index}"
 
+    def files(self) -> Sequence[str | None]:
+        import pyarrow
+        import pyarrow.compute
+
+        column = self.table.data.column(self.column)
+        if not pyarrow.types.is_struct(column.type):
+            return [None] * len(self)
+        found: list[str | None] = pyarrow.compute.struct_field(column, "path").to_pylist()  # without the images' bytes
+        return found
+
 
 class ParquetStore(TableStore):
     """Parquet files, `root/train.parquet` or `root/train-*.parquet`; or one file, a training split alone."""

@@ -67,7 +67,9 @@ class Classification(Task):
         return F.cross_entropy(outputs, targets, label_smoothing=self.options.label_smoothing)
 
     def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
-        """In percent; top-5 accuracy from ten classes on."""
+        """In percent; top-5 accuracy from ten classes on. Targets (N,); or (N, 1 + K): reassessed labels after the label,
+        as many as there are, and then -1: real_accuracy."""
+        targets, reassessed = (targets[:, 0], targets[:, 1:]) if targets.ndim == 2 else (targets, None)
         values = {
             "accuracy": metrics.accuracy(outputs, targets),
             "mean_class_accuracy": metrics.mean_class_accuracy(outputs, targets),
@@ -75,6 +77,8 @@ class Classification(Task):
         }
         if len(self.classes) >= 10:
             values["top5_accuracy"] = metrics.top_k_accuracy(outputs, targets, 5)
+        if reassessed is not None:
+            values["real_accuracy"] = metrics.multi_label_accuracy(outputs, reassessed)
         return values
 
 

@@ -19,6 +19,14 @@ def top_k_accuracy(scores: Tensor, labels: Tensor, k: int) -> float:
     return 100 * hits.any(dim=1).double().mean().item()
 
 
+def multi_label_accuracy(scores: Tensor, labels: Tensor) -> float:
+    """Share of examples whose highest score is any of their labels' (N, K), -1 where there are fewer; those that have
+    none don't count (ImageNet ReaL: Beyer et al. 2020). NaN where none has any."""
+    counted = (labels >= 0).any(dim=1)
+    hits = (scores.argmax(dim=1, keepdim=True) == labels).any(dim=1)
+    return 100 * hits[counted].double().mean().item()
+
+
 def mean_class_accuracy(scores: Tensor, labels: Tensor) -> float:
     """Mean over classes of the accuracy on each (balanced accuracy), as Oxford Pets and Flowers report.
 

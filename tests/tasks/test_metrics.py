@@ -80,3 +80,18 @@ def test_entities_count_by_span_and_type() -> None:
     assert metrics.entities([["I-PER", "I-LOC"]], [["B-PER", "B-LOC"]])["f1"] == 100
     assert metrics.entities([["O"] * 4] * 2, truth)["f1"] == 0
     assert metrics.entities([["O"]], [["O"]])["f1"] == 0
+
+
+def test_several_labels_an_image_are_each_right_and_images_without_any_do_not_count(
+    predictions: tuple[torch.Tensor, torch.Tensor],
+) -> None:
+    scores, labels = predictions
+    alone = labels[:, None]
+    assert metrics.multi_label_accuracy(scores, alone) == pytest.approx(accuracy(scores, labels))
+    padded = torch.cat([alone, torch.full((300, 3), -1)], dim=1)
+    assert metrics.multi_label_accuracy(scores, padded) == pytest.approx(accuracy(scores, labels))
+    guess = scores.argmax(1)
+    either = torch.stack([labels, guess], dim=1)
+    assert metrics.multi_label_accuracy(scores, either) == 100
+    padded[:100] = -1
+    assert metrics.multi_label_accuracy(scores, padded) == pytest.approx(accuracy(scores[100:], labels[100:]))
