@@ -15,7 +15,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializeAsAny,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 import sslrun.backbones
 import sslrun.pretexts
@@ -93,6 +102,24 @@ class Evaluation(BaseModel):
         return self.options.fewshot.shots if protocol == "fewshot" else self.labels
 
 
+class Weights(BaseModel):
+    """A file of pretrained weights, in place of pretraining."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    file: Path
+    """A pretraining's folder, or a file of ours, of timm's, torchvision's or transformers' names; from where sslrun is
+    called."""
+    mean: tuple[float, float, float] | None = None
+    """What its images were centred by, in each channel of [0, 1]; default: what the file says, else ImageNet's."""
+    std: tuple[float, float, float] | None = None
+    """And divided by."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_path_alone(cls, given: Any) -> Any:
+        return {"file": given} if isinstance(given, str) else given
+
+
 class Recipe(BaseModel):
     """One experiment: a backbone, a pretext task, data, a schedule, and evaluations."""
 
@@ -103,6 +130,8 @@ class Recipe(BaseModel):
     """None: no pretraining; protocols then read the backbone as initialised."""
     data: Named
     pretrain: Pretrain | None = None
+    weights: Weights | None = None
+    """What evaluations start from, where nothing is pretrained and no --from is given."""
     watch: Watch = Watch()
     evaluate: dict[str, Evaluation] = {}
 
@@ -120,6 +149,7 @@ class Recipe(BaseModel):
             "pretext": self.pretext.as_dict() if self.pretext else None,
             "data": self.data.as_dict(),
             "pretrain": self.pretrain.model_dump(mode="json") if self.pretrain else None,
+            "weights": self.weights.model_dump(mode="json", exclude_none=True) if self.weights else None,
             "watch": self.watch.model_dump(mode="json"),
             "evaluate": {
                 key: {
@@ -362,6 +392,8 @@ def parse(source: Source) -> Recipe:
             raise source.error(
                 (key,), f"'{named.name}' is for {registry[named.name].modality} data, '{data.name}' is {modality} data"
             )
+    if pretext and source.value.get("weights"):
+        raise source.error(("weights",), "stand in place of pretraining: give either them or 'pretext'")
     if pretext and not source.value.get("pretrain"):
         raise source.error(
             (), "'pretrain' is missing: the schedule of the pretext task, as {epochs: 100, batch: 256, lr: 0.001}"

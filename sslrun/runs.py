@@ -73,6 +73,9 @@ def write_atomically(path: Path, text: str) -> None:
             raise
 
 
+FAILURE = "failure.txt"
+
+
 @dataclass(frozen=True)
 class Run:
     """`root/recipe/stage-hash/`, holding recipe.yaml, environment.json, metrics.jsonl, checkpoint/ and result.json.
@@ -122,9 +125,20 @@ class Run:
 
     def start(self, recipe: Mapping[str, Any], environment: Mapping[str, Any]) -> None:
         """Write down what is run, and on what. A run that was begun before keeps its logs and checkpoints."""
+        (self.path / FAILURE).unlink(missing_ok=True)
         write_atomically(self.path / "recipe.yaml", yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True))
         write_atomically(self.path / "identity.json", json.dumps({"stage": self.stage, **self.identity}, indent=2))
         write_atomically(self.path / "environment.json", json.dumps(environment, indent=2))
+
+    def fail(self, reason: str) -> None:
+        """Write down why it could not be made, for whoever finds it missing."""
+        write_atomically(self.path / FAILURE, reason)
+
+    @property
+    def failure(self) -> str | None:
+        """Why it could not be made when that was last tried; None where it was not, or was made."""
+        path = self.path / FAILURE
+        return path.read_text(encoding="utf-8") if path.is_file() and not self.finished else None
 
     def clear(self) -> None:
         """Forget everything the run has, for a fresh start."""

@@ -2,3 +2,4 @@
 
 from sslrun.data import sources as sources
 from sslrun.data import text as text
+from sslrun.data import vtab as vtab

@@ -74,6 +74,27 @@ class Files:
 
 
 @dataclass(frozen=True)
+class Some:
+    """Some of the images of others."""
+
+    images: Encoded
+    chosen: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def read(self, index: int) -> bytes:
+        return self.images.read(self.chosen[index])
+
+    def name(self, index: int) -> str:
+        return self.images.name(self.chosen[index])
+
+    def files(self) -> Sequence[str | None]:
+        every = self.images.files()
+        return [every[index] for index in self.chosen]
+
+
+@dataclass(frozen=True)
 class EncodedSplit:
     """A split before it is decoded."""
 
@@ -97,6 +118,8 @@ class Decoder:
     size: int
     resize: bool = True
     """False: an image that isn't size x size already is an error, since nobody said what to make of it."""
+    squash: bool = False
+    """Both sides are resized to `size`, and nothing is cropped."""
 
     def __call__(self, images: Encoded, index: int) -> np.ndarray:
         """(size, size, 3) uint8. UserError: it can't be decoded, or has another size and may not be resized."""
@@ -118,7 +141,8 @@ class Decoder:
         image = _rgb(image)
         if image.size != (self.size, self.size):
             scale = self.size / min(image.size)
-            width, height = (max(self.size, round(side * scale)) for side in image.size)
+            sides = (0, 0) if self.squash else image.size
+            width, height = (max(self.size, round(side * scale)) for side in sides)
             image = image.resize((width, height), Image.Resampling.BILINEAR)
             left, top = (width - self.size) // 2, (height - self.size) // 2
             image = image.crop((left, top, left + self.size, top + self.size))
@@ -227,21 +251,25 @@ def load_images(
     size: int | None,
     skip_corrupt: bool = False,
     progress: Progress | None = None,
+    squash: bool = False,
 ) -> TensorExamples | StreamedImages:
     """A split as `TensorExamples`, from the cache where it is there; or streamed, where it would be too large.
 
     `identity` (JSON values): what determines what `open_split` returns; with the other arguments it is the cache's
-    key. `size`: the side to store; None: the images' own, if they are equal squares. A damaged cache entry is made
+    key. `size`: the side to store; None: the images' own, if they are equal squares. `squash`: see `Decoder`. A damaged cache entry is made
     anew. UserError: an image that can't be decoded, unless `skip_corrupt`; images of different sizes without `size`;
     a cache that can't be written.
     """
     key = {"format": CACHE_FORMAT, "size": size, "skip_corrupt": skip_corrupt, **identity}
+    key |= {"squash": True} if squash else {}
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
     path = cache_root() / "images" / f"{name.replace('/', '--')}-{digest}.safetensors"
     if kept := _kept(path, name):
         return kept
     split = open_split()
-    decoder = Decoder(own_side(split.images, skip_corrupt) if size is None else size, resize=size is not None)
+    decoder = Decoder(
+        own_side(split.images, skip_corrupt) if size is None else size, resize=size is not None, squash=squash
+    )
     if len(split.images) * 3 * decoder.size**2 > MAX_TENSOR_BYTES:
         examples = StreamedImages(split.images, split.labels, split.classes, decoder)
         return examples.subset(_sound(split.images, decoder, path, name, progress)) if skip_corrupt else examples

@@ -31,6 +31,8 @@ class Source(ABC):
     modality: ClassVar[str]
     task: ClassVar[str] = "classification"
     """The task that its labels are for, where a recipe names none."""
+    suite: ClassVar[tuple[str, int] | None] = None
+    """The benchmark whose score is the mean over so many sets, of which this is one."""
 
     def __init__(self, options: Any, progress: Progress | None = None) -> None:
         self.options = options

@@ -81,6 +81,8 @@ class Table:
     """Which cell of a column is set off as the best."""
     units: dict[Column, str] = field(default_factory=dict)
     """Columns that are not of the metric: what they cost; no cell of theirs is the best."""
+    empty: dict[tuple[Row, Column], str] = field(default_factory=dict)
+    """Places that could not be filled, and why; the notes say so."""
 
     second = "protocol"
     """What the second part of a row is."""
@@ -92,13 +94,21 @@ class Table:
     def note(self, text: str) -> None:
         self.notes.append(text)
 
+    def leave_empty(self, row: Row, column: Column, reason: str) -> None:
+        """A place for a cell that can't be had."""
+        if (row, column) in self.cells or (row, column) in self.empty:
+            return
+        if reason not in self.empty.values():
+            self.notes.append(f"empty, {' '.join(column)}: {reason}")
+        self.empty[row, column] = reason
+
     @property
     def rows(self) -> list[Row]:
-        return list(dict.fromkeys(row for row, _ in self.cells))
+        return list(dict.fromkeys(row for row, _ in (*self.cells, *self.empty)))
 
     @property
     def columns(self) -> list[Column]:
-        return list(dict.fromkeys(column for _, column in self.cells))
+        return list(dict.fromkeys(column for _, column in (*self.cells, *self.empty)))
 
     @classmethod
     def from_results(cls, results: Sequence[dict[str, Any]], title: str = "") -> Table:
@@ -129,6 +139,7 @@ class Table:
                 numbers = _numbers(each)
                 if column in numbers:
                     table.add(row_of(each), column, numbers[column], _seed(each))
+        _add_suites(table, ordered)
         table.cells = dict(sorted(table.cells.items(), key=lambda item: _row_order(item[0][0], names, protocols)))
         table.note(f"test {table.metric}{' in %' if 'accuracy' in table.metric else ''}, {_over(results)}")
         if any(each.get("shifts") for each in results):
@@ -230,7 +241,13 @@ class Table:
              "mean": cell.mean, "std": cell.deviation}
             for (row, column), cell in self.cells.items()
         ]  # fmt: skip
-        return json.dumps({"title": self.title, "metric": self.metric, "notes": self.notes, "cells": cells}, indent=2)
+        empty = [
+            {"row": row[0], "protocol": row[1], "task": column[0], "column": column[1], "reason": reason}
+            for (row, column), reason in self.empty.items()
+        ]
+        return json.dumps(
+            {"title": self.title, "metric": self.metric, "notes": self.notes, "cells": cells, "empty": empty}, indent=2
+        )
 
     def write(self, path: Path) -> None:
         """To a file, in the format of its ending. UserError: another ending, or the file can't be written."""
@@ -317,6 +334,24 @@ def write_table(
     if path.suffix not in formats:
         raise UserError(f"{path}: tables are written to files that end in {', '.join(formats)}")
     write_atomically(path, formats[path.suffix]())
+
+
+def _add_suites(table: Table, results: Sequence[dict[str, Any]]) -> None:
+    """Columns of a benchmark's score, the mean over its sets: for a seed that has all of them."""
+    found: dict[tuple[Row, Column, str], dict[str, float]] = {}
+    sizes: dict[str, int] = {}
+    for each in results:
+        if each.get("suite"):
+            name, sizes[name] = each["suite"]
+            key = row_of(each), (name, column_of(each)[1]), _seed(each)
+            found.setdefault(key, {})[each["task"]] = each["metrics"]["test"][each["metric"]]
+    for (row, column, seed), values in found.items():
+        if len(values) == sizes[column[0]]:
+            table.add(row, column, statistics.fmean(values.values()), seed)
+    for name, size in sizes.items():
+        most = max(len(values) for (_, column, _), values in found.items() if column[0] == name)
+        if most < size:
+            table.note(f"{name} is the mean over {size} sets, of which there are {most} here")
 
 
 def row_of(result: dict[str, Any]) -> Row:

@@ -10,7 +10,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from statistics import fmean
@@ -67,6 +67,8 @@ class Origin:
     """None: as initialised by the seed."""
     pretraining: Pretraining | None = None
     """The job that makes the weights, where the recipe has one."""
+    normalisation: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    """`mean` and `std` of the images' channels, in place of what the weights say."""
 
     @property
     def exists(self) -> bool:
@@ -79,20 +81,23 @@ class Origin:
 
     @classmethod
     def pretrained(cls, recipe: Recipe, seed: int, root: Path) -> Origin:
-        """The recipe's own pretraining; the initial weights where it names no pretext task."""
+        """The recipe's own pretraining, or the weights it names; the initial ones where it names neither."""
+        if recipe.weights is not None:
+            return cls.file(recipe.weights.file, recipe.weights.model_dump(include={"mean", "std"}, exclude_none=True))
         if recipe.pretext is None:
             return cls.initial(recipe, seed)
         job = Pretraining(recipe, seed, root)
         return cls({"pretrain": job.made.hash}, job.weights, job)
 
     @classmethod
-    def file(cls, path: Path) -> Origin:
+    def file(cls, path: Path, normalisation: dict[str, tuple[float, ...]] | None = None) -> Origin:
         """A run's folder or a file of weights. UserError: there is none."""
-        weights = path / WEIGHTS if path.is_dir() else path
+        weights, normalisation = path / WEIGHTS if path.is_dir() else path, normalisation or {}
         if not weights.is_file():
-            raise UserError(f"--from {path}: no checkpoint there; name a pretraining run's folder or its {WEIGHTS}")
+            raise UserError(f"{path}: no checkpoint there; name a pretraining run's folder or its {WEIGHTS}")
         with open(weights, "rb") as file:
-            return cls({"checkpoint": hashlib.file_digest(file, "sha256").hexdigest()}, weights)
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return cls({"checkpoint": digest, **normalisation}, weights, normalisation=normalisation)
 
 
 @dataclass(frozen=True)
@@ -115,11 +120,19 @@ class Cell:
 
     @property
     def title(self) -> str:
-        pretext = self.recipe.pretext.name if self.recipe.pretext and self.protocol != "scratch" else "no pretraining"
         return (
-            f"{self.task} {self.labels:.4g} · {self.recipe.backbone.name} · {pretext} · {self.protocol} · seed {self.seed}"
+            f"{self.task} {self.labels:.4g} · {self.recipe.backbone.name} · {self.pretext or 'no pretraining'} · {self.protocol} · seed {self.seed}"
             + (f".{self.restart}" if self.restart else "")
         )
+
+    @property
+    def pretext(self) -> str | None:
+        """What the backbone was pretrained on: a pretext task, or the file its weights are from; None where on nothing."""
+        if self.protocol == "scratch":
+            return None
+        if self.recipe.pretext is not None:
+            return self.recipe.pretext.name
+        return None if self.origin.weights is None else self.origin.weights.name
 
     @property
     def options(self) -> Any:
@@ -181,8 +194,9 @@ class Cell:
             "protocol": self.protocol,
             "recipe": self.recipe.name,
             "backbone": self.recipe.backbone.name,
-            "pretext": self.recipe.pretext.name if self.recipe.pretext and self.protocol != "scratch" else None,
+            "pretext": self.pretext,
             "task": self.task,
+            "suite": sources[self.evaluation.data.name].suite,
             "labels": self.labels,
             "labelled": len(chosen),
             "seed": self.seed,
@@ -494,11 +508,13 @@ class Work:
         if self.cell.protocol == "scratch" and "pretrained" in type(options).model_fields:
             options = options.model_copy(update={"pretrained": False})
         torch.manual_seed(self.cell.start if self.cell.protocol == "scratch" else self.cell.seed)
-        backbone = build_backbone(named.name, options, self.splits.spec)
+        backbone = build_backbone(named.name, options, self.task.seen)
         if weights is None:
             backbone.fit_inputs(self.splits.train)
         else:
             load_into(backbone, weights)
+            for name, values in self.cell.origin.normalisation.items():
+                backbone.get_buffer(name).copy_(torch.tensor(values))
         return backbone.to(self.context.compute.device)
 
     def _keep_head(self, head: nn.Module) -> None:

@@ -106,6 +106,9 @@ class Plan:
         missing = len(self.cells) - len(results)
         if missing:
             table.note(f"{missing} of {len(self.cells)} cells are not computed")
+        for row, cell in self.cells:
+            if reason := cell.made.failure:
+                table.leave_empty(*place_of(row, cell), reason)
         return table
 
     def comparison(self) -> Comparisons | None:
@@ -173,8 +176,10 @@ def work(plans: Sequence[Jobs], context: Context) -> list[str]:
             later: list[Job] = []
             for job in waiting:
                 blocked = [need.made for need in job.needs if not need.made.finished]
-                if any(run.path in failed for run in blocked):
-                    failed[job.made.path] = f"{job.made.path}: what it needs failed"
+                reason = next((failed[run.path] for run in blocked if run.path in failed), None)
+                if reason is not None:
+                    job.made.fail(reason)
+                    failed[job.made.path] = reason
                 elif blocked:
                     later.append(job)
                     continue
@@ -188,6 +193,7 @@ def work(plans: Sequence[Jobs], context: Context) -> list[str]:
                         raise
                     except UserError as error:
                         failed[job.made.path] = str(error)
+                        job.made.fail(str(error))
                         context.reporter.say(f"{job.title}: failed: {error}")
                 advance()
             if len(later) == len(waiting):

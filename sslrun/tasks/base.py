@@ -41,6 +41,11 @@ class Task:
         self.classes = classes
 
     @property
+    def seen(self) -> InputSpec:
+        """What the backbone is given, to be built for; by default what the data are."""
+        return self.spec
+
+    @property
     def linear(self) -> bool:
         """Whether the head is a linear classifier of one vector an example: such are fitted to frozen features."""
         return True

@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from sslrun.data.augment import Augmentation, resize, to_float
-from sslrun.data.examples import Batch
+from sslrun.data.examples import Batch, ImageSpec
 from sslrun.tasks import metrics
 from sslrun.tasks.base import Task, TaskOptions, tasks
 
@@ -43,6 +43,10 @@ class Classification(Task):
         self.primary = options.metric
         self.size = options.size or spec.size
         self.augment = options.augmentation
+
+    @property
+    def seen(self) -> ImageSpec:
+        return ImageSpec(self.size)
 
     def head(self, width: int, depth: int = 0) -> nn.Linear:
         linear = nn.Linear(width, len(self.classes))

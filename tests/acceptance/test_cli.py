@@ -175,10 +175,11 @@ def test_help_show_and_check(folder):
     "path", sorted([*RECIPES.glob("image/*.yaml"), *RECIPES.glob("text/*.yaml")]), ids=lambda path: path.stem
 )
 def test_recipes_are_valid(path):
-    recipe = load(path)
-    assert recipe.name == path.stem
-    assert recipe.evaluate
-    made(recipe)
+    sweep = load_sweep(path)  # of one row, where it is a recipe
+    assert sweep.name == path.stem
+    for recipe in sweep.rows.values():
+        assert recipe.evaluate
+        made(recipe)
 
 
 @pytest.mark.parametrize(
