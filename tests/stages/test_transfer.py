@@ -1,0 +1,89 @@
+"""Transfer from a file of weights, at a higher resolution than they were trained at."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from sslrun.backbones import build_backbone
+from sslrun.backbones.vit import interpolated
+from sslrun.data.examples import Batch, ImageSpec
+from sslrun.data.sources import sources
+from sslrun.data.splits import load_splits
+from sslrun.errors import UserError
+from sslrun.recipe import Source, Sweep, parse
+from sslrun.stages.context import Context
+from sslrun.stages.reporting import Reporter
+from sslrun.stages.sweep import Plan, work
+from sslrun.training.device import compute
+
+VIT = {"patch": 4, "depth": 1, "width": 16, "heads": 2}
+HALF = [0.5, 0.5, 0.5]
+
+
+@pytest.fixture
+def weights(tmp_path):
+    """Those of a ViT for images of 8 pixels, as timm would write them: without their normalisation, with a classifier."""
+    torch.manual_seed(0)
+    backbone = build_backbone("vit-tiny", VIT, ImageSpec(8))
+    torch.nn.init.normal_(backbone.pos_embed)
+    state = {name: each.clone() for name, each in backbone.state_dict().items() if name not in ("mean", "std")}
+    path = tmp_path / "vit.safetensors"
+    save_file({**state, "head.weight": torch.zeros(10, 16), "head.bias": torch.zeros(10)}, path)
+    return path
+
+
+def plan(tmp_path, weights, size, protocol="finetune", normalised=True, **more):
+    given = {
+        "name": "tiny", "backbone": {"name": "vit-tiny", **VIT}, "data": {"name": "digits", "size": 8},
+        "weights": {"file": str(weights), **({"mean": HALF, "std": HALF} if normalised else {})},
+        "finetune": {"steps": 1, "batch": 8, "lr": 1e-12, "precision": "fp32"},
+        "evaluate": {"digits": {"protocols": [protocol], "labels": [0.1], "task": {"size": size}}}, **more,
+    }  # fmt: skip
+    return Plan.of(Sweep(name="tiny", rows={"tiny": parse(Source(given, {(): "tiny.yaml:1"}))}), tmp_path / "runs")
+
+
+def done(planned, tmp_path):
+    failures = work([planned], Context(tmp_path / "runs", compute("cpu"), Reporter(quiet=True)))
+    assert not failures, failures
+    ((_, cell),) = planned.cells
+    return cell
+
+
+def test_positions_are_interpolated_once_and_then_learn_at_the_new_size(tmp_path, weights):
+    cell = done(plan(tmp_path, weights, 24), tmp_path)
+    tuned, given = load_file(cell.made.path / "backbone.safetensors"), load_file(weights)
+    assert tuned["pos_embed"].shape == (1, 1 + 6 * 6, 16)
+    torch.testing.assert_close(tuned["pos_embed"][:, :1], given["pos_embed"][:, :1])
+    torch.testing.assert_close(tuned["pos_embed"][:, 1:], interpolated(given["pos_embed"][:, 1:], 2, 6, 6))
+    torch.testing.assert_close(tuned["patch_embed.proj.weight"], given["patch_embed.proj.weight"])
+    assert tuned["mean"].tolist() == tuned["std"].tolist() == HALF
+    assert cell.made.result["pretext"] == "vit.safetensors"
+    assert json.loads((cell.made.path / "identity.json").read_text())["origin"]["mean"] == HALF
+
+
+def test_features_are_those_of_the_file_and_its_normalisation(tmp_path, weights):
+    import sslrun.stages.evaluate as evaluate
+
+    ((_, cell),) = plan(tmp_path, weights, 8, "knn").cells
+    splits = load_splits("digits", sources["digits"].Options(size=8))
+    task = evaluate.tasks["classification"](cell.evaluation.task.options, splits.spec, splits.classes)
+    found = evaluate.Work(cell, Context(tmp_path, compute("cpu")), splits, task, torch.arange(4))._backbone().eval()
+    bare = build_backbone("vit-tiny", VIT, ImageSpec(8)).eval()
+    state = {name: each for name, each in load_file(weights).items() if not name.startswith("head")}
+    bare.load_state_dict(state, strict=False)
+    bare.mean.zero_()
+    bare.std.fill_(1.0)
+    images = task.inputs(Batch(splits.test.inputs[:5], None))
+    torch.testing.assert_close(found(images).pooled, bare(2 * images - 1).pooled)
+    assert plan(tmp_path, weights, 8, "knn", normalised=False).cells[0][1].made.hash != cell.made.hash
+
+
+def test_mistakes_about_weights(tmp_path, weights):
+    with pytest.raises(UserError, match=r"nothing\.safetensors: no checkpoint there"):
+        plan(tmp_path, tmp_path / "nothing.safetensors", 8)
+    with pytest.raises(UserError, match=r"weights: stand in place of pretraining: give either them or 'pretext'"):
+        plan(tmp_path, weights, 8, pretext="rotation", pretrain={"steps": 1, "lr": 0.1})
+    recipe = parse(Source({"name": "x", "backbone": "vit-tiny", "data": "digits", "weights": "w"}, {(): "x.yaml:1"}))
+    assert parse(Source(recipe.resolved(), {(): "x.yaml:1"})) == recipe
