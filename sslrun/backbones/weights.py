@@ -102,8 +102,22 @@ def _own_names(tensors: dict[str, Tensor], backbone: Backbone) -> dict[str, Tens
         return backbone.from_transformers(tensors)
     classifier = re.compile(r"(fc|head|pre_logits)\.")
     found = {name: tensor for name, tensor in tensors.items() if not classifier.match(name)}
+    if isinstance(backbone, ViT):
+        found = _timm_positions(found)
     # Their images are normalised as ImageNet's, which a fresh backbone's buffers are.
     return found | {name: tensor for name, tensor in backbone.state_dict().items() if name in ("mean", "std")}
+
+
+def _timm_positions(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """timm's registers have positions, which are added to ours, who have none; or its [CLS] has none, which is 0 here."""
+    positions, registers = tensors.get("pos_embed"), tensors.get("reg_token")
+    if positions is None or registers is None or positions.ndim != 3:
+        return tensors
+    count = registers.shape[1]
+    if (positions.shape[1] ** 0.5).is_integer():
+        return tensors | {"pos_embed": torch.cat([torch.zeros_like(positions[:, :1]), positions], dim=1)}
+    own, of_registers, of_patches = positions.split([1, count, positions.shape[1] - 1 - count], dim=1)
+    return tensors | {"reg_token": registers + of_registers, "pos_embed": torch.cat([own, of_patches], dim=1)}
 
 
 def _fitted_positions(tensors: dict[str, Tensor], backbone: ViT) -> dict[str, Tensor]:

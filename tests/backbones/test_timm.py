@@ -1,0 +1,71 @@
+"""timm's ViT: its weights give our network its features. Skipped where timm isn't installed."""
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torchvision.transforms import Normalize
+
+from sslrun.backbones import build_backbone, load_into
+from sslrun.backbones.images import IMAGENET_MEAN, IMAGENET_STD
+from sslrun.data.examples import ImageSpec
+from sslrun.data.splits import load_splits
+from sslrun.errors import UserError
+from sslrun.recipe import Source, parse
+from sslrun.stages.context import Context
+from sslrun.stages.evaluate import Work, cells
+from sslrun.tasks.base import tasks
+from sslrun.training.device import compute
+
+SHAPE = {"patch": 4, "depth": 3, "width": 48, "heads": 4}
+
+
+@pytest.fixture(scope="module")
+def vision_transformer():
+    return pytest.importorskip("timm.models.vision_transformer", reason="timm is not installed").VisionTransformer
+
+
+def theirs(vision_transformer, **options):
+    """A small one with random weights everywhere, and a classifier."""
+    torch.manual_seed(0)
+    model = vision_transformer(img_size=16, patch_size=4, embed_dim=48, depth=3, num_heads=4, num_classes=7, **options)
+    for each in model.parameters():
+        torch.nn.init.normal_(each, std=0.1)
+    return model.eval()
+
+
+@pytest.mark.parametrize(
+    ("options", "theirs_has"),
+    [
+        ({}, {}),
+        ({"pool": "mean"}, {"global_pool": "avg", "fc_norm": False}),
+        ({"registers": 2}, {"reg_tokens": 2}),
+        ({"registers": 2}, {"reg_tokens": 2, "no_embed_class": True}),
+    ],
+    ids=["cls", "mean", "registers", "registers, positions of patches alone"],
+)
+def test_weights_from_timm_give_timms_features(vision_transformer, tmp_path, options, theirs_has):
+    model = theirs(vision_transformer, **theirs_has)
+    path = tmp_path / "vit.safetensors"
+    save_file(model.state_dict(), path)
+    given = {
+        "name": "tiny", "backbone": {"name": "vit-tiny", **SHAPE, **options}, "data": {"name": "digits", "size": 16},
+        "evaluate": {"digits": {"protocols": ["knn"]}},
+    }  # fmt: skip
+    # As `sslrun knn tiny.yaml --from vit.safetensors` has it.
+    (cell,) = cells(parse(Source(given, {(): "tiny.yaml:1"})), 0, tmp_path / "runs", source=path)
+    splits = load_splits("digits", cell.evaluation.data.options)
+    task = tasks["classification"](cell.evaluation.task.options, splits.spec, splits.classes)
+    ours = Work(cell, Context(tmp_path, compute("cpu")), splits, task, torch.arange(1))._backbone().eval()
+    images = torch.rand(3, 3, 16, 16)
+    with torch.no_grad():
+        tokens = model.forward_features(Normalize(IMAGENET_MEAN, IMAGENET_STD)(images))
+        features = ours(images)
+        torch.testing.assert_close(features.tokens, tokens[:, -16:], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(features.pooled, model.forward_head(tokens, pre_logits=True), atol=1e-5, rtol=1e-5)
+
+
+def test_a_timm_network_that_normalises_after_pooling_is_told_from_ours(vision_transformer, tmp_path):
+    path = tmp_path / "vit.safetensors"
+    save_file(theirs(vision_transformer, global_pool="avg").state_dict(), path)
+    with pytest.raises(UserError, match=r"does not fit 'vit-tiny'.*norm"):
+        load_into(build_backbone("vit-tiny", {**SHAPE, "pool": "mean"}, ImageSpec(16)), path)
