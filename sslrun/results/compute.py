@@ -108,8 +108,8 @@ def _notes(uncounted: Sequence[str]) -> list[str]:
     mean = sum(shares.values()) / len(shares)
     each = ", ".join(f"{100 * share:.0f} % for {name}" for name, share in shares.items())
     notes = [
-        "PFLOPs: 10^15, as torch counts those of a stage's first training step (a multiplication and an addition are two; "
-        "forward and backward), times its steps; of frozen features one forward pass over the labelled examples; passes over "
+        "PFLOPs: 10^15, as torch counts those of a stage's first training step (of texts: of sixteen steps; a multiplication "
+        "and an addition are two; forward and backward), times its steps; of frozen features one forward pass over the labelled examples; passes over "
         "validation and test, and what fits a classifier to frozen features, are not counted. All stages: pretraining "
         "once a row, and each of its evaluations",
         "hours: of all stages, evaluation included, times devices",

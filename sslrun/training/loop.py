@@ -12,7 +12,7 @@ import hashlib
 import struct
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -132,11 +132,16 @@ class Training:
         self.look_every = 1 if compute.device.type == "cpu" else FINITE_EVERY
         self._rates: dict[int, float] = {}
         """Learning rates of the steps since the last look."""
-        self.flops: float | None = None
-        """FLOPs of a step, forward and backward, over all devices: as counted on the first one."""
+        self.counted: list[float] = []
+        """FLOPs of the steps that were counted, forward and backward, over all devices."""
         self.earlier = 0.0
         """Seconds that it took before it was interrupted."""
         self._began = time.monotonic()
+
+    @property
+    def flops(self) -> float | None:
+        """FLOPs of a step: the mean of those counted."""
+        return sum(self.counted) / len(self.counted) if self.counted else None
 
     @property
     def seconds(self) -> float:
@@ -183,12 +188,12 @@ class Training:
             "step": self.step,
             "optimizers": [each.state_dict() for each in self.optimizers],
             "average": None if self.average is None else self.average.state_dict(),
-            "flops": self.flops,
+            "counted": self.counted,
             "seconds": self.seconds,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.step, self.flops, self.earlier = state["step"], state["flops"], state["seconds"]
+        self.step, self.counted, self.earlier = state["step"], state["counted"], state["seconds"]
         for mine, its in zip(self.optimizers, state["optimizers"], strict=True):
             mine.load_state_dict(its)
         if self.average is not None:
@@ -214,19 +219,23 @@ def train(training: Training, examples: Examples, seed: int) -> Iterator[Step]:
         factor = lr_factor(training.step, total, warmup, schedule.schedule, schedule.milestones, schedule.gamma)
         for group in (group for optimizer in training.optimizers for group in optimizer.param_groups):
             group["lr"] = schedule.lr * factor * group["lr_scale"]
+        counter = flop_counter() if _counts(training.step, total, examples) else None
         with _told_when_out_of_memory(schedule, compute):
             loss = torch.zeros((), device=compute.device)
             metrics: dict[str, Tensor] = {}
+            flops = 0.0
             for part in range(schedule.accumulate):
                 at = _hash(seed, training.step, part, distributed.rank())
                 torch.manual_seed(at)
                 generator.manual_seed(at)
                 with torch.no_grad():
                     views = learner.views(next(batches), generator)
-                with _counting(training) as counts:
+                with counter or nullcontext():
                     with compute.autocast(schedule.precision):
-                        output = plain(views) if counts else model(views)
+                        output = model(views) if counter is None else plain(views)
                     (output.loss / schedule.accumulate).backward()
+                if counter is not None:
+                    flops += counter.get_total_flops()
                 loss = loss + output.loss.detach() / schedule.accumulate
                 metrics = output.metrics
         norm = nn.utils.get_total_norm([each.grad for each in parameters if each.grad is not None])
@@ -237,6 +246,8 @@ def train(training: Training, examples: Examples, seed: int) -> Iterator[Step]:
             for optimizer in training.optimizers:
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
+        if counter is not None:
+            training.counted.append(flops * distributed.world_size())
         training.step += 1
         learner.after_step(training.step / total)
         training.update_average()
@@ -290,20 +301,17 @@ def _hash(*numbers: int) -> int:
     return int.from_bytes(hashlib.blake2b(packed, digest_size=8).digest(), "little") >> 1
 
 
-@contextmanager
-def _counting(training: Training) -> Iterator[bool]:
-    """Counts the FLOPs of what runs inside, unless they are known; yields whether it does.
+def _counts(step: int, total: int, examples: Examples) -> bool:
+    """Whether a step's FLOPs are counted, which makes it a little slower: the first one's; where examples differ in
+    length, those of some steps at even distances, since one batch tells little of the others.
 
-    Once a training, so that it costs no more than one slower step: of the first part of the first batch, from which the
-    others differ only where texts are of other lengths. A resumed training has the number from its checkpoint, and so
-    takes every step in the same way as one that was never stopped.
+    By the step alone: a resumed run takes every step in the same way as one that was never stopped.
     """
-    if training.flops is not None:
-        yield False
-        return
-    with flop_counter() as counter:
-        yield True
-    training.flops = float(counter.get_total_flops() * training.schedule.accumulate * distributed.world_size())
+    return step == 0 if examples.lengths is None else step % max(1, total // COUNTED) == 0
+
+
+COUNTED = 16
+"""Steps, about, whose FLOPs are counted where they differ."""
 
 
 def _wrapped(training: Training, total: int) -> tuple[nn.Module, nn.Module]:

@@ -1,13 +1,11 @@
 """FLOPs of a training step, against what they are by hand."""
 
-from contextlib import contextmanager
-
 import pytest
 import torch
 from torch import nn
 
 from sslrun.backbones import build_backbone
-from sslrun.data.examples import ImageSpec, TensorExamples
+from sslrun.data.examples import Batch, ImageSpec, TensorExamples
 from sslrun.learner import Output
 from sslrun.tasks.frozen import extract
 from sslrun.training import checkpoint, loop
@@ -65,25 +63,42 @@ def test_a_steps_flops_are_those_of_its_matrices(accumulate):
 
 def test_counting_changes_no_bit_and_is_done_once(monkeypatch, tmp_path):
     counted = trained()
-    entered = []
-
-    @contextmanager
-    def never(training):
-        entered.append(training.step)
-        yield False
-
-    stopped = trained(until=2)
-    checkpoint.save(stopped, tmp_path)
-    monkeypatch.setattr(loop, "_counting", never)
+    assert len(counted.counted) == 1
+    checkpoint.save(trained(until=2), tmp_path)
+    monkeypatch.setattr(loop, "_counts", lambda step, total, examples: False)
     plain = trained()
     assert plain.flops is None
-    assert entered == [0, 1, 2, 3]
     for a, b in zip(counted.learner.state_dict().values(), plain.learner.state_dict().values(), strict=True):
         assert torch.equal(a, b)
     resumed = Training(Perceptron(), SCHEDULE, CPU)
     checkpoint.restore(resumed, checkpoint.latest(tmp_path))
     assert resumed.flops == counted.flops
     assert resumed.seconds > resumed.earlier > 0
+
+
+class Texts(TensorExamples):
+    """Examples of which half are twice as long: a batch is as long as its longest."""
+
+    @property
+    def lengths(self):
+        return 1 + torch.arange(len(self)) % 2
+
+    def batches(self, indices, device):
+        for batch, chosen in zip(super().batches((indices := list(indices)), device), indices, strict=True):
+            longest = int(self.lengths[chosen].max())
+            yield Batch(batch.inputs.repeat(longest, 1, 1, 1), batch.labels.repeat(longest))
+
+
+def test_where_lengths_differ_steps_are_counted_at_even_distances():
+    alike = examples()
+    texts = Texts(alike.inputs, alike.labels, alike.classes, alike.spec)
+    training = Training(Perceptron(), SCHEDULE.model_copy(update={"steps": 64}), CPU)
+    for _ in train(training, texts, 3):
+        pass
+    assert len(training.counted) == 16
+    one = trained().flops  # of a batch of short ones, or half of a batch of long ones
+    assert set(training.counted) == {one, 2 * one}
+    assert one < training.flops < 2 * one
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
