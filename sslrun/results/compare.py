@@ -24,7 +24,7 @@ from sslrun.backbones.base import backbones
 from sslrun.errors import UserError
 from sslrun.registry import did_you_mean
 from sslrun.results.published import Number, Published
-from sslrun.results.table import Cell, Column, Cost, Row, Table, column_of, row_of, write_table
+from sslrun.results.table import Cell, Column, Cost, Row, Table, amount, column_of, row_of, write_table
 from sslrun.runs import read_result
 
 MIN_ROWS = 3
@@ -275,10 +275,9 @@ class Pair:
         """Ours minus published."""
         return self.ours.mean - self.value
 
-    @property
-    def number(self) -> str:
-        """How its numbers are printed."""
-        return ".3g" if isinstance(self.ours, Cost) else ".1f"
+    def shown(self, value: float, sign: str = "") -> str:
+        """One of its numbers, to print."""
+        return amount(value, sign) if isinstance(self.ours, Cost) else f"{value:{sign}.1f}"
 
 
 @dataclass
@@ -566,8 +565,8 @@ def _lay_out(made: Comparison) -> None:
         mark = "" if number.verified else " †"
         for which, words in (
             ("ours", pair.ours.text()),
-            ("published", f"{pair.value:{pair.number}}{deviation}{mark}"),
-            ("difference", f"{pair.difference:+{pair.number}}"),
+            ("published", f"{pair.shown(pair.value)}{deviation}{mark}"),
+            ("difference", pair.shown(pair.difference, "+")),
         ):
             made.cells[(name, which), pair.column] = Plain(words=words)
     for (group, column), each in made.agreements.items():
@@ -610,6 +609,7 @@ def _notes(made: Comparison, published: Published, ours: Table, rows: Axis, colu
             for axis in (rows, columns)
             for key, match in axis.items()
             if match.part != "stand-in"
+            and key not in ours.units
             and normal(ours_part := key[1] if match.part == "protocol" else key[0]) != normal(match.name)
         ]
         if renamed:
@@ -624,7 +624,11 @@ def _notes(made: Comparison, published: Published, ours: Table, rows: Axis, colu
             notes.append("† recalled from the paper, not seen in it")
         if any(pair.value != pair.published.value for pair in made.pairs):
             notes.append(f"published in {published.unit}, brought to ours")
-        others = {unit for pair in made.pairs if (unit := _unit(ours, pair.column)) not in ("%", published.unit)}
+        measured = [pair for pair in made.pairs if pair.column not in ours.units]
+        if len(measured) < len(made.pairs):
+            costs = tuple(f"{pair.column[1]}:" for pair in made.pairs if pair.column in ours.units)
+            notes += [note for note in ours.notes if note.startswith(costs)]
+        others = {unit for pair in measured if (unit := _unit(ours, pair.column)) not in ("%", published.unit)}
         if others:
             notes.append(f"units are not checked: ours {', '.join(sorted(others))}, published in {published.unit}")
         if made.agreements:

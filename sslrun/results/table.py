@@ -51,12 +51,17 @@ class Cell:
         return f"{self.mean:{number}}{deviation}"
 
 
+def amount(value: float, sign: str = "") -> str:
+    """A number of any size, to three digits or all those before the point; `sign` "+": with its sign."""
+    return f"{value:{sign},.0f}" if abs(value) >= 1000 else f"{value:{sign}.3g}"
+
+
 @dataclass
 class Cost(Cell):
-    """Of any size: printed to three digits."""
+    """Of any size."""
 
     def text(self, number: str = ".1f", plus_minus: str = " ± ") -> str:
-        return super().text(".3g", plus_minus)
+        return amount(self.mean) + ("" if self.deviation is None else f"{plus_minus}{amount(self.deviation)}")
 
 
 @dataclass
@@ -108,7 +113,8 @@ class Table:
 
     @property
     def columns(self) -> list[Column]:
-        return list(dict.fromkeys(column for _, column in (*self.cells, *self.empty)))
+        every = dict.fromkeys(column for _, column in (*self.cells, *self.empty))
+        return sorted(every, key=lambda column: column in self.units)
 
     @classmethod
     def from_results(cls, results: Sequence[dict[str, Any]], title: str = "") -> Table:

@@ -10,7 +10,7 @@ from sslrun.recipe import Source, Sweep, parse
 from sslrun.results.compare import compare
 from sslrun.results.compute import ALL, CORE_DAYS, PRETRAINING, add_compute, core_days, spent, utilisations
 from sslrun.results.published import published
-from sslrun.results.table import Table
+from sslrun.results.table import Table, amount
 from sslrun.stages.context import Context
 from sslrun.stages.reporting import Reporter
 from sslrun.stages.sweep import Plan, of_run, work
@@ -50,6 +50,7 @@ def test_a_run_counts_once_a_row_and_seed():
     assert cells["A", CORE_DAYS].values["0"] == pytest.approx(core_days(2e15))
     assert cells["A", "hours on GPU"].mean == 2 * 8 + 2
     assert cells["A", ALL].text() == "4.5 ± 0.707"
+    assert [amount(each) for each in (1.234e-7, 12.34, 2500.4)] == ["1.23e-07", "12.3", "2,500"]
     assert ("B", PRETRAINING) not in cells
     assert ("B", CORE_DAYS) not in cells
     assert cells["B", "hours on CPU"].mean == 1
@@ -68,6 +69,8 @@ def test_the_last_row_of_the_vit_table_is_filled_in():
     text = io.StringIO()
     Console(file=text, width=250).print(made.render())
     assert "680" in text.getvalue()
+    assert "TPUv3-core-days: of pretraining alone" in text.getvalue()
+    assert "units are not checked" not in text.getvalue()
     assert "PFLOPs" not in str(made.unmatched)
 
 
