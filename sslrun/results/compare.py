@@ -10,7 +10,7 @@ import math
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -216,8 +216,9 @@ def normal(name: str) -> str:
 def _of_row(row: Row, results: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
     """(part of the row, a name it may stand under in a paper), the likeliest first."""
     pretexts = {each["pretext"] or "" for each in results if row_of(each) == row and not each.get("row")}
-    protocols = [("protocol", name) for name in (row[1], *SYNONYMS.get(row[1], ()))]
-    return [("name", row[0]), *(("name", each) for each in pretexts), *protocols]
+    names, protocols = (row[0], *pretexts), (row[1], *SYNONYMS.get(row[1], ()))
+    both = [f"{name} · {protocol}" for name in names for protocol in protocols]
+    return [*(("name", each) for each in (*names, *both)), *(("protocol", each) for each in protocols)]
 
 
 def _of_column(column: Column) -> list[tuple[str, str]]:
@@ -400,6 +401,7 @@ def compare(ours: Table, published: Published) -> Comparison:
     same is read from `ours.results` (each with what `facts` tells of its run under 'facts', where the caller put it there)
     and from the published table's setting.
     """
+    published = _by_task(published)
     rows, columns, turned = _axes(ours, published)
     pairs, unlike = _pairs(ours, published, rows, columns, turned)
     kept = {(pair.row, pair.column) for pair in pairs}
@@ -410,7 +412,11 @@ def compare(ours: Table, published: Published) -> Comparison:
         rank=None,  # the lines of a column are not rivals
         results=results,
         pairs=pairs,
-        settings=_settings(results, published, all(match.part == "protocol" for match in rows.values()))
+        settings=_settings(
+            results,
+            published,
+            published.task is not None or all(match.part == "protocol" for match in rows.values()),
+        )
         if pairs
         else [],
         unmatched=_unmatched(ours, published, rows, columns, turned, unlike),
@@ -430,6 +436,18 @@ def compare(ours: Table, published: Published) -> Comparison:
 
 Axis = dict[Any, Match]
 """Our row or column -> the published one."""
+
+
+def _by_task(published: Published) -> Published:
+    """A table of which the columns are protocols as ours are: a row is one thing pretrained and one protocol."""
+    if published.task is None:
+        return published
+    rows, aliases = {}, {published.task: published.aliases.get(published.task, [])}
+    for row, cells in published.rows.items():
+        for protocol, number in cells.items():
+            rows[f"{row} · {protocol}"] = {published.task: number}
+            aliases[f"{row} · {protocol}"] = [f"{other} · {protocol}" for other in published.aliases.get(row, ())]
+    return replace(published, rows=rows, aliases=aliases)
 
 
 def _axes(ours: Table, published: Published) -> tuple[Axis, Axis, bool]:

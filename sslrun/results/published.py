@@ -45,6 +45,8 @@ class Published:
     """What the numbers were measured on (data, steps, parameters …), as far as the source says."""
     aliases: dict[str, list[str]] = field(default_factory=dict)
     """Other names of its rows and columns."""
+    task: str | None = None
+    """What it is of, where its columns are protocols."""
 
 
 def names() -> list[str]:
@@ -73,6 +75,7 @@ def published(name: str) -> Published:
     return Published(
         name, table["paper"], table["where"], table["unit"], rows,
         table.get("std_kind"), table.get("setting", {}), table.get("aliases", {}),
+        table.get("protocols_of"),
     )  # fmt: skip
 
 

@@ -84,6 +84,18 @@ def test_a_stand_in_stands_beside_the_column_it_names_and_says_that_it_is_one():
     assert "test data: differs (ours: entailment, span; published: QNLI (Acc), SQuAD (F1))" in told
 
 
+def test_where_the_columns_are_protocols_ours_stand_beside_them():
+    results = [result("SimCLR", value, task="imagenet-1k", protocol=protocol)
+               for protocol, value in (("knn", 50.0), ("probe", 60.0), ("finetune", 70.0))]  # fmt: skip
+    made = compare(Table.from_results(results), published("dino_table2"))
+    assert [(pair.row[1], pair.published_row, pair.value) for pair in made.pairs] == [
+        ("knn", "SimCLR RN50 · k-NN", 60.7),
+        ("probe", "SimCLR RN50 · linear", 69.1),
+    ]
+    assert "protocol" not in {each.kind for each in made.settings}
+    assert not compare(Table.from_results([result("SimCLR", 9.0, task="cifar10")]), published("dino_table2")).pairs
+
+
 @pytest.mark.parametrize(("task", "labels"), [("STL", 0.1), ("cifar", 0.1)])
 def test_a_share_of_labels_is_no_part_of_a_name(task, labels):
     # 'STL' with 10 % of the labels is not 'STL-10'.
@@ -209,7 +221,8 @@ def test_every_published_table_stands_beside_any_other():
             for column, number in cells.items():
                 ours.add((row, "finetune"), (column, "100 %"), number.value)
         printed(compare(ours, known))
-        assert set(known.aliases) <= set(known.rows) | {name for cells in known.rows.values() for name in cells}
+        columns = {name for cells in known.rows.values() for name in cells}
+        assert set(known.aliases) <= {*known.rows, *columns, known.task}
 
 
 def test_the_same_renderers_write_it(tmp_path):
