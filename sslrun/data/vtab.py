@@ -30,12 +30,12 @@ EXAMPLES, VAL = 1000, 200
 TRAIN_AND_TEST: Mapping[Split, str] = {"train": "train", "test": "test"}
 
 
-def hub(name: str) -> Hub:
-    """Where a set lies: the labels of VTAB's own loaders, as CLIP benchmark published them; that has no training images of
-    SUN397."""
+def hub(name: str) -> tuple[Hub, str]:
+    """Where a set lies, and the column of its labels: those of VTAB's own loaders, as CLIP benchmark published them; that
+    has no training images of SUN397."""
     if name == "sun397":
-        return Hub("dpdl-benchmark/sun397", TRAIN_AND_TEST)
-    return Hub(f"clip-benchmark/wds_vtab-{name}", TRAIN_AND_TEST)
+        return Hub("dpdl-benchmark/sun397", TRAIN_AND_TEST), "label"
+    return Hub(f"clip-benchmark/wds_vtab-{name}", TRAIN_AND_TEST), "cls"
 
 
 @sources.register("vtab")
@@ -69,7 +69,8 @@ class Vtab(ImageSource):
             if folder.is_dir():
                 return local_store(folder)
         remedy = f"Put it at data/vtab/{self.options.set}, or set SSLRUN_DATA; see `sslrun show data vtab`"
-        return HubStore(self.title, hub(self.options.set), remedy)
+        place, label = hub(self.options.set)
+        return HubStore(self.title, place, remedy, label=label)
 
     def load(self, split: Split) -> Examples:
         stored: Split = "test" if split == "test" else "train"
@@ -112,7 +113,7 @@ class Vtab(ImageSource):
     def describe(cls) -> dict[str, str]:
         where: dict[str, Any] = {
             name: next((f"found at {each}" for each in cls._folders(name) if each.is_dir()), None)
-            or f"https://huggingface.co/datasets/{hub(name).repository}"
+            or f"https://huggingface.co/datasets/{hub(name)[0].repository}"
             for name in get_args(Set)
         }
         return {

@@ -99,6 +99,28 @@ def test_sets_are_looked_for_on_the_hub_where_vtabs_labels_are(monkeypatch):
     assert asked == ["clip-benchmark/wds_vtab-caltech101", "dpdl-benchmark/sun397"]
 
 
+def test_what_the_hub_gives_is_read_as_web_datasets_are(monkeypatch):
+    """Images under their format's name, plain numbers under cls, and where each is from."""
+
+    def load_dataset(path, name=None, **options):
+        pixels = np.arange(30, dtype=np.uint8).repeat(8 * 8 * 3).reshape(30, 8, 8, 3)
+        rows = {
+            "__key__": list("k" * 30),
+            "__url__": list("u" * 30),
+            "webp": [Image.fromarray(each) for each in pixels],
+        }
+        types = {"__key__": datasets.Value("string"), "__url__": datasets.Value("string"), "webp": datasets.Image(),
+                 "cls": datasets.Value("int64")}  # fmt: skip
+        made = datasets.Dataset.from_dict({**rows, "cls": [each % 3 for each in range(30)]}, datasets.Features(types))
+        return datasets.DatasetDict(train=made, test=made)
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    found = splits("eurosat")
+    assert (len(found.train), len(found.val), len(found.test)) == (24, 6, 30)
+    assert found.classes == ("0", "1", "2")
+    assert (found.train.inputs[:, 0, 0, 0] % 3).tolist() == found.train.labels.tolist()
+
+
 def sweep(place, *sets):
     asked = {name: {"data": {"name": "vtab", "set": name, "size": 8}, "protocols": ["probe"]} for name in sets}
     given = {"name": "tiny", "backbone": "pixels", "data": {"name": "vtab", "set": sets[0], "size": 8},
