@@ -108,7 +108,8 @@ class Plan:
             table.note(f"{missing} of {len(self.cells)} cells are not computed")
         for row, cell in self.cells:
             if reason := cell.made.failure:
-                table.leave_empty(*place_of(row, cell), reason)
+                for place in places_of(row, cell):
+                    table.leave_empty(*place, reason)
         return table
 
     def comparison(self) -> Comparisons | None:
