@@ -386,11 +386,11 @@ def _numbers(result: dict[str, Any]) -> dict[Column, float]:
     values = [result["metrics"]["test"][metric], *(scores[metric] for scores in shifts.values())]
     if len(shifts) > 1:
         values.append(statistics.fmean(values[1:]))
-    found = dict(zip(columns_of(result, list(shifts)), values, strict=True))
+    numbers = dict(zip(columns_of(result, list(shifts)), values, strict=True))
     if REASSESSED in result["metrics"]["test"]:
         task, what = column_of(result)
-        found[(f"{task} ReaL", what)] = result["metrics"]["test"][REASSESSED]
-    return found
+        numbers[f"{task} ReaL", what] = result["metrics"]["test"][REASSESSED]
+    return numbers
 
 
 def _a_class(result: dict[str, Any]) -> bool:

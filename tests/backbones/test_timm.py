@@ -55,7 +55,7 @@ def test_weights_from_timm_give_timms_features(vision_transformer, tmp_path, opt
     (cell,) = cells(parse(Source(given, {(): "tiny.yaml:1"})), 0, tmp_path / "runs", source=path)
     splits = load_splits("digits", cell.evaluation.data.options)
     task = tasks["classification"](cell.evaluation.task.options, splits.spec, splits.classes)
-    ours = Work(cell, Context(tmp_path, compute("cpu")), splits, task, torch.arange(1))._backbone().eval()
+    ours = Work(cell, Context(tmp_path, compute("cpu")), splits, task, torch.arange(1), {})._backbone().eval()
     images = torch.rand(3, 3, 16, 16)
     with torch.no_grad():
         tokens = model.forward_features(Normalize(IMAGENET_MEAN, IMAGENET_STD)(images))

@@ -69,7 +69,7 @@ def test_features_are_those_of_the_file_and_its_normalisation(tmp_path, weights)
     ((_, cell),) = plan(tmp_path, weights, 8, "knn").cells
     splits = load_splits("digits", sources["digits"].Options(size=8))
     task = evaluate.tasks["classification"](cell.evaluation.task.options, splits.spec, splits.classes)
-    found = evaluate.Work(cell, Context(tmp_path, compute("cpu")), splits, task, torch.arange(4))._backbone().eval()
+    found = evaluate.Work(cell, Context(tmp_path, compute("cpu")), splits, task, torch.arange(4), {})._backbone().eval()
     bare = build_backbone("vit-tiny", VIT, ImageSpec(8)).eval()
     state = {name: each for name, each in load_file(weights).items() if not name.startswith("head")}
     bare.load_state_dict(state, strict=False)
