@@ -117,10 +117,10 @@ def _relabelled(name: str, examples: Examples, given: Mapping[str, str | Sequenc
         mine = [classes.index(each) for each in _several(given[theirs])] if theirs in given else []
         if not mine and _plain(theirs) in own:
             mine = [own[_plain(theirs)]]
-        for each in mine:
-            if each in of or (len(mine) > 1 and each in places):
-                first = of.get(each) or examples.classes[int((places == each).nonzero()[0, 0])]
-                raise UserError(f"shift '{name}': '{classes[each]}' is said to be of '{first}' and of '{theirs}'")
+        for own_class in mine:
+            if own_class in of or (len(mine) > 1 and own_class in places):
+                first = of.get(own_class) or examples.classes[int((places == torch.tensor(own_class)).nonzero()[0, 0])]
+                raise UserError(f"shift '{name}': '{classes[own_class]}' is said to be of '{first}' and of '{theirs}'")
         if mine:
             places[at] = mine[0]
         if len(mine) > 1:
