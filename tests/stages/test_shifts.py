@@ -1,0 +1,213 @@
+"""Shifted test sets in an evaluation: scored by every protocol from one pass, and chosen by never."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from sslrun import cli
+from sslrun.errors import UserError
+from sslrun.recipe import load
+from sslrun.results.table import Table
+from sslrun.stages.context import Context
+from sslrun.stages.evaluate import Work, cells
+from sslrun.training.device import compute
+
+RECIPE = {
+    "name": "shifted",
+    "backbone": {"name": "mlp", "width": 16, "depth": 1},
+    "data": {"name": "digits", "size": 8},
+    "finetune": {"epochs": 4, "batch": 32, "optimizer": "sgd", "lr": [0.01, 0.1], "keep": "best"},
+    "evaluate": {
+        "digits": {
+            "protocols": ["knn", "probe", "fewshot", "finetune", "lpft", "scratch", "nearest-neighbours"],
+            "labels": [0.1],
+            "fewshot": {"shots": [5]},
+            "task": {"augmentation": {"crop": [0.8, 1.0]}},
+        }
+    },
+}
+SHIFTS = {
+    "noise": {"corruption": "gaussian-noise", "severity": [1, 5]},
+    "turned": {"corruption": "rotation", "severity": 5},
+}
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """What is this small waits for a second thread, where others are busy, longer than it computes."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def evaluated(tmp_path):
+    """The result of each protocol of the recipe, with these shifts and other changes."""
+
+    def run(shifts=None, **changes):
+        recipe = {**RECIPE, **changes}
+        recipe["evaluate"] = {"digits": {**RECIPE["evaluate"]["digits"], **({"shifts": shifts} if shifts else {})}}
+        path = tmp_path / "shifted.yaml"
+        path.write_text(yaml.safe_dump(recipe))
+        context = Context(tmp_path / "runs", compute("cpu"))
+        every = cells(load(path), 0, tmp_path / "runs")
+        return {cell.protocol: cell.run(context) for cell in every}
+
+    return run
+
+
+def figures(result):
+    """What a shift must not change."""
+    return {key: result.get(key) for key in ("metrics", "lr", "tried", "l2", "chosen")}
+
+
+def test_every_protocol_is_scored_on_every_shift_and_in_distribution_nothing_changes(evaluated):
+    plain, shifted = evaluated(), evaluated(SHIFTS)
+    assert set(plain) == set(RECIPE["evaluate"]["digits"]["protocols"])
+    for protocol, result in shifted.items():
+        assert figures(result) == figures(plain[protocol])
+        assert list(result["shifts"]) == ["noise", "turned"]
+        assert "shifts" not in plain[protocol]
+        assert 0 <= result["shifts"]["noise"]["accuracy"] <= 100
+    assert shifted["probe"]["shifts"]["turned"]["accuracy"] < shifted["probe"]["metrics"]["test"]["accuracy"]
+    again = evaluated({"noise 1": {"corruption": "gaussian-noise", "severity": 1}, "noise 5": {"corruption": "gaussian-noise", "severity": 5}})  # fmt: skip
+    for protocol, result in again.items():  # of several severities the mean is told
+        mean = sum(each["accuracy"] for each in result["shifts"].values()) / 2
+        assert shifted[protocol]["shifts"]["noise"]["accuracy"] == pytest.approx(mean)
+
+
+def test_labels_out_of_distribution_choose_nothing(evaluated, tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (60, 8, 8), dtype=np.uint8)
+    labels = np.arange(60) % 10
+    np.savez(tmp_path / "a.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
+    np.savez(tmp_path / "b.npz", x_train=images, y_train=labels, x_test=images, y_test=(labels + 3) % 10)
+    a, b = (evaluated({"other": {"data": {"name": "npz", "path": str(tmp_path / f"{name}.npz")}}}) for name in "ab")
+    for protocol in a:
+        assert figures(a[protocol]) == figures(b[protocol])
+    assert any(a[protocol]["shifts"] != b[protocol]["shifts"] for protocol in a)
+
+
+def test_the_table_has_columns_for_each_shift_and_their_mean(evaluated):
+    results = list(evaluated(SHIFTS).values())
+    results = [each for each in results if each["protocol"] != "fewshot"]
+    table = Table.from_results(results, "t")
+    probe = next(each for each in results if each["protocol"] == "probe")
+    cells = {column[1]: cell.mean for (row, column), cell in table.cells.items() if row[1] == "probe"}
+    noise, turned = (each["accuracy"] for each in probe["shifts"].values())
+    assert cells == {
+        "10 %": probe["metrics"]["test"]["accuracy"],
+        "10 % · noise": noise,
+        "10 % · turned": turned,
+        "10 % · mean OOD": pytest.approx((noise + turned) / 2),
+    }
+    head = next(line for line in table.to_markdown().splitlines() if line.startswith("|"))
+    assert [each.strip() for each in head.split("|")[3:-1]] == ["ID", "noise", "turned", "mean OOD"]
+
+
+def test_the_epoch_that_is_best_on_validation_is_kept(evaluated, monkeypatch):
+    """Scripted scores: the second of four epochs is the best."""
+    seen, scores, honest = [], iter([30.0, 80.0, 80.0, 10.0]), Work._scores
+
+    def scripted(self, learner, split):
+        found = honest(self, learner, split)
+        if learner.training or split != "val" or self.cell.protocol != "finetune":
+            return found
+        if (score := next(scores, None)) is None:
+            return found
+        seen.append({name: each.clone() for name, each in learner.state_dict().items()})
+        return {**found, "accuracy": score}
+
+    monkeypatch.setattr(Work, "_scores", scripted)
+    kept = {}
+    honest_tested = Work._tested
+
+    def tested(self, learner):
+        kept.update({name: each.clone() for name, each in learner.state_dict().items()})
+        return honest_tested(self, learner)
+
+    monkeypatch.setattr(Work, "_tested", tested)
+    digits = {**RECIPE["evaluate"]["digits"], "protocols": ["finetune"]}
+    monkeypatch.setitem(RECIPE["evaluate"], "digits", digits)
+    evaluated(finetune={**RECIPE["finetune"], "lr": 0.1})
+    assert len(seen) == 4
+    same = [all(torch.equal(kept[name], each[name]) for name in kept) for each in seen]
+    assert same == [False, True, False, False]  # of equals the earlier
+
+
+def test_distortion_is_nothing_where_nothing_moves_and_more_where_more_does(evaluated, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(
+        RECIPE["evaluate"], "digits", {**RECIPE["evaluate"]["digits"], "protocols": ["probe", "finetune", "lpft"]}
+    )
+    fixed = {"epochs": 2, "batch": 32, "optimizer": "sgd", "frozen_norm": True}  # else statistics move
+    still, far = (evaluated(SHIFTS, finetune={**fixed, "lr": lr}) for lr in (1e-9, 0.1))
+    assert list(far["finetune"]["distortion"]) == ["ID", "noise", "turned"]
+    assert max(still["finetune"]["distortion"].values()) < 1e-3 < min(far["finetune"]["distortion"].values())
+    assert "distortion" not in far["probe"]
+    assert "distortion" in evaluated(finetune={**fixed, "lr": 0.1})["lpft"]  # of any run, shifts or none
+    # It is what the weights that are kept say.
+    (folder,) = (
+        path.parent
+        for path in (tmp_path / "runs/shifted").glob("finetune-*/result.json")
+        if json.loads(path.read_text())["distortion"] == far["finetune"]["distortion"]
+    )
+    assert load_file(folder / "backbone.safetensors")
+    monkeypatch.setattr(sys, "argv", ["sslrun", "table", str(folder), "--distortion", "--json"])
+    with pytest.raises(SystemExit) as exit:
+        cli.main()
+    assert exit.value.code == 0
+    told = json.loads(capsys.readouterr().out)
+    assert {each["column"]: each["mean"] for each in told["cells"]} == {
+        f"10 % · {name}": value for name, value in far["finetune"]["distortion"].items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("shifts", "words"),
+    [
+        ({"s": {"corruption": "fogg"}}, "Did you mean 'fog'?"),
+        ({"s": {"corruption": "fog", "severity": 6}}, "evaluate.digits.shifts.s.severity: should be less than or equal to 5"),
+        ({"s": {"severity": 2}}, "give either data, another set, or corruption"),
+        ({"s": {"data": "digits", "corruption": "fog"}}, "give either data, another set, or corruption"),
+        ({"s": {"corruption": "fog", "classes": {"a": "b"}}}, "classes goes with data"),
+        ({"s": {"corruption": "fog", "severty": 2}}, "no such option of the shift 's'. Did you mean 'severity'?"),
+        ({"s": {"data": "cifar"}}, "no such data set: 'cifar'"),
+        ({"s": {"data": "sst2"}}, "'sst2' is text data, 'digits' image data"),
+        ({"a · b": "fog"}, "evaluate.digits.shifts"),
+        (["fog", "cifar"], "no such data set: 'cifar'"),
+        ("fog", "should be a mapping"),
+    ],
+)  # fmt: skip
+def test_a_mistake_in_a_shift_is_one_line(tmp_path, shifts, words):
+    recipe = {**RECIPE, "evaluate": {"digits": {**RECIPE["evaluate"]["digits"], "shifts": shifts}}}
+    path = tmp_path / "shifted.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    with pytest.raises(UserError) as error:
+        load(path)
+    assert words in str(error.value)
+    assert str(error.value).startswith(f"{path}:")
+    assert "\n" not in str(error.value)
+
+
+def test_text_can_not_be_corrupted(tmp_path):
+    path = tmp_path / "text.yaml"
+    path.write_text("name: t\nbackbone: bert-tiny\ndata: world\nevaluate: {world-sentiment: {protocols: [knn], shifts: [fog]}}\n")  # fmt: skip
+    with pytest.raises(UserError, match="only images can be corrupted; name other data"):
+        load(path)
+
+
+def test_names_alone_are_data_sets_and_corruptions(tmp_path):
+    recipe = {**RECIPE, "evaluate": {"digits": {**RECIPE["evaluate"]["digits"], "shifts": ["fog", "cifar10.1"]}}}
+    path = tmp_path / "shifted.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    shifts = load(path).evaluate["digits"].shifts
+    assert (shifts["fog"].corruption, shifts["fog"].severity) == ("fog", 3)
+    assert shifts["cifar10.1"].data.name == "cifar10.1"
+    written = tmp_path / "resolved.yaml"
+    written.write_text(yaml.safe_dump(load(path).resolved()))
+    assert load(written) == load(path)
