@@ -192,15 +192,20 @@ CHEAP = {
 """What makes a measurement quick, where it is not."""
 
 
-def test_all_ten_are_there():
-    assert {load_claim(path).number for path in CLAIMS.values()} >= set(range(1, 11))
+def test_all_ten_are_there_and_each_can_be_judged_in_minutes_on_a_cpu():
+    claims = [load_claim(path) for path in CLAIMS.values()]
+    short = {
+        claim.number
+        for claim in claims
+        if any(each.device == "cpu" and each.minutes <= 15 for each in claim.variants.values())
+    }
+    assert short >= set(range(1, 11))
 
 
 @pytest.mark.parametrize("name", CLAIMS)
 def test_each_claim_can_be_run(name, tmp_path):
     """Its cells are those of its sweep, and there is more than one value of each."""
     claim = load_claim(CLAIMS[name])
-    assert any(each.device == "cpu" and each.minutes <= 15 for each in claim.variants.values())
     for variant, chosen in claim.variants.items():
         if chosen.measure is None:
             assert Trial.of(claim, variant, tmp_path).plan.jobs
