@@ -278,7 +278,7 @@ def export(
 @app.command()
 def show(
     kind: Annotated[
-        str | None, typer.Argument(help="backbone, pretext, data, task, measurement, protocol, table.")
+        str | None, typer.Argument(help="backbone, pretext, data, corruption, task, measurement, protocol, table.")
     ] = None,
     name: Annotated[str | None, typer.Argument(help="One of the kind.")] = None,
     as_json: AsJson = False,

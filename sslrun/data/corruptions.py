@@ -99,14 +99,17 @@ def _uniform(images: Tensor, low: float, high: float, generator: Generator) -> T
 
 
 def _gaussian_noise(images: Tensor, deviation: float, generator: Generator) -> Tensor:
+    """Of this deviation."""
     return images + deviation * torch.randn(images.shape, generator=generator, device=images.device)
 
 
 def _shot_noise(images: Tensor, photons: float, generator: Generator) -> Tensor:
+    """Photons that make a white pixel."""
     return torch.poisson(images * photons, generator=generator) / photons
 
 
 def _impulse_noise(images: Tensor, share: float, generator: Generator) -> Tensor:
+    """Share of the values that become black or white."""
     hit, salt = torch.rand((2, *images.shape), generator=generator, device=images.device)
     return torch.where(hit < share, (salt < 0.5).float(), images)
 
@@ -115,13 +118,14 @@ def _impulse_noise(images: Tensor, share: float, generator: Generator) -> Tensor
 
 
 def _gaussian_blur(images: Tensor, sigma: float, generator: Generator) -> Tensor:
+    """Sigma, in pixels."""
     sigma *= _scale(images)
     kernel = min(2 * math.ceil(4 * sigma) + 1, 2 * images.shape[-1] - 1)
     return gaussian_blur(images, torch.full((len(images),), sigma, device=images.device), kernel)
 
 
 def _defocus_blur(images: Tensor, disk: tuple[float, float], generator: Generator) -> Tensor:
-    """disk: its radius, and the sigma that its edge is smoothed with."""
+    """A disk: its radius, and the sigma that its edge is smoothed with, in pixels."""
     radius, edge = (each * _scale(images) for each in disk)
     reach = min(math.ceil(radius) + 1, images.shape[-1] - 1)
     at = torch.arange(-reach, reach + 1, device=images.device, dtype=torch.float32)
@@ -135,7 +139,7 @@ def _defocus_blur(images: Tensor, disk: tuple[float, float], generator: Generato
 
 
 def _motion_blur(images: Tensor, motion: tuple[float, float], generator: Generator) -> Tensor:
-    """motion: how many pixels an image moves, and the sigma of how long it stays at each."""
+    """How many pixels an image moves, and the sigma of how long it stays at each."""
     radius, sigma = (each * _scale(images) for each in motion)
     angle = _uniform(images, -math.pi / 4, math.pi / 4, generator)
     weights = torch.exp(-0.5 * (torch.arange(round(radius) + 1) / sigma) ** 2)
@@ -149,7 +153,7 @@ def _motion_blur(images: Tensor, motion: tuple[float, float], generator: Generat
 
 
 def _fog(images: Tensor, fog: tuple[float, float], generator: Generator) -> Tensor:
-    """fog: its density, and by how much each octave of its structure is weaker than the coarser one before."""
+    """Its density, and by how much each octave of its structure is weaker than the coarser one before."""
     density, decay = fog
     side = images.shape[-2:]
     field, weight, cells = torch.zeros(len(images), 1, *side, device=images.device), 1.0, 2
@@ -163,19 +167,20 @@ def _fog(images: Tensor, fog: tuple[float, float], generator: Generator) -> Tens
 
 
 def _brightness(images: Tensor, more: float, generator: Generator) -> Tensor:
-    """HSV's value raised: the brightest channel by `more`, the others in proportion."""
+    """What HSV's value is raised by: the brightest channel, the others in proportion."""
     value = images.amax(dim=1, keepdim=True)
     raised = (value + more).clamp(max=1)
     return torch.where(value > 0, images * raised / value.clamp(min=1e-6), raised)
 
 
 def _contrast(images: Tensor, factor: float, generator: Generator) -> Tensor:
+    """Of the image's own, around its mean."""
     mean = images.mean(dim=(2, 3), keepdim=True)
     return (images - mean) * factor + mean
 
 
 def _inversion(images: Tensor, share: float, generator: Generator) -> Tensor:
-    """On the way to the negative, which is at 1."""
+    """How much of the way to the negative, which is at 1."""
     return images + share * (1 - 2 * images)
 
 
@@ -183,13 +188,14 @@ def _inversion(images: Tensor, share: float, generator: Generator) -> Tensor:
 
 
 def _pixelate(images: Tensor, share: float, generator: Generator) -> Tensor:
+    """Side of what the image is reduced to and enlarged from, as a share."""
     side = images.shape[-2:]
     small = F.interpolate(images, [max(1, int(each * share / _scale(images) ** 0.5)) for each in side], mode="area")
     return F.interpolate(small, side, mode="nearest-exact")
 
 
 def _jpeg(images: Tensor, quality: int, generator: Generator) -> Tensor:
-    """Through a file, image by image."""
+    """Quality of the file that it goes through, image by image."""
     decoded = []
     for image in (images * 255).round().to(torch.uint8).cpu():
         file = io.BytesIO()
@@ -202,14 +208,14 @@ def _jpeg(images: Tensor, quality: int, generator: Generator) -> Tensor:
 
 
 def _rotation(images: Tensor, degrees: float, generator: Generator) -> Tensor:
-    """Counter-clockwise or clockwise, the border's pixels repeated beyond it."""
+    """Degrees, counter-clockwise or clockwise, the border's pixels repeated beyond it."""
     angle = math.radians(degrees) * torch.sign(_uniform(images, -1, 1, generator))
     cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
     return _resampled(images, torch.stack([cos, -sin, zero, sin, cos, zero], dim=1).view(-1, 2, 3))
 
 
 def _translation(images: Tensor, share: float, generator: Generator) -> Tensor:
-    """By that share of the side, in any direction."""
+    """Share of the side, in any direction."""
     angle, by = _uniform(images, 0, 2 * math.pi, generator), share * images.shape[-1]
     return _moved(images, by * angle.cos(), by * angle.sin())
 
@@ -244,4 +250,4 @@ CORRUPTIONS: dict[str, tuple[Corruption, tuple[Any, ...]]] = {
     "translation": (_translation, (1 / 16, 1 / 8, 3 / 16, 1 / 4, 5 / 16)),
     "inversion": (_inversion, (0.2, 0.4, 0.6, 0.8, 1.0)),
 }
-"""Name -> what does it, and its constant at each severity."""
+"""Name -> what does it, its docstring saying what its constant is, and that constant at each severity."""

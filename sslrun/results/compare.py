@@ -24,7 +24,7 @@ from sslrun.backbones.base import backbones
 from sslrun.errors import UserError
 from sslrun.registry import did_you_mean
 from sslrun.results.published import Number, Published
-from sslrun.results.table import Cell, Column, Cost, Row, Table, amount, column_of, row_of, write_table
+from sslrun.results.table import Cell, Column, Cost, Row, Table, amount, column_of, columns_of, row_of, write_table
 from sslrun.runs import read_result
 
 MIN_ROWS = 3
@@ -405,7 +405,7 @@ def compare(ours: Table, published: Published) -> Comparison:
     rows, columns, turned = _axes(ours, published)
     pairs, unlike = _pairs(ours, published, rows, columns, turned)
     kept = {(pair.row, pair.column) for pair in pairs}
-    results = [each for each in ours.results if (row_of(each), column_of(each)) in kept]
+    results = [each for each in ours.results if any((row_of(each), column) in kept for column in columns_of(each))]
     made = Comparison(
         f"{ours.title or 'ours'} against {published.name}: {published.paper}, {published.where}",
         ours.metric,
@@ -520,7 +520,7 @@ def _unit(ours: Table, column: Column) -> str:
     """Our accuracies are in percent; any other metric names itself."""
     if column in ours.units:
         return ours.units[column]
-    metrics = {each["metric"] for each in ours.results if column_of(each) == column} or {ours.metric}
+    metrics = {each["metric"] for each in ours.results if column in columns_of(each)} or {ours.metric}
     return "%" if all("accuracy" in each for each in metrics) else ", ".join(sorted(metrics)) or "unknown"
 
 

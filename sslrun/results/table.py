@@ -159,21 +159,17 @@ class Table:
         """How far training moved each task's features, in distribution and out of it. UserError: nobody measured it."""
         measured = [each for each in results if "distortion" in each]
         if not measured:
-            raise UserError(
-                "no run measured it: what finetune and lpft do to features is measured where a task has shifts"
-            )
-        table = cls(
-            " · ".join(filter(None, [title, "feature distortion"])),
-            "Euclidean distance",
-            number=".3g",
-            rank=None,
-            results=measured,
-        )
+            raise UserError("no run moved features: finetune and lpft do, and tell how far; these runs are of none")
+        title = " · ".join(filter(None, [title, "feature distortion"]))
+        table = cls(title, "Euclidean distance", number=".3g", rank=None, results=measured)
         for each in measured:
             task, what = column_of(each)
             for place, distance in each["distortion"].items():
                 table.add(row_of(each), (task, f"{what} · {place}"), distance, _seed(each))
+        lengths = [each["feature_length"] for each in measured]
+        long = " to ".join(dict.fromkeys(f"{each:.3g}" for each in (min(lengths), max(lengths))))
         table.note(f"mean Euclidean distance of test features before and after training, {_over(measured)}")
+        table.note(f"before it, features of the test set are {long} long in the mean")
         return table
 
     # ------------------------------------------------------------ formats
@@ -373,9 +369,10 @@ def column_of(result: dict[str, Any]) -> Column:
     return result["task"], f"{labels:g} a class" if _a_class(result) else f"{100 * labels:g} %"
 
 
-def columns_of(result: dict[str, Any], shifts: Sequence[str]) -> list[Column]:
+def columns_of(result: dict[str, Any]) -> list[Column]:
     """Every column that an evaluation has a number for: its test's, each shift's, and the mean over several."""
     task, what = column_of(result)
+    shifts = list(result.get("shifts", ()))
     names = [*shifts, MEAN_SHIFT] if len(shifts) > 1 else shifts
     return [(task, what), *((task, f"{what} · {name}") for name in names)]
 
@@ -386,7 +383,7 @@ def _numbers(result: dict[str, Any]) -> dict[Column, float]:
     values = [result["metrics"]["test"][metric], *(scores[metric] for scores in shifts.values())]
     if len(shifts) > 1:
         values.append(statistics.fmean(values[1:]))
-    numbers = dict(zip(columns_of(result, list(shifts)), values, strict=True))
+    numbers = dict(zip(columns_of(result), values, strict=True))
     if REASSESSED in result["metrics"]["test"]:
         task, what = column_of(result)
         numbers[f"{task} ReaL", what] = result["metrics"]["test"][REASSESSED]

@@ -190,7 +190,7 @@ class Inequality:
         return _mean(left), _mean(right)
 
     def text(self) -> str:
-        margin = f" + {self.margin:g}" if self.margin else ""
+        margin = f" {'+' if self.margin > 0 else '-'} {abs(self.margin):g}" if self.margin else ""
         return f"{_text(self.greater)} > {_text(self.lesser)}{margin}"
 
 

@@ -12,6 +12,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from sslrun.backbones.base import backbones
+from sslrun.data.corruptions import CORRUPTIONS
 from sslrun.data.sources import sources
 from sslrun.errors import UserError
 from sslrun.measurements.base import measurements
@@ -31,7 +32,7 @@ REGISTRIES: dict[str, Registry[Any]] = {
     "measurement": measurements,
 }
 SECTIONS: dict[str, type[BaseModel]] = {"pretrain": Pretrain, "watch": Watch}
-KINDS = (*REGISTRIES, "protocol", "section", "table")
+KINDS = (*REGISTRIES, "corruption", "protocol", "section", "table")
 
 
 def described(kind: str | None, name: str | None) -> dict[str, Any]:
@@ -54,6 +55,11 @@ def _summaries(kind: str) -> dict[str, str]:
         return {name: _first_line(REGISTRIES[kind][name]) for name in REGISTRIES[kind]}
     if kind == "protocol":
         return dict(PROTOCOLS)
+    if kind == "corruption":
+        return {
+            name: f"{_first_line(of).rstrip('.')}: {_listed(constants)}"
+            for name, (of, constants) in CORRUPTIONS.items()
+        }
     if kind == "section":
         return {name: _first_line(model) for name, model in SECTIONS.items()}
     short = {short: f"together: {', '.join(those)}" for short, those in published.short_names().items()}
@@ -75,6 +81,8 @@ def _whole(kind: str, name: str) -> dict[str, Any]:
     if kind == "protocol":
         model = Protocols.model_fields.get(name)
         return {"about": PROTOCOLS[name], "options": _options(type(model.default)) if model else []}
+    if kind == "corruption":
+        return {"about": f"{_summaries(kind)[name]}, at severity 1 to 5", "options": []}
     if kind == "section":
         return {"about": inspect.getdoc(SECTIONS[name]) or "", "options": _options(SECTIONS[name])}
     tables = published.published_as(name)
@@ -103,6 +111,12 @@ def _options(model: type[BaseModel]) -> list[dict[str, Any]]:
         }
         for name, field in model.model_fields.items()
     ]
+
+
+def _listed(constants: tuple[Any, ...]) -> str:
+    return ", ".join(
+        " and ".join(f"{each:.3g}" for each in (one if isinstance(one, tuple) else (one,))) for one in constants
+    )
 
 
 def _type_name(annotation: Any) -> str:

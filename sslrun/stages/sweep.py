@@ -165,8 +165,9 @@ def _choices(sweep: Sweep) -> dict[str, list[str]]:
 
 def places_of(row: str, cell: Cell) -> list[Place]:
     """Where a cell's numbers stand in its sweep's table: the test's, and those of its shifts."""
-    about = {"task": cell.task, "protocol": cell.protocol, "labels": cell.labels}
-    return [((row, cell.protocol), column) for column in columns_of(about, list(cell.evaluation.shifts))]
+    shifts = list(cell.evaluation.shifts)
+    about = {"task": cell.task, "protocol": cell.protocol, "labels": cell.labels, "shifts": shifts}
+    return [((row, cell.protocol), column) for column in columns_of(about)]
 
 
 def _result(cell: Cell, row: str) -> dict[str, Any]:

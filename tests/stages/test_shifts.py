@@ -1,6 +1,7 @@
 """Shifted test sets in an evaluation: scored by every protocol from one pass, and chosen by never."""
 
 import json
+import shutil
 import sys
 
 import numpy as np
@@ -12,9 +13,14 @@ from safetensors.torch import load_file
 from sslrun import cli
 from sslrun.errors import UserError
 from sslrun.recipe import load
+from sslrun.results.claims import load_claim
+from sslrun.results.compare import compare_all
+from sslrun.results.published import published_as
 from sslrun.results.table import Table
+from sslrun.stages.claims import Trial
 from sslrun.stages.context import Context
 from sslrun.stages.evaluate import Work, cells
+from sslrun.stages.sweep import work
 from sslrun.training.device import compute
 
 RECIPE = {
@@ -34,6 +40,29 @@ RECIPE = {
 SHIFTS = {
     "noise": {"corruption": "gaussian-noise", "severity": [1, 5]},
     "turned": {"corruption": "rotation", "severity": 5},
+}
+
+
+SWEEP = {"name": "swept", "seeds": [0, 1], "rows": {"MLP": {}}}
+CLAIM = {
+    "number": 1,
+    "title": "A claim",
+    "says": ["so"],
+    "source": "a test",
+    "otherwise": "else",
+    "variants": {
+        "small": {
+            "minutes": 1,
+            "sweep": "sweep.yaml",
+            "inequalities": [
+                {
+                    "greater": ["MLP", "lpft", "digits", "10 %", "mean OOD"],
+                    "lesser": ["MLP", "probe", "digits", "10 %", "noise"],
+                    "margin": -100,
+                }
+            ],
+        }
+    },
 }
 
 
@@ -80,6 +109,30 @@ def test_every_protocol_is_scored_on_every_shift_and_in_distribution_nothing_cha
     for protocol, result in again.items():  # of several severities the mean is told
         mean = sum(each["accuracy"] for each in result["shifts"].values()) / 2
         assert shifted[protocol]["shifts"]["noise"]["accuracy"] == pytest.approx(mean)
+
+
+def test_the_papers_numbers_stand_beside_those_of_its_sets(evaluated):
+    result = evaluated({"CIFAR-10.1": "fog", "STL-10": "contrast"})["lpft"]
+    table = Table.from_results([{**result, "task": "cifar10"}], "t")
+    beside = compare_all(table, published_as("lpft"))
+    pairs = {(pair.column[1], pair.published.value) for each in beside.made for pair in each.pairs}
+    assert pairs == {("10 %", 97.5), ("10 % · CIFAR-10.1", 93.5), ("10 % · STL-10", 90.7)}
+
+
+def test_a_claim_names_a_shift_behind_the_share_of_labels(tmp_path):
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump({**SWEEP, "base": {**RECIPE, "evaluate": {"digits": {**RECIPE["evaluate"]["digits"], "shifts": SHIFTS}}}}))  # fmt: skip
+    path = tmp_path / "claim.yaml"
+    path.write_text(yaml.safe_dump(CLAIM))
+    trial = Trial.of(load_claim(path), "small", tmp_path / "runs")
+    assert {cell.protocol for _, cell in trial.plan.cells} == {"probe", "lpft"}
+    work([trial.plan], Context(tmp_path / "runs", compute("cpu")))
+    ((inequality, verdict, _),) = trial.outcome().judged
+    assert inequality.text() == "MLP · lpft · digits · 10 % · mean OOD > MLP · probe · digits · 10 % · noise - 100"
+    assert verdict.word == "supported"
+    CLAIM["variants"]["small"]["inequalities"][0]["lesser"][-1] = "noize"
+    path.write_text(yaml.safe_dump(CLAIM))
+    with pytest.raises(UserError, match=r"no such cell of the table: 'MLP · probe · digits · 10 % · noize'"):
+        Trial.of(load_claim(path), "small", tmp_path / "runs")
 
 
 def test_labels_out_of_distribution_choose_nothing(evaluated, tmp_path):
@@ -138,6 +191,31 @@ def test_the_epoch_that_is_best_on_validation_is_kept(evaluated, monkeypatch):
     assert len(seen) == 4
     same = [all(torch.equal(kept[name], each[name]) for name in kept) for each in seen]
     assert same == [False, True, False, False]  # of equals the earlier
+
+
+def test_a_run_that_is_killed_keeps_the_best_epoch_that_it_has_seen(evaluated, tmp_path, monkeypatch):
+    monkeypatch.setitem(
+        RECIPE["evaluate"], "digits", {**RECIPE["evaluate"]["digits"], "protocols": ["finetune"], "labels": [0.3]}
+    )
+    changes = {"watch": {"checkpoint": 1e-9}, "finetune": {**RECIPE["finetune"], "lr": [0.3, 1.0], "epochs": 6}}
+    whole = evaluated(SHIFTS, **changes)["finetune"]
+    shutil.rmtree(tmp_path / "runs")
+    honest, looks = Work._keep_best, []
+
+    def killed(self, learner, path):
+        looks.append(path)
+        if len(looks) in (4, 5, 9):  # before the look is done, and what goes on looks again
+            raise KeyboardInterrupt
+        honest(self, learner, path)
+
+    monkeypatch.setattr(Work, "_keep_best", killed)
+    for _ in range(3):
+        with pytest.raises(KeyboardInterrupt):
+            evaluated(SHIFTS, **changes)
+    resumed = evaluated(SHIFTS, **changes)["finetune"]
+    assert figures(resumed) == figures(whole)
+    assert resumed["shifts"] == whole["shifts"]
+    assert resumed["distortion"] == whole["distortion"]
 
 
 def test_distortion_is_nothing_where_nothing_moves_and_more_where_more_does(evaluated, tmp_path, monkeypatch, capsys):
