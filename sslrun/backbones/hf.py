@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from sslrun.backbones.base import Features, backbones
 from sslrun.backbones.text import TextBackbone
 from sslrun.data.sequences import TextSpec, Tokens
 from sslrun.errors import UserError
+from sslrun.hub import hub_or_offline
 from sslrun.registry import Options
 
 
@@ -32,9 +34,13 @@ class TransformersEncoder(TextBackbone):
     def __init__(self, options: Options, spec: TextSpec) -> None:
         super().__init__(options, spec)
         try:
+            import transformers.utils.logging
             from transformers import AutoConfig, AutoModel
         except ImportError:
             raise UserError("backbone 'hf' needs transformers: pip install 'sslrun[transformers]'") from None
+        if not Path(options.model).is_dir():
+            hub_or_offline()
+        transformers.utils.logging.disable_progress_bar()  # of reading a file, which takes a moment
         try:
             if options.pretrained:
                 encoder = AutoModel.from_pretrained(options.model, use_safetensors=True, trust_remote_code=False)

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
-import urllib.error
-import urllib.request
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,6 +16,7 @@ from torch import Tensor
 
 from sslrun.data.images import EncodedSplit, Files, cache_root
 from sslrun.errors import UserError
+from sslrun.hub import hub_or_offline
 from sslrun.registry import did_you_mean
 
 T = TypeVar("T")
@@ -33,8 +31,6 @@ SPELLINGS: Mapping[Split, tuple[str, ...]] = {
 }
 """What a split's folder or file may be called."""
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
-OFFLINE_SECONDS = 4.0
-"""How long the hub has to answer anything at all."""
 
 
 class Store(ABC):
@@ -347,8 +343,7 @@ class HubStore(TableStore):
 
         hub = self.hub
         endpoint = datasets.config.HF_ENDPOINT
-        if not datasets.config.HF_HUB_OFFLINE and not _answers(endpoint):
-            datasets.config.HF_HUB_OFFLINE = True  # else `datasets` tries again and again, for half a minute
+        hub_or_offline()
         try:
             return datasets.load_dataset(hub.repository, hub.config, revision=hub.revision, data_files=hub.files)
         except datasets.exceptions.DatasetNotFoundError as error:
@@ -376,25 +371,6 @@ def fingerprint(files: Sequence[str]) -> list[tuple[str, int, int]]:
 def _line(error: BaseException) -> str:
     """The beginning of an error's message, in one line."""
     return " ".join(str(error).split())[:300]
-
-
-def _answers(url: str) -> bool:
-    """Whether anything answers at `url`, within a few seconds whatever the resolver or a proxy do."""
-    answered = threading.Event()
-
-    def ask() -> None:
-        try:
-            urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=OFFLINE_SECONDS).close()
-        except urllib.error.HTTPError:
-            pass  # an answer all the same
-        except (OSError, ValueError):
-            return
-        answered.set()
-
-    asking = threading.Thread(target=ask, daemon=True)
-    asking.start()
-    asking.join(OFFLINE_SECONDS)
-    return answered.is_set()
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor
 
 from sslrun.errors import UserError
+from sslrun.hub import hub_or_offline
 from sslrun.registry import Options
 
 SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -159,6 +160,7 @@ def load_tokenizer(options: TokenizerOptions) -> Tokenizer:
     where = options.file or options.hub
     try:
         if options.hub:
+            hub_or_offline()
             core = Core.from_pretrained(options.hub)
         elif str(options.file).endswith(".txt"):
             assert options.file is not None

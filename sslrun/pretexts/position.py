@@ -49,6 +49,10 @@ class Position(Pretext):
         axis is removed; none."""
         rescale: float = Field(default=0.0, ge=0, le=1)
         """Share of patches scaled down, to 100 pixels in all at least, and up again; the paper's: "some"."""
+        enlarge: int = Field(default=1, ge=1, le=32)
+        """Factor by which patches are enlarged before the backbone sees them. In the paper, which has no need of it, a
+        patch is 96 wide; from 32 pixels it is 7, of which the last stage of a ResNet makes a single place: all of its
+        kernels but their centres see padding alone, learn nothing, and get in the way on whole images."""
         hidden: int = Field(default=512, ge=1)
         """Width of the head's two hidden layers; 4096 in the paper."""
 
@@ -78,7 +82,8 @@ class Position(Pretext):
         places = torch.arange(1 + chosen, device=device)[:, None].expand(-1, count)
         flat = corners.transpose(0, 1).flatten(0, 1)
         found = patches(images.repeat(places.shape[0], 1, 1, 1), flat, self.patch)
-        return self._hidden_colors(self._rescaled(found, generator), generator), targets
+        found = self._hidden_colors(self._rescaled(found, generator), generator)
+        return resize(found, self.patch * self.options.enlarge), targets
 
     def forward(self, views: tuple[Tensor, Tensor]) -> Output:
         found, targets = views

@@ -348,7 +348,7 @@ class Comparison(Table):
 
 @dataclass
 class Comparisons:
-    """Our table beside the published ones of one short name: those that share a cell with it, or else all."""
+    """Our table beside the published ones of one short name: those that share a cell with it, or else the first."""
 
     made: list[Comparison]
 
@@ -373,13 +373,13 @@ class Comparisons:
 
 
 def compare_all(ours: Table, every: Sequence[Published]) -> Comparisons:
-    """Our table beside each of several; those without a cell of ours are only named, unless all are."""
+    """Our table beside each of several; those without a cell of ours are only named, but for the first where all are."""
     made = [compare(ours, each) for each in every]
-    shared = [each for each in made if each.pairs]
-    if shared and len(shared) < len(made):
-        alone = [f"{table.where} ({table.name})" for table, each in zip(every, made, strict=True) if not each.pairs]
-        shared[-1].note(f"no cell of ours stands in: {'; '.join(alone)}")
-    return Comparisons(shared or made)
+    shown = [each for each in made if each.pairs] or made[:1]
+    alone = [f"{table.where} ({table.name})" for table, each in zip(every, made, strict=True) if each not in shown]
+    if alone:
+        shown[-1].note(f"no cell of ours stands in: {'; '.join(alone)}")
+    return Comparisons(shown)
 
 
 def check_stand_ins(columns: Mapping[str, str], tasks: Sequence[str], every: Sequence[Published]) -> None:
@@ -517,19 +517,17 @@ def _pairs(ours: Table, published: Published, rows: Axis, columns: Axis, turned:
 
 
 def _unit(ours: Table, column: Column) -> str:
-    """Our accuracies are in percent; any other metric names itself."""
-    if column in ours.units:
-        return ours.units[column]
-    metrics = {each["metric"] for each in ours.results if column in columns_of(each)} or {ours.metric}
-    return "%" if all("accuracy" in each for each in metrics) else ", ".join(sorted(metrics)) or "unknown"
+    """Tasks' metrics are in percent, all of them."""
+    return ours.units.get(column, "%")
 
 
 def _conversion(ours: str, published: str) -> Callable[[float], float] | None:
-    """What brings a published number to our unit; None: nothing does. Other metrics than accuracy are left as they are."""
+    """What brings a published number to our unit; None: nothing does."""
     if ours != "%":
         return float
     known: dict[str, Callable[[float], float]] = {
         "%": float,
+        "F1": float,
         "fraction": lambda value: 100 * value,
         "% error": lambda value: 100 - value,
     }
@@ -646,9 +644,6 @@ def _notes(made: Comparison, published: Published, ours: Table, rows: Axis, colu
         if len(measured) < len(made.pairs):
             costs = tuple(f"{pair.column[1]}:" for pair in made.pairs if pair.column in ours.units)
             notes += [note for note in ours.notes if note.startswith(costs)]
-        others = {unit for pair in measured if (unit := _unit(ours, pair.column)) not in ("%", published.unit)}
-        if others:
-            notes.append(f"units are not checked: ours {', '.join(sorted(others))}, published in {published.unit}")
         if made.agreements:
             fewest = min(each.rows for each in made.agreements.values())
             floor = f"; with {fewest} rows it can't be under {2 / math.factorial(fewest):.2g}" if fewest < 5 else ""

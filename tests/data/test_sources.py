@@ -8,10 +8,11 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import constants
 from PIL import Image
 from pydantic import ValidationError
 
-from sslrun.data import stores
+import sslrun.hub
 from sslrun.data.sources import CARDS, sources
 from sslrun.data.splits import load_splits
 from sslrun.errors import UserError
@@ -107,8 +108,9 @@ def test_column_of_the_card_is_read():
 
 @pytest.mark.parametrize("offline", [True, False])
 def test_missing_set_without_network_fails_fast_and_says_what_to_do(monkeypatch, offline):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", offline)
-    monkeypatch.setattr(datasets.config, "HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     began = time.monotonic()
     with pytest.raises(UserError) as error:
         load_splits("svhn", sources["svhn"].Options()).train  # noqa: B018
@@ -415,15 +417,15 @@ def test_naming_a_set_imports_nothing_heavy():
 
 
 def test_hub_that_never_answers_is_given_up(monkeypatch):
-    monkeypatch.setattr(stores, "OFFLINE_SECONDS", 0.2)
+    monkeypatch.setattr(sslrun.hub, "PATIENCE", 0.2)
 
     def hang(*_, **__):
         time.sleep(1)
         raise TimeoutError
 
-    monkeypatch.setattr(stores.urllib.request, "urlopen", hang)
+    monkeypatch.setattr(sslrun.hub.urllib.request, "urlopen", hang)
     began = time.monotonic()
-    assert not stores._answers("https://example.org")
+    assert not sslrun.hub._answers("https://example.org")
     assert time.monotonic() - began < 0.9
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from sslrun.data import stores
+import sslrun.hub
 from sslrun.data.sources import sources
 from sslrun.data.splits import load_splits
 from sslrun.errors import UserError
@@ -91,7 +91,7 @@ def test_sets_are_looked_for_on_the_hub_where_vtabs_labels_are(monkeypatch):
         asked.append(path)
         raise ConnectionError
 
-    monkeypatch.setattr(stores, "_answers", lambda url: True)
+    monkeypatch.setattr(sslrun.hub, "_answers", lambda url: True)
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     for name in ("caltech101", "sun397"):
         with pytest.raises(UserError, match=rf"vtab-{name}: not on this machine .* Put it at data/vtab/{name}"):
