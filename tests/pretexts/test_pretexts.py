@@ -203,6 +203,18 @@ def test_position_crops_the_neighbour_it_names():
     assert all((2 - r, 2 - c) == NEIGHBOURS[7 - at] for at, (r, c) in enumerate(NEIGHBOURS))
 
 
+def test_kernels_of_the_last_stage_learn_from_enlarged_patches_alone():
+    """A patch of 7 pixels is one place there: what lies around it is padding."""
+    for enlarge, learns in ((1, False), (3, True)):
+        pretext = made("position", enlarge=enlarge)
+        views = pretext.views(batch(), generator())
+        assert views[0].shape[2:] == (7 * enlarge, 7 * enlarge)
+        pretext(views).loss.backward()
+        last = [each for each in pretext.backbone.modules() if getattr(each, "kernel_size", None) == (3, 3)][-1]
+        around = last.weight.grad.flatten(2)[:, :, torch.arange(9) != 4]
+        assert bool(around.abs().sum() > 0) == learns
+
+
 def test_colour_measures_hide_what_tells_a_patchs_place():
     image = torch.rand(64, 3, 8, 8, generator=generator())
     projected = project_colors(image)
