@@ -7,7 +7,7 @@ from math import prod
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 Shape = Sequence[int]
 
@@ -31,13 +31,25 @@ def _twice(forward: Callable[..., int]) -> Callable[..., int]:
     return lambda *args, **kwargs: 2 * forward(*args, **kwargs)
 
 
-RECURRENT = {
+def _attention(query: Shape, key: Shape, value: Shape, *args: Any, **kwargs: Any) -> int:
+    """Scores, and what they mix."""
+    return sdpa_flop_count(query, key, value)
+
+
+def _attention_backward(gradient: Shape, query: Shape, key: Shape, value: Shape, *args: Any, **kwargs: Any) -> int:
+    """The scores anew, and the gradients of the four that were multiplied."""
+    return sdpa_backward_flop_count(gradient, query, key, value)
+
+
+LACKING = {
     torch.ops.aten.mkldnn_rnn_layer: _mkldnn_rnn,
     torch.ops.aten.mkldnn_rnn_layer_backward: _twice(_mkldnn_rnn),
     torch.ops.aten._cudnn_rnn: _cudnn_rnn,
     torch.ops.aten._cudnn_rnn_backward: _twice(_cudnn_rnn),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
 }
-"""LSTMs as whole, which torch's counter takes for nothing (as of 2.15)."""
+"""What torch's counter takes for nothing: LSTMs as a whole (as of 2.15), and a CPU's attention (as of 2.14)."""
 
 
 class _Untracked:
@@ -52,6 +64,6 @@ class _Untracked:
 
 def flop_counter() -> FlopCounterMode:
     """Counts what runs while it is entered, in both directions: `get_total_flops()`."""
-    counter = FlopCounterMode(display=False, custom_mapping=RECURRENT)
+    counter = FlopCounterMode(display=False, custom_mapping=LACKING)
     counter.mod_tracker = _Untracked()  # type: ignore[assignment]
     return counter

@@ -113,6 +113,14 @@ def test_recurrent_layers_count_as_their_matrices(precision):
     assert counter.get_total_flops() == forward
 
 
+def test_attention_counts_as_its_products_in_both_directions():
+    q, k, v = (torch.randn(2, 4, tokens, 8, requires_grad=True) for tokens in (5, 7, 7))
+    product = 2 * 2 * 4 * 5 * 7 * 8
+    with flop_counter() as counter:
+        nn.functional.scaled_dot_product_attention(q, k, v).sum().backward()
+    assert counter.get_total_flops() == (2 + 5) * product  # the backward pass computes the scores anew
+
+
 def test_frozen_features_count_one_forward_pass_of_one_batch():
     backbone = build_backbone("vit-tiny", {"patch": 2, "depth": 2, "width": 8, "heads": 2}, ImageSpec(4))
     images = TensorExamples(torch.zeros(10, 3, 4, 4, dtype=torch.uint8), None, (), ImageSpec(4))
