@@ -247,6 +247,8 @@ def launch(plans: Sequence[Jobs], context: Context, workers: int, arguments: Seq
     finally:
         for other in others:
             other.terminate()
+        for other in others:  # they save what they have, before it is said that all is saved
+            other.wait()
 
 
 def submit(arguments: Sequence[str], workers: int, options: str) -> str:

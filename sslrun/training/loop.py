@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import math
 import struct
 import time
 from collections.abc import Iterator
@@ -81,6 +82,14 @@ class Schedule(OptimizerOptions):
             lower = 2 ** (examples.bit_length() - 1)
             raise UserError(f"a batch of {self.batch} is larger than the {examples} examples: lower batch to {lower}")
         return examples // self.batch
+
+    def within(self, examples: int) -> Schedule:
+        """The same with a batch of at most so many examples; its parts are no larger, and devices share them evenly."""
+        if self.batch <= examples:
+            return self
+        parts = math.ceil(examples / (self.batch // self.accumulate))
+        batch = examples - examples % (parts * distributed.world_size())
+        return self.model_copy(update={"batch": batch or examples, "accumulate": parts if batch else 1})
 
     def total_steps(self, examples: int) -> int:
         """Optimizer steps in all. UserError where the data holds no batch."""

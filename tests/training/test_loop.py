@@ -229,6 +229,25 @@ def test_a_batch_larger_than_the_data():
 
 
 @pytest.mark.parametrize(
+    ("batch", "parts", "devices", "labels", "found"),
+    [
+        (128, 1, 1, 200, (128, 1)),
+        (128, 1, 1, 13, (13, 1)),
+        (128, 16, 1, 10, (10, 2)),  # in parts of no more than 8, as were asked for
+        (128, 16, 1, 27, (24, 4)),
+        (128, 1, 2, 13, (12, 1)),
+        (128, 4, 2, 50, (48, 2)),
+    ],
+)
+def test_a_batch_holds_no_more_than_there_is_in_parts_that_devices_share_evenly(
+    batch, parts, devices, labels, found, monkeypatch
+):
+    monkeypatch.setattr("sslrun.training.loop.distributed.world_size", lambda: devices)
+    schedule = Schedule(epochs=1, batch=batch, accumulate=parts).within(labels)
+    assert (schedule.batch, schedule.accumulate) == found
+
+
+@pytest.mark.parametrize(
     "error", [torch.OutOfMemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
 )
 @pytest.mark.parametrize(
