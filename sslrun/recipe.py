@@ -101,6 +101,11 @@ class Evaluation(BaseModel):
     options: Protocols
     """The recipe's protocol options with this task's own changes."""
 
+    @property
+    def reads(self) -> tuple[Named, ...]:
+        """The data sets that it reads: its own, and those of its shifts."""
+        return (self.data, *(each.data for each in self.shifts.values() if each.data is not None))
+
     def labels_of(self, protocol: str) -> tuple[float, ...]:
         """From how many labels a protocol learns: `labels`; a class's, where it is few-shot learning."""
         return self.options.fewshot.shots if protocol == "fewshot" else self.labels

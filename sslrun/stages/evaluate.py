@@ -148,6 +148,11 @@ class Cell:
         return (*before, self.probe) if self.protocol == "lpft" else before
 
     @property
+    def reads(self) -> tuple[Named, ...]:
+        """The data sets that it reads."""
+        return self.evaluation.reads
+
+    @property
     def probe(self) -> Cell:
         """The probe of the same features from the same labels."""
         return replace(self, protocol="probe", restart=0)

@@ -67,6 +67,11 @@ class Pretraining:
         return Run(self.root, recipe.name, "pretrain", identity)
 
     @property
+    def reads(self) -> tuple[Named, ...]:
+        """The data sets that it reads."""
+        return (self.recipe.data,)
+
+    @property
     def weights(self) -> Path:
         return self.made.path / WEIGHTS
 
