@@ -69,7 +69,13 @@ class Schedule(OptimizerOptions):
     @model_validator(mode="after")
     def _consistent(self) -> Schedule:
         if (self.epochs is None) == (self.steps is None):
-            raise ValueError("give either epochs or steps")
+            both = "" if self.steps is None else "; to go from one to the other, set the other to null"
+            raise ValueError(f"give either epochs or steps{both}")
+        if self.epochs is not None and self.warmup > self.epochs:
+            raise ValueError(
+                f"warmup ({self.warmup:g} epochs) is longer than the training ({self.epochs:g}), which would end before "
+                "lr is reached: lower it"
+            )
         if self.batch % self.accumulate:
             raise ValueError(f"batch ({self.batch}) is not a multiple of accumulate ({self.accumulate})")
         if (self.schedule == "step") != bool(self.milestones):
