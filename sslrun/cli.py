@@ -143,7 +143,9 @@ def sweep(
 
     for each in map(str, recipes):
         if "=" in each and not Path(each).exists():
-            raise UserError(f"{each}: is no file; a change to the recipes of a sweep is written --set {shlex.quote(each)}")
+            raise UserError(
+                f"{each}: is no file; a change to the recipes of a sweep is written --set {shlex.quote(each)}"
+            )
     plans = [Plan.of(load_sweep(path, change or ()), runs) for path in recipes]
     jobs = jobs or max(plan.sweep.jobs for plan in plans)
     again = [

@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field, model_validator
@@ -53,7 +53,7 @@ class Schedule(OptimizerOptions):
     """Epochs in which the learning rate rises."""
     schedule: Shape = "cosine"
     """What the learning rate does after that."""
-    milestones: tuple[float, ...] = ()
+    milestones: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = ()
     """With `schedule: step`: the shares of training at which the learning rate falls."""
     gamma: float = Field(0.1, gt=0, lt=1)
     """With `schedule: step`: what it is multiplied by there."""
