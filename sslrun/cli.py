@@ -139,8 +139,13 @@ def sweep(
     """Batch: every stage of every row and seed, in the order that shares most; what is done is skipped."""
     from sslrun.recipe import load_sweep
     from sslrun.stages.context import Context
-    from sslrun.stages.sweep import Plan, launch, submit
+    from sslrun.stages.sweep import Plan, launch, submit, told_failures
 
+    for each in map(str, recipes):
+        if "=" in each and not Path(each).exists():
+            raise UserError(
+                f"{each}: is no file; a change to the recipes of a sweep is written --set {shlex.quote(each)}"
+            )
     plans = [Plan.of(load_sweep(path, change or ()), runs) for path in recipes]
     jobs = jobs or max(plan.sweep.jobs for plan in plans)
     again = [
@@ -165,7 +170,7 @@ def sweep(
             if comparison is not None:
                 _print_table(comparison)
     if failures:
-        raise UserError(f"{len(failures)} of the runs failed, the others are done: {failures[0]}")
+        raise UserError(told_failures(failures, plans))
 
 
 @app.command()
@@ -241,7 +246,7 @@ def claims(
     from sslrun.results.claims import listing, load_claims, rendered, write
     from sslrun.stages.claims import Trial, made_by
     from sslrun.stages.context import Context
-    from sslrun.stages.sweep import Plan, launch
+    from sslrun.stages.sweep import Plan, launch, told_failures
 
     found = load_claims(names or (), recipes)
     if listed:
@@ -259,7 +264,7 @@ def claims(
         write(outcomes, path, made_by(trials, ["sslrun", *sys.argv[1:]]))
     _print_json_or([each.as_dict() for each in outcomes] if as_json else None, rendered(outcomes, tables=bool(names)))
     if failures:
-        raise UserError(f"{len(failures)} of the runs failed, the others are done: {failures[0]}")
+        raise UserError(told_failures(failures, plans))
 
 
 @app.command()

@@ -27,6 +27,8 @@ def is_main() -> bool:
 def setup(device: torch.device) -> None:
     """Join the other processes that torchrun started; nothing where it started none."""
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
+        if device.index is not None and device.type == "cuda":
+            torch.cuda.set_device(device)  # where a barrier waits: else all processes take the first one
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
 
 

@@ -11,15 +11,16 @@ PATIENCE = 4.0
 """Seconds."""
 
 
-def hub_or_offline() -> None:
-    """Where the hub can't be reached, leave huggingface_hub, and with it tokenizers, transformers and datasets, to what
-    is on this machine: they would try for half a minute, and talk of it."""
+def hub_or_offline() -> bool:
+    """Whether the hub can be reached. Where it can't, huggingface_hub, and with it tokenizers, transformers and datasets,
+    are left to what is on this machine: they would try for half a minute, and talk of it."""
     from huggingface_hub import constants
 
     if not constants.HF_HUB_OFFLINE and not _answers(constants.ENDPOINT):
         constants.HF_HUB_OFFLINE = True
     if constants.HF_HUB_OFFLINE and "datasets" in sys.modules:
         sys.modules["datasets"].config.HF_HUB_OFFLINE = True  # its own copy
+    return not constants.HF_HUB_OFFLINE
 
 
 def _answers(url: str) -> bool:

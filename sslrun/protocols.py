@@ -21,10 +21,13 @@ class Probe(LogisticOptions):
     """The schedule of `solver: sgd`; default: linear evaluation of SimCLR (Chen et al. 2020, B.6)."""
 
 
+Rate = Annotated[float, Field(gt=0)]
+
+
 class Finetune(Schedule):
     """All parameters free."""
 
-    lr: float | tuple[Annotated[float, Field(gt=0)], ...] = Field(0.01)  # type: ignore[assignment]
+    lr: Rate | Annotated[tuple[Rate, ...], Field(min_length=1)] = 0.01  # type: ignore[assignment]
     """Highest learning rate; of several, the one with the best validation score is kept."""
     drop_path: float | None = Field(None, ge=0, lt=1)
     """Rate of stochastic depth while fine-tuning, for backbones that have it; default: the backbone's own."""

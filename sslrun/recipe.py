@@ -101,6 +101,11 @@ class Evaluation(BaseModel):
     options: Protocols
     """The recipe's protocol options with this task's own changes."""
 
+    @property
+    def reads(self) -> tuple[Named, ...]:
+        """The data sets that it reads: its own, and those of its shifts."""
+        return (self.data, *(each.data for each in self.shifts.values() if each.data is not None))
+
     def labels_of(self, protocol: str) -> tuple[float, ...]:
         """From how many labels a protocol learns: `labels`; a class's, where it is few-shot learning."""
         return self.options.fewshot.shots if protocol == "fewshot" else self.labels
@@ -243,13 +248,13 @@ class Source:
         *parents, last = keys = tuple(path.split("."))
         at = self.value
         for depth, key in enumerate(parents, start=1):
-            if at.get(key) is None:
-                at[key] = {}
+            at[key] = {} if at.get(key) is None else _spelt_out(key, at[key])
             at = at[key]
             if not isinstance(at, dict):
                 raise UserError(f"{places[()]}: {path}: '{'.'.join(keys[:depth])}' holds a value, not a section")
-        old = at.get(last)
+        old = _spelt_out(last, at.get(last))
         if isinstance(old, dict) and isinstance(value, dict) and value.get("name", old.get("name")) == old.get("name"):
+            at[last] = old
             for inner, inner_value in value.items():
                 inside = {deep[1:]: place for deep, place in places.items() if deep[:1] == (inner,)}
                 self.change(f"{path}.{inner}", inner_value, {(): places[()], **inside})
@@ -257,6 +262,11 @@ class Source:
         at[last] = copy.deepcopy(value)
         self.places = {deep: place for deep, place in self.places.items() if deep[: len(keys)] != keys}
         self.places.update({keys + inner: place for inner, place in places.items()})
+
+
+def _spelt_out(key: str, value: Any) -> Any:
+    """`pretext: simclr` as {name: simclr}, of which options can be given."""
+    return {"name": value} if key in ("backbone", "data", "pretext", "task") and isinstance(value, str) else value
 
 
 class _Loader(yaml.SafeLoader):

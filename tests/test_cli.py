@@ -58,6 +58,7 @@ def test_tables_fit_a_terminal(checked, monkeypatch, capsys):
         (["pretrian"], "No such command 'pretrian'"),
         (["pretrain", "a.yaml", "--devise", "cpu"], "--device"),
         (["sweep", "a.yaml", "--jobs", "0"], "--jobs"),
+        (["sweep", "a.yaml", "data={name: x}"], "a change to the recipes of a sweep is written --set 'data={name: x}'"),
     ],
 )
 def test_a_mistyped_command_is_told_without_a_traceback(arguments, words, monkeypatch, capsys):

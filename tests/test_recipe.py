@@ -96,6 +96,16 @@ def test_another_component_takes_the_place_of_the_old_ones_options(write):
     assert (kept.pretext.name, kept.pretext.options.temperature) == ("simclr", 0.1)
 
 
+def test_a_component_that_is_a_name_alone_takes_options(write):
+    path = write(GOOD)
+    assert load(path, ["data.size=16"]).data.options.size == 16
+    assert load(path, ["data={size: 16}"]).data.options.size == 16
+    changed = load(path, ["pretext=rotation", "pretext.turns=2"])
+    assert (changed.pretext.name, changed.pretext.options.turns) == ("rotation", 2)
+    told = message(load, path, ["data.sice=16"])
+    assert told == "override data.sice=16: data.sice: no such option of 'digits'. Did you mean 'size'?"
+
+
 @pytest.mark.parametrize(
     ("old", "new", "line", "parts"),
     [
@@ -107,6 +117,26 @@ def test_another_component_takes_the_place_of_the_old_ones_options(write):
         ("epochs: 2", "epochs: two", 7, ["pretrain.epochs", "number", "'two'"]),
         ("epochs: 2", "epochs: -1", 7, ["pretrain.epochs", "greater than 0"]),
         ("batch: 64", "batch: 0", 7, ["pretrain.batch", "not 0"]),
+        ("lr: 1e-3", "betas: [1.5, 0.9]", 7, ["pretrain.betas", "less than 1, not 1.5"]),
+        ("lr: 1e-3", "schedule: step, milestones: [30, 60]", 7, ["pretrain.milestones", "less than 1, not 30"]),
+        ("lr: 0.02", "lr: []", 12, ["finetune.lr"]),
+        ("lr: 0.02", "lr: -1", 12, ["finetune.lr", "greater than 0, not -1"]),
+        ("lr: 0.02", "lr: [0.1, 0]", 12, ["finetune.lr", "not [0.1, 0]"]),
+        (
+            "temperature: 0.5",
+            "augmentation: {crop: [8, 100]}",
+            5,
+            ["augmentation.crop", "less than or equal to 1, not 8"],
+        ),
+        (
+            "temperature: 0.5",
+            "augmentation: {crop: [1.0, 0.2]}",
+            5,
+            ["augmentation.crop", "the least, then the greatest"],
+        ),
+        ("temperature: 0.5", "augmentation: {ratio: [0, 1]}", 5, ["augmentation.ratio", "greater than 0"]),
+        ("temperature: 0.5", "augmentation: {sigma: [0, 1]}", 5, ["augmentation.sigma", "greater than 0"]),
+        ("temperature: 0.5", "augmentation: {jitter: [1, 1, 1, 1]}", 5, ["augmentation.jitter", "equal to 0.5, not 1"]),
         ("lpft: {lr: 0.001}", "lpft: {layer_decay: 1.5}", 14, ["lpft.layer_decay", "not 1.5"]),
         ("lpft: {lr: 0.001}", "lpft: {learning: 1}", 14, ["lpft.learning", "no such option of 'lpft'"]),
         ("lr: 0.02", "epohcs: 1", 12, ["finetune.epohcs", "'epochs'"]),

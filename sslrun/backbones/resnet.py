@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, conv1x1
@@ -53,14 +54,22 @@ class ResNet(ImageBackbone):
     def forward(self, inputs: Tensor) -> Features:
         """Images (B, 3, H, W) in [0, 1] of any size."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(self.normalize(inputs)))))
-        grid = self.layer4(self.layer3(self.layer2(self.layer1(x))))
-        return Features(grid.mean(dim=(2, 3)), grid.flatten(2).transpose(1, 2), grid)
+        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
+            x = _in_float(stage, x) if x.device.type == "cpu" and x.shape[-2:] == (1, 1) else stage(x)
+        return Features(x.mean(dim=(2, 3)), x.flatten(2).transpose(1, 2), x)
 
     def layers(self) -> list[list[nn.Parameter]]:
         """The stem, then each residual block."""
         stages = (self.layer1, self.layer2, self.layer3, self.layer4)
         blocks = [list(block.parameters()) for stage in stages for block in stage]
         return [[*self.conv1.parameters(), *self.bn1.parameters()], *blocks]
+
+
+def _in_float(stage: nn.Module, x: Tensor) -> Tensor:
+    """A stage on images of one place, on a CPU: the gradient of its convolution with a stride, in bf16, reads memory that
+    is not its own (oneDNN, as of torch 2.14)."""
+    with torch.autocast("cpu", enabled=False):
+        return stage(x.float())
 
 
 def _stage(block: type[BasicBlock | Bottleneck], before: int, planes: int, count: int, stride: int) -> nn.Sequential:

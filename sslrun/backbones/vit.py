@@ -106,10 +106,12 @@ class ViT(ImageBackbone):
         return options.width or width, options.depth or depth, options.heads or heads
 
     def embed(self, images: Tensor) -> Tensor:
-        """Patches with their positions (B, N, D), row by row, without special tokens. ValueError: sizes don't fit."""
+        """Patches with their positions (B, N, D), row by row, without special tokens. UserError: sizes don't fit."""
         height, width = images.shape[-2:]
         if height % self.options.patch or width % self.options.patch:
-            raise ValueError(f"images of {height}x{width} are no multiple of the patch, {self.options.patch}")
+            raise UserError(
+                f"{self.name}: images of {width}x{height} are no multiple of its patch, {self.options.patch}: give a size that is"
+            )
         grid = self.patch_embed(self.normalize(images))
         return grid.flatten(2).transpose(1, 2) + self.positions(*grid.shape[-2:])
 

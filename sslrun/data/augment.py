@@ -10,10 +10,11 @@ Images are float32 (B, 3, H, W) in [0, 1] unless said otherwise.
 from __future__ import annotations
 
 import math
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor
 
 from sslrun.registry import Options
@@ -299,18 +300,23 @@ def _blurring(sigma: Tensor, kernel: int, side: int, mask: Tensor | None) -> Ten
 # ---------------------------------------------------------------- policies
 
 
+Share = Annotated[float, Field(gt=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Strength = Annotated[float, Field(ge=0)]
+
+
 class Augmentation(Options):
     """A policy: what is done to an image, in this order. Called with images it gives views."""
 
-    crop: tuple[float, float] | None = None
+    crop: tuple[Share, Share] | None = None
     """Random resized crop: least and greatest share of the image's area."""
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    ratio: tuple[Positive, Positive] = (3 / 4, 4 / 3)
     """Least and greatest aspect ratio of that crop."""
     padding: int = Field(default=0, ge=0)
     """Crop to the image's size after padding it by so many pixels with zeros."""
     flip: float = Field(default=0.0, ge=0, le=1)
     """Chance to mirror left to right."""
-    jitter: tuple[float, float, float, float] | None = None
+    jitter: tuple[Strength, Strength, Strength, Annotated[float, Field(ge=0, le=0.5)]] | None = None
     """Colour jitter: strengths of brightness, contrast, saturation (factors of 1 - s to 1 + s) and hue (turns)."""
     jitter_p: float = Field(default=0.8, ge=0, le=1)
     """Chance of colour jitter."""
@@ -318,12 +324,19 @@ class Augmentation(Options):
     """Chance to lose all colour."""
     blur: float = Field(default=0.0, ge=0, le=1)
     """Chance of Gaussian blur, with a kernel of a tenth of the side."""
-    sigma: tuple[float, float] = (0.1, 2.0)
+    sigma: tuple[Positive, Positive] = (0.1, 2.0)
     """Least and greatest deviation of the blur, in pixels."""
     solarize: float = Field(default=0.0, ge=0, le=1)
     """Chance to invert what is brighter than half."""
     cutout: int = Field(default=0, ge=0)
     """Side of a square that is blanked, in pixels."""
+
+    @field_validator("crop", "ratio", "sigma")
+    @classmethod
+    def _ascending(cls, given: tuple[float, float] | None) -> tuple[float, float] | None:
+        if given is not None and given[0] > given[1]:
+            raise ValueError("should be the least, then the greatest")
+        return given
 
     @classmethod
     def simclr(cls, strength: float = 1.0, blur: float = 0.5) -> Augmentation:

@@ -20,6 +20,7 @@ from sslrun.data.examples import Batch, Examples, ImageSpec, InputSpec, TensorEx
 from sslrun.data.images import Progress, from_arrays, load_images
 from sslrun.data.stores import FolderStore, Hub, HubStore, ParquetStore, Split, Store, local_store
 from sslrun.errors import UserError
+from sslrun.hub import hub_or_offline
 from sslrun.registry import Options, Registry
 
 
@@ -46,6 +47,12 @@ class Source(ABC):
     @abstractmethod
     def load(self, split: Split) -> Examples:
         """One of `splits`. UserError: it can't be found or read, each with what to do."""
+
+    def find(self) -> None:
+        """UserError: it can be told at once, without asking the hub for it, that the set can't be had."""
+        splits = self.splits  # of a folder or a file that isn't there there are none
+        if isinstance(getattr(self, "store", None), HubStore) and not hub_or_offline():
+            self.load(splits[0])  # from what is kept of it here
 
     @classmethod
     def describe(cls) -> dict[str, str]:
@@ -485,12 +492,7 @@ class Cifar101(Source):
     def load(self, split: Split) -> TensorExamples:
         if split not in self.splits:
             raise UserError(f"{self.name}: has no split '{split}', only test: it is a shifted test set for cifar10")
-        folder = next((each for each in self._folders() if (each / self.files[0]).is_file()), None)
-        if folder is None:
-            raise UserError(
-                f"{self.name}: not on this machine: put {' and '.join(self.files)} (at {self.homepage}, in datasets) into "
-                f"data/{self.name}, or set SSLRUN_DATA"
-            )
+        folder = self._folder()
         try:
             images, labels = (np.load(folder / each, allow_pickle=False) for each in self.files)
         except (OSError, ValueError, EOFError) as error:
@@ -506,6 +508,18 @@ class Cifar101(Source):
 
     def sketch(self, count: int) -> tuple[ImageSpec, Batch]:
         return _image_sketch(self.options.size or 32, count)
+
+    def find(self) -> None:
+        self._folder()
+
+    def _folder(self) -> Path:
+        for folder in self._folders():
+            if (folder / self.files[0]).is_file():
+                return folder
+        raise UserError(
+            f"{self.name}: not on this machine: put {' and '.join(self.files)} (at {self.homepage}, in datasets) into "
+            f"data/{self.name}, or set SSLRUN_DATA"
+        )
 
     @classmethod
     def _folders(cls) -> list[Path]:
@@ -551,7 +565,7 @@ class Digits(Source):
 
     @classmethod
     def count(cls) -> int | None:
-        return 1_213
+        return 1_210
 
     @classmethod
     def describe(cls) -> dict[str, str]:

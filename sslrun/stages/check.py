@@ -15,8 +15,10 @@ from torch import Tensor, nn
 
 from sslrun.backbones import build_backbone
 from sslrun.data.sources import sources
+from sslrun.errors import UserError
 from sslrun.pretexts.base import pretexts
 from sslrun.recipe import Pretrain, Recipe
+from sslrun.stages.evaluate import TRAINED
 from sslrun.training.device import Compute
 from sslrun.training.flops import flop_counter
 
@@ -41,7 +43,12 @@ def checked(row: str, recipe: Recipe, compute: Compute) -> dict[str, Any]:
         "backbone": recipe.backbone.name,
         "parameters": sum(each.numel() for each in backbone.parameters()),
         "input": str(spec),
-        "cells": sum(len(each.labels_of(protocol)) for each in recipe.evaluate.values() for protocol in each.protocols),
+        "cells": sum(
+            len(each.labels_of(protocol)) * (each.restarts if protocol in TRAINED else 1)
+            for each in recipe.evaluate.values()
+            for protocol in each.protocols
+        ),
+        "lacking": _lacking(recipe),
     }
     if recipe.pretext is None or recipe.pretrain is None:
         return found
@@ -84,6 +91,17 @@ def checked(row: str, recipe: Recipe, compute: Compute) -> dict[str, Any]:
         "activation_bytes": round(activations),
         "memory_bytes": round(state + activations),
     }
+
+
+def _lacking(recipe: Recipe) -> list[str]:
+    """Why data sets that the recipe reads can't be had, where that can be told at once."""
+    found = []
+    for data in (recipe.data, *(each for evaluation in recipe.evaluate.values() for each in evaluation.reads)):
+        try:
+            sources[data.name](data.options).find()
+        except UserError as error:
+            found.append(str(error))
+    return list(dict.fromkeys(found))
 
 
 @contextmanager
@@ -136,7 +154,8 @@ def shown(rows: Sequence[dict[str, Any]]) -> Group:
         f"valid · FLOPs, memory and time are of pretraining: the time by measuring {PROBE_BATCH} examples on this device, "
         "the memory for weights, optimizer and a batch's activations on one device"
     )
-    return Group(table, Text(), Text(note))
+    lacking = dict.fromkeys(each for row in rows for each in row.get("lacking", ()))
+    return Group(table, Text(), Text(note), *(Text(f"not there yet: {each}") for each in lacking))
 
 
 def _count(steps: int | None) -> str:

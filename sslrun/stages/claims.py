@@ -40,6 +40,7 @@ class Measuring:
     root: Path
 
     needs: tuple[Job, ...] = ()
+    reads: tuple[Named, ...] = ()
 
     @property
     def title(self) -> str:

@@ -37,7 +37,7 @@ AGAIN_SECONDS = 2.0
 
 @dataclass
 class Stop:
-    """Set by SIGINT and SIGTERM: training saves and ends at the next step; a second signal ends at once."""
+    """Set by SIGINT and SIGTERM: training saves and ends at the next step; a second SIGINT ends at once."""
 
     leads: bool = True
     """False: another process saves for all, and this one goes on for as long as that needs it."""
@@ -54,7 +54,8 @@ class Stop:
             signal.signal(each, self._received)
 
     def _received(self, number: int, frame: FrameType | None) -> None:
-        if self.due and time.monotonic() - self.since > AGAIN_SECONDS:
+        # A second SIGTERM is no sign of impatience: what started this process passes one on when it ends itself.
+        if self.due and number == signal.SIGINT and time.monotonic() - self.since > AGAIN_SECONDS:
             raise KeyboardInterrupt
         if self.signal is None:
             self.signal, self.since = signal.Signals(number), time.monotonic()
@@ -106,7 +107,9 @@ def perform(
     if not distributed.is_main():
         try:
             distributed.wait()
-            return body()
+            made = body()
+            distributed.wait()  # for what the first process writes, which a job after this one may read
+            return made
         except RuntimeError:
             if context.stop.signal is None:
                 raise
@@ -121,4 +124,5 @@ def perform(
             distributed.wait()  # the others must not look for checkpoints before old ones are gone
             with told_when_full(run.path):
                 run.finish(body())
+            distributed.wait()
         return run.result

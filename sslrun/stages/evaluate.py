@@ -21,6 +21,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from sslrun import distributed
 from sslrun.backbones import build_backbone, load_into, save_backbone
 from sslrun.backbones.base import Backbone, Features
 from sslrun.data.examples import Examples, ImageSpec
@@ -33,6 +34,7 @@ from sslrun.recipe import Evaluation, Named, Recipe
 from sslrun.runs import Run
 from sslrun.stages.context import Context, perform
 from sslrun.stages.fit import fit
+from sslrun.stages.logging import logs
 from sslrun.stages.pretrain import WEIGHTS, Pretraining
 from sslrun.tasks.base import Task, TaskLearner, outputs_of, tasks
 from sslrun.tasks.frozen import (
@@ -144,6 +146,11 @@ class Cell:
         """The jobs that come before: pretraining; for lpft the probe that gives the head."""
         before = () if self.origin.pretraining is None else (self.origin.pretraining,)
         return (*before, self.probe) if self.protocol == "lpft" else before
+
+    @property
+    def reads(self) -> tuple[Named, ...]:
+        """The data sets that it reads."""
+        return self.evaluation.reads
 
     @property
     def probe(self) -> Cell:
@@ -431,8 +438,9 @@ class Work:
             if tried[lr] == max(tried.values()):
                 best, val = learner, scores
         assert best is not None
-        save_backbone(self.cell.made.path / WEIGHTS, best.backbone, {"recipe": self.cell.recipe.name})
-        self.splits.spec.save(self.cell.made.path)
+        if distributed.is_main():
+            save_backbone(self.cell.made.path / WEIGHTS, best.backbone, {"recipe": self.cell.recipe.name})
+            self.splits.spec.save(self.cell.made.path)
         self._keep_head(best.head)
         details: dict[str, Any] = {
             "lr": max(tried, key=lambda lr: tried[lr]),
@@ -480,24 +488,26 @@ class Work:
         one recipe serves every share of them.
         """
         examples = self.context.compute.place(self._split("train").subset(self.chosen))
-        schedule = schedule.model_copy(update={"batch": min(schedule.batch, len(examples))})
+        schedule = schedule.within(len(examples))
         torch.manual_seed(self.cell.start)
         training = Training(learner, schedule, self.context.compute)
         run = self.cell.made
         folder = run.checkpoints / attempt
         minutes = self.cell.recipe.watch.checkpoint
         epoch, kept = schedule.steps_an_epoch(len(examples)), folder / BEST
-        for step in fit(
-            training, examples, self.cell.start, run, self.context, self.cell.title, run.log,
-            minutes=minutes, folder=folder,
-        ):  # fmt: skip
-            if best and (step.last or step.step % epoch == 0):
-                self._keep_best(training.averaged, kept)
-                training.learner.train()
+        with logs(run, ()) as log:
+            for step in fit(
+                training, examples, self.cell.start, run, self.context, self.cell.title, log,
+                minutes=minutes, folder=folder,
+            ):  # fmt: skip
+                if best and distributed.is_main() and (step.last or step.step % epoch == 0):
+                    self._keep_best(training.averaged, kept)
+                    training.learner.train()
         total = schedule.total_steps(len(examples))
         self.flops = None if self.flops is None or training.flops is None else self.flops + training.flops * total
         self.earlier += training.earlier
         if best:
+            distributed.wait()  # the first process has written them
             training.averaged.load_state_dict(load_file(kept))
         return training.averaged.eval()
 
@@ -547,4 +557,5 @@ class Work:
         return backbone.to(self.context.compute.device)
 
     def _keep_head(self, head: nn.Module) -> None:
-        save_file({name: each.contiguous() for name, each in head.state_dict().items()}, self.cell.made.path / HEAD)
+        if distributed.is_main():
+            save_file({name: each.contiguous() for name, each in head.state_dict().items()}, self.cell.made.path / HEAD)

@@ -67,6 +67,11 @@ class Pretraining:
         return Run(self.root, recipe.name, "pretrain", identity)
 
     @property
+    def reads(self) -> tuple[Named, ...]:
+        """The data sets that it reads."""
+        return (self.recipe.data,)
+
+    @property
     def weights(self) -> Path:
         return self.made.path / WEIGHTS
 
@@ -87,13 +92,17 @@ class Pretraining:
         training = Training(pretext, self.schedule, context.compute)
         watcher = Watcher(splits, pretext, recipe.watch, context.compute, self.seed)
         splits.spec.save(run.path)
-        looked = 0.0
+        epoch = self.schedule.steps_an_epoch(len(examples))
+
+        def looks(steps: int) -> float:
+            """How many looks fall into so many steps: by their number alone, whether resumed or not."""
+            return steps / epoch // recipe.watch.every
+
         with logs(run, recipe.watch.to) as log:
             for step in fit(
                 training, examples, self.seed, run, context, self.title, log, minutes=recipe.watch.checkpoint
             ):
-                if step.epoch - looked >= recipe.watch.every or step.last:
-                    looked = step.epoch
+                if step.last or looks(step.step) > looks(step.step - 1):
                     seen = watcher.look(training.averaged, step.step / step.total)
                     log({"step": step.step, "epoch": round(step.epoch, 4), **seen.record})
                     if seen.warning:

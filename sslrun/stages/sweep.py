@@ -12,14 +12,16 @@ import shutil
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from sslrun.data.sources import sources
 from sslrun.errors import UserError
-from sslrun.recipe import Sweep, load_sweep
+from sslrun.recipe import Named, Sweep, load_sweep
 from sslrun.results.compare import Comparisons, check_stand_ins, compare_all, facts
 from sslrun.results.compute import add_compute, spent
 from sslrun.results.published import published_as
@@ -40,6 +42,8 @@ class Job(Protocol):
     def made(self) -> Run: ...
     @property
     def needs(self) -> tuple[Job, ...]: ...
+    @property
+    def reads(self) -> tuple[Named, ...]: ...
     def run(self, context: Context) -> dict[str, Any]: ...
 
 
@@ -181,18 +185,22 @@ def of_run(path: Path) -> dict[str, Any]:
 
 
 def work(plans: Sequence[Jobs], context: Context) -> list[str]:
-    """Do every job that is not done and nobody else does; wait for those that others do. Returns the failures.
+    """Do every job that is not done and nobody else does; wait for those that others do. Returns the failures' reasons.
 
-    A job that fails takes down those that need it, and no others.
+    A job that fails takes down those that need it, and no others. UserError: none can be done, for want of data.
     """
     waiting = [job for plan in plans for job in plan.jobs]
-    failed: dict[Path, str] = {}
+    failed = _without_data(waiting, context)
+    if waiting and len(failed) == len(waiting):
+        raise UserError("\n".join(dict.fromkeys(failed.values())))
+    for lacking, count in Counter(failed.values()).items():
+        context.reporter.say(f"{count} of {len(waiting)} runs can't be made: {lacking}")
     with context.reporter.plan(", ".join(plan.name for plan in plans), len(waiting)) as advance:
         while waiting:
             later: list[Job] = []
             for job in waiting:
-                blocked = [need.made for need in job.needs if not need.made.finished]
-                reason = next((failed[run.path] for run in blocked if run.path in failed), None)
+                blocked = [need.made.path for need in job.needs if not need.made.finished]
+                reason = next((failed[path] for path in (job.made.path, *blocked) if path in failed), None)
                 if reason is not None:
                     job.made.fail(reason)
                     failed[job.made.path] = reason
@@ -208,15 +216,49 @@ def work(plans: Sequence[Jobs], context: Context) -> list[str]:
                     except Interrupted:
                         raise
                     except UserError as error:
+                        if str(error) not in failed.values():
+                            context.reporter.say(f"{job.title}: failed: {error}")
                         failed[job.made.path] = str(error)
                         job.made.fail(str(error))
-                        context.reporter.say(f"{job.title}: failed: {error}")
                 advance()
             if len(later) == len(waiting):
                 time.sleep(WAIT_SECONDS)
                 context.stop.check()
             waiting = later
     return list(failed.values())
+
+
+def _without_data(jobs: Sequence[Job], context: Context) -> dict[Path, str]:
+    """Of the jobs that aren't done those that can't be, as their data, or that of a job they need, can't be had; and the
+    reason."""
+    found: dict[str, str | None] = {}
+    failed: dict[Path, str] = {}
+    with context.reporter.reading() as progress:
+        for job in jobs:
+            if job.made.finished:
+                continue
+            for data in job.reads:
+                if repr(data) not in found:
+                    found[repr(data)] = None
+                    try:
+                        sources[data.name](data.options, progress).find()
+                    except UserError as error:
+                        found[repr(data)] = str(error)
+            reasons = [found[repr(data)] for data in job.reads]
+            reasons += [failed.get(need.made.path) for need in job.needs]
+            if reason := next(filter(None, reasons), None):
+                failed[job.made.path] = reason
+    return failed
+
+
+def told_failures(failures: Sequence[str], plans: Sequence[Jobs]) -> str:
+    """How many runs failed, and for which reasons."""
+    total = sum(len(plan.jobs) for plan in plans)
+    reasons = Counter(failures)
+    told = f"{len(failures)} of {total} runs failed" + (", the others are done" if len(failures) < total else "")
+    if len(reasons) == 1:
+        return f"{told}: {failures[0]}"
+    return "\n".join([f"{told}:", *(f"  {count}: {reason}" for reason, count in reasons.items())])
 
 
 def launch(plans: Sequence[Jobs], context: Context, workers: int, arguments: Sequence[str]) -> list[str]:
@@ -247,6 +289,8 @@ def launch(plans: Sequence[Jobs], context: Context, workers: int, arguments: Seq
     finally:
         for other in others:
             other.terminate()
+        for other in others:  # they save what they have, before it is said that all is saved
+            other.wait()
 
 
 def submit(arguments: Sequence[str], workers: int, options: str) -> str:

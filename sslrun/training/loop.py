@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import math
 import struct
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field, model_validator
@@ -52,7 +53,7 @@ class Schedule(OptimizerOptions):
     """Epochs in which the learning rate rises."""
     schedule: Shape = "cosine"
     """What the learning rate does after that."""
-    milestones: tuple[float, ...] = ()
+    milestones: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = ()
     """With `schedule: step`: the shares of training at which the learning rate falls."""
     gamma: float = Field(0.1, gt=0, lt=1)
     """With `schedule: step`: what it is multiplied by there."""
@@ -68,7 +69,13 @@ class Schedule(OptimizerOptions):
     @model_validator(mode="after")
     def _consistent(self) -> Schedule:
         if (self.epochs is None) == (self.steps is None):
-            raise ValueError("give either epochs or steps")
+            both = "" if self.steps is None else "; to go from one to the other, set the other to null"
+            raise ValueError(f"give either epochs or steps{both}")
+        if self.epochs is not None and self.warmup > self.epochs:
+            raise ValueError(
+                f"warmup ({self.warmup:g} epochs) is longer than the training ({self.epochs:g}), which would end before "
+                "lr is reached: lower it"
+            )
         if self.batch % self.accumulate:
             raise ValueError(f"batch ({self.batch}) is not a multiple of accumulate ({self.accumulate})")
         if (self.schedule == "step") != bool(self.milestones):
@@ -81,6 +88,14 @@ class Schedule(OptimizerOptions):
             lower = 2 ** (examples.bit_length() - 1)
             raise UserError(f"a batch of {self.batch} is larger than the {examples} examples: lower batch to {lower}")
         return examples // self.batch
+
+    def within(self, examples: int) -> Schedule:
+        """The same with a batch of at most so many examples; its parts are no larger, and devices share them evenly."""
+        if self.batch <= examples:
+            return self
+        parts = math.ceil(examples / (self.batch // self.accumulate))
+        batch = examples - examples % (parts * distributed.world_size())
+        return self.model_copy(update={"batch": batch or examples, "accumulate": parts if batch else 1})
 
     def total_steps(self, examples: int) -> int:
         """Optimizer steps in all. UserError where the data holds no batch."""

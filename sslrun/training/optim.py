@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from sslrun.registry import Options
 
 Shape = Literal["cosine", "linear", "step", "constant"]
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class OptimizerOptions(Options):
@@ -28,7 +29,7 @@ class OptimizerOptions(Options):
     """Of sgd, lars and muon."""
     nesterov: bool = False
     """Of sgd."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
     """Of adamw, also beside muon."""
     layer_decay: float = Field(1.0, gt=0, le=1)
     """Factor on the learning rate from each layer of the backbone to the one below it (Bao et al., BEiT, 2022)."""

@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
@@ -18,17 +17,23 @@ backbone: {name: vit-tiny, patch: 4, depth: 2, width: 32, heads: 2, pool: mean}
 pretext: {name: rotation, augmentation: {flip: 0}}  # random views are drawn by rank
 data: {name: digits, size: 8}
 pretrain: {steps: 3, batch: 64, lr: 0.002, precision: fp32}
+evaluate: {digits: {protocols: [finetune, lpft], labels: [0.01], task: {augmentation: {flip: 0}}}}
+finetune: {epochs: 6, batch: 64, optimizer: sgd, lr: [0.01, 0.1], keep: best, precision: fp32}
 """
 TWO = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
-def pretrain(folder, runs, *launcher):
-    command = [sys.executable, *launcher, "-m", "sslrun", "pretrain", "vit.yaml", "--device", "cpu", "--runs", runs]
+def called(folder, command, runs, *launcher):
+    command = [sys.executable, *launcher, "-m", "sslrun", command, "vit.yaml", "--device", "cpu", "--runs", runs]
     done = subprocess.run(
         command, cwd=folder, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
     )
     assert done.returncode == 0, done.stderr
-    return Path(folder / done.stdout.strip())
+    return done.stdout
+
+
+def pretrain(folder, runs, *launcher):
+    return folder / called(folder, "pretrain", runs, *launcher).strip()
 
 
 def test_two_processes_learn_what_one_learns_and_write_one_run(tmp_path):
@@ -44,6 +49,19 @@ def test_two_processes_learn_what_one_learns_and_write_one_run(tmp_path):
     ]
     assert records[0] == records[1] == [3, 3]
     assert together.name == alone.name
+
+
+def test_two_processes_evaluate_as_one_does(tmp_path):
+    (tmp_path / "vit.yaml").write_text(RECIPE)
+    for runs in ("alone", "together"):
+        pretrain(tmp_path, runs)
+    tables = called(tmp_path, "lpft", "alone"), called(tmp_path, "lpft", "together", *TWO)
+    assert tables[0] == tables[1]
+    alone, together = (next(tmp_path.glob(f"{runs}/vit/lpft-*")) for runs in ("alone", "together"))
+    for name in ("head.safetensors", "backbone.safetensors"):
+        expected = load_file(alone / name)
+        for key, weight in load_file(together / name).items():
+            torch.testing.assert_close(weight, expected[key], rtol=1e-4, atol=1e-5)
 
 
 def test_a_signal_saves_what_all_have_done(tmp_path):

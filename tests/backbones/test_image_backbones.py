@@ -98,7 +98,7 @@ def test_vit_takes_other_sizes_registers_and_means(images):
     weights = backbone.attention(images)
     assert weights.shape == (2, 3, 19, 19)
     torch.testing.assert_close(weights.sum(-1), torch.ones(2, 3, 19))
-    with pytest.raises(ValueError, match="no multiple"):
+    with pytest.raises(UserError, match="no multiple"):
         backbone(torch.rand(1, 3, 30, 32))
     with pytest.raises(UserError, match="patch 5"):
         build_backbone("vit-tiny", {"patch": 5}, ImageSpec(32))
@@ -186,3 +186,29 @@ def test_checkpoints_that_do_not_fit(tmp_path):
         load_into(resnet, path)
     with pytest.raises(UserError, match="no such file"):
         load_into(resnet, tmp_path / "nothing.safetensors")
+
+
+def test_images_that_are_no_multiple_of_the_patch():
+    backbone = build_backbone("vit-tiny", {**SMALL_VIT, "size": 32}, ImageSpec(20))
+    with pytest.raises(
+        UserError, match="vit-tiny: images of 20x20 are no multiple of its patch, 8: give a size that is"
+    ):
+        backbone(torch.rand(1, 3, 20, 20))
+
+
+def test_gradients_of_a_resnet_on_images_of_one_place_in_bf16_are_the_same_twice():
+    backbone = build_backbone("resnet18", {"stem": "small", "channels": 4}, ImageSpec(4)).train()
+    images = torch.rand(16, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+
+    def gradients(bf16):
+        backbone.zero_grad()
+        dirt = [torch.full((count,), 1e30) for count in (5_000, 20_000, 100_000)]
+        del dirt  # what is left in memory that is given back
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            pooled = backbone(images).pooled
+        pooled.float().square().sum().backward()
+        return torch.cat([each.grad.flatten() for each in backbone.layer4.parameters()])
+
+    first, exact = gradients(True), gradients(False)
+    assert (first - exact).norm() < 0.5 * exact.norm()
+    assert all(torch.equal(gradients(True), first) for _ in range(5))

@@ -1,17 +1,21 @@
 """What a recipe is said to cost."""
 
+import io
+
 import torch
+from rich.console import Console
 from torch import nn
 
 from sslrun.recipe import Source, parse
-from sslrun.stages.check import _kept_for_backward, _state_bytes, checked
+from sslrun.stages.check import _kept_for_backward, _state_bytes, checked, shown
 from sslrun.training.device import compute
 
 CPU = compute("cpu")
 
 
-def recipe(**pretrain):
+def recipe(evaluate=None, **pretrain):
     given = {
+        "evaluate": evaluate or {},
         "name": "tiny",
         "backbone": {"name": "resnet18", "stem": "small", "channels": 4},
         "pretext": "rotation",
@@ -27,6 +31,21 @@ def test_what_the_backward_pass_needs_is_counted_once_and_without_weights():
     with _kept_for_backward(net) as kept:
         net(x).sum()
     assert sum(kept.values()) == 4 * (10 * 16 + 10 * 32)  # the input, and the ReLU's output: read twice, kept once
+
+
+def test_cells_count_restarts_and_data_that_is_not_there_is_told(tmp_path, monkeypatch):
+    monkeypatch.setenv("SSLRUN_DATA", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    mine = {"protocols": ["knn", "finetune"], "labels": [0.1, 1.0], "restarts": 3}
+    shifted = {"protocols": ["knn"], "shifts": ["cifar10.1"]}
+    found = checked("", recipe({"digits": mine, "cifar10": shifted}), CPU)
+    assert found["cells"] == 2 * (1 + 3) + 1
+    assert [each.partition(":")[0] for each in found["lacking"]] == ["cifar10", "cifar10.1"]
+    console = Console(file=io.StringIO(), width=200)
+    console.print(shown([found, found]))
+    assert (
+        console.file.getvalue().count("not there yet: cifar10: not on this machine and the hub can't be reached") == 1
+    )
 
 
 def test_memory_is_of_the_part_of_a_batch_that_is_computed_at_once():

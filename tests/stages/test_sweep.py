@@ -145,3 +145,74 @@ def test_what_a_sweep_stands_against_is_checked_before_anything_runs(tmp_path, o
     with pytest.raises(UserError) as error:
         Plan.of(load_sweep(tmp_path / "words.yaml"), tmp_path)
     assert told in str(error.value)
+
+
+LACKING = """\
+name: lacking
+base:
+  backbone: {name: mlp, width: 8, depth: 1}
+  data: cifar10
+  pretext: rotation
+  pretrain: {steps: 1, batch: 8}
+  finetune: {steps: 1, batch: 8}
+  evaluate: {cifar10: {protocols: [knn, lpft], labels: [1.0, 0.5]}}
+rows:
+  one: {}
+  two: {pretext: simclr}
+"""
+
+
+@pytest.fixture
+def lacking(tmp_path, monkeypatch, capsys):
+    """Runs a sweep where no data set is; returns its exit code, and what it says."""
+    monkeypatch.setenv("SSLRUN_DATA", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+
+    def called(text):
+        Path("lacking.yaml").write_text(text)
+        monkeypatch.setattr(sys, "argv", ["sslrun", "sweep", "lacking.yaml", "--device", "cpu"])
+        with pytest.raises(SystemExit) as exit:
+            cli.main()
+        said = capsys.readouterr()
+        return exit.value.code, said.out, said.err.splitlines()
+
+    return called
+
+
+NOWHERE = "not on this machine and the hub can't be reached. Put it at data/"
+
+
+def test_where_all_data_is_missing_one_line_says_so_and_nothing_is_written(lacking, tmp_path):
+    code, _, told = lacking(LACKING)
+    assert code == 2
+    assert told == [f"sslrun: cifar10: {NOWHERE}cifar10, or set SSLRUN_DATA; see `sslrun show data cifar10`"]
+    assert not (tmp_path / "runs").exists()
+
+
+def test_where_some_is_missing_that_is_told_before_and_after_and_the_rest_is_done(lacking):
+    code, table, told = lacking(
+        LACKING
+        + "  three: {data: {name: digits, size: 8}, evaluate: {digits: {protocols: [knn]}, svhn: {protocols: [knn]}}}\n"
+    )
+    assert code == 2
+    assert "three" in table
+    assert [re.sub(r"(svhn|cifar10): .*", r"\1", each) for each in told] == [
+        "20 of 23 runs can't be made: cifar10",
+        "1 of 23 runs can't be made: svhn",
+        "sslrun: 21 of 23 runs failed, the others are done:",
+        "  20: cifar10",
+        "  1: svhn",
+    ]
+
+
+def test_a_reason_that_many_runs_fail_for_is_told_once(lacking):
+    code, _, told = lacking(
+        LACKING.replace("data: cifar10", "data: {name: digits, size: 8}")
+        .replace("{cifar10: {", "{digits: {")
+        .replace("batch: 8}\n  finetune", "batch: 5000}\n  finetune")
+    )
+    assert code == 2
+    reason = "a batch of 5000 is larger than the 1210 examples: lower batch to 1024"
+    assert len(told) == 2
+    assert told[0].endswith(f"failed: {reason}")
+    assert told[1] == f"sslrun: 14 of 14 runs failed: {reason}"

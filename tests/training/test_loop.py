@@ -229,6 +229,25 @@ def test_a_batch_larger_than_the_data():
 
 
 @pytest.mark.parametrize(
+    ("batch", "parts", "devices", "labels", "found"),
+    [
+        (128, 1, 1, 200, (128, 1)),
+        (128, 1, 1, 13, (13, 1)),
+        (128, 16, 1, 10, (10, 2)),  # in parts of no more than 8, as were asked for
+        (128, 16, 1, 27, (24, 4)),
+        (128, 1, 2, 13, (12, 1)),
+        (128, 4, 2, 50, (48, 2)),
+    ],
+)
+def test_a_batch_holds_no_more_than_there_is_in_parts_that_devices_share_evenly(
+    batch, parts, devices, labels, found, monkeypatch
+):
+    monkeypatch.setattr("sslrun.training.loop.distributed.world_size", lambda: devices)
+    schedule = Schedule(epochs=1, batch=batch, accumulate=parts).within(labels)
+    assert (schedule.batch, schedule.accumulate) == found
+
+
+@pytest.mark.parametrize(
     "error", [torch.OutOfMemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
 )
 @pytest.mark.parametrize(
@@ -254,7 +273,8 @@ def test_out_of_memory_says_what_to_lower(error, batch, parts, remedy, monkeypat
     ("given", "message"),
     [
         ({}, "either epochs or steps"),
-        ({"epochs": 1, "steps": 1}, "either epochs or steps"),
+        ({"epochs": 1, "steps": 1}, "either epochs or steps; to go from one to the other, set the other to null"),
+        ({"epochs": 5, "warmup": 10}, r"warmup \(10 epochs\) is longer than the training \(5\)"),
         ({"steps": 1, "batch": 10, "accumulate": 3}, "not a multiple"),
         ({"steps": 1, "schedule": "step"}, "milestones go together"),
     ],

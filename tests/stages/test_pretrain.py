@@ -1,0 +1,42 @@
+"""Stage 1, as a whole."""
+
+import json
+import signal
+
+import pytest
+
+from sslrun.recipe import Source, parse
+from sslrun.stages.context import Context, Interrupted, Stop
+from sslrun.stages.pretrain import Pretraining
+from sslrun.stages.reporting import Reporter
+from sslrun.training.device import compute
+
+RECIPE = {
+    "name": "tiny",
+    "backbone": {"name": "mlp", "width": 8, "depth": 1},
+    "pretext": "rotation",
+    "data": {"name": "digits", "size": 8},
+    "pretrain": {"epochs": 3, "batch": 64, "lr": 0.002},
+    "watch": {"every": 1, "examples": 64},
+}
+
+
+class Soon(Stop):
+    """Asked to stop after so many steps."""
+
+    steps = 20
+
+    @property
+    def due(self):
+        self.steps -= 1
+        return self.steps <= 0
+
+
+def test_a_resumed_run_looks_at_its_features_when_one_never_stopped_does(tmp_path):
+    job = Pretraining(parse(Source(RECIPE, {(): "tiny.yaml:1"})), 0, tmp_path)
+    quiet = Reporter(quiet=True)
+    with pytest.raises(Interrupted):
+        job.run(Context(tmp_path, compute("cpu"), quiet, stop=Soon(signal=signal.SIGTERM)))
+    job.run(Context(tmp_path, compute("cpu"), quiet))
+    records = [json.loads(line) for line in (job.made.path / "metrics.jsonl").read_text().splitlines()]
+    assert [each["step"] for each in records if "knn" in each] == [18, 36, 54]
