@@ -221,10 +221,13 @@ def _of_row(row: Row, results: Sequence[dict[str, Any]]) -> list[tuple[str, str]
     return [*(("name", each) for each in (*names, *both)), *(("protocol", each) for each in protocols)]
 
 
-def _of_column(column: Column) -> list[tuple[str, str]]:
-    """The task's name; for a split other than the test the split's alone: ID and OOD are different columns."""
+def _of_column(column: Column, stand_ins: Mapping[str, str]) -> list[tuple[str, str]]:
+    """The task's name, or what its test stands in for; for a split other than the test the split's alone: ID and OOD are
+    different columns."""
     words = [word.strip() for word in re.split(r"[·,:]", column[1])]
     splits = [word for word in words if word and not re.fullmatch(r"[\d.]+ (%|a class)", word)]
+    if not splits and column[0] in stand_ins:
+        return [("stand-in", stand_ins[column[0]])]
     return [("task", each) for each in splits or [column[0]]]
 
 
@@ -459,12 +462,7 @@ def _axes(ours: Table, published: Published) -> tuple[Axis, Axis, bool]:
     def axes(theirs: tuple[list[str], list[str]]) -> tuple[Axis, Axis]:
         rows = {row: _matched(_of_row(row, ours.results), theirs[0], published.aliases) for row in ours_rows}
         columns = {
-            column: _matched(
-                [("stand-in", stand_ins[column[0]])] if column[0] in stand_ins else _of_column(column),
-                theirs[1],
-                published.aliases,
-            )
-            for column in ours_columns
+            column: _matched(_of_column(column, stand_ins), theirs[1], published.aliases) for column in ours_columns
         }
         return (
             {row: match for row, match in rows.items() if match},
@@ -633,7 +631,7 @@ def _notes(made: Comparison, published: Published, ours: Table, rows: Axis, colu
         stood_in = [f"{key[0]} for {match.name}" for key, match in columns.items() if match.part == "stand-in"]
         if stood_in:
             notes.append(
-                f"stand-ins: {'; '.join(stood_in)}: tasks of the same kind on other data, so that the order of the rows and "
+                f"stand-ins: {'; '.join(dict.fromkeys(stood_in))}: tasks of the same kind on other data, so that the order of the rows and "
                 "the gaps between them may be compared, not the values"
             )
         if not all(pair.published.verified for pair in made.pairs):

@@ -84,6 +84,20 @@ def test_a_stand_in_stands_beside_the_column_it_names_and_says_that_it_is_one():
     assert "test data: differs (ours: entailment, span; published: QNLI (Acc), SQuAD (F1))" in told
 
 
+def test_only_the_test_of_a_task_stands_in_for_a_column_and_its_shifts_go_by_their_own_names():
+    shifts = {"STL-10": {"accuracy": 60.0}, "fog": {"accuracy": 50.0}}
+    ours = Table.from_results(
+        [result("x", 70.0, task="digits", protocol="lpft", labels=labels, shifts=shifts) for labels in (0.1, 1.0)]
+    )
+    ours.stand_ins = {name: {"digits": "CIFAR-10"} for name in ("kumar_table1_id", "kumar_table2_ood")}
+    id_, ood = (compare(ours, published(name)) for name in ("kumar_table1_id", "kumar_table2_ood"))
+    assert [(pair.column[1], pair.ours.mean, pair.value) for pair in id_.pairs] == [("100 %", 70.0, 97.5)]
+    assert {(pair.column[1], pair.published_column) for pair in ood.pairs} == {("100 % · STL-10", "STL")}
+    ours = Table.from_results([result("A", 70.0, task="digits", labels=labels) for labels in (0.1, 1.0)])
+    ours.stand_ins = {"small": {"digits": "CIFAR-10"}}
+    assert "stand-ins: digits for CIFAR-10: tasks of the same kind" in printed(compare(ours, small()))
+
+
 def test_where_the_columns_are_protocols_ours_stand_beside_them():
     results = [result("SimCLR", value, task="imagenet-1k", protocol=protocol)
                for protocol, value in (("knn", 50.0), ("probe", 60.0), ("finetune", 70.0))]  # fmt: skip
