@@ -1,6 +1,7 @@
 """Claims: planted results come out as planted, mistakes are named by line, budgets pick variants."""
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -200,6 +201,19 @@ def test_all_ten_are_there_and_each_can_be_judged_in_minutes_on_a_cpu():
         if any(each.device == "cpu" and each.minutes <= 15 for each in claim.variants.values())
     }
     assert short >= set(range(1, 11))
+
+
+@pytest.mark.parametrize("name", CLAIMS)
+def test_what_a_claim_quotes_stands_in_the_lecture(name):
+    data = os.environ.get("SSLRUN_DATA")
+    lecture = Path(data).parent / "lecture.md" if data else None
+    if lecture is None or not lecture.is_file():
+        pytest.skip("the lecture is not beside SSLRUN_DATA")
+    text = lecture.read_text(encoding="utf-8")
+    claim, slides = load_claim(CLAIMS[name]), re.findall(r"^# (.+)$", text, re.MULTILINE)
+    for sentence in claim.says:
+        assert sentence in " ".join(text.split())
+    assert set(re.findall(r'"(.+?)"', claim.source)) <= set(slides)
 
 
 @pytest.mark.parametrize("name", CLAIMS)
