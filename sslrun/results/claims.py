@@ -377,12 +377,19 @@ def _cell_text(text: str) -> str:
     return text.replace("|", "\\|")
 
 
+FORMATS: dict[str, Callable[[Sequence[Outcome], str], str]] = {
+    ".md": markdown,
+    ".json": lambda outcomes, made: json.dumps([each.as_dict() for each in outcomes], indent=2),
+}
+
+
+def check_ending(path: Path) -> None:
+    """UserError: verdicts are not written to files of that ending."""
+    if path.suffix not in FORMATS:
+        raise UserError(f"{path}: verdicts are written to files that end in {' or '.join(FORMATS)}")
+
+
 def write(outcomes: Sequence[Outcome], path: Path, made: str) -> None:
     """To a .md or .json file. UserError: another ending, or the file can't be written."""
-    formats: dict[str, Callable[[], str]] = {
-        ".md": lambda: markdown(outcomes, made),
-        ".json": lambda: json.dumps([each.as_dict() for each in outcomes], indent=2),
-    }
-    if path.suffix not in formats:
-        raise UserError(f"{path}: verdicts are written to files that end in {' or '.join(formats)}")
-    write_atomically(path, formats[path.suffix]())
+    check_ending(path)
+    write_atomically(path, FORMATS[path.suffix](outcomes, made), "name another place")
