@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -87,6 +88,8 @@ class Variant(BaseModel):
     inequalities: tuple[Ordering, ...] = Field(min_length=1)
 
 
+FOLDER = Path("recipes/claims")
+"""Where claims are looked for by their name, unless told otherwise."""
 EXPENSE = {"minutes", "measured", "device"}
 """Of a variant, what it takes."""
 
@@ -164,7 +167,8 @@ class Claim(BaseModel):
             return None
         following = min(above, key=lambda each: each.minutes)
         gpu = " (needs a GPU)" if following.device == "cuda" else ""
-        return f"sslrun claims {self.name} --budget {following.minutes:g}{gpu}"
+        named = self.name if self._path.parent == FOLDER else shlex.quote(str(self._path))
+        return f"sslrun claims {named} --budget {following.minutes:g}{gpu}"
 
 
 def labels_of(place: Place) -> Labels:
@@ -257,12 +261,14 @@ class Outcome:
     """A claim's verdict, computed from its variant's table."""
 
     claim: Claim
-    variant: str | None
+    variant: str | None = None
     """None: none fits the budget."""
     judged: list[tuple[Inequality, Verdict, bool]] = field(default_factory=list)
     """Each inequality, what the seeds say of it, and whether it is reported only."""
     table: Table | None = None
     cost: Cost = Cost()
+    failure: str | None = None
+    """Why runs are missing, where one could not be made."""
 
     @property
     def word(self) -> Word:
@@ -282,6 +288,8 @@ class Outcome:
             yield f"{'reported only, ' if reported else ''}{inequality.text()}{values}: {verdict.text(number)}"
         if self.variant is None:
             yield "no variant fits this budget and this machine"
+        elif self.table is None or self.failure:
+            yield f"{'runs are missing' if self.table else 'nothing of it is computed'}: {self.failure or 'not run yet'}"
 
     def expense(self) -> str:
         if self.variant is None:
@@ -312,6 +320,7 @@ class Outcome:
             "core_hours": self.cost.core_hours,
             "gpu_hours": self.cost.gpu_hours,
             "otherwise": claim.otherwise if self.word == "contradicted" else None,
+            "failure": self.failure,
             "larger": self.command,
         }  # fmt: skip
 

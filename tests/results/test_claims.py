@@ -108,6 +108,21 @@ def test_planted_results_come_out_as_planted(claim, tmp_path, values, word):
     assert outcome.as_dict()["otherwise"] == ("they are all the same" if word == "contradicted" else None)
 
 
+def test_what_is_missing_is_said_with_its_reason(claim, tmp_path):
+    trial = Trial.within(5, False, claim, tmp_path / "runs")
+    assert list(trial.outcome().lines()) == ["nothing of it is computed: not run yet"]
+    for job in trial.plan.jobs:
+        job.made.fail("digits: no such file")
+    assert "- nothing of it is computed: digits: no such file" in markdown([trial.outcome()], "")
+    assert trial.outcome().as_dict()["failure"] == "digits: no such file"
+    plant(trial, {})
+    assert trial.outcome().failure is None
+    lost = trial.plan.jobs[-1].made
+    (lost.path / "result.json").unlink()
+    lost.fail("diverged")
+    assert list(trial.outcome().lines())[-1] == "runs are missing: diverged"
+
+
 def test_only_cells_that_are_asked_for_are_run(claim, tmp_path):
     plan = Trial.within(5, False, claim, tmp_path).plan
     assert {(row, cell.protocol, cell.labels) for row, cell in plan.cells} == {
@@ -120,8 +135,9 @@ def test_only_cells_that_are_asked_for_are_run(claim, tmp_path):
 def test_the_budget_picks_the_largest_variant_that_fits(claim, tmp_path):
     assert [claim.choose(minutes, cuda=False) for minutes in (1, 2, 10, 60)] == [None, "small", "small", "large"]
     assert claim.choose(10, cuda=True) == "largest"
-    assert claim.larger(None) == "sslrun claims wide --budget 2"
-    assert claim.larger("small") == "sslrun claims wide --budget 9 (needs a GPU)"
+    named = tmp_path / "wide.yaml"  # not where claims are looked for by name
+    assert claim.larger(None) == f"sslrun claims {named} --budget 2"
+    assert claim.larger("small") == f"sslrun claims {named} --budget 9 (needs a GPU)"
     assert claim.larger("large") is None
     assert {cell.seed for _, cell in Trial.within(60, False, claim, tmp_path).plan.cells} == {0, 1, 2, 3}
     none = Trial.within(1, False, claim, tmp_path)
@@ -178,7 +194,7 @@ def test_verdicts_are_written_in_two_formats(claim, tmp_path):
     assert (found["name"], found["verdict"], found["larger"]) == (
         "wide",
         "inconclusive",
-        "sslrun claims wide --budget 2",
+        f"sslrun claims {tmp_path / 'wide.yaml'} --budget 2",
     )
     with pytest.raises(UserError, match=r"end in .md or .json"):
         write([outcome], tmp_path / "found.txt", "")
