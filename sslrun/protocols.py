@@ -24,7 +24,7 @@ class Probe(LogisticOptions):
 class Finetune(Schedule):
     """All parameters free."""
 
-    lr: float | tuple[Annotated[float, Field(gt=0)], ...] = Field(0.01)  # type: ignore[assignment]
+    lr: float | Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)] = Field(0.01)  # type: ignore[assignment]
     """Highest learning rate; of several, the one with the best validation score is kept."""
     drop_path: float | None = Field(None, ge=0, lt=1)
     """Rate of stochastic depth while fine-tuning, for backbones that have it; default: the backbone's own."""

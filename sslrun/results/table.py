@@ -16,6 +16,7 @@ from rich.measure import Measurement
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from sslrun.data.shifts import ID, MEAN_SHIFT
 from sslrun.errors import UserError
 from sslrun.protocols import PROTOCOLS
 from sslrun.runs import write_atomically
@@ -26,8 +27,6 @@ Column = tuple[str, str]
 """(task, what of it: the share of labels, and the split if not the test)."""
 
 
-MEAN_SHIFT = "mean OOD"
-"""The column of the mean over a task's shifts."""
 REASSESSED = "real_accuracy"
 """A metric that has a column of its own, beside the task's: ImageNet ReaL."""
 
@@ -281,7 +280,7 @@ class Table:
         _, _, place = what.partition(" · ")
         of_task = [each for named, each in self.columns if named == task]
         if len({each.split(" · ")[0] for each in of_task}) == 1 < len(of_task):
-            return place or "ID"
+            return place or ID
         metrics = {each["task"]: each["metric"] for each in self.results}
         if len(set(metrics.values())) < 2 or task not in metrics:
             return what
