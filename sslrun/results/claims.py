@@ -25,7 +25,7 @@ from sslrun.measurements.base import measurements
 from sslrun.recipe import Keys, Named, Source, Sweep, load_sweep, read_yaml, validated
 from sslrun.registry import did_you_mean
 from sslrun.results.table import Table
-from sslrun.results.verdict import Gain, Inequality, Place, Term, Verdict, Word, together
+from sslrun.results.verdict import BOOTSTRAP_FROM, Gain, Inequality, Place, Term, Verdict, Word, together
 from sslrun.runs import write_atomically
 
 Labels = tuple[str, ...]
@@ -348,6 +348,14 @@ def rendered(outcomes: Sequence[Outcome], tables: bool) -> Group:
     return Group(*blocks)
 
 
+LEGEND = (
+    "Supported: of every inequality the 95 % interval of the mean difference, paired over seeds, lies above the margin. "
+    "Contradicted: of one it lies below. Else inconclusive. The interval is Student's t with fewer than "
+    f"{BOOTSTRAP_FROM} seeds, of which a bootstrap would be too narrow, and a bootstrap's from there on."
+)
+"""How verdicts are to be read."""
+
+
 def markdown(outcomes: Sequence[Outcome], made: str) -> str:
     """The verdict table, and behind it each claim with its inequalities and its table. `made`: when, on what, by what."""
     lines = [
@@ -364,6 +372,7 @@ def markdown(outcomes: Sequence[Outcome], made: str) -> str:
             f"| {each.claim.number} | [{_cell_text(each.claim.title)}](#{each.claim.name}) | {each.word} "
             f"| {each.cost.seconds:.0f} | {each.cost.core_hours:.2g}{gpu} |"
         )
+    lines += ["", LEGEND]
     for each in outcomes:
         claim = each.claim
         lines += ["", f'<a id="{claim.name}"></a>', f"## {claim.number}. {claim.title}: {each.word}", ""]

@@ -101,6 +101,7 @@ def test_planted_results_come_out_as_planted(claim, tmp_path, values, word):
     assert outcome.cost.core_hours == pytest.approx(3.6 * 15 * 2 / 3600)
     text = markdown([outcome], "by hand")
     assert f"| 3 | [Wide networks do better](#wide) | {word} | 54 | 0.03 |" in text
+    assert "The interval is Student's t with fewer than 10 seeds" in text
     assert ("they are all the same" in text) == (word == "contradicted")
     assert re.search(
         r"- reported only, narrow · probe · digits · 10 % > 99 \([\d.]+ against 99.00\): contradicted: -", text
