@@ -506,7 +506,7 @@ def _pairs(ours: Table, published: Published, rows: Axis, columns: Axis, turned:
                 continue
             unit, theirs = _unit(ours, column), number.unit or published.unit
             convert = _conversion(unit, theirs)
-            if convert is None or (unit.casefold() != theirs.casefold() and number.unit is not None):
+            if convert is None:
                 unlike.append(f"{row[0]}, {column[0]} (ours: {unit}, published in {theirs})")
                 continue
             value = convert(number.value)
@@ -522,7 +522,7 @@ def _unit(ours: Table, column: Column) -> str:
 def _conversion(ours: str, published: str) -> Callable[[float], float] | None:
     """What brings a published number to our unit; None: nothing does."""
     if ours != "%":
-        return float
+        return float if ours.casefold() == published.casefold() else None
     known: dict[str, Callable[[float], float]] = {
         "%": float,
         "F1": float,

@@ -147,6 +147,12 @@ def test_units_are_brought_together_or_left_out():
     assert compare(ours, small("fraction")).pairs[0].value == 9000
     assert not compare(ours, small("eV MAE")).pairs
     assert "published in eV MAE" in printed(compare(ours, small("eV MAE")))
+    tags = Table.from_results([result("80/10/10", 95.0, task="NER feature-based", metric="f1")])
+    assert [pair.value for pair in compare(tags, published("bert_table8")).pairs] == [94.9]  # F1 is in percent
+    hours = Table.from_results([result("A", 95.0, task="cifar10")])
+    hours.add(("A", "finetune"), ("compute", "STL-10"), 3.0)
+    hours.units["compute", "STL-10"] = "hours"
+    assert len(compare(hours, small()).pairs) == 1
     cost = Table.from_results([result("Ours-JFT (ViT-H/14)", 3.0, task="TPUv3-core-days")])
     assert compare(cost, published("vit_table2")).unmatched["cells in other units"]
 
