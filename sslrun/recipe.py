@@ -20,6 +20,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    PrivateAttr,
     SerializeAsAny,
     ValidationError,
     field_validator,
@@ -201,6 +202,13 @@ class Sweep(BaseModel):
     jobs: int = Field(1, ge=1)
     """Worker processes that share the runs, where --jobs does not say."""
 
+    _against_at: str | None = PrivateAttr(None)
+
+    @property
+    def against_at(self) -> str:
+        """Where `against` was written, as file:line; the sweep's name where that isn't known."""
+        return self._against_at or self.name
+
     @field_validator("against", mode="before")
     @classmethod
     def _named_alone(cls, given: Any) -> Any:
@@ -378,7 +386,9 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
             inside = {keys[1:]: place for keys, place in changes.places.items() if keys[:1] == (dotted,)}
             recipe_source.change(dotted, value, inside)
         rows[row] = parse(recipe_source)
-    return validated(Sweep, Source({**source.without("base").value, "rows": rows}, source.places), "a sweep")
+    sweep = validated(Sweep, Source({**source.without("base").value, "rows": rows}, source.places), "a sweep")
+    sweep._against_at = source.places.get(("against",))
+    return sweep
 
 
 def override(source: Source, overrides: Sequence[str]) -> None:
