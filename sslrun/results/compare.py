@@ -44,6 +44,10 @@ SYNONYMS = {
 }
 """What papers call our protocols."""
 
+OF_PRETRAINING = ("data", "steps", "parameters", "epochs")
+UNKNOWN = "unknown"
+"""What some of our results don't tell of themselves, beside what others do."""
+
 ROUNDING = 0.02
 """Relative difference up to which two parameter counts are the same: papers round them."""
 
@@ -110,11 +114,12 @@ class Setting:
     @property
     def verdict(self) -> str:
         """same, differs, or unknown."""
-        if not self.ours or not self.published:
+        known = [each for each in self.ours if each != UNKNOWN]
+        if not known or not self.published:
             return "unknown"
-        pairs = list(itertools.product(self.ours, self.published))
+        pairs = list(itertools.product(known, self.published))
         if all(_equal(self.kind, a, b) for a, b in pairs):
-            return "same"
+            return "same" if len(known) == len(self.ours) else "unknown"
         return "unknown" if any(_open(self.kind, a, b) for a, b in pairs) else "differs"
 
     def text(self) -> str:
@@ -163,10 +168,13 @@ def _settings(results: Sequence[dict[str, Any]], published: Published, protocol_
     for kind in KINDS:
         if kind == "protocol" and protocol_named:
             continue
-        values = (
+        values = [
             column_of(each)[1] if kind == "labels" else {**each, **each.get("facts", {})}.get(kind) for each in results
-        )
+        ]
         ours = tuple(dict.fromkeys(each for each in values if each is not None))
+        elsewhere = (each["pretext"] and value is None for each, value in zip(results, values, strict=True))
+        if ours and kind in OF_PRETRAINING and any(elsewhere):
+            ours = (*ours, UNKNOWN)
         setting = Setting(kind, ours, (told[kind],) if kind in told else ())
         if kind in ALWAYS or setting.ours or setting.published:
             settings.append(setting)

@@ -141,6 +141,17 @@ def test_only_what_was_measured_as_the_source_says_stands_beside_it():
     assert "protocol: differs (ours: knn; published: probe)" in only.preface
 
 
+def test_what_one_row_does_not_tell_is_not_the_same_as_what_another_does():
+    told = {"data": "Wikipedia + BookCorpus", "steps": 1_000_000, "parameters": 110e6}
+    both = [result("BERT", 60.0, facts=told), result("no nsp", 61.0, facts={})]  # the second from a file
+    made = compare(Table.from_results(both), published("bert_table5"))
+    assert {each.kind: each.verdict for each in made.settings if each.kind in told} == dict.fromkeys(told, "unknown")
+    assert "steps: unknown (ours: 1,000,000, unknown; published: 1,000,000)" in made.preface
+    both[1] |= {"pretext": None}  # nothing was pretrained, on nothing
+    made = compare(Table.from_results(both), published("bert_table5"))
+    assert {each.kind: each.verdict for each in made.settings if each.kind in told} == dict.fromkeys(told, "same")
+
+
 def test_units_are_brought_together_or_left_out():
     ours = Table.from_results([result("A", 95.0, task="cifar10")])
     assert compare(ours, small("% error")).pairs[0].value == 10
