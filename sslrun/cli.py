@@ -210,7 +210,7 @@ def table(
         made = Table.of_distortion(made.results, made.title)
     elif beside or compute:
         add_compute(made)
-    if beside and not distortion:
+    if beside:
         from sslrun.results.compare import compare_all
 
         made = compare_all(made, beside)
@@ -243,7 +243,7 @@ def claims(
     as_json: AsJson = False,
 ) -> None:
     """The lecture's sentences, tested: runs what is missing and says supported, contradicted or inconclusive."""
-    from sslrun.results.claims import listing, load_claims, rendered, write
+    from sslrun.results.claims import check_ending, listing, load_claims, rendered, write
     from sslrun.stages.claims import Trial, made_by
     from sslrun.stages.context import Context
     from sslrun.stages.sweep import Plan, launch, told_failures
@@ -252,6 +252,8 @@ def claims(
     if listed:
         _print_json_or([each.described() for each in found] if as_json else None, listing(found))
         return
+    for path in output or []:
+        check_ending(path)  # before hours of runs
     context = Context.open(device, runs, fresh)
     cuda = context.compute.device.type == "cuda"
     trials = [Trial.within(budget, cuda, each, runs) for each in found]
@@ -335,7 +337,7 @@ def _print_table(made: Any) -> None:
 
 
 def _console() -> Any:
-    """A rich console on stdout: as wide as the terminal; elsewhere wide enough that no table is broken."""
+    """A rich console on stdout: as wide as the terminal; elsewhere wide enough that few tables are broken."""
     from rich.console import Console
 
     console = Console(highlight=False)

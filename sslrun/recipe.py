@@ -20,6 +20,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    PrivateAttr,
     SerializeAsAny,
     ValidationError,
     field_validator,
@@ -31,7 +32,7 @@ import sslrun.pretexts
 import sslrun.tasks  # noqa: F401 (importing fills the registries)
 from sslrun.backbones.base import backbones
 from sslrun.data.corruptions import CORRUPTIONS
-from sslrun.data.shifts import Shift
+from sslrun.data.shifts import ID, MEAN_SHIFT, Shift
 from sslrun.data.sources import sources
 from sslrun.errors import UserError
 from sslrun.pretexts.base import pretexts
@@ -84,6 +85,14 @@ def _share_or_count(labels: float) -> float:
     return labels
 
 
+def _shift_name(name: str) -> str:
+    if not name or re.search("[·,:]", name):
+        raise ValueError("a shift's name should have neither '·' nor ',' nor ':', which separate the parts of a column")
+    if name in (ID, MEAN_SHIFT):
+        raise ValueError(f"'{name}' is a column of the table already; name the shift otherwise")
+    return name
+
+
 class Evaluation(BaseModel):
     """One task of a recipe: its data, how it is learned, and from how many labels."""
 
@@ -96,7 +105,7 @@ class Evaluation(BaseModel):
     restarts: int = Field(1, ge=1)
     """Times that whatever is trained from labels is trained, from the same pretrained weights: with a new head and in
     another order of the data (BERT's fine-tuning restarts)."""
-    shifts: dict[Annotated[str, Field(pattern=r"^[^·,:]+$")], Shift] = {}
+    shifts: dict[Annotated[str, AfterValidator(_shift_name)], Shift] = {}
     """Test sets out of distribution, by name: every protocol is scored on them too, and chooses nothing by them."""
     options: Protocols
     """The recipe's protocol options with this task's own changes."""
@@ -198,6 +207,13 @@ class Sweep(BaseModel):
     jobs: int = Field(1, ge=1)
     """Worker processes that share the runs, where --jobs does not say."""
 
+    _against_at: str | None = PrivateAttr(None)
+
+    @property
+    def against_at(self) -> str:
+        """Where `against` was written, as file:line; the sweep's name where that isn't known."""
+        return self._against_at or self.name
+
     @field_validator("against", mode="before")
     @classmethod
     def _named_alone(cls, given: Any) -> Any:
@@ -245,19 +261,25 @@ class Source:
 
     def change(self, path: str, value: Any, places: Mapping[Keys, str]) -> None:
         """Set the dotted `path` to `value`; `places` says where the value and what lies inside it were written."""
-        *parents, last = keys = tuple(path.split("."))
+        self._change(tuple(path.split(".")), value, places)
+
+    def _change(self, keys: tuple[str, ...], value: Any, places: Mapping[Keys, str]) -> None:
+        """`change`, by keys, which may themselves have dots in them (CIFAR-10.1)."""
+        *parents, last = keys
         at = self.value
         for depth, key in enumerate(parents, start=1):
             at[key] = {} if at.get(key) is None else _spelt_out(key, at[key])
             at = at[key]
             if not isinstance(at, dict):
-                raise UserError(f"{places[()]}: {path}: '{'.'.join(keys[:depth])}' holds a value, not a section")
+                raise UserError(
+                    f"{places[()]}: {'.'.join(keys)}: '{'.'.join(keys[:depth])}' holds a value, not a section"
+                )
         old = _spelt_out(last, at.get(last))
         if isinstance(old, dict) and isinstance(value, dict) and value.get("name", old.get("name")) == old.get("name"):
             at[last] = old
             for inner, inner_value in value.items():
                 inside = {deep[1:]: place for deep, place in places.items() if deep[:1] == (inner,)}
-                self.change(f"{path}.{inner}", inner_value, {(): places[()], **inside})
+                self._change((*keys, inner), inner_value, {(): places[()], **inside})
             return
         at[last] = copy.deepcopy(value)
         self.places = {deep: place for deep, place in self.places.items() if deep[: len(keys)] != keys}
@@ -374,7 +396,9 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
             inside = {keys[1:]: place for keys, place in changes.places.items() if keys[:1] == (dotted,)}
             recipe_source.change(dotted, value, inside)
         rows[row] = parse(recipe_source)
-    return validated(Sweep, Source({**source.without("base").value, "rows": rows}, source.places), "a sweep")
+    sweep = validated(Sweep, Source({**source.without("base").value, "rows": rows}, source.places), "a sweep")
+    sweep._against_at = source.places.get(("against",))
+    return sweep
 
 
 def override(source: Source, overrides: Sequence[str]) -> None:
@@ -526,6 +550,10 @@ def validated(model: type[Model], source: Source, owner: str, also: Iterable[str
     except ValidationError as error:
         # Unknown keys first: a misspelt key often makes another one look missing.
         first = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
+        if first["type"].endswith("_type"):  # where several types may stand, the mistake is told of that which does
+            written = _written(tuple(first["loc"]), source.value)
+            same = (each for each in error.errors() if tuple(each["loc"])[: len(written)] == written)
+            first = min(same, key=lambda each: each["type"].endswith("_type"))
     keys: Keys = tuple(first["loc"])
     if first["type"] == "extra_forbidden":
         known = [*_fields(model, keys[:-1]), *(also if len(keys) == 1 else ())]

@@ -46,20 +46,21 @@ def told_when_full(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def told_when_unwritable(path: Path) -> Iterator[None]:
-    """Turns a full disk or a folder that can't be written into a UserError that names the place."""
+def told_when_unwritable(path: Path, remedy: str = "name another place with --runs") -> Iterator[None]:
+    """Turns a full disk or a place that can't be written into a UserError that names it."""
     try:
         with told_when_full(path):
             yield
     except OSError as error:
-        if error.errno in (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EPERM):
-            raise UserError(f"{path}: can't be written ({error.strerror}); name another place with --runs") from None
+        if error.errno in (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EPERM):
+            raise UserError(f"{path}: can't be written ({error.strerror}); {remedy}") from None
         raise
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write `text` so that `path` is at every moment the old file or the whole new one."""
-    with told_when_unwritable(path):
+def write_atomically(path: Path, text: str, remedy: str = "name another place with --runs") -> None:
+    """Write `text` so that `path` is at every moment the old file or the whole new one. UserError, with the `remedy`: it
+    can't be written."""
+    with told_when_unwritable(path, remedy):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:

@@ -52,6 +52,15 @@ def test_reads_every_section(write):
     assert recipe.evaluate["digits"].labels == (0.1, 1.0)
 
 
+def test_a_name_with_a_dot_is_one_key_where_a_section_is_merged(write):
+    text = GOOD.replace("labels: [0.1, 1.0]", "shifts: {CIFAR-10.1: {corruption: fog}}")
+    shifts = load(write(text), ["evaluate.digits.shifts={CIFAR-10.1: {severity: 5}, b.2: contrast}"])
+    assert {name: (each.corruption, each.severity) for name, each in shifts.evaluate["digits"].shifts.items()} == {
+        "CIFAR-10.1": ("fog", 5),
+        "b.2": ("contrast", 3),
+    }
+
+
 def test_a_name_with_a_colon_is_the_option_that_such_names_stand_for(write):
     text = "name: mine\ndata: {name: world, length: 32}\nbackbone: BACKBONE\n"
     assert load(write(text.replace("BACKBONE", "hf:google/bert_tiny"))).backbone.options.model == "google/bert_tiny"

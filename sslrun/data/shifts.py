@@ -16,6 +16,9 @@ from sslrun.data.splits import Splits
 from sslrun.errors import UserError
 from sslrun.registry import did_you_mean
 
+ID, MEAN_SHIFT = "ID", "mean OOD"
+"""What stands beside the shifts: the task's own test, and the mean over them where they are several."""
+
 Severity = Annotated[int, Field(ge=1, le=5)]
 
 
@@ -31,7 +34,7 @@ class Shift(BaseModel):
     where it knows no difference between them (HANS: {non-entailment: [neutral, contradiction]})."""
     corruption: str | tuple[str, ...] = ()
     """Of the task's own test images, label-preserving, in the style of ImageNet-C; of several the mean is told."""
-    severity: Severity | tuple[Severity, ...] = 3
+    severity: Severity | Annotated[tuple[Severity, ...], Field(min_length=1)] = 3
     """Of the corruption: 1 to 5; of several the mean is told."""
 
     @model_validator(mode="after")

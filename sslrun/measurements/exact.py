@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from sslrun.measurements.base import Measurement, measurements
 from sslrun.registry import Options
@@ -27,6 +27,13 @@ class Convolution(Measurement):
         """How narrowly a head attends; the limit, one pixel a head, is always there."""
         size: int = Field(11, ge=3)
         """Side of the images."""
+
+        @model_validator(mode="after")
+        def _fitting(self) -> Convolution.Options:
+            for kernel in self.kernels:
+                if kernel % 2 == 0 or kernel > self.size:
+                    raise ValueError(f"a kernel of {kernel} should be odd and no larger than the images ({self.size})")
+            return self
 
     options: Options
 
@@ -62,13 +69,22 @@ class Distortion(Measurement):
         examples: int = Field(80, ge=1)
         """Examples to learn from."""
 
+        @model_validator(mode="after")
+        def _as_the_theorem_asks(self) -> Distortion.Options:
+            if not self.features < self.span < self.dimensions - self.features:
+                raise ValueError("the theorem asks for features < span < dimensions - features")
+            if self.examples < self.span:
+                raise ValueError(f"{self.examples} examples don't span {self.span} dimensions")
+            return self
+
     options: Options
 
     def table(self, seed: int, compute: Compute, folder: Path, check: Callable[[], None]) -> Table:
-        made = distortion.table([seed], **self.options.model_dump())
+        sizes = self.options.model_dump()
+        made = distortion.table([seed], **sizes)
         made.notes = [
             "theorems: FT's OOD error is nowhere below 'OOD error at least'; from perfect features LP and LP-FT end at 0; "
             "features of what is orthogonal to the examples' span don't change; mean ± standard deviation over random problems",
-            distortion.plot(folder / "distortion.png", seed=seed),
+            distortion.plot(folder / "distortion.png", seed=seed, **sizes),
         ]
         return made

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +25,7 @@ from sslrun.measurements.base import measurements
 from sslrun.recipe import Keys, Named, Source, Sweep, load_sweep, read_yaml, validated
 from sslrun.registry import did_you_mean
 from sslrun.results.table import Table
-from sslrun.results.verdict import Gain, Inequality, Place, Term, Verdict, Word, together
+from sslrun.results.verdict import BOOTSTRAP_FROM, Gain, Inequality, Place, Term, Verdict, Word, together
 from sslrun.runs import write_atomically
 
 Labels = tuple[str, ...]
@@ -87,6 +88,8 @@ class Variant(BaseModel):
     inequalities: tuple[Ordering, ...] = Field(min_length=1)
 
 
+FOLDER = Path("recipes/claims")
+"""Where claims are looked for by their name, unless told otherwise."""
 EXPENSE = {"minutes", "measured", "device"}
 """Of a variant, what it takes."""
 
@@ -164,7 +167,8 @@ class Claim(BaseModel):
             return None
         following = min(above, key=lambda each: each.minutes)
         gpu = " (needs a GPU)" if following.device == "cuda" else ""
-        return f"sslrun claims {self.name} --budget {following.minutes:g}{gpu}"
+        named = self.name if self._path.parent == FOLDER else shlex.quote(str(self._path))
+        return f"sslrun claims {named} --budget {following.minutes:g}{gpu}"
 
 
 def labels_of(place: Place) -> Labels:
@@ -257,12 +261,14 @@ class Outcome:
     """A claim's verdict, computed from its variant's table."""
 
     claim: Claim
-    variant: str | None
+    variant: str | None = None
     """None: none fits the budget."""
     judged: list[tuple[Inequality, Verdict, bool]] = field(default_factory=list)
     """Each inequality, what the seeds say of it, and whether it is reported only."""
     table: Table | None = None
     cost: Cost = Cost()
+    failure: str | None = None
+    """Why runs are missing, where one could not be made."""
 
     @property
     def word(self) -> Word:
@@ -282,6 +288,8 @@ class Outcome:
             yield f"{'reported only, ' if reported else ''}{inequality.text()}{values}: {verdict.text(number)}"
         if self.variant is None:
             yield "no variant fits this budget and this machine"
+        elif self.table is None or self.failure:
+            yield f"{'runs are missing' if self.table else 'nothing of it is computed'}: {self.failure or 'not run yet'}"
 
     def expense(self) -> str:
         if self.variant is None:
@@ -312,6 +320,7 @@ class Outcome:
             "core_hours": self.cost.core_hours,
             "gpu_hours": self.cost.gpu_hours,
             "otherwise": claim.otherwise if self.word == "contradicted" else None,
+            "failure": self.failure,
             "larger": self.command,
         }  # fmt: skip
 
@@ -339,6 +348,14 @@ def rendered(outcomes: Sequence[Outcome], tables: bool) -> Group:
     return Group(*blocks)
 
 
+LEGEND = (
+    "Supported: of every inequality the 95 % interval of the mean difference, paired over seeds, lies above the margin. "
+    "Contradicted: of one it lies below. Else inconclusive. The interval is Student's t with fewer than "
+    f"{BOOTSTRAP_FROM} seeds, of which a bootstrap would be too narrow, and a bootstrap's from there on."
+)
+"""How verdicts are to be read."""
+
+
 def markdown(outcomes: Sequence[Outcome], made: str) -> str:
     """The verdict table, and behind it each claim with its inequalities and its table. `made`: when, on what, by what."""
     lines = [
@@ -355,6 +372,7 @@ def markdown(outcomes: Sequence[Outcome], made: str) -> str:
             f"| {each.claim.number} | [{_cell_text(each.claim.title)}](#{each.claim.name}) | {each.word} "
             f"| {each.cost.seconds:.0f} | {each.cost.core_hours:.2g}{gpu} |"
         )
+    lines += ["", LEGEND]
     for each in outcomes:
         claim = each.claim
         lines += ["", f'<a id="{claim.name}"></a>', f"## {claim.number}. {claim.title}: {each.word}", ""]
@@ -377,12 +395,19 @@ def _cell_text(text: str) -> str:
     return text.replace("|", "\\|")
 
 
+FORMATS: dict[str, Callable[[Sequence[Outcome], str], str]] = {
+    ".md": markdown,
+    ".json": lambda outcomes, made: json.dumps([each.as_dict() for each in outcomes], indent=2),
+}
+
+
+def check_ending(path: Path) -> None:
+    """UserError: verdicts are not written to files of that ending."""
+    if path.suffix not in FORMATS:
+        raise UserError(f"{path}: verdicts are written to files that end in {' or '.join(FORMATS)}")
+
+
 def write(outcomes: Sequence[Outcome], path: Path, made: str) -> None:
     """To a .md or .json file. UserError: another ending, or the file can't be written."""
-    formats: dict[str, Callable[[], str]] = {
-        ".md": lambda: markdown(outcomes, made),
-        ".json": lambda: json.dumps([each.as_dict() for each in outcomes], indent=2),
-    }
-    if path.suffix not in formats:
-        raise UserError(f"{path}: verdicts are written to files that end in {' or '.join(formats)}")
-    write_atomically(path, formats[path.suffix]())
+    check_ending(path)
+    write_atomically(path, FORMATS[path.suffix](outcomes, made), "name another place")

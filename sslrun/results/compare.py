@@ -44,6 +44,10 @@ SYNONYMS = {
 }
 """What papers call our protocols."""
 
+OF_PRETRAINING = ("data", "steps", "parameters", "epochs")
+UNKNOWN = "unknown"
+"""What some of our results don't tell of themselves, beside what others do."""
+
 ROUNDING = 0.02
 """Relative difference up to which two parameter counts are the same: papers round them."""
 
@@ -110,11 +114,12 @@ class Setting:
     @property
     def verdict(self) -> str:
         """same, differs, or unknown."""
-        if not self.ours or not self.published:
+        known = [each for each in self.ours if each != UNKNOWN]
+        if not known or not self.published:
             return "unknown"
-        pairs = list(itertools.product(self.ours, self.published))
+        pairs = list(itertools.product(known, self.published))
         if all(_equal(self.kind, a, b) for a, b in pairs):
-            return "same"
+            return "same" if len(known) == len(self.ours) else "unknown"
         return "unknown" if any(_open(self.kind, a, b) for a, b in pairs) else "differs"
 
     def text(self) -> str:
@@ -163,10 +168,13 @@ def _settings(results: Sequence[dict[str, Any]], published: Published, protocol_
     for kind in KINDS:
         if kind == "protocol" and protocol_named:
             continue
-        values = (
+        values = [
             column_of(each)[1] if kind == "labels" else {**each, **each.get("facts", {})}.get(kind) for each in results
-        )
+        ]
         ours = tuple(dict.fromkeys(each for each in values if each is not None))
+        elsewhere = (each["pretext"] and value is None for each, value in zip(results, values, strict=True))
+        if ours and kind in OF_PRETRAINING and any(elsewhere):
+            ours = (*ours, UNKNOWN)
         setting = Setting(kind, ours, (told[kind],) if kind in told else ())
         if kind in ALWAYS or setting.ours or setting.published:
             settings.append(setting)
@@ -221,10 +229,13 @@ def _of_row(row: Row, results: Sequence[dict[str, Any]]) -> list[tuple[str, str]
     return [*(("name", each) for each in (*names, *both)), *(("protocol", each) for each in protocols)]
 
 
-def _of_column(column: Column) -> list[tuple[str, str]]:
-    """The task's name; for a split other than the test the split's alone: ID and OOD are different columns."""
+def _of_column(column: Column, stand_ins: Mapping[str, str]) -> list[tuple[str, str]]:
+    """The task's name, or what its test stands in for; for a split other than the test the split's alone: ID and OOD are
+    different columns."""
     words = [word.strip() for word in re.split(r"[·,:]", column[1])]
     splits = [word for word in words if word and not re.fullmatch(r"[\d.]+ (%|a class)", word)]
+    if not splits and column[0] in stand_ins:
+        return [("stand-in", stand_ins[column[0]])]
     return [("task", each) for each in splits or [column[0]]]
 
 
@@ -459,12 +470,7 @@ def _axes(ours: Table, published: Published) -> tuple[Axis, Axis, bool]:
     def axes(theirs: tuple[list[str], list[str]]) -> tuple[Axis, Axis]:
         rows = {row: _matched(_of_row(row, ours.results), theirs[0], published.aliases) for row in ours_rows}
         columns = {
-            column: _matched(
-                [("stand-in", stand_ins[column[0]])] if column[0] in stand_ins else _of_column(column),
-                theirs[1],
-                published.aliases,
-            )
-            for column in ours_columns
+            column: _matched(_of_column(column, stand_ins), theirs[1], published.aliases) for column in ours_columns
         }
         return (
             {row: match for row, match in rows.items() if match},
@@ -508,7 +514,7 @@ def _pairs(ours: Table, published: Published, rows: Axis, columns: Axis, turned:
                 continue
             unit, theirs = _unit(ours, column), number.unit or published.unit
             convert = _conversion(unit, theirs)
-            if convert is None or (unit.casefold() != theirs.casefold() and number.unit is not None):
+            if convert is None:
                 unlike.append(f"{row[0]}, {column[0]} (ours: {unit}, published in {theirs})")
                 continue
             value = convert(number.value)
@@ -524,7 +530,7 @@ def _unit(ours: Table, column: Column) -> str:
 def _conversion(ours: str, published: str) -> Callable[[float], float] | None:
     """What brings a published number to our unit; None: nothing does."""
     if ours != "%":
-        return float
+        return float if ours.casefold() == published.casefold() else None
     known: dict[str, Callable[[float], float]] = {
         "%": float,
         "F1": float,
@@ -633,7 +639,7 @@ def _notes(made: Comparison, published: Published, ours: Table, rows: Axis, colu
         stood_in = [f"{key[0]} for {match.name}" for key, match in columns.items() if match.part == "stand-in"]
         if stood_in:
             notes.append(
-                f"stand-ins: {'; '.join(stood_in)}: tasks of the same kind on other data, so that the order of the rows and "
+                f"stand-ins: {'; '.join(dict.fromkeys(stood_in))}: tasks of the same kind on other data, so that the order of the rows and "
                 "the gaps between them may be compared, not the values"
             )
         if not all(pair.published.verified for pair in made.pairs):

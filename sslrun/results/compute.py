@@ -41,12 +41,19 @@ def core_days(flops: float) -> float:
 def spent(run: Path) -> list[dict[str, Any]]:
     """What an evaluation took, and the runs that it stands on and that lie beside it: pretraining, a probe's head.
 
-    Of each: its folder's name, its stage, FLOPs (None where they weren't counted), seconds, the device and how many.
+    Of each: its folder's name, its stage, FLOPs (None where they weren't counted), seconds, the device and how many. What
+    was pretrained elsewhere (a file's weights, the hub's) took what nobody knows.
     """
     identity = _json(run / "identity.json")
-    beside = {"pretrain": identity.get("origin", {}).get("pretrain"), "probe": identity.get("head")}
+    origin = identity.get("origin", {})
+    beside = {"pretrain": origin.get("pretrain"), "probe": identity.get("head")}
     runs = [run.parent / f"{stage}-{digest}" for stage, digest in beside.items() if digest]
-    return [_of(each) for each in (*runs, run) if (each / "result.json").is_file()]
+    found = [_of(each) for each in (*runs, run) if (each / "result.json").is_file()]
+    elsewhere = "checkpoint" in origin or origin.get("initial", {}).get("pretrained", False)
+    if elsewhere and found and identity.get("stage") != "scratch":
+        unknown = {"run": f"what {run.name} starts from", "stage": "pretrain", "flops": None, "seconds": 0.0}
+        found.insert(0, {**found[-1], **unknown})
+    return found
 
 
 def _of(run: Path) -> dict[str, Any]:
@@ -118,5 +125,7 @@ def _notes(uncounted: Sequence[str]) -> list[str]:
         f"what their own Tables 2 and 6 come to: {each}",
     ]
     if uncounted:
-        notes.append(f"FLOPs were not counted when it ran: {'; '.join(uncounted)}")
+        notes.append(
+            f"FLOPs not known, since they were not counted or weights are from elsewhere: {'; '.join(uncounted)}"
+        )
     return notes

@@ -11,10 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from rich.console import Group
+from rich.console import Console, ConsoleOptions, Group, RenderResult
+from rich.measure import Measurement
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from sslrun.data.shifts import ID, MEAN_SHIFT
 from sslrun.errors import UserError
 from sslrun.protocols import PROTOCOLS
 from sslrun.runs import write_atomically
@@ -25,8 +27,6 @@ Column = tuple[str, str]
 """(task, what of it: the share of labels, and the split if not the test)."""
 
 
-MEAN_SHIFT = "mean OOD"
-"""The column of the mean over a task's shifts."""
 REASSESSED = "real_accuracy"
 """A metric that has a column of its own, beside the task's: ImageNet ReaL."""
 
@@ -176,8 +176,16 @@ class Table:
 
     def render(self) -> Group:
         """For the terminal. Best of each column bold."""
-        rows, columns, best = self.rows, self.columns, self._best()
+        rows, columns = self.rows, self.columns
         one_task = self._one_task
+        one_protocol = "" if self._several_protocols or not rows else rows[0][1]
+        heading = " · ".join(filter(None, [self.title, columns[0][0] if one_task else "", one_protocol]))
+        above, below = ([Text(line) for line in lines] for lines in (self.preface, self.notes))
+        return Group(Text(heading, style="bold"), *above, Text(), _Broken(columns, self._rendered), Text(), *below)
+
+    def _rendered(self, columns: Sequence[Column]) -> RichTable:
+        """Some of the columns, for the terminal."""
+        best, one_task = self._best(), self._one_task
         shown = RichTable(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
         shown.add_column("")
         if self._several_protocols:
@@ -189,7 +197,7 @@ class Table:
                 no_wrap=True,
             )
         named = None
-        for row in rows:
+        for row in self.rows:
             if named is not None and row[0] != named and self._several_protocols:
                 shown.add_section()
             label = [Text(row[0] if row[0] != named else "")]
@@ -197,10 +205,7 @@ class Table:
             protocol = [Text(row[1])] if self._several_protocols else []
             cells = [self._styled(row, column, best) for column in columns]
             shown.add_row(*label, *protocol, *cells)
-        one_protocol = "" if self._several_protocols or not rows else rows[0][1]
-        heading = " · ".join(filter(None, [self.title, columns[0][0] if one_task else "", one_protocol]))
-        above, below = ([Text(line) for line in lines] for lines in (self.preface, self.notes))
-        return Group(Text(heading, style="bold"), *above, Text(), shown, Text(), *below)
+        return shown
 
     def to_markdown(self) -> str:
         head, body = self._grid(lambda text: f"**{text}**", lambda text: text.replace("|", "\\|"))
@@ -275,7 +280,7 @@ class Table:
         _, _, place = what.partition(" · ")
         of_task = [each for named, each in self.columns if named == task]
         if len({each.split(" · ")[0] for each in of_task}) == 1 < len(of_task):
-            return place or "ID"
+            return place or ID
         metrics = {each["task"]: each["metric"] for each in self.results}
         if len(set(metrics.values())) < 2 or task not in metrics:
             return what
@@ -324,6 +329,31 @@ class Table:
         return head, body
 
 
+@dataclass(frozen=True)
+class _Broken:
+    """A table for the terminal: where its columns don't fit the width, in pieces below one another, each with the rows'
+    names, since a number that is cut short is another number."""
+
+    columns: Sequence[Column]
+    of: Callable[[Sequence[Column]], RichTable]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        unbounded = options.update(max_width=10_000)
+
+        def width(columns: Sequence[Column]) -> int:
+            return Measurement.get(console, unbounded, self.of(columns)).maximum
+
+        left = list(self.columns)
+        while left:
+            some = len(left)
+            while some > 1 and width(left[:some]) > options.max_width:
+                some -= 1
+            yield self.of(left[:some])
+            left = left[some:]
+            if left:
+                yield Text()
+
+
 def write_table(
     path: Path,
     markdown: Callable[[], str],
@@ -335,7 +365,7 @@ def write_table(
     formats = {".md": markdown, ".tex": latex, ".csv": csv, ".json": json}
     if path.suffix not in formats:
         raise UserError(f"{path}: tables are written to files that end in {', '.join(formats)}")
-    write_atomically(path, formats[path.suffix]())
+    write_atomically(path, formats[path.suffix](), "name another place")
 
 
 def _add_suites(table: Table, results: Sequence[dict[str, Any]]) -> None:

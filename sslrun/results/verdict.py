@@ -46,14 +46,7 @@ class Verdict:
         return f"{self.word}: {self.difference:+{number}} [{low}, {high}] over {seeds} ({self.method}{beyond})"
 
 
-def judge(
-    a: Mapping[str, float],
-    b: Mapping[str, float],
-    margin: float = 0.0,
-    *,
-    test_error: float | None = None,
-    generator: np.random.Generator | None = None,
-) -> Verdict:
+def judge(a: Mapping[str, float], b: Mapping[str, float], margin: float = 0.0) -> Verdict:
     """Whether a > b + margin, from values by seed, paired over the seeds that both have.
 
     `supported` where the 95 % interval of the mean difference lies above the margin, `contradicted` where it lies below,
@@ -65,11 +58,9 @@ def judge(
       seeds the quantile is 12.7, so that only differences many times their spread are told.
     - Ten and more: percentile bootstrap, 10 000 resamples of the paired differences, from a seeded generator, its
       levels widened for n as Hesterberg does (the "expanded percentile" interval), so that n = 10 isn't cut off either.
-    - One, or seeds that all give the very same difference (nothing random between them): no interval of seeds.
+    - One, or seeds that all give the very same difference (nothing random between them): none, and inconclusive.
 
-    All that is about other seeds on these very test examples. `test_error`, the standard error of a - b due to them
-    (see `accuracy_error`), adds to the interval in quadrature, and alone makes it where the seeds make none; without
-    it such a case is inconclusive.
+    All that is about other seeds on these very test examples; what other examples would give is not in it.
     """
     seeds = sorted(a.keys() & b.keys())
     differences = np.array([a[seed] - b[seed] for seed in seeds], dtype=float)
@@ -79,22 +70,13 @@ def judge(
         lost = ", ".join(str(seed) for seed, value in zip(seeds, differences, strict=True) if not math.isfinite(value))
         return Verdict("inconclusive", len(seeds), margin, reason=f"not a number at seed {lost}")
     mean = float(differences.mean())
-    spread = len(seeds) > 1 and np.ptp(differences) > 0
-    if not spread and test_error is None:
+    if len(seeds) == 1 or np.ptp(differences) == 0:
         why = "one seed alone" if len(seeds) == 1 else "the seeds all give the same difference"
         return Verdict("inconclusive", len(seeds), margin, mean, reason=f"{why} ({mean:+.2f})")
-    below = above = 0.0
-    methods = []
-    if spread:
-        (below, above), method = _over_seeds(differences, generator or np.random.default_rng(0))
-        methods.append(method)
-    if test_error is not None:
-        tested = NormalDist().inv_cdf((1 + CONFIDENCE) / 2) * test_error
-        below, above = math.hypot(below, tested), math.hypot(above, tested)
-        methods.append("test examples")
+    (below, above), method = _over_seeds(differences, np.random.default_rng(0))
     low, high = mean - below, mean + above
     word: Word = "supported" if low > margin else "contradicted" if high < margin else "inconclusive"
-    return Verdict(word, len(seeds), margin, mean, (low, high), " and ".join(methods))
+    return Verdict(word, len(seeds), margin, mean, (low, high), method)
 
 
 def _over_seeds(differences: np.ndarray, generator: np.random.Generator) -> tuple[tuple[float, float], str]:
@@ -111,19 +93,6 @@ def _over_seeds(differences: np.ndarray, generator: np.random.Generator) -> tupl
     low, high = np.quantile(means, [tail, 1 - tail])
     # A skewed bootstrap can put an end beyond the mean, by a hair.
     return (max(0.0, differences.mean() - low), max(0.0, high - differences.mean())), "bootstrap"
-
-
-def accuracy_error(a: float, b: float, examples: int) -> float:
-    """Standard error, in points, of the difference of two accuracies (%) on the same `examples` test examples.
-
-    As if each had its own examples: two classifiers that fail on the same ones differ less by chance, so this is at
-    most too wide (how much less only the single predictions tell: McNemar, Psychometrika 1947).
-    """
-    return math.sqrt(_variance(a, examples) + _variance(b, examples))
-
-
-def _variance(accuracy: float, examples: int) -> float:
-    return accuracy * (100 - accuracy) / examples
 
 
 # ---------------------------------------------------------------- claims
@@ -158,8 +127,8 @@ class Inequality:
         """The cells that it reads."""
         return [place for term in (self.greater, self.lesser) for place in _places(term)]
 
-    def judge(self, table: Table, examples: int | None = None) -> Verdict:
-        """On the table's values by seed. `examples`: the size of the test set, where the cells are accuracies in %.
+    def judge(self, table: Table) -> Verdict:
+        """On the table's values by seed.
 
         Where a term is a bound and every seed has the same value, nothing is random, and the inequality holds or not.
         """
@@ -172,10 +141,7 @@ class Inequality:
             a = dict.fromkeys(b, a) if not isinstance(b, float) else {}
         if isinstance(b, float):
             b = dict.fromkeys(a, b)
-        error = None
-        if examples is not None:
-            error = math.sqrt(sum(_variance(table.cells[place].mean, examples) for place in self.places))
-        found = judge(a, b, self.margin, test_error=error)
+        found = judge(a, b, self.margin)
         if bounded and found.interval is None and found.seeds > 1 and found.difference is not None:
             word: Word = "supported" if found.difference > self.margin else "contradicted"
             same = (found.difference, found.difference)

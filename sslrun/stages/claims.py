@@ -128,13 +128,16 @@ class Trial:
 
     def outcome(self) -> Outcome:
         """The verdict on what is finished."""
-        if self.variant is None or self.plan is None or not self.plan.finished:
-            return Outcome(self.claim, self.variant)
+        if self.variant is None or self.plan is None:
+            return Outcome(self.claim)
+        failure = next((reason for job in self.plan.jobs if (reason := job.made.failure)), None)
+        if not self.plan.finished:
+            return Outcome(self.claim, self.variant, failure=failure)
         table = self.plan.table()
         asked = self.asked if self.asked is not None else self.claim.inequalities(self.variant, list(table.cells))
         told = self.claim.variants[self.variant].inequalities
         judged = [(each, each.judge(table), said.reported) for each, said in zip(asked, told, strict=True)]
-        return Outcome(self.claim, self.variant, judged, table, cost(self.plan.jobs))
+        return Outcome(self.claim, self.variant, judged, table, cost(self.plan.jobs), failure)
 
 
 def cost(jobs: Sequence[Job]) -> Cost:

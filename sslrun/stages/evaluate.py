@@ -25,7 +25,7 @@ from sslrun import distributed
 from sslrun.backbones import build_backbone, load_into, save_backbone
 from sslrun.backbones.base import Backbone, Features
 from sslrun.data.examples import Examples, ImageSpec
-from sslrun.data.shifts import Part, Shift, parts_of
+from sslrun.data.shifts import ID, Part, Shift, parts_of
 from sslrun.data.sources import sources
 from sslrun.data.splits import Splits, labelled, load_splits
 from sslrun.errors import UserError
@@ -420,7 +420,8 @@ class Work:
         return self._finetuned(load_file(self.cell.probe.made.path / HEAD))
 
     def _finetuned(self, head: dict[str, Tensor] | None) -> Scores:
-        """Train everything with each learning rate; the one that is best on validation is kept and tested."""
+        """Train everything with each learning rate; the one that is best on validation (of equals the last) is kept and
+        tested."""
         options: Finetune = self.cell.options
         rates = options.lr if isinstance(options.lr, tuple) else (options.lr,)
         tried: dict[float, float] = {}
@@ -436,20 +437,17 @@ class Work:
             scores = self._scores(learner, "val")
             tried[lr] = scores[self.task.primary]
             if tried[lr] == max(tried.values()):
-                best, val = learner, scores
+                best, val, chosen = learner, scores, lr
         assert best is not None
         if distributed.is_main():
             save_backbone(self.cell.made.path / WEIGHTS, best.backbone, {"recipe": self.cell.recipe.name})
             self.splits.spec.save(self.cell.made.path)
         self._keep_head(best.head)
-        details: dict[str, Any] = {
-            "lr": max(tried, key=lambda lr: tried[lr]),
-            "tried": {f"{lr:g}": v for lr, v in tried.items()},
-        }
+        details: dict[str, Any] = {"lr": chosen, "tried": {f"{lr:g}": v for lr, v in tried.items()}}
         metrics, moved = self._tested(best)
         if moved:
             id_, shifted = moved["test"], self.of_shifts(moved)
-            details["distortion"] = {"ID": id_["distance"]} | {name: each["distance"] for name, each in shifted.items()}
+            details["distortion"] = {ID: id_["distance"]} | {name: each["distance"] for name, each in shifted.items()}
             details["feature_length"] = id_["length"]
         return {"val": val, **metrics}, details
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
 from pydantic import BaseModel
@@ -22,6 +23,8 @@ from sslrun.recipe import Pretrain, Watch
 from sslrun.registry import Registry, did_you_mean
 from sslrun.results import published
 from sslrun.results.compare import KINDS as SETTINGS
+from sslrun.results.compare import Plain
+from sslrun.results.table import Table
 from sslrun.tasks.base import tasks
 
 REGISTRIES: dict[str, Registry[Any]] = {
@@ -89,7 +92,31 @@ def _whole(kind: str, name: str) -> dict[str, Any]:
     found = {"about": "\n".join(f"{each.name}: {_source(each)}" for each in tables), "options": []}
     if len(tables) == 1:
         found["where"] = {kind: tables[0].setting.get(kind, "not told") for kind in SETTINGS}
+    found["tables"] = {
+        each.name: {"unit": each.unit, "rows": {row: {column: asdict(number) for column, number in cells.items()}
+                                                for row, cells in each.rows.items()}}
+        for each in tables
+    }  # fmt: skip
     return found
+
+
+def _numbers(table: published.Published) -> Table:
+    """A published table as it was published."""
+    made = Table(f"{table.name}, {table.unit}", table.unit, rank=None)
+    remarks: dict[str, list[str]] = {}
+    for row, cells in table.rows.items():
+        for column, number in cells.items():
+            deviation = "" if number.deviation is None else f" ± {number.deviation:,}"
+            mark = "" if number.verified else " †"
+            made.cells[(row, ""), ("", column)] = Plain(words=f"{number.value:,}{deviation}{mark}")
+            remark = "; ".join(filter(None, [number.unit and f"in {number.unit}", number.where, number.note]))
+            remarks.setdefault(remark, []).append(f"{row}, {column}")
+    made.notes += [f"{'; '.join(places)}: {remark}" for remark, places in remarks.items() if remark]
+    if table.spread:
+        made.note(f"±: {table.spread}")
+    if not all(number.verified for cells in table.rows.values() for number in cells.values()):
+        made.note("† recalled from the paper, not seen in it")
+    return made
 
 
 def _source(table: published.Published) -> str:
@@ -149,6 +176,8 @@ def _blocks(found: dict[str, Any]) -> Iterator[Any]:
     yield Text(found["about"] + "\n")
     for name, value in found.get("where", {}).items():
         yield Text(f"{name}: {value}")
+    for name in found.get("tables", ()):
+        yield Group(Text(), _numbers(published.published(name)).render())
     if found["options"]:
         table = RichTable("option", "default", "what it is", box=None, pad_edge=False, padding=(0, 2, 0, 0))
         for option in found["options"]:

@@ -155,7 +155,7 @@ def _check_against(sweep: Sweep) -> None:
     try:
         check_stand_ins(sweep.against.columns, tasks, published_as(sweep.against.table))
     except UserError as error:
-        raise UserError(f"{sweep.name}: against: {error}") from None
+        raise UserError(f"{sweep.against_at}: against: {error}") from None
 
 
 def _choices(sweep: Sweep) -> dict[str, list[str]]:

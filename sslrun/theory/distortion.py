@@ -29,6 +29,7 @@ from pathlib import Path
 
 import numpy as np
 
+from sslrun.errors import UserError
 from sslrun.results.table import Table
 
 Array = np.ndarray
@@ -40,7 +41,8 @@ FITTED = 1e-20
 LONGEST = 1e4
 """Time after which a flow that has not arrived is given up."""
 
-PROTOCOLS = ("LP", "FT", "LP-FT")
+EARLY = 0.01
+"""Where the time axis of a plot begins."""
 
 
 @dataclass(frozen=True)
@@ -173,7 +175,7 @@ class Way:
 
 
 def flow(problem: Problem, start: Network) -> Way:
-    """Gradient flow from `start` until the examples are fitted (DOP853). RuntimeError: they aren't, however long."""
+    """Gradient flow from `start` until the examples are fitted (DOP853). UserError: they aren't, however long."""
     from scipy.integrate import solve_ivp  # half a second to import
 
     shape, target, moment = start.features.shape, problem.truth.weight, problem.moment
@@ -198,7 +200,10 @@ def flow(problem: Problem, start: Network) -> Way:
         velocity, (0, LONGEST), state, method="DOP853", rtol=TOLERANCE, atol=TOLERANCE / 1000, events=arrived
     )
     if solved.status != 1:
-        raise RuntimeError(f"the examples are not fitted by time {LONGEST:g}: {solved.message}")
+        raise UserError(
+            f"the flow has not fitted the examples by time {LONGEST:g}: where they hardly span their space it takes long; "
+            "take more examples"
+        )
     return Way(solved.t, [unpack(each) for each in solved.y.T])
 
 
@@ -247,30 +252,41 @@ def table(seeds: Sequence[int] = range(5), noise: dict[str, float] = NOISE, **si
     return made
 
 
-def plot(path: Path, noise: float = 0.1, seed: int = 0) -> str:
-    """Draw both errors over the time of the flow; returns what was done, which is nothing without matplotlib."""
+def plot(path: Path, noise: float = 0.01, seed: int = 0, **sizes: int) -> str:
+    """Draw errors and the features' change over the time of the flow, and what the theorems say of them; returns what was
+    done, which is nothing without matplotlib.
+
+    noise: by default the features are so near to perfect that the theorem bounds FT's OOD error away from 0.
+    """
     if importlib.util.find_spec("matplotlib") is None:
         return f"{path}: not drawn, matplotlib isn't installed (pip install matplotlib)"
     from matplotlib.figure import Figure
 
-    problem = Problem.random(noise, seed=seed)
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    panels = figure.subplots(1, 2)
+    problem = Problem.random(noise, seed=seed, **sizes)
+    figure = Figure(figsize=(13, 3.8), layout="constrained")
+    figure.suptitle(f"two-layer linear networks, features off the true ones by a share of {noise:g}")
     ways = learn(problem)
-    for axes, (title, error) in zip(
-        panels, {"ID error": problem.error_id, "OOD error": problem.error_ood}.items(), strict=True
-    ):
-        for protocol, way in ways.items():
+    panels = dict(zip(("ID error", "OOD error", "features' change"), figure.subplots(1, 3), strict=True))
+    for (protocol, way), color in zip(ways.items(), ("C0", "C1", "C2"), strict=True):
+        for title, error in (("ID error", problem.error_id), ("OOD error", problem.error_ood)):
             if protocol == "LP":
-                axes.axhline(error(way.end), label="LP, at its end", color="C0", linestyle="--")
+                panels[title].axhline(error(way.end), label="LP, at its end", color=color, linestyle="--")
             else:
-                axes.plot(way.times, [error(each) for each in way.networks], label=protocol, color=f"C{PROTOCOLS.index(protocol)}")  # fmt: skip
-        axes.set(title=title, xlabel="time of the gradient flow", xscale="symlog", yscale="log")
-        axes.set_ylim(bottom=max(1e-8, axes.get_ylim()[0]))
+                panels[title].plot(way.times, [error(each) for each in way.networks], label=protocol, color=color)
+        if protocol != "LP":  # whose features stay as they are
+            in_span, orthogonal = zip(*map(problem.feature_change, way.networks), strict=True)
+            panels["features' change"].plot(way.times, in_span, label=f"{protocol}, in the examples' span", color=color)
+            panels["features' change"].plot(
+                way.times, orthogonal, label=f"{protocol}, orthogonal to it", color=color, linestyle=":"
+            )
     if problem.bound:
-        panels[1].axhline(problem.bound, label="bound on FT", color="gray", linestyle=":")
-    panels[1].legend()
-    figure.savefig(path)
+        panels["OOD error"].axhline(problem.bound, label="FT's is never below (theorem)", color="gray", linestyle=":")
+    for title, axes in panels.items():
+        axes.set(title=title, xlabel="time of the gradient flow", xscale="log", yscale="log", xlim=(EARLY, None))
+        axes.legend(fontsize="small")
+    panels["ID error"].set(ylabel="mean squared", ylim=(1e-8, None))
+    panels["features' change"].set(ylabel="of an input of norm 1, root mean square", ylim=(1e-17, None))
+    figure.savefig(path, dpi=150)
     return f"{path}: drawn"
 
 

@@ -257,6 +257,8 @@ def test_claims_run_what_is_missing_and_say_what_came_out(folder):
     (claims / "mean.yaml").write_text(CLAIM.replace("sweep.yaml", "../../sweep.yaml"))
     listed = sslrun("claims", "--list", cwd=folder).stdout
     assert re.search(r"1\s+mean\s+An MLP beats the mean\s+small 1 min \(a guess\), large 99 min \(a guess\)", listed)
+    wrong = sslrun("claims", "-o", "claims.txt", cwd=folder, code=2).stderr
+    assert "claims.txt: verdicts are written to files that end in .md or .json" in wrong
     assert not (folder / "runs").exists()
     first = sslrun("claims", "-o", "claims.md", cwd=folder).stdout
     assert "1. An MLP beats the mean: supported" in first

@@ -1,5 +1,7 @@
 """Measurements measure what they say."""
 
+import re
+
 import pytest
 import torch
 
@@ -84,13 +86,18 @@ def test_a_sentence_is_told_up_to_where_it_is_known():
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("name", "options", "message"),
     [
-        ({"sentences": ["no gap"]}, "should have one gap"),
-        ({"sentences": ["a ___", "b ___"]}, "should be the same up to the gap"),
-        ({"data": {"name": "wrld"}}, "Did you mean 'world'?"),
+        ("guess", {"sentences": ["no gap"]}, "should have one gap"),
+        ("guess", {"sentences": ["a ___", "b ___"]}, "should be the same up to the gap"),
+        ("guess", {"data": {"name": "wrld"}}, "Did you mean 'world'?"),
+        ("convolution", {"kernels": [1, 2]}, "a kernel of 2 should be odd"),
+        ("convolution", {"kernels": [13]}, "no larger than the images (11)"),
+        ("distortion", {"features": 40}, "features < span < dimensions - features"),
+        ("distortion", {"span": 90}, "features < span < dimensions - features"),
+        ("distortion", {"examples": 39}, "39 examples don't span 40 dimensions"),
     ],
 )
-def test_options_of_the_guess(options, message):
-    with pytest.raises(ValueError, match=message.replace("?", r"\?")):
-        measurements["guess"].Options(**options)
+def test_mistaken_options(name, options, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        measurements[name].Options(**options)

@@ -1,6 +1,7 @@
 """Claims: planted results come out as planted, mistakes are named by line, budgets pick variants."""
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -100,11 +101,27 @@ def test_planted_results_come_out_as_planted(claim, tmp_path, values, word):
     assert outcome.cost.core_hours == pytest.approx(3.6 * 15 * 2 / 3600)
     text = markdown([outcome], "by hand")
     assert f"| 3 | [Wide networks do better](#wide) | {word} | 54 | 0.03 |" in text
+    assert "The interval is Student's t with fewer than 10 seeds" in text
     assert ("they are all the same" in text) == (word == "contradicted")
     assert re.search(
         r"- reported only, narrow · probe · digits · 10 % > 99 \([\d.]+ against 99.00\): contradicted: -", text
     )
     assert outcome.as_dict()["otherwise"] == ("they are all the same" if word == "contradicted" else None)
+
+
+def test_what_is_missing_is_said_with_its_reason(claim, tmp_path):
+    trial = Trial.within(5, False, claim, tmp_path / "runs")
+    assert list(trial.outcome().lines()) == ["nothing of it is computed: not run yet"]
+    for job in trial.plan.jobs:
+        job.made.fail("digits: no such file")
+    assert "- nothing of it is computed: digits: no such file" in markdown([trial.outcome()], "")
+    assert trial.outcome().as_dict()["failure"] == "digits: no such file"
+    plant(trial, {})
+    assert trial.outcome().failure is None
+    lost = trial.plan.jobs[-1].made
+    (lost.path / "result.json").unlink()
+    lost.fail("diverged")
+    assert list(trial.outcome().lines())[-1] == "runs are missing: diverged"
 
 
 def test_only_cells_that_are_asked_for_are_run(claim, tmp_path):
@@ -119,8 +136,9 @@ def test_only_cells_that_are_asked_for_are_run(claim, tmp_path):
 def test_the_budget_picks_the_largest_variant_that_fits(claim, tmp_path):
     assert [claim.choose(minutes, cuda=False) for minutes in (1, 2, 10, 60)] == [None, "small", "small", "large"]
     assert claim.choose(10, cuda=True) == "largest"
-    assert claim.larger(None) == "sslrun claims wide --budget 2"
-    assert claim.larger("small") == "sslrun claims wide --budget 9 (needs a GPU)"
+    named = tmp_path / "wide.yaml"  # not where claims are looked for by name
+    assert claim.larger(None) == f"sslrun claims {named} --budget 2"
+    assert claim.larger("small") == f"sslrun claims {named} --budget 9 (needs a GPU)"
     assert claim.larger("large") is None
     assert {cell.seed for _, cell in Trial.within(60, False, claim, tmp_path).plan.cells} == {0, 1, 2, 3}
     none = Trial.within(1, False, claim, tmp_path)
@@ -177,7 +195,7 @@ def test_verdicts_are_written_in_two_formats(claim, tmp_path):
     assert (found["name"], found["verdict"], found["larger"]) == (
         "wide",
         "inconclusive",
-        "sslrun claims wide --budget 2",
+        f"sslrun claims {tmp_path / 'wide.yaml'} --budget 2",
     )
     with pytest.raises(UserError, match=r"end in .md or .json"):
         write([outcome], tmp_path / "found.txt", "")
@@ -200,6 +218,19 @@ def test_all_ten_are_there_and_each_can_be_judged_in_minutes_on_a_cpu():
         if any(each.device == "cpu" and each.minutes <= 15 for each in claim.variants.values())
     }
     assert short >= set(range(1, 11))
+
+
+@pytest.mark.parametrize("name", CLAIMS)
+def test_what_a_claim_quotes_stands_in_the_lecture(name):
+    data = os.environ.get("SSLRUN_DATA")
+    lecture = Path(data).parent / "lecture.md" if data else None
+    if lecture is None or not lecture.is_file():
+        pytest.skip("the lecture is not beside SSLRUN_DATA")
+    text = lecture.read_text(encoding="utf-8")
+    claim, slides = load_claim(CLAIMS[name]), re.findall(r"^# (.+)$", text, re.MULTILINE)
+    for sentence in claim.says:
+        assert sentence in " ".join(text.split())
+    assert set(re.findall(r'"(.+?)"', claim.source)) <= set(slides)
 
 
 @pytest.mark.parametrize("name", CLAIMS)

@@ -84,6 +84,20 @@ def test_a_stand_in_stands_beside_the_column_it_names_and_says_that_it_is_one():
     assert "test data: differs (ours: entailment, span; published: QNLI (Acc), SQuAD (F1))" in told
 
 
+def test_only_the_test_of_a_task_stands_in_for_a_column_and_its_shifts_go_by_their_own_names():
+    shifts = {"STL-10": {"accuracy": 60.0}, "fog": {"accuracy": 50.0}}
+    ours = Table.from_results(
+        [result("x", 70.0, task="digits", protocol="lpft", labels=labels, shifts=shifts) for labels in (0.1, 1.0)]
+    )
+    ours.stand_ins = {name: {"digits": "CIFAR-10"} for name in ("kumar_table1_id", "kumar_table2_ood")}
+    id_, ood = (compare(ours, published(name)) for name in ("kumar_table1_id", "kumar_table2_ood"))
+    assert [(pair.column[1], pair.ours.mean, pair.value) for pair in id_.pairs] == [("100 %", 70.0, 97.5)]
+    assert {(pair.column[1], pair.published_column) for pair in ood.pairs} == {("100 % · STL-10", "STL")}
+    ours = Table.from_results([result("A", 70.0, task="digits", labels=labels) for labels in (0.1, 1.0)])
+    ours.stand_ins = {"small": {"digits": "CIFAR-10"}}
+    assert "stand-ins: digits for CIFAR-10: tasks of the same kind" in printed(compare(ours, small()))
+
+
 def test_where_the_columns_are_protocols_ours_stand_beside_them():
     results = [result("SimCLR", value, task="imagenet-1k", protocol=protocol)
                for protocol, value in (("knn", 50.0), ("probe", 60.0), ("finetune", 70.0))]  # fmt: skip
@@ -127,12 +141,29 @@ def test_only_what_was_measured_as_the_source_says_stands_beside_it():
     assert "protocol: differs (ours: knn; published: probe)" in only.preface
 
 
+def test_what_one_row_does_not_tell_is_not_the_same_as_what_another_does():
+    told = {"data": "Wikipedia + BookCorpus", "steps": 1_000_000, "parameters": 110e6}
+    both = [result("BERT", 60.0, facts=told), result("no nsp", 61.0, facts={})]  # the second from a file
+    made = compare(Table.from_results(both), published("bert_table5"))
+    assert {each.kind: each.verdict for each in made.settings if each.kind in told} == dict.fromkeys(told, "unknown")
+    assert "steps: unknown (ours: 1,000,000, unknown; published: 1,000,000)" in made.preface
+    both[1] |= {"pretext": None}  # nothing was pretrained, on nothing
+    made = compare(Table.from_results(both), published("bert_table5"))
+    assert {each.kind: each.verdict for each in made.settings if each.kind in told} == dict.fromkeys(told, "same")
+
+
 def test_units_are_brought_together_or_left_out():
     ours = Table.from_results([result("A", 95.0, task="cifar10")])
     assert compare(ours, small("% error")).pairs[0].value == 10
     assert compare(ours, small("fraction")).pairs[0].value == 9000
     assert not compare(ours, small("eV MAE")).pairs
     assert "published in eV MAE" in printed(compare(ours, small("eV MAE")))
+    tags = Table.from_results([result("80/10/10", 95.0, task="NER feature-based", metric="f1")])
+    assert [pair.value for pair in compare(tags, published("bert_table8")).pairs] == [94.9]  # F1 is in percent
+    hours = Table.from_results([result("A", 95.0, task="cifar10")])
+    hours.add(("A", "finetune"), ("compute", "STL-10"), 3.0)
+    hours.units["compute", "STL-10"] = "hours"
+    assert len(compare(hours, small()).pairs) == 1
     cost = Table.from_results([result("Ours-JFT (ViT-H/14)", 3.0, task="TPUv3-core-days")])
     assert compare(cost, published("vit_table2")).unmatched["cells in other units"]
 

@@ -11,6 +11,7 @@ from sslrun.results.compare import compare
 from sslrun.results.compute import ALL, CORE_DAYS, PRETRAINING, add_compute, core_days, spent, utilisations
 from sslrun.results.published import published
 from sslrun.results.table import Table, amount
+from sslrun.runs import Run
 from sslrun.stages.context import Context
 from sslrun.stages.reporting import Reporter
 from sslrun.stages.sweep import Plan, of_run, work
@@ -55,7 +56,7 @@ def test_a_run_counts_once_a_row_and_seed():
     assert ("B", CORE_DAYS) not in cells
     assert cells["B", "hours on CPU"].mean == 1
     assert ("C", ALL) not in cells
-    assert "FLOPs were not counted when it ran: C · knn" in table.notes
+    assert "FLOPs not known, since they were not counted or weights are from elsewhere: C · knn" in table.notes
     assert "**" not in next(line for line in table.to_markdown().splitlines() if line.startswith("| B")).split("|")[-4]
 
 
@@ -96,3 +97,23 @@ def test_runs_say_what_they_took(tmp_path):
     assert pretraining["devices"] == 1
     assert "threads" in pretraining["device"]
     assert spent(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("stage", "origin", "known"),
+    [
+        ("finetune", {"checkpoint": "abc"}, False),
+        ("finetune", {"initial": {"name": "hf", "pretrained": True}, "seed": 0}, False),
+        ("scratch", {"initial": {"name": "hf", "pretrained": True}, "seed": 0}, True),
+        ("finetune", {"initial": {"name": "mlp"}, "seed": 0}, True),
+    ],
+)
+def test_what_was_pretrained_elsewhere_has_no_cost_of_all_stages(tmp_path, stage, origin, known):
+    made = Run(tmp_path, "r", stage, {"origin": origin})
+    made.start({}, {"device": "GPU"})
+    made.finish({"stage": stage, "flops": 2e15, "seconds": 3600})
+    table = Table.from_results([result("A", stage, 0, spent(made.path))])
+    add_compute(table)
+    columns = {column[1]: cell.mean for (_, column), cell in table.cells.items() if column[0] == "compute"}
+    assert columns == {"hours on GPU": 1.0, **({ALL: 2.0} if known else {})}
+    assert any(note.startswith("FLOPs not known") for note in table.notes) != known

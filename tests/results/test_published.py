@@ -1,5 +1,6 @@
 """The published numbers: all there, each with its source, under the names that they are asked for by."""
 
+import json
 import os
 import re
 from importlib.resources import files
@@ -101,6 +102,23 @@ def test_tables_are_shown_with_their_settings():
         "kumar2022lpft, Table 1 (ID): 24 numbers, 6 recalled"
         in CliRunner().invoke(app, ["show", "table", "lpft"]).output
     )
+
+
+def test_every_number_of_a_table_is_shown_as_it_was_published():
+    shown = CliRunner().invoke(app, ["show", "table", "lpft"]).output
+    lines = shown[shown.index("kumar_table2_ood, %") :].splitlines()
+    assert lines[2].split()[:3] == ["STL", "CIFAR-10.1", "Ent-30"]
+    assert lines[5].startswith("LP-FT  90.7 ± 0.3  93.5 ± 0.1")
+    assert "71.6 †" in lines[5]
+    assert "† recalled from the paper, not seen in it" in lines
+    assert "LP-FT, Average (6 datasets, submission text): Table 2 (OOD), pre-camera-ready" in shown
+    for name in names():
+        told = json.loads(CliRunner().invoke(app, ["show", "table", name, "--json"]).output)["tables"]
+        numbers = {row: {column: each["value"] for column, each in cells.items()}
+                   for row, cells in told[name]["rows"].items()}  # fmt: skip
+        assert numbers == {
+            row: {column: each.value for column, each in cells.items()} for row, cells in published(name).rows.items()
+        }
 
 
 def ours(task, rows):

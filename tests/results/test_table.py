@@ -25,9 +25,9 @@ RESULTS = [
 ]
 
 
-def printed(table, terminal=False):
+def printed(table, terminal=False, width=100):
     text = io.StringIO()
-    Console(file=text, width=100, force_terminal=terminal).print(table.render())
+    Console(file=text, width=width, force_terminal=terminal).print(table.render())
     return text.getvalue()
 
 
@@ -68,3 +68,17 @@ def test_markdown_latex_csv_json(tmp_path):
         assert (tmp_path / f"t.{suffix}").read_text()
     with pytest.raises(UserError, match=r"\.md"):
         table.write(tmp_path / "t.doc")
+    (tmp_path / "folder.md").mkdir()
+    with pytest.raises(UserError, match=r"folder\.md: can't be written \(Is a directory\); name another place$"):
+        table.write(tmp_path / "folder.md")
+
+
+def test_what_does_not_fit_the_terminal_goes_below_and_no_number_is_cut():
+    table = Table.from_results([result("A", "knn", labels / 10, 10.0 + labels) for labels in range(1, 11)])
+    assert len([line for line in printed(table).splitlines() if line.startswith("A ")]) == 1
+    lines = printed(table, width=40).splitlines()
+    assert max(map(len, lines)) <= 40
+    told = [line.split()[1:] for line in lines if line.startswith("A ")]
+    assert len(told) > 1
+    assert [float(each) for line in told for each in line] == [10.0 + labels for labels in range(1, 11)]
+    assert "…" not in printed(table, width=10)

@@ -193,6 +193,19 @@ def test_the_epoch_that_is_best_on_validation_is_kept(evaluated, monkeypatch):
     assert same == [False, True, False, False]  # of equals the earlier
 
 
+def test_of_learning_rates_that_score_the_same_the_one_told_is_the_one_kept(evaluated, tmp_path, monkeypatch):
+    monkeypatch.setitem(RECIPE["evaluate"], "digits", {**RECIPE["evaluate"]["digits"], "protocols": ["finetune"]})
+    honest = Work._scores
+
+    def even(self, learner, split):
+        return {**honest(self, learner, split), "accuracy": 50.0}
+
+    monkeypatch.setattr(Work, "_scores", even)
+    tied = evaluated(finetune={**RECIPE["finetune"], "lr": [0.001, 0.1]})["finetune"]
+    alone = evaluated(finetune={**RECIPE["finetune"], "lr": tied["lr"]})["finetune"]
+    assert tied["metrics"]["test"] == alone["metrics"]["test"]
+
+
 def test_a_run_that_is_killed_keeps_the_best_epoch_that_it_has_seen(evaluated, tmp_path, monkeypatch):
     monkeypatch.setitem(
         RECIPE["evaluate"], "digits", {**RECIPE["evaluate"]["digits"], "protocols": ["finetune"], "labels": [0.3]}
@@ -250,13 +263,17 @@ def test_distortion_is_nothing_where_nothing_moves_and_more_where_more_does(eval
     [
         ({"s": {"corruption": "fogg"}}, "Did you mean 'fog'?"),
         ({"s": {"corruption": "fog", "severity": 6}}, "evaluate.digits.shifts.s.severity: should be less than or equal to 5"),
+        ({"s": {"corruption": "fog", "severity": [1, 6]}}, "shifts.s.severity: should be less than or equal to 5, not 6"),
+        ({"s": {"corruption": "fog", "severity": []}}, "shifts.s.severity: Tuple should have at least 1 item"),
         ({"s": {"severity": 2}}, "give either data, another set, or corruption"),
         ({"s": {"data": "digits", "corruption": "fog"}}, "give either data, another set, or corruption"),
         ({"s": {"corruption": "fog", "classes": {"a": "b"}}}, "classes goes with data"),
         ({"s": {"corruption": "fog", "severty": 2}}, "no such option of the shift 's'. Did you mean 'severity'?"),
         ({"s": {"data": "cifar"}}, "no such data set: 'cifar'"),
         ({"s": {"data": "sst2"}}, "'sst2' is text data, 'digits' image data"),
-        ({"a · b": "fog"}, "evaluate.digits.shifts"),
+        ({"a · b": "fog"}, "evaluate.digits.shifts.a · b: a shift's name should have neither"),
+        ({"ID": "fog"}, "evaluate.digits.shifts.ID: 'ID' is a column of the table already"),
+        ({"mean OOD": "fog"}, "'mean OOD' is a column of the table already"),
         (["fog", "cifar"], "no such data set: 'cifar'"),
         ("fog", "should be a mapping"),
     ],

@@ -129,14 +129,14 @@ def test_a_table_stands_beside_the_published_one_and_says_what_was_chosen(tmp_pa
         (
             "bert_table5",
             "bert_table55",
-            "words: against: no such published table: 'bert_table55'. Did you mean 'bert_table5'?",
+            "words.yaml:2: against: no such published table: 'bert_table55'. Did you mean 'bert_table5'?",
         ),
         (
             "sentiment: SST-2",
             "sentimen: SST-2",
-            "words: against: no task 'sentimen' is evaluated. Did you mean 'sentiment'?",
+            "words.yaml:2: against: no task 'sentimen' is evaluated. Did you mean 'sentiment'?",
         ),
-        ("sentiment: SST-2", "sentiment: SST", "words: against: there is no column 'SST'. There is: MNLI-m"),
+        ("sentiment: SST-2", "sentiment: SST", "words.yaml:2: against: there is no column 'SST'. There is: MNLI-m"),
         ("columns: {", "colums: {", "against.colums: no such option of a sweep. Did you mean 'columns'?"),
     ],
 )

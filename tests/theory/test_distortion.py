@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sslrun.errors import UserError
 from sslrun.results.verdict import Inequality
 from sslrun.theory import distortion
 from sslrun.theory.distortion import Network, Problem, flow, learn, plot, probe, table
@@ -129,14 +130,28 @@ def test_the_table_tells_the_papers_story():
 
 def test_a_flow_that_never_arrives_says_so(monkeypatch):
     monkeypatch.setattr(distortion, "LONGEST", 0.1)
-    with pytest.raises(RuntimeError, match="not fitted by time"):
+    with pytest.raises(UserError, match=r"not fitted the examples by time 0\.1: .*; take more examples"):
         flow(problem(), problem().start)
 
 
 def test_a_plot_is_drawn_or_said_not_to_be(tmp_path, monkeypatch):
     if importlib.util.find_spec("matplotlib") is not None:
-        assert plot(tmp_path / "a.png") == f"{tmp_path}/a.png: drawn"
+        import matplotlib.figure
+
+        honest, drawn = matplotlib.figure.Figure.savefig, []
+        monkeypatch.setattr(
+            matplotlib.figure.Figure, "savefig", lambda self, *a, **k: (drawn.append(self), honest(self, *a, **k))
+        )
+        sizes = {"dimensions": 30, "features": 4, "span": 12, "examples": 24}
+        assert plot(tmp_path / "a.png", 0.005, **sizes) == f"{tmp_path}/a.png: drawn"
         assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+        lines = {
+            (axes.get_title(), line.get_label()): line.get_ydata() for axes in drawn[0].axes for line in axes.lines
+        }
+        bound = lines["OOD error", "FT's is never below (theorem)"][0]
+        assert bound == pytest.approx(problem(0.005).bound)
+        assert min(lines["OOD error", "FT"]) > bound > max(lines["OOD error", "LP, at its end"])
+        assert max(lines["features' change", "FT, orthogonal to it"]) < 1e-13
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert "matplotlib isn't installed" in plot(Path("b.png"))
     assert not Path("b.png").exists()
