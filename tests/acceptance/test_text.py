@@ -85,7 +85,7 @@ PRETRAIN = [
     ("a missing column", ["data={name: text, path: rows.jsonl, column: body}"], "rows.jsonl: no column 'body'"),
     ("too few for a sequence", ["data={name: text, path: few.txt}", "pretext.nsp=false", "pretext.pairs=drop"], "less than one sequence of 128"),
     ("too long", ["data.length=200"], "lower data.length to 128, or raise backbone.positions"),
-    ("not causal", ["pretext=ltr"], "set backbone.causal: true, or take pretext 'mlm'"),
+    ("not causal", ["pretext=ltr"], "take a causal one (a bert with causal: true, a gpt, an lstm of one direction), or pretext 'mlm'"),
     ("masks on a causal one", ["backbone=gpt-tiny"], "take pretext 'ltr'"),
     ("one direction", ["pretext=bilm"], "take backbone 'elmo'"),
     ("an encoder that is none", ["pretext=denoise", "backbone=gpt-tiny"], "needs an encoder that reads both sides"),
@@ -101,6 +101,9 @@ PRETRAIN = [
     ("a tokenizer's unknown option", ["data.tokenizer.corpus={name: world, docs: 50}"], "data.tokenizer.corpus: docs: "),
     ("a tiny vocabulary", ["data.tokenizer.vocab=10"], "greater than or equal to 64"),
     ("heads", ["backbone.heads=5"], "width 32 is not a multiple of heads 5"),
+    ("heads of a gpt", ["backbone={name: gpt-tiny, width: 200}", "pretext=ltr"], "gpt-tiny: width 200 is not a multiple of heads 3"),
+    ("heads of a decoder", ["backbone={name: lstm, width: 100, bidirectional: true}", "pretext=denoise"], "decoder of 'denoise': width 200 is not a multiple of heads 3"),
+    ("odd heads that turn", ["backbone={name: bert-tiny, width: 130, fast: true}"], "heads 65 wide can't be turned by position"),
     ("a set that is not here", ["data=corpus"], "corpus: not on this machine"),
     ("a model that is not here", ["backbone=hf:./nowhere"], "./nowhere: can't be loaded"),
 ]  # fmt: skip
