@@ -76,9 +76,10 @@ class Tokenizer:
     def __hash__(self) -> int:
         return hash(self.digest)
 
-    @property
+    @cached_property
     def vocab(self) -> int:
-        return int(self.core.get_vocab_size())
+        """One more than the highest id: of a file that names an entry twice, more than there are entries."""
+        return 1 + max(self.core.get_vocab().values())
 
     @property
     def specials(self) -> tuple[int, ...]:
@@ -164,7 +165,8 @@ def load_tokenizer(options: TokenizerOptions) -> Tokenizer:
             core = Core.from_pretrained(options.hub)
         elif str(options.file).endswith(".txt"):
             assert options.file is not None
-            lines = options.file.read_text(encoding="utf-8").splitlines()
+            # Not by splitlines: an entry may be a character that it ends a line at.
+            lines = options.file.read_text(encoding="utf-8").rstrip("\n").split("\n")
             core = wordpiece(options.lowercase, {entry: number for number, entry in enumerate(lines)})
         else:
             core = Core.from_file(str(options.file))
