@@ -998,7 +998,7 @@ class TagSet(NamedTuple):
 
 
 class TagSource(TextSource):
-    """Sentences of words, each with a tag (BIO)."""
+    """Sentences of words, each with a tag: of entities BIO, or else any, as parts of speech."""
 
     task = "tagging"
 
@@ -1020,10 +1020,19 @@ class TagSource(TextSource):
 
     def load(self, split: Split) -> Sequences:
         words, tags = self.words(split)
+        if not words:
+            raise UserError(f"{self.title}: split '{split}' has no rows")
+        named = [tag for tag in self.tags if tag != "O"]
+        strange = [tag for tag in named if not tag.startswith(("B-", "I-"))]
+        if 0 < len(strange) < len(named):
+            raise UserError(
+                f"{self.title}: the tag '{strange[0]}' is neither O nor begins with B- or I-, as others do: entities are "
+                "tagged as B-PER, I-PER, O"
+            )
         number = {tag: at for at, tag in enumerate(self.tags)}
         unknown = {tag for each in tags for tag in each} - number.keys()
         if unknown:
-            raise UserError(f"{self.name}: split '{split}' has the tag '{min(unknown)}', which train lacks")
+            raise UserError(f"{self.title}: split '{split}' has the tag '{min(unknown)}', which train lacks")
         encoded = self.spec.tokenizer.encode_words(words)
         lost = [set(range(len(each))).difference(owners) for each, (_, owners) in zip(words, encoded, strict=True)]
         if any(lost):  # nothing is left of a word of control characters, and each must have a piece that speaks for it
@@ -1063,22 +1072,28 @@ class TableTags(TagSource):
     def content(self) -> Any:
         return self.store.identity("train")
 
+    @property
+    def title(self) -> str:
+        return self.store.name
+
     def words(self, split: Split) -> tuple[list[list[str]], list[list[str]]]:
         table = self.store.table(split)
         words, tags = self.columns
         for column in self.columns:
             if column not in table.column_names:
-                raise UserError(f"{self.store.name}: no column '{column}'; there is {', '.join(table.column_names)}")
-        for column in self.columns:
-            if not isinstance(next(iter(table[column]), []), list):
-                raise UserError(f"{self.store.name}: column '{column}' should hold lists, one entry a word")
+                raise UserError(f"{self.title}: no column '{column}'; there is {', '.join(table.column_names)}")
+            odd = next((at for at, each in enumerate(table[column]) if not isinstance(each, list)), None)
+            if odd is not None:
+                raise UserError(
+                    f"{self.title}: split '{split}', row {odd}: column '{column}' should hold lists, one entry a word"
+                )
         feature = getattr(table.features[tags], "feature", None)
         names = getattr(feature, "names", None)
         found = [[names[tag] if names else str(tag) for tag in each] for each in table[tags]]
         given = [[str(word) or "-" for word in each] for each in table[words]]
         wrong = [at for at, (a, b) in enumerate(zip(given, found, strict=True)) if len(a) != len(b)]
         if wrong:
-            raise UserError(f"{self.store.name}: split '{split}', row {wrong[0]}: not as many tags as words")
+            raise UserError(f"{self.title}: split '{split}', row {wrong[0]}: not as many tags as words")
         return given, found
 
 
@@ -1123,7 +1138,7 @@ class OwnTags(TableTags):
         words: str = "tokens"
         """The column of the words."""
         tags: str = "tags"
-        """The column of their tags, as B-PER, I-PER, O."""
+        """The column of their tags: of entities B-PER, I-PER, O; or others, as parts of speech."""
 
     @cached_property
     def store(self) -> TableStore:

@@ -218,14 +218,18 @@ class Span(Task):
 
 @tasks.register("tagging", modality="text")
 class Tagging(Task):
-    """A tag for each word, told at its first piece, without a CRF (Devlin et al. 2019); scored by whole entities."""
+    """A tag for each word, told at its first piece, without a CRF (Devlin et al. 2019); scored by whole entities, or by
+    words where the tags mark none, as parts of speech."""
 
     class Options(TextTaskOptions):
         pool: Literal["cls", "last4", "mixture"] = "cls"
         """What a word is read from. cls: the last layer. last4: the last four, side by side. mixture: of all layers."""
 
     options: Tagging.Options
-    primary = "f1"
+
+    def __init__(self, options: Tagging.Options, spec: Any, classes: tuple[str, ...]) -> None:
+        super().__init__(options, spec, classes)
+        self.primary = "f1" if any(tag.startswith(("B-", "I-")) for tag in classes) else "accuracy"
 
     @property
     def linear(self) -> bool:

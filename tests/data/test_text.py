@@ -251,6 +251,22 @@ def test_a_folder_has_splits_and_a_class_of_test_must_be_one_of_train(tmp_path):
         source("sentences", tmp_path, path=folder).load("train")
 
 
+def test_a_label_beyond_the_classes_that_a_file_declares_is_told(tmp_path):
+    import datasets
+    import pyarrow.parquet
+
+    features = datasets.Features(
+        {"sentence": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])}
+    )
+    schema = features.arrow_schema.with_metadata(
+        {"huggingface": json.dumps({"info": {"features": features.to_dict()}})}
+    )
+    table = pyarrow.table({"sentence": ["aa"] * 3, "label": [0, 1, 2]}, schema=schema)
+    pyarrow.parquet.write_table(table, tmp_path / "rows.parquet")
+    with pytest.raises(UserError, match="split 'train', row 2: its label is no class of train"):
+        source("sentences", tmp_path, path=tmp_path / "rows.parquet").load("train")
+
+
 @pytest.mark.parametrize(
     ("rows", "options", "words"),
     [
@@ -393,6 +409,11 @@ def test_a_word_of_which_nothing_is_left_keeps_its_place(tmp_path):
         ([(["aa", "bb"], ["O"]), (["aa"], ["B-X"])], "row 0: not as many tags as words"),
         ([("aa bb", "O O")], "column 'tokens' should hold lists"),
         ([(["aa"], "O")], "column 'tags' should hold lists"),
+        ([(["aa"], ["O"]), (None, None)], "split 'train', row 1: column 'tokens' should hold lists"),
+        (
+            [(["aa", "bb"], ["S-PER", "O"]), (["aa", "bb"], ["B-LOC", "I-LOC"])],
+            "the tag 'S-PER' is neither O nor begins",
+        ),
     ],
 )
 def test_tags_that_do_not_fit_are_told(tmp_path, rows, words):
