@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from sslrun.backbones.base import Features
@@ -123,6 +123,12 @@ class Sentences(Task):
         token in the last four layers, side by side. mixture: that token in a learned mixture of all layers."""
         metric: Literal["accuracy", "f1", "macro_f1", "matthews", "spearman"] | None = None
         """What chooses hyper-parameters and stands in tables; default: accuracy, of numbers spearman. f1: of class 1."""
+
+        @model_validator(mode="after")
+        def _one_readout(self) -> Sentences.Options:
+            if self.bilstm and self.pool == "mean":
+                raise ValueError("bilstm reads a sequence at its own ends, not at the mean: leave out pool, or bilstm")
+            return self
 
     options: Sentences.Options
 
