@@ -17,7 +17,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -285,6 +285,8 @@ class TextCard:
     """The columns read, in the order of the kind of set."""
     label: str | None = None
     regression: bool = False
+    rows: Literal["documents", "articles", "sentences"] = "documents"
+    """What the rows of a corpus are: documents; lines of articles, each begun by its title; or sentences."""
 
 
 CORPORA = {
@@ -294,6 +296,7 @@ CORPORA = {
     "wikitext-103": TextCard(
         "Good and featured articles of Wikipedia, 103 million words. Merity et al., ICLR 2017.",
         Hub("Salesforce/wikitext", {"train": "train"}, config="wikitext-103-raw-v1"),
+        rows="articles",
     ),
     "wikipedia": TextCard(
         "All of English Wikipedia, 2023; half of BERT's corpus and more.",
@@ -301,7 +304,14 @@ CORPORA = {
     ),
     "bookcorpus": TextCard(
         "Unpublished novels, one sentence a row. Zhu et al., ICCV 2015.",
-        Hub("bookcorpus/bookcorpus", {"train": "train"}),
+        # Its main branch has a script, which `datasets` no longer runs; this one has what the script makes.
+        Hub(
+            "bookcorpus/bookcorpus",
+            {"train": "train"},
+            revision="refs/convert/parquet",
+            files={"train": "plain_text/train/*.parquet"},
+        ),
+        rows="sentences",
     ),
 }
 
@@ -323,7 +333,8 @@ def _published(name: str, card: TextCard) -> TableStore:
 
 
 class FileStore(TableStore):
-    """Files of a table: `<path>/train.parquet` (or .csv, .tsv, .json, .jsonl), test and val; or one file."""
+    """Files of a table: `<path>/train.parquet` (or .csv, .tsv, .json, .jsonl) or parts `train-*.parquet`, test and val;
+    or one file."""
 
     FORMATS: ClassVar = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json"}
 
@@ -336,12 +347,13 @@ class FileStore(TableStore):
         return tuple(self._files)
 
     def identity(self, split: Split) -> Any:
-        return fingerprint([str(self._file(split))])
+        return fingerprint([str(each) for each in self._parts(split)])
 
     def table(self, split: Split) -> Any:
         import datasets
 
-        file = self._file(split)
+        parts = self._parts(split)
+        file = parts[0]
         more: dict[str, Any] = {}
         if file.suffix in (".csv", ".tsv"):  # an empty cell is nothing; "None", "NA" and "null" are words
             more = {"keep_default_na": False, "na_values": [""]}
@@ -350,36 +362,36 @@ class FileStore(TableStore):
         try:
             with no_bars():
                 return datasets.load_dataset(
-                    self.FORMATS[file.suffix], data_files=str(file), split="train",
+                    self.FORMATS[file.suffix], data_files=[str(each) for each in parts], split="train",
                     cache_dir=str(cache_root() / "tables"), **more,
                 )  # fmt: skip
         except Exception as error:  # pandas, Arrow and datasets each have their own
             cause = " ".join(str(error.__cause__ or error).split())[:200]
             raise UserError(f"{file}: can't be read as {self.FORMATS[file.suffix]}: {cause}") from None
 
-    def _file(self, split: Split) -> Path:
+    def _parts(self, split: Split) -> list[Path]:
         if split not in self._files:
-            there = ", ".join(each.name for each in self._files.values())
+            there = ", ".join(each[0].name for each in self._files.values())
             raise UserError(
                 f"{self.path}: holds {there} alone, and nothing to {'train on' if split == 'train' else split}"
             )
         return self._files[split]
 
     @cached_property
-    def _files(self) -> dict[Split, Path]:
+    def _files(self) -> dict[Split, list[Path]]:
         if self.path.is_file():
             if self.path.suffix not in self.FORMATS:
                 raise UserError(f"{self.path}: should end with one of {', '.join(self.FORMATS)}")
-            return {"train": self.path}
+            return {"train": [self.path]}
         spellings: dict[Split, tuple[str, ...]] = {
             "train": ("train",), "val": ("validation", "val", "dev"), "test": ("test",)
         }  # fmt: skip
-        found: dict[Split, Path] = {
-            split: file
+        found: dict[Split, list[Path]] = {
+            split: files
             for split, names in spellings.items()
             for name in names
             for suffix in self.FORMATS
-            if (file := self.path / f"{name}{suffix}").is_file()
+            if (files := [*self.path.glob(f"{name}{suffix}")] or sorted(self.path.glob(f"{name}-*{suffix}")))
         }
         if not found:
             raise UserError(f"{self.path}: should be a file, or a folder with train{{{','.join(self.FORMATS)}}}")
@@ -398,7 +410,8 @@ class TableCorpus(Corpus):
         return _published(self.name, self.card)
 
     def content(self) -> Any:
-        return self.store.identity("train")
+        identity = self.store.identity("train")
+        return [identity, "articles"] if self.card.rows == "articles" else identity
 
     def documents(self) -> Iterator[list[str]]:
         table = self.store.table("train")
@@ -408,7 +421,7 @@ class TableCorpus(Corpus):
         rows = (
             _cell(text, self.title, column) for batch in table.iter(batch_size=ROWS_AT_ONCE) for text in batch[column]
         )
-        return _documents(rows, joined=self.name == "bookcorpus")
+        return _gathered(rows) if self.card.rows == "sentences" else _documents(rows, self.card.rows == "articles")
 
     @classmethod
     def describe(cls) -> dict[str, str]:
@@ -426,23 +439,37 @@ BOOK_SENTENCES = 200
 """Sentences that make a document where the corpus has one a row and marks no documents."""
 
 
-def _documents(rows: Iterable[str | None], joined: bool) -> Iterator[list[str]]:
-    if joined:
-        gathered: list[str] = []
-        for row in rows:
-            gathered.append(row or "")
-            if len(gathered) == BOOK_SENTENCES:
-                yield gathered
-                gathered = []
-        if gathered:
-            yield gathered
-        return
-    for row in rows:
-        lines = [line.strip() for line in (row or "").splitlines() if line.strip()]
+def _gathered(sentences: Iterable[str]) -> Iterator[list[str]]:
+    """Documents of as many sentences as `BOOK_SENTENCES`."""
+    rest = iter(sentences)
+    while document := list(itertools.islice(rest, BOOK_SENTENCES)):
+        yield document
+
+
+def _documents(rows: Iterable[str], articles: bool = False) -> Iterator[list[str]]:
+    """The sentences of each row, or of each article whose lines the rows are; of empty ones none."""
+    for row in _articles(rows) if articles else rows:
+        lines = [line.strip() for line in row.splitlines() if line.strip()]
         if len(lines) <= 1 or max(map(len, lines)) > 400:  # paragraphs, not sentences
             lines = [sentence for line in lines for sentence in SENTENCE_END.split(line)]
         if lines:
             yield lines
+
+
+def _articles(rows: Iterable[str]) -> Iterator[str]:
+    """Whole articles of WikiText, whose rows are paragraphs and headings. `= Title =` begins one, `= = Section = =` does
+    not; neither is kept: BERT's corpus has no headings."""
+    lines: list[str] = []
+    for row in rows:
+        line = row.strip()
+        heading = line.startswith("= ") and line.endswith(" =")
+        if lines and ((heading and not line.startswith("= = ")) or len(lines) == LONGEST):
+            yield "\n".join(lines)
+            lines = []
+        if line and not heading:
+            lines.append(line)
+    if lines:
+        yield "\n".join(lines)
 
 
 for _name, _card in CORPORA.items():
@@ -503,7 +530,7 @@ class TextFiles(Corpus):
                         f"{file}: no column '{self.options.column}'; there is {', '.join(table.column_names)}"
                     )
                 rows = (_cell(each, str(file), self.options.column) for each in table[self.options.column])
-                yield from _documents(rows, joined=False)
+                yield from _documents(rows)
             else:
                 yield from _text_file(file)
 

@@ -195,6 +195,31 @@ def test_berts_corpus_is_wikipedia_and_then_the_books_a_sentence_a_row(tmp_path,
     assert source("wikipedia-books", tmp_path).content() != before
 
 
+def test_wikitexts_rows_are_lines_of_articles(tmp_path, monkeypatch):
+    monkeypatch.setenv("SSLRUN_DATA", str(tmp_path))
+    rows = [
+        "", " = Aa = \n", "", " Bb cc . Dd = 2 . \n", " = = Cc = = \n", "", " Cc . \n", " = Dd = \n", " = = Aa = = \n",
+        " = Bb = \n", " Aa bb . \n", None,
+    ]  # fmt: skip
+    (tmp_path / "wikitext-103").mkdir()
+    (tmp_path / "wikitext-103" / "train.jsonl").write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
+    found = source("wikitext-103", tmp_path)
+    assert list(found.documents()) == [["Bb cc . Dd = 2 .", "Cc ."], ["Aa bb ."]]
+    assert len(found.load("train")) == 2
+
+
+def test_a_table_may_lie_in_parts(tmp_path, monkeypatch):
+    monkeypatch.setenv("SSLRUN_DATA", str(tmp_path))
+    (tmp_path / "wikipedia").mkdir()
+    for number, sentence in enumerate(("aa bb .", "cc dd .")):
+        (tmp_path / "wikipedia" / f"train-0000{number}-of-00002.jsonl").write_text(json.dumps({"text": sentence}))
+    found = source("wikipedia", tmp_path)
+    assert list(found.documents()) == [["aa bb ."], ["cc dd ."]]
+    before = found.content()
+    (tmp_path / "wikipedia" / "train-00001-of-00002.jsonl").write_text(json.dumps({"text": "dd"}))
+    assert source("wikipedia", tmp_path).content() != before
+
+
 @pytest.fixture(params=["csv", "tsv", "json", "jsonl", "parquet"])
 def table(request, tmp_path):
     path = tmp_path / f"rows.{request.param}"
