@@ -168,7 +168,7 @@ class Corpus(TextSource):
 
     def load(self, split: Split) -> Documents:
         tokenizer = self.spec.tokenizer
-        folder = cache_root() / "tokens" / _digest([self.name, self.content(), tokenizer.digest])
+        folder = cache_root() / "tokens" / _digest([TOKENS_VERSION, self.name, self.content(), tokenizer.digest])
         tokens, sentences, documents = token_file(folder, self._watched, tokenizer)
         if len(documents) < 2:
             raise UserError(f"{self.title}: holds no text")
@@ -196,13 +196,17 @@ def token_file(
         with locked(folder):
             if not (folder / "complete").exists():
                 _write_tokens(folder, documents, tokenizer)
-    first = torch.zeros(1, dtype=torch.int64)
-    tokens, sentences, starts = (_mapped(folder / name, kind) for name, kind in PARTS.items())
-    return tokens, torch.cat([first, sentences]), torch.cat([first, starts])
+    tokens, sentences, starts = (_mapped(folder / name, kind) for name, (kind, _) in PARTS.items())
+    return tokens, sentences, starts
 
 
-PARTS: dict[str, Any] = {"tokens": np.dtype(np.int32), "sentences": np.dtype(np.int64), "documents": np.dtype(np.int64)}
-"""Files of a token file, each with what it holds: ids; where each sentence ends; where each document ends."""
+TOKENS_VERSION = 2
+"""Raised when the files hold something else."""
+PARTS: dict[str, tuple[np.dtype, int]] = {
+    "tokens": (np.dtype(np.int32), 0), "sentences": (np.dtype(np.int64), 1), "documents": (np.dtype(np.int64), 1)
+}  # fmt: skip
+"""Files of a token file, each with what it holds (ids; where each sentence and each document starts, with the end), and
+how many numbers, 0, it begins with."""
 
 
 def _mapped(path: Path, kind: np.dtype) -> Tensor:
@@ -217,7 +221,8 @@ def _write_tokens(folder: Path, documents: Callable[[], Iterable[list[str]]], to
     with ExitStack() as stack:
         files = {name: stack.enter_context(open(folder / name, "ab")) for name in PARTS}
         for name, file in files.items():
-            file.truncate(done[name] * PARTS[name].itemsize)
+            kind, first = PARTS[name]
+            file.truncate((first + done[name]) * kind.itemsize)  # a new file it fills up with zeros
         for piece in _pieces(documents(), skip=done["documents"]):
             tokens, offsets = flat(tokenizer.encode([sentence for document in piece for sentence in document]))
             new = {
@@ -226,7 +231,7 @@ def _write_tokens(folder: Path, documents: Callable[[], Iterable[list[str]]], to
                 "documents": np.cumsum([len(document) for document in piece]) + done["sentences"],
             }
             for name, values in new.items():
-                files[name].write(values.astype(PARTS[name]).tobytes())
+                files[name].write(values.astype(PARTS[name][0]).tobytes())
                 files[name].flush()
                 done[name] += len(values)
             temporary = folder / ".progress"
