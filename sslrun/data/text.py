@@ -127,10 +127,7 @@ def _trained(name: str, options: str, vocab: int, lowercase: bool) -> Tokenizer:
     folder = cache_root() / "tokenizers" / _digest(key)
     with locked(folder):
         if not (folder / "tokenizer.json").exists():
-            try:
-                train_wordpiece(source.texts, vocab, lowercase).save(folder)
-            except UserError as error:
-                raise UserError(f"{source.title}: {error}") from None
+            train_wordpiece(source.texts, vocab, lowercase, source.title).save(folder)
         return load_tokenizer(TokenizerOptions(file=folder / "tokenizer.json"))
 
 
@@ -372,6 +369,8 @@ class FileStore(TableStore):
                 )  # fmt: skip
         except Exception as error:  # pandas, Arrow and datasets each have their own
             cause = " ".join(str(error.__cause__ or error).split())[:200]
+            if "corresponds to no data" in cause or not any(each.stat().st_size for each in parts):
+                raise UserError(f"{file}: holds no rows") from None
             raise UserError(f"{file}: can't be read as {self.FORMATS[file.suffix]}: {cause}") from None
 
     def _parts(self, split: Split) -> list[Path]:

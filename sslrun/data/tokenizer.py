@@ -131,9 +131,11 @@ def wordpiece(lowercase: bool, vocab: dict[str, int] | None = None) -> Core:
     return core
 
 
-def train_wordpiece(texts: Callable[[], Iterable[str]], vocab: int, lowercase: bool) -> Tokenizer:
+def train_wordpiece(
+    texts: Callable[[], Iterable[str]], vocab: int, lowercase: bool, title: str = "the corpus"
+) -> Tokenizer:
     """A WordPiece vocabulary of `vocab` entries at most, from the texts, which are gone through twice; the same texts
-    make the same vocabulary. UserError: they hold no words.
+    make the same vocabulary. UserError: they, of this `title`, hold no words.
 
     The library numbers the pieces of one letter in the order of a hash table, another in every process, and equally
     frequent pairs are joined in the order of their numbers. So a first training without any joining finds those pieces,
@@ -143,7 +145,7 @@ def train_wordpiece(texts: Callable[[], Iterable[str]], vocab: int, lowercase: b
     letters = sorted(each for each in _trained(core, texts(), 1, []) if each.startswith("##"))
     entries = _trained(core, texts(), vocab, letters)
     if len(entries) <= len(SPECIALS):
-        raise UserError("the corpus holds no words to train a tokenizer on")
+        raise UserError(f"{title}: holds no words to train a tokenizer on")
     made = wordpiece(lowercase, entries)
     made.add_special_tokens(list(SPECIALS))
     return Tokenizer(made)

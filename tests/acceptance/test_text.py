@@ -75,12 +75,12 @@ DOCUMENTS = "".join(f"aa bb cc {at} .\ndd ee ff {at} .\ngg hh .\n\n" for at in r
 ROWS = "".join(f'{{"sentence": "aa {at}", "label": "{"xy"[at % 2]}", "score": {at}}}\n' for at in range(40))
 
 PRETRAIN = [
-    ("an empty corpus", ["data={name: text, path: empty.txt}"], "empty.txt: the corpus holds no words"),
+    ("an empty corpus", ["data={name: text, path: empty.txt}"], "sslrun: empty.txt: holds no words to train a tokenizer on"),
     ("no file", ["data={name: text, path: none.txt}"], "none.txt: no such file or folder"),
     ("a folder without text", ["data={name: text, path: pictures}"], "pictures: holds no text"),
     ("one sentence", ["data={name: text, path: one.txt}"], "there is only 1 example (of a corpus: document)"),
     ("few documents", ["data={name: text, path: few.txt}"], "pairs of segments draw the second from another document"),
-    ("a binary file", ["data={name: text, path: binary.txt}"], "binary.txt:1: is no text but binary"),
+    ("a binary file", ["data={name: text, path: binary.txt}"], "sslrun: binary.txt:1: is no text but binary"),
     ("another encoding", ["data={name: text, path: latin.txt}"], "latin.txt: is no UTF-8 text (byte "),
     ("a missing column", ["data={name: text, path: rows.jsonl, column: body}"], "rows.jsonl: no column 'body'"),
     ("too few for a sequence", ["data={name: text, path: few.txt}", "pretext.nsp=false", "pretext.pairs=drop"], "less than one sequence of 128"),
@@ -106,7 +106,7 @@ PRETRAIN = [
     ("heads of a gpt", ["backbone={name: gpt-tiny, width: 200}", "pretext=ltr"], "gpt-tiny: width 200 is not a multiple of heads 3"),
     ("heads of a decoder", ["backbone={name: lstm, width: 100, bidirectional: true}", "pretext=denoise"], "decoder of 'denoise': width 200 is not a multiple of heads 3"),
     ("odd heads that turn", ["backbone={name: bert-tiny, width: 130, fast: true}"], "heads 65 wide can't be turned by position"),
-    ("a set that is not here", ["data=corpus"], "corpus: not on this machine"),
+    ("a set that is not here", ["data=corpus"], "sslrun: corpus: not on this machine"),
     ("a model that is not here", ["backbone=hf:./nowhere"], "./nowhere: can't be loaded"),
 ]  # fmt: skip
 

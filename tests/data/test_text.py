@@ -311,6 +311,13 @@ def test_tables_that_do_not_fit_are_told(tmp_path, rows, options, words):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("name", ["none.csv", "none.jsonl", "none.json", "heads.csv"])
+def test_tables_without_rows_are_told(tmp_path, name):
+    (tmp_path / name).write_text("sentence,label\n" if name == "heads.csv" else "")
+    with pytest.raises(UserError, match=f"{name}: holds no rows"):
+        source("sentences", tmp_path, path=tmp_path / name).load("train")
+
+
 def test_cells_that_are_numbers_or_nothing_are_texts(tmp_path):
     (tmp_path / "rows.jsonl").write_text('{"sentence": 12, "label": 0}\n{"sentence": null, "label": 1}\n')
     found = source("sentences", tmp_path, path=tmp_path / "rows.jsonl").load("train")
