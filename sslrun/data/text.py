@@ -825,10 +825,11 @@ class SpanSource(TextSource):
         if dropped:
             more = ", ..." if len(dropped) > 3 else ""
             log.warning(
-                "%s %s: left out %d questions whose answer is not in the passage: %s",
+                "%s %s: left out %d question%s whose answer is not in the passage: %s",
                 self.title,
                 split,
                 len(dropped),
+                "s" if len(dropped) > 1 else "",
                 ", ".join(dropped[:3]) + more,
             )
         return windows(rows, self.spec, self.options.question_length, self.options.stride)
@@ -955,6 +956,10 @@ class TableSpans(SpanSource):
             if held_out in self.store.splits:
                 continue
             passages = list(dict.fromkeys(row.context for row in rows))
+            if len(passages) < 2:
+                raise UserError(
+                    f"{self.title}: has too few passages to hold some out: add passages, or a file of a {held_out} split"
+                )
             held = {passages[at] for at in carve(len(passages), share)[1].tolist()}
             if split == held_out:
                 return [row for row in rows if row.context in held]

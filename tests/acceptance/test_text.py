@@ -218,7 +218,7 @@ def test_answers_that_are_not_in_their_passage_are_counted_and_the_rest_is_learn
     write(files, "spans.jsonl", "\n".join(map(json.dumps, rows)))
     with caplog.at_level(logging.WARNING):
         run("finetune", "evaluate.task.data={name: passages, path: spans.jsonl}", "pretext=null")
-    assert "spans.jsonl train: left out 1 questions whose answer is not in the passage: q5" in caplog.text
+    assert "spans.jsonl train: left out 1 question whose answer is not in the passage: q5" in caplog.text
     (result,) = files.glob("runs/tiny/finetune-*/result.json")
     assert set(json.loads(result.read_text())["metrics"]["test"]) == {"f1", "exact_match"}
 

@@ -388,6 +388,13 @@ def test_splits_that_a_set_lacks_are_carved_by_passages(tmp_path):
     assert sum(map(len, told.values())) == len(set().union(*told.values())) == 80
 
 
+def test_one_passage_is_too_few_to_hold_some_out(tmp_path):
+    row = {"question": "who ?", "context": "aa bb", "answers": {"text": ["aa"], "answer_start": [0]}}
+    (tmp_path / "rows.jsonl").write_text("\n".join([json.dumps(row)] * 3))
+    with pytest.raises(UserError, match=r"rows.jsonl: has too few passages to hold some out"):
+        source("passages", tmp_path, path=tmp_path / "rows.jsonl").load("train")
+
+
 @pytest.mark.parametrize(
     ("rows", "words"),
     [
