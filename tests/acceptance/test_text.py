@@ -132,6 +132,25 @@ def test_a_mistake_before_pretraining_is_told_in_a_line(files, run, changes, wor
     assert not list(files.rglob("result.json"))
 
 
+def test_a_corpus_that_is_being_read_is_left_at_the_first_signal(folder, run, monkeypatch):
+    read = []
+
+    def documents(self):
+        first = not read
+        for at in range(100):
+            if (folder / "cache" / "tokens").exists():  # not while the tokenizer is trained, in a thread of its library
+                read.append(at)
+                if first and at == 50:
+                    os.kill(os.getpid(), signal.SIGINT)
+            yield [f"aa bb cc {at} ."]
+
+    monkeypatch.setattr(text.WorldCorpus, "documents", documents)
+    assert "give the same command again to continue" in run("pretrain", code=130)
+    assert read == [*range(51)]
+    run("pretrain")
+    assert read == [*range(51), *range(100)]
+
+
 OWN = "evaluate.task.data={name: sentences, path: rows.jsonl"
 EVALUATE = [
     ("a missing column", [f"{OWN}, first: text}}"], "rows.jsonl: no column 'text'; there is sentence, label, score"),
