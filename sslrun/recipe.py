@@ -438,6 +438,19 @@ def parse(source: Source) -> Recipe:
         )
     pretrain = validated(Pretrain, source.section("pretrain"), "'pretrain'") if pretext else None
     evaluate = {key: _evaluation(source, key, data) for key in source.section("evaluate").value}
+    longest = getattr(backbone.options, "positions", None) if sources[data.name].modality == "text" else None
+    read: dict[Keys, Named] = {
+        ("data",): data,
+        **{("evaluate", key, "data"): each.data for key, each in evaluate.items()},
+    }
+    for keys, named in read.items():
+        length = getattr(named.options, "length", 0)
+        if longest is not None and length > longest:  # told now, not once it is pretrained
+            raise source.error(
+                (*keys, "length"),
+                f"sequences of {length} tokens are longer than the {longest} positions of '{backbone.name}': "
+                f"lower it to {longest}, or raise backbone.positions before pretraining",
+            )
     typed = {"backbone": backbone, "pretext": pretext, "data": data, "pretrain": pretrain, "evaluate": evaluate}
     rest = source.without(*Protocols.model_fields)
     return validated(Recipe, Source({**rest.value, **typed}, source.places), "a recipe", Protocols.model_fields)

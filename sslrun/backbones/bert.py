@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from sslrun.backbones.base import Features, backbones
-from sslrun.backbones.text import TextBackbone, at, last_real
+from sslrun.backbones.text import TextBackbone, at, check_heads, last_real
 from sslrun.backbones.transformer import Block, initialise
 from sslrun.data.sequences import TextSpec, Tokens
 from sslrun.errors import UserError
@@ -51,8 +51,11 @@ class Bert(TextBackbone):
     def __init__(self, options: Options, spec: TextSpec) -> None:
         super().__init__(options, spec)
         depth, width, heads = self.shape_of(options)
-        if width % heads:
-            raise UserError(f"{self.name}: width {width} is not a multiple of heads {heads}")
+        check_heads(self.name, width, heads)
+        if options.fast and width // heads % 2:
+            raise UserError(
+                f"{self.name}: heads {width // heads} wide can't be turned by position: an even width is needed"
+            )
         self.width = width
         self.depth = depth + 1
         self.token_embed = nn.Embedding(spec.vocab, width)

@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from sslrun.backbones.base import Features, backbones
-from sslrun.backbones.text import TextBackbone, at, last_real
+from sslrun.backbones.text import TextBackbone, at, check_heads, last_real
 from sslrun.backbones.transformer import Block, initialise
 from sslrun.data.sequences import TextSpec, Tokens
 from sslrun.registry import Options
@@ -38,6 +38,8 @@ class Gpt(TextBackbone):
     def __init__(self, options: Options, spec: TextSpec) -> None:
         super().__init__(options, spec)
         depth, width = options.depth or self.shape[0], options.width or self.shape[1]
+        heads = max(1, width // 64)
+        check_heads(self.name, width, heads)
         self.width = width
         self.depth = depth + 1
         self.token_embed = nn.Embedding(spec.vocab, width)
@@ -45,7 +47,7 @@ class Gpt(TextBackbone):
         self.dropout = nn.Dropout(options.dropout)
         self.blocks = nn.ModuleList(
             Block(
-                width, max(1, width // 64), dropout=options.dropout, eps=1e-5,
+                width, heads, dropout=options.dropout, eps=1e-5,
                 activation=partial(F.gelu, approximate="tanh"),
             )
             for _ in range(depth)

@@ -38,6 +38,12 @@ class TextBackbone(Backbone):
         return False
 
 
+def check_heads(name: str, width: int, heads: int) -> None:
+    """UserError: heads that don't share a width evenly."""
+    if width % heads:
+        raise UserError(f"{name}: width {width} is not a multiple of heads {heads}")
+
+
 def last_real(real: Tensor) -> Tensor:
     """(B,) place of the last token that is no padding."""
     places = torch.arange(real.shape[1], device=real.device)

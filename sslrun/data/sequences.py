@@ -26,6 +26,8 @@ IGNORED = -100
 """The label of a token that has none; `cross_entropy` skips it."""
 PAIRS_VERSION = 1
 """Raised when the same corpus makes other pairs."""
+AT_ONCE = 1_000_000
+"""Numbers of pairs that memory holds while they are made."""
 SHORT = 0.1
 """Share of BERT's pretraining sequences that are shorter than could be."""
 
@@ -255,31 +257,37 @@ class Documents(Examples):
         return Sequences(self.tokens, table[:, :4], table[:, 4], ("next", "random"), self.spec)
 
     def _kept_pairs(self, dupes: int, seed: int) -> np.ndarray:
-        """(N, 5) places and labels of the pairs; mapped from a file where there is a folder, that a run which goes on
-        needn't divide a large corpus again."""
+        """(N, 5) places and labels of the pairs; mapped from a file where there is a folder, that memory needn't hold
+        those of a large corpus, and a run which goes on needn't divide it again."""
         if self.folder is None:
-            return self._pairs(dupes, seed)
+            return np.concatenate(list(self._pairs(dupes, seed)))
         key = hashlib.sha256(self.chosen.numpy().tobytes())
         key.update(repr((PAIRS_VERSION, self.spec.length, dupes, seed)).encode())
-        file = self.folder / f"pairs-{key.hexdigest()[:16]}.npy"
+        file = self.folder / f"pairs-{key.hexdigest()[:16]}"
         if not file.exists():
-            temporary = file.with_name(f".{file.name}.{os.getpid()}.npy")
-            np.save(temporary, self._pairs(dupes, seed))
+            temporary = file.with_name(f".{file.name}.{os.getpid()}")
+            with open(temporary, "wb") as parts:
+                for part in self._pairs(dupes, seed):
+                    part.tofile(parts)
             os.replace(temporary, file)
-        return np.load(file, mmap_mode="c")
+        return np.memmap(file, np.int64, "c").reshape(-1, 5)
 
-    def _pairs(self, dupes: int, seed: int) -> np.ndarray:
+    def _pairs(self, dupes: int, seed: int) -> Iterator[np.ndarray]:
+        """(N, 5) at a time. UserError: there are none."""
         draw = np.random.default_rng([seed, 0x6273])
         sentences, documents = self.sentences.numpy(), self.documents.numpy()
-        found = array("q")  # a tenth of what tuples of numbers take
-        order = self.chosen.numpy()
+        found, order, count = array("q"), self.chosen.numpy(), 0  # a tenth of what tuples of numbers take
         for _ in range(dupes):
             for document in order:
                 for pair in _pairs_of(document, order, sentences, documents, self.spec.length - 3, draw):
                     found.extend(pair)
-        if not found:
+                if len(found) >= AT_ONCE:
+                    yield np.frombuffer(found, np.int64).reshape(-1, 5)
+                    count, found = count + len(found), array("q")
+        if found:
+            yield np.frombuffer(found, np.int64).reshape(-1, 5)
+        elif not count:
             raise UserError("the corpus holds no sentences: one a line, a blank line between documents")
-        return np.frombuffer(found, np.int64).reshape(-1, 5).copy()
 
     def packed(self, dupes: int = 1) -> Packed:
         """All documents one after the other, in sequences that are full. Each of `dupes` cuts them elsewhere."""

@@ -204,8 +204,9 @@ class TableStore(Store):
             values = [number.get(value, -1) for value in values]
         if len(classes) < 2:
             raise UserError(f"{self.name}: column '{column}' has only one class, {classes[0]!r}: nothing to tell apart")
-        if min(values) < 0:
-            raise UserError(f"{self.name}: split '{split}', row {values.index(-1)}: its {column} is no class of train")
+        odd = next((at for at, value in enumerate(values) if not 0 <= value < len(classes)), None)
+        if odd is not None:
+            raise UserError(f"{self.name}: split '{split}', row {odd}: its {column} is no class of train")
         return torch.tensor(values), tuple(map(str, classes))
 
 

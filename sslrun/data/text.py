@@ -17,7 +17,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -127,10 +127,7 @@ def _trained(name: str, options: str, vocab: int, lowercase: bool) -> Tokenizer:
     folder = cache_root() / "tokenizers" / _digest(key)
     with locked(folder):
         if not (folder / "tokenizer.json").exists():
-            try:
-                train_wordpiece(source.texts, vocab, lowercase).save(folder)
-            except UserError as error:
-                raise UserError(f"{source.title}: {error}") from None
+            train_wordpiece(source.texts, vocab, lowercase, source.title).save(folder)
         return load_tokenizer(TokenizerOptions(file=folder / "tokenizer.json"))
 
 
@@ -168,7 +165,7 @@ class Corpus(TextSource):
 
     def load(self, split: Split) -> Documents:
         tokenizer = self.spec.tokenizer
-        folder = cache_root() / "tokens" / _digest([self.name, self.content(), tokenizer.digest])
+        folder = cache_root() / "tokens" / _digest([TOKENS_VERSION, self.name, self.content(), tokenizer.digest])
         tokens, sentences, documents = token_file(folder, self._watched, tokenizer)
         if len(documents) < 2:
             raise UserError(f"{self.title}: holds no text")
@@ -196,13 +193,17 @@ def token_file(
         with locked(folder):
             if not (folder / "complete").exists():
                 _write_tokens(folder, documents, tokenizer)
-    first = torch.zeros(1, dtype=torch.int64)
-    tokens, sentences, starts = (_mapped(folder / name, kind) for name, kind in PARTS.items())
-    return tokens, torch.cat([first, sentences]), torch.cat([first, starts])
+    tokens, sentences, starts = (_mapped(folder / name, kind) for name, (kind, _) in PARTS.items())
+    return tokens, sentences, starts
 
 
-PARTS: dict[str, Any] = {"tokens": np.dtype(np.int32), "sentences": np.dtype(np.int64), "documents": np.dtype(np.int64)}
-"""Files of a token file, each with what it holds: ids; where each sentence ends; where each document ends."""
+TOKENS_VERSION = 2
+"""Raised when the files hold something else."""
+PARTS: dict[str, tuple[np.dtype, int]] = {
+    "tokens": (np.dtype(np.int32), 0), "sentences": (np.dtype(np.int64), 1), "documents": (np.dtype(np.int64), 1)
+}  # fmt: skip
+"""Files of a token file, each with what it holds (ids; where each sentence and each document starts, with the end), and
+how many numbers, 0, it begins with."""
 
 
 def _mapped(path: Path, kind: np.dtype) -> Tensor:
@@ -217,7 +218,8 @@ def _write_tokens(folder: Path, documents: Callable[[], Iterable[list[str]]], to
     with ExitStack() as stack:
         files = {name: stack.enter_context(open(folder / name, "ab")) for name in PARTS}
         for name, file in files.items():
-            file.truncate(done[name] * PARTS[name].itemsize)
+            kind, first = PARTS[name]
+            file.truncate((first + done[name]) * kind.itemsize)  # a new file it fills up with zeros
         for piece in _pieces(documents(), skip=done["documents"]):
             tokens, offsets = flat(tokenizer.encode([sentence for document in piece for sentence in document]))
             new = {
@@ -226,7 +228,7 @@ def _write_tokens(folder: Path, documents: Callable[[], Iterable[list[str]]], to
                 "documents": np.cumsum([len(document) for document in piece]) + done["sentences"],
             }
             for name, values in new.items():
-                files[name].write(values.astype(PARTS[name]).tobytes())
+                files[name].write(values.astype(PARTS[name][0]).tobytes())
                 files[name].flush()
                 done[name] += len(values)
             temporary = folder / ".progress"
@@ -285,6 +287,8 @@ class TextCard:
     """The columns read, in the order of the kind of set."""
     label: str | None = None
     regression: bool = False
+    rows: Literal["documents", "articles", "sentences"] = "documents"
+    """What the rows of a corpus are: documents; lines of articles, each begun by its title; or sentences."""
 
 
 CORPORA = {
@@ -294,6 +298,7 @@ CORPORA = {
     "wikitext-103": TextCard(
         "Good and featured articles of Wikipedia, 103 million words. Merity et al., ICLR 2017.",
         Hub("Salesforce/wikitext", {"train": "train"}, config="wikitext-103-raw-v1"),
+        rows="articles",
     ),
     "wikipedia": TextCard(
         "All of English Wikipedia, 2023; half of BERT's corpus and more.",
@@ -301,7 +306,14 @@ CORPORA = {
     ),
     "bookcorpus": TextCard(
         "Unpublished novels, one sentence a row. Zhu et al., ICCV 2015.",
-        Hub("bookcorpus/bookcorpus", {"train": "train"}),
+        # Its main branch has a script, which `datasets` no longer runs; this one has what the script makes.
+        Hub(
+            "bookcorpus/bookcorpus",
+            {"train": "train"},
+            revision="refs/convert/parquet",
+            files={"train": "plain_text/train/*.parquet"},
+        ),
+        rows="sentences",
     ),
 }
 
@@ -323,7 +335,8 @@ def _published(name: str, card: TextCard) -> TableStore:
 
 
 class FileStore(TableStore):
-    """Files of a table: `<path>/train.parquet` (or .csv, .tsv, .json, .jsonl), test and val; or one file."""
+    """Files of a table: `<path>/train.parquet` (or .csv, .tsv, .json, .jsonl) or parts `train-*.parquet`, test and val;
+    or one file."""
 
     FORMATS: ClassVar = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json"}
 
@@ -336,12 +349,13 @@ class FileStore(TableStore):
         return tuple(self._files)
 
     def identity(self, split: Split) -> Any:
-        return fingerprint([str(self._file(split))])
+        return fingerprint([str(each) for each in self._parts(split)])
 
     def table(self, split: Split) -> Any:
         import datasets
 
-        file = self._file(split)
+        parts = self._parts(split)
+        file = parts[0]
         more: dict[str, Any] = {}
         if file.suffix in (".csv", ".tsv"):  # an empty cell is nothing; "None", "NA" and "null" are words
             more = {"keep_default_na": False, "na_values": [""]}
@@ -350,36 +364,38 @@ class FileStore(TableStore):
         try:
             with no_bars():
                 return datasets.load_dataset(
-                    self.FORMATS[file.suffix], data_files=str(file), split="train",
+                    self.FORMATS[file.suffix], data_files=[str(each) for each in parts], split="train",
                     cache_dir=str(cache_root() / "tables"), **more,
                 )  # fmt: skip
         except Exception as error:  # pandas, Arrow and datasets each have their own
             cause = " ".join(str(error.__cause__ or error).split())[:200]
+            if "corresponds to no data" in cause or not any(each.stat().st_size for each in parts):
+                raise UserError(f"{file}: holds no rows") from None
             raise UserError(f"{file}: can't be read as {self.FORMATS[file.suffix]}: {cause}") from None
 
-    def _file(self, split: Split) -> Path:
+    def _parts(self, split: Split) -> list[Path]:
         if split not in self._files:
-            there = ", ".join(each.name for each in self._files.values())
+            there = ", ".join(each[0].name for each in self._files.values())
             raise UserError(
                 f"{self.path}: holds {there} alone, and nothing to {'train on' if split == 'train' else split}"
             )
         return self._files[split]
 
     @cached_property
-    def _files(self) -> dict[Split, Path]:
+    def _files(self) -> dict[Split, list[Path]]:
         if self.path.is_file():
             if self.path.suffix not in self.FORMATS:
                 raise UserError(f"{self.path}: should end with one of {', '.join(self.FORMATS)}")
-            return {"train": self.path}
+            return {"train": [self.path]}
         spellings: dict[Split, tuple[str, ...]] = {
             "train": ("train",), "val": ("validation", "val", "dev"), "test": ("test",)
         }  # fmt: skip
-        found: dict[Split, Path] = {
-            split: file
+        found: dict[Split, list[Path]] = {
+            split: files
             for split, names in spellings.items()
             for name in names
             for suffix in self.FORMATS
-            if (file := self.path / f"{name}{suffix}").is_file()
+            if (files := [*self.path.glob(f"{name}{suffix}")] or sorted(self.path.glob(f"{name}-*{suffix}")))
         }
         if not found:
             raise UserError(f"{self.path}: should be a file, or a folder with train{{{','.join(self.FORMATS)}}}")
@@ -398,7 +414,8 @@ class TableCorpus(Corpus):
         return _published(self.name, self.card)
 
     def content(self) -> Any:
-        return self.store.identity("train")
+        identity = self.store.identity("train")
+        return [identity, "articles"] if self.card.rows == "articles" else identity
 
     def documents(self) -> Iterator[list[str]]:
         table = self.store.table("train")
@@ -408,7 +425,7 @@ class TableCorpus(Corpus):
         rows = (
             _cell(text, self.title, column) for batch in table.iter(batch_size=ROWS_AT_ONCE) for text in batch[column]
         )
-        return _documents(rows, joined=self.name == "bookcorpus")
+        return _gathered(rows) if self.card.rows == "sentences" else _documents(rows, self.card.rows == "articles")
 
     @classmethod
     def describe(cls) -> dict[str, str]:
@@ -426,23 +443,37 @@ BOOK_SENTENCES = 200
 """Sentences that make a document where the corpus has one a row and marks no documents."""
 
 
-def _documents(rows: Iterable[str | None], joined: bool) -> Iterator[list[str]]:
-    if joined:
-        gathered: list[str] = []
-        for row in rows:
-            gathered.append(row or "")
-            if len(gathered) == BOOK_SENTENCES:
-                yield gathered
-                gathered = []
-        if gathered:
-            yield gathered
-        return
-    for row in rows:
-        lines = [line.strip() for line in (row or "").splitlines() if line.strip()]
+def _gathered(sentences: Iterable[str]) -> Iterator[list[str]]:
+    """Documents of as many sentences as `BOOK_SENTENCES`."""
+    rest = iter(sentences)
+    while document := list(itertools.islice(rest, BOOK_SENTENCES)):
+        yield document
+
+
+def _documents(rows: Iterable[str], articles: bool = False) -> Iterator[list[str]]:
+    """The sentences of each row, or of each article whose lines the rows are; of empty ones none."""
+    for row in _articles(rows) if articles else rows:
+        lines = [line.strip() for line in row.splitlines() if line.strip()]
         if len(lines) <= 1 or max(map(len, lines)) > 400:  # paragraphs, not sentences
             lines = [sentence for line in lines for sentence in SENTENCE_END.split(line)]
         if lines:
             yield lines
+
+
+def _articles(rows: Iterable[str]) -> Iterator[str]:
+    """Whole articles of WikiText, whose rows are paragraphs and headings. `= Title =` begins one, `= = Section = =` does
+    not; neither is kept: BERT's corpus has no headings."""
+    lines: list[str] = []
+    for row in rows:
+        line = row.strip()
+        heading = line.startswith("= ") and line.endswith(" =")
+        if lines and ((heading and not line.startswith("= = ")) or len(lines) == LONGEST):
+            yield "\n".join(lines)
+            lines = []
+        if line and not heading:
+            lines.append(line)
+    if lines:
+        yield "\n".join(lines)
 
 
 for _name, _card in CORPORA.items():
@@ -503,7 +534,7 @@ class TextFiles(Corpus):
                         f"{file}: no column '{self.options.column}'; there is {', '.join(table.column_names)}"
                     )
                 rows = (_cell(each, str(file), self.options.column) for each in table[self.options.column])
-                yield from _documents(rows, joined=False)
+                yield from _documents(rows)
             else:
                 yield from _text_file(file)
 
@@ -794,10 +825,11 @@ class SpanSource(TextSource):
         if dropped:
             more = ", ..." if len(dropped) > 3 else ""
             log.warning(
-                "%s %s: left out %d questions whose answer is not in the passage: %s",
+                "%s %s: left out %d question%s whose answer is not in the passage: %s",
                 self.title,
                 split,
                 len(dropped),
+                "s" if len(dropped) > 1 else "",
                 ", ".join(dropped[:3]) + more,
             )
         return windows(rows, self.spec, self.options.question_length, self.options.stride)
@@ -924,6 +956,10 @@ class TableSpans(SpanSource):
             if held_out in self.store.splits:
                 continue
             passages = list(dict.fromkeys(row.context for row in rows))
+            if len(passages) < 2:
+                raise UserError(
+                    f"{self.title}: has too few passages to hold some out: add passages, or a file of a {held_out} split"
+                )
             held = {passages[at] for at in carve(len(passages), share)[1].tolist()}
             if split == held_out:
                 return [row for row in rows if row.context in held]
@@ -998,7 +1034,7 @@ class TagSet(NamedTuple):
 
 
 class TagSource(TextSource):
-    """Sentences of words, each with a tag (BIO)."""
+    """Sentences of words, each with a tag: of entities BIO, or else any, as parts of speech."""
 
     task = "tagging"
 
@@ -1020,10 +1056,19 @@ class TagSource(TextSource):
 
     def load(self, split: Split) -> Sequences:
         words, tags = self.words(split)
+        if not words:
+            raise UserError(f"{self.title}: split '{split}' has no rows")
+        named = [tag for tag in self.tags if tag != "O"]
+        strange = [tag for tag in named if not tag.startswith(("B-", "I-"))]
+        if 0 < len(strange) < len(named):
+            raise UserError(
+                f"{self.title}: the tag '{strange[0]}' is neither O nor begins with B- or I-, as others do: entities are "
+                "tagged as B-PER, I-PER, O"
+            )
         number = {tag: at for at, tag in enumerate(self.tags)}
         unknown = {tag for each in tags for tag in each} - number.keys()
         if unknown:
-            raise UserError(f"{self.name}: split '{split}' has the tag '{min(unknown)}', which train lacks")
+            raise UserError(f"{self.title}: split '{split}' has the tag '{min(unknown)}', which train lacks")
         encoded = self.spec.tokenizer.encode_words(words)
         lost = [set(range(len(each))).difference(owners) for each, (_, owners) in zip(words, encoded, strict=True)]
         if any(lost):  # nothing is left of a word of control characters, and each must have a piece that speaks for it
@@ -1063,22 +1108,28 @@ class TableTags(TagSource):
     def content(self) -> Any:
         return self.store.identity("train")
 
+    @property
+    def title(self) -> str:
+        return self.store.name
+
     def words(self, split: Split) -> tuple[list[list[str]], list[list[str]]]:
         table = self.store.table(split)
         words, tags = self.columns
         for column in self.columns:
             if column not in table.column_names:
-                raise UserError(f"{self.store.name}: no column '{column}'; there is {', '.join(table.column_names)}")
-        for column in self.columns:
-            if not isinstance(next(iter(table[column]), []), list):
-                raise UserError(f"{self.store.name}: column '{column}' should hold lists, one entry a word")
+                raise UserError(f"{self.title}: no column '{column}'; there is {', '.join(table.column_names)}")
+            odd = next((at for at, each in enumerate(table[column]) if not isinstance(each, list)), None)
+            if odd is not None:
+                raise UserError(
+                    f"{self.title}: split '{split}', row {odd}: column '{column}' should hold lists, one entry a word"
+                )
         feature = getattr(table.features[tags], "feature", None)
         names = getattr(feature, "names", None)
         found = [[names[tag] if names else str(tag) for tag in each] for each in table[tags]]
         given = [[str(word) or "-" for word in each] for each in table[words]]
         wrong = [at for at, (a, b) in enumerate(zip(given, found, strict=True)) if len(a) != len(b)]
         if wrong:
-            raise UserError(f"{self.store.name}: split '{split}', row {wrong[0]}: not as many tags as words")
+            raise UserError(f"{self.title}: split '{split}', row {wrong[0]}: not as many tags as words")
         return given, found
 
 
@@ -1123,7 +1174,7 @@ class OwnTags(TableTags):
         words: str = "tokens"
         """The column of the words."""
         tags: str = "tags"
-        """The column of their tags, as B-PER, I-PER, O."""
+        """The column of their tags: of entities B-PER, I-PER, O; or others, as parts of speech."""
 
     @cached_property
     def store(self) -> TableStore:

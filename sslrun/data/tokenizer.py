@@ -76,9 +76,10 @@ class Tokenizer:
     def __hash__(self) -> int:
         return hash(self.digest)
 
-    @property
+    @cached_property
     def vocab(self) -> int:
-        return int(self.core.get_vocab_size())
+        """One more than the highest id: of a file that names an entry twice, more than there are entries."""
+        return 1 + max(self.core.get_vocab().values())
 
     @property
     def specials(self) -> tuple[int, ...]:
@@ -130,9 +131,11 @@ def wordpiece(lowercase: bool, vocab: dict[str, int] | None = None) -> Core:
     return core
 
 
-def train_wordpiece(texts: Callable[[], Iterable[str]], vocab: int, lowercase: bool) -> Tokenizer:
+def train_wordpiece(
+    texts: Callable[[], Iterable[str]], vocab: int, lowercase: bool, title: str = "the corpus"
+) -> Tokenizer:
     """A WordPiece vocabulary of `vocab` entries at most, from the texts, which are gone through twice; the same texts
-    make the same vocabulary. UserError: they hold no words.
+    make the same vocabulary. UserError: they, of this `title`, hold no words.
 
     The library numbers the pieces of one letter in the order of a hash table, another in every process, and equally
     frequent pairs are joined in the order of their numbers. So a first training without any joining finds those pieces,
@@ -142,7 +145,7 @@ def train_wordpiece(texts: Callable[[], Iterable[str]], vocab: int, lowercase: b
     letters = sorted(each for each in _trained(core, texts(), 1, []) if each.startswith("##"))
     entries = _trained(core, texts(), vocab, letters)
     if len(entries) <= len(SPECIALS):
-        raise UserError("the corpus holds no words to train a tokenizer on")
+        raise UserError(f"{title}: holds no words to train a tokenizer on")
     made = wordpiece(lowercase, entries)
     made.add_special_tokens(list(SPECIALS))
     return Tokenizer(made)
@@ -164,7 +167,8 @@ def load_tokenizer(options: TokenizerOptions) -> Tokenizer:
             core = Core.from_pretrained(options.hub)
         elif str(options.file).endswith(".txt"):
             assert options.file is not None
-            lines = options.file.read_text(encoding="utf-8").splitlines()
+            # Not by splitlines: an entry may be a character that it ends a line at.
+            lines = options.file.read_text(encoding="utf-8").rstrip("\n").split("\n")
             core = wordpiece(options.lowercase, {entry: number for number, entry in enumerate(lines)})
         else:
             core = Core.from_file(str(options.file))

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from sslrun.backbones.text import TextBackbone
+from sslrun.backbones.text import TextBackbone, check_heads
 from sslrun.backbones.transformer import Block, initialise
 from sslrun.data.examples import Batch
 from sslrun.data.sequences import IGNORED, Tokens
@@ -62,6 +62,7 @@ class Denoise(LanguagePretext):
         self.table = nn.Embedding(backbone.spec.vocab, width)
         self.position_embed = nn.Embedding(backbone.spec.length + 2, width)
         heads = max(1, width // 64)
+        check_heads("the decoder of 'denoise'", width, heads)
         self.blocks = nn.ModuleList(
             Block(width, heads, norm="post", cross=True, dropout=0.1, eps=1e-12) for _ in range(options.depth)
         )

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -26,6 +26,12 @@ class LanguageOptions(PretextOptions):
     """Times that the corpus is laid out, each time divided anew; an epoch goes through all. BERT: 10."""
     cross_documents: bool = False
     """With `pairs: drop`: tokens attend to other documents of their sequence too."""
+
+    @model_validator(mode="after")
+    def _one_layout(self) -> LanguageOptions:
+        if self.cross_documents and self.pairs == "keep":
+            raise ValueError("cross_documents: true needs pairs: drop; the segments of a pair see each other as it is")
+        return self
 
 
 class LanguagePretext(Pretext):

@@ -124,10 +124,10 @@ class Mlm(LanguagePretext):
     def _masked(self, batch: Batch, generator: torch.Generator, rate: float) -> Masked:
         tokens = self.tokens(batch)
         ids, tokenizer = tokens.ids, self.tokenizer
-        noise = _static(ids) if self.options.masking == "static" else _drawn(ids, generator)
+        noise = _static(ids, tokens.real) if self.options.masking == "static" else _drawn(ids, generator)
         allowed = tokens.real & (ids != tokenizer.cls) & (ids != tokenizer.sep) & (ids != tokenizer.pad)
-        wanted = (tokens.real.sum(dim=1) * rate).round().clamp_min(1)
-        most = max(1, round(ids.shape[1] * rate))
+        wanted = torch.tensor([_wanted(length, rate) for length in range(ids.shape[1] + 1)], device=ids.device)
+        wanted, most = wanted[tokens.real.sum(dim=1)], _wanted(ids.shape[1], rate)
         order = noise[0]
         if self.options.whole_words:
             order, allowed = self._whole_words(order, ids, allowed, wanted, most)
@@ -169,15 +169,21 @@ def _embedding(backbone: TextBackbone) -> Tensor | None:
         return None
 
 
+def _wanted(length: int, rate: float) -> int:
+    """How many tokens of a sequence are chosen: in Python's numbers, as float32's round some halves the other way."""
+    return max(1, round(length * rate))
+
+
 def _drawn(ids: Tensor, generator: torch.Generator) -> Tensor:
     """(3, B, T) uniform in [0, 1)."""
     return torch.rand(3, *ids.shape, generator=generator, device=ids.device)
 
 
-def _static(ids: Tensor) -> Tensor:
-    """(3, B, T) like uniform in [0, 1), but a function of the sequence alone: a hash (splitmix64) of ids and place."""
+def _static(ids: Tensor, real: Tensor) -> Tensor:
+    """(3, B, T) like uniform in [0, 1), but a function of the sequence alone, however far it is padded: a hash
+    (splitmix64) of ids and place."""
     place = torch.arange(ids.shape[1], device=ids.device)
-    sequence = ((ids + 1) * _mixed(place + 1)).sum(dim=1, keepdim=True)
+    sequence = ((ids + 1) * _mixed(place + 1) * real).sum(dim=1, keepdim=True)
     kinds = torch.arange(3, device=ids.device)[:, None, None]
     return ((_mixed(sequence + _mixed(place) + _mixed(kinds + 7919)) >> 11) & (2**24 - 1)).float() / 2**24
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -43,6 +44,8 @@ class Stop:
     """False: another process saves for all, and this one goes on for as long as that needs it."""
     signal: signal.Signals | None = None
     since: float = 0.0
+    at_once: bool = False
+    """The first signal ends at once, too."""
 
     @property
     def due(self) -> bool:
@@ -53,7 +56,19 @@ class Stop:
         for each in (signal.SIGINT, signal.SIGTERM):
             signal.signal(each, self._received)
 
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """While data are read, for hours perhaps, nothing has to be saved first: caches keep what is read."""
+        self.check()
+        self.at_once = self.leads
+        try:
+            yield
+        finally:
+            self.at_once = False
+
     def _received(self, number: int, frame: FrameType | None) -> None:
+        if self.at_once:
+            raise KeyboardInterrupt
         # A second SIGTERM is no sign of impatience: what started this process passes one on when it ends itself.
         if self.due and number == signal.SIGINT and time.monotonic() - self.since > AGAIN_SECONDS:
             raise KeyboardInterrupt

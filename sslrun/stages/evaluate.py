@@ -187,10 +187,11 @@ class Cell:
 
     def _body(self, context: Context) -> dict[str, Any]:
         began = time.monotonic()
-        splits = _splits(self.evaluation.data)
-        task = tasks[self.evaluation.task.name](self.evaluation.task.options, splits.spec, splits.classes)
-        chosen = labelled(splits.train, self.labels, self.seed, a_class=self.protocol == "fewshot")
-        work = Work(self, context, splits, task, chosen, _shifted(self.evaluation))
+        with context.stop.reading():
+            splits = _splits(self.evaluation.data)
+            task = tasks[self.evaluation.task.name](self.evaluation.task.options, splits.spec, splits.classes)
+            chosen = labelled(splits.train, self.labels, self.seed, a_class=self.protocol == "fewshot")
+            work = Work(self, context, splits, task, chosen, _shifted(self.evaluation))
         for name, classes in work.dropped.items():
             told = ", ".join(f"{each} ({count})" for each, count in classes.items())
             context.reporter.say(

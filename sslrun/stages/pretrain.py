@@ -81,7 +81,7 @@ class Pretraining:
 
     def _body(self, context: Context) -> dict[str, Any]:
         recipe, run = self.recipe, self.made
-        with context.reporter.reading() as progress:
+        with context.reporter.reading() as progress, context.stop.reading():
             splits = load_splits(recipe.data.name, recipe.data.options, progress=progress)
             raw, _ = splits.pretrain, splits.val  # read while the bars are there
         torch.manual_seed(self.seed)

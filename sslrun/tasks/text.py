@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from sslrun.backbones.base import Features
@@ -124,6 +124,12 @@ class Sentences(Task):
         metric: Literal["accuracy", "f1", "macro_f1", "matthews", "spearman"] | None = None
         """What chooses hyper-parameters and stands in tables; default: accuracy, of numbers spearman. f1: of class 1."""
 
+        @model_validator(mode="after")
+        def _one_readout(self) -> Sentences.Options:
+            if self.bilstm and self.pool == "mean":
+                raise ValueError("bilstm reads a sequence at its own ends, not at the mean: leave out pool, or bilstm")
+            return self
+
     options: Sentences.Options
 
     def __init__(self, options: Sentences.Options, spec: Any, classes: tuple[str, ...]) -> None:
@@ -218,14 +224,18 @@ class Span(Task):
 
 @tasks.register("tagging", modality="text")
 class Tagging(Task):
-    """A tag for each word, told at its first piece, without a CRF (Devlin et al. 2019); scored by whole entities."""
+    """A tag for each word, told at its first piece, without a CRF (Devlin et al. 2019); scored by whole entities, or by
+    words where the tags mark none, as parts of speech."""
 
     class Options(TextTaskOptions):
         pool: Literal["cls", "last4", "mixture"] = "cls"
         """What a word is read from. cls: the last layer. last4: the last four, side by side. mixture: of all layers."""
 
     options: Tagging.Options
-    primary = "f1"
+
+    def __init__(self, options: Tagging.Options, spec: Any, classes: tuple[str, ...]) -> None:
+        super().__init__(options, spec, classes)
+        self.primary = "f1" if any(tag.startswith(("B-", "I-")) for tag in classes) else "accuracy"
 
     @property
     def linear(self) -> bool:

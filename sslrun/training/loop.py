@@ -224,6 +224,7 @@ def train(training: Training, examples: Examples, seed: int) -> Iterator[Step]:
     schedule, compute = training.schedule, training.compute
     learner: Any = training.learner
     epoch_steps, total = schedule.steps_an_epoch(len(examples)), schedule.total_steps(len(examples))
+    differ = examples.lengths is not None  # asked once: of millions of examples it takes longer than a step
     warmup = round(schedule.warmup * epoch_steps)
     parameters = [each for each in learner.parameters() if each.requires_grad]
     plain, model = _wrapped(training, total)
@@ -234,7 +235,7 @@ def train(training: Training, examples: Examples, seed: int) -> Iterator[Step]:
         factor = lr_factor(training.step, total, warmup, schedule.schedule, schedule.milestones, schedule.gamma)
         for group in (group for optimizer in training.optimizers for group in optimizer.param_groups):
             group["lr"] = schedule.lr * factor * group["lr_scale"]
-        counter = flop_counter() if _counts(training.step, total, examples) else None
+        counter = flop_counter() if _counts(training.step, total, differ) else None
         with _told_when_out_of_memory(schedule, compute):
             loss = torch.zeros((), device=compute.device)
             metrics: dict[str, Tensor] = {}
@@ -316,13 +317,13 @@ def _hash(*numbers: int) -> int:
     return int.from_bytes(hashlib.blake2b(packed, digest_size=8).digest(), "little") >> 1
 
 
-def _counts(step: int, total: int, examples: Examples) -> bool:
-    """Whether a step's FLOPs are counted, which makes it a little slower: the first one's; where examples differ in
+def _counts(step: int, total: int, differ: bool) -> bool:
+    """Whether a step's FLOPs are counted, which makes it a little slower: the first one's; where examples `differ` in
     length, those of some steps at even distances, since one batch tells little of the others.
 
     By the step alone: a resumed run takes every step in the same way as one that was never stopped.
     """
-    return step == 0 if examples.lengths is None else step % max(1, total // COUNTED) == 0
+    return step % max(1, total // COUNTED) == 0 if differ else step == 0
 
 
 COUNTED = 16

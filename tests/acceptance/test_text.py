@@ -75,21 +75,23 @@ DOCUMENTS = "".join(f"aa bb cc {at} .\ndd ee ff {at} .\ngg hh .\n\n" for at in r
 ROWS = "".join(f'{{"sentence": "aa {at}", "label": "{"xy"[at % 2]}", "score": {at}}}\n' for at in range(40))
 
 PRETRAIN = [
-    ("an empty corpus", ["data={name: text, path: empty.txt}"], "empty.txt: the corpus holds no words"),
+    ("an empty corpus", ["data={name: text, path: empty.txt}"], "sslrun: empty.txt: holds no words to train a tokenizer on"),
     ("no file", ["data={name: text, path: none.txt}"], "none.txt: no such file or folder"),
     ("a folder without text", ["data={name: text, path: pictures}"], "pictures: holds no text"),
     ("one sentence", ["data={name: text, path: one.txt}"], "there is only 1 example (of a corpus: document)"),
     ("few documents", ["data={name: text, path: few.txt}"], "pairs of segments draw the second from another document"),
-    ("a binary file", ["data={name: text, path: binary.txt}"], "binary.txt:1: is no text but binary"),
+    ("a binary file", ["data={name: text, path: binary.txt}"], "sslrun: binary.txt:1: is no text but binary"),
     ("another encoding", ["data={name: text, path: latin.txt}"], "latin.txt: is no UTF-8 text (byte "),
     ("a missing column", ["data={name: text, path: rows.jsonl, column: body}"], "rows.jsonl: no column 'body'"),
     ("too few for a sequence", ["data={name: text, path: few.txt}", "pretext.nsp=false", "pretext.pairs=drop"], "less than one sequence of 128"),
-    ("too long", ["data.length=200"], "lower data.length to 128, or raise backbone.positions"),
-    ("not causal", ["pretext=ltr"], "set backbone.causal: true, or take pretext 'mlm'"),
+    ("too long", ["data.length=200"], "data.length: sequences of 200 tokens are longer than the 128 positions of 'bert-tiny': lower it to 128"),
+    ("too long in an evaluation", ["evaluate.task.data.length=129"], "evaluate.task.data.length: sequences of 129 tokens are longer than the 128 positions"),
+    ("not causal", ["pretext=ltr"], "take a causal one (a bert with causal: true, a gpt, an lstm of one direction), or pretext 'mlm'"),
     ("masks on a causal one", ["backbone=gpt-tiny"], "take pretext 'ltr'"),
     ("one direction", ["pretext=bilm"], "take backbone 'elmo'"),
     ("an encoder that is none", ["pretext=denoise", "backbone=gpt-tiny"], "needs an encoder that reads both sides"),
     ("contradicting options", ["pretext.pairs=drop"], "nsp: true needs pairs: keep"),
+    ("an option that says nothing", ["pretext.cross_documents=true"], "cross_documents: true needs pairs: drop"),
     ("an option that is none", ["pretext.whole_word=true"], "Did you mean 'whole_words'?"),
     ("another modality", ["pretext=simclr"], "is for image data, 'world' is text data"),
     ("labels as sentence order", ["data={name: world-sentiment, train: 64}"], "next-sentence prediction needs documents"),
@@ -101,7 +103,10 @@ PRETRAIN = [
     ("a tokenizer's unknown option", ["data.tokenizer.corpus={name: world, docs: 50}"], "data.tokenizer.corpus: docs: "),
     ("a tiny vocabulary", ["data.tokenizer.vocab=10"], "greater than or equal to 64"),
     ("heads", ["backbone.heads=5"], "width 32 is not a multiple of heads 5"),
-    ("a set that is not here", ["data=corpus"], "corpus: not on this machine"),
+    ("heads of a gpt", ["backbone={name: gpt-tiny, width: 200}", "pretext=ltr"], "gpt-tiny: width 200 is not a multiple of heads 3"),
+    ("heads of a decoder", ["backbone={name: lstm, width: 100, bidirectional: true}", "pretext=denoise"], "decoder of 'denoise': width 200 is not a multiple of heads 3"),
+    ("odd heads that turn", ["backbone={name: bert-tiny, width: 130, fast: true}"], "heads 65 wide can't be turned by position"),
+    ("a set that is not here", ["data=corpus"], "sslrun: corpus: not on this machine"),
     ("a model that is not here", ["backbone=hf:./nowhere"], "./nowhere: can't be loaded"),
 ]  # fmt: skip
 
@@ -127,6 +132,25 @@ def test_a_mistake_before_pretraining_is_told_in_a_line(files, run, changes, wor
     assert not list(files.rglob("result.json"))
 
 
+def test_a_corpus_that_is_being_read_is_left_at_the_first_signal(folder, run, monkeypatch):
+    read = []
+
+    def documents(self):
+        first = not read
+        for at in range(100):
+            if (folder / "cache" / "tokens").exists():  # not while the tokenizer is trained, in a thread of its library
+                read.append(at)
+                if first and at == 50:
+                    os.kill(os.getpid(), signal.SIGINT)
+            yield [f"aa bb cc {at} ."]
+
+    monkeypatch.setattr(text.WorldCorpus, "documents", documents)
+    assert "give the same command again to continue" in run("pretrain", code=130)
+    assert read == [*range(51)]
+    run("pretrain")
+    assert read == [*range(51), *range(100)]
+
+
 OWN = "evaluate.task.data={name: sentences, path: rows.jsonl"
 EVALUATE = [
     ("a missing column", [f"{OWN}, first: text}}"], "rows.jsonl: no column 'text'; there is sentence, label, score"),
@@ -139,6 +163,7 @@ EVALUATE = [
     ("numbers that are words", [f"{OWN}, label: sentence, regression: true}}"], "row 0: its sentence is no number: 'aa 0'"),
     ("a class that train lacks", ["evaluate.task.data={name: sentences, path: odd}"], "split 'test', row 1: its label is no class of train"),
     ("layers that are not there", ["evaluate.task.task.pool=last4"], "pool last4 reads 4 layers, and the backbone has 2"),
+    ("two readouts", ["evaluate.task.task={pool: mean, bilstm: true}"], "leave out pool, or bilstm"),
     ("no room for passages", ["evaluate.task.data={name: world-span, train: 16, length: 8}"], "leave no room beside a question"),
     ("no file", ["evaluate.task.data={name: sentences, path: none.csv}"], "none.csv: should be a file, or a folder"),
     ("a kind of file", ["evaluate.task.data={name: sentences, path: docs.txt}"], "docs.txt: should end with one of .parquet"),
@@ -212,7 +237,7 @@ def test_answers_that_are_not_in_their_passage_are_counted_and_the_rest_is_learn
     write(files, "spans.jsonl", "\n".join(map(json.dumps, rows)))
     with caplog.at_level(logging.WARNING):
         run("finetune", "evaluate.task.data={name: passages, path: spans.jsonl}", "pretext=null")
-    assert "spans.jsonl train: left out 1 questions whose answer is not in the passage: q5" in caplog.text
+    assert "spans.jsonl train: left out 1 question whose answer is not in the passage: q5" in caplog.text
     (result,) = files.glob("runs/tiny/finetune-*/result.json")
     assert set(json.loads(result.read_text())["metrics"]["test"]) == {"f1", "exact_match"}
 

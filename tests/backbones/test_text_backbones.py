@@ -6,9 +6,11 @@ import torch
 from sslrun.backbones import build_backbone, load_into, save_backbone
 from sslrun.backbones.lstm import reversed_real
 from sslrun.backbones.text import at, last_real
+from sslrun.data.examples import Batch
 from sslrun.data.sequences import TextSpec, Tokens
 from sslrun.data.tokenizer import blank_tokenizer
 from sslrun.errors import UserError
+from sslrun.pretexts.base import pretexts
 
 VOCAB = 120
 SPEC = TextSpec(blank_tokenizer(VOCAB), 24)
@@ -179,6 +181,36 @@ def test_any_encoder_of_transformers_from_a_folder(tmp_path):
     with pytest.raises(UserError, match="can't be loaded") as error:
         made("hf", model=str(tmp_path / "nowhere"))
     assert "\n" not in str(error.value)
+    with pytest.raises(UserError, match="sequences of 41 tokens are longer than it can read, which has 40 positions"):
+        made("hf", TextSpec(blank_tokenizer(VOCAB), 41), model=str(tmp_path))
+    # A table of more rows than there are entries: what names tokens has no scores for the others.
+    fewer = TextSpec(blank_tokenizer(VOCAB - 20), 24)
+    mlm = pretexts["mlm"](pretexts["mlm"].Options(), made("hf", fewer, model=str(tmp_path)))
+    ids = given.ids.clamp_max(VOCAB - 21)
+    views = mlm.views(Batch(given._replace(ids=ids), None), torch.Generator().manual_seed(0))
+    assert mlm(views).loss.isfinite()
+    assert mlm.head(found.tokens, mlm.backbone.embedding).shape == (3, 24, VOCAB - 20)
+
+
+def test_a_model_of_transformers_that_reads_left_to_right_is_a_causal_one(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.GPT2Config(vocab_size=VOCAB, n_embd=32, n_layer=2, n_head=2, n_positions=24)
+    shaken(transformers.GPT2Model(config)).save_pretrained(tmp_path / "gpt")
+    ours, given = made("hf", model=str(tmp_path / "gpt")), tokens()
+    assert ours.causal
+    assert ours(given).read.tolist() == [23, 8, 1]
+    packed = given._replace(documents=torch.where(given.segments > 0, 2, given.documents))
+    changed = packed._replace(ids=packed.ids.clone())
+    changed.ids[0, 15] = 5 + (packed.ids[0, 15] - 4) % (VOCAB - 5)
+    with torch.no_grad():
+        differs = (ours(packed).tokens[0] != ours(changed).tokens[0]).any(dim=1)
+    assert differs.tolist() == [place >= 15 for place in range(24)]
+    with pytest.raises(UserError, match="sees one alone: take pretext 'ltr'"):
+        pretexts["mlm"](pretexts["mlm"].Options(), ours)
+    two = transformers.T5Config(vocab_size=VOCAB, d_model=32, d_ff=64, num_layers=1, num_heads=2, d_kv=16)
+    transformers.T5Model(two).save_pretrained(tmp_path / "t5")
+    with pytest.raises(UserError, match="is no encoder of text alone: You must specify"):
+        made("hf", model=str(tmp_path / "t5"))
 
 
 # ---------------------------------------------------------------- what all have in common

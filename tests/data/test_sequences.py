@@ -1,6 +1,7 @@
 """Layouts of text: pairs of segments as BERT's code makes them, packed documents, cut pairs, and batches of them."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -168,12 +169,18 @@ def test_each_dupe_divides_anew_and_a_seed_tells_all():
     assert not torch.equal(found.paired(1, 4).ranges[:50], twice.ranges[:50])
 
 
-def test_pairs_are_kept_for_the_next_time_where_there_is_a_folder(tmp_path, monkeypatch):
+@pytest.mark.parametrize("at_once", [20, 10**6])
+def test_pairs_are_kept_for_the_next_time_where_there_is_a_folder(tmp_path, monkeypatch, at_once):
     plain = corpus(DOCUMENTS)
+    expected = plain.paired(2, 3)
+    monkeypatch.setattr(sequences, "AT_ONCE", at_once)
     found = replace(plain, folder=tmp_path)
     made = [found.paired(2, 3), found.paired(2, 4), found.paired(1, 3), found.subset(torch.arange(30)).paired(2, 3)]
     assert len(list(tmp_path.iterdir())) == 4
-    assert torch.equal(made[0].ranges, plain.paired(2, 3).ranges)
+    assert torch.equal(made[0].ranges, expected.ranges)
+    assert torch.equal(plain.paired(2, 3).ranges, expected.ranges)
+    kept = next(each for each in tmp_path.iterdir() if each.stat().st_size == 8 * 5 * len(expected))
+    assert str(kept) in Path("/proc/self/maps").read_text()
     monkeypatch.setattr(Documents, "_pairs", None)
     again = [found.paired(2, 3), found.paired(2, 4), found.paired(1, 3), found.subset(torch.arange(30)).paired(2, 3)]
     for one, other in zip(made, again, strict=True):

@@ -195,6 +195,31 @@ def test_berts_corpus_is_wikipedia_and_then_the_books_a_sentence_a_row(tmp_path,
     assert source("wikipedia-books", tmp_path).content() != before
 
 
+def test_wikitexts_rows_are_lines_of_articles(tmp_path, monkeypatch):
+    monkeypatch.setenv("SSLRUN_DATA", str(tmp_path))
+    rows = [
+        "", " = Aa = \n", "", " Bb cc . Dd = 2 . \n", " = = Cc = = \n", "", " Cc . \n", " = Dd = \n", " = = Aa = = \n",
+        " = Bb = \n", " Aa bb . \n", None,
+    ]  # fmt: skip
+    (tmp_path / "wikitext-103").mkdir()
+    (tmp_path / "wikitext-103" / "train.jsonl").write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
+    found = source("wikitext-103", tmp_path)
+    assert list(found.documents()) == [["Bb cc . Dd = 2 .", "Cc ."], ["Aa bb ."]]
+    assert len(found.load("train")) == 2
+
+
+def test_a_table_may_lie_in_parts(tmp_path, monkeypatch):
+    monkeypatch.setenv("SSLRUN_DATA", str(tmp_path))
+    (tmp_path / "wikipedia").mkdir()
+    for number, sentence in enumerate(("aa bb .", "cc dd .")):
+        (tmp_path / "wikipedia" / f"train-0000{number}-of-00002.jsonl").write_text(json.dumps({"text": sentence}))
+    found = source("wikipedia", tmp_path)
+    assert list(found.documents()) == [["aa bb ."], ["cc dd ."]]
+    before = found.content()
+    (tmp_path / "wikipedia" / "train-00001-of-00002.jsonl").write_text(json.dumps({"text": "dd"}))
+    assert source("wikipedia", tmp_path).content() != before
+
+
 @pytest.fixture(params=["csv", "tsv", "json", "jsonl", "parquet"])
 def table(request, tmp_path):
     path = tmp_path / f"rows.{request.param}"
@@ -251,6 +276,22 @@ def test_a_folder_has_splits_and_a_class_of_test_must_be_one_of_train(tmp_path):
         source("sentences", tmp_path, path=folder).load("train")
 
 
+def test_a_label_beyond_the_classes_that_a_file_declares_is_told(tmp_path):
+    import datasets
+    import pyarrow.parquet
+
+    features = datasets.Features(
+        {"sentence": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])}
+    )
+    schema = features.arrow_schema.with_metadata(
+        {"huggingface": json.dumps({"info": {"features": features.to_dict()}})}
+    )
+    table = pyarrow.table({"sentence": ["aa"] * 3, "label": [0, 1, 2]}, schema=schema)
+    pyarrow.parquet.write_table(table, tmp_path / "rows.parquet")
+    with pytest.raises(UserError, match="split 'train', row 2: its label is no class of train"):
+        source("sentences", tmp_path, path=tmp_path / "rows.parquet").load("train")
+
+
 @pytest.mark.parametrize(
     ("rows", "options", "words"),
     [
@@ -268,6 +309,13 @@ def test_tables_that_do_not_fit_are_told(tmp_path, rows, options, words):
     with pytest.raises(UserError, match=words) as error:
         source("sentences", tmp_path, path=tmp_path / "rows.jsonl", **options).load("train")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["none.csv", "none.jsonl", "none.json", "heads.csv"])
+def test_tables_without_rows_are_told(tmp_path, name):
+    (tmp_path / name).write_text("sentence,label\n" if name == "heads.csv" else "")
+    with pytest.raises(UserError, match=f"{name}: holds no rows"):
+        source("sentences", tmp_path, path=tmp_path / name).load("train")
 
 
 def test_cells_that_are_numbers_or_nothing_are_texts(tmp_path):
@@ -340,6 +388,13 @@ def test_splits_that_a_set_lacks_are_carved_by_passages(tmp_path):
     assert sum(map(len, told.values())) == len(set().union(*told.values())) == 80
 
 
+def test_one_passage_is_too_few_to_hold_some_out(tmp_path):
+    row = {"question": "who ?", "context": "aa bb", "answers": {"text": ["aa"], "answer_start": [0]}}
+    (tmp_path / "rows.jsonl").write_text("\n".join([json.dumps(row)] * 3))
+    with pytest.raises(UserError, match=r"rows.jsonl: has too few passages to hold some out"):
+        source("passages", tmp_path, path=tmp_path / "rows.jsonl").load("train")
+
+
 @pytest.mark.parametrize(
     ("rows", "words"),
     [
@@ -393,6 +448,11 @@ def test_a_word_of_which_nothing_is_left_keeps_its_place(tmp_path):
         ([(["aa", "bb"], ["O"]), (["aa"], ["B-X"])], "row 0: not as many tags as words"),
         ([("aa bb", "O O")], "column 'tokens' should hold lists"),
         ([(["aa"], "O")], "column 'tags' should hold lists"),
+        ([(["aa"], ["O"]), (None, None)], "split 'train', row 1: column 'tokens' should hold lists"),
+        (
+            [(["aa", "bb"], ["S-PER", "O"]), (["aa", "bb"], ["B-LOC", "I-LOC"])],
+            "the tag 'S-PER' is neither O nor begins",
+        ),
     ],
 )
 def test_tags_that_do_not_fit_are_told(tmp_path, rows, words):

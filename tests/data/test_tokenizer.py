@@ -96,6 +96,16 @@ def test_padding_and_truncation_of_a_loaded_one_are_off(tmp_path):
     assert len(made.encode(["a , a , a"])[0]) == 5
 
 
+def test_a_vocabulary_file_has_one_entry_a_line_and_room_for_every_id(tmp_path):
+    # An entry given twice keeps its later id; characters that splitlines ends a line at are entries.
+    lines = [*SPECIALS, "a", "a", "\u2028", "b"]
+    for end in ("\n", "\r\n"):
+        (tmp_path / "vocab.txt").write_bytes("".join(line + end for line in lines).encode())
+        made = load_tokenizer(TokenizerOptions(file=tmp_path / "vocab.txt"))
+        assert made.encode(["a b"]) == [[6, 8]]
+        assert made.vocab == len(made.strings) == len(made.continues) == 9
+
+
 def test_mistakes_are_told(tmp_path):
     with pytest.raises(UserError, match="holds no words"):
         trained(texts=["", "  "])

@@ -71,6 +71,15 @@ def plain(ids):
 # ---------------------------------------------------------------- masking
 
 
+def test_the_number_chosen_is_pythons_at_every_length():
+    # In float32 0.15 * 190 is above 28.5, and 29 would be chosen.
+    ids = torch.randint(5, VOCAB, (512, 512), generator=generator())
+    lengths = torch.arange(1, 513)
+    real = (torch.arange(512) < lengths[:, None]).long()
+    views = made("mlm").views(Batch(Tokens(ids, torch.zeros_like(ids), real), None), generator())
+    assert (views.targets != IGNORED).sum(dim=1).tolist() == [max(1, round(n * 0.15)) for n in lengths.tolist()]
+
+
 @pytest.mark.parametrize("rate", [0.15, 0.4])
 def test_exactly_the_rate_is_chosen_of_each_sequence_and_never_special_tokens(rate):
     batch, mlm = pairs(), made("mlm", rate=rate)
@@ -143,6 +152,10 @@ def test_dynamic_masks_differ_each_time_and_static_ones_only_by_sequence():
     assert (views.tokens.ids == TOKENIZER.mask).sum() / told.sum() == pytest.approx(0.801, abs=0.02)
     counts = torch.bincount(views.places[told], minlength=40).float()
     assert (counts - 300).abs().max() < 5 * 300**0.5
+    # Nor does it matter how far a sequence is padded, which its batch's longest says.
+    near, far = (static.views(pairs(((30, 5), long)), generator()).tokens.ids[0] for long in ((30, 10), (30, 80)))
+    assert len(near) < len(far)
+    assert torch.equal(near[:38], far[:38])
 
 
 def test_dupes_lay_the_corpus_out_so_often():

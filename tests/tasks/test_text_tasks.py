@@ -200,6 +200,9 @@ def test_tags_are_told_at_the_first_piece_and_words_that_were_cut_off_are_outsid
     known = labels != IGNORED
     assert made.loss(outputs, labels).item() == pytest.approx(F.cross_entropy(outputs[known], labels[known]).item())
     assert known.sum() == 2 + 9 + 1
+    # Tags that mark no entities, as parts of speech, have no entities to be scored by.
+    assert made.primary == "f1"
+    assert task("tagging", ("NN", "O", "VB")).primary == "accuracy"
 
 
 def test_outputs_of_several_batches_are_stacked():

@@ -65,7 +65,7 @@ def test_counting_changes_no_bit_and_is_done_once(monkeypatch, tmp_path):
     counted = trained()
     assert len(counted.counted) == 1
     checkpoint.save(trained(until=2), tmp_path)
-    monkeypatch.setattr(loop, "_counts", lambda step, total, examples: False)
+    monkeypatch.setattr(loop, "_counts", lambda step, total, differ: False)
     plain = trained()
     assert plain.flops is None
     for a, b in zip(counted.learner.state_dict().values(), plain.learner.state_dict().values(), strict=True):

@@ -122,6 +122,21 @@ def test_a_batch_is_of_like_lengths_and_an_epoch_of_all_examples():
     assert all(torch.equal(a, b) for a, b in zip(rest, found[130:], strict=True))
 
 
+def test_lengths_are_not_asked_for_at_every_step():
+    asked = []
+
+    class Ragged(TensorExamples):
+        @property
+        def lengths(self):
+            asked.append(len(self))
+            return torch.arange(len(self))
+
+    given = examples()
+    ragged = Ragged(given.inputs, given.labels, given.classes, given.spec)
+    list(train(Training(Toy(), Schedule(steps=12, batch=10, lr=0.1), CPU), ragged, 0))
+    assert len(asked) <= 2
+
+
 def test_accumulated_parts_make_the_gradient_of_the_whole_batch():
     class Plain(Toy):
         def __init__(self):
