@@ -130,7 +130,7 @@ def test_a_component_that_is_a_name_alone_takes_options(write):
         ("lr: 1e-3", "schedule: step, milestones: [30, 60]", 7, ["pretrain.milestones", "less than 1, not 30"]),
         ("lr: 0.02", "lr: []", 12, ["finetune.lr"]),
         ("lr: 0.02", "lr: -1", 12, ["finetune.lr", "greater than 0, not -1"]),
-        ("lr: 0.02", "lr: [0.1, 0]", 12, ["finetune.lr", "not [0.1, 0]"]),
+        ("lr: 0.02", "lr: [0.1, 0]", 12, ["finetune.lr", "should be greater than 0, not 0"]),
         (
             "temperature: 0.5",
             "augmentation: {crop: [8, 100]}",

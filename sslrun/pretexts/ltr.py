@@ -28,7 +28,7 @@ class Ltr(LanguagePretext):
         if not backbone.causal:
             raise UserError(
                 f"pretext 'ltr' predicts the next token, which every token of '{backbone.name}' sees: "
-                "take a causal one (a bert with causal: true, a gpt, an lstm of one direction), or pretext 'mlm'"
+                "set backbone.causal: true of a bert, take a gpt or an lstm of one direction, or pretext 'mlm'"
             )
         self.head = TokenHead(backbone.width, backbone.spec.vocab, backbone.embedding.shape[1])
 
