@@ -43,12 +43,14 @@ class MoCo(TwoViews):
         self.teacher = Teacher(backbone, self.head)
         self.register_buffer("queue", F.normalize(torch.randn(options.queue, options.projection), dim=1))
         self.register_buffer("place", torch.zeros((), dtype=torch.int64))
-        self._keys: Tensor | None = None
+        self._keys: list[Tensor] = []
+        """Of the batch so far: one for each part that it is computed in."""
 
     def forward(self, views: tuple[Tensor, Tensor]) -> Output:
         queries = F.normalize(self.head(self.backbone(views[0]).pooled).float(), dim=1)
         keys = F.normalize(self.teacher(views[1]).float(), dim=1)
-        self._keys = distributed.gather(keys)
+        if self.training:
+            self._keys.append(distributed.gather(keys))
         loss, hits = info_nce(queries, keys, self.queue.clone(), self.options.temperature)
         return Output(loss, {"accuracy": hits})
 
@@ -56,12 +58,11 @@ class MoCo(TwoViews):
     def after_step(self, progress: float) -> None:
         """Move the key encoder; the batch's keys take the places of the oldest."""
         self.teacher.follow(self.backbone, self.head, self.options.momentum)
-        if self._keys is not None:
-            keys = self._keys[-self.options.queue :]
-            at = (self.place + torch.arange(len(keys), device=keys.device)) % self.options.queue
-            self.queue[at] = keys
-            self.place.copy_((self.place + len(keys)) % self.options.queue)
-            self._keys = None
+        keys = torch.cat(self._keys)[-self.options.queue :]
+        at = (self.place + torch.arange(len(keys), device=keys.device)) % self.options.queue
+        self.queue[at] = keys
+        self.place.copy_((self.place + len(keys)) % self.options.queue)
+        self._keys.clear()
 
 
 def info_nce(queries: Tensor, keys: Tensor, queue: Tensor, temperature: float) -> tuple[Tensor, Tensor]:

@@ -170,11 +170,21 @@ def test_teachers_follow_as_the_closed_form_says_and_get_no_gradient(name):
 def test_queue_is_first_in_first_out():
     pretext = made("moco", queue=40, projection=4)
     for at in range(4):
-        pretext._keys = torch.full((16, 4), float(at))
+        pretext._keys = [torch.full((8, 4), float(at))] * 2  # a batch in two parts
         pretext.after_step(1.0)
     # 64 keys into 40 places: of the first batch nothing is left, of the second 8, of the third all, of the fourth all.
     assert sorted(pretext.queue[:, 0].tolist()) == [1.0] * 8 + [2.0] * 16 + [3.0] * 16
     assert int(pretext.place) == 64 % 40
+
+
+def test_the_queue_takes_the_keys_of_every_part_of_a_batch_and_none_of_what_is_looked_at_between():
+    pretext = made("moco", queue=48, projection=4)
+    for part in range(2):
+        pretext(pretext.views(batch(8), generator(part)))
+    pretext.eval()
+    pretext(pretext.views(batch(8), generator()))
+    pretext.after_step(0.5)
+    assert int(pretext.place) == 16
 
 
 def test_all_turns_of_every_image_are_in_one_batch():
