@@ -50,7 +50,7 @@ class Schedule(OptimizerOptions):
     accumulate: int = Field(1, ge=1)
     """Parts that a batch is computed in, one after the other. A contrastive loss compares within a part only."""
     warmup: float = Field(0.0, ge=0)
-    """Epochs in which the learning rate rises."""
+    """Epochs in which the learning rate rises; of a training that is shorter, a trial's `epochs=1`, it rises to the end."""
     schedule: Shape = "cosine"
     """What the learning rate does after that."""
     milestones: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = ()
@@ -71,11 +71,6 @@ class Schedule(OptimizerOptions):
         if (self.epochs is None) == (self.steps is None):
             both = "" if self.steps is None else "; to go from one to the other, set the other to null"
             raise ValueError(f"give either epochs or steps{both}")
-        if self.epochs is not None and self.warmup > self.epochs:
-            raise ValueError(
-                f"warmup ({self.warmup:g} epochs) is longer than the training ({self.epochs:g}), which would end before "
-                "lr is reached: lower it"
-            )
         if self.batch % self.accumulate:
             raise ValueError(f"batch ({self.batch}) is not a multiple of accumulate ({self.accumulate})")
         if (self.schedule == "step") != bool(self.milestones):
