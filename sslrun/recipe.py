@@ -38,6 +38,7 @@ from sslrun.errors import UserError
 from sslrun.pretexts.base import pretexts
 from sslrun.protocols import PROTOCOLS, Protocols
 from sslrun.registry import Options, Registry, did_you_mean
+from sslrun.runs import contents
 from sslrun.tasks.base import tasks
 from sslrun.training.loop import Schedule
 
@@ -57,6 +58,11 @@ class Named(BaseModel):
 
     def as_dict(self) -> dict[str, Any]:
         return {"name": self.name, **self.options.model_dump(mode="json")}
+
+    def identity(self) -> dict[str, Any]:
+        """What tells it from another in a run's hash: its options, and what is in the files that they name."""
+        found = [digest for path in self.options.files() if (digest := contents(path)) is not None]
+        return {**self.as_dict(), "files": found} if found else self.as_dict()
 
 
 class Pretrain(Schedule):

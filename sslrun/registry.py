@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict
@@ -21,6 +22,12 @@ class Options(BaseModel):
     def choices(self) -> list[str]:
         """What these settings come to where the paper behind them is silent: told under the tables of sweeps."""
         return []
+
+    def files(self) -> list[Path]:
+        """Files and folders that these settings name: what is in them determines a result as much as the settings."""
+        values = [getattr(self, name) for name in type(self).model_fields]
+        nested = [path for each in values if isinstance(each, Options) for path in each.files()]
+        return [each for each in values if isinstance(each, Path)] + nested
 
 
 def did_you_mean(name: str, known: list[str]) -> str:

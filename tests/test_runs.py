@@ -4,7 +4,9 @@ import pytest
 
 from sslrun import runs
 from sslrun.errors import UserError
-from sslrun.runs import Run, digest, write_atomically
+from sslrun.recipe import Source, parse
+from sslrun.runs import Run, contents, digest, write_atomically
+from sslrun.stages.evaluate import cells
 
 
 @pytest.fixture
@@ -17,6 +19,42 @@ def test_the_hash_is_of_the_identity_and_not_of_its_order(run, tmp_path):
     other = Run(tmp_path, "mine", "pretrain", {"seed": 1, "data": {"name": "digits"}})
     assert run.path.parent == other.path.parent
     assert run.path != other.path
+
+
+def test_the_hash_sees_what_is_in_files_that_a_recipe_names(tmp_path):
+    (tmp_path / "model").mkdir()
+    named = {"vocab": tmp_path / "vocab.txt", "weights": tmp_path / "model" / "model.safetensors"}
+    recipe = {
+        "name": "mine",
+        "backbone": f"hf:{tmp_path / 'model'}",
+        "data": {"name": "world", "tokenizer": {"file": str(named["vocab"])}},
+        "evaluate": {"world-sentiment": {"protocols": ["probe"]}},
+    }
+
+    def made():
+        contents.cache_clear()  # one process reads them once
+        (cell,) = cells(parse(Source(recipe, {(): "mine.yaml:1"})), 0, tmp_path)
+        return cell.made.hash
+
+    found = []
+    for path, text in (("vocab", "a"), ("weights", "a"), ("weights", "b"), ("vocab", "b")):
+        named[path].write_text(text)
+        found += [made(), made()]
+    assert found[::2] == found[1::2]
+    assert len(set(found)) == 4
+    named["weights"].rename(tmp_path / "model" / "other.safetensors")
+    assert made() not in found
+
+
+def test_of_a_large_folder_names_and_sizes_alone_are_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "LARGE", 4)
+    for folder, text in (("one", "abcd"), ("two", "abce"), ("three", "abc")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "file").write_text(text)
+    one, two, three = (contents(tmp_path / each) for each in ("one", "two", "three"))
+    assert one == two != three
+    assert contents(tmp_path / "one" / "file") != contents(tmp_path / "two" / "file")
+    assert contents(tmp_path / "four") is None
 
 
 def test_a_run_is_finished_by_its_result(run):

@@ -31,6 +31,10 @@ class TransformersEncoder(TextBackbone):
         pretrained: bool = True
         """False: of its shape alone, with random weights; `scratch` sets it so."""
 
+        def files(self) -> list[Path]:
+            """The folder, where it is one."""
+            return [folder] if (folder := Path(self.model)).is_dir() else []
+
     def __init__(self, options: Options, spec: TextSpec) -> None:
         super().__init__(options, spec)
         try:

@@ -53,6 +53,11 @@ class Shift(BaseModel):
         given = self.model_dump(mode="json", exclude={"data"}, exclude_defaults=True)
         return {"data": self.data.as_dict(), **given} if self.data is not None else given
 
+    def identity(self) -> dict[str, Any]:
+        """What tells it from another in a run's hash."""
+        given = self.as_dict()
+        return {**given, "data": self.data.identity()} if self.data is not None else given
+
 
 @dataclass(frozen=True)
 class Part:

@@ -79,7 +79,7 @@ class Origin:
 
     @classmethod
     def initial(cls, recipe: Recipe, seed: int) -> Origin:
-        return cls({"initial": recipe.backbone.as_dict(), "seed": seed})
+        return cls({"initial": recipe.backbone.identity(), "seed": seed})
 
     @classmethod
     def pretrained(cls, recipe: Recipe, seed: int, root: Path) -> Origin:
@@ -167,16 +167,16 @@ class Cell:
         evaluation = self.evaluation
         identity = {
             "origin": self.origin.identity,
-            "backbone": self.recipe.backbone.as_dict(),
-            "data": evaluation.data.as_dict(),
-            "task": evaluation.task.as_dict(),
+            "backbone": self.recipe.backbone.identity(),
+            "data": evaluation.data.identity(),
+            "task": evaluation.task.identity(),
             "labels": self.labels,
             "options": None if self.options is None else self.options.model_dump(mode="json", exclude={"shots"}),
             "head": self.probe.made.hash if self.protocol == "lpft" else None,
             "seed": self.start,
         }
         if evaluation.shifts:
-            identity["shifts"] = {name: shift.as_dict() for name, shift in evaluation.shifts.items()}
+            identity["shifts"] = {name: shift.identity() for name, shift in evaluation.shifts.items()}
         return Run(self.root, self.recipe.name, self.protocol, identity)
 
     def run(self, context: Context) -> dict[str, Any]:

@@ -58,9 +58,9 @@ class Pretraining:
     def made(self) -> Run:
         recipe = self.recipe
         identity = {
-            "backbone": recipe.backbone.as_dict(),
-            "pretext": self.pretext.as_dict(),
-            "data": recipe.data.as_dict(),
+            "backbone": recipe.backbone.identity(),
+            "pretext": self.pretext.identity(),
+            "data": recipe.data.identity(),
             "pretrain": self.schedule.model_dump(mode="json", exclude={"seed"}),
             "seed": self.seed,
         }
