@@ -47,7 +47,7 @@ from sslrun.tasks.frozen import (
     weighted_knn,
 )
 from sslrun.training.flops import flop_counter
-from sslrun.training.loop import Schedule, Training
+from sslrun.training.loop import NonFinite, Schedule, Training
 
 HEAD = "head.safetensors"
 BEST = "best.safetensors"
@@ -422,11 +422,13 @@ class Work:
 
     def _finetuned(self, head: dict[str, Tensor] | None) -> Scores:
         """Train everything with each learning rate; the one that is best on validation (of equals the last) is kept and
-        tested."""
+        tested. One of several at which training diverges is no candidate. NonFinite: it does at all of them."""
         options: Finetune = self.cell.options
         rates = options.lr if isinstance(options.lr, tuple) else (options.lr,)
-        tried: dict[float, float] = {}
+        tried: dict[float, float | None] = {}
         best: TaskLearner | None = None
+        val: dict[str, float] = {}
+        diverged: NonFinite | None = None
         for lr in rates:
             backbone = self._backbone(options.drop_path)
             torch.manual_seed(self.cell.start)
@@ -434,12 +436,18 @@ class Work:
             if head is not None:
                 learner.head.load_state_dict(head)
             schedule = options.model_copy(update={"lr": lr})
-            learner = self._train(learner, schedule, f"lr-{lr:g}", best=options.keep == "best")
+            try:
+                learner = self._train(learner, schedule, f"lr-{lr:g}", best=options.keep == "best")
+            except NonFinite as error:
+                diverged, tried[lr] = error, None
+                continue
             scores = self._scores(learner, "val")
             tried[lr] = scores[self.task.primary]
-            if tried[lr] == max(tried.values()):
+            if best is None or scores[self.task.primary] >= val[self.task.primary]:
                 best, val, chosen = learner, scores, lr
-        assert best is not None
+        if best is None:
+            assert diverged is not None
+            raise diverged
         if distributed.is_main():
             save_backbone(self.cell.made.path / WEIGHTS, best.backbone, {"recipe": self.cell.recipe.name})
             self.splits.spec.save(self.cell.made.path)

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from sslrun import distributed
 from sslrun.data.examples import Examples
-from sslrun.errors import UserError
 from sslrun.runs import Run
 from sslrun.stages.context import Context
 from sslrun.stages.logging import Log
@@ -34,8 +33,8 @@ def fit(
     """Train from the last checkpoint in `folder` (by default the run's) to the schedule's end; yields every step.
 
     A checkpoint is written every so many `minutes`, and when a signal asks to stop; the step is yielded before it is
-    saved, so that a run never resumes past something its caller has not done. UserError: stopped, or loss or gradient is not
-    finite (naming the last good checkpoint).
+    saved, so that a run never resumes past something its caller has not done. UserError: stopped. NonFinite: loss or
+    gradient is, told with the last good checkpoint.
     """
     folder = folder or run.checkpoints
     found = latest(folder) if folder.exists() else None
@@ -67,4 +66,4 @@ def fit(
         except NonFinite as error:
             good = latest(folder) if folder.exists() else None
             kept = f"the last good checkpoint is {good}" if good else "no checkpoint had been written yet"
-            raise UserError(f"{name}: {error}; {kept}. Lower lr, or raise warmup, or set clip: 1.0") from None
+            raise NonFinite(f"{name}: {error}; {kept}. Lower lr, or raise warmup, or set clip: 1.0") from None

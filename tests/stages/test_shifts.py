@@ -22,6 +22,7 @@ from sslrun.stages.context import Context
 from sslrun.stages.evaluate import Work, cells
 from sslrun.stages.sweep import work
 from sslrun.training.device import compute
+from sslrun.training.loop import NonFinite
 
 RECIPE = {
     "name": "shifted",
@@ -204,6 +205,17 @@ def test_of_learning_rates_that_score_the_same_the_one_told_is_the_one_kept(eval
     tied = evaluated(finetune={**RECIPE["finetune"], "lr": [0.001, 0.1]})["finetune"]
     alone = evaluated(finetune={**RECIPE["finetune"], "lr": tied["lr"]})["finetune"]
     assert tied["metrics"]["test"] == alone["metrics"]["test"]
+
+
+def test_a_rate_at_which_training_diverges_is_no_candidate_and_where_all_do_that_is_told(evaluated, monkeypatch):
+    monkeypatch.setitem(RECIPE["evaluate"], "digits", {**RECIPE["evaluate"]["digits"], "protocols": ["finetune"]})
+    options = {**RECIPE["finetune"], "clip": None}
+    tried = evaluated(finetune={**options, "lr": [1e30, 0.01]})["finetune"]
+    alone = evaluated(finetune={**options, "lr": 0.01})["finetune"]
+    assert (tried["lr"], tried["tried"]["1e+30"]) == (0.01, None)
+    assert tried["metrics"] == alone["metrics"]
+    with pytest.raises(NonFinite, match="is not finite at step .*Lower lr"):
+        evaluated(finetune={**options, "lr": [1e30, 1e31]})
 
 
 def test_a_run_that_is_killed_keeps_the_best_epoch_that_it_has_seen(evaluated, tmp_path, monkeypatch):
