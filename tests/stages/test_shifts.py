@@ -214,7 +214,7 @@ def test_a_rate_at_which_training_diverges_is_no_candidate_and_where_all_do_that
     alone = evaluated(finetune={**options, "lr": 0.01})["finetune"]
     assert (tried["lr"], tried["tried"]["1e+30"]) == (0.01, None)
     assert tried["metrics"] == alone["metrics"]
-    with pytest.raises(NonFinite, match="is not finite at step .*Lower lr"):
+    with pytest.raises(NonFinite, match=r"is not finite at step .*Lower lr"):
         evaluated(finetune={**options, "lr": [1e30, 1e31]})
 
 
