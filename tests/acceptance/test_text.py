@@ -86,7 +86,7 @@ PRETRAIN = [
     ("too few for a sequence", ["data={name: text, path: few.txt}", "pretext.nsp=false", "pretext.pairs=drop"], "less than one sequence of 128"),
     ("too long", ["data.length=200"], "data.length: sequences of 200 tokens are longer than the 128 positions of 'bert-tiny': lower it to 128"),
     ("too long in an evaluation", ["evaluate.task.data.length=129"], "evaluate.task.data.length: sequences of 129 tokens are longer than the 128 positions"),
-    ("not causal", ["pretext=ltr"], "take a causal one (a bert with causal: true, a gpt, an lstm of one direction), or pretext 'mlm'"),
+    ("not causal", ["pretext=ltr"], "set backbone.causal: true of a bert, take a gpt or an lstm of one direction, or pretext 'mlm'"),
     ("masks on a causal one", ["backbone=gpt-tiny"], "take pretext 'ltr'"),
     ("one direction", ["pretext=bilm"], "take backbone 'elmo'"),
     ("an encoder that is none", ["pretext=denoise", "backbone=gpt-tiny"], "needs an encoder that reads both sides"),
