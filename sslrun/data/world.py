@@ -1,43 +1,35 @@
 """A small world told in English: text to pretrain on and tasks to learn, from a seeded generator, without a download.
 
 People own things of a colour, are somewhere at some time, give, lose, find and want things, and feel accordingly. A
-document tells a day of a few people; every sentence can be worded in several ways (active and passive, synonyms, the
-attribute before or after its noun), some words are of two kinds (`rose`, `may`, `summer`), and what a pronoun or a
-feeling refers to stands in another sentence. Labels follow from what happened, never from a word.
+document tells of one or two of them; every sentence can be worded in several ways (active and passive, synonyms, the
+attribute before or after its noun), some words are of two kinds (`rose`, `may`), and a reply opens with a word that says
+how it relates to what was told before. Labels follow from what happened, never from a word.
+
+There are few of each kind of name, that a small network finds in minutes which of two mentions go together: with thirty
+people and eight colours, networks of a million weights had not after three thousand steps.
 """
 
 from __future__ import annotations
 
 import random
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-PEOPLE = (
-    "anna", "tom", "maria", "ben", "clara", "david", "emma", "felix", "grace", "henry", "ida", "jack", "kate", "leo",
-    "mina", "noah", "olga", "paul", "rita", "sam", "tina", "victor", "wendy", "zoe", "rose", "summer", "paris",
-    "may", "jordan", "sydney",
-)  # fmt: skip
-"""Six of them also name a thing, a place or a time."""
-PLACES = (
-    "garden", "kitchen", "park", "school", "market", "library", "forest", "harbour", "station", "museum", "paris",
-    "sydney", "jordan", "church", "farm", "castle",
-)  # fmt: skip
-TOWNS = ("paris", "sydney", "jordan")
+PEOPLE = ("anna", "tom", "maria", "ben", "rose", "may", "paris", "jordan")
+DOUBLE = PEOPLE[4:]
+"""People whose names also name a thing, a place or a time."""
+PLACES = ("garden", "kitchen", "park", "school", "paris", "jordan")
+TOWNS = ("paris", "jordan")
 """Places without an article."""
-KINDS = {
-    "toy": ("ball", "kite", "doll", "drum"),
-    "fruit": ("apple", "pear", "plum", "cherry"),
-    "animal": ("dog", "cat", "horse", "rabbit"),
-    "flower": ("rose", "tulip", "lily", "daisy"),
-    "garment": ("coat", "hat", "scarf", "shoe"),
-    "tool": ("hammer", "saw", "ladder", "rope"),
-}
+KINDS = {"toy": ("ball", "kite", "doll"), "animal": ("dog", "cat", "horse"), "flower": ("rose", "tulip", "lily")}
 THINGS = tuple(thing for things in KINDS.values() for thing in things)
 KIND_OF = {thing: kind for kind, things in KINDS.items() for thing in things}
-COLOURS = ("red", "blue", "green", "yellow", "white", "black", "brown", "grey")
-TIMES = ("morning", "noon", "evening", "night", "summer", "winter", "may", "june")
-"""The last four take `in`, without an article."""
+COLOURS = ("red", "blue", "green", "black")
+TIMES = ("morning", "evening", "summer", "may")
+SEASONS = TIMES[2:]
+"""Times without an article."""
 GLAD = ("happy", "glad", "cheerful", "delighted")
 SORRY = ("sad", "unhappy", "gloomy", "miserable")
 
@@ -69,7 +61,7 @@ def _at(place: str) -> str:
 
 
 def _in(time: str) -> str:
-    return {"noon": "at noon", "night": "at night"}.get(time, f"in {time}" if time in TIMES[4:] else f"in the {time}")
+    return f"in {time}" if time in SEASONS else f"in the {time}"
 
 
 def _noun(event: Event, draw: random.Random, article: str = "the") -> str:
@@ -133,16 +125,6 @@ def _one(kind: str) -> str:
     return f"an {kind}" if kind == "animal" else f"a {kind}"
 
 
-def _kind(event: Event, draw: random.Random) -> str:
-    """What kind of thing it is, or what is told of the thing told of the kind."""
-    thing, kind = event.thing, KIND_OF[event.thing]
-    one = _one(kind)
-    return draw.choice((
-        f"the {thing} is {one} .", f"a {thing} is a kind of {kind} .", f"the {kind} was {event.colour} .",
-        f"there was {one} {_at(event.where)} .",
-    ))  # fmt: skip
-
-
 @dataclass(frozen=True)
 class World:
     """Draws of the world by a seed: the same seed, the same text."""
@@ -163,81 +145,97 @@ class World:
         )
 
     def _day(self, draw: random.Random) -> list[str]:
+        """Who was where, what was there or whose it was, and two rounds of something told and replied to, or asked and
+        answered. Two in three are of one thing and one person: which mentions go together is learned from these, and then what
+        goes with which from the others."""
         where, when = draw.choice(PLACES), draw.choice(TIMES)
-        people = draw.sample(PEOPLE, draw.choice((2, 2, 3)))
-        lines = [draw.choice((
-            f"{_in(when)} {' and '.join(people)} met {_at(where)} .", f"{' and '.join(people)} were {_at(where)} {_in(when)} .",
-        ))]  # fmt: skip
-        if draw.random() < 0.5:
-            lines.append(_there(self.event(draw)._replace(where=where), draw))
-        owned: dict[str, Event] = {}
-        for who, thing, colour in zip(people, draw.sample(THINGS, 3), draw.sample(COLOURS, 3), strict=False):
-            owned[who] = self.event(draw)._replace(who=who, thing=thing, colour=colour, where=where, when=when)
-            lines.append(draw.choice((_owned, _with))(owned[who], draw))
-            if draw.random() < 0.4:
-                lines.append(_kind(owned[who], draw))
-        for _ in range(draw.randint(1, 2)):
-            who = draw.choice(people)
-            whom = draw.choice([each for each in people if each != who])
-            verb = draw.choice(VERBS)
-            event = owned[who]._replace(verb=verb, whom=whom, feeling=FEELINGS[verb])
-            lines.append(told(event, draw, setting=0.3))
-            if draw.random() < 0.4:
-                lines.append(told(event, draw, setting=0.2))  # the same, in other words
+        count = draw.choice((1, 1, 2))
+        people = draw.sample(PEOPLE, 2)
+        events = [
+            self.event(draw)._replace(who=who, whom=whom, where=where, when=when, thing=thing, colour=colour)
+            for who, whom, thing, colour in zip(
+                people[:count], people[::-1], draw.sample(THINGS, count), draw.sample(COLOURS, count), strict=False
+            )
+        ]
+        lines = []
+        if draw.random() < 0.4:
+            were = " and ".join(people[:count]) + (" was" if count == 1 else " were")
+            lines.append(draw.choice((f"{_in(when)} {were} {_at(where)} .", f"{were} {_at(where)} {_in(when)} .")))
+        if count > 1 or draw.random() < 0.3:
+            lines += [draw.choice((_owned, _with, _there))(event, draw) for event in events]
+        for _ in range(2):
+            event = draw.choice(events)
             if draw.random() < 0.6:
-                lines.append(_feels(event, draw))
-            if draw.random() < 0.4:
+                lines += [told(event, draw, setting=0.3), _reply(event, draw)]
+            else:
                 asked = draw.choice(ASKED)
                 lines += [_question(event, asked, draw), _answer(event, asked, draw)]
-            if verb == "gave":
-                owned[whom] = event._replace(who=whom)
-                given = self.event(draw)
-                owned[who] = event._replace(thing=given.thing, colour=given.colour)
-                lines.append(_owned(owned[who], draw))
-        if draw.random() < 0.5:
-            last = owned[draw.choice(people)]
-            lines += [
-                draw.choice(
-                    (f"what was {last.colour} ?", f"what did {last.who} have ?", f"who had the {last.thing} ?")
-                ),
-                _owned(last, draw),
-            ]
         return lines
 
     # ------------------------------------------------------------ tasks
 
     def examples(self, task: str, split: str, count: int) -> list[tuple]:
-        """`count` examples of a task, as `TASKS` describes them; splits share none but by chance."""
+        """`count` examples of a task, as `TASKS` describes them. Splits share none: what an example says decides which
+        it may be in (of eight, one is for validation and one for test)."""
         draw = random.Random(f"{task} {split} {self.seed}")
-        return [TASKS[task](self, draw) for _ in range(count)]
+        eighths = {"val": (0,), "test": (1,)}.get(split, range(2, 8))
+        found: list[tuple] = []
+        while len(found) < count:
+            example = TASKS[task](self, draw)
+            if zlib.crc32(repr(example).encode()) % 8 in eighths:
+                found.append(example)
+        return found
 
 
 def _entailment(world: World, draw: random.Random) -> tuple[str, str, int]:
     """Premise, hypothesis, and 0 it follows, 1 it may be, 2 it can't be."""
     event = world.event(draw)
-    premise = told(event, draw, setting=1.0)
     label = draw.randrange(3)
+    return told(event, draw, setting=1.0), _hypothesis(event, label, draw), label
+
+
+DENIED = "it is not so that"
+REPLIES = ("yes ,", "also ,", "no ,")
+"""What a reply opens with that tells the same, something else, or the contrary."""
+
+
+def _reply(event: Event, draw: random.Random) -> str:
+    """What is said to the telling of an event. Its first word says how the rest relates to what was told.
+
+    So one who sees both sides can learn to relate two sentences by guessing that word; one who reads left to right
+    has to guess it before the second sentence is there.
+    """
+    label = draw.randrange(3)
+    return f"{REPLIES[label]} {_hypothesis(event, label, draw)}"
+
+
+def _hypothesis(event: Event, label: int, draw: random.Random) -> str:
+    """What follows from an event (0), may be besides (1), or can't be if it was as told (2)."""
+    kind = KIND_OF[event.thing]
     if label == 0:
         hypotheses: tuple[str, ...] = (
-            told(event, draw, setting=0.0),
-            f"there was {_one(KIND_OF[event.thing])} {_at(event.where)} .",
-            f"the {KIND_OF[event.thing]} was {event.colour} .",
+            told(event, draw, 0.0),
+            f"there was {_one(kind)} {_at(event.where)} .",
+            f"the {kind} was {event.colour} .",
             _feels(event, draw),
         )
     elif label == 1:
+        # Of the thing alone: a person may be called the same.
+        other = told(event._replace(thing="?"), draw, 0.0).replace("?", _other(THINGS, event.thing, draw))
         hypotheses = (
-            told(event._replace(thing="?", where=_other(PLACES, event.where, draw), verb=draw.choice(VERBS)), draw, 0.0)
-            .replace("?", _other(THINGS, event.thing, draw)),  # of the thing alone: a person may be called the same
-            f"there was {_one(_other(tuple(KINDS), KIND_OF[event.thing], draw))} {_at(event.where)} .",
+            other,
+            f"{DENIED} {other}",
+            f"there was {_one(_other(tuple(KINDS), kind, draw))} {_at(event.where)} .",
             f"{draw.choice([each for each in PEOPLE if each not in event])} was {draw.choice(GLAD + SORRY)} .",
-        )  # fmt: skip
+        )
     else:
         hypotheses = (
+            f"{DENIED} {told(event, draw, 0.0)}",
             told(event._replace(colour=_other(COLOURS, event.colour, draw)), draw, 0.0),
-            f"the {KIND_OF[event.thing]} was {_other(COLOURS, event.colour, draw)} .",
+            f"the {kind} was {_other(COLOURS, event.colour, draw)} .",
             _feels(event._replace(feeling=not event.feeling), draw),
         )
-    return premise, draw.choice(hypotheses), label
+    return draw.choice(hypotheses)
 
 
 def _questions(world: World, draw: random.Random) -> tuple[str, str, int]:
@@ -337,9 +335,7 @@ def _tagging(world: World, draw: random.Random) -> tuple[list[str], list[str]]:
     """
     event = world.event(draw)
     if draw.random() < 0.5:
-        event = event._replace(
-            who=draw.choice(PEOPLE[24:]), where=draw.choice(TOWNS), when=draw.choice(("summer", "may"))
-        )
+        event = event._replace(who=draw.choice(DOUBLE), where=draw.choice(TOWNS), when=draw.choice(SEASONS))
     line = told(event, draw, setting=0.8)
     words = line.split()
     named = {event.who: "AGENT", event.whom: "RECEIVER"}
