@@ -237,49 +237,50 @@ class Documents(Examples):
             counts += text.bincount(minlength=self.spec.vocab)
         return counts
 
-    def paired(self, dupes: int, seed: int) -> Sequences:
+    def paired(self, dupes: int, seed: int, random: float = 0.5) -> Sequences:
         """BERT's pairs of segments, labelled 0 where B goes on from A and 1 where B is from another document.
 
         As create_pretraining_data.py of its authors: sentences of a document are gathered up to the length aimed at
         (in a tenth of the cases a random shorter one, drawn for each pair, there for each document) and divided at
-        random; half of the time, and whenever there is nothing to divide, B is drawn from a random place of another
-        document, and what A left over is used next. Pairs that are too long lose tokens at a random end of the longer
+        random; half of the time (a share `random`), and whenever there is nothing to divide, B is drawn from a random
+        place of another document, and what A left over is used next; with `random` 0 never, and what can't be divided
+        stays alone. Pairs that are too long lose tokens at a random end of the longer
         part. `dupes`: times all documents are gone through, divided anew. UserError: a single document, where no other
         can be drawn from.
         """
-        if len(self) < 2:
+        if random and len(self) < 2:
             raise UserError(
                 "pairs of segments draw the second from another document, and there is only one (of the corpus, or of the "
                 "tenth of its documents that is held out): separate documents (by a blank line in .txt files), or set "
                 "pretext.nsp to false and pretext.pairs to drop"
             )
-        table = torch.from_numpy(self._kept_pairs(dupes, seed))
+        table = torch.from_numpy(self._kept_pairs(dupes, seed, random))
         return Sequences(self.tokens, table[:, :4], table[:, 4], ("next", "random"), self.spec)
 
-    def _kept_pairs(self, dupes: int, seed: int) -> np.ndarray:
+    def _kept_pairs(self, dupes: int, seed: int, random: float) -> np.ndarray:
         """(N, 5) places and labels of the pairs; mapped from a file where there is a folder, that memory needn't hold
         those of a large corpus, and a run which goes on needn't divide it again."""
         if self.folder is None:
-            return np.concatenate(list(self._pairs(dupes, seed)))
+            return np.concatenate(list(self._pairs(dupes, seed, random)))
         key = hashlib.sha256(self.chosen.numpy().tobytes())
-        key.update(repr((PAIRS_VERSION, self.spec.length, dupes, seed)).encode())
+        key.update(repr((PAIRS_VERSION, self.spec.length, dupes, seed, random)).encode())
         file = self.folder / f"pairs-{key.hexdigest()[:16]}"
         if not file.exists():
             temporary = file.with_name(f".{file.name}.{os.getpid()}")
             with open(temporary, "wb") as parts:
-                for part in self._pairs(dupes, seed):
+                for part in self._pairs(dupes, seed, random):
                     part.tofile(parts)
             os.replace(temporary, file)
         return np.memmap(file, np.int64, "c").reshape(-1, 5)
 
-    def _pairs(self, dupes: int, seed: int) -> Iterator[np.ndarray]:
+    def _pairs(self, dupes: int, seed: int, random: float) -> Iterator[np.ndarray]:
         """(N, 5) at a time. UserError: there are none."""
         draw = np.random.default_rng([seed, 0x6273])
         sentences, documents = self.sentences.numpy(), self.documents.numpy()
         found, order, count = array("q"), self.chosen.numpy(), 0  # a tenth of what tuples of numbers take
         for _ in range(dupes):
             for document in order:
-                for pair in _pairs_of(document, order, sentences, documents, self.spec.length - 3, draw):
+                for pair in _pairs_of(document, order, sentences, documents, self.spec.length - 3, random, draw):
                     found.extend(pair)
                 if len(found) >= AT_ONCE:
                     yield np.frombuffer(found, np.int64).reshape(-1, 5)
@@ -295,9 +296,15 @@ class Documents(Examples):
 
 
 def _pairs_of(
-    document: int, order: np.ndarray, sentences: np.ndarray, documents: np.ndarray, room: int, draw: np.random.Generator
+    document: int,
+    order: np.ndarray,
+    sentences: np.ndarray,
+    documents: np.ndarray,
+    room: int,
+    share: float,
+    draw: np.random.Generator,
 ) -> Iterator[tuple[int, int, int, int, int]]:
-    """One document's pairs: four places in the tokens and whether B is random."""
+    """One document's pairs: four places in the tokens and whether B is random, as a `share` of them is."""
     at, end = int(documents[document]), int(documents[document + 1])
     start, target = at, _aimed(room, draw)
     while at < end:
@@ -306,7 +313,7 @@ def _pairs_of(
             continue
         cut = at if at - start == 1 else start + 1 + int(draw.integers(at - start - 1))
         first = (int(sentences[start]), int(sentences[cut]))
-        random = cut == at or draw.random() < 0.5
+        random = share > 0 and (cut == at or draw.random() < share)
         if random:
             other = document
             for _ in range(10):
@@ -321,7 +328,7 @@ def _pairs_of(
             at = cut  # what A left over is put back
         else:
             second = (int(sentences[cut]), int(sentences[at]))
-        if first[1] > first[0] and second[1] > second[0]:
+        if first[1] > first[0] and (second[1] > second[0] or not share):
             yield (*_shortened(first, second, room, draw), int(random))
         start, target = at, _aimed(room, draw)
 

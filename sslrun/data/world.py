@@ -53,7 +53,7 @@ class Event(NamedTuple):
 FEELINGS = {"gave": True, "lost": False, "found": True, "broke": False, "cleaned": True, "missed": False}
 VERBS = tuple(FEELINGS)
 ASKED = ("colour", "where", "who", "when")
-"""What is asked about an event."""
+"""What is asked about an event: the fields of its answers."""
 
 
 def _at(place: str) -> str:
@@ -110,7 +110,7 @@ def _owned(event: Event, draw: random.Random) -> str:
 
 
 def _there(event: Event, draw: random.Random) -> str:
-    seen = draw.choice((f"a {event.colour} {event.thing}", f"a {event.thing} which was {event.colour}"))
+    seen = _noun(event, draw, "a")
     return draw.choice((f"there was {seen} {_at(event.where)} .", f"{_at(event.where)} was {seen} ."))
 
 
@@ -307,25 +307,17 @@ def _sentiment(world: World, draw: random.Random) -> tuple[str, int]:
 def _span(world: World, draw: random.Random) -> tuple[str, str, str, int]:
     """Question, passage, answer, and the character of the passage where the answer starts.
 
-    The answer stands before what it is known by as often as after it.
+    Who of two people gave or got is known from what stands to the right of the first or to the left of the last.
     """
-    told_of = [
-        world.event(draw)._replace(thing=thing, colour=colour)
-        for thing, colour in zip(draw.sample(THINGS, 3), draw.sample(COLOURS, 3), strict=True)
-    ]
-    lines = [_there(each, draw) for each in told_of]
-    at = draw.randrange(3)
-    asked = told_of[at]
-    question, answer = draw.choice((
-        (f"what was {asked.colour} ?", asked.thing), (_question(asked, "colour", draw), asked.colour)
-    ))  # fmt: skip
-    start = sum(len(line) + 1 for line in lines[:at]) + _word_at(lines[at], answer)
-    return question, " ".join(lines), answer, start
-
-
-def _word_at(line: str, word: str) -> int:
-    """Where a whole word stands in a line."""
-    return f" {line} ".index(f" {word} ")
+    while True:
+        event = world.event(draw, draw.choice(("gave", *VERBS)))
+        asked = draw.choice(("who", *ASKED))
+        question, passage, answer = _question(event, asked, draw), told(event, draw, 1.0), getattr(event, asked)
+        if asked == "who" and event.verb == "gave" and draw.random() < 0.5:
+            thing, answer = event.thing, event.whom
+            question = draw.choice((f"who got the {thing} ?", f"to whom was the {thing} given ?"))
+        if passage.split().count(answer) == 1:  # not: rose lost the rose
+            return question, passage, answer, f" {passage} ".index(f" {answer} ")
 
 
 def _tagging(world: World, draw: random.Random) -> tuple[list[str], list[str]]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 
 from sslrun.backbones.lstm import Recurrent
@@ -13,7 +11,7 @@ from sslrun.data.sequences import Tokens
 from sslrun.errors import UserError
 from sslrun.learner import Output
 from sslrun.pretexts.base import pretexts
-from sslrun.pretexts.language import LanguageOptions, LanguagePretext, TokenHead, following, preceding
+from sslrun.pretexts.language import LanguageOptions, LanguagePretext, Pairs, TokenHead, following, preceding
 
 
 @pretexts.register("bilm")
@@ -22,8 +20,7 @@ class BiLm(LanguagePretext):
     and their softmax. ELMo: Peters et al., NAACL 2018. The loss is the mean of both directions."""
 
     class Options(LanguageOptions):
-        pairs: Literal["keep", "drop"] = "drop"
-        """drop: full sequences of running text. keep: BERT's pairs of segments."""
+        pairs: Pairs = "drop"
 
     options: Options
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,7 @@ from sslrun.data.sequences import IGNORED, Tokens
 from sslrun.errors import UserError
 from sslrun.learner import Output
 from sslrun.pretexts.base import pretexts
-from sslrun.pretexts.language import LanguageOptions, LanguagePretext, TokenHead
+from sslrun.pretexts.language import LanguageOptions, LanguagePretext, Pairs, TokenHead
 
 
 class Corrupted(NamedTuple):
@@ -41,8 +41,7 @@ class Denoise(LanguagePretext):
     """
 
     class Options(LanguageOptions):
-        pairs: Literal["keep", "drop"] = "drop"
-        """drop: full sequences of running text. keep: BERT's pairs of segments."""
+        pairs: Pairs = "drop"
         rate: float = Field(0.15, gt=0, lt=0.9)
         """Share of the tokens cut out."""
         span: float = Field(3.0, ge=1)

@@ -15,13 +15,17 @@ from sslrun.data.examples import Batch, Examples
 from sslrun.data.sequences import IGNORED, Documents, Tokens
 from sslrun.pretexts.base import Pretext, PretextOptions
 
+Pairs = Literal["keep", "next", "drop"]
+"""How documents are laid out."""
+
 
 class LanguageOptions(PretextOptions):
     """How text is laid out."""
 
-    pairs: Literal["keep", "drop"] = "keep"
+    pairs: Pairs = "keep"
     """keep: BERT's pairs of segments, of which half do not belong together (RoBERTa suspects that BERT's row without
-    next-sentence prediction kept them; Liu et al. 2019). drop: full sequences of running text."""
+    next-sentence prediction kept them; Liu et al. 2019). next: pairs whose second segment goes on from the first, always.
+    drop: full sequences of running text."""
     dupes: int = Field(1, ge=1)
     """Times that the corpus is laid out, each time divided anew; an epoch goes through all. BERT: 10."""
     cross_documents: bool = False
@@ -29,7 +33,7 @@ class LanguageOptions(PretextOptions):
 
     @model_validator(mode="after")
     def _one_layout(self) -> LanguageOptions:
-        if self.cross_documents and self.pairs == "keep":
+        if self.cross_documents and self.pairs != "drop":
             raise ValueError("cross_documents: true needs pairs: drop; the segments of a pair see each other as it is")
         return self
 
@@ -46,7 +50,9 @@ class LanguagePretext(Pretext):
         if not isinstance(examples, Documents):
             return examples
         given = self.options
-        return examples.paired(given.dupes, seed) if given.pairs == "keep" else examples.packed(given.dupes)
+        if given.pairs == "drop":
+            return examples.packed(given.dupes)
+        return examples.paired(given.dupes, seed, random=0.5 if given.pairs == "keep" else 0.0)
 
     def tokens(self, batch: Batch) -> Tokens:
         """The batch's tokens, with the documents that may see each other."""

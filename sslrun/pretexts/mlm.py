@@ -60,7 +60,7 @@ class Mlm(LanguagePretext):
 
         @model_validator(mode="after")
         def _consistent(self) -> Mlm.Options:
-            if self.nsp and self.pairs == "drop":
+            if self.nsp and self.pairs != "keep":
                 raise ValueError("nsp: true needs pairs: keep")
             if self.mask + self.replace > 1 + 1e-9:
                 raise ValueError("mask and replace are shares of the chosen tokens: together 1 at most")
@@ -71,6 +71,8 @@ class Mlm(LanguagePretext):
                 return []
             if self.pairs == "keep":
                 return ["without next-sentence prediction the pairs of segments are kept, its loss alone is dropped"]
+            if self.pairs == "next":
+                return ["without next-sentence prediction the second segment of a pair always goes on from the first"]
             return ["without next-sentence prediction full sequences of running text take the place of pairs"]
 
     options: Options

@@ -126,6 +126,24 @@ def test_pairs_follow_berts_procedure():
     assert torch.equal(document_of(found, a), document_of(found, a_end - 1))
 
 
+def test_without_random_pairs_each_document_is_gone_through_once():
+    found = corpus([*DOCUMENTS, [5]])
+    pairs = found.paired(dupes=1, seed=0, random=0.0)
+    assert not pairs.labels.any()
+    a, a_end, b, b_end = pairs.ranges.unbind(1)
+    assert (a_end > a).all()
+    alone = b == b_end
+    assert alone.any()  # a sentence that can't be divided
+    assert torch.equal(document_of(found, a[~alone]), document_of(found, b[~alone]))
+    seen = torch.zeros(len(found.tokens))
+    for start, end in [*zip(a.tolist(), a_end.tolist(), strict=True), *zip(b.tolist(), b_end.tolist(), strict=True)]:
+        seen[start:end] += 1
+    assert seen.max() == 1
+    assert seen.mean() > 0.85
+    # One document will do.
+    assert len(found.subset(torch.tensor([0])).paired(1, 0, random=0.0)) > 0
+
+
 def test_what_a_random_pair_leaves_over_is_put_back():
     found = corpus(DOCUMENTS)
     pairs = found.paired(dupes=1, seed=0)
