@@ -253,9 +253,9 @@ def test_perfect_scores_find_every_answer_of_the_small_world():
     drawn = World(0).examples("span", "train", 60)
     tokenizer = train_wordpiece(lambda: (each for row in drawn for each in row[:2]), 150, True)
     rows = [Row(str(at), q, passage, ((answer, start),)) for at, (q, passage, answer, start) in enumerate(drawn)]
-    found = windows(rows, TextSpec(tokenizer, 32), 16, 8)
+    found = windows(rows, TextSpec(tokenizer, 20), 4, 8)
     assert len(found) > 90
-    outputs = torch.zeros(len(found), 32, 2)
+    outputs = torch.zeros(len(found), 20, 2)
     for at, (first, last) in enumerate(found.labels.tolist()):
         if first and bool(found.extra.best[at, first]):
             outputs[at, first, 0], outputs[at, last, 1] = 5, 5
