@@ -244,9 +244,8 @@ class Documents(Examples):
         (in a tenth of the cases a random shorter one, drawn for each pair, there for each document) and divided at
         random; half of the time (a share `random`), and whenever there is nothing to divide, B is drawn from a random
         place of another document, and what A left over is used next; with `random` 0 never, and what can't be divided
-        stays alone. Pairs that are too long lose tokens at a random end of the longer
-        part. `dupes`: times all documents are gone through, divided anew. UserError: a single document, where no other
-        can be drawn from.
+        stays alone. Pairs that are too long lose tokens at a random end of the longer part. `dupes`: times all documents
+        are gone through, divided anew. UserError: a single document, where no other can be drawn from.
         """
         if random and len(self) < 2:
             raise UserError(

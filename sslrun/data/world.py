@@ -146,8 +146,8 @@ class World:
 
     def _day(self, draw: random.Random) -> list[str]:
         """Who was where, what was there or whose it was, and two rounds of something told and replied to, or asked and
-        answered. Two in three are of one thing and one person: which mentions go together is learned from these, and then what
-        goes with which from the others."""
+        answered. Two in three are of one thing and one person: which mentions go together is learned from these, and
+        then what goes with which from the others."""
         where, when = draw.choice(PLACES), draw.choice(TIMES)
         count = draw.choice((1, 1, 2))
         people = draw.sample(PEOPLE, 2)
@@ -226,7 +226,7 @@ def _hypothesis(event: Event, label: int, draw: random.Random) -> str:
             other,
             f"{DENIED} {other}",
             f"there was {_one(_other(tuple(KINDS), kind, draw))} {_at(event.where)} .",
-            f"{draw.choice([each for each in PEOPLE if each not in event])} was {draw.choice(GLAD + SORRY)} .",
+            f"{_stranger(event, draw)} was {draw.choice(GLAD + SORRY)} .",
         )
     else:
         hypotheses = (
@@ -287,9 +287,8 @@ def _paraphrase(world: World, draw: random.Random) -> tuple[str, str, int]:
     same = draw.random() < 0.5
     other = event
     if not same:
-        people = tuple(each for each in PEOPLE if each not in event)
         other = draw.choice((
-            event._replace(who=draw.choice(people)), event._replace(colour=_other(COLOURS, event.colour, draw)),
+            event._replace(who=_stranger(event, draw)), event._replace(colour=_other(COLOURS, event.colour, draw)),
             event._replace(thing=_other(THINGS, event.thing, draw)),
         ))  # fmt: skip
     first, second = told(event, draw, 0.0), told(other, draw, 0.0)
@@ -337,12 +336,17 @@ def _tagging(world: World, draw: random.Random) -> tuple[list[str], list[str]]:
             kind = "THING"
         elif word == event.where and before in ("in", "the"):
             kind = "PLACE"
-        elif word == event.when and before in ("in", "at", "the"):
+        elif word == event.when and before in ("in", "the"):
             kind = "TIME"
         else:
             kind = named.get(word, "")
         tags.append(f"B-{kind}" if kind else "O")
     return words, tags
+
+
+def _stranger(event: Event, draw: random.Random) -> str:
+    """Someone after whom nothing in the event is called."""
+    return draw.choice([each for each in PEOPLE if each not in event])
 
 
 def _other(choices: tuple[str, ...], one: str, draw: random.Random) -> str:

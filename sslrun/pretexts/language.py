@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -15,17 +15,20 @@ from sslrun.data.examples import Batch, Examples
 from sslrun.data.sequences import IGNORED, Documents, Tokens
 from sslrun.pretexts.base import Pretext, PretextOptions
 
-Pairs = Literal["keep", "next", "drop"]
-"""How documents are laid out."""
+Pairs = Annotated[
+    Literal["keep", "next", "drop"],
+    Field(
+        description="keep: BERT's pairs of segments, of which half do not belong together (RoBERTa suspects that BERT's row "
+        "without next-sentence prediction kept them; Liu et al. 2019). next: pairs whose second segment goes on from the "
+        "first, always. drop: full sequences of running text."
+    ),
+]
 
 
 class LanguageOptions(PretextOptions):
     """How text is laid out."""
 
     pairs: Pairs = "keep"
-    """keep: BERT's pairs of segments, of which half do not belong together (RoBERTa suspects that BERT's row without
-    next-sentence prediction kept them; Liu et al. 2019). next: pairs whose second segment goes on from the first, always.
-    drop: full sequences of running text."""
     dupes: int = Field(1, ge=1)
     """Times that the corpus is laid out, each time divided anew; an epoch goes through all. BERT: 10."""
     cross_documents: bool = False

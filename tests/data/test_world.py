@@ -145,6 +145,7 @@ def test_answers_lie_where_they_are_said_to():
     for question, passage, answer, start in World(0).examples("span", "train", 800):
         assert passage[start : start + len(answer)] == answer
         assert passage.split().count(answer) == 1
+        assert answer not in question.split()
         assert answer in next(words for opening, words in kinds.items() if question.startswith(opening))
 
 
