@@ -139,7 +139,8 @@ def sweep(
     """Batch: every stage of every row and seed, in the order that shares most; what is done is skipped."""
     from sslrun.recipe import load_sweep
     from sslrun.stages.context import Context
-    from sslrun.stages.sweep import Plan, launch, submit, told_failures
+    from sslrun.stages.reporting import Reporter
+    from sslrun.stages.sweep import Plan, launch, say_failed, submit, told_failures, without_data
 
     for each in map(str, recipes):
         if "=" in each and not Path(each).exists():
@@ -159,6 +160,8 @@ def sweep(
     if slurm is not None:
         if fresh:
             raise UserError("--fresh: not with --slurm, whose workers would forget each other's work; remove the runs")
+        planned, reporter = [job for plan in plans for job in plan.jobs], Reporter()
+        say_failed(without_data(planned, reporter), len(planned), reporter)  # and no more: a node may have them
         typer.echo(submit(again, jobs, slurm))
         return
     failures = launch(plans, Context.open(device, runs, fresh), jobs, again)

@@ -251,7 +251,7 @@ class Documents(Examples):
             raise UserError(
                 "pairs of segments draw the second from another document, and there is only one (of the corpus, or of the "
                 "tenth of its documents that is held out): separate documents (by a blank line in .txt files), or set "
-                "pretext.nsp to false and pretext.pairs to drop"
+                "pretext.nsp to false and pretext.pairs to next or drop"
             )
         table = torch.from_numpy(self._kept_pairs(dupes, seed, random))
         return Sequences(self.tokens, table[:, :4], table[:, 4], ("next", "random"), self.spec)

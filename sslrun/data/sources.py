@@ -77,6 +77,16 @@ class Source(ABC):
 
 sources: Registry[Source] = Registry("data set")
 
+
+def lacking(name: str, options: Any, progress: Progress | None = None) -> str | None:
+    """Why a data set can't be had, where that can be told at once; else None."""
+    try:
+        sources[name](options, progress).find()
+    except UserError as error:
+        return str(error)
+    return None
+
+
 UNKNOWN_SIDE = 32
 """Side of images assumed where neither the recipe nor the data set's card tells it."""
 

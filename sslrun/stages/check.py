@@ -14,8 +14,7 @@ from rich.text import Text
 from torch import Tensor, nn
 
 from sslrun.backbones import build_backbone
-from sslrun.data.sources import sources
-from sslrun.errors import UserError
+from sslrun.data.sources import lacking, sources
 from sslrun.pretexts.base import pretexts
 from sslrun.recipe import Pretrain, Recipe
 from sslrun.stages.evaluate import TRAINED
@@ -95,13 +94,8 @@ def checked(row: str, recipe: Recipe, compute: Compute) -> dict[str, Any]:
 
 def _lacking(recipe: Recipe) -> list[str]:
     """Why data sets that the recipe reads can't be had, where that can be told at once."""
-    found = []
-    for data in (recipe.data, *(each for evaluation in recipe.evaluate.values() for each in evaluation.reads)):
-        try:
-            sources[data.name](data.options).find()
-        except UserError as error:
-            found.append(str(error))
-    return list(dict.fromkeys(found))
+    read = (recipe.data, *(each for evaluation in recipe.evaluate.values() for each in evaluation.reads))
+    return list(dict.fromkeys(filter(None, (lacking(data.name, data.options) for data in read))))
 
 
 @contextmanager

@@ -86,6 +86,8 @@ class Pretraining:
             raw, _ = splits.pretrain, splits.val  # read while the bars are there
         torch.manual_seed(self.seed)
         backbone = build_backbone(recipe.backbone.name, recipe.backbone.options, splits.spec)
+        for evaluation in recipe.evaluate.values():
+            evaluation.task.options.check_depth(backbone.depth)  # told now, not after pretraining
         backbone.fit_inputs(raw)
         pretext = pretexts[self.pretext.name](self.pretext.options, backbone)
         examples = context.compute.place(pretext.arrange(raw, self.seed))

@@ -13,13 +13,13 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from sslrun.data.sources import sources
+from sslrun.data.sources import lacking
 from sslrun.errors import UserError
 from sslrun.recipe import Named, Sweep, load_sweep
 from sslrun.results.compare import Comparisons, check_stand_ins, compare_all, facts
@@ -31,6 +31,7 @@ from sslrun.runs import Run, read_result
 from sslrun.stages.context import Busy, Context, Interrupted
 from sslrun.stages.evaluate import Cell, cells
 from sslrun.stages.pretrain import Pretraining
+from sslrun.stages.reporting import Reporter
 
 
 class Job(Protocol):
@@ -190,11 +191,10 @@ def work(plans: Sequence[Jobs], context: Context) -> list[str]:
     A job that fails takes down those that need it, and no others. UserError: none can be done, for want of data.
     """
     waiting = [job for plan in plans for job in plan.jobs]
-    failed = _without_data(waiting, context)
+    failed = without_data(waiting, context.reporter)
     if waiting and len(failed) == len(waiting):
         raise UserError("\n".join(dict.fromkeys(failed.values())))
-    for lacking, count in Counter(failed.values()).items():
-        context.reporter.say(f"{count} of {len(waiting)} runs can't be made: {lacking}")
+    say_failed(failed, len(waiting), context.reporter)
     with context.reporter.plan(", ".join(plan.name for plan in plans), len(waiting)) as advance:
         while waiting:
             later: list[Job] = []
@@ -228,27 +228,29 @@ def work(plans: Sequence[Jobs], context: Context) -> list[str]:
     return list(failed.values())
 
 
-def _without_data(jobs: Sequence[Job], context: Context) -> dict[Path, str]:
+def without_data(jobs: Sequence[Job], reporter: Reporter) -> dict[Path, str]:
     """Of the jobs that aren't done those that can't be, as their data, or that of a job they need, can't be had; and the
     reason."""
     found: dict[str, str | None] = {}
     failed: dict[Path, str] = {}
-    with context.reporter.reading() as progress:
+    with reporter.reading() as progress:
         for job in jobs:
             if job.made.finished:
                 continue
             for data in job.reads:
                 if repr(data) not in found:
-                    found[repr(data)] = None
-                    try:
-                        sources[data.name](data.options, progress).find()
-                    except UserError as error:
-                        found[repr(data)] = str(error)
+                    found[repr(data)] = lacking(data.name, data.options, progress)
             reasons = [found[repr(data)] for data in job.reads]
             reasons += [failed.get(need.made.path) for need in job.needs]
             if reason := next(filter(None, reasons), None):
                 failed[job.made.path] = reason
     return failed
+
+
+def say_failed(failed: Mapping[Path, str], total: int, reporter: Reporter) -> None:
+    """How many of the runs can't be made on this machine, and why: a line a reason."""
+    for reason, count in Counter(failed.values()).items():
+        reporter.say(f"{count} of {total} runs can't be made here: {reason}")
 
 
 def told_failures(failures: Sequence[str], plans: Sequence[Jobs]) -> str:

@@ -21,6 +21,9 @@ from sslrun.registry import Options, Registry
 class TaskOptions(Options):
     """Settings of a task."""
 
+    def check_depth(self, depth: int) -> None:
+        """UserError: a backbone of that `depth` has not what the head is to read. By default any has it."""
+
 
 class Task:
     """Something to be learned from labels: what a head reads and gives, its loss, and its metrics.

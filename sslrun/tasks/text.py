@@ -35,6 +35,12 @@ class TextTaskOptions(TaskOptions):
     bilstm: int = Field(0, ge=0)
     """Layers of a randomly initialised BiLSTM between the backbone and the head; true: one."""
 
+    def check_depth(self, depth: int) -> None:
+        if getattr(self, "pool", None) == "last4" and depth < 4:
+            raise UserError(
+                f"pool last4 reads 4 layers, and the backbone has {depth}, embeddings included: take mixture"
+            )
+
     def choices(self) -> list[str]:
         if not self.bilstm:
             return []
@@ -70,19 +76,13 @@ class ScalarMix(nn.Module):
         return self.scale * sum(share * layer for share, layer in zip(shares, layers, strict=True))
 
 
-def _check_layers(pool: Pool, depth: int) -> None:
-    """UserError: fewer layers (the embeddings are one of them) than are read."""
-    if pool == "last4" and depth < 4:
-        raise UserError(f"pool last4 reads 4 layers, and the backbone has {depth}, embeddings included: take mixture")
-
-
 class TextHead(nn.Module):
     """From features to outputs, where this takes more than a linear map of one vector."""
 
     def __init__(self, width: int, depth: int, outputs: int, options: Any, pool: Pool, whole: bool) -> None:
         super().__init__()
         self.pool, self.whole = pool, whole
-        _check_layers(pool, depth)
+        options.check_depth(depth)
         self.mix = ScalarMix(depth) if pool == "mixture" else None
         width = 4 * width if pool == "last4" else width
         layers = options.bilstm
@@ -148,7 +148,7 @@ class Sentences(Task):
         outputs = max(1, len(self.classes))
         if self.options.bilstm or self.options.pool == "mixture":
             return TextHead(width, depth, outputs, self.options, self.options.pool, whole=True)
-        _check_layers(self.options.pool, depth)
+        self.options.check_depth(depth)
         return DroppedLinear(4 * width if self.options.pool == "last4" else width, outputs, self.options.dropout)
 
     def reads(self, features: Features) -> Any:

@@ -89,6 +89,7 @@ PRETRAIN = [
     ("not causal", ["pretext=ltr"], "set backbone.causal: true of a bert, take a gpt or an lstm of one direction, or pretext 'mlm'"),
     ("masks on a causal one", ["backbone=gpt-tiny"], "take pretext 'ltr'"),
     ("one direction", ["pretext=bilm"], "take backbone 'elmo'"),
+    ("layers that an evaluation reads in vain", ["evaluate.task.task.pool=last4"], "pool last4 reads 4 layers, and the backbone has 2"),
     ("an encoder that is none", ["pretext=denoise", "backbone=gpt-tiny"], "needs an encoder that reads both sides"),
     ("contradicting options", ["pretext.pairs=drop"], "nsp: true needs pairs: keep"),
     ("an option that says nothing", ["pretext.cross_documents=true"], "cross_documents: true needs pairs: drop"),

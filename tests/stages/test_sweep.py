@@ -59,6 +59,18 @@ def test_slurm_gets_an_array_of_workers_that_run_the_same_sweep(sweep, sbatch, c
     assert shlex.split(arguments[-1]) == ["exec", *worker, "--set=pretrain.epochs=5"]  # each of the array is one worker
 
 
+def test_data_that_is_not_here_is_told_before_slurm_is_asked_as_a_node_may_have_it(
+    sweep, sbatch, capsys, monkeypatch, tmp_path
+):
+    monkeypatch.setenv("SSLRUN_DATA", str(tmp_path))
+    (tmp_path / "lacking.yaml").write_text(LACKING)
+    given = sbatch("")
+    assert sweep(str(tmp_path / "lacking.yaml"), "--slurm", "") == 0
+    (told,) = capsys.readouterr().err.splitlines()
+    assert re.match(r"14 of \d+ runs can't be made here: cifar10: not on this machine", told)
+    assert given.exists()
+
+
 def test_a_refusal_of_slurm_is_one_line(sweep, sbatch, capsys):
     sbatch("echo 'sbatch: error: no such partition: gpo' >&2\necho 'sbatch: error: submission failed' >&2\nexit 1")
     assert sweep("--slurm", "--partition gpo") == 2
@@ -197,8 +209,8 @@ def test_where_some_is_missing_that_is_told_before_and_after_and_the_rest_is_don
     assert code == 2
     assert "three" in table
     assert [re.sub(r"(svhn|cifar10): .*", r"\1", each) for each in told] == [
-        "20 of 23 runs can't be made: cifar10",
-        "1 of 23 runs can't be made: svhn",
+        "20 of 23 runs can't be made here: cifar10",
+        "1 of 23 runs can't be made here: svhn",
         "sslrun: 21 of 23 runs failed, the others are done:",
         "  20: cifar10",
         "  1: svhn",
