@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -21,6 +21,7 @@ from sslrun.stages.context import Context, perform
 from sslrun.stages.fit import fit
 from sslrun.stages.logging import logs
 from sslrun.stages.watch import Watcher
+from sslrun.tasks.base import TaskOptions
 from sslrun.training.loop import Training
 
 WEIGHTS = "backbone.safetensors"
@@ -87,7 +88,7 @@ class Pretraining:
         torch.manual_seed(self.seed)
         backbone = build_backbone(recipe.backbone.name, recipe.backbone.options, splits.spec)
         for evaluation in recipe.evaluate.values():
-            evaluation.task.options.check_depth(backbone.depth)  # told now, not after pretraining
+            cast(TaskOptions, evaluation.task.options).check_depth(backbone.depth)  # told now, not after pretraining
         backbone.fit_inputs(raw)
         pretext = pretexts[self.pretext.name](self.pretext.options, backbone)
         examples = context.compute.place(pretext.arrange(raw, self.seed))
