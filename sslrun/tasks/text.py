@@ -30,13 +30,14 @@ Pool = Literal["pooled", "cls", "mean", "last4", "mixture"]
 class TextTaskOptions(TaskOptions):
     """What all tasks on text have in common."""
 
+    pool: Pool = "cls"
     dropout: float = Field(0.1, ge=0, lt=1)
     """On what the head is given."""
     bilstm: int = Field(0, ge=0)
     """Layers of a randomly initialised BiLSTM between the backbone and the head; true: one."""
 
     def check_depth(self, depth: int) -> None:
-        if getattr(self, "pool", None) == "last4" and depth < 4:
+        if self.pool == "last4" and depth < 4:
             raise UserError(
                 f"pool last4 reads 4 layers, and the backbone has {depth}, embeddings included: take mixture"
             )
@@ -48,6 +49,13 @@ class TextTaskOptions(TaskOptions):
             f"the BiLSTM has {self.bilstm} layer{'s' if self.bilstm > 1 else ''}, in each direction as wide as the backbone; "
             "of whole sequences the forward half is read at the last token and the backward half at the first"
         ]
+
+
+class TokenTaskOptions(TextTaskOptions):
+    """What tasks that score every token have in common."""
+
+    pool: Literal["cls", "last4", "mixture"] = "cls"
+    """What a token is read from. cls: the last layer. last4: the last four, side by side. mixture: of all layers."""
 
 
 class DroppedLinear(nn.Linear):
@@ -79,12 +87,12 @@ class ScalarMix(nn.Module):
 class TextHead(nn.Module):
     """From features to outputs, where this takes more than a linear map of one vector."""
 
-    def __init__(self, width: int, depth: int, outputs: int, options: Any, pool: Pool, whole: bool) -> None:
+    def __init__(self, width: int, depth: int, outputs: int, options: TextTaskOptions, whole: bool) -> None:
         super().__init__()
-        self.pool, self.whole = pool, whole
+        self.pool, self.whole = options.pool, whole
         options.check_depth(depth)
-        self.mix = ScalarMix(depth) if pool == "mixture" else None
-        width = 4 * width if pool == "last4" else width
+        self.mix = ScalarMix(depth) if self.pool == "mixture" else None
+        width = 4 * width if self.pool == "last4" else width
         layers = options.bilstm
         self.ahead = Layered(width, width, layers, options.dropout) if layers else None
         self.back = Layered(width, width, layers, options.dropout) if layers else None
@@ -147,7 +155,7 @@ class Sentences(Task):
     def head(self, width: int, depth: int = 0) -> nn.Module:
         outputs = max(1, len(self.classes))
         if self.options.bilstm or self.options.pool == "mixture":
-            return TextHead(width, depth, outputs, self.options, self.options.pool, whole=True)
+            return TextHead(width, depth, outputs, self.options, whole=True)
         self.options.check_depth(depth)
         return DroppedLinear(4 * width if self.options.pool == "last4" else width, outputs, self.options.dropout)
 
@@ -189,7 +197,7 @@ class Sentences(Task):
 class Span(Task):
     """The span of a passage that answers a question: a score for each token to begin and to end it (SQuAD)."""
 
-    class Options(TextTaskOptions):
+    class Options(TokenTaskOptions):
         answer_length: int = Field(30, ge=1)
         """Tokens of an answer at most."""
         candidates: int = Field(20, ge=1)
@@ -203,7 +211,7 @@ class Span(Task):
         return False
 
     def head(self, width: int, depth: int = 0) -> nn.Module:
-        return TextHead(width, depth, 2, self.options, "cls", whole=False)
+        return TextHead(width, depth, 2, self.options, whole=False)
 
     def reads(self, features: Features) -> Features:
         return features
@@ -227,13 +235,10 @@ class Tagging(Task):
     """A tag for each word, told at its first piece, without a CRF (Devlin et al. 2019); scored by whole entities, or by
     words where the tags mark none, as parts of speech."""
 
-    class Options(TextTaskOptions):
-        pool: Literal["cls", "last4", "mixture"] = "cls"
-        """What a word is read from. cls: the last layer. last4: the last four, side by side. mixture: of all layers."""
+    Options = TokenTaskOptions
+    options: TokenTaskOptions
 
-    options: Tagging.Options
-
-    def __init__(self, options: Tagging.Options, spec: Any, classes: tuple[str, ...]) -> None:
+    def __init__(self, options: TokenTaskOptions, spec: Any, classes: tuple[str, ...]) -> None:
         super().__init__(options, spec, classes)
         self.primary = "f1" if any(tag.startswith(("B-", "I-")) for tag in classes) else "accuracy"
 
@@ -242,7 +247,7 @@ class Tagging(Task):
         return False
 
     def head(self, width: int, depth: int = 0) -> nn.Module:
-        return TextHead(width, depth, len(self.classes), self.options, self.options.pool, whole=False)
+        return TextHead(width, depth, len(self.classes), self.options, whole=False)
 
     def reads(self, features: Features) -> Features:
         return features
