@@ -21,7 +21,7 @@ from typing import Any
 
 import yaml
 
-from sslrun.errors import UserError
+from sslrun.errors import UserError, disk_is_full
 
 FORMAT = 1
 """Part of every hash; raised when a change of the code makes old results incomparable."""
@@ -63,9 +63,7 @@ def told_when_full(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        # safetensors and torch.save report it in errors of their own.
-        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
-        if not full or isinstance(error, UserError):
+        if isinstance(error, UserError) or not disk_is_full(error):
             raise
         raise UserError(f"{path}: the disk is full; free some room and give the same command again") from None
 

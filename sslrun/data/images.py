@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
 import io
 import json
 import logging
@@ -22,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
+from sslrun.data.cache import cache_root, digest_of, locked, unwritable
 from sslrun.data.examples import Batch, Examples, ImageSpec, TensorExamples
 from sslrun.errors import UserError
 
@@ -228,11 +227,6 @@ def from_arrays(arrays: np.ndarray, size: int | None = None) -> Tensor:
 # ---------------------------------------------------------------- in memory, kept on disk
 
 
-def cache_root() -> Path:
-    """Where decoded sets are kept: SSLRUN_CACHE, or ~/.cache/sslrun."""
-    return Path(os.environ.get("SSLRUN_CACHE") or "~/.cache/sslrun").expanduser()
-
-
 def workers() -> int:
     """How many threads or processes decode: SSLRUN_WORKERS, or one a core that this process may use, 16 at most."""
     given = os.environ.get("SSLRUN_WORKERS")
@@ -262,8 +256,7 @@ def load_images(
     """
     key = {"format": CACHE_FORMAT, "size": size, "skip_corrupt": skip_corrupt, **identity}
     key |= {"squash": True} if squash else {}
-    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
-    path = cache_root() / "images" / f"{name.replace('/', '--')}-{digest}.safetensors"
+    path = cache_root() / "images" / f"{name.replace('/', '--')}-{digest_of(key)}.safetensors"
     if kept := _kept(path, name):
         return kept
     split = open_split()
@@ -273,7 +266,7 @@ def load_images(
     if len(split.images) * 3 * decoder.size**2 > MAX_TENSOR_BYTES:
         examples = StreamedImages(split.images, split.labels, split.classes, decoder)
         return examples.subset(_sound(split.images, decoder, path, name, progress)) if skip_corrupt else examples
-    with _locked(path):
+    with locked(path):
         if kept := _kept(path, name):  # by another process, meanwhile
             return kept
         pixels, sound = _decoded(split.images, decoder, skip_corrupt, name, progress)
@@ -323,24 +316,9 @@ def _write(path: Path, tensors: dict[str, Tensor], about: dict[str, str]) -> Non
         save_file(tensors, temporary, about)
         os.replace(temporary, path)
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{path.parent}: can't be written ({error}): set SSLRUN_CACHE to another place") from None
+        raise unwritable(path.parent, error) from None
     finally:
         Path(temporary).unlink(missing_ok=True)
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """One process at a time makes `path`; the others wait, and then find it made."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = open(path.with_suffix(".lock"), "w")  # noqa: SIM115
-    except OSError as error:
-        raise UserError(
-            f"{path.parent}: can't be written ({error.strerror}): set SSLRUN_CACHE to another place"
-        ) from None
-    with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def _decoded(
@@ -396,7 +374,7 @@ def _each(
 
 def _sound(images: Encoded, decoder: Decoder, path: Path, name: str, progress: Progress | None) -> Tensor:
     """Indices of the images that can be decoded: each is tried once, and the outcome kept at `path`."""
-    with _locked(path):
+    with locked(path):
         found = _read(path)
         if found is None or "sound" not in found[0]:
             sound = _each(images, decoder, lambda index, image: None, True, name, progress).nonzero()[:, 0]

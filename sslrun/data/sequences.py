@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sslrun.data.cache import locked
 from sslrun.data.examples import Batch, Examples
 from sslrun.data.tokenizer import Tokenizer
 from sslrun.errors import UserError
@@ -265,11 +266,13 @@ class Documents(Examples):
         key.update(repr((PAIRS_VERSION, self.spec.length, dupes, seed, random)).encode())
         file = self.folder / f"pairs-{key.hexdigest()[:16]}"
         if not file.exists():
-            temporary = file.with_name(f".{file.name}.{os.getpid()}")
-            with open(temporary, "wb") as parts:
-                for part in self._pairs(dupes, seed, random):
-                    part.tofile(parts)
-            os.replace(temporary, file)
+            with locked(file):
+                if not file.exists():
+                    temporary = file.with_name(f".{file.name}")
+                    with open(temporary, "wb") as parts:
+                        for part in self._pairs(dupes, seed, random):
+                            parts.write(part.tobytes())  # `tofile` does not say that a disk is full
+                    os.replace(temporary, file)
         return np.memmap(file, np.int64, "c").reshape(-1, 5)
 
     def _pairs(self, dupes: int, seed: int, random: float) -> Iterator[np.ndarray]:

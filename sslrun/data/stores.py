@@ -1,7 +1,8 @@
-"""Where the images of a set lie before they are decoded: a folder, parquet files, or the Hugging Face hub."""
+"""Where a set lies before it is read: a folder of images, the files of a table, or the Hugging Face hub."""
 
 from __future__ import annotations
 
+import csv
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,12 +10,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor
 
-from sslrun.data.images import EncodedSplit, Files, cache_root
+from sslrun.data.cache import cache_root
+from sslrun.data.images import EncodedSplit, Files
 from sslrun.errors import UserError
 from sslrun.hub import hub_or_offline
 from sslrun.registry import did_you_mean
@@ -298,6 +300,76 @@ class ParquetStore(TableStore):
         if not found:
             raise UserError(f"{self.root}: should hold train.parquet (and test.parquet), or be one parquet file")
         return _by_split(found, self.test_on_val)
+
+
+class FileStore(TableStore):
+    """Files of a table of text: `<path>/train.parquet` (or .csv, .tsv, .json, .jsonl) or parts `train-*.parquet`, test and
+    val; or one file."""
+
+    FORMATS: ClassVar = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json"}
+
+    def __init__(self, path: Path, label: str | None = None) -> None:
+        super().__init__(str(path), None, label)
+        self.path = path
+
+    @property
+    def splits(self) -> tuple[Split, ...]:
+        return tuple(self._files)
+
+    def identity(self, split: Split) -> Any:
+        return fingerprint([str(each) for each in self._parts(split)])
+
+    def table(self, split: Split) -> Any:
+        import datasets
+
+        parts = self._parts(split)
+        file = parts[0]
+        more: dict[str, Any] = {}
+        if file.suffix in (".csv", ".tsv"):  # an empty cell is nothing; "None", "NA" and "null" are words
+            more = {"keep_default_na": False, "na_values": [""]}
+        if file.suffix == ".tsv":  # without quotes, as GLUE's: a lone one would swallow the lines up to the next
+            more |= {"sep": "\t", "quoting": csv.QUOTE_NONE}
+        try:
+            with no_bars():
+                return datasets.load_dataset(
+                    self.FORMATS[file.suffix], data_files=[str(each) for each in parts], split="train",
+                    cache_dir=str(cache_root() / "tables"), **more,
+                )  # fmt: skip
+        except Exception as error:  # pandas, Arrow and datasets each have their own
+            cause = " ".join(str(error.__cause__ or error).split())[:200]
+            if "corresponds to no data" in cause or not any(each.stat().st_size for each in parts):
+                raise UserError(f"{file}: holds no rows") from None
+            raise UserError(f"{file}: can't be read as {self.FORMATS[file.suffix]}: {cause}") from None
+
+    def _parts(self, split: Split) -> list[Path]:
+        if split not in self._files:
+            there = ", ".join(each[0].name for each in self._files.values())
+            raise UserError(
+                f"{self.path}: holds {there} alone, and nothing to {'train on' if split == 'train' else split}"
+            )
+        return self._files[split]
+
+    @cached_property
+    def _files(self) -> dict[Split, list[Path]]:
+        if self.path.is_file():
+            if self.path.suffix not in self.FORMATS:
+                raise UserError(f"{self.path}: should end with one of {', '.join(self.FORMATS)}")
+            return {"train": [self.path]}
+        spellings: dict[Split, tuple[str, ...]] = {
+            "train": ("train",), "val": ("validation", "val", "dev"), "test": ("test",)
+        }  # fmt: skip
+        found: dict[Split, list[Path]] = {
+            split: files
+            for split, names in spellings.items()
+            for name in names
+            for suffix in self.FORMATS
+            if (files := [*self.path.glob(f"{name}{suffix}")] or sorted(self.path.glob(f"{name}-*{suffix}")))
+        }
+        if not found:
+            raise UserError(f"{self.path}: should be a file, or a folder with train{{{','.join(self.FORMATS)}}}")
+        if "test" not in found and "val" in found:
+            found["test"] = found.pop("val")
+        return found
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from sslrun.data.text import SpanRow, SpanSet
+from sslrun.data.passages import SpanRow, SpanSet
 
 
 def decode(outputs: Tensor, windows: SpanSet, rows: Tensor, candidates: int, longest: int) -> dict[int, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -14,7 +13,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_model, save_model
 
-from sslrun.errors import UserError
+from sslrun.errors import UserError, disk_is_full
 from sslrun.training.loop import Training
 
 WEIGHTS, STATE, MANIFEST = "learner.safetensors", "training.pt", "manifest.json"
@@ -40,9 +39,7 @@ def save(training: Training, folder: Path) -> Path:
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     except (OSError, RuntimeError) as error:
-        # torch.save and safetensors report a full disk as errors of their own.
-        full = getattr(error, "errno", None) == errno.ENOSPC or shutil.disk_usage(folder).free < 2**20
-        if not full and "No space left" not in str(error):
+        if not disk_is_full(error) and shutil.disk_usage(folder).free >= 2**20:  # torch.save does not always say
             raise
         raise UserError(
             f"{folder}: the disk is full, the last checkpoint stays; free some room and give the same command again"

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from sslrun import cli
-from sslrun.data import text
+from sslrun.data import text, world_sources
 
 RECIPE = """\
 name: tiny
@@ -145,7 +145,7 @@ def test_a_corpus_that_is_being_read_is_left_at_the_first_signal(folder, run, mo
                     os.kill(os.getpid(), signal.SIGINT)
             yield [f"aa bb cc {at} ."]
 
-    monkeypatch.setattr(text.WorldCorpus, "documents", documents)
+    monkeypatch.setattr(world_sources.WorldCorpus, "documents", documents)
     assert "give the same command again to continue" in run("pretrain", code=130)
     assert read == [*range(51)]
     run("pretrain")

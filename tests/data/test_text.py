@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from sslrun.data import text
+from sslrun.data import corpora, text
+from sslrun.data.corpora import token_file
 from sslrun.data.sequences import IGNORED
 from sslrun.data.sources import sources
 from sslrun.data.splits import load_splits
-from sslrun.data.text import token_file
 from sslrun.data.tokenizer import SPECIALS, Tokenizer, wordpiece
 from sslrun.errors import UserError
 
@@ -58,7 +58,7 @@ def expected(given):
 
 
 def test_a_token_file_holds_every_sentence_and_is_mapped(tmp_path, monkeypatch):
-    monkeypatch.setattr(text, "PIECE", 50)
+    monkeypatch.setattr(corpora, "PIECE", 50)
     given = documents()
     found = token_file(tmp_path / "tokens", lambda: given, tokenizer())
     assert [each.tolist() for each in found] == [list(map(int, each)) for each in expected(given)]
@@ -75,7 +75,7 @@ def test_a_token_file_holds_every_sentence_and_is_mapped(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("stop", [0, 1, 17, 39])
 def test_a_token_file_goes_on_where_it_was_killed(tmp_path, monkeypatch, stop):
-    monkeypatch.setattr(text, "PIECE", 50)
+    monkeypatch.setattr(corpora, "PIECE", 50)
     given, seen = documents(), []
 
     def killed():
@@ -100,8 +100,8 @@ def test_a_token_file_goes_on_where_it_was_killed(tmp_path, monkeypatch, stop):
 
 
 def test_memory_holds_a_piece_at_a_time(tmp_path, monkeypatch):
-    monkeypatch.setattr(text, "PIECE", 300)
-    monkeypatch.setattr(text, "LONGEST", 5)
+    monkeypatch.setattr(corpora, "PIECE", 300)
+    monkeypatch.setattr(corpora, "LONGEST", 5)
     path = tmp_path / "one.txt"
     path.write_text("aa bb ccx dd .\n" * 5000)  # no blank line: a single document, but for its length
     encode, sizes = Tokenizer.encode, []
@@ -181,15 +181,15 @@ ROWS = [("aa bb", "cc", "yes", 0.5), ("cc", "dd .", "no", 2.0), ("dd", "", "yes"
 
 def test_berts_corpus_is_wikipedia_and_then_the_books_a_sentence_a_row(tmp_path, monkeypatch):
     monkeypatch.setenv("SSLRUN_DATA", str(tmp_path))
-    rows = {"wikipedia": ["aa bb. Cc dd.", "dd dd"], "bookcorpus": ["aa", *["cc aa"] * text.BOOK_SENTENCES]}
+    rows = {"wikipedia": ["aa bb. Cc dd.", "dd dd"], "bookcorpus": ["aa", *["cc aa"] * corpora.BOOK_SENTENCES]}
     for name, texts in rows.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "train.jsonl").write_text("".join(json.dumps({"text": each}) + "\n" for each in texts))
     both = source("wikipedia-books", tmp_path)
     found = list(both.documents())
     assert found[:2] == [["aa bb.", "Cc dd."], ["dd dd"]]
-    assert [len(each) for each in found[2:]] == [text.BOOK_SENTENCES, 1]
-    assert both.load("train").words() == 6 + 2 + 1 + 2 * text.BOOK_SENTENCES
+    assert [len(each) for each in found[2:]] == [corpora.BOOK_SENTENCES, 1]
+    assert both.load("train").words() == 6 + 2 + 1 + 2 * corpora.BOOK_SENTENCES
     before = both.content()
     (tmp_path / "bookcorpus" / "train.jsonl").write_text('{"text": "aa"}\n')
     assert source("wikipedia-books", tmp_path).content() != before

@@ -8,8 +8,8 @@ import string
 import pytest
 import torch
 
+from sslrun.data.passages import SpanRow, _context, _window_starts, windows
 from sslrun.data.sequences import TextSpec
-from sslrun.data.text import SpanRow, _context, _window_starts, windows
 from sslrun.data.tokenizer import SPECIALS, Tokenizer, wordpiece
 from sslrun.tasks.squad import decode, normalised, overlap, squad_scores
 
@@ -246,7 +246,7 @@ def test_no_answer_is_told_where_cls_scores_higher_and_the_set_has_such_question
 
 
 def test_perfect_scores_find_every_answer_of_the_small_world():
-    from sslrun.data.text import SpanRow as Row
+    from sslrun.data.passages import SpanRow as Row
     from sslrun.data.tokenizer import train_wordpiece
     from sslrun.data.world import World
 

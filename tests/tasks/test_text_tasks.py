@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from sslrun.backbones import build_backbone
 from sslrun.backbones.base import Features
 from sslrun.data.sequences import IGNORED, Sequences, TextSpec, flat, labelled, trimmed
-from sslrun.data.text import TagSet
+from sslrun.data.tags import TagSet
 from sslrun.data.tokenizer import blank_tokenizer
 from sslrun.errors import UserError
 from sslrun.learner import Output
