@@ -6,11 +6,9 @@ import errno
 import fcntl
 import hashlib
 import json
-import os
 import platform
 import shutil
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +20,7 @@ from typing import Any
 import yaml
 
 from sslrun.errors import UserError, disk_is_full
+from sslrun.files import replacing
 
 FORMAT = 1
 """Part of every hash; raised when a change of the code makes old results incomparable."""
@@ -85,16 +84,8 @@ def write_atomically(path: Path, text: str, remedy: str = "name another place wi
     can't be written."""
     with told_when_unwritable(path, remedy):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        with replacing(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
 
 
 FAILURE = "failure.txt"

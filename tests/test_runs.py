@@ -2,7 +2,7 @@
 
 import pytest
 
-from sslrun import runs
+from sslrun import files, runs
 from sslrun.errors import UserError
 from sslrun.recipe import Source, parse
 from sslrun.runs import Run, contents, digest, write_atomically
@@ -86,7 +86,7 @@ def test_writes_are_whole_or_not_at_all(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(runs.os, "fsync", full)
+    monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(UserError, match="disk is full"):
         write_atomically(path, "new")
     assert [each.read_text() for each in tmp_path.iterdir()] == ["old"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +20,7 @@ from sslrun.backbones.vit import ViT, interpolated
 from sslrun.data.examples import InputSpec
 from sslrun.data.sequences import TextSpec
 from sslrun.errors import UserError
+from sslrun.files import replacing
 from sslrun.registry import Options
 
 
@@ -37,12 +37,8 @@ def save_backbone(path: Path, backbone: Backbone, metadata: Mapping[str, str] | 
     if isinstance(backbone.spec, TextSpec):
         about["tokenizer"] = backbone.spec.tokenizer.digest
     written = {"sslrun": json.dumps(about)}  # one key: safetensors writes several in no fixed order
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        save_file(tensors, str(temporary), written)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, written)
 
 
 def load_into(backbone: Backbone, path: Path) -> None:

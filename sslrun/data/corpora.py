@@ -24,6 +24,7 @@ from sslrun.data.stores import FileStore, Hub, Split, fingerprint
 from sslrun.data.text import PublishedText, TextCard, TextOptions, TextSource, cell, register_published
 from sslrun.data.tokenizer import Tokenizer
 from sslrun.errors import UserError
+from sslrun.files import replacing
 
 ROWS_AT_ONCE = 1000
 """Rows of a table that are read at once."""
@@ -113,10 +114,10 @@ def _write_tokens(folder: Path, documents: Callable[[], Iterable[list[str]]], to
             for name, values in new.items():
                 files[name].write(values.astype(PARTS[name][0]).tobytes())
                 files[name].flush()
+                os.fsync(files[name].fileno())  # before it is said to be there
                 done[name] += len(values)
-            temporary = folder / ".progress"
-            temporary.write_text(json.dumps(done))
-            os.replace(temporary, progress)
+            with replacing(progress) as temporary:
+                temporary.write_text(json.dumps(done))
     (folder / "complete").touch()
 
 

@@ -6,7 +6,6 @@ import io
 import json
 import logging
 import os
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 from sslrun.data.cache import cache_root, digest_of, locked, unwritable
 from sslrun.data.examples import Batch, Examples, ImageSpec, TensorExamples
 from sslrun.errors import UserError
+from sslrun.files import replacing
 
 MAX_TENSOR_BYTES = 8 * 2**30
 """A split that would take more than this as one uint8 tensor is streamed instead."""
@@ -310,15 +310,11 @@ def _write(path: Path, tensors: dict[str, Tensor], about: dict[str, str]) -> Non
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
     try:
-        save_file(tensors, temporary, about)
-        os.replace(temporary, path)
+        with replacing(path) as temporary:
+            save_file(tensors, temporary, about)
     except (OSError, SafetensorError) as error:
         raise unwritable(path.parent, error) from None
-    finally:
-        Path(temporary).unlink(missing_ok=True)
 
 
 def _decoded(

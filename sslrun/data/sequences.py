@@ -7,7 +7,6 @@ Text is one flat tensor of ids, in memory or mapped from a file; an example is a
 from __future__ import annotations
 
 import hashlib
-import os
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +21,7 @@ from sslrun.data.cache import locked
 from sslrun.data.examples import Batch, Examples
 from sslrun.data.tokenizer import Tokenizer
 from sslrun.errors import UserError
+from sslrun.files import replacing
 
 IGNORED = -100
 """The label of a token that has none; `cross_entropy` skips it."""
@@ -268,11 +268,9 @@ class Documents(Examples):
         if not file.exists():
             with locked(file):
                 if not file.exists():
-                    temporary = file.with_name(f".{file.name}")
-                    with open(temporary, "wb") as parts:
+                    with replacing(file) as temporary, open(temporary, "wb") as parts:
                         for part in self._pairs(dupes, seed, random):
                             parts.write(part.tobytes())  # `tofile` does not say that a disk is full
-                    os.replace(temporary, file)
         return np.memmap(file, np.int64, "c").reshape(-1, 5)
 
     def _pairs(self, dupes: int, seed: int, random: float) -> Iterator[np.ndarray]:

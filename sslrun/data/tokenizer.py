@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +15,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor
 
 from sslrun.errors import UserError
+from sslrun.files import replacing
 from sslrun.hub import hub_or_offline
 from sslrun.registry import Options
 
@@ -117,9 +117,8 @@ class Tokenizer:
     def save(self, folder: Path) -> None:
         """Write tokenizer.json, as transformers reads it."""
         folder.mkdir(parents=True, exist_ok=True)
-        temporary = folder / f".tokenizer.{os.getpid()}"
-        self.core.save(str(temporary))
-        os.replace(temporary, folder / "tokenizer.json")
+        with replacing(folder / "tokenizer.json") as temporary:
+            self.core.save(str(temporary))
 
 
 def wordpiece(lowercase: bool, vocab: dict[str, int] | None = None) -> Core:

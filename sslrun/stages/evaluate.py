@@ -29,6 +29,7 @@ from sslrun.data.shifts import ID, Part, Shift, parts_of
 from sslrun.data.sources import sources
 from sslrun.data.splits import Splits, labelled, load_splits
 from sslrun.errors import UserError
+from sslrun.files import replacing
 from sslrun.protocols import CLASSICAL, Finetune
 from sslrun.recipe import Evaluation, Named, Recipe
 from sslrun.runs import Run
@@ -530,9 +531,8 @@ class Work:
                     return
         path.parent.mkdir(parents=True, exist_ok=True)
         whole = {name: each.detach().clone().contiguous() for name, each in learner.state_dict().items()}
-        partial_path = path.with_suffix(".partial")
-        save_file(whole, partial_path, {"score": repr(score)})
-        partial_path.replace(path)
+        with replacing(path) as temporary:
+            save_file(whole, temporary, {"score": repr(score)})
 
     def _scores(self, learner: TaskLearner, split: str) -> dict[str, float]:
         """Metrics of a trained learner on a whole split."""
@@ -565,4 +565,5 @@ class Work:
 
     def _keep_head(self, head: nn.Module) -> None:
         if distributed.is_main():
-            save_file({name: each.contiguous() for name, each in head.state_dict().items()}, self.cell.made.path / HEAD)
+            with replacing(self.cell.made.path / HEAD) as temporary:
+                save_file({name: each.contiguous() for name, each in head.state_dict().items()}, temporary)

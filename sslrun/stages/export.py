@@ -16,6 +16,7 @@ from sslrun.backbones.weights import read
 from sslrun.data.sequences import TextSpec
 from sslrun.data.tokenizer import Tokenizer, TokenizerOptions, blank_tokenizer, load_tokenizer
 from sslrun.errors import UserError
+from sslrun.files import replacing
 from sslrun.stages.pretrain import WEIGHTS
 
 TOKENIZER = "tokenizer.json"
@@ -43,7 +44,8 @@ def export(source: Path, folder: Path) -> None:
     found = {key: tensor.contiguous() for key, tensor in backbone.to_transformers().items()}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(found, folder / "model.safetensors", {"format": "pt"})
+        with replacing(folder / "model.safetensors") as temporary:
+            save_file(found, temporary, {"format": "pt"})
         (folder / "config.json").write_text(json.dumps(backbone.transformers_config(), indent=2) + "\n")
         if (weights.parent / TOKENIZER).is_file():
             _export_tokenizer(

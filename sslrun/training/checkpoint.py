@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 import warnings
 from pathlib import Path
 
@@ -14,9 +13,11 @@ import torch
 from safetensors.torch import load_model, save_model
 
 from sslrun.errors import UserError, disk_is_full
+from sslrun.files import replacing, sync
 from sslrun.training.loop import Training
 
 WEIGHTS, STATE, MANIFEST = "learner.safetensors", "training.pt", "manifest.json"
+UNFINISHED = ".unfinished"
 
 
 def save(training: Training, folder: Path) -> Path:
@@ -24,20 +25,23 @@ def save(training: Training, folder: Path) -> Path:
     target = folder / f"step-{training.step:09d}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=folder, prefix=".writing-"))
+        unfinished = folder / UNFINISHED
+        shutil.rmtree(unfinished, ignore_errors=True)  # of a process that was killed
+        unfinished.mkdir()
         try:
-            save_model(training.learner, str(temporary / WEIGHTS))
-            torch.save(training.state_dict(), temporary / STATE)
-            sums = {name: _checksum(temporary / name) for name in (WEIGHTS, STATE)}
-            (temporary / MANIFEST).write_text(json.dumps({"step": training.step, "sha256": sums}))
-            for each in temporary.iterdir():
-                _sync(each)
+            with replacing(unfinished / WEIGHTS) as file:
+                save_model(training.learner, str(file))
+            with replacing(unfinished / STATE) as file:
+                torch.save(training.state_dict(), file)
+            sums = {name: _checksum(unfinished / name) for name in (WEIGHTS, STATE)}
+            with replacing(unfinished / MANIFEST) as file:
+                file.write_text(json.dumps({"step": training.step, "sha256": sums}))
             if target.exists():
                 shutil.rmtree(target)
-            os.replace(temporary, target)
-            _sync(folder)
+            os.replace(unfinished, target)
+            sync(folder)
         finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+            shutil.rmtree(unfinished, ignore_errors=True)
     except (OSError, RuntimeError) as error:
         if not disk_is_full(error) and shutil.disk_usage(folder).free >= 2**20:  # torch.save does not always say
             raise
@@ -76,11 +80,3 @@ def _intact(path: Path) -> bool:
 def _checksum(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
