@@ -13,7 +13,7 @@ import math
 import struct
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -223,6 +223,7 @@ def train(training: Training, examples: Examples, seed: int) -> Iterator[Step]:
     warmup = round(schedule.warmup * epoch_steps)
     parameters = [each for each in learner.parameters() if each.requires_grad]
     plain, model = _wrapped(training, total)
+    begun = training.step
     generator = compute.generator()
     batches = examples.batches(_order(examples, schedule, seed, training.step, total), compute.device)
     learner.train()
@@ -241,7 +242,9 @@ def train(training: Training, examples: Examples, seed: int) -> Iterator[Step]:
                 generator.manual_seed(at)
                 with torch.no_grad():
                     views = learner.views(next(batches), generator)
-                with counter or nullcontext():
+                # Over devices gradients are summed at the last part alone; a static graph is learned from all of a step.
+                summed = part == schedule.accumulate - 1 or training.step == begun
+                with counter or nullcontext(), nullcontext() if summed else _unsummed(plain):
                     with compute.autocast(schedule.precision):
                         output = model(views) if counter is None else plain(views)
                     (output.loss / schedule.accumulate).backward()
@@ -280,9 +283,9 @@ def _order(examples: Examples, schedule: Schedule, seed: int, step: int, total: 
     count = len(examples)
     lengths = examples.lengths if schedule.by_length else None
     world, rank = distributed.world_size(), distributed.rank()
-    part = schedule.batch // schedule.accumulate
-    if part % world:
-        raise UserError(f"a batch of {part} can't be shared evenly by {world} devices: make it a multiple of {world}")
+    size = schedule.batch // schedule.accumulate
+    if size % world:
+        raise UserError(f"a batch of {size} can't be shared evenly by {world} devices: make it a multiple of {world}")
     epoch_steps, shuffled = schedule.steps_an_epoch(count), -1
     for at in range(step, total):
         epoch, place = divmod(at, epoch_steps)
@@ -292,8 +295,9 @@ def _order(examples: Examples, schedule: Schedule, seed: int, step: int, total: 
             if lengths is not None:
                 order = _by_length(order, lengths, schedule.batch, generator)
             shuffled = epoch
-        for indices in order[place * schedule.batch : (place + 1) * schedule.batch].split(part):
-            yield indices.view(world, -1)[rank]
+        indices = order[place * schedule.batch : (place + 1) * schedule.batch]
+        for part in range(schedule.accumulate):  # dealt, that no part or device gets the longest ones
+            yield indices[part :: schedule.accumulate][rank::world]
 
 
 def _by_length(order: Tensor, lengths: Tensor, batch: int, generator: torch.Generator) -> Tensor:
@@ -332,8 +336,16 @@ def _wrapped(training: Training, total: int) -> tuple[nn.Module, nn.Module]:
         # Static: some parameters may never be used, such as BERT's pooler without next-sentence prediction.
         model = nn.parallel.DistributedDataParallel(model, static_graph=True)
     if training.compute.compiles(training.schedule.compile, total):
+        # Each training anew: of one function torch keeps a few variants a process, and takes none but the first few; and
+        # how a run is rounded must not depend on those before it.
+        torch.compiler.reset()
         return model, torch.compile(model)  # type: ignore[return-value]
     return model, model
+
+
+def _unsummed(model: nn.Module) -> AbstractContextManager[None]:
+    """Gradients stay each device's own, until they are summed together with those of a later part."""
+    return model.no_sync() if isinstance(model, nn.parallel.DistributedDataParallel) else nullcontext()
 
 
 @contextmanager

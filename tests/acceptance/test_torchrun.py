@@ -16,7 +16,7 @@ name: vit
 backbone: {name: vit-tiny, patch: 4, depth: 2, width: 32, heads: 2, pool: mean}
 pretext: {name: rotation, augmentation: {flip: 0}}  # random views are drawn by rank
 data: {name: digits, size: 8}
-pretrain: {steps: 3, batch: 64, lr: 0.002, precision: fp32}
+pretrain: {steps: 3, batch: 64, accumulate: 2, lr: 0.002, precision: fp32}
 evaluate: {digits: {protocols: [finetune, lpft], labels: [0.01], task: {augmentation: {flip: 0}}}}
 finetune: {epochs: 6, batch: 64, optimizer: sgd, lr: [0.01, 0.1], keep: best, precision: fp32}
 """

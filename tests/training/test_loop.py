@@ -120,6 +120,10 @@ def test_a_batch_is_of_like_lengths_and_an_epoch_of_all_examples():
     assert not torch.equal(found[0], found[125])
     rest = list(loop._order(ragged, Schedule(epochs=2, batch=16, lr=0.1), 0, 130, 250))
     assert all(torch.equal(a, b) for a, b in zip(rest, found[130:], strict=True))
+    parts = list(loop._order(ragged, Schedule(epochs=2, batch=400, accumulate=4, lr=0.1), 0, 0, 4))
+    for batch in zip(*[iter(parts)] * 4, strict=True):  # none has the long ones, whose mean would count no more
+        means = torch.tensor([lengths[each].float().mean() for each in batch])
+        assert means.max() < 1.02 * means.min()
 
 
 def test_lengths_are_not_asked_for_at_every_step():
