@@ -16,7 +16,7 @@ from sslrun.data.sequences import IGNORED, Tokens
 from sslrun.errors import UserError
 from sslrun.learner import Output
 from sslrun.pretexts.base import pretexts
-from sslrun.pretexts.language import LanguageOptions, LanguagePretext, Pairs, TokenHead
+from sslrun.pretexts.language import LanguageOptions, LanguagePretext, Pairs, TokenHead, entropy
 
 
 class Corrupted(NamedTuple):
@@ -107,6 +107,13 @@ class Denoise(LanguagePretext):
             x = block(x, mask=mask, causal=True, memory=features.tokens, memory_mask=memory_mask)
         loss, accuracy = self.head.loss(x, self.table.weight, views.targets)
         return Output(loss, {"accuracy": accuracy})
+
+    def without_context(self, shares: Tensor) -> float:
+        """The entropy of what the decoder names in a full sequence: the tokens cut out, a sentinel a span, and [SEP]."""
+        cut = max(1, round((self.backbone.spec.length - 2) * self.options.rate))
+        others = torch.tensor([max(1, round(cut / self.options.span)), 1.0], dtype=shares.dtype)
+        told = torch.cat([cut * shares, others])
+        return entropy(told / told.sum())
 
     def _spans(self, inner: Tensor, generator: torch.Generator) -> Tensor:
         """(B, T) which tokens are cut out: T5's alternation of random segments kept and cut, of as many as fit. A segment

@@ -67,12 +67,20 @@ class LanguagePretext(Pretext):
         return {"held_out_loss": output.loss, **{f"held_out_{name}": each for name, each in output.metrics.items()}}
 
     def floor(self, examples: Examples) -> float | None:
-        """The entropy of single tokens, in nats."""
         if not isinstance(examples, Documents):
             return None
-        shares = examples.unigrams().double()
-        shares = shares[shares > 0] / shares.sum()
-        return -(shares * shares.log()).sum().item()
+        counts = examples.unigrams().double()
+        return self.without_context(counts / counts.sum())
+
+    def without_context(self, shares: Tensor) -> float:
+        """The lowest loss, in nats, of whoever knows nothing but how often each token occurs, `shares` (V,) of all: here
+        their entropy."""
+        return entropy(shares)
+
+
+def entropy(shares: Tensor) -> float:
+    """In nats."""
+    return -torch.xlogy(shares, shares).sum().item()
 
 
 class TokenHead(nn.Module):

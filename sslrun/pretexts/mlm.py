@@ -15,7 +15,7 @@ from sslrun.data.sequences import IGNORED, Documents, Tokens
 from sslrun.errors import UserError
 from sslrun.learner import Output
 from sslrun.pretexts.base import pretexts
-from sslrun.pretexts.language import LanguageOptions, LanguagePretext, TokenHead
+from sslrun.pretexts.language import LanguageOptions, LanguagePretext, TokenHead, entropy
 
 RATE = 0.15
 """BERT's share of chosen tokens; every held-out loss is taken at it, that losses of other rates may be compared."""
@@ -122,6 +122,16 @@ class Mlm(LanguagePretext):
             "held_out_loss": metrics["mlm_loss"],
             **{f"held_out_{k}": v for k, v in metrics.items() if k != "mlm_loss"},
         }
+
+    def without_context(self, shares: Tensor) -> float:
+        """Of what stands under [MASK] its entropy; of the other chosen tokens the entropy given what is shown, which may
+        be the token itself."""
+        mask, replace = self.options.mask, self.options.replace
+        kept = (1 - mask - replace) * shares
+        replaced = replace * shares / len(shares)  # by each token of the vocabulary
+        both = (len(shares) - 1) * entropy(replaced) + entropy(kept + replaced)  # what stood there, and what is shown
+        shown = entropy(kept + replace / len(shares))
+        return mask * entropy(shares) + both - shown
 
     def _masked(self, batch: Batch, generator: torch.Generator, rate: float) -> Masked:
         tokens = self.tokens(batch)

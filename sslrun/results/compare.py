@@ -152,7 +152,8 @@ def facts(run: Path) -> dict[str, Any]:
 def _described(backbone: dict[str, Any]) -> str:
     """Its name and, in parentheses, the options that are not the defaults."""
     name, given = backbone["name"], {key: value for key, value in backbone.items() if key not in ("name", "files")}
-    default = backbones[name].Options().model_dump(mode="json") if name in backbones else {}
+    # Constructed, not validated: some have options that must be given, as hf its model.
+    default = backbones[name].Options.model_construct().model_dump(mode="json") if name in backbones else {}
     changed = [f"{key} {value}" for key, value in given.items() if key not in default or default[key] != value]
     return f"{name} ({', '.join(changed)})" if changed else str(name)
 

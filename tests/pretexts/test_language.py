@@ -13,7 +13,7 @@ from sslrun.data.tokenizer import SPECIALS, Tokenizer, blank_tokenizer, wordpiec
 from sslrun.errors import UserError
 from sslrun.pretexts import language
 from sslrun.pretexts.base import pretexts
-from sslrun.pretexts.language import TokenHead, following, preceding
+from sslrun.pretexts.language import TokenHead, entropy, following, preceding
 
 VOCAB = 100
 TOKENIZER = blank_tokenizer(VOCAB)
@@ -279,15 +279,33 @@ def test_the_held_out_loss_is_at_15_percent_and_of_masked_words_alone():
     assert {"held_out_mlm_accuracy", "held_out_nsp_loss", "held_out_nsp_accuracy"} < set(found)
 
 
-def test_the_floor_is_the_entropy_of_words():
+def test_the_floor_is_what_frequencies_alone_come_to():
     corpus = Documents(
         torch.tensor([5] * 4 + [6] * 2 + [7] * 2, dtype=torch.int32),
         torch.tensor([0, 4, 8]),
         torch.arange(3),
         TextSpec(TOKENIZER, 16),
     )
-    assert made("mlm").floor(corpus) == pytest.approx(1.5 * math.log(2))
+    assert made("ltr", "gpt").floor(corpus) == pytest.approx(1.5 * math.log(2))
+    assert made("mlm", mask=1.0, replace=0.0).floor(corpus) == pytest.approx(1.5 * math.log(2))
     assert made("mlm").floor(labelled([[5]], None, None, (), TextSpec(TOKENIZER, 16))) is None
+
+
+def test_the_floor_of_masked_tokens_knows_that_some_are_shown():
+    shares = torch.tensor([0.0, 0.5, 0.3, 0.15, 0.05], dtype=torch.float64)
+    both = torch.zeros(5, 6, dtype=torch.float64)  # what stood there, what is shown (the last: [MASK])
+    both[:, 5] = 0.8 * shares
+    both[:, :5] = 0.1 * shares.diag() + 0.1 * shares[:, None] / 5
+    best = -torch.xlogy(both, both / both.sum(dim=0)).sum().item()
+    assert made("mlm").without_context(shares) == pytest.approx(best)
+    assert best < entropy(shares)
+
+
+def test_the_floor_of_denoising_counts_what_is_no_text():
+    pretext = made("denoise", rate=0.3, span=3.0)
+    cut = round(0.3 * (pretext.backbone.spec.length - 2))
+    told = torch.tensor([cut / 2, cut / 2, round(cut / 3), 1.0])
+    assert pretext.without_context(torch.tensor([0.5, 0.5])) == pytest.approx(entropy(told / told.sum()), rel=1e-6)
 
 
 def test_a_loss_without_targets_is_nothing_and_others_are_means():

@@ -242,6 +242,10 @@ def test_facts_are_read_from_a_runs_folder_and_its_pretraining(tmp_path):
         "parameters": 9,
     }
     assert facts(tmp_path) == {}
+    (run / "identity.json").write_text(
+        json.dumps({"backbone": {"name": "hf", "model": "some/encoder", "pretrained": True, "files": ["abc"]}})
+    )
+    assert facts(run) == {"backbone": "hf (model some/encoder)"}
 
 
 def test_every_published_table_stands_beside_any_other():
