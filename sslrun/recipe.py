@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, cast, get_args
 
 import yaml
 from pydantic import (
@@ -39,7 +39,7 @@ from sslrun.pretexts.base import pretexts
 from sslrun.protocols import PROTOCOLS, Protocols
 from sslrun.registry import Options, Registry, did_you_mean
 from sslrun.runs import contents
-from sslrun.tasks.base import tasks
+from sslrun.tasks.base import TaskOptions, tasks
 from sslrun.training.loop import Schedule
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -110,7 +110,7 @@ class Evaluation(BaseModel):
     """Shares of the training labels, class-balanced and nested; a whole number above 1 is labels a class."""
     restarts: int = Field(1, ge=1)
     """Times that whatever is trained from labels is trained, from the same pretrained weights: with a new head and in
-    another order of the data (BERT's fine-tuning restarts)."""
+    another order of the data (BERT's fine-tuning restarts). What has one solution, as a probe by L-BFGS, is not."""
     shifts: dict[Annotated[str, AfterValidator(_shift_name)], Shift] = {}
     """Test sets out of distribution, by name: every protocol is scored on them too, and chooses nothing by them."""
     options: Protocols
@@ -120,6 +120,12 @@ class Evaluation(BaseModel):
     def reads(self) -> tuple[Named, ...]:
         """The data sets that it reads: its own, and those of its shifts."""
         return (self.data, *(each.data for each in self.shifts.values() if each.data is not None))
+
+    def restarts_of(self, protocol: str) -> int:
+        """How often a protocol is run."""
+        stepwise = self.options.probe.solver == "sgd" or not cast(TaskOptions, self.task.options).linear
+        trained = protocol in ("finetune", "lpft", "scratch") or (protocol == "probe" and stepwise)
+        return self.restarts if trained else 1
 
     def labels_of(self, protocol: str) -> tuple[float, ...]:
         """From how many labels a protocol learns: `labels`; a class's, where it is few-shot learning."""

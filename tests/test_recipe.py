@@ -78,6 +78,24 @@ def test_protocol_options_go_from_recipe_to_evaluation_and_from_finetune_to_lpft
     assert (options.lpft.epochs, options.lpft.lr) == (3, 0.001)
 
 
+def test_restarts_are_of_what_is_trained_step_by_step(write):
+    text = """\
+name: mine
+data: {name: world, length: 32}
+backbone: lstm
+evaluate:
+  world-sentiment: {restarts: 3, protocols: [probe]}
+  by-sgd: {restarts: 3, protocols: [probe], data: world-sentiment, probe: {solver: sgd}}
+  mixed: {restarts: 3, protocols: [probe], data: world-sentiment, task: {pool: mixture}}
+  world-span: {restarts: 3, protocols: [probe]}
+"""
+    evaluate = load(write(text)).evaluate
+    found = {name: [each.restarts_of(one) for one in ("knn", "probe", "lpft")] for name, each in evaluate.items()}
+    assert found == {
+        "world-sentiment": [1, 1, 3], "by-sgd": [1, 3, 3], "mixed": [1, 3, 3], "world-span": [1, 3, 3]
+    }  # fmt: skip
+
+
 def test_steps_replace_inherited_epochs(write):
     options = load(write(GOOD + "scratch: {steps: 7}\n")).evaluate["digits"].options
     assert (options.scratch.epochs, options.scratch.steps) == (None, 7)

@@ -442,7 +442,7 @@ def _over(results: Sequence[dict[str, Any]]) -> str:
         f"{len(seeds)} seeds" if len(seeds) > 1 else f"seed {seeds[0]} alone" if restarts == 1 else f"seed {seeds[0]}"
     )
     if restarts > 1:
-        said += f" and up to {restarts} restarts of fine-tuning"
+        said += f" and up to {restarts} restarts"
     return said if len(seeds) == restarts == 1 else f"mean ± standard deviation over {said}"
 
 

@@ -17,7 +17,6 @@ from sslrun.backbones import build_backbone
 from sslrun.data.sources import lacking, sources
 from sslrun.pretexts.base import pretexts
 from sslrun.recipe import Pretrain, Recipe
-from sslrun.stages.evaluate import TRAINED
 from sslrun.training.device import Compute
 from sslrun.training.flops import flop_counter
 
@@ -43,7 +42,7 @@ def checked(row: str, recipe: Recipe, compute: Compute) -> dict[str, Any]:
         "parameters": sum(each.numel() for each in backbone.parameters()),
         "input": str(spec),
         "cells": sum(
-            len(each.labels_of(protocol)) * (each.restarts if protocol in TRAINED else 1)
+            len(each.labels_of(protocol)) * each.restarts_of(protocol)
             for each in recipe.evaluate.values()
             for protocol in each.protocols
         ),

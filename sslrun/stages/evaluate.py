@@ -54,8 +54,6 @@ HEAD = "head.safetensors"
 BEST = "best.safetensors"
 RESTART = 10_000
 """Between the seeds of two restarts: no seed of a sweep is that large."""
-TRAINED = ("finetune", "lpft", "scratch")
-"""Protocols that restarts repeat."""
 EVAL_BATCH = 256
 """Examples run at a time where nothing is trained."""
 
@@ -155,8 +153,8 @@ class Cell:
 
     @property
     def probe(self) -> Cell:
-        """The probe of the same features from the same labels."""
-        return replace(self, protocol="probe", restart=0)
+        """The probe of the same features from the same labels; the same restart's, if it has any."""
+        return replace(self, protocol="probe", restart=min(self.restart, self.evaluation.restarts_of("probe") - 1))
 
     @property
     def start(self) -> int:
@@ -241,7 +239,7 @@ def cells(
         for task, evaluation in recipe.evaluate.items()
         for protocol in protocols or evaluation.protocols
         for labels in evaluation.labels_of(protocol)
-        for restart in range(evaluation.restarts if protocol in TRAINED else 1)
+        for restart in range(evaluation.restarts_of(protocol))
     ]
 
 

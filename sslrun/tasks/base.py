@@ -21,6 +21,11 @@ from sslrun.registry import Options, Registry
 class TaskOptions(Options):
     """Settings of a task."""
 
+    @property
+    def linear(self) -> bool:
+        """Whether the head is linear, of one vector an example."""
+        return True
+
     def check_depth(self, depth: int) -> None:
         """UserError: a backbone of that `depth` has not what the head is to read. By default any has it."""
 
@@ -51,7 +56,7 @@ class Task:
     @property
     def linear(self) -> bool:
         """Whether the head is a linear classifier of one vector an example: such are fitted to frozen features."""
-        return True
+        return bool(self.options.linear)
 
     def head(self, width: int, depth: int = 0) -> nn.Module:
         """A fresh head: from what `reads` gives of a backbone of that `width` (and `depth`), to outputs."""

@@ -57,6 +57,10 @@ class TokenTaskOptions(TextTaskOptions):
     pool: Literal["cls", "last4", "mixture"] = "cls"
     """What a token is read from. cls: the last layer. last4: the last four, side by side. mixture: of all layers."""
 
+    @property
+    def linear(self) -> bool:
+        return False
+
 
 class DroppedLinear(nn.Linear):
     """Dropout and a linear map, with a linear map's weights."""
@@ -84,6 +88,23 @@ class ScalarMix(nn.Module):
         return self.scale * sum(share * layer for share, layer in zip(shares, layers, strict=True))
 
 
+class BiLstm(nn.Module):
+    """LSTM layers that read both ways, each given both directions of the one below."""
+
+    def __init__(self, inputs: int, width: int, depth: int, dropout: float) -> None:
+        super().__init__()
+        given = [inputs, *[2 * width] * (depth - 1)]
+        self.ahead = nn.ModuleList(Layered(each, width, 1, dropout) for each in given)
+        self.back = nn.ModuleList(Layered(each, width, 1, dropout) for each in given)
+
+    def forward(self, x: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
+        """States (B, T, D) of the top layer's two directions. `real` (B, T): what is no padding."""
+        for ahead, back in zip(self.ahead, self.back, strict=True):
+            forwards, backwards = ahead(x)[0], reversed_real(back(reversed_real(x, real))[0], real)
+            x = torch.cat([forwards, backwards], dim=-1)
+        return forwards, backwards
+
+
 class TextHead(nn.Module):
     """From features to outputs, where this takes more than a linear map of one vector."""
 
@@ -92,11 +113,9 @@ class TextHead(nn.Module):
         self.pool, self.whole = options.pool, whole
         options.check_depth(depth)
         self.mix = ScalarMix(depth) if self.pool == "mixture" else None
-        width = 4 * width if self.pool == "last4" else width
-        layers = options.bilstm
-        self.ahead = Layered(width, width, layers, options.dropout) if layers else None
-        self.back = Layered(width, width, layers, options.dropout) if layers else None
-        self.linear = DroppedLinear(2 * width if layers else width, outputs, options.dropout)
+        inputs = 4 * width if self.pool == "last4" else width
+        self.bilstm = BiLstm(inputs, width, options.bilstm, options.dropout) if options.bilstm else None
+        self.linear = DroppedLinear(2 * width if options.bilstm else inputs, outputs, options.dropout)
 
     def forward(self, features: Features) -> Tensor:
         """(B, C) for whole sequences, else (B, T, C), with -inf at padding."""
@@ -108,9 +127,8 @@ class TextHead(nn.Module):
             tokens = self.mix(features.layers)
         elif self.pool == "last4":
             tokens = torch.cat(features.layers[-4:], dim=-1)
-        if self.ahead is not None and self.back is not None:
-            ahead = self.ahead(tokens)[-1]
-            back = reversed_real(self.back(reversed_real(tokens, real))[-1], real)
+        if self.bilstm is not None:
+            ahead, back = self.bilstm(tokens, real)
             if self.whole:
                 last = real.sum(dim=1) - 1
                 return self.linear(torch.cat([at(ahead, last), back[:, 0]], dim=-1))
@@ -132,6 +150,10 @@ class Sentences(Task):
         metric: Literal["accuracy", "f1", "macro_f1", "matthews", "spearman"] | None = None
         """What chooses hyper-parameters and stands in tables; default: accuracy, of numbers spearman. f1: of class 1."""
 
+        @property
+        def linear(self) -> bool:
+            return not self.bilstm and self.pool != "mixture"
+
         @model_validator(mode="after")
         def _one_readout(self) -> Sentences.Options:
             if self.bilstm and self.pool == "mean":
@@ -150,17 +172,17 @@ class Sentences(Task):
 
     @property
     def linear(self) -> bool:
-        return bool(self.classes) and not self.options.bilstm and self.options.pool != "mixture"
+        return bool(self.classes) and super().linear
 
     def head(self, width: int, depth: int = 0) -> nn.Module:
         outputs = max(1, len(self.classes))
-        if self.options.bilstm or self.options.pool == "mixture":
+        if not self.options.linear:
             return TextHead(width, depth, outputs, self.options, whole=True)
         self.options.check_depth(depth)
         return DroppedLinear(4 * width if self.options.pool == "last4" else width, outputs, self.options.dropout)
 
     def reads(self, features: Features) -> Any:
-        if self.options.bilstm or self.options.pool == "mixture":
+        if not self.options.linear:
             return features
         tokens, real, read = features.tokens, features.mask, features.read
         assert tokens is not None
@@ -206,10 +228,6 @@ class Span(Task):
     options: Span.Options
     primary = "f1"
 
-    @property
-    def linear(self) -> bool:
-        return False
-
     def head(self, width: int, depth: int = 0) -> nn.Module:
         return TextHead(width, depth, 2, self.options, whole=False)
 
@@ -241,10 +259,6 @@ class Tagging(Task):
     def __init__(self, options: TokenTaskOptions, spec: Any, classes: tuple[str, ...]) -> None:
         super().__init__(options, spec, classes)
         self.primary = "f1" if any(tag.startswith(("B-", "I-")) for tag in classes) else "accuracy"
-
-    @property
-    def linear(self) -> bool:
-        return False
 
     def head(self, width: int, depth: int = 0) -> nn.Module:
         return TextHead(width, depth, len(self.classes), self.options, whole=False)

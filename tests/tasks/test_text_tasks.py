@@ -109,8 +109,8 @@ def test_the_bilstm_is_random_and_sees_both_sides_of_a_causal_backbone():
             told.append(head(made.reads(network(inputs))))
             plain = task("span").head(16).eval()
     assert (told[0][0, 2] - told[1][0, 2]).abs().max() > 1e-6  # a place before the change
-    assert plain.ahead is None
-    assert {name.split(".")[0] for name, _ in head.named_parameters()} == {"ahead", "back", "linear"}
+    assert plain.bilstm is None
+    assert {name.split(".")[0] for name, _ in head.named_parameters()} == {"bilstm", "linear"}
     assert head.linear.in_features == 32
     # A whole sequence: the forward half at its last token, the backward half at its first.
     whole = task(bilstm=True).head(16).eval()
@@ -120,11 +120,27 @@ def test_the_bilstm_is_random_and_sees_both_sides_of_a_causal_backbone():
         for row, size in enumerate((9, 6, 14, 4)):
             expected = torch.cat(
                 [
-                    whole.ahead(ahead[row : row + 1, :size])[-1][0, -1],
-                    whole.back(back[row : row + 1, :size].flip(1))[-1][0, -1],
+                    whole.bilstm.ahead[0](ahead[row : row + 1, :size])[-1][0, -1],
+                    whole.bilstm.back[0](back[row : row + 1, :size].flip(1))[-1][0, -1],
                 ]
             )
             torch.testing.assert_close(whole(features)[row], whole.linear(expected), rtol=1e-4, atol=1e-5)
+
+
+def test_the_bilstm_is_torchs_of_the_backbones_width_whatever_it_reads():
+    made = task("span", bilstm=2, pool="last4", dropout=0.0).head(16, 5).bilstm
+    theirs = torch.nn.LSTM(64, 16, 2, batch_first=True, bidirectional=True)
+    weights = {
+        f"{name}_l{layer}{mark}": getattr(cells[layer].cells[0], f"{name}_l0")
+        for mark, cells in (("", made.ahead), ("_reverse", made.back))
+        for layer in range(2)
+        for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+    }
+    theirs.load_state_dict(weights)
+    x = torch.randn(3, 9, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        found = torch.cat(made(x, torch.ones(3, 9, dtype=torch.bool)), dim=-1)
+        torch.testing.assert_close(found, theirs(x)[0])
 
 
 @pytest.mark.parametrize("name", ["bert-tiny", "gpt-tiny", "lstm"])
