@@ -99,8 +99,8 @@ class TransformersEncoder(TextBackbone):
     def forward(self, inputs: Tokens) -> Features:
         real = inputs.real
         mask = real.long()
-        if (inputs.documents > 1).any():  # packed: to tokens of the same document, as numbers to be added to scores
-            allowed = inputs.attendable().tril() if self._causal else inputs.attendable()
+        if inputs.packed and (allowed := inputs.attendable()) is not None:  # as numbers to be added to scores
+            allowed = allowed.tril() if self._causal else allowed
             mask = torch.where(allowed, 0.0, torch.finfo(torch.float32).min)
         given: dict[str, Any] = {"input_ids": inputs.ids, "attention_mask": mask}
         if getattr(self.encoder.config, "type_vocab_size", 0) > 1:

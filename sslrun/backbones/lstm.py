@@ -23,25 +23,29 @@ def reversed_real(x: Tensor, real: Tensor) -> Tensor:
 class Apart:
     """Each document of packed sequences in a row of its own, that no state goes on from one into the next."""
 
-    def __init__(self, documents: Tensor) -> None:
-        """`documents` (B, T): numbers of documents from 1 on, 0 for padding, as of `Tokens`."""
-        number = documents.cummax(dim=1).values  # padding stays with the last one
+    def __init__(self, tokens: Tokens) -> None:
+        self.whole = not tokens.packed
+        """Whether they are that already."""
+        if self.whole:
+            return
+        number = tokens.documents.cummax(dim=1).values  # padding stays with the last one
         begins = number.diff(dim=1, prepend=torch.zeros_like(number[:, :1])) != 0
         begins[:, 0] = True
         place = torch.arange(number.shape[1], device=number.device)
         self.row = begins.flatten().cumsum(0).view_as(number) - 1
         self.place = place - torch.where(begins, place, 0).cummax(dim=1).values
         self.shape = (int(self.row[-1, -1]) + 1, int(self.place.max()) + 1)
+        self.whole = self.shape == self.row.shape
 
     def rows(self, x: Tensor) -> Tensor:
         """(R, L, ...) of (B, T, ...), padded with zeros."""
-        if self.shape == self.row.shape:
+        if self.whole:
             return x
         return x.new_zeros(*self.shape, *x.shape[2:]).index_put((self.row, self.place), x)
 
     def sequences(self, x: Tensor) -> Tensor:
         """(B, T, ...) of (R, L, ...)."""
-        return x if self.shape == self.row.shape else x[self.row, self.place]
+        return x if self.whole else x[self.row, self.place]
 
 
 class Layered(nn.Module):
@@ -80,8 +84,10 @@ class Recurrent(TextBackbone):
     def causal(self) -> bool:
         return self.back is None
 
+    @torch.compiler.disable  # its kernels are cuDNN's, and the rows of packed documents are counted each time
     def forward(self, inputs: Tokens) -> Features:
-        x, real, apart = self.embed(inputs), inputs.real, Apart(inputs.documents)
+        x, real = self.embed(inputs), inputs.real
+        apart = Apart(inputs)
         rows, real_rows = apart.rows(x), apart.rows(real)
         layers = [apart.sequences(each) for each in self.ahead(rows)]
         pooled = at(layers[-1], last_real(real))

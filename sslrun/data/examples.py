@@ -20,8 +20,15 @@ class Batch(NamedTuple):
     """(B,) int64 class ids, or what else the task compares with; None where the set has no labels."""
 
     def to(self, device: torch.device) -> Batch:
-        labels = self.labels if self.labels is None else self.labels.to(device, non_blocking=True)
-        return Batch(self.inputs.to(device, non_blocking=True), labels)
+        inputs = sent(self.inputs, device) if isinstance(self.inputs, Tensor) else self.inputs.to(device)
+        return Batch(inputs, self.labels if self.labels is None else sent(self.labels, device))
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on `device`. A GPU fetches it from pinned memory, for which nobody has to wait."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 class InputSpec(Protocol):
@@ -69,6 +76,15 @@ class Examples(ABC):
         """(N,) how long each example is, where they differ and a batch is padded to its longest; None: all are alike."""
         return None
 
+    @property
+    def nbytes(self) -> int | None:
+        """What it takes on a device; None: it can't lie there."""
+        return None
+
+    def to(self, device: torch.device) -> Examples:
+        """The same set on `device`, where batches are then drawn without a transfer. By default it can't."""
+        raise NotImplementedError
+
     @abstractmethod
     def __len__(self) -> int: ...
 
@@ -97,11 +113,14 @@ class TensorExamples(Examples):
         labels = self.labels if self.labels is None else self.labels[indices]
         return replace(self, inputs=self.inputs[indices.to(self.inputs.device)], labels=labels)
 
+    @property
+    def nbytes(self) -> int:
+        return self.inputs.nbytes
+
     def to(self, device: torch.device) -> TensorExamples:
-        """The same set with its inputs on `device`, where batches are then drawn without a transfer."""
         return replace(self, inputs=self.inputs.to(device))
 
     def batches(self, indices: Iterable[Tensor], device: torch.device) -> Iterator[Batch]:
         for chosen in indices:
             labels = None if self.labels is None else self.labels[chosen]
-            yield Batch(self.inputs[chosen.to(self.inputs.device)], labels).to(device)
+            yield Batch(self.inputs[sent(chosen, self.inputs.device)], labels).to(device)

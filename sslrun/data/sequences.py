@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sslrun.data.cache import locked
-from sslrun.data.examples import Batch, Examples
+from sslrun.data.examples import Batch, Examples, sent
 from sslrun.data.tokenizer import Tokenizer
 from sslrun.errors import UserError
 from sslrun.files import replacing
@@ -58,18 +59,37 @@ class Tokens(NamedTuple):
     """(B, T) int64: 0 up to the first [SEP], 1 in the second part."""
     documents: Tensor
     """(B, T) int64: which of the sequence's documents a token belongs to, from 1; 0: padding."""
+    packed: bool = True
+    """Whether a sequence may hold several documents. Known to who makes the batch, that nobody has to ask the device."""
+    padded: bool = True
+    """Whether there may be padding."""
 
-    def to(self, device: torch.device, non_blocking: bool = False) -> Tokens:
-        return Tokens(*(each.to(device, non_blocking=non_blocking) for each in self))
+    def map(self, change: Callable[[Tensor], Tensor]) -> Tokens:
+        """The same with each tensor changed."""
+        return self._replace(ids=change(self.ids), segments=change(self.segments), documents=change(self.documents))
+
+    def subset(self, rows: Tensor) -> Tokens:
+        """Some of the sequences: (M,) which, or (B,) bool whether."""
+        return self.map(lambda each: each[rows])
+
+    def kept(self, near: Tensor) -> Tokens:
+        """The same with what is not `near`, (B, T) bool or 0 and 1, as if it were padding."""
+        return self._replace(documents=self.documents * near, padded=True)
+
+    def to(self, device: torch.device) -> Tokens:
+        return self.map(lambda each: sent(each, device))
 
     @property
     def real(self) -> Tensor:
         """(B, T) bool: what is no padding."""
         return self.documents > 0
 
-    def attendable(self) -> Tensor:
-        """(B, 1, T, T) bool: each token to those of its document (padding to padding, that no row be empty)."""
-        return (self.documents[:, :, None] == self.documents[:, None, :])[:, None]
+    def attendable(self) -> Tensor | None:
+        """Bool, broadcastable to (B, 1, T, T): each token to those of its document (of packed ones padding to padding, that
+        no row be empty). None: all to all, for which attention has faster kernels."""
+        if self.packed:
+            return (self.documents[:, :, None] == self.documents[:, None, :])[:, None]
+        return self.real[:, None, None] if self.padded else None
 
 
 # ---------------------------------------------------------------- pairs of ranges
@@ -123,15 +143,24 @@ class Sequences(Examples):
 
     def batches(self, indices: Iterable[Tensor], device: torch.device) -> Iterator[Batch]:
         for chosen in indices:
-            ids, segments, documents, tags = self._collated(self.ranges[chosen])
+            tokens, tags = self._collated(self.subset(chosen).lengths, self.ranges[chosen])
             labels = tags if self.tags is not None else None if self.labels is None else self.labels[chosen]
-            yield Batch(Tokens(ids, segments, documents), labels).to(device)
+            yield Batch(tokens, labels).to(device)
 
-    def _collated(self, ranges: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        a, a_end, b, b_end = (column[:, None] for column in ranges.unbind(1))
+    @property
+    def nbytes(self) -> int:
+        return self.tokens.nbytes + (0 if self.tags is None else self.tags.nbytes)
+
+    def to(self, device: torch.device) -> Sequences:
+        return replace(self, tokens=self.tokens.to(device), tags=None if self.tags is None else self.tags.to(device))
+
+    def _collated(self, lengths: Tensor, ranges: Tensor) -> tuple[Tokens, Tensor | None]:
+        """Ids, and tags where there are any, of `ranges` (B, 4) of `lengths` (B,): made where the text lies."""
+        longest, padded = int(lengths.max()), bool(lengths.min() < lengths.max())
+        a, a_end, b, b_end = (column[:, None] for column in sent(ranges, self.tokens.device).unbind(1))
         first, second = a_end - a, b_end - b
         total = 2 + first + torch.where(second > 0, second + 1, 0)
-        place = torch.arange(int(total.max()))
+        place = torch.arange(longest, device=self.tokens.device)
         in_a = (place >= 1) & (place < 1 + first)
         in_b = (place >= 2 + first) & (place < 2 + first + second)
         text = in_a | in_b
@@ -141,7 +170,7 @@ class Sequences(Examples):
         ids = torch.where(text, self.tokens[source].long(), special)
         segments = ((place >= 2 + first) & (place < total)).long()
         tags = None if self.tags is None else torch.where(text, self.tags[source].long(), IGNORED)
-        return ids, segments, (place < total).long(), tags
+        return Tokens(ids, segments, (place < total).long(), packed=False, padded=padded), tags
 
 
 def flat(texts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
@@ -361,6 +390,8 @@ class Packed(Examples):
     """(D + 1,) where each chosen document starts in the running text of the documents with their [SEP]s."""
     places: Tensor
     """(N,) where each sequence starts in the running text."""
+    begins: Tensor
+    """(D,) where each chosen document starts in the corpus's tokens."""
     labels = None
     classes: tuple[str, ...] = ()
 
@@ -371,14 +402,15 @@ class Packed(Examples):
     @classmethod
     def of(cls, corpus: Documents, dupes: int) -> Packed:
         chosen = corpus.chosen
-        lengths = corpus.sentences[corpus.documents[chosen + 1]] - corpus.sentences[corpus.documents[chosen]] + 1
+        begins = corpus.sentences[corpus.documents[chosen]]
+        lengths = corpus.sentences[corpus.documents[chosen + 1]] - begins + 1
         starts = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
         width, total = corpus.spec.length - 1, int(starts[-1])
         shifts = [width * dupe // dupes for dupe in range(dupes)]
         places = torch.cat([torch.arange(shift, max(shift, total - width + 1), width) for shift in shifts])
         if len(places) == 0:
             raise UserError(f"the corpus holds {total} tokens, less than one sequence of {corpus.spec.length}")
-        return cls(corpus, starts, places)
+        return cls(corpus, starts, places, begins)
 
     def __len__(self) -> int:
         return len(self.places)
@@ -386,18 +418,27 @@ class Packed(Examples):
     def subset(self, indices: Tensor) -> Packed:
         return replace(self, places=self.places[indices])
 
+    @property
+    def nbytes(self) -> int:
+        return self.corpus.tokens.nbytes + self.starts.nbytes + self.begins.nbytes
+
+    def to(self, device: torch.device) -> Packed:
+        corpus = replace(self.corpus, tokens=self.corpus.tokens.to(device))
+        return replace(self, corpus=corpus, starts=self.starts.to(device), begins=self.begins.to(device))
+
     def batches(self, indices: Iterable[Tensor], device: torch.device) -> Iterator[Batch]:
-        corpus, tokenizer = self.corpus, self.spec.tokenizer
         for chosen in indices:
-            place = self.places[chosen][:, None] + torch.arange(self.spec.length - 1)
-            document = torch.searchsorted(self.starts, place, right=True) - 1
-            inside = place - self.starts[document]
-            begins = corpus.sentences[corpus.documents[corpus.chosen[document]]]
-            separator = place + 1 == self.starts[document + 1]
-            ids = torch.where(
-                separator, tokenizer.sep, corpus.tokens[torch.where(separator, begins, begins + inside)].long()
-            )
-            ids = torch.cat([torch.full((len(ids), 1), tokenizer.cls), ids], dim=1)
-            number = document - document[:, :1] + 1
-            number = torch.cat([number[:, :1], number], dim=1)
-            yield Batch(Tokens(ids, torch.zeros_like(ids), number), None).to(device)
+            yield Batch(self._collated(self.places[chosen]), None).to(device)
+
+    def _collated(self, places: Tensor) -> Tokens:
+        """The sequences that start at `places` (B,), made where the text lies."""
+        text, tokenizer = self.corpus.tokens, self.spec.tokenizer
+        place = sent(places, text.device)[:, None] + torch.arange(self.spec.length - 1, device=text.device)
+        document = torch.searchsorted(self.starts, place, right=True) - 1
+        begins = self.begins[document]
+        separator = place + 1 == self.starts[document + 1]
+        source = torch.where(separator, begins, begins + place - self.starts[document])
+        ids = F.pad(torch.where(separator, tokenizer.sep, text[source].long()), (1, 0), value=tokenizer.cls)
+        number = document - document[:, :1] + 1
+        number = torch.cat([number[:, :1], number], dim=1)
+        return Tokens(ids, torch.zeros_like(ids), number, padded=False)

@@ -45,7 +45,7 @@ class Guess(NamedTuple):
             return self.tokens
         place = torch.arange(self.tokens.ids.shape[1], device=self.gap.device)
         near = place <= self.gap[:, None] + right
-        return self.tokens._replace(documents=self.tokens.documents * near)
+        return self.tokens.kept(near)
 
 
 class Broken(Mlm):
@@ -62,7 +62,7 @@ class Broken(Mlm):
         seen = torch.where(whole < 0.5, real, 2 + (end * (real - 2)).long())
         place = torch.arange(tokens.ids.shape[1], device=real.device)
         near = place < seen[:, None]
-        return super().views(batch._replace(inputs=tokens._replace(documents=tokens.documents * near)), generator)
+        return super().views(batch._replace(inputs=tokens.kept(near)), generator)
 
 
 MODELS: dict[str, type[LanguagePretext]] = {"masked": Broken, "left to right": Ltr}
@@ -152,7 +152,7 @@ class GuessMeasurement(Measurement):
         tokens: Tokens = batch.inputs
         room = tokens.real.sum(dim=1) - 2 - max(self.options.right, default=0)  # [CLS] before, [SEP] behind
         kept = room >= 1
-        tokens, room = Tokens(*(each[kept] for each in tokens)), room[kept]
+        tokens, room = tokens.subset(kept), room[kept]
         if not len(room):
             raise UserError(f"{self.options.data['name']}: its sequences are too short for that much right context")
         draw = torch.rand(len(room), generator=torch.Generator().manual_seed(seed))
@@ -194,7 +194,7 @@ def guesses(model: Any, guess: Guess, right: int | None, device: torch.device) -
 
 def _batches(tokens: Tokens, gap: Tensor, size: int = 256) -> Iterator[tuple[Tokens, Tensor]]:
     for rows in torch.arange(len(gap)).split(size):
-        yield Tokens(*(each[rows] for each in tokens)), gap[rows]
+        yield tokens.subset(rows), gap[rows]
 
 
 def gapped(sentence: str, spec: TextSpec) -> Guess:

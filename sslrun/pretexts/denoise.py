@@ -82,6 +82,7 @@ class Denoise(LanguagePretext):
             _moved(torch.where(starts, tokenizer.mask, ids), target, tokenizer.pad),
             _moved(tokens.segments, target, 0),
             _moved(tokens.documents, target, 0),
+            packed=tokens.packed,
         )
         length = max(4, int(ids.shape[1] * self.options.rate * (1 + 1 / self.options.span)) + 3)
         length = min(length, ids.shape[1])  # each span has a token before it that is kept

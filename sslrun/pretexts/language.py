@@ -60,7 +60,9 @@ class LanguagePretext(Pretext):
     def tokens(self, batch: Batch) -> Tokens:
         """The batch's tokens, with the documents that may see each other."""
         tokens: Tokens = batch.inputs
-        return tokens._replace(documents=tokens.real.long()) if self.options.cross_documents else tokens
+        if self.options.cross_documents:
+            return tokens._replace(documents=tokens.real.long(), packed=False)
+        return tokens
 
     def held_out(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         output = self(self.views(batch, generator))

@@ -138,8 +138,7 @@ class Mlm(LanguagePretext):
         ids, tokenizer = tokens.ids, self.tokenizer
         noise = _static(ids, tokens.real) if self.options.masking == "static" else _drawn(ids, generator)
         allowed = tokens.real & (ids != tokenizer.cls) & (ids != tokenizer.sep) & (ids != tokenizer.pad)
-        wanted = torch.tensor([_wanted(length, rate) for length in range(ids.shape[1] + 1)], device=ids.device)
-        wanted, most = wanted[tokens.real.sum(dim=1)], _wanted(ids.shape[1], rate)
+        wanted, most = _wanted(tokens.real.sum(dim=1), rate), max(1, round(ids.shape[1] * rate))
         order = noise[0]
         if self.options.whole_words:
             order, allowed = self._whole_words(order, ids, allowed, wanted, most)
@@ -181,9 +180,11 @@ def _embedding(backbone: TextBackbone) -> Tensor | None:
         return None
 
 
-def _wanted(length: int, rate: float) -> int:
-    """How many tokens of a sequence are chosen: in Python's numbers, as float32's round some halves the other way."""
-    return max(1, round(length * rate))
+def _wanted(lengths: Tensor, rate: float) -> Tensor:
+    """How many tokens of sequences are chosen: in float64, as Python's own, since float32 rounds some halves the other
+    way (but for Apple's GPUs, which have no other)."""
+    exact = lengths.float() if lengths.device.type == "mps" else lengths.double()
+    return (exact * rate).round().clamp_min(1).long()
 
 
 def _drawn(ids: Tensor, generator: torch.Generator) -> Tensor:

@@ -1,6 +1,6 @@
 """The tasks of BERT's Figure 4: a class for a sentence or a pair, the span that answers a question, a tag a word.
 
-Heads are BERT's: dropout and one linear map. `bilstm` puts a randomly initialised BiLSTM between, as the last row of its
+Heads are BERT's: dropout (of spans none) and one linear map. `bilstm` puts a randomly initialised BiLSTM between, as the last row of its
 Table 5 (whose size and readout the paper leaves open: here as wide as the backbone in each direction; a whole sequence
 is read at the forward half's last token and the backward half's first).
 """
@@ -220,6 +220,8 @@ class Span(Task):
     """The span of a passage that answers a question: a score for each token to begin and to end it (SQuAD)."""
 
     class Options(TokenTaskOptions):
+        dropout: float = Field(0.0, ge=0, lt=1)
+        """On what the head is given; BERT's has none for spans."""
         answer_length: int = Field(30, ge=1)
         """Tokens of an answer at most."""
         candidates: int = Field(20, ge=1)
@@ -268,7 +270,9 @@ class Tagging(Task):
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         known = targets != IGNORED
-        return F.cross_entropy(outputs[known], targets[known])
+        scores = outputs.masked_fill(~known[..., None], 0)  # at padding they are -inf, whose gradient is none
+        losses = F.cross_entropy(scores.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum")
+        return losses / known.sum().clamp_min(1)
 
     def score(self, outputs: Tensor, examples: Examples) -> dict[str, float]:
         """Precision, recall and F1 of entities (exact span and type), and the accuracy of tags, in percent."""

@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from sslrun.data.examples import Examples, TensorExamples
+from sslrun.data.examples import Examples
 from sslrun.errors import UserError
 
 Precision = Literal["auto", "fp32", "bf16"]
@@ -47,12 +47,11 @@ class Compute:
         return module.to(memory_format=torch.channels_last) if convolutional else module
 
     def place(self, examples: Examples) -> Examples:
-        """The examples on the device, where they are one tensor that takes less than half of its free memory."""
-        if self.device.type != "cuda" or not isinstance(examples, TensorExamples):
+        """The examples on the device, where they can lie there and take less than half of its free memory."""
+        if self.device.type != "cuda" or examples.nbytes is None:
             return examples
-        size = examples.inputs.numel() * examples.inputs.element_size()
         free, _ = torch.cuda.mem_get_info(self.device)
-        return examples.to(self.device) if size < free / 2 else examples
+        return examples.to(self.device) if examples.nbytes < free / 2 else examples
 
     def use_threads(self, count: int) -> None:
         """Take so many of the CPU's cores, where other processes take the others."""

@@ -30,7 +30,7 @@ def tokens(sizes=(24, 9, 2), first=(10, 8, 1), seed=0, longest=None):
     place = torch.arange(longest)
     real = place < torch.tensor(sizes)[:, None]
     segments = (place >= torch.tensor(first)[:, None]) & real
-    return Tokens(torch.where(real, ids, 0), segments.long(), real.long())
+    return Tokens(torch.where(real, ids, 0), segments.long(), real.long(), packed=False)
 
 
 def made(name, spec=SPEC, **options):
@@ -228,7 +228,7 @@ def test_padding_changes_nothing(name):
         assert found.tokens.shape == (3, 24, backbone.width)
         assert torch.equal(found.mask, given.real)
         for row, size in enumerate((24, 9, 2)):
-            alone = backbone(Tokens(*(each[row : row + 1, :size] for each in given)))
+            alone = backbone(given.map(lambda each, row=row, size=size: each[row : row + 1, :size]))
             torch.testing.assert_close(alone.pooled[0], found.pooled[row], rtol=1e-4, atol=1e-5)
             for one, many in zip(alone.layers, found.layers, strict=True):
                 torch.testing.assert_close(one[0], many[row, :size], rtol=1e-4, atol=1e-5)
@@ -317,3 +317,16 @@ def test_sequences_longer_than_the_positions_and_odd_heads_are_refused():
             made(name, positions=16)
     with pytest.raises(UserError, match="width 32 is not a multiple of heads 5"):
         made("bert-tiny", heads=5)
+
+
+@pytest.mark.parametrize("name", ["bert-tiny", "gpt-tiny", "lstm"])
+def test_what_is_known_of_a_batch_changes_no_feature(name):
+    network = made(name).eval()
+    for given in (tokens(), tokens(sizes=(9, 9), first=(3, 9))):
+        padded = not given.real.all()
+        known, unknown = given._replace(packed=False, padded=padded), given._replace(packed=True, padded=True)
+        assert (known.attendable() is None) == (not padded)
+        with torch.no_grad():
+            one, other = network(known), network(unknown)
+        torch.testing.assert_close(one.pooled, other.pooled)
+        torch.testing.assert_close(one.tokens[given.real], other.tokens[given.real])

@@ -1,0 +1,78 @@
+"""A training step makes the host wait for the device nowhere.
+
+Tensors on the meta device have shapes and no values: whatever asks for a value, as `item` or a boolean index does, fails
+there, and so does what mixes devices.
+"""
+
+import pytest
+import torch
+
+from sslrun.backbones import build_backbone
+from sslrun.data.examples import ImageSpec, TensorExamples
+from sslrun.data.sequences import IGNORED, Documents, Sequences, TextSpec, labelled
+from sslrun.data.tokenizer import blank_tokenizer
+from sslrun.pretexts.base import pretexts
+from sslrun.tasks.base import TaskLearner, tasks
+
+META = torch.device("meta")
+SPEC = TextSpec(blank_tokenizer(100), 32)
+
+
+def corpus():
+    tokens = torch.randint(5, 100, (2000,), generator=torch.Generator().manual_seed(0)).int()
+    return Documents(tokens, torch.arange(0, 2001, 10), torch.arange(0, 201, 10), SPEC)
+
+
+def backbone(name):
+    shape = {"width": 16} if name == "lstm" else {"width": 16, "depth": 1, "positions": 32}
+    return build_backbone(name, shape, SPEC)
+
+
+def step(learner, examples):
+    learner.to(META)
+    (batch,) = examples.to(META).batches([torch.arange(4)], META)
+    learner(learner.views(batch, torch.Generator())).loss.backward()
+    learner.after_step(0.5)
+    assert all(each.grad.device == META for each in learner.parameters() if each.grad is not None)
+
+
+@pytest.mark.parametrize(
+    ("name", "on", "options"),
+    [
+        ("mlm", "bert-tiny", {"pairs": "drop"}),
+        ("mlm", "bert-tiny", {"pairs": "drop", "cross_documents": True}),
+        ("mlm", "bert-tiny", {"nsp": True}),
+        ("mlm", "bert-tiny", {"whole_words": True}),
+        ("mlm", "bert-tiny", {"masking": "static"}),
+        ("ltr", "gpt-tiny", {}),
+        ("ltr", "lstm", {}),
+        ("denoise", "bert-tiny", {}),
+    ],
+)
+def test_pretraining_on_text(name, on, options):
+    pretext = pretexts[name](pretexts[name].Options(**options), backbone(on))
+    step(pretext, pretext.arrange(corpus(), 0))
+
+
+@pytest.mark.parametrize("on", ["bert-tiny", "gpt-tiny", "lstm"])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("sentences", {}), ("sentences", {"pool": "mean"}), ("sentences", {"bilstm": 1}), ("span", {}), ("tagging", {})],
+)
+def test_fine_tuning_on_text(name, options, on):
+    task = tasks[name](tasks[name].Options(**options), SPEC, ("O", "B-A", "I-A"))
+    texts = [list(range(5, 5 + size)) for size in (3, 9, 5, 9)]
+    given = labelled(texts, texts, torch.tensor([0, 1, 2, 0]), task.classes, SPEC)
+    if name == "span":
+        given = Sequences(given.tokens, given.ranges, torch.tensor([[1, 2]] * 4), (), SPEC)
+    if name == "tagging":
+        tags = torch.where(given.tokens % 2 == 0, IGNORED, 1)
+        given = Sequences(given.tokens, given.ranges, None, task.classes, SPEC, tags)
+    step(TaskLearner(backbone(on), task), given)
+
+
+@pytest.mark.parametrize("name", ["rotation", "position"])
+def test_pretraining_on_images(name):
+    network = build_backbone("vit-tiny", {"patch": 4, "depth": 1, "width": 16, "heads": 2}, ImageSpec(36))
+    images = TensorExamples(torch.zeros(4, 3, 36, 36, dtype=torch.uint8), None, (), ImageSpec(36))
+    step(pretexts[name](pretexts[name].Options(), network), images)
