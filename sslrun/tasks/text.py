@@ -241,7 +241,7 @@ class Span(Task):
         return (F.cross_entropy(start, targets[:, 0]) + F.cross_entropy(end, targets[:, 1])) / 2
 
     def score(self, outputs: Tensor, examples: Examples) -> dict[str, float]:
-        """Exact match and F1 of SQuAD's own evaluation, in percent."""
+        """Exact match and F1 of SQuAD's own evaluation, in percent. See `squad_scores`."""
         assert isinstance(examples, Sequences)
         assert examples.rows is not None
         answers = decode(

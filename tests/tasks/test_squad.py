@@ -11,7 +11,7 @@ import torch
 from sslrun.data.passages import SpanRow, _context, _window_starts, windows
 from sslrun.data.sequences import TextSpec
 from sslrun.data.tokenizer import SPECIALS, Tokenizer, wordpiece
-from sslrun.tasks.squad import decode, normalised, overlap, squad_scores
+from sslrun.tasks.squad import Answer, decode, normalised, overlap, squad_scores
 
 
 def official_normalize(s):
@@ -71,7 +71,8 @@ CASES = [
 @pytest.mark.parametrize(("guess", "golds", "exact", "f1"), CASES)
 def test_scores_of_one_answer_are_the_official_ones(guess, golds, exact, f1):
     rows = [SpanRow("0", "?", "", tuple((each, 0) for each in golds))]
-    found = squad_scores({0: guess}, rows)
+    found = squad_scores({0: Answer(guess, 0.0)}, rows)
+    found.pop("best_f1", None)
     assert found == {"f1": pytest.approx(f1), "exact_match": exact}
     assert found == {name: pytest.approx(each) for name, each in official([guess], [golds]).items()}
 
@@ -85,7 +86,10 @@ def test_scores_of_many_answers_are_the_official_ones():
     rows = [SpanRow(str(at), "?", "", tuple((each, 0) for each in gold)) for at, gold in enumerate(golds)]
     expected = official(guesses, golds)
     assert 5 < expected["exact_match"] < expected["f1"] < 95
-    assert squad_scores(dict(enumerate(guesses)), rows) == {name: pytest.approx(e) for name, e in expected.items()}
+    answers = {at: Answer(guess, 0.0) for at, guess in enumerate(guesses)}
+    found = squad_scores(answers, rows)
+    assert found.pop("best_f1") >= found["f1"]
+    assert found == {name: pytest.approx(e) for name, e in expected.items()}
     assert all(normalised(each) == official_normalize(each) for each in guesses)
     assert overlap("cat", "cat") == 1
 
@@ -191,7 +195,7 @@ def scores(found, *wanted, base=-5.0):
 
 
 def decoded(found, outputs, candidates=20, longest=30):
-    return decode(outputs, found.extra, found.rows, candidates, longest)
+    return {at: each.text for at, each in decode(outputs, found.extra, found.rows, candidates, longest).items()}
 
 
 def test_the_best_span_of_all_windows_is_told_in_the_passages_own_characters():
@@ -237,12 +241,44 @@ def test_no_answer_is_told_where_cls_scores_higher_and_the_set_has_such_question
     second = len(found) // 2
     good = [(1, 8, 0, 1.0), (1, 8, 1, 1.0), (second + 1, 8, 0, 1.0), (second + 1, 8, 1, 1.0)]
     empty = [(second + at, 0, side, 1.5) for at in range(second) for side in (0, 1)]
-    assert decoded(found, scores(found, *good, *empty)) == {0: "ii", 1: ""}
+
+    def told(found, *wanted):
+        return decode(scores(found, *wanted), found.extra, found.rows, 20, 30)
+
+    assert told(found, *good, *empty) == {0: Answer("ii", -12.0), 1: Answer("ii", 1.0)}
     # One window that finds no sign of "no answer" decides: the lowest counts.
-    assert decoded(found, scores(found, *good, *empty[2:])) == {0: "ii", 1: "ii"}
+    assert told(found, *good, *empty[2:])[1] == Answer("ii", -12.0)
+    right = [asked("ii"), asked(None, id="r")]
+    assert squad_scores(told(found, *good, *empty), right)["exact_match"] == 100
     alone = made([asked()])
     everywhere = [(at, 0, side, 9.0) for at in range(len(alone)) for side in (0, 1)]
-    assert decoded(alone, scores(alone, *good[:2], *everywhere)) == {0: "ii"}
+    assert squad_scores(told(alone, *good[:2], *everywhere), right[:1])["exact_match"] == 100
+
+
+def test_the_best_f1_is_by_the_best_threshold():
+    def row(*answers):
+        return SpanRow("q", "?", "aa bb", tuple((each, 0) for each in answers))
+
+    rows = [row("aa"), row("aa bb"), row(), row(), row("bb")]
+    answers = dict(enumerate(
+        [Answer("aa", -1.0), Answer("aa", 2.0), Answer("aa", 3.0), Answer("bb", -2.0), Answer("bb", 3.0)]
+    ))  # fmt: skip
+    found = squad_scores(answers, rows)
+    assert found["f1"] == pytest.approx(100 * (1 + 0 + 1 + 0 + 0) / 5)
+
+    def by(threshold):
+        texts = [answer.text if answer.doubt <= threshold else "" for answer in answers.values()]
+        return (
+            sum(
+                max(overlap(text, each) for each, _ in row.answers or (("", 0),))
+                for text, row in zip(texts, rows, strict=True)
+            )
+            / 5
+        )
+
+    assert found["best_f1"] == pytest.approx(100 * max(by(each) for each in (-9, -2, -1, 2, 3)))
+    assert found["best_f1"] > found["f1"]
+    assert "best_f1" not in squad_scores({0: answers[0]}, rows[:1])
 
 
 def test_perfect_scores_find_every_answer_of_the_small_world():
