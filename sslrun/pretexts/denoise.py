@@ -16,7 +16,7 @@ from sslrun.data.sequences import IGNORED, Tokens
 from sslrun.errors import UserError
 from sslrun.learner import Output
 from sslrun.pretexts.base import pretexts
-from sslrun.pretexts.language import LanguageOptions, LanguagePretext, Pairs, TokenHead, entropy
+from sslrun.pretexts.language import LanguageOptions, LanguagePretext, Pairs, TokenHead, embedding_of, entropy
 
 
 class Corrupted(NamedTuple):
@@ -37,7 +37,9 @@ class Denoise(LanguagePretext):
     """Cut spans out of the text and have a decoder tell them: the encoder-decoder of Vaswani et al. (2017) trained by the
     span corruption of T5 (Raffel et al., JMLR 2020). The backbone is the encoder; the decoder goes with the pretext.
 
-    Deviates: each span's sentinel is [MASK], which BERT's vocabulary has, the order of the spans telling them apart.
+    Encoder, decoder and softmax share one embedding, as in both. Deviates: each span's sentinel is [MASK], which BERT's
+    vocabulary has, the order of the spans telling them apart; positions and norms are BERT's, and so is the head before
+    the softmax.
     """
 
     class Options(LanguageOptions):
@@ -58,7 +60,8 @@ class Denoise(LanguagePretext):
                 f"pretext 'denoise' needs an encoder that reads both sides, and '{backbone.name}' is causal"
             )
         self.tokenizer, width = backbone.spec.tokenizer, backbone.width
-        self.table = nn.Embedding(backbone.spec.vocab, width)
+        shared = embedding_of(backbone)
+        self.table = nn.Embedding(backbone.spec.vocab, width) if shared is None or shared.shape[1] != width else None
         self.position_embed = nn.Embedding(backbone.spec.length + 2, width)
         heads = max(1, width // 64)
         check_heads("the decoder of 'denoise'", width, heads)
@@ -66,7 +69,8 @@ class Denoise(LanguagePretext):
             Block(width, heads, norm="post", cross=True, dropout=0.1, eps=1e-12) for _ in range(options.depth)
         )
         for each in (self.table, self.position_embed, self.blocks):
-            initialise(each)
+            if each is not None:
+                initialise(each)
         self.head = TokenHead(width, backbone.spec.vocab, width)
 
     def views(self, batch: Batch, generator: torch.Generator) -> Corrupted:
@@ -100,13 +104,15 @@ class Denoise(LanguagePretext):
 
     def forward(self, views: Corrupted) -> Output:
         features = self.backbone(views.tokens)
-        x = self.table(views.given) + self.position_embed(torch.arange(views.given.shape[1], device=views.given.device))
+        table = self.backbone.embedding if self.table is None else self.table.weight
+        places = torch.arange(views.given.shape[1], device=views.given.device)
+        x = F.embedding(views.given, table) + self.position_embed(places)
         of = views.documents[:, None, :, None]
         mask = of == views.documents[:, None, None, :]
         memory_mask = (of == views.tokens.documents[:, None, None, :]) | (of == 0)  # what pads must see something
         for block in self.blocks:
             x = block(x, mask=mask, causal=True, memory=features.tokens, memory_mask=memory_mask)
-        loss, accuracy = self.head.loss(x, self.table.weight, views.targets)
+        loss, accuracy = self.head.loss(x, table, views.targets)
         return Output(loss, {"accuracy": accuracy})
 
     def without_context(self, shares: Tensor) -> float:

@@ -80,6 +80,14 @@ class LanguagePretext(Pretext):
         return entropy(shares)
 
 
+def embedding_of(backbone: TextBackbone) -> Tensor | None:
+    """The backbone's token embeddings; None where it has none, as ELMo's characters."""
+    try:
+        return backbone.embedding
+    except NotImplementedError:
+        return None
+
+
 def entropy(shares: Tensor) -> float:
     """In nats."""
     return -torch.xlogy(shares, shares).sum().item()

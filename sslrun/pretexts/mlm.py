@@ -15,7 +15,7 @@ from sslrun.data.sequences import IGNORED, Documents, Tokens
 from sslrun.errors import UserError
 from sslrun.learner import Output
 from sslrun.pretexts.base import pretexts
-from sslrun.pretexts.language import LanguageOptions, LanguagePretext, TokenHead, entropy
+from sslrun.pretexts.language import LanguageOptions, LanguagePretext, TokenHead, embedding_of, entropy
 
 RATE = 0.15
 """BERT's share of chosen tokens; every held-out loss is taken at it, that losses of other rates may be compared."""
@@ -87,7 +87,7 @@ class Mlm(LanguagePretext):
             )
         self.tokenizer = backbone.spec.tokenizer
         self.register_buffer("continues", self.tokenizer.continues, persistent=False)
-        table = _embedding(backbone)
+        table = embedding_of(backbone)
         self.head = TokenHead(backbone.width, backbone.spec.vocab, None if table is None else table.shape[1])
         self.nsp = nn.Linear(backbone.width, 2) if options.nsp else None
 
@@ -105,7 +105,7 @@ class Mlm(LanguagePretext):
     def forward(self, views: Masked) -> Output:
         features = self.backbone(views.tokens)
         assert features.tokens is not None
-        loss, accuracy = self.head.loss(at(features.tokens, views.places), _embedding(self.backbone), views.targets)
+        loss, accuracy = self.head.loss(at(features.tokens, views.places), embedding_of(self.backbone), views.targets)
         metrics = {"mlm_loss": loss.detach(), "mlm_accuracy": accuracy}
         if self.nsp is not None and views.related is not None:
             related = self.nsp(features.pooled).float()
@@ -170,14 +170,6 @@ class Mlm(LanguagePretext):
             taken = fits & (word == word.gather(1, lowest)) & fits.gather(1, lowest)
             chosen, left = chosen | taken, left - taken.sum(dim=1)
         return order, chosen
-
-
-def _embedding(backbone: TextBackbone) -> Tensor | None:
-    """The backbone's token embeddings; None where it has none, as ELMo's characters."""
-    try:
-        return backbone.embedding
-    except NotImplementedError:
-        return None
 
 
 def _wanted(lengths: Tensor, rate: float) -> Tensor:

@@ -498,7 +498,7 @@ def test_the_decoder_sees_the_text_and_its_own_past_within_a_document():
     scores = []
     handle = denoise.head.dense.register_forward_hook(lambda module, given, out: scores.append(given[0]))
     kept = []
-    denoise.table.register_forward_hook(lambda module, given, out: kept.append(out) or out.retain_grad())
+    denoise.blocks[0].register_forward_pre_hook(lambda module, given: kept.append(given[0]) or given[0].retain_grad())
     encoded = []
     denoise.backbone.token_embed.register_forward_hook(
         lambda module, given, out: encoded.append(out) or out.retain_grad()
@@ -513,6 +513,16 @@ def test_the_decoder_sees_the_text_and_its_own_past_within_a_document():
     assert reached.tolist() == [bool(of[at] == of[place]) and at <= place for at in range(len(of))]
     read = encoded[0].grad[row].abs().sum(dim=1) > 0
     assert torch.equal(read, views.tokens.documents[row] == of[place])
+
+
+def test_one_embedding_serves_encoder_decoder_and_softmax():
+    denoise = made("denoise")
+    assert sum(tuple(each.shape) == (VOCAB, 16) for each in denoise.parameters()) == 1
+    loss = denoise(denoise.views(packed(), generator())).loss
+    loss.backward()
+    assert (denoise.backbone.embedding.grad.abs().sum(dim=1) > 0).all()  # of the softmax every row
+    other = made("denoise", "both")  # whose embeddings are half as wide as its features
+    assert other.table.weight.shape == (VOCAB, 32)
 
 
 # ---------------------------------------------------------------- all of them
