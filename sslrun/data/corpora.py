@@ -81,7 +81,7 @@ def token_file(
     return tokens, sentences, starts
 
 
-TOKENS_VERSION = 2
+TOKENS_VERSION = 3
 """Raised when the files hold something else."""
 PARTS: dict[str, tuple[np.dtype, int]] = {
     "tokens": (np.dtype(np.int32), 0), "sentences": (np.dtype(np.int64), 1), "documents": (np.dtype(np.int64), 1)
@@ -147,6 +147,7 @@ CORPORA = {
     "wikipedia": TextCard(
         "All of English Wikipedia, 2023; half of BERT's corpus and more.",
         Hub("wikimedia/wikipedia", {"train": "train"}, config="20231101.en"),
+        rows="passages",
     ),
     "bookcorpus": TextCard(
         "Unpublished novels, one sentence a row. Zhu et al., ICCV 2015.",
@@ -169,7 +170,7 @@ class PublishedCorpus(PublishedText, Corpus):
 
     def content(self) -> Any:
         identity = self.store.identity("train")
-        return [identity, "articles"] if self.card.rows == "articles" else identity
+        return identity if self.card.rows == "documents" else [identity, self.card.rows]
 
     def documents(self) -> Iterator[list[str]]:
         column = self.card.columns[0]
@@ -177,10 +178,19 @@ class PublishedCorpus(PublishedText, Corpus):
         rows = (
             cell(text, self.title, column) for batch in table.iter(batch_size=ROWS_AT_ONCE) for text in batch[column]
         )
-        return _gathered(rows) if self.card.rows == "sentences" else _documents(rows, self.card.rows == "articles")
+        match self.card.rows:
+            case "sentences":
+                return _gathered(rows)
+            case "articles":
+                rows = _articles(rows)
+            case "passages":
+                rows = _passages(rows)
+        return _documents(rows)
 
 
-SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]*\s+(?=[\"'(\[]?[A-Z0-9])")
+SENTENCE_END = re.compile(r"(?:(?<=[.!?])|(?<=[.!?][\"')\]]))\s+(?=[\"'(\[]?[A-Z0-9])")
+PASSAGE = re.compile(r"[.!?:][\"')\]]*$")
+"""How a line ends that is no heading and no item of a list."""
 BOOK_SENTENCES = 200
 """Sentences that make a document where the corpus has one a row and marks no documents."""
 
@@ -192,14 +202,20 @@ def _gathered(sentences: Iterable[str]) -> Iterator[list[str]]:
         yield document
 
 
-def _documents(rows: Iterable[str], articles: bool = False) -> Iterator[list[str]]:
-    """The sentences of each row, or of each article whose lines the rows are; of empty ones none."""
-    for row in _articles(rows) if articles else rows:
+def _documents(rows: Iterable[str]) -> Iterator[list[str]]:
+    """The sentences of each row; of empty ones none."""
+    for row in rows:
         lines = [line.strip() for line in row.splitlines() if line.strip()]
         if len(lines) <= 1 or max(map(len, lines)) > 400:  # paragraphs, not sentences
             lines = [sentence for line in lines for sentence in SENTENCE_END.split(line)]
         if lines:
             yield lines
+
+
+def _passages(rows: Iterable[str]) -> Iterator[str]:
+    """Articles without headings and lists: "only the text passages", as Devlin et al. (2019, 3.1) took of Wikipedia."""
+    for row in rows:
+        yield "\n".join(line for line in row.splitlines() if PASSAGE.search(line.rstrip()))
 
 
 def _articles(rows: Iterable[str]) -> Iterator[str]:

@@ -25,7 +25,11 @@ class TagSet(NamedTuple):
 
 
 class TagSource(TextSource):
-    """Sentences of words, each with a tag: of entities BIO, or else any, as parts of speech."""
+    """Sentences of words, each with a tag: of entities BIO, or else any, as parts of speech.
+
+    Each sentence stands alone, where Devlin et al. (2019, 5.3) give it what of its document fits: the sets as they are
+    published mark no documents.
+    """
 
     task = "tagging"
 

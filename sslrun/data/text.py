@@ -22,7 +22,7 @@ from sslrun.data.tokenizer import Tokenizer, TokenizerOptions, blank_tokenizer, 
 from sslrun.errors import UserError
 from sslrun.registry import Options
 
-TRAINER_VERSION = 2
+TRAINER_VERSION = 3
 """Raised when the same texts make another tokenizer."""
 
 
@@ -160,8 +160,9 @@ class TextCard:
     """The columns read, in the order of the kind of set."""
     label: str | None = None
     regression: bool = False
-    rows: Literal["documents", "articles", "sentences"] = "documents"
-    """What the rows of a corpus are: documents; lines of articles, each begun by its title; or sentences."""
+    rows: Literal["documents", "passages", "articles", "sentences"] = "documents"
+    """What the rows of a corpus are: documents; articles with headings and lists among their passages; lines of articles,
+    each begun by its title; or sentences."""
 
 
 class PublishedText(TableText):

@@ -2,7 +2,8 @@
 
 Nothing random carries over from step to step: the order of an epoch follows from the seed and the epoch, and what is
 drawn within a step (views, dropout) from the seed and the step. A run resumed at any step is then equal bit for bit to
-one that was never stopped, and nobody who looks in between can disturb it.
+one that was never stopped (on a GPU but for kernels that add in no fixed order), and nobody who looks in between can
+disturb it.
 """
 
 from __future__ import annotations

@@ -148,10 +148,20 @@ def test_a_corpus_is_divided_by_documents(tmp_path):
 
 
 def test_sentences_are_lines_or_else_found_by_punctuation(tmp_path):
-    rows = ['One two. Three? "Four" five! six.', "line one\nline two\n\nline three", "", None]
+    rows = [
+        'One two. Three? "Four" five! six.',
+        'He said "Go." Then (at noon.) he left.',
+        "line one\nline two\n\nline three",
+        "",
+        None,
+    ]
     (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps({"text": row, "n": 1}) for row in rows))
     found = list(source("text", tmp_path, path=tmp_path / "rows.jsonl").documents())
-    assert found == [["One two.", "Three?", '"Four" five! six.'], ["line one", "line two", "line three"]]
+    assert found == [
+        ["One two.", "Three?", '"Four" five! six.'],
+        ['He said "Go."', "Then (at noon.) he left."],
+        ["line one", "line two", "line three"],
+    ]
 
 
 @pytest.mark.parametrize(
@@ -181,15 +191,18 @@ ROWS = [("aa bb", "cc", "yes", 0.5), ("cc", "dd .", "no", 2.0), ("dd", "", "yes"
 
 def test_berts_corpus_is_wikipedia_and_then_the_books_a_sentence_a_row(tmp_path, monkeypatch):
     monkeypatch.setenv("SSLRUN_DATA", str(tmp_path))
-    rows = {"wikipedia": ["aa bb. Cc dd.", "dd dd"], "bookcorpus": ["aa", *["cc aa"] * corpora.BOOK_SENTENCES]}
+    rows = {
+        "wikipedia": ["aa bb. Cc dd.\n\nReferences\n", "dd dd."],
+        "bookcorpus": ["aa", *["cc aa"] * corpora.BOOK_SENTENCES],
+    }
     for name, texts in rows.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "train.jsonl").write_text("".join(json.dumps({"text": each}) + "\n" for each in texts))
     both = source("wikipedia-books", tmp_path)
     found = list(both.documents())
-    assert found[:2] == [["aa bb.", "Cc dd."], ["dd dd"]]
+    assert found[:2] == [["aa bb.", "Cc dd."], ["dd dd."]]
     assert [len(each) for each in found[2:]] == [corpora.BOOK_SENTENCES, 1]
-    assert both.load("train").words() == 6 + 2 + 1 + 2 * corpora.BOOK_SENTENCES
+    assert both.load("train").words() == 6 + 3 + 1 + 2 * corpora.BOOK_SENTENCES
     before = both.content()
     (tmp_path / "bookcorpus" / "train.jsonl").write_text('{"text": "aa"}\n')
     assert source("wikipedia-books", tmp_path).content() != before
