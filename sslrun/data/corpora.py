@@ -175,7 +175,7 @@ class PublishedCorpus(PublishedText, Corpus):
     def documents(self) -> Iterator[list[str]]:
         column = self.card.columns[0]
         table = self.table("train", column)
-        rows = (
+        rows: Iterator[str] = (
             cell(text, self.title, column) for batch in table.iter(batch_size=ROWS_AT_ONCE) for text in batch[column]
         )
         match self.card.rows:
