@@ -5,8 +5,9 @@ document tells of one or two of them; every sentence can be worded in several wa
 attribute before or after its noun), some words are of two kinds (`rose`, `may`), and a reply opens with a word that says
 how it relates to what was told before. Labels follow from what happened, never from a word.
 
-There are few of each kind of name, that a small network finds in minutes which of two mentions go together: with thirty
-people and eight colours, fine-tuned networks of a million weights and 3,000 steps still guessed at paraphrases.
+There are few of each kind of name, that a small network may find in minutes which of two mentions go together; whether
+it does differs from one pretraining to another. With thirty people and eight colours, fine-tuned networks of a million
+weights and 3,000 steps always guessed at paraphrases.
 """
 
 from __future__ import annotations
