@@ -21,7 +21,7 @@ from sslrun.data.cache import cache_root, digest_of, locked
 from sslrun.data.sequences import Documents, flat
 from sslrun.data.sources import sources
 from sslrun.data.stores import FileStore, Hub, Split, fingerprint
-from sslrun.data.text import PublishedText, TextCard, TextOptions, TextSource, cell, register_published
+from sslrun.data.text import PublishedText, TextCard, TextOptions, TextSource, cell, register_published, with_columns
 from sslrun.data.tokenizer import Tokenizer
 from sslrun.errors import UserError
 from sslrun.files import replacing
@@ -283,12 +283,9 @@ class TextFiles(Corpus):
     def documents(self) -> Iterator[list[str]]:
         for file in self._files:
             if file.suffix in FileStore.FORMATS:
-                table = FileStore(file).table("train")
-                if self.options.column not in table.column_names:
-                    raise UserError(
-                        f"{file}: no column '{self.options.column}'; there is {', '.join(table.column_names)}"
-                    )
-                rows = (cell(each, str(file), self.options.column) for each in table[self.options.column])
+                column = self.options.column
+                table = with_columns(FileStore(file).table("train"), str(file), column)
+                rows = (cell(each, str(file), column) for each in table[column])
                 yield from _documents(rows)
             else:
                 yield from _text_file(file)

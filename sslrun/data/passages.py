@@ -213,8 +213,6 @@ SPANS = {
 class PublishedSpans(PublishedText, TableSpans):
     """A published set of questions about passages."""
 
-    splits = TableSpans.splits
-
 
 register_published(PublishedSpans, SPANS)
 

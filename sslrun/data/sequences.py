@@ -133,8 +133,7 @@ class Sequences(Examples):
     @property
     def lengths(self) -> Tensor:
         """(N,) tokens with the special ones."""
-        a, a_end, b, b_end = self.ranges.unbind(1)
-        return 2 + a_end - a + torch.where(b_end > b, b_end - b + 1, 0)
+        return _lengths(self.ranges)
 
     def subset(self, indices: Tensor) -> Sequences:
         assert self.rows is not None
@@ -143,7 +142,7 @@ class Sequences(Examples):
 
     def batches(self, indices: Iterable[Tensor], device: torch.device) -> Iterator[Batch]:
         for chosen in indices:
-            tokens, tags = self._collated(self.subset(chosen).lengths, self.ranges[chosen])
+            tokens, tags = self._collated(self.ranges[chosen])
             labels = tags if self.tags is not None else None if self.labels is None else self.labels[chosen]
             yield Batch(tokens, labels).to(device)
 
@@ -154,12 +153,12 @@ class Sequences(Examples):
     def to(self, device: torch.device) -> Sequences:
         return replace(self, tokens=self.tokens.to(device), tags=None if self.tags is None else self.tags.to(device))
 
-    def _collated(self, lengths: Tensor, ranges: Tensor) -> tuple[Tokens, Tensor | None]:
-        """Ids, and tags where there are any, of `ranges` (B, 4) of `lengths` (B,): made where the text lies."""
+    def _collated(self, ranges: Tensor) -> tuple[Tokens, Tensor | None]:
+        """Ids, and tags where there are any, of `ranges` (B, 4): made where the text lies."""
+        lengths = _lengths(ranges)
         longest, padded = int(lengths.max()), bool(lengths.min() < lengths.max())
         a, a_end, b, b_end = (column[:, None] for column in sent(ranges, self.tokens.device).unbind(1))
-        first, second = a_end - a, b_end - b
-        total = 2 + first + torch.where(second > 0, second + 1, 0)
+        first, second, total = a_end - a, b_end - b, sent(lengths, self.tokens.device)[:, None]
         place = torch.arange(longest, device=self.tokens.device)
         in_a = (place >= 1) & (place < 1 + first)
         in_b = (place >= 2 + first) & (place < 2 + first + second)
@@ -171,6 +170,12 @@ class Sequences(Examples):
         segments = ((place >= 2 + first) & (place < total)).long()
         tags = None if self.tags is None else torch.where(text, self.tags[source].long(), IGNORED)
         return Tokens(ids, segments, (place < total).long(), packed=False, padded=padded), tags
+
+
+def _lengths(ranges: Tensor) -> Tensor:
+    """(N,) tokens of `ranges` (N, 4), with the special ones."""
+    a, a_end, b, b_end = ranges.unbind(1)
+    return 2 + a_end - a + torch.where(b_end > b, b_end - b + 1, 0)
 
 
 def flat(texts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:

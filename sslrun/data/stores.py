@@ -336,7 +336,7 @@ class FileStore(TableStore):
                     cache_dir=str(cache_root() / "tables"), **more,
                 )  # fmt: skip
         except Exception as error:  # pandas, Arrow and datasets each have their own
-            cause = " ".join(str(error.__cause__ or error).split())[:200]
+            cause = _line(error.__cause__ or error)[:200]
             if "corresponds to no data" in cause or not any(each.stat().st_size for each in parts):
                 raise UserError(f"{file}: holds no rows") from None
             raise UserError(f"{file}: can't be read as {self.FORMATS[file.suffix]}: {cause}") from None
@@ -367,9 +367,7 @@ class FileStore(TableStore):
         }
         if not found:
             raise UserError(f"{self.path}: should be a file, or a folder with train{{{','.join(self.FORMATS)}}}")
-        if "test" not in found and "val" in found:
-            found["test"] = found.pop("val")
-        return found
+        return _by_split(found, test_on_val=False)
 
 
 @dataclass(frozen=True)

@@ -133,13 +133,18 @@ class TableText(TextSource):
 
     def table(self, split: Split, *columns: str) -> Any:
         """The split as a `datasets.Dataset`. UserError: it can't be had, has no rows, or not those columns."""
-        table = self.store.table(split)
-        for column in columns:
-            if column not in table.column_names:
-                raise UserError(f"{self.title}: no column '{column}'; there is {', '.join(table.column_names)}")
+        table = with_columns(self.store.table(split), self.title, *columns)
         if len(table) == 0:
             raise UserError(f"{self.title}: split '{split}' has no rows")
         return table
+
+
+def with_columns(table: Any, name: str, *columns: str) -> Any:
+    """The table, called `name`. UserError: it has not those columns."""
+    for column in columns:
+        if column not in table.column_names:
+            raise UserError(f"{name}: no column '{column}'; there is {', '.join(table.column_names)}")
+    return table
 
 
 def cell(value: Any, name: str, column: str) -> str:

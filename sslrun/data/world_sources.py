@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,8 +21,11 @@ from sslrun.data.tags import TagSource
 from sslrun.data.text import TextOptions, TextSource
 from sslrun.data.world import World
 
-GENERATOR = hashlib.sha256(Path(world.__file__).read_bytes()).hexdigest()
-"""Of the generator's own text: what another one told is not taken from the cache."""
+
+@lru_cache
+def _generator() -> str:
+    """A digest of the generator's own text: what another one told is not taken from the cache."""
+    return hashlib.sha256(Path(world.__file__).read_bytes()).hexdigest()
 
 
 @sources.register("world")
@@ -35,7 +39,7 @@ class WorldCorpus(Corpus):
         """Of the generator."""
 
     def content(self) -> Any:
-        return GENERATOR
+        return _generator()
 
     def documents(self) -> Iterator[list[str]]:
         return iter(World(self.options.seed).documents(self.options.documents))
@@ -61,7 +65,7 @@ class WorldTask(TextSource):
     splits: tuple[Split, ...] = ("train", "val", "test")
 
     def content(self) -> Any:
-        return GENERATOR
+        return _generator()
 
     def drawn(self, split: Split) -> list[Any]:
         counts = {"train": self.options.train, "val": self.options.held_out, "test": 2 * self.options.held_out}

@@ -77,11 +77,12 @@ def squad_scores(answers: dict[int, Answer], rows: Sequence[SpanRow]) -> dict[st
 
 def _best_f1(answers: dict[int, Answer], rows: Sequence[SpanRow]) -> float:
     """The highest F1, in [0, 1], that a threshold on doubt gives."""
-    best = found = sum(_best(overlap, "", rows[at]) for at in answers)
-    at_once = sorted(answers.items(), key=lambda each: each[1].doubt)
-    for _, equals in groupby(at_once, key=lambda each: each[1].doubt):  # a threshold lets all of them in
+    empty = {at: _best(overlap, "", rows[at]) for at in answers}
+    best = found = sum(empty.values())
+    by_doubt = sorted(answers.items(), key=lambda each: each[1].doubt)
+    for _, equals in groupby(by_doubt, key=lambda each: each[1].doubt):  # a threshold lets all of them in
         for at, answer in equals:
-            found += _best(overlap, answer.text, rows[at]) - _best(overlap, "", rows[at])
+            found += _best(overlap, answer.text, rows[at]) - empty[at]
         best = max(best, found)
     return best / len(answers)
 

@@ -80,7 +80,7 @@ def test_a_set_of_text_names_the_remedy_where_the_cache_cannot_be_written(tmp_pa
         world().load("train")
 
 
-def test_a_second_call_finds_what_the_first_one_made(tmp_path):
+def test_a_second_call_finds_what_the_first_one_made():
     corpus = world()
     given = list(corpus.documents())
     first = token_file(cache_root() / "tokens" / "x", lambda: given, corpus.spec.tokenizer)
