@@ -68,9 +68,9 @@ class Layered(nn.Module):
 
 class Recurrent(TextBackbone):
     """LSTM layers of one direction or two, which never mix before the top: each half of a token's features has seen
-    one side only. Pooled: the last real token of the forward half, the first token of the backward half. Where a task reads
-    a sequence at one token instead (`pool: cls`, `last4` or `mixture`) it is the last, of which the backward half has
-    seen nothing else: `bilstm` reads both ends."""
+    one side only. Pooled: the last real token of the forward half, the first token of the backward half. Where a task
+    reads a sequence at one token instead (`pool: cls`, `last4` or `mixture`) it is the last, of which the backward half
+    has seen nothing else: `bilstm` reads both ends."""
 
     def build(self, width: int, depth: int, dropout: float, both: bool) -> None:
         """Make the layers. `width`: of the embeddings and of each direction."""

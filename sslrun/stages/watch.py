@@ -72,8 +72,8 @@ class Watcher:
             return None
         return (
             f"the held-out loss, {loss:.2f}, is not clearly below {floor:.2f}, what the tokens' frequencies alone come to: "
-            "nothing is learned from context yet. Give more steps, a longer warmup or a lower lr, or a larger batch; and look for repeated lines "
-            "in the corpus"
+            "nothing is learned from context yet. Give more steps, a longer warmup or a lower lr, or a larger batch; and "
+            "look for repeated lines in the corpus"
         )
 
     @torch.inference_mode()

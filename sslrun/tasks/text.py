@@ -1,8 +1,8 @@
 """The tasks of BERT's Figure 4: a class for a sentence or a pair, the span that answers a question, a tag a word.
 
-Heads are BERT's: dropout (of spans none) and one linear map. `bilstm` puts a randomly initialised BiLSTM between, as the last row of its
-Table 5 (whose size and readout the paper leaves open: here as wide as the backbone in each direction; a whole sequence
-is read at the forward half's last token and the backward half's first).
+Heads are BERT's: dropout (of spans none) and one linear map. `bilstm` puts a randomly initialised BiLSTM between, as the
+last row of its Table 5 (whose size and readout the paper leaves open: here as wide as the backbone in each direction; a
+whole sequence is read at the forward half's last token and the backward half's first).
 """
 
 from __future__ import annotations
