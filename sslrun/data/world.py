@@ -308,11 +308,11 @@ def _sentiment(world: World, draw: random.Random) -> tuple[str, int]:
 def _span(world: World, draw: random.Random) -> tuple[str, str, str, int]:
     """Question, passage, answer, and the character of the passage where the answer starts.
 
-    In half of the passages something is given: which of two people gave it and which got it stands to the right of the
-    first of them (`anna gave`, `anna got`).
+    In most passages something is given: which of two people gave it and which got it stands to the right of the first of
+    them (`anna gave`, `anna got`).
     """
     while True:
-        event = world.event(draw, _half_given(draw))
+        event = _often_given(world, draw)
         asked = "who" if draw.random() < 0.5 else draw.choice(ASKED)
         question, passage, answer = _question(event, asked, draw), told(event, draw, 1.0), getattr(event, asked)
         if asked == "who" and event.verb == "gave" and draw.random() < 0.5:
@@ -325,9 +325,9 @@ def _span(world: World, draw: random.Random) -> tuple[str, str, str, int]:
 def _tagging(world: World, draw: random.Random) -> tuple[list[str], list[str]]:
     """Words, and of each what it names (BIO): who acts, who receives, a thing, a place or a time; some words name two.
 
-    In half of the sentences something is given: whether the first word gave it or got it stands to its right.
+    In most sentences something is given: whether the first word gave it or got it stands to its right.
     """
-    event = world.event(draw, _half_given(draw))
+    event = _often_given(world, draw)
     if draw.random() < 0.5:
         event = event._replace(who=draw.choice(DOUBLE), where=draw.choice(TOWNS), when=draw.choice(SEASONS))
     line = told(event, draw, setting=0.8)
@@ -347,9 +347,9 @@ def _tagging(world: World, draw: random.Random) -> tuple[list[str], list[str]]:
     return words, tags
 
 
-def _half_given(draw: random.Random) -> str:
-    """A verb: every other time that which has two people."""
-    return "gave" if draw.random() < 0.5 else draw.choice(VERBS)
+def _often_given(world: World, draw: random.Random) -> Event:
+    """An event; in every other draw one of giving, which has two people, else any."""
+    return world.event(draw, "gave" if draw.random() < 0.5 else None)
 
 
 def _stranger(event: Event, draw: random.Random) -> str:
