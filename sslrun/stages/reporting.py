@@ -94,10 +94,20 @@ class Reporter:
     @contextmanager
     def plan(self, name: str, total: int) -> Iterator[Callable[[], None]]:
         """A bar over `total` runs; call what it yields after each."""
+        spoken, done = time.monotonic(), 0
+
+        def advance() -> None:
+            nonlocal spoken, done
+            done += 1
+            self.progress.advance(bar)
+            if not self.console.is_terminal and time.monotonic() - spoken > PLAIN_SECONDS:
+                spoken = time.monotonic()
+                self.say(f"{name}: {done}/{total} runs")
+
         with self.progress:
             bar = self.progress.add_task(f"[bold]{escape(name)}", total=total, note="runs")
             try:
-                yield lambda: self.progress.advance(bar)
+                yield advance
             finally:
                 self.progress.remove_task(bar)
 

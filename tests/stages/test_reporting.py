@@ -34,11 +34,14 @@ def test_bars_show_stage_loss_speed_and_time_left_on_any_terminal(width):
 
 def test_where_there_is_no_terminal_a_line_is_said_now_and_then(monkeypatch):
     console = Console(file=io.StringIO(), width=300)
-    with Reporter(console).stage("mine", 10, unit="images") as update:
+    reporter = Reporter(console)
+    with reporter.plan("few", 4) as advance, reporter.stage("mine", 10, unit="images") as update:
         update(1, 2.0, 100.0)
+        advance()
         monkeypatch.setattr(reporting, "PLAIN_SECONDS", 0.0)
         update(5, 1.0, 2000.0)
-    assert console.file.getvalue() == "mine: step 5/10 · loss 1.000 · 2,000 images/s\n"
+        advance()
+    assert console.file.getvalue() == "mine: step 5/10 · loss 1.000 · 2,000 images/s\nfew: 2/4 runs\n"
 
 
 def test_a_process_that_is_not_the_first_says_nothing(capsys):
