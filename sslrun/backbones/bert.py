@@ -40,6 +40,12 @@ class Bert(TextBackbone):
         """Width of a token; default: the named model's."""
         heads: int | None = Field(None, ge=1)
         """Attention heads; default: the named model's."""
+        std: float = Field(0.02, gt=0)
+        """Deviation of linear maps at the start. The paper's is of 768 channels and more; narrow models learn sooner which
+        words go together from about one over the root of the width."""
+        word_std: float = Field(0.02, gt=0)
+        """Deviation of word embeddings at the start; 0.1 lets words weigh more than positions and segments, which keep
+        0.02."""
 
         def choices(self) -> list[str]:
             return ["whole sequences are read at their last token, as [CLS] sees nothing"] if self.causal else []
@@ -72,7 +78,9 @@ class Bert(TextBackbone):
         )  # fmt: skip
         self.final_norm = nn.LayerNorm(width, eps=1e-12, bias=False) if options.fast else nn.Identity()
         self.pooler = nn.Linear(width, width)
-        initialise(self)
+        initialise(self, options.std)
+        with torch.no_grad():
+            self.token_embed.weight *= options.word_std / 0.02
 
     @classmethod
     def shape_of(cls, options: Bert.Options) -> tuple[int, int, int]:

@@ -263,6 +263,18 @@ def test_bert_is_read_at_its_first_token():
     assert not backbone.causal
 
 
+def test_bert_starts_with_the_deviations_it_is_given():
+    papers, wide = made("bert-tiny"), made("bert-tiny", std=0.125, word_std=0.1)
+    maps = [name for name, each in wide.named_modules() if isinstance(each, torch.nn.Linear)]
+    assert maps
+    for model, std, word_std in ((papers, 0.02, 0.02), (wide, 0.125, 0.1)):
+        for name in maps:
+            assert model.get_submodule(name).weight.std().item() == pytest.approx(std, rel=0.05), name
+        assert model.token_embed.weight.std().item() == pytest.approx(word_std, rel=0.05)
+        for embed in (model.position_embed, model.segment_embed):
+            assert embed.weight.std().item() == pytest.approx(0.02, rel=0.3)
+
+
 def test_the_fast_block_has_no_biases_and_knows_positions_by_distance():
     fast = made("bert-tiny", fast=True)
     assert not [name for name, _ in fast.blocks.named_parameters() if name.endswith("bias")]
