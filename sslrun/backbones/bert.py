@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sslrun.backbones.base import Features, backbones
 from sslrun.backbones.text import TextBackbone, at, check_heads, last_real
-from sslrun.backbones.transformer import Block, initialise
+from sslrun.backbones.transformer import STD, Block, initialise
 from sslrun.data.sequences import TextSpec, Tokens
 from sslrun.errors import UserError
 from sslrun.registry import Options
@@ -40,10 +40,10 @@ class Bert(TextBackbone):
         """Width of a token; default: the named model's."""
         heads: int | None = Field(None, ge=1)
         """Attention heads; default: the named model's."""
-        std: float = Field(0.02, gt=0)
+        std: float = Field(STD, gt=0)
         """Deviation of linear maps at the start. The paper's is of 768 channels and more; narrow models learn sooner which
         words go together from about one over the root of the width."""
-        word_std: float = Field(0.02, gt=0)
+        word_std: float = Field(STD, gt=0)
         """Deviation of word embeddings at the start; 0.1 lets words weigh more than positions and segments, which keep
         0.02."""
 
@@ -80,7 +80,7 @@ class Bert(TextBackbone):
         self.pooler = nn.Linear(width, width)
         initialise(self, options.std)
         with torch.no_grad():
-            self.token_embed.weight *= options.word_std / 0.02
+            self.token_embed.weight *= options.word_std / STD
 
     @classmethod
     def shape_of(cls, options: Bert.Options) -> tuple[int, int, int]:

@@ -203,10 +203,14 @@ def depth_rates(highest: float, depth: int) -> list[float]:
     return [highest * at / max(1, depth - 1) for at in range(depth)]
 
 
-def initialise(module: nn.Module, std: float = 0.02) -> None:
-    """Linear maps truncated-normal with deviation `std`, embeddings with 0.02, biases zero, as in ViT's and BERT's code."""
+STD = 0.02
+"""Deviation of weights at the start, in ViT's and BERT's code."""
+
+
+def initialise(module: nn.Module, std: float = STD) -> None:
+    """Linear maps truncated-normal with deviation `std`, embeddings with STD, biases zero, as in ViT's and BERT's code."""
     for each in module.modules():
         if isinstance(each, nn.Linear | nn.Embedding):
-            nn.init.trunc_normal_(each.weight, std=std if isinstance(each, nn.Linear) else 0.02)
+            nn.init.trunc_normal_(each.weight, std=std if isinstance(each, nn.Linear) else STD)
             if isinstance(each, nn.Linear) and each.bias is not None:
                 nn.init.zeros_(each.bias)

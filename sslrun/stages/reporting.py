@@ -56,21 +56,30 @@ class Reporter:
         """One line, above the bars."""
         self.console.print(escape(message))
 
+    def _now_and_then(self) -> Callable[[str], None]:
+        """Says what it is called with where there is no terminal, but no oftener than every PLAIN_SECONDS."""
+        spoken = time.monotonic()
+
+        def say(message: str) -> None:
+            nonlocal spoken
+            if not self.console.is_terminal and time.monotonic() - spoken > PLAIN_SECONDS:
+                spoken = time.monotonic()
+                self.say(message)
+
+        return say
+
     @contextmanager
     def reading(self) -> Iterator[Callable[[str, int, int], None]]:
         """Bars of the data sets that are read meanwhile because no cache has them; call what it yields with the name of
         one, how much of it is done, and how much there is (0: not known yet)."""
-        spoken = time.monotonic()
+        say = self._now_and_then()
         bars: dict[str, TaskID] = {}
 
         def update(name: str, done: int, total: int) -> None:
-            nonlocal spoken
             if name not in bars:
                 bars[name] = self.progress.add_task(escape(name), total=None, note="read")
             self.progress.update(bars[name], completed=done, total=total or None)
-            if not self.console.is_terminal and time.monotonic() - spoken > PLAIN_SECONDS:
-                spoken = time.monotonic()
-                self.say(f"{name}: {done:,}{f' of {total:,}' if total else ''} read")
+            say(f"{name}: {done:,}{f' of {total:,}' if total else ''} read")
 
         with self._drawn():
             try:
@@ -94,15 +103,14 @@ class Reporter:
     @contextmanager
     def plan(self, name: str, total: int) -> Iterator[Callable[[], None]]:
         """A bar over `total` runs; call what it yields after each."""
-        spoken, done = time.monotonic(), 0
+        say = self._now_and_then()
+        done = 0
 
         def advance() -> None:
-            nonlocal spoken, done
+            nonlocal done
             done += 1
             self.progress.advance(bar)
-            if not self.console.is_terminal and time.monotonic() - spoken > PLAIN_SECONDS:
-                spoken = time.monotonic()
-                self.say(f"{name}: {done}/{total} runs")
+            say(f"{name}: {done}/{total} runs")
 
         with self.progress:
             bar = self.progress.add_task(f"[bold]{escape(name)}", total=total, note="runs")
@@ -114,15 +122,12 @@ class Reporter:
     @contextmanager
     def stage(self, name: str, total: int, done: int = 0, unit: str = "examples") -> Iterator[Update]:
         """A bar over `total` steps with the loss and the speed; call what it yields after steps."""
-        spoken = time.monotonic()
+        say = self._now_and_then()
 
         def update(step: int, loss: float, speed: float) -> None:
-            nonlocal spoken
             note = f"loss {loss:.3f} · {speed:,.0f} {unit}/s"
             self.progress.update(bar, completed=step, note=note)
-            if not self.console.is_terminal and time.monotonic() - spoken > PLAIN_SECONDS:
-                spoken = time.monotonic()
-                self.say(f"{name}: step {step}/{total} · {note}")
+            say(f"{name}: step {step}/{total} · {note}")
 
         with self._drawn():
             bar = self.progress.add_task(escape(name), total=total, completed=done, note="")
