@@ -308,18 +308,40 @@ def _sentiment(world: World, draw: random.Random) -> tuple[str, int]:
 def _span(world: World, draw: random.Random) -> tuple[str, str, str, int]:
     """Question, passage, answer, and the character of the passage where the answer starts.
 
-    In most passages something is given: which of two people gave it and which got it stands to the right of the first of
-    them (`anna gave`, `anna got`).
+    Half of the passages name two things before they tell to which of the kinds something happened: nobody who reads left
+    to right knows at either whether it is the answer.
     """
     while True:
-        event = _often_given(world, draw)
-        asked = "who" if draw.random() < 0.5 else draw.choice(ASKED)
-        question, passage, answer = _question(event, asked, draw), told(event, draw, 1.0), getattr(event, asked)
-        if asked == "who" and event.verb == "gave" and draw.random() < 0.5:
-            thing, answer = event.thing, event.whom
-            question = draw.choice((f"who got the {thing} ?", f"to whom was the {thing} given ?"))
+        question, passage, answer = (_of_two_things if draw.random() < 0.5 else _of_one_event)(world, draw)
         if passage.split().count(answer) == 1:  # not: rose lost the rose
             return question, passage, answer, f" {passage} ".index(f" {answer} ")
+
+
+def _of_one_event(world: World, draw: random.Random) -> tuple[str, str, str]:
+    """Question, passage and answer. In most passages something is given: which of two people gave it and which got it
+    stands to the right of the first of them (`anna gave`, `anna got`)."""
+    event = _often_given(world, draw)
+    asked = "who" if draw.random() < 0.5 else draw.choice(ASKED)
+    question, passage, answer = _question(event, asked, draw), told(event, draw, 1.0), getattr(event, asked)
+    if asked == "who" and event.verb == "gave" and draw.random() < 0.5:
+        thing, answer = event.thing, event.whom
+        question = draw.choice((f"who got the {thing} ?", f"to whom was the {thing} given ?"))
+    return question, passage, answer
+
+
+def _of_two_things(world: World, draw: random.Random) -> tuple[str, str, str]:
+    """Question, passage and answer, which is one of two things of different kinds."""
+    happened = _passive(draw.choice(VERBS))
+    events = [world.event(draw)._replace(thing=draw.choice(KINDS[kind])) for kind in draw.sample(tuple(KINDS), 2)]
+    event = draw.choice(events)
+    last = [f"the {KIND_OF[event.thing]} was {happened}"]
+    if draw.random() < 0.5:
+        last.append(f"by {event.who}")
+    if draw.random() < 0.5:
+        last.append(_at(event.where))
+    before = draw.choice((_owned, _with, _there))
+    lines = [*(before(each, draw) for each in events), " ".join(last) + " ."]
+    return f"what was {happened} ?", " ".join(lines), event.thing
 
 
 def _tagging(world: World, draw: random.Random) -> tuple[list[str], list[str]]:

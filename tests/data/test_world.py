@@ -14,6 +14,8 @@ from sslrun.data.world import (
     DOUBLE,
     FEELINGS,
     GLAD,
+    KIND_OF,
+    KINDS,
     PEOPLE,
     PLACES,
     REPLIES,
@@ -141,12 +143,28 @@ def test_entailed_hypotheses_follow_and_contradictions_do_not():
 
 
 def test_answers_lie_where_they_are_said_to():
-    kinds = {"what colour": COLOURS, "which colour": COLOURS, "where": PLACES, "in which": PLACES, "when": TIMES, "who": PEOPLE, "by whom": PEOPLE, "to whom": PEOPLE}  # fmt: skip
+    kinds = {"what colour": COLOURS, "which colour": COLOURS, "where": PLACES, "in which": PLACES, "when": TIMES, "who": PEOPLE, "by whom": PEOPLE, "to whom": PEOPLE, "what was": THINGS}  # fmt: skip
     for question, passage, answer, start in World(0).examples("span", "train", 800):
         assert passage[start : start + len(answer)] == answer
         assert passage.split().count(answer) == 1
         assert answer not in question.split()
         assert answer in next(words for opening, words in kinds.items() if question.startswith(opening))
+
+
+def test_which_of_two_things_is_asked_for_is_told_behind_both():
+    things = {*THINGS} - {*PEOPLE}
+    first = []
+    for question, passage, answer, _ in World(0).examples("span", "train", 1000):
+        before, _, last = passage.removesuffix(" .").rpartition(" . ")
+        named = [word for word in before.split() if word in things]
+        if not question.startswith("what was") or len(named) < 2 or answer not in named:
+            continue
+        assert [word for word in named if KIND_OF[word] in last.split()] == [answer]
+        assert not {*question.split(), *last.split()} & things
+        assert not {*question.split(), *before.split()} & {*KINDS}
+        first.append(named[0] == answer)
+    assert len(first) > 300
+    assert 0.4 < sum(first) / len(first) < 0.6
 
 
 def test_who_gave_and_who_got_are_told_neither_by_place_nor_by_name():
