@@ -193,7 +193,21 @@ def _entailment(world: World, draw: random.Random) -> tuple[str, str, int]:
     """Premise, hypothesis, and 0 it follows, 1 it may be, 2 it can't be."""
     event = world.event(draw)
     label = draw.randrange(3)
-    return told(event, draw, setting=1.0), _hypothesis(event, label, draw), label
+    return told(event, draw, setting=0.3), _hypothesis(event, label, draw), label
+
+
+def _hypothesis(event: Event, label: int, draw: random.Random) -> str:
+    """What follows from an event (0), may be besides (1), or can't be if it was as told (2): in one of three it tells how
+    somebody felt, else that something happened, or that it did not."""
+    other = event._replace(
+        who=_stranger(event, draw), thing=_other(THINGS, event.thing, draw), colour=_other(COLOURS, event.colour, draw)
+    )
+    if draw.random() < 1 / 3:
+        if label == 1:
+            return _feels(other._replace(whom=other.who, feeling=draw.random() < 0.5), draw)
+        return _feels(event._replace(feeling=event.feeling == (label == 0)), draw)
+    said = told(other if label == 1 else event, draw, 0.0)
+    return f"{DENIED} {said}" if label == 2 or (label == 1 and draw.random() < 0.5) else said
 
 
 DENIED = "it is not so that"
@@ -208,11 +222,11 @@ def _reply(event: Event, draw: random.Random) -> str:
     has to guess it before the second sentence is there.
     """
     label = draw.randrange(3)
-    return f"{REPLIES[label]} {_hypothesis(event, label, draw)}"
+    return f"{REPLIES[label]} {_replied(event, label, draw)}"
 
 
-def _hypothesis(event: Event, label: int, draw: random.Random) -> str:
-    """What follows from an event (0), may be besides (1), or can't be if it was as told (2)."""
+def _replied(event: Event, label: int, draw: random.Random) -> str:
+    """As `_hypothesis`, told in more ways: also of the kind of the thing, and of one thing of another colour."""
     kind = KIND_OF[event.thing]
     if label == 0:
         hypotheses: tuple[str, ...] = (
@@ -284,15 +298,10 @@ def _passive(verb: str) -> str:
 
 
 def _paraphrase(world: World, draw: random.Random) -> tuple[str, str, int]:
-    """Two sentences, and 1 they say the same, 0 they don't: another acts, or it is of another thing or colour."""
+    """Two sentences, and 1 they say the same, 0 they don't: who acts, the thing and its colour are others, some or all."""
     event = world.event(draw)
     same = draw.random() < 0.5
-    other = event
-    if not same:
-        other = draw.choice((
-            event._replace(who=_stranger(event, draw)), event._replace(colour=_other(COLOURS, event.colour, draw)),
-            event._replace(thing=_other(THINGS, event.thing, draw)),
-        ))  # fmt: skip
+    other = event if same else _another(event, draw)
     first, second = told(event, draw, 0.0), told(other, draw, 0.0)
     while first == second:
         second = told(other, draw, 0.0)
@@ -372,6 +381,18 @@ def _tagging(world: World, draw: random.Random) -> tuple[list[str], list[str]]:
 def _often_given(world: World, draw: random.Random) -> Event:
     """An event; in every other draw one of giving, which has two people, else any."""
     return world.event(draw, "gave" if draw.random() < 0.5 else None)
+
+
+def _another(event: Event, draw: random.Random) -> Event:
+    """An event of the same kind in which who acts, the thing and its colour are others with even chances, one at least."""
+    changed = {
+        "who": _stranger(event, draw), "thing": _other(THINGS, event.thing, draw),
+        "colour": _other(COLOURS, event.colour, draw),
+    }  # fmt: skip
+    kept: list[str] = []
+    while not kept:
+        kept = [each for each in changed if draw.random() < 0.5]
+    return event._replace(**{each: changed[each] for each in kept})
 
 
 def _stranger(event: Event, draw: random.Random) -> str:
