@@ -17,7 +17,7 @@ import random
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 PEOPLE = ("anna", "tom", "maria", "ben", "rose", "may", "paris", "jordan")
 DOUBLE = PEOPLE[4:]
@@ -385,7 +385,7 @@ def _often_given(world: World, draw: random.Random) -> Event:
 
 def _another(event: Event, draw: random.Random) -> Event:
     """An event of the same kind in which who acts, the thing and its colour are others with even chances, one at least."""
-    changed = {
+    changed: dict[str, Any] = {
         "who": _stranger(event, draw), "thing": _other(THINGS, event.thing, draw),
         "colour": _other(COLOURS, event.colour, draw),
     }  # fmt: skip
