@@ -17,7 +17,7 @@ import random
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 PEOPLE = ("anna", "tom", "maria", "ben", "rose", "may", "paris", "jordan")
 DOUBLE = PEOPLE[4:]
@@ -199,9 +199,7 @@ def _entailment(world: World, draw: random.Random) -> tuple[str, str, int]:
 def _hypothesis(event: Event, label: int, draw: random.Random) -> str:
     """What follows from an event (0), may be besides (1), or can't be if it was as told (2): in one of three it tells how
     somebody felt, else that something happened, or that it did not."""
-    other = event._replace(
-        who=_stranger(event, draw), thing=_other(THINGS, event.thing, draw), colour=_other(COLOURS, event.colour, draw)
-    )
+    other = _unlike(event, draw)
     if draw.random() < 1 / 3:
         if label == 1:
             return _feels(other._replace(whom=other.who, feeling=draw.random() < 0.5), draw)
@@ -383,16 +381,20 @@ def _often_given(world: World, draw: random.Random) -> Event:
     return world.event(draw, "gave" if draw.random() < 0.5 else None)
 
 
+def _unlike(event: Event, draw: random.Random) -> Event:
+    """An event of the same verb in which who acts, the thing and its colour are others."""
+    return event._replace(
+        who=_stranger(event, draw), thing=_other(THINGS, event.thing, draw), colour=_other(COLOURS, event.colour, draw)
+    )
+
+
 def _another(event: Event, draw: random.Random) -> Event:
-    """An event of the same kind in which who acts, the thing and its colour are others with even chances, one at least."""
-    changed: dict[str, Any] = {
-        "who": _stranger(event, draw), "thing": _other(THINGS, event.thing, draw),
-        "colour": _other(COLOURS, event.colour, draw),
-    }  # fmt: skip
-    kept: list[str] = []
-    while not kept:
-        kept = [each for each in changed if draw.random() < 0.5]
-    return event._replace(**{each: changed[each] for each in kept})
+    """As `_unlike`, but each of the three is another with even chances, one at least."""
+    unlike = _unlike(event, draw)
+    changed: list[str] = []
+    while not changed:
+        changed = [each for each in ("who", "thing", "colour") if draw.random() < 0.5]
+    return event._replace(**{each: getattr(unlike, each) for each in changed})
 
 
 def _stranger(event: Event, draw: random.Random) -> str:

@@ -120,10 +120,13 @@ def test_labels_of_sentiment_follow_from_what_happened_last():
 
 
 def test_paraphrases_share_their_words_and_differ_in_what_they_say():
+    differences = set()
     for first, second, label in World(0).examples("paraphrase", "train", 1000):
         assert first != second
         one, two = (set(each.split()) & {*PEOPLE, *THINGS, *COLOURS} for each in (first, second))
         assert (one == two) == bool(label)
+        differences.add(len(one - two))
+    assert differences == {0, 1, 2, 3}
 
 
 def test_entailed_hypotheses_follow_and_contradictions_do_not():
