@@ -79,6 +79,10 @@ class Tokens(NamedTuple):
     def to(self, device: torch.device) -> Tokens:
         return self.map(lambda each: sent(each, device))
 
+    def numel(self) -> int:
+        """How many tokens there are, padding included."""
+        return self.ids.numel()
+
     @property
     def real(self) -> Tensor:
         """(B, T) bool: what is no padding."""

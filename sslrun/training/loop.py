@@ -143,16 +143,21 @@ class Training:
         self.look_every = 1 if compute.device.type == "cpu" else FINITE_EVERY
         self._rates: dict[int, float] = {}
         """Learning rates of the steps since the last look."""
-        self.counted: list[float] = []
-        """FLOPs of the steps that were counted, forward and backward, over all devices."""
+        self.counted: list[tuple[float, int]] = []
+        """Of the steps that were counted: FLOPs, forward and backward, over all devices; and this one's numbers of input."""
+        self.seen = 0
+        """Numbers of input of all steps on this device, padding included: pixels, tokens."""
         self.earlier = 0.0
         """Seconds that it took before it was interrupted."""
         self._began = time.monotonic()
 
     @property
     def flops(self) -> float | None:
-        """FLOPs of a step: the mean of those counted."""
-        return sum(self.counted) / len(self.counted) if self.counted else None
+        """FLOPs of a step so far, on average: of a number of input as many as in the steps that were counted."""
+        if not self.counted:
+            return None
+        flops, numbers = (sum(each) / len(self.counted) for each in zip(*self.counted, strict=True))
+        return flops * (self.seen / self.step / numbers)  # a factor of exactly 1 where all batches have one size
 
     @property
     def seconds(self) -> float:
@@ -200,11 +205,13 @@ class Training:
             "optimizers": [each.state_dict() for each in self.optimizers],
             "average": None if self.average is None else self.average.state_dict(),
             "counted": self.counted,
+            "seen": self.seen,
             "seconds": self.seconds,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.step, self.counted, self.earlier = state["step"], state["counted"], state["seconds"]
+        self.step, self.seen, self.earlier = state["step"], state["seen"], state["seconds"]
+        self.counted = [tuple(each) for each in state["counted"]]
         for mine, its in zip(self.optimizers, state["optimizers"], strict=True):
             mine.load_state_dict(its)
         if self.average is not None:
@@ -236,13 +243,15 @@ def train(training: Training, examples: Examples, seed: int) -> Iterator[Step]:
         with _told_when_out_of_memory(schedule, compute):
             loss = torch.zeros((), device=compute.device)
             metrics: dict[str, Tensor] = {}
-            flops = 0.0
+            flops, numbers = 0.0, 0
             for part in range(schedule.accumulate):
                 at = _hash(seed, training.step, part, distributed.rank())
                 torch.manual_seed(at)
                 generator.manual_seed(at)
+                batch = next(batches)
+                numbers += batch.inputs.numel()
                 with torch.no_grad():
-                    views = learner.views(next(batches), generator)
+                    views = learner.views(batch, generator)
                 # Over devices gradients are summed at the last part alone; a static graph is learned from all of a step.
                 summed = part == schedule.accumulate - 1 or training.step == begun
                 with counter or nullcontext(), nullcontext() if summed else _unsummed(plain):
@@ -262,7 +271,8 @@ def train(training: Training, examples: Examples, seed: int) -> Iterator[Step]:
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
         if counter is not None:
-            training.counted.append(flops * distributed.world_size())
+            training.counted.append((flops * distributed.world_size(), numbers))
+        training.seen += numbers
         training.step += 1
         learner.after_step(training.step / total)
         training.update_average()
@@ -318,15 +328,15 @@ def _hash(*numbers: int) -> int:
 
 
 def _counts(step: int, total: int, differ: bool) -> bool:
-    """Whether a step's FLOPs are counted, which makes it a little slower: the first one's; where examples `differ` in
-    length, those of some steps at even distances, since one batch tells little of the others.
+    """Whether a step's FLOPs are counted, which takes as long again as a step of a small model: the first one's; where
+    examples `differ` in length, those of some steps at even distances, as FLOPs are not quite in proportion to it.
 
     By the step alone: a resumed run takes every step in the same way as one that was never stopped.
     """
     return step % max(1, total // COUNTED) == 0 if differ else step == 0
 
 
-COUNTED = 16
+COUNTED = 4
 """Steps, about, whose FLOPs are counted where they differ."""
 
 

@@ -89,16 +89,23 @@ class Texts(TensorExamples):
             yield Batch(batch.inputs.repeat(longest, 1, 1, 1), batch.labels.repeat(longest))
 
 
-def test_where_lengths_differ_steps_are_counted_at_even_distances():
+def test_where_lengths_differ_a_few_steps_are_counted_and_the_others_go_by_their_size(monkeypatch):
     alike = examples()
     texts = Texts(alike.inputs, alike.labels, alike.classes, alike.spec)
-    training = Training(Perceptron(), SCHEDULE.model_copy(update={"steps": 64}), CPU)
-    for _ in train(training, texts, 3):
-        pass
-    assert len(training.counted) == 16
+
+    def estimated():
+        training = Training(Perceptron(), SCHEDULE.model_copy(update={"steps": 64}), CPU)
+        for _ in train(training, texts, 3):
+            pass
+        return training
+
+    few = estimated()
+    assert len(few.counted) == 4
+    monkeypatch.setattr(loop, "_counts", lambda step, total, differ: True)
+    each = [flops for flops, _ in estimated().counted]
     one = trained().flops  # of a batch of short ones, or half of a batch of long ones
-    assert set(training.counted) == {one, 2 * one}
-    assert one < training.flops < 2 * one
+    assert set(each) == {one, 2 * one}
+    assert few.flops == pytest.approx(sum(each) / 64, rel=1e-12)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
