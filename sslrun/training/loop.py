@@ -210,8 +210,8 @@ class Training:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.step, self.seen, self.earlier = state["step"], state["seen"], state["seconds"]
-        self.counted = [tuple(each) for each in state["counted"]]
+        self.step, self.earlier = state["step"], state["seconds"]
+        self.counted, self.seen = state["counted"], state["seen"]
         for mine, its in zip(self.optimizers, state["optimizers"], strict=True):
             mine.load_state_dict(its)
         if self.average is not None:
@@ -248,10 +248,10 @@ def train(training: Training, examples: Examples, seed: int) -> Iterator[Step]:
                 at = _hash(seed, training.step, part, distributed.rank())
                 torch.manual_seed(at)
                 generator.manual_seed(at)
-                batch = next(batches)
-                numbers += batch.inputs.numel()
                 with torch.no_grad():
+                    batch = next(batches)
                     views = learner.views(batch, generator)
+                numbers += batch.inputs.numel()
                 # Over devices gradients are summed at the last part alone; a static graph is learned from all of a step.
                 summed = part == schedule.accumulate - 1 or training.step == begun
                 with counter or nullcontext(), nullcontext() if summed else _unsummed(plain):
