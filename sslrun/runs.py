@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -202,7 +203,6 @@ def read_result(path: Path) -> dict[str, Any]:
 def environment(device: str, devices: int = 1) -> dict[str, Any]:
     """What the run ran on, for whoever must explain a difference later. `devices`: how many of them."""
     import torch
-    import torchvision
 
     import sslrun
 
@@ -210,7 +210,7 @@ def environment(device: str, devices: int = 1) -> dict[str, Any]:
         "sslrun": sslrun.__version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
+        "torchvision": version("torchvision"),
         "cuda": torch.version.cuda,
         "device": device,
         "devices": devices,

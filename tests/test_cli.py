@@ -1,5 +1,6 @@
 """The command line's own work: how wide it prints, and how it ends."""
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -88,3 +89,9 @@ def test_how_a_command_ends(capsys):
 def test_no_command_prints_the_help(monkeypatch, capsys):
     assert called(monkeypatch) == 0
     assert "Usage: sslrun" in capsys.readouterr().out
+
+
+def test_a_recipe_is_read_without_importing_what_takes_longest():
+    code = "import sys, sslrun.recipe; print(*{'torchvision', 'torch._dynamo', 'datasets', 'transformers'} & {*sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []

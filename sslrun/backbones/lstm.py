@@ -86,8 +86,12 @@ class Recurrent(TextBackbone):
     def causal(self) -> bool:
         return self.back is None
 
-    @torch.compiler.disable  # its kernels are cuDNN's, and the rows of packed documents are counted each time
     def forward(self, inputs: Tokens) -> Features:
+        # Not compiled: its kernels are cuDNN's, and the rows of packed documents are counted each time. As a decorator
+        # this would import torch's compiler, which takes longer than all else, whenever sslrun starts.
+        return torch.compiler.disable(self._read)(inputs)
+
+    def _read(self, inputs: Tokens) -> Features:
         x, real = self.embed(inputs), inputs.real
         apart = Apart(inputs)
         rows, real_rows = apart.rows(x), apart.rows(real)

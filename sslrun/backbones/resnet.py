@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock, Bottleneck, conv1x1
 
 from sslrun.backbones.base import Features, backbones
 from sslrun.backbones.images import ImageBackbone
 from sslrun.data.examples import ImageSpec
 from sslrun.registry import Options
+
+if TYPE_CHECKING:  # at run time where a network is built, as torchvision takes longer to import than all of sslrun
+    from torchvision.models.resnet import BasicBlock, Bottleneck
 
 
 class ResNet(ImageBackbone):
@@ -26,14 +28,18 @@ class ResNet(ImageBackbone):
         zero_init_residual: bool = False
         """Start every residual branch at zero (Goyal et al. 2017)."""
 
-    block: ClassVar[type[BasicBlock | Bottleneck]]
+    bottleneck: ClassVar[bool] = False
+    """Blocks are of three convolutions, the middle one narrower, and not of two."""
     blocks: ClassVar[tuple[int, int, int, int]]
     """Blocks of each stage."""
 
     def __init__(self, options: ResNet.Options, spec: ImageSpec) -> None:
+        from torchvision.models.resnet import BasicBlock, Bottleneck
+
         super().__init__(options, spec)
+        block = Bottleneck if self.bottleneck else BasicBlock
         planes = [options.channels * 2**stage for stage in range(4)]
-        widths = [each * self.block.expansion for each in planes]
+        widths = [each * block.expansion for each in planes]
         small = options.stem == "small"
         kernel, stride = (3, 1) if small else (7, 2)
         self.conv1 = nn.Conv2d(3, planes[0], kernel, stride, padding=kernel // 2, bias=False)
@@ -41,8 +47,7 @@ class ResNet(ImageBackbone):
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.Identity() if small else nn.MaxPool2d(3, stride=2, padding=1)
         self.layer1, self.layer2, self.layer3, self.layer4 = (
-            _stage(self.block, *each)
-            for each in zip([planes[0], *widths], planes, self.blocks, (1, 2, 2, 2), strict=False)
+            _stage(block, *each) for each in zip([planes[0], *widths], planes, self.blocks, (1, 2, 2, 2), strict=False)
         )
         self.width = widths[-1]
         for module in self.modules():
@@ -77,7 +82,7 @@ def _stage(block: type[BasicBlock | Bottleneck], before: int, planes: int, count
     after = planes * block.expansion
     shortcut = None
     if stride != 1 or before != after:
-        shortcut = nn.Sequential(conv1x1(before, after, stride), nn.BatchNorm2d(after))
+        shortcut = nn.Sequential(nn.Conv2d(before, after, 1, stride, bias=False), nn.BatchNorm2d(after))
     return nn.Sequential(block(before, planes, stride, shortcut), *(block(after, planes) for _ in range(count - 1)))
 
 
@@ -85,18 +90,18 @@ def _stage(block: type[BasicBlock | Bottleneck], before: int, planes: int, count
 class ResNet18(ResNet):
     """ResNet-18 (He et al. 2016): 11.2 M parameters without a classifier."""
 
-    block, blocks = BasicBlock, (2, 2, 2, 2)
+    blocks = (2, 2, 2, 2)
 
 
 @backbones.register("resnet34", modality="image")
 class ResNet34(ResNet):
     """ResNet-34 (He et al. 2016): 21.3 M parameters without a classifier."""
 
-    block, blocks = BasicBlock, (3, 4, 6, 3)
+    blocks = (3, 4, 6, 3)
 
 
 @backbones.register("resnet50", modality="image")
 class ResNet50(ResNet):
     """ResNet-50 (He et al. 2016): 23.5 M parameters without a classifier."""
 
-    block, blocks = Bottleneck, (3, 4, 6, 3)
+    bottleneck, blocks = True, (3, 4, 6, 3)

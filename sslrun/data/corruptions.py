@@ -21,7 +21,6 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Generator, Tensor
-from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
 from sslrun.data.augment import gaussian_blur, to_float
 from sslrun.data.examples import Batch, Examples, InputSpec
@@ -196,6 +195,8 @@ def _pixelate(images: Tensor, share: float, generator: Generator) -> Tensor:
 
 def _jpeg(images: Tensor, quality: int, generator: Generator) -> Tensor:
     """Quality of the file that it goes through, image by image."""
+    from torchvision.transforms.functional import pil_to_tensor, to_pil_image  # takes longer than all of sslrun's
+
     decoded = []
     for image in (images * 255).round().to(torch.uint8).cpu():
         file = io.BytesIO()
