@@ -92,9 +92,8 @@ class Context:
     fresh: bool = False
     """Forget what the runs asked for have already done."""
     stop: Stop = field(default_factory=Stop)
-    features: dict[tuple[str, ...], tuple[Tensor, Tensor, float]] = field(default_factory=dict)
-    """Frozen features, labels, and the FLOPs of an example's, that the next evaluation may read again, by what
-    determines them."""
+    features: dict[tuple[str, ...], tuple[Tensor, float]] = field(default_factory=dict)
+    """Frozen features, and the FLOPs of an example's, that the next evaluation may read again, by what determines them."""
 
     @classmethod
     def open(cls, device: str, runs: Path, fresh: bool = False) -> Context:

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 from sslrun import distributed
 from sslrun.backbones import build_backbone, load_into, save_backbone
-from sslrun.backbones.base import Backbone, Features
-from sslrun.data.examples import Examples, ImageSpec
+from sslrun.backbones.base import Backbone
+from sslrun.data.examples import Batch, Examples, ImageSpec
 from sslrun.data.shifts import ID, Part, Shift, parts_of
 from sslrun.data.sources import sources
 from sslrun.data.splits import Splits, labelled, load_splits
@@ -43,7 +43,6 @@ from sslrun.tasks.frozen import (
     LogisticRegression,
     classical,
     extract,
-    features,
     least_squares,
     weighted_knn,
 )
@@ -243,10 +242,6 @@ def cells(
     ]
 
 
-def _pooled(features: Features) -> Tensor:
-    return features.pooled
-
-
 def _splits(data: Named) -> Splits:
     """A data set's splits, loaded once for all cells that follow one another on it."""
     return _loaded(data.name, data.options.model_dump_json())
@@ -386,7 +381,16 @@ class Work:
         return self.task.metrics(outputs, targets)[self.task.primary]
 
     def _features(self, split: str) -> tuple[Tensor, Tensor]:
-        """Features (N, D) and labels (N,) of a split; of train the labelled examples alone."""
+        """Frozen features (N, D) and labels (N,) of a split; of train the labelled examples alone."""
+        x, flops = self._before(split)
+        y = self.task.targets(self._split(split)).to(x.device)
+        if split != "train":
+            return x, y
+        self.flops = flops * len(self.chosen)
+        return x[self.chosen], y[self.chosen]
+
+    def _before(self, split: str) -> tuple[Tensor, float]:
+        """Of the backbone before any training one vector an example (N, D), and the FLOPs of an example's."""
         told = split.split(":")[0]
         of = (split, repr(self.cell.evaluation.shifts[told]) if split in self.parts else "")
         key = (repr(self.cell.origin), repr(self.cell.evaluation.data), repr(self.cell.evaluation.task), *of)
@@ -397,15 +401,9 @@ class Work:
             backbone, compute = self._backbone().to(self.context.compute.device), self.context.compute
             examples, counter = self._split(split), flop_counter()
             with compute.autocast():
-                x, y = features(
-                    backbone, examples, self.task.inputs, compute.device, EVAL_BATCH, self.task.reads, counter
-                )
-            kept[key] = x, y, counter.get_total_flops() / min(EVAL_BATCH, len(examples))
-        x, y, flops = kept[key]
-        if split != "train":
-            return x, y
-        self.flops = flops * len(self.chosen)
-        return x[self.chosen], y[self.chosen]
+                x = extract(backbone, examples, self.task.inputs, compute.device, EVAL_BATCH, self.task.vector, counter)
+            kept[key] = x, counter.get_total_flops() / min(EVAL_BATCH, len(examples))
+        return kept[key]
 
     # ------------------------------------------------------------ trained backbones
 
@@ -467,25 +465,13 @@ class Work:
         """
         metrics, moved = {}, {}
         for split in self.tests:
-            after = self._vectors(learner.backbone, split)
-            if self.task.linear:
-                with self.context.compute.autocast(), torch.inference_mode():
-                    outputs = learner.head(after).float()
-                metrics[split] = self.task.score(self._told(split, outputs), self._split(split))
-            else:
-                metrics[split] = self._scores(learner, split)
+            outputs, after = self._outputs(split, learner.predict_and_read)
+            metrics[split] = self.task.score(outputs, self._split(split))
             if self.cell.protocol != "scratch":
-                before = self._features(split)[0] if self.task.linear else self._vectors(self._backbone(), split)
+                before, _ = self._before(split)
                 distance, length = (each.norm(dim=1).mean().item() for each in (after - before, before))
                 moved[split] = {"distance": distance, "length": length}
         return metrics, moved
-
-    def _vectors(self, backbone: Backbone, split: str) -> Tensor:
-        """One vector an example (N, D): what the task reads, or else the backbone's own."""
-        reads = self.task.reads if self.task.linear else _pooled
-        compute = self.context.compute
-        with compute.autocast():
-            return extract(backbone, self._split(split), self.task.inputs, compute.device, EVAL_BATCH, reads)
 
     def _train(self, learner: TaskLearner, schedule: Schedule, attempt: str, best: bool = False) -> TaskLearner:
         """Train on the labelled examples; returns what to evaluate, in eval mode (the averaged weights, if averaged).
@@ -534,10 +520,15 @@ class Work:
 
     def _scores(self, learner: TaskLearner, split: str) -> dict[str, float]:
         """Metrics of a trained learner on a whole split."""
-        examples, device = self._split(split), self.context.compute.device
-        with self.context.compute.autocast():
-            outputs = outputs_of(examples, learner.predict, device, EVAL_BATCH)
-        return self.task.score(self._told(split, outputs), examples)
+        (outputs,) = self._outputs(split, lambda batch: (learner.predict(batch),))
+        return self.task.score(outputs, self._split(split))
+
+    def _outputs(self, split: str, run: Callable[[Batch], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+        """What `run` gives for every example of a split, the first of it in the classes that the split tells apart."""
+        compute = self.context.compute
+        with compute.autocast():
+            outputs, *rest = outputs_of(self._split(split), run, compute.device, EVAL_BATCH)
+        return self._told(split, outputs), *rest
 
     # ------------------------------------------------------------ shared
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -66,6 +66,10 @@ class Task:
         """What of the features the head is given; by default one vector an example."""
         return features.pooled
 
+    def vector(self, features: Features) -> Tensor:
+        """One vector an example (B, D): what the head is given; the backbone's own where that is more than one."""
+        return cast(Tensor, self.reads(features)) if self.linear else features.pooled
+
     def views(self, batch: Batch, generator: torch.Generator) -> tuple[Any, Any]:
         """Inputs for the backbone and targets for `loss`, to train on: augmented. By default `inputs` and labels."""
         return self.inputs(batch), batch.labels
@@ -106,12 +110,12 @@ def stacked(outputs: Sequence[Tensor]) -> Tensor:
 
 def outputs_of(
     examples: Examples,
-    run: Callable[[Batch], Tensor],
+    run: Callable[[Batch], tuple[Tensor, ...]],
     device: torch.device,
     batch: int,
     counter: AbstractContextManager[Any] | None = None,
-) -> Tensor:
-    """What `run` gives for every example, in their order; those of like length run together.
+) -> tuple[Tensor, ...]:
+    """What `run` gives for every example, in their order, of one pass; those of like length run together.
 
     `counter`: entered around the batch in the middle, which is of middling length, to count its FLOPs.
     """
@@ -122,8 +126,8 @@ def outputs_of(
     for at, raw in enumerate(examples.batches(places, device)):
         with counter if counter is not None and at == (len(places) - 1) // 2 else nullcontext():
             found.append(run(raw))
-    every = stacked(found)
-    return every if lengths is None else every[order.argsort().to(every.device)]
+    every = tuple(stacked(each) for each in zip(*found, strict=True))
+    return every if lengths is None else tuple(each[order.argsort().to(each.device)] for each in every)
 
 
 class TaskLearner(nn.Module):
@@ -182,6 +186,12 @@ class TaskLearner(nn.Module):
     @torch.inference_mode()
     def predict(self, batch: Batch) -> Tensor:
         """Outputs for a raw batch, as `Task.metrics` takes them. ValueError in training mode."""
+        return self.predict_and_read(batch)[0]
+
+    @torch.inference_mode()
+    def predict_and_read(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """What `predict` gives, and of the same pass what `Task.vector` does. ValueError in training mode."""
         if self.training:
             raise ValueError("predict in training mode would use and move batch statistics: call eval() first")
-        return self.head(self.task.reads(self.backbone(self.task.inputs(batch)))).float()
+        features = self.backbone(self.task.inputs(batch))
+        return self.head(self.task.reads(features)).float(), self.task.vector(features).float()

@@ -37,33 +37,18 @@ def extract(
     """Features (N, D) float32 of all examples on `device`: one pass in eval mode, under the caller's autocast.
 
     `inputs` makes of a raw batch what the backbone takes, as `Task.inputs` does, and `reads` takes of what it gives
-    one vector an example, as `Task.reads`. `counter`: entered around one batch, to count its FLOPs. The backbone
+    one vector an example, as `Task.vector`. `counter`: entered around one batch, to count its FLOPs. The backbone
     is left in the mode it was in. UserError if a feature is not finite.
     """
     training = backbone.training
     backbone.eval()
     with torch.inference_mode():
-        found = outputs_of(examples, lambda raw: reads(backbone(inputs(raw))).float(), device, batch, counter)
+        (found,) = outputs_of(examples, lambda raw: (reads(backbone(inputs(raw))).float(),), device, batch, counter)
     every = found.clone()  # outside, so that heads may be trained on it
     backbone.train(training)
     if not every.isfinite().all():
         raise UserError("the backbone's features are not finite: its training diverged; lower the learning rate there")
     return every
-
-
-def features(
-    backbone: Backbone,
-    examples: Examples,
-    inputs: Callable[[Batch], Any],
-    device: torch.device,
-    batch: int,
-    reads: Callable[[Features], Tensor] = lambda features: features.pooled,
-    counter: AbstractContextManager[Any] | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Features (N, D) as `extract` gives them, and labels (N,), on `device`. UserError without labels."""
-    if examples.labels is None:
-        raise UserError("this split has no labels to learn from or to test on: name a labelled one")
-    return extract(backbone, examples, inputs, device, batch, reads, counter), examples.labels.to(device)
 
 
 class KnnOptions(Options):

@@ -37,6 +37,7 @@ class Parity(Task):
     Options = TaskOptions
     name = "parity"
     primary = "accuracy"
+    linear = False
 
     def head(self, width: int, depth: int = 0) -> nn.Linear:
         return nn.Linear(width, 2)
@@ -55,6 +56,8 @@ class Parity(Task):
 
 class Whole(Parity):
     """Classification of the whole: are most tokens odd?"""
+
+    linear = True
 
     def reads(self, features: Features) -> Tensor:
         return features.pooled
@@ -143,6 +146,16 @@ def test_a_given_head_is_where_learning_starts() -> None:
     head = nn.Linear(6, 2)
     model = learner(head=head)
     assert model.head is head
+
+
+@pytest.mark.parametrize("task", [Parity, Whole])
+def test_one_pass_gives_predictions_and_a_vector_an_example(task: type[Task]) -> None:
+    model, given = learner(task).eval(), batch(task)
+    outputs, vectors = model.predict_and_read(given)
+    features = model.backbone(model.task.inputs(given))
+    assert torch.equal(outputs, model.predict(given))
+    assert torch.equal(vectors, model.task.reads(features) if model.task.linear else features.pooled)
+    assert vectors.shape == (32, 6)
 
 
 def test_predictions_are_the_same_in_any_batch_and_never_made_in_training_mode() -> None:

@@ -20,7 +20,6 @@ from sslrun.tasks.frozen import (
     LogisticRegression,
     classical,
     extract,
-    features,
     least_squares,
     logistic,
     weighted_knn,
@@ -61,14 +60,12 @@ def clusters(count: int, width: int, classes: int, spread: float = 1.0, seed: in
 def test_features_are_the_backbones_in_eval_mode_whatever_the_batch() -> None:
     backbone, data = Tiny(), examples(10)
     before = {name: value.clone() for name, value in backbone.state_dict().items()}
-    x, y = features(backbone, data, as_float, CPU, batch=4)
+    x = extract(backbone, data, as_float, CPU, batch=4)
     assert backbone.training
     for name, value in backbone.state_dict().items():
         assert torch.equal(value, before[name]), name
     backbone.eval()
     torch.testing.assert_close(x, backbone(data.inputs.float() / 255).pooled)
-    assert data.labels is not None
-    assert torch.equal(y, data.labels)
     # What comes out can be trained on.
     nn.Linear(5, 3)(x).sum().backward()
 
@@ -79,10 +76,8 @@ def test_features_are_float32_under_autocast() -> None:
     assert x.dtype == torch.float32
 
 
-def test_unlabelled_examples_have_features_but_cannot_be_learned_from() -> None:
+def test_unlabelled_examples_have_features() -> None:
     assert extract(Tiny(), examples(6, labels=False), as_float, CPU, batch=4).shape == (6, 5)
-    with pytest.raises(UserError, match="no labels"):
-        features(Tiny(), examples(6, labels=False), as_float, CPU, batch=4)
 
 
 def test_a_diverged_backbone_is_reported() -> None:

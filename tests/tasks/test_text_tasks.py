@@ -227,7 +227,9 @@ def test_outputs_of_several_batches_are_stacked():
 
 def test_outputs_come_in_the_order_of_the_examples_though_like_lengths_run_together():
     given, seen = tagged(), []
-    found = outputs_of(given, lambda raw: seen.append(raw) or raw.inputs.ids[:, 1:2].float(), torch.device("cpu"), 2)
+    (found,) = outputs_of(
+        given, lambda raw: seen.append(raw) or (raw.inputs.ids[:, 1:2].float(),), torch.device("cpu"), 2
+    )
     assert found[:, 0].tolist() == batch(given).inputs.ids[:, 1].tolist()
     longest = [int(raw.inputs.real.sum(dim=1).max()) for raw in seen]
     assert longest == sorted(longest)
