@@ -246,7 +246,7 @@ def train(training: Training, examples: Examples, seed: int) -> Iterator[Step]:
             flops, numbers = 0.0, 0
             for part in range(schedule.accumulate):
                 at = _hash(seed, training.step, part, distributed.rank())
-                torch.manual_seed(at)
+                compute.seed(at)
                 generator.manual_seed(at)
                 with torch.no_grad():
                     batch = next(batches)
