@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from sslrun.backbones.text import TextBackbone
 from sslrun.data.examples import Batch, Examples
@@ -118,21 +117,17 @@ class TokenHead(nn.Module):
     def loss(self, x: Tensor, embedding: Tensor | None, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Mean cross-entropy of x (..., D) at targets (...) that are not `IGNORED`, and the share named right.
 
-        Some rows after the other, whose scores are computed again for the gradient: those of all tokens of a batch are
-        more than a cache, or a GPU's memory, holds.
+        Some rows after the other: the scores of all tokens of a batch are more than a GPU's memory, or a cache, holds.
         """
         rows = max(1, (CPU_SCORES if x.device.type == "cpu" else GPU_SCORES) // len(self.bias))
         table, inner, flat = self._table(embedding), self._inner(x).flatten(0, -2), targets.flatten()
-        parts = list(zip(inner.split(rows), flat.split(rows), strict=True))
-        if len(parts) == 1:
-            found = [_summed(inner, table, self.bias, flat)]
-        else:
-            found = [
-                checkpoint(_summed, each, table, self.bias, wanted, use_reentrant=False, preserve_rng_state=False)
-                for each, wanted in parts
-            ]
         count = (targets != IGNORED).sum().clamp_min(1)
-        losses, right = (torch.stack(each).sum() for each in zip(*found, strict=True))
+        if len(flat) > rows and torch.is_grad_enabled():
+            losses, right = cast(tuple[Tensor, Tensor], SummedLoss.apply(inner, table, self.bias, flat, rows))
+        else:
+            parts = zip(inner.split(rows), flat.split(rows), strict=True)
+            found = [_summed(each, table, self.bias, wanted) for each, wanted in parts]
+            losses, right = (torch.stack(each).sum() for each in zip(*found, strict=True))
         return losses / count, right / count
 
     def _inner(self, x: Tensor) -> Tensor:
@@ -144,8 +139,8 @@ class TokenHead(nn.Module):
         return table
 
 
-CPU_SCORES = 2**20
-"""Scores of tokens that are in memory at once: 4 MiB of float32, about a core's cache."""
+CPU_SCORES = 2**23
+"""Scores of tokens that are in memory at once: 32 MiB of float32. Fewer make narrow matrices, which multiply slowly."""
 GPU_SCORES = 2**28
 """The same on a GPU."""
 
@@ -155,6 +150,46 @@ def _summed(x: Tensor, table: Tensor, bias: Tensor, targets: Tensor) -> tuple[Te
     scores = F.linear(x, table, bias).float()
     losses = F.cross_entropy(scores, targets, ignore_index=IGNORED, reduction="sum")
     return losses, (scores.detach().argmax(dim=-1) == targets).sum()  # no token is called IGNORED
+
+
+class SummedLoss(torch.autograd.Function):
+    """`_summed` in parts of so many rows, each of which adds to the gradient while its scores are at hand.
+
+    A tape would keep the scores of all parts for the gradient, or compute them twice.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, table: Tensor, bias: Tensor, targets: Tensor, rows: int) -> tuple[Tensor, Tensor]:
+        """x (N, E), table (V, E), bias (V,), targets (N,); the matrices multiply in autocast's precision."""
+        device = x.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+        summed, right = torch.zeros((), device=x.device), torch.zeros((), dtype=torch.int64, device=x.device)
+        of_x, of_table, of_bias = (torch.zeros_like(each, dtype=torch.float32) for each in (x, table, bias))
+        with torch.autocast(device, enabled=False):
+            weight, offset = table.to(dtype), bias.to(dtype)
+            for each, wanted, slope in zip(x.to(dtype).split(rows), targets.split(rows), of_x.split(rows), strict=True):
+                scores = F.linear(each, weight, offset).float()
+                known, truth = (wanted != IGNORED).float()[:, None], wanted.clamp_min(0)[:, None]
+                best = scores.argmax(dim=1, keepdim=True)
+                right += (best[:, 0] == wanted).sum()  # no token is called IGNORED
+                highest, of_truth = scores.gather(1, best), scores.gather(1, truth)
+                total = scores.sub_(highest).exp_().sum(dim=1, keepdim=True)
+                summed += ((total.log() + highest - of_truth) * known).sum()
+                # The gradient of the scores: probabilities, less 1 at the truth; nothing where there is none.
+                scores.mul_(known / total).scatter_add_(1, truth, -known)
+                of_bias += scores.sum(dim=0)
+                scores = scores.to(dtype)
+                slope.copy_(scores @ weight)
+                of_table += scores.T @ each
+        ctx.mark_non_differentiable(right)
+        ctx.save_for_backward(
+            *(g.to(each.dtype) for g, each in zip((of_x, of_table, of_bias), (x, table, bias), strict=True))
+        )
+        return summed, right
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        return *(gradients[0] * each for each in ctx.saved_tensors), None, None
 
 
 def following(tokens: Tokens) -> Tensor:
