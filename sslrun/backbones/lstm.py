@@ -87,9 +87,10 @@ class Recurrent(TextBackbone):
         return self.back is None
 
     def forward(self, inputs: Tokens) -> Features:
-        # Not compiled: its kernels are cuDNN's, and the rows of packed documents are counted each time. As a decorator
-        # this would import torch's compiler, which takes longer than all else, whenever sslrun starts.
-        return torch.compiler.disable(self._read)(inputs)
+        # Not compiled: its kernels are cuDNN's, and the rows of packed documents are counted each time. Asked here, as
+        # disable imports torch's compiler, which takes longer than all else: whoever doesn't compile needn't wait for it.
+        read = torch.compiler.disable(self._read) if torch.compiler.is_compiling() else self._read
+        return read(inputs)
 
     def _read(self, inputs: Tokens) -> Features:
         x, real = self.embed(inputs), inputs.real

@@ -398,7 +398,7 @@ class Work:
         if key not in kept:
             for other in [each for each in kept if each[:3] != key[:3]]:
                 del kept[other]
-            backbone, compute = self._backbone().to(self.context.compute.device), self.context.compute
+            backbone, compute = self._backbone(), self.context.compute
             examples, counter = self._split(split), flop_counter()
             with compute.autocast():
                 x = extract(backbone, examples, self.task.inputs, compute.device, EVAL_BATCH, self.task.vector, counter)
