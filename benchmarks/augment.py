@@ -13,7 +13,7 @@ import time
 import torch
 from torchvision.transforms.functional import to_pil_image
 
-from sslrun.data.augment import Augmentation
+from sslrun.data.image.augment import Augmentation
 
 try:
     from lightly.transforms import SimCLRTransform

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from sslrun.backbones.base import backbones
-from sslrun.data.tokenizer import Tokenizer
+from sslrun.data.text.tokenizer import Tokenizer
 
 try:
     import accelerate  # noqa: F401 (Trainer needs it)

@@ -20,11 +20,13 @@ from beside import DECAY, FOREVER, VOCAB, arguments, bert_config, compare, fast_
 from transformers import BertForSequenceClassification, DataCollatorWithPadding
 
 from sslrun.backbones import build_backbone
-from sslrun.data.sequences import Sequences, TextSpec, labelled
-from sslrun.data.tokenizer import blank_tokenizer
+from sslrun.data.specs import TextSpec
+from sslrun.data.text.sequences import Sequences, labelled
+from sslrun.data.text.tokenizer import blank_tokenizer
 from sslrun.tasks.base import TaskLearner, tasks
 from sslrun.training.device import compute
-from sslrun.training.loop import Schedule, Training, train
+from sslrun.training.loop import Training, train
+from sslrun.training.schedule import Schedule
 
 LENGTH, LR = 128, 5e-5
 

@@ -19,11 +19,13 @@ from beside import DECAY, FOREVER, VOCAB, arguments, bert_config, compare, fast_
 from transformers import BertForMaskedLM, DataCollatorForLanguageModeling
 
 from sslrun.backbones import build_backbone
-from sslrun.data.sequences import Documents, TextSpec
-from sslrun.data.tokenizer import blank_tokenizer
+from sslrun.data.specs import TextSpec
+from sslrun.data.text.sequences import Documents
+from sslrun.data.text.tokenizer import blank_tokenizer
 from sslrun.pretexts.base import pretexts
 from sslrun.training.device import compute
-from sslrun.training.loop import Schedule, Training, train
+from sslrun.training.loop import Training, train
+from sslrun.training.schedule import Schedule
 
 LENGTH, LR = 128, 1e-4
 

@@ -18,10 +18,12 @@ from typing import NamedTuple
 import torch
 
 from sslrun.backbones import build_backbone
-from sslrun.data.examples import ImageSpec, TensorExamples
+from sslrun.data.examples import TensorExamples
+from sslrun.data.specs import ImageSpec
 from sslrun.pretexts.base import pretexts
 from sslrun.training.device import Compute, compute
-from sslrun.training.loop import Schedule, Training, train
+from sslrun.training.loop import Training, train
+from sslrun.training.schedule import Schedule
 
 STEPS = 10**6
 """Of the schedule, of which few are run."""

@@ -20,11 +20,13 @@ import torchvision
 from torch import nn
 
 from sslrun.backbones import build_backbone
-from sslrun.data.augment import Augmentation
-from sslrun.data.examples import ImageSpec, TensorExamples
+from sslrun.data.examples import TensorExamples
+from sslrun.data.image.augment import Augmentation
+from sslrun.data.specs import ImageSpec
 from sslrun.pretexts.base import pretexts
 from sslrun.training.device import compute
-from sslrun.training.loop import Schedule, Training, train
+from sslrun.training.loop import Training, train
+from sslrun.training.schedule import Schedule
 
 try:
     from lightly.loss import NTXentLoss

@@ -15,10 +15,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from sslrun.backbones import build_backbone
-from sslrun.data.examples import Batch, ImageSpec, TensorExamples
-from sslrun.learner import Output
+from sslrun.data.examples import Batch, TensorExamples
+from sslrun.data.specs import ImageSpec
 from sslrun.training.device import compute
-from sslrun.training.loop import Schedule, Training, train
+from sslrun.training.learner import Output
+from sslrun.training.loop import Training, train
+from sslrun.training.schedule import Schedule
 
 
 class Learner(nn.Module):

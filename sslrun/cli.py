@@ -73,9 +73,9 @@ def pretrain(
     if loaded.pretext is None:
         raise UserError(f"{recipe}: names no pretext task, so there is nothing to pretrain")
     job = Pretraining(loaded, seed, runs)
-    job.run(Context.open(device, runs, fresh))
+    job.execute(Context.open(device, runs, fresh))
     if distributed.is_main():
-        typer.echo(job.made.path)
+        typer.echo(job.run.path)
 
 
 def _evaluation_command(protocol: str, about: str) -> None:
@@ -104,7 +104,7 @@ def _evaluation_command(protocol: str, about: str) -> None:
                 f"no pretrained checkpoint for {recipe} (seed {seed}): "
                 f"run `{_again('pretrain', recipe, overrides, seed, runs)}` first, or pass --from"
             )
-        made = Table.from_results([job.run(context) for job in jobs], loaded.name)
+        made = Table.from_results([job.execute(context) for job in jobs], loaded.name)
         if distributed.is_main():
             _print_table(made)
 
@@ -246,8 +246,9 @@ def claims(
     as_json: AsJson = False,
 ) -> None:
     """The lecture's sentences, tested: runs what is missing and says supported, contradicted or inconclusive."""
-    from sslrun.results.claims import check_ending, listing, load_claims, rendered, write
-    from sslrun.stages.claims import Trial, made_by
+    from sslrun.claims.report import check_ending, rendered, write
+    from sslrun.claims.run import Trial, made_by
+    from sslrun.claims.schema import listing, load_claims
     from sslrun.stages.context import Context
     from sslrun.stages.sweep import Plan, launch, told_failures
 

@@ -58,7 +58,7 @@ def contents(path: Path) -> str | None:
 
 
 @contextmanager
-def told_when_full(path: Path) -> Iterator[None]:
+def report_disk_full(path: Path) -> Iterator[None]:
     """Turns a full disk into a UserError that names the place."""
     try:
         yield
@@ -69,10 +69,10 @@ def told_when_full(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def told_when_unwritable(path: Path, remedy: str = "name another place with --runs") -> Iterator[None]:
+def report_unwritable(path: Path, remedy: str = "name another place with --runs") -> Iterator[None]:
     """Turns a full disk or a place that can't be written into a UserError that names it."""
     try:
-        with told_when_full(path):
+        with report_disk_full(path):
             yield
     except OSError as error:
         if error.errno in (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EPERM):
@@ -83,7 +83,7 @@ def told_when_unwritable(path: Path, remedy: str = "name another place with --ru
 def write_atomically(path: Path, text: str, remedy: str = "name another place with --runs") -> None:
     """Write `text` so that `path` is at every moment the old file or the whole new one. UserError, with the `remedy`: it
     can't be written."""
-    with told_when_unwritable(path, remedy):
+    with report_unwritable(path, remedy):
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
@@ -129,7 +129,7 @@ class Run:
     @contextmanager
     def claimed(self) -> Iterator[bool]:
         """Holds the run for this process while inside: False where another process holds it."""
-        with told_when_unwritable(self.path):
+        with report_unwritable(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
         with open(self.path / ".lock", "w") as lock:
             try:
@@ -166,7 +166,7 @@ class Run:
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Append one line to metrics.jsonl."""
-        with told_when_unwritable(self.path), open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
+        with report_unwritable(self.path), open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 
     def forget_after(self, step: int) -> None:

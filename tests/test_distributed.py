@@ -6,12 +6,13 @@ import torch.multiprocessing as mp
 from torch import nn
 
 from sslrun import distributed
-from sslrun.data.examples import ImageSpec, TensorExamples
-from sslrun.learner import Output
+from sslrun.data.examples import TensorExamples
+from sslrun.data.specs import ImageSpec
 from sslrun.pretexts.simclr import nt_xent
 from sslrun.pretexts.vicreg import vicreg_terms
 from sslrun.training import loop
 from sslrun.training.device import compute
+from sslrun.training.learner import Output
 
 
 def inputs():

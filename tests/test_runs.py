@@ -4,7 +4,8 @@ import pytest
 
 from sslrun import files, runs
 from sslrun.errors import UserError
-from sslrun.recipe import Source, parse
+from sslrun.recipe import parse
+from sslrun.recipe.places import Located
 from sslrun.runs import Run, contents, digest, write_atomically
 from sslrun.stages.evaluate import cells
 
@@ -33,8 +34,8 @@ def test_the_hash_sees_what_is_in_files_that_a_recipe_names(tmp_path):
 
     def made():
         contents.cache_clear()  # one process reads them once
-        (cell,) = cells(parse(Source(recipe, {(): "mine.yaml:1"})), 0, tmp_path)
-        return cell.made.hash
+        (cell,) = cells(parse(Located(recipe, {(): "mine.yaml:1"})), 0, tmp_path)
+        return cell.run.hash
 
     found = []
     for path, text in (("vocab", "a"), ("weights", "a"), ("weights", "b"), ("vocab", "b")):

@@ -6,7 +6,8 @@ from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
-from sslrun.data.examples import Examples, InputSpec
+from sslrun.data.examples import Examples
+from sslrun.data.specs import InputSpec
 from sslrun.registry import Options, Registry
 
 

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from sslrun.backbones.base import Features, backbones
 from sslrun.backbones.text import TextBackbone, at, check_heads, last_real
 from sslrun.backbones.transformer import STD, Block, initialise
-from sslrun.data.sequences import TextSpec, Tokens
+from sslrun.data.specs import TextSpec
+from sslrun.data.text.sequences import Tokens
 from sslrun.errors import UserError
 from sslrun.registry import Options
 

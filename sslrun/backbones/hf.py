@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from sslrun.backbones.base import Features, backbones
 from sslrun.backbones.text import TextBackbone, last_real
-from sslrun.data.sequences import TextSpec, Tokens
+from sslrun.data.specs import TextSpec
+from sslrun.data.text.sequences import Tokens
 from sslrun.errors import UserError
 from sslrun.hub import hub_or_offline
 from sslrun.registry import Options

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from sslrun.backbones.base import Features, backbones
 from sslrun.backbones.text import TextBackbone, at, last_real
-from sslrun.data.sequences import TextSpec, Tokens
+from sslrun.data.specs import TextSpec
+from sslrun.data.text.sequences import Tokens
 from sslrun.registry import Options
 
 
@@ -20,7 +21,7 @@ def reversed_real(x: Tensor, real: Tensor) -> Tensor:
     return x.gather(1, source.view(*source.shape, *[1] * (x.ndim - 2)).expand_as(x))
 
 
-class Apart:
+class UnpackedDocuments:
     """Each document of packed sequences in a row of its own, that no state goes on from one into the next."""
 
     def __init__(self, tokens: Tokens) -> None:
@@ -48,7 +49,7 @@ class Apart:
         return x if self.whole else x[self.row, self.place]
 
 
-class Layered(nn.Module):
+class LstmStack(nn.Module):
     """LSTM layers of one direction, each one's states given apart."""
 
     def __init__(self, inputs: int, width: int, depth: int, dropout: float) -> None:
@@ -74,8 +75,8 @@ class Recurrent(TextBackbone):
 
     def build(self, width: int, depth: int, dropout: float, both: bool) -> None:
         """Make the layers. `width`: of the embeddings and of each direction."""
-        self.ahead = Layered(width, width, depth, dropout)
-        self.back = Layered(width, width, depth, dropout) if both else None
+        self.ahead = LstmStack(width, width, depth, dropout)
+        self.back = LstmStack(width, width, depth, dropout) if both else None
         self.width = width * (2 if both else 1)
         self.depth = depth + 1
 
@@ -94,7 +95,7 @@ class Recurrent(TextBackbone):
 
     def _read(self, inputs: Tokens) -> Features:
         x, real = self.embed(inputs), inputs.real
-        apart = Apart(inputs)
+        apart = UnpackedDocuments(inputs)
         rows, real_rows = apart.rows(x), apart.rows(real)
         layers = [apart.sequences(each) for each in self.ahead(rows)]
         pooled = at(layers[-1], last_real(real))

@@ -8,10 +8,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from sslrun.backbones.base import Features, backbones
-from sslrun.backbones.images import ImageBackbone
+from sslrun.backbones.image import ImageBackbone
 from sslrun.backbones.transformer import Mlp
 from sslrun.backbones.vit import PatchEmbed, patches_along
-from sslrun.data.examples import ImageSpec
+from sslrun.data.specs import ImageSpec
 from sslrun.registry import Options
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from sslrun.backbones.base import Features, backbones
-from sslrun.backbones.images import ImageBackbone
-from sslrun.data.examples import ImageSpec
+from sslrun.backbones.image import ImageBackbone
+from sslrun.data.specs import ImageSpec
 from sslrun.registry import Options
 
 

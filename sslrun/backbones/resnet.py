@@ -9,8 +9,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from sslrun.backbones.base import Features, backbones
-from sslrun.backbones.images import ImageBackbone
-from sslrun.data.examples import ImageSpec
+from sslrun.backbones.image import ImageBackbone
+from sslrun.data.specs import ImageSpec
 from sslrun.registry import Options
 
 if TYPE_CHECKING:  # at run time where a network is built, as torchvision takes longer to import than all of sslrun

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sslrun.backbones.base import Backbone
-from sslrun.data.sequences import TextSpec
+from sslrun.data.specs import TextSpec
 from sslrun.errors import UserError
 
 

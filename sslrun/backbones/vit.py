@@ -10,9 +10,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from sslrun.backbones.base import Features, backbones
-from sslrun.backbones.images import ImageBackbone
+from sslrun.backbones.image import ImageBackbone
 from sslrun.backbones.transformer import Block, depth_rates, initialise
-from sslrun.data.examples import ImageSpec
+from sslrun.data.specs import ImageSpec
 from sslrun.errors import UserError
 from sslrun.registry import Options
 

@@ -17,8 +17,7 @@ from sslrun.backbones.base import Backbone, backbones
 from sslrun.backbones.bert import Bert
 from sslrun.backbones.gpt import Gpt
 from sslrun.backbones.vit import ViT, interpolated
-from sslrun.data.examples import InputSpec
-from sslrun.data.sequences import TextSpec
+from sslrun.data.specs import InputSpec, TextSpec
 from sslrun.errors import UserError
 from sslrun.files import replacing
 from sslrun.registry import Options

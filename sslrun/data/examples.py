@@ -5,11 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from sslrun.data.specs import InputSpec
 
 
 class Batch(NamedTuple):
@@ -29,29 +30,6 @@ def sent(tensor: Tensor, device: torch.device) -> Tensor:
     if device.type == "cuda" and tensor.device.type == "cpu":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
-
-
-class InputSpec(Protocol):
-    """What a backbone must know of its inputs to be built; one class a modality."""
-
-    @property
-    def modality(self) -> str: ...
-
-    def save(self, folder: Path) -> None:
-        """Write what is needed to make such inputs again, besides the code."""
-
-
-@dataclass(frozen=True)
-class ImageSpec:
-    """Square colour images; grey ones are stored with three equal channels."""
-
-    size: int
-    """Side, in pixels."""
-    channels: int = 3
-    modality: str = "image"
-
-    def save(self, folder: Path) -> None:
-        """Nothing: a size says it all."""
 
 
 class Examples(ABC):

@@ -10,8 +10,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
-from sslrun.data.corruptions import CORRUPTIONS, Corrupted
 from sslrun.data.examples import Examples
+from sslrun.data.image.corruptions import CORRUPTIONS, Corrupted
 from sslrun.data.splits import Splits
 from sslrun.errors import UserError
 from sslrun.registry import did_you_mean

@@ -11,9 +11,10 @@ from itertools import tee
 import torch
 from torch import Tensor
 
-from sslrun.data.examples import Batch, Examples, InputSpec, TensorExamples
-from sslrun.data.images import Progress
-from sslrun.data.sources import Source, sources
+from sslrun.data.examples import Batch, Examples, TensorExamples
+from sslrun.data.image.images import Progress
+from sslrun.data.source import Source, sources
+from sslrun.data.specs import InputSpec
 from sslrun.errors import UserError
 from sslrun.registry import Options
 

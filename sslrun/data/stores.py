@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from sslrun.data.cache import cache_root
-from sslrun.data.images import EncodedSplit, Files
+from sslrun.data.image.images import EncodedFiles, EncodedSplit
 from sslrun.errors import UserError
 from sslrun.hub import hub_or_offline
 from sslrun.registry import did_you_mean
@@ -91,13 +91,13 @@ class FolderStore(Store):
     def open(self, split: Split) -> EncodedSplit:
         files, folder, classes = self._files(split), self._folders[split], self._classes
         if not classes or split == "unlabeled":
-            return EncodedSplit(Files(files), None, classes)
+            return EncodedSplit(EncodedFiles(files), None, classes)
         number = {name: index for index, name in enumerate(classes)}
         labels = [number.get(_top(each, folder)) for each in files]
         if None in labels:
             known = ", ".join(classes[:10])
             raise UserError(f"{files[labels.index(None)]}: lies in none of the classes' folders ({known}): move it")
-        return EncodedSplit(Files(files), torch.tensor(labels), classes)
+        return EncodedSplit(EncodedFiles(files), torch.tensor(labels), classes)
 
     @cached_property
     def _folders(self) -> dict[Split, Path]:
@@ -303,7 +303,7 @@ class ParquetStore(TableStore):
 
 
 class FileStore(TableStore):
-    """Files of a table of text: `<path>/train.parquet` (or .csv, .tsv, .json, .jsonl) or parts `train-*.parquet`, test and
+    """EncodedFiles of a table of text: `<path>/train.parquet` (or .csv, .tsv, .json, .jsonl) or parts `train-*.parquet`, test and
     val; or one file."""
 
     FORMATS: ClassVar = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json"}

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from sslrun.backbones.base import Backbone
 from sslrun.data.examples import Batch, Examples
-from sslrun.learner import Output
 from sslrun.registry import Options, Registry
+from sslrun.training.learner import Output
 
 
 class PretextOptions(Options):
@@ -20,7 +20,7 @@ class PretextOptions(Options):
 class Pretext(nn.Module):
     """A self-supervised objective: makes its targets from the data, owns its heads and teachers, returns a loss.
 
-    A learner (see `sslrun.learner`): the loop calls `views` outside autocast and compilation, without gradients, and
+    A learner (see `sslrun.training.learner`): the loop calls `views` outside autocast and compilation, without gradients, and
     hands what it returns to `forward`, which may be compiled, autocast and wrapped for many devices.
     """
 

@@ -7,11 +7,11 @@ import torch
 from sslrun.backbones.lstm import Recurrent
 from sslrun.backbones.text import TextBackbone
 from sslrun.data.examples import Batch
-from sslrun.data.sequences import Tokens
+from sslrun.data.text.sequences import Tokens
 from sslrun.errors import UserError
-from sslrun.learner import Output
 from sslrun.pretexts.base import pretexts
 from sslrun.pretexts.language import LanguageOptions, LanguagePretext, Pairs, TokenHead, following, preceding
+from sslrun.training.learner import Output
 
 
 @pretexts.register("bilm")

@@ -9,11 +9,11 @@ from pydantic import Field
 from torch import Tensor
 
 from sslrun.backbones.base import Backbone
-from sslrun.data.augment import Augmentation
-from sslrun.learner import Output
+from sslrun.data.image.augment import Augmentation
 from sslrun.pretexts.base import pretexts
 from sslrun.pretexts.heads import mlp
 from sslrun.pretexts.views import Teacher, TwoViewOptions, TwoViews
+from sslrun.training.learner import Output
 
 
 @pretexts.register("byol", modality="image")

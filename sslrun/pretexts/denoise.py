@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from sslrun.backbones.text import TextBackbone, check_heads
 from sslrun.backbones.transformer import Block, initialise
 from sslrun.data.examples import Batch
-from sslrun.data.sequences import IGNORED, Tokens
+from sslrun.data.text.sequences import IGNORED, Tokens
 from sslrun.errors import UserError
-from sslrun.learner import Output
 from sslrun.pretexts.base import pretexts
 from sslrun.pretexts.language import LanguageOptions, LanguagePretext, Pairs, TokenHead, embedding_of, entropy
+from sslrun.training.learner import Output
 
 
 class Corrupted(NamedTuple):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sslrun.backbones.text import TextBackbone
 from sslrun.data.examples import Batch, Examples
-from sslrun.data.sequences import IGNORED, Documents, Tokens
+from sslrun.data.text.sequences import IGNORED, Documents, Tokens
 from sslrun.pretexts.base import Pretext, PretextOptions
 
 Pairs = Annotated[

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from sslrun.backbones.text import TextBackbone, at
 from sslrun.data.examples import Batch, Examples
-from sslrun.data.sequences import IGNORED, Documents, Tokens
+from sslrun.data.text.sequences import IGNORED, Documents, Tokens
 from sslrun.errors import UserError
-from sslrun.learner import Output
 from sslrun.pretexts.base import pretexts
 from sslrun.pretexts.language import LanguageOptions, LanguagePretext, TokenHead, embedding_of, entropy
+from sslrun.training.learner import Output
 
 RATE = 0.15
 """BERT's share of chosen tokens; every held-out loss is taken at it, that losses of other rates may be compared."""

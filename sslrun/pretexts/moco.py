@@ -9,10 +9,10 @@ from torch import Tensor
 
 from sslrun import distributed
 from sslrun.backbones.base import Backbone
-from sslrun.learner import Output
 from sslrun.pretexts.base import pretexts
 from sslrun.pretexts.heads import mlp
 from sslrun.pretexts.views import Teacher, TwoViewOptions, TwoViews
+from sslrun.training.learner import Output
 
 
 @pretexts.register("moco", modality="image")

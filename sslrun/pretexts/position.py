@@ -11,12 +11,12 @@ from torch import Tensor
 
 from sslrun.backbones.base import Backbone
 from sslrun.backbones.vit import ViT
-from sslrun.data.augment import patches, resize, to_float
 from sslrun.data.examples import Batch
+from sslrun.data.image.augment import patches, resize, to_float
 from sslrun.errors import UserError
-from sslrun.learner import Output
 from sslrun.pretexts.base import Pretext, PretextOptions, pretexts
 from sslrun.pretexts.heads import mlp
+from sslrun.training.learner import Output
 
 NEIGHBOURS = ((0, 0), (0, 1), (0, 2), (1, 0), (1, 2), (2, 0), (2, 1), (2, 2))
 """Row and column, in the 3x3 grid, of the neighbour of each class: row by row, without the centre."""

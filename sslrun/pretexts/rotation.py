@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sslrun.backbones.base import Backbone
-from sslrun.data.augment import Augmentation, quarter_turns
 from sslrun.data.examples import Batch
-from sslrun.learner import Output
+from sslrun.data.image.augment import Augmentation, quarter_turns
 from sslrun.pretexts.base import Pretext, PretextOptions, pretexts
+from sslrun.training.learner import Output
 
 
 @pretexts.register("rotation", modality="image")

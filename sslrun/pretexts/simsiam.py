@@ -7,10 +7,10 @@ from pydantic import Field
 from torch import Tensor
 
 from sslrun.backbones.base import Backbone
-from sslrun.learner import Output
 from sslrun.pretexts.base import pretexts
 from sslrun.pretexts.heads import mlp
 from sslrun.pretexts.views import TwoViewOptions, TwoViews
+from sslrun.training.learner import Output
 
 
 @pretexts.register("simsiam", modality="image")

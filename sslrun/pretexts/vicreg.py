@@ -9,11 +9,11 @@ from torch import Tensor
 
 from sslrun import distributed
 from sslrun.backbones.base import Backbone
-from sslrun.data.augment import Augmentation
-from sslrun.learner import Output
+from sslrun.data.image.augment import Augmentation
 from sslrun.pretexts.base import pretexts
 from sslrun.pretexts.heads import mlp
 from sslrun.pretexts.views import TwoViewOptions, TwoViews
+from sslrun.training.learner import Output
 
 
 @pretexts.register("vicreg", modality="image")

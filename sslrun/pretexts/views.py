@@ -9,8 +9,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from sslrun.backbones.base import Backbone
-from sslrun.data.augment import Augmentation
 from sslrun.data.examples import Batch
+from sslrun.data.image.augment import Augmentation
 from sslrun.pretexts.base import Pretext, PretextOptions
 
 

@@ -266,7 +266,7 @@ class Match:
 
 
 @dataclass
-class Plain(Cell):
+class TextCell(Cell):
     """A cell whose text stands."""
 
     words: str = ""
@@ -596,7 +596,7 @@ def _lay_out(made: Comparison) -> None:
             ("published", f"{pair.shown(pair.value)}{deviation}{mark}"),
             ("difference", pair.shown(pair.difference, "+")),
         ):
-            made.cells[(name, which), pair.column] = Plain(words=words)
+            made.cells[(name, which), pair.column] = TextCell(words=words)
     for (group, column), each in made.agreements.items():
         name = "rank agreement" + (f" · {group}" if group else "")
         for which, words in (
@@ -604,7 +604,7 @@ def _lay_out(made: Comparison) -> None:
             ("p", "–" if math.isnan(each.p) else f"{each.p:.3f}" + ("" if each.exact else " (approx.)")),
             ("rows", str(each.rows)),
         ):
-            made.cells[(name, which), column] = Plain(words=words)
+            made.cells[(name, which), column] = TextCell(words=words)
 
 
 def _preface(made: Comparison, published: Published) -> list[str]:

@@ -18,7 +18,7 @@ from rich.text import Text
 
 from sslrun.data.shifts import ID, MEAN_SHIFT
 from sslrun.errors import UserError
-from sslrun.protocols import PROTOCOLS
+from sslrun.protocols.options import PROTOCOLS
 from sslrun.runs import write_atomically
 
 Row = tuple[str, str]
@@ -181,7 +181,7 @@ class Table:
         one_protocol = "" if self._several_protocols or not rows else rows[0][1]
         heading = " · ".join(filter(None, [self.title, columns[0][0] if one_task else "", one_protocol]))
         above, below = ([Text(line) for line in lines] for lines in (self.preface, self.notes))
-        return Group(Text(heading, style="bold"), *above, Text(), _Broken(columns, self._rendered), Text(), *below)
+        return Group(Text(heading, style="bold"), *above, Text(), WrappedTable(columns, self._rendered), Text(), *below)
 
     def _rendered(self, columns: Sequence[Column]) -> RichTable:
         """Some of the columns, for the terminal."""
@@ -330,7 +330,7 @@ class Table:
 
 
 @dataclass(frozen=True)
-class _Broken:
+class WrappedTable:
     """A table for the terminal: where its columns don't fit the width, in pieces below one another, each with the rows'
     names, since a number that is cut short is another number."""
 

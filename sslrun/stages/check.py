@@ -14,7 +14,7 @@ from rich.text import Text
 from torch import Tensor, nn
 
 from sslrun.backbones import build_backbone
-from sslrun.data.sources import lacking, sources
+from sslrun.data.source import lacking, sources
 from sslrun.pretexts.base import pretexts
 from sslrun.recipe import Pretrain, Recipe
 from sslrun.training.device import Compute

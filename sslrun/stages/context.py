@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sslrun import distributed
 from sslrun.errors import UserError
-from sslrun.runs import Run, environment, told_when_full
+from sslrun.runs import Run, environment, report_disk_full
 from sslrun.stages.reporting import Reporter
 from sslrun.training.device import Compute, compute
 
@@ -136,7 +136,7 @@ def perform(
         if not run.finished:
             run.start(recipe, environment(str(context.compute), distributed.world_size()))
             distributed.wait()  # the others must not look for checkpoints before old ones are gone
-            with told_when_full(run.path):
+            with report_disk_full(run.path):
                 run.finish(body())
             distributed.wait()
         return run.result

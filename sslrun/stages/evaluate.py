@@ -24,21 +24,14 @@ from torch import Tensor, nn
 from sslrun import distributed
 from sslrun.backbones import build_backbone, load_into, save_backbone
 from sslrun.backbones.base import Backbone
-from sslrun.data.examples import Batch, Examples, ImageSpec
+from sslrun.data.examples import Batch, Examples
 from sslrun.data.shifts import ID, Part, Shift, parts_of
-from sslrun.data.sources import sources
+from sslrun.data.source import sources
+from sslrun.data.specs import ImageSpec
 from sslrun.data.splits import Splits, labelled, load_splits
 from sslrun.errors import UserError
 from sslrun.files import replacing
-from sslrun.protocols import CLASSICAL, Finetune
-from sslrun.recipe import Evaluation, Named, Recipe
-from sslrun.runs import Run
-from sslrun.stages.context import Context, perform
-from sslrun.stages.fit import fit
-from sslrun.stages.logging import logs
-from sslrun.stages.pretrain import WEIGHTS, Pretraining
-from sslrun.tasks.base import Task, TaskLearner, outputs_of, tasks
-from sslrun.tasks.frozen import (
+from sslrun.protocols.frozen_math import (
     Classifier,
     LogisticRegression,
     classical,
@@ -46,8 +39,17 @@ from sslrun.tasks.frozen import (
     least_squares,
     weighted_knn,
 )
+from sslrun.protocols.options import CLASSICAL, Finetune
+from sslrun.recipe import Evaluation, Named, Recipe
+from sslrun.runs import Run
+from sslrun.stages.context import Context, perform
+from sslrun.stages.fit import fit
+from sslrun.stages.logging import logs
+from sslrun.stages.pretrain import WEIGHTS, Pretraining
+from sslrun.tasks.base import Task, TaskLearner, outputs_of, tasks
 from sslrun.training.flops import flop_counter
-from sslrun.training.loop import NonFinite, Schedule, Training
+from sslrun.training.loop import NonFinite, Training
+from sslrun.training.schedule import Schedule
 
 HEAD = "head.safetensors"
 BEST = "best.safetensors"
@@ -58,7 +60,7 @@ EVAL_BATCH = 256
 
 
 @dataclass(frozen=True)
-class Origin:
+class InitialWeights:
     """Where an evaluation's backbone comes from."""
 
     identity: dict[str, Any]
@@ -76,21 +78,21 @@ class Origin:
         return self.weights is None or self.weights.is_file()
 
     @classmethod
-    def initial(cls, recipe: Recipe, seed: int) -> Origin:
+    def initial(cls, recipe: Recipe, seed: int) -> InitialWeights:
         return cls({"initial": recipe.backbone.identity(), "seed": seed})
 
     @classmethod
-    def pretrained(cls, recipe: Recipe, seed: int, root: Path) -> Origin:
+    def pretrained(cls, recipe: Recipe, seed: int, root: Path) -> InitialWeights:
         """The recipe's own pretraining, or the weights it names; the initial ones where it names neither."""
         if recipe.weights is not None:
             return cls.file(recipe.weights.file, recipe.weights.model_dump(include={"mean", "std"}, exclude_none=True))
         if recipe.pretext is None:
             return cls.initial(recipe, seed)
         job = Pretraining(recipe, seed, root)
-        return cls({"pretrain": job.made.hash}, job.weights, job)
+        return cls({"pretrain": job.run.hash}, job.weights, job)
 
     @classmethod
-    def file(cls, path: Path, normalisation: dict[str, tuple[float, ...]] | None = None) -> Origin:
+    def file(cls, path: Path, normalisation: dict[str, tuple[float, ...]] | None = None) -> InitialWeights:
         """A run's folder or a file of weights. UserError: there is none."""
         weights, normalisation = path / WEIGHTS if path.is_dir() else path, normalisation or {}
         if not weights.is_file():
@@ -110,7 +112,7 @@ class Cell:
     protocol: str
     labels: float
     seed: int
-    origin: Origin
+    origin: InitialWeights
     root: Path
     restart: int = 0
 
@@ -156,12 +158,12 @@ class Cell:
         return replace(self, protocol="probe", restart=min(self.restart, self.evaluation.restarts_of("probe") - 1))
 
     @property
-    def start(self) -> int:
+    def training_seed(self) -> int:
         """The seed of a fresh head and of the order of the data."""
         return self.seed + RESTART * self.restart
 
     @cached_property
-    def made(self) -> Run:
+    def run(self) -> Run:
         evaluation = self.evaluation
         identity = {
             "origin": self.origin.identity,
@@ -170,18 +172,18 @@ class Cell:
             "task": evaluation.task.identity(),
             "labels": self.labels,
             "options": None if self.options is None else self.options.model_dump(mode="json", exclude={"shots"}),
-            "head": self.probe.made.hash if self.protocol == "lpft" else None,
-            "seed": self.start,
+            "head": self.probe.run.hash if self.protocol == "lpft" else None,
+            "seed": self.training_seed,
         }
         if evaluation.shifts:
             identity["shifts"] = {name: shift.identity() for name, shift in evaluation.shifts.items()}
         return Run(self.root, self.recipe.name, self.protocol, identity)
 
-    def run(self, context: Context) -> dict[str, Any]:
+    def execute(self, context: Context) -> dict[str, Any]:
         """Evaluate, unless it is done, and return the run's result. UserError: no pretrained checkpoint."""
         if not self.origin.exists:
             raise UserError(f"no pretrained checkpoint for recipe '{self.recipe.name}' (seed {self.seed})")
-        return perform(self.made, self.recipe.resolved(), context, partial(self._body, context))
+        return perform(self.run, self.recipe.resolved(), context, partial(self._body, context))
 
     def _body(self, context: Context) -> dict[str, Any]:
         began = time.monotonic()
@@ -223,7 +225,7 @@ def cells(
     recipe: Recipe, seed: int, root: Path, protocols: Sequence[str] | None = None, source: Path | None = None
 ) -> list[Cell]:
     """All cells of a recipe; of some protocols only, or from given weights, where asked."""
-    pretrained = Origin.pretrained(recipe, seed, root) if source is None else Origin.file(source)
+    pretrained = InitialWeights.pretrained(recipe, seed, root) if source is None else InitialWeights.file(source)
     return [
         Cell(
             recipe,
@@ -231,7 +233,7 @@ def cells(
             protocol,
             labels,
             seed,
-            Origin.initial(recipe, seed) if protocol == "scratch" else pretrained,
+            InitialWeights.initial(recipe, seed) if protocol == "scratch" else pretrained,
             root,
             restart,
         )
@@ -414,8 +416,8 @@ class Work:
         return self._finetuned(None)
 
     def lpft(self) -> Scores:
-        self.cell.probe.run(self.context)
-        return self._finetuned(load_file(self.cell.probe.made.path / HEAD))
+        self.cell.probe.execute(self.context)
+        return self._finetuned(load_file(self.cell.probe.run.path / HEAD))
 
     def _finetuned(self, head: dict[str, Tensor] | None) -> Scores:
         """Train everything with each learning rate; the one that is best on validation (of equals the last) is kept and
@@ -428,7 +430,7 @@ class Work:
         diverged: NonFinite | None = None
         for lr in rates:
             backbone = self._backbone(options.drop_path)
-            torch.manual_seed(self.cell.start)
+            torch.manual_seed(self.cell.training_seed)
             learner = TaskLearner(backbone, self.task, frozen_norm=options.frozen_norm)
             if head is not None:
                 learner.head.load_state_dict(head)
@@ -446,8 +448,8 @@ class Work:
             assert diverged is not None
             raise diverged
         if distributed.is_main():
-            save_backbone(self.cell.made.path / WEIGHTS, best.backbone, {"recipe": self.cell.recipe.name})
-            self.splits.spec.save(self.cell.made.path)
+            save_backbone(self.cell.run.path / WEIGHTS, best.backbone, {"recipe": self.cell.recipe.name})
+            self.splits.spec.save(self.cell.run.path)
         self._keep_head(best.head)
         details: dict[str, Any] = {"lr": chosen, "tried": {f"{lr:g}": v for lr, v in tried.items()}}
         metrics, moved = self._tested(best)
@@ -481,15 +483,15 @@ class Work:
         """
         examples = self.context.compute.place(self._split("train").subset(self.chosen))
         schedule = schedule.within(len(examples))
-        torch.manual_seed(self.cell.start)
+        torch.manual_seed(self.cell.training_seed)
         training = Training(learner, schedule, self.context.compute)
-        run = self.cell.made
+        run = self.cell.run
         folder = run.checkpoints / attempt
         minutes = self.cell.recipe.watch.checkpoint
         epoch, kept = schedule.steps_an_epoch(len(examples)), folder / BEST
         with logs(run, ()) as log:
             for step in fit(
-                training, examples, self.cell.start, run, self.context, self.cell.title, log,
+                training, examples, self.cell.training_seed, run, self.context, self.cell.title, log,
                 minutes=minutes, folder=folder,
             ):  # fmt: skip
                 if best and distributed.is_main() and (step.last or step.step % epoch == 0):
@@ -497,7 +499,7 @@ class Work:
                     training.learner.train()
         total = schedule.total_steps(len(examples))
         self.flops = None if self.flops is None or training.flops is None else self.flops + training.flops * total
-        self.earlier += training.earlier
+        self.earlier += training.seconds_before_resume
         if best:
             distributed.wait()  # the first process has written them
             training.averaged.load_state_dict(load_file(kept))
@@ -542,8 +544,8 @@ class Work:
         options = named.options if drop_path is None else named.options.model_copy(update={"drop_path": drop_path})
         if self.cell.protocol == "scratch" and "pretrained" in type(options).model_fields:
             options = options.model_copy(update={"pretrained": False})
-        torch.manual_seed(self.cell.start if self.cell.protocol == "scratch" else self.cell.seed)
-        backbone = build_backbone(named.name, options, self.task.seen)
+        torch.manual_seed(self.cell.training_seed if self.cell.protocol == "scratch" else self.cell.seed)
+        backbone = build_backbone(named.name, options, self.task.backbone_spec)
         if weights is None:
             backbone.fit_inputs(self.splits.train)
         else:
@@ -554,5 +556,5 @@ class Work:
 
     def _keep_head(self, head: nn.Module) -> None:
         if distributed.is_main():
-            with replacing(self.cell.made.path / HEAD) as temporary:
+            with replacing(self.cell.run.path / HEAD) as temporary:
                 save_file({name: each.contiguous() for name, each in head.state_dict().items()}, temporary)

@@ -46,7 +46,7 @@ def fit(
     total = training.schedule.total_steps(len(examples))
     saved = logged = time.monotonic()
     seen = training.step * training.schedule.batch
-    with context.reporter.stage(name, total, training.step, f"{examples.spec.modality}s") as show:
+    with context.reporter.stage(name, total, training.step, examples.spec.unit) as show:
         try:
             for step in train(training, examples, seed):
                 now = time.monotonic()

@@ -12,7 +12,7 @@ import torch
 from sslrun import distributed
 from sslrun.backbones import build_backbone, save_backbone
 from sslrun.data.examples import Examples
-from sslrun.data.sequences import TextSpec
+from sslrun.data.specs import TextSpec
 from sslrun.data.splits import load_splits
 from sslrun.pretexts.base import pretexts
 from sslrun.recipe import Named, Pretrain, Recipe
@@ -56,7 +56,7 @@ class Pretraining:
         return self.recipe.pretrain
 
     @property
-    def made(self) -> Run:
+    def run(self) -> Run:
         recipe = self.recipe
         identity = {
             "backbone": recipe.backbone.identity(),
@@ -74,14 +74,14 @@ class Pretraining:
 
     @property
     def weights(self) -> Path:
-        return self.made.path / WEIGHTS
+        return self.run.path / WEIGHTS
 
-    def run(self, context: Context) -> dict[str, Any]:
+    def execute(self, context: Context) -> dict[str, Any]:
         """Pretrain, unless it is done, and return the run's result."""
-        return perform(self.made, self.recipe.resolved(), context, partial(self._body, context))
+        return perform(self.run, self.recipe.resolved(), context, partial(self._body, context))
 
     def _body(self, context: Context) -> dict[str, Any]:
-        recipe, run = self.recipe, self.made
+        recipe, run = self.recipe, self.run
         with context.reporter.reading() as progress, context.stop.reading():
             splits = load_splits(recipe.data.name, recipe.data.options, progress=progress)
             raw, _ = splits.pretrain, splits.val  # read while the bars are there

@@ -13,17 +13,17 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from sslrun.backbones.base import backbones
-from sslrun.data.corruptions import CORRUPTIONS
-from sslrun.data.sources import sources
+from sslrun.claims.measurements.base import measurements
+from sslrun.data.image.corruptions import CORRUPTIONS
+from sslrun.data.source import sources
 from sslrun.errors import UserError
-from sslrun.measurements.base import measurements
 from sslrun.pretexts.base import pretexts
-from sslrun.protocols import PROTOCOLS, Protocols
+from sslrun.protocols.options import PROTOCOLS, Protocols
 from sslrun.recipe import Pretrain, Watch
 from sslrun.registry import Registry, did_you_mean
 from sslrun.results import published
 from sslrun.results.compare import KINDS as SETTINGS
-from sslrun.results.compare import Plain
+from sslrun.results.compare import TextCell
 from sslrun.results.table import Table
 from sslrun.tasks.base import tasks
 
@@ -108,7 +108,7 @@ def _numbers(table: published.Published) -> Table:
         for column, number in cells.items():
             deviation = "" if number.deviation is None else f" ± {number.deviation:,}"
             mark = "" if number.verified else " †"
-            made.cells[(row, ""), ("", column)] = Plain(words=f"{number.value:,}{deviation}{mark}")
+            made.cells[(row, ""), ("", column)] = TextCell(words=f"{number.value:,}{deviation}{mark}")
             remark = "; ".join(filter(None, [number.unit and f"in {number.unit}", number.where, number.note]))
             remarks.setdefault(remark, []).append(f"{row}, {column}")
     made.notes += [f"{'; '.join(places)}: {remark}" for remark, places in remarks.items() if remark]

@@ -19,14 +19,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from sslrun.data.sources import lacking
+from sslrun.claims.verdict import Place
+from sslrun.data.source import lacking
 from sslrun.errors import UserError
 from sslrun.recipe import Named, Sweep, load_sweep
 from sslrun.results.compare import Comparisons, check_stand_ins, compare_all, facts
 from sslrun.results.compute import add_compute, spent
 from sslrun.results.published import published_as
 from sslrun.results.table import Table, columns_of
-from sslrun.results.verdict import Place
 from sslrun.runs import Run, read_result
 from sslrun.stages.context import Busy, Context, Interrupted
 from sslrun.stages.evaluate import Cell, cells
@@ -40,12 +40,12 @@ class Job(Protocol):
     @property
     def title(self) -> str: ...
     @property
-    def made(self) -> Run: ...
+    def run(self) -> Run: ...
     @property
     def needs(self) -> tuple[Job, ...]: ...
     @property
     def reads(self) -> tuple[Named, ...]: ...
-    def run(self, context: Context) -> dict[str, Any]: ...
+    def execute(self, context: Context) -> dict[str, Any]: ...
 
 
 class Jobs(Protocol):
@@ -92,17 +92,17 @@ class Plan:
                 found += [(row, cell) for cell in of_row]
                 for cell in of_row:
                     for job in (*cell.needs, cell):
-                        jobs.setdefault(job.made.path, job)
+                        jobs.setdefault(job.run.path, job)
         return cls(sweep, root, tuple(jobs.values()), tuple(found))
 
     @property
     def finished(self) -> bool:
         """Whether there is anything to make a table of."""
-        return any(cell.made.finished for _, cell in self.cells)
+        return any(cell.run.finished for _, cell in self.cells)
 
     def table(self) -> Table:
         """The table of what is finished."""
-        results = [_result(cell, row) for row, cell in self.cells if cell.made.finished]
+        results = [_result(cell, row) for row, cell in self.cells if cell.run.finished]
         table = Table.from_results(results, title=self.sweep.title or self.sweep.name)
         if self.sweep.against:
             every = published_as(self.sweep.against.table)
@@ -116,7 +116,7 @@ class Plan:
         if missing:
             table.note(f"{missing} of {len(self.cells)} cells are not computed")
         for row, cell in self.cells:
-            if reason := cell.made.failure:
+            if reason := cell.run.failure:
                 for place in places_of(row, cell):
                     table.leave_empty(*place, reason)
         return table
@@ -124,7 +124,7 @@ class Plan:
     def _pretrained(self, row: str) -> str | None:
         """How much text a row's first pretraining read, and for how long; None: it isn't done, or there is none."""
         jobs = [
-            need.made for of, cell in self.cells if of == row for need in cell.needs if isinstance(need, Pretraining)
+            need.run for of, cell in self.cells if of == row for need in cell.needs if isinstance(need, Pretraining)
         ]
         result = jobs[0].result if jobs and jobs[0].finished else {}
         if not result.get("tokens"):
@@ -177,7 +177,7 @@ def places_of(row: str, cell: Cell) -> list[Place]:
 
 def _result(cell: Cell, row: str) -> dict[str, Any]:
     """What a table needs of a finished cell."""
-    return {**of_run(cell.made.path), "row": row}
+    return {**of_run(cell.run.path), "row": row}
 
 
 def of_run(path: Path) -> dict[str, Any]:
@@ -199,17 +199,17 @@ def work(plans: Sequence[Jobs], context: Context) -> list[str]:
         while waiting:
             later: list[Job] = []
             for job in waiting:
-                blocked = [need.made.path for need in job.needs if not need.made.finished]
-                reason = next((failed[path] for path in (job.made.path, *blocked) if path in failed), None)
+                blocked = [need.run.path for need in job.needs if not need.run.finished]
+                reason = next((failed[path] for path in (job.run.path, *blocked) if path in failed), None)
                 if reason is not None:
-                    job.made.fail(reason)
-                    failed[job.made.path] = reason
+                    job.run.fail(reason)
+                    failed[job.run.path] = reason
                 elif blocked:
                     later.append(job)
                     continue
                 else:
                     try:
-                        job.run(context)
+                        job.execute(context)
                     except Busy:
                         later.append(job)
                         continue
@@ -218,8 +218,8 @@ def work(plans: Sequence[Jobs], context: Context) -> list[str]:
                     except UserError as error:
                         if str(error) not in failed.values():
                             context.reporter.say(f"{job.title}: failed: {error}")
-                        failed[job.made.path] = str(error)
-                        job.made.fail(str(error))
+                        failed[job.run.path] = str(error)
+                        job.run.fail(str(error))
                 advance()
             if len(later) == len(waiting):
                 time.sleep(WAIT_SECONDS)
@@ -235,15 +235,15 @@ def without_data(jobs: Sequence[Job], reporter: Reporter) -> dict[Path, str]:
     failed: dict[Path, str] = {}
     with reporter.reading() as progress:
         for job in jobs:
-            if job.made.finished:
+            if job.run.finished:
                 continue
             for data in job.reads:
                 if repr(data) not in found:
                     found[repr(data)] = lacking(data.name, data.options, progress)
             reasons = [found[repr(data)] for data in job.reads]
-            reasons += [failed.get(need.made.path) for need in job.needs]
+            reasons += [failed.get(need.run.path) for need in job.needs]
             if reason := next(filter(None, reasons), None):
-                failed[job.made.path] = reason
+                failed[job.run.path] = reason
     return failed
 
 
@@ -271,7 +271,7 @@ def launch(plans: Sequence[Jobs], context: Context, workers: int, arguments: Seq
     if context.fresh:
         for plan in plans:
             for job in plan.jobs:
-                job.made.clear()
+                job.run.clear()
         context = replace(context, fresh=False)
     if workers == 1:
         return work(plans, context)
@@ -326,7 +326,7 @@ def table_of(targets: Sequence[Path], root: Path) -> Table:
             plan = Plan.of(load_sweep(target), root)
             if len(targets) == 1:
                 return plan.table()
-            results += [_result(cell, row) for row, cell in plan.cells if cell.made.finished]
+            results += [_result(cell, row) for row, cell in plan.cells if cell.run.finished]
         else:
             found = sorted(target.rglob("result.json"), key=lambda path: path.stat().st_mtime)
             results += [of_run(path.parent) for path in found if read_result(path.parent).get("protocol")]

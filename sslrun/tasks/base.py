@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sslrun.backbones.base import Backbone, Features
-from sslrun.data.examples import Batch, Examples, InputSpec
+from sslrun.data.examples import Batch, Examples
+from sslrun.data.specs import InputSpec
 from sslrun.errors import UserError
-from sslrun.learner import Output
 from sslrun.registry import Options, Registry
+from sslrun.training.learner import Output
 
 
 class TaskOptions(Options):
@@ -49,7 +50,7 @@ class Task:
         self.classes = classes
 
     @property
-    def seen(self) -> InputSpec:
+    def backbone_spec(self) -> InputSpec:
         """What the backbone is given, to be built for; by default what the data are."""
         return self.spec
 
@@ -131,7 +132,7 @@ def outputs_of(
 
 
 class TaskLearner(nn.Module):
-    """A backbone with a task's head on it: a learner (see `sslrun.learner`).
+    """A backbone with a task's head on it: a learner (see `sslrun.training.learner`).
 
     `head`: one to start from, as LP-FT starts from a linear probe's; default: a fresh one.
     `frozen`: the backbone stays as it is, parameters and buffers: it runs in eval mode, and its parameters no longer

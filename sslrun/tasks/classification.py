@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from sslrun.data.augment import Augmentation, resize, to_float
-from sslrun.data.examples import Batch, ImageSpec
+from sslrun.data.examples import Batch
+from sslrun.data.image.augment import Augmentation, resize, to_float
+from sslrun.data.specs import ImageSpec
 from sslrun.tasks import metrics
 from sslrun.tasks.base import Task, TaskOptions, tasks
 
@@ -45,7 +46,7 @@ class Classification(Task):
         self.augment = options.augmentation
 
     @property
-    def seen(self) -> ImageSpec:
+    def backbone_spec(self) -> ImageSpec:
         return ImageSpec(self.size)
 
     def head(self, width: int, depth: int = 0) -> nn.Linear:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from sslrun.data.passages import SpanRow, SpanSet
+from sslrun.data.text.passages import SpanRow, SpanSet
 
 
 class Answer(NamedTuple):

@@ -15,10 +15,10 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from sslrun.backbones.base import Features
-from sslrun.backbones.lstm import Layered, reversed_real
+from sslrun.backbones.lstm import LstmStack, reversed_real
 from sslrun.backbones.text import at
 from sslrun.data.examples import Examples
-from sslrun.data.sequences import IGNORED, Sequences
+from sslrun.data.text.sequences import IGNORED, Sequences
 from sslrun.errors import UserError
 from sslrun.tasks import metrics
 from sslrun.tasks.base import Task, TaskOptions, tasks
@@ -94,8 +94,8 @@ class BiLstm(nn.Module):
     def __init__(self, inputs: int, width: int, depth: int, dropout: float) -> None:
         super().__init__()
         given = [inputs, *[2 * width] * (depth - 1)]
-        self.ahead = nn.ModuleList(Layered(each, width, 1, dropout) for each in given)
-        self.back = nn.ModuleList(Layered(each, width, 1, dropout) for each in given)
+        self.ahead = nn.ModuleList(LstmStack(each, width, 1, dropout) for each in given)
+        self.back = nn.ModuleList(LstmStack(each, width, 1, dropout) for each in given)
 
     def forward(self, x: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
         """States (B, T, D) of the top layer's two directions. `real` (B, T): what is no padding."""

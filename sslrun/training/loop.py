@@ -10,24 +10,23 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import math
 import struct
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from sslrun import distributed
 from sslrun.data.examples import Examples
 from sslrun.errors import UserError
-from sslrun.training.device import Compile, Compute, Precision
+from sslrun.training.device import Compute
 from sslrun.training.flops import flop_counter
-from sslrun.training.optim import OptimizerOptions, Shape, lr_factor, optimizers
+from sslrun.training.optim import lr_factor, optimizers
+from sslrun.training.schedule import Schedule
 
 FINITE_EVERY = 50
 """Steps between two looks at whether loss and gradient stayed finite, on devices where a look waits for the device."""
@@ -35,71 +34,6 @@ FINITE_EVERY = 50
 
 class NonFinite(UserError):
     """The loss or its gradient is infinite or not a number."""
-
-
-class Schedule(OptimizerOptions):
-    """How long, in what batches and how fast something is trained."""
-
-    epochs: float | None = Field(None, gt=0)
-    """Passes over the data; this or `steps`."""
-    steps: int | None = Field(None, ge=1)
-    """Optimizer steps; this or `epochs`."""
-    batch: int = Field(256, ge=1)
-    """Examples an optimizer step, over all devices."""
-    by_length: bool = True
-    """Where examples differ in length: those of a batch are of like length, that little is computed on padding."""
-    accumulate: int = Field(1, ge=1)
-    """Parts that a batch is computed in, one after the other. A contrastive loss compares within a part only."""
-    warmup: float = Field(0.0, ge=0)
-    """Epochs in which the learning rate rises; of a training that is shorter, a trial's `epochs=1`, it rises to the end."""
-    schedule: Shape = "cosine"
-    """What the learning rate does after that."""
-    milestones: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = ()
-    """With `schedule: step`: the shares of training at which the learning rate falls."""
-    gamma: float = Field(0.1, gt=0, lt=1)
-    """With `schedule: step`: what it is multiplied by there."""
-    clip: float | None = Field(None, gt=0)
-    """Highest global norm of the gradient."""
-    ema: float = Field(0.0, ge=0, lt=1)
-    """Decay of the moving average of the weights that is evaluated and kept instead of the last ones; 0: none."""
-    precision: Precision = "auto"
-    """auto: bf16 autocast where the device multiplies natively in it."""
-    compile: Compile = "auto"
-    """torch.compile; auto: on CUDA, for trainings long enough to earn it."""
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Schedule:
-        if (self.epochs is None) == (self.steps is None):
-            both = "" if self.steps is None else "; to go from one to the other, set the other to null"
-            raise ValueError(f"give either epochs or steps{both}")
-        if self.batch % self.accumulate:
-            raise ValueError(f"batch ({self.batch}) is not a multiple of accumulate ({self.accumulate})")
-        if (self.schedule == "step") != bool(self.milestones):
-            raise ValueError("schedule: step and milestones go together")
-        return self
-
-    def steps_an_epoch(self, examples: int) -> int:
-        """Whole batches in an epoch. UserError where there is none."""
-        if self.batch > examples:
-            lower = 2 ** (examples.bit_length() - 1)
-            raise UserError(f"a batch of {self.batch} is larger than the {examples} examples: lower batch to {lower}")
-        return examples // self.batch
-
-    def within(self, examples: int) -> Schedule:
-        """The same with a batch of at most so many examples; its parts are no larger, and devices share them evenly."""
-        if self.batch <= examples:
-            return self
-        parts = math.ceil(examples / (self.batch // self.accumulate))
-        batch = examples - examples % (parts * distributed.world_size())
-        return self.model_copy(update={"batch": batch or examples, "accumulate": parts if batch else 1})
-
-    def total_steps(self, examples: int) -> int:
-        """Optimizer steps in all. UserError where the data holds no batch."""
-        epoch = self.steps_an_epoch(examples)
-        if self.steps is not None:
-            return self.steps
-        assert self.epochs is not None
-        return max(1, round(self.epochs * epoch))
 
 
 @dataclass(frozen=True)
@@ -145,9 +79,9 @@ class Training:
         """Learning rates of the steps since the last look."""
         self.counted: list[tuple[float, int]] = []
         """Of the steps that were counted: FLOPs, forward and backward, over all devices; and this one's numbers of input."""
-        self.seen = 0
+        self.input_count = 0
         """Numbers of input of all steps on this device, padding included: pixels, tokens."""
-        self.earlier = 0.0
+        self.seconds_before_resume = 0.0
         """Seconds that it took before it was interrupted."""
         self._began = time.monotonic()
 
@@ -157,12 +91,12 @@ class Training:
         if not self.counted:
             return None
         flops, numbers = (sum(each) / len(self.counted) for each in zip(*self.counted, strict=True))
-        return flops * (self.seen / self.step / numbers)  # a factor of exactly 1 where all batches have one size
+        return flops * (self.input_count / self.step / numbers)  # a factor of exactly 1 where all batches have one size
 
     @property
     def seconds(self) -> float:
         """Since it was made, and what it took before it was interrupted."""
-        return self.earlier + time.monotonic() - self._began
+        return self.seconds_before_resume + time.monotonic() - self._began
 
     @property
     def averaged(self) -> Any:
@@ -205,13 +139,13 @@ class Training:
             "optimizers": [each.state_dict() for each in self.optimizers],
             "average": None if self.average is None else self.average.state_dict(),
             "counted": self.counted,
-            "seen": self.seen,
+            "seen": self.input_count,
             "seconds": self.seconds,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.step, self.earlier = state["step"], state["seconds"]
-        self.counted, self.seen = state["counted"], state["seen"]
+        self.step, self.seconds_before_resume = state["step"], state["seconds"]
+        self.counted, self.input_count = state["counted"], state["seen"]
         for mine, its in zip(self.optimizers, state["optimizers"], strict=True):
             mine.load_state_dict(its)
         if self.average is not None:
@@ -240,7 +174,7 @@ def train(training: Training, examples: Examples, seed: int) -> Iterator[Step]:
         for group in (group for optimizer in training.optimizers for group in optimizer.param_groups):
             group["lr"] = schedule.lr * factor * group["lr_scale"]
         counter = flop_counter() if _counts(training.step, total, differ) else None
-        with _told_when_out_of_memory(schedule, compute):
+        with explain_out_of_memory(schedule, compute):
             loss = torch.zeros((), device=compute.device)
             metrics: dict[str, Tensor] = {}
             flops, numbers = 0.0, 0
@@ -266,13 +200,13 @@ def train(training: Training, examples: Examples, seed: int) -> Iterator[Step]:
         if schedule.clip is not None:
             nn.utils.clip_grads_with_norm_(parameters, schedule.clip, norm)
         training.watch_finite(loss, norm, schedule.lr * factor)
-        with _told_when_out_of_memory(schedule, compute):  # the first step allocates the optimizer's state
+        with explain_out_of_memory(schedule, compute):  # the first step allocates the optimizer's state
             for optimizer in training.optimizers:
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
         if counter is not None:
             training.counted.append((flops * distributed.world_size(), numbers))
-        training.seen += numbers
+        training.input_count += numbers
         training.step += 1
         learner.after_step(training.step / total)
         training.update_average()
@@ -360,7 +294,7 @@ def _unsummed(model: nn.Module) -> AbstractContextManager[None]:
 
 
 @contextmanager
-def _told_when_out_of_memory(schedule: Schedule, compute: Compute) -> Iterator[None]:
+def explain_out_of_memory(schedule: Schedule, compute: Compute) -> Iterator[None]:
     """Turns a lack of the device's memory into a UserError that says which option to change."""
     try:
         yield

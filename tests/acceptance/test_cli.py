@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from sslrun.backbones import build_backbone
-from sslrun.data.sources import sources
+from sslrun.data.source import sources
 from sslrun.pretexts.base import pretexts
 from sslrun.recipe import load, load_sweep
 from sslrun.stages.sweep import Plan

@@ -15,7 +15,8 @@ import torch
 from safetensors.torch import load_file
 
 from sslrun import cli
-from sslrun.data import text, world_sources
+from sslrun.data.text import base as text
+from sslrun.data.text import world_sources
 
 RECIPE = """\
 name: tiny
@@ -214,7 +215,7 @@ def test_a_weight_file_without_a_tokenizer_must_fit_its_size(folder, run):
     transformers.BertModel(config).save_pretrained(folder / "theirs")
     weights = folder / "theirs" / "model.safetensors"
     assert "does not fit 'bert-tiny'" in run("finetune", "--from", weights, code=2)
-    from sslrun.data.tokenizer import blank_tokenizer
+    from sslrun.data.text.tokenizer import blank_tokenizer
 
     blank_tokenizer(300).save(folder / "theirs")
     named = f"data.tokenizer={{file: {folder}/theirs/tokenizer.json}}"
@@ -299,7 +300,7 @@ def test_a_killed_pretraining_on_text_goes_on_to_the_same_bits_without_reading_a
 
 
 def test_a_step_far_along_is_reached_without_going_through_the_data():
-    from sslrun.data.sources import sources
+    from sslrun.data.source import sources
     from sslrun.training import loop
 
     options = sources["world"].Options(documents=60, length=48, tokenizer={"vocab": 200})

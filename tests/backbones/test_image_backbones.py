@@ -9,7 +9,8 @@ from sslrun.backbones import build_backbone, load_into, save_backbone
 from sslrun.backbones.base import backbones
 from sslrun.backbones.transformer import Attention, Block, DropPath
 from sslrun.backbones.vit import interpolated
-from sslrun.data.examples import ImageSpec, TensorExamples
+from sslrun.data.examples import TensorExamples
+from sslrun.data.specs import ImageSpec
 from sslrun.errors import UserError
 
 SMALL_VIT = {"patch": 8, "depth": 2, "width": 24, "heads": 3}

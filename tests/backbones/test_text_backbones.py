@@ -7,8 +7,9 @@ from sslrun.backbones import build_backbone, load_into, save_backbone
 from sslrun.backbones.lstm import reversed_real
 from sslrun.backbones.text import at, last_real
 from sslrun.data.examples import Batch
-from sslrun.data.sequences import TextSpec, Tokens
-from sslrun.data.tokenizer import blank_tokenizer
+from sslrun.data.specs import TextSpec
+from sslrun.data.text.sequences import Tokens
+from sslrun.data.text.tokenizer import blank_tokenizer
 from sslrun.errors import UserError
 from sslrun.pretexts.base import pretexts
 

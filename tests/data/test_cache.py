@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from sslrun.data import text
 from sslrun.data.cache import cache_root, digest_of, locked
-from sslrun.data.corpora import token_file
-from sslrun.data.sources import sources
+from sslrun.data.source import sources
+from sslrun.data.text import base as text
+from sslrun.data.text.corpora import token_file
 from sslrun.errors import UserError
 
 

@@ -7,10 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
-from sslrun.data.corruptions import Corrupted
-from sslrun.data.examples import ImageSpec, TensorExamples
+from sslrun.data.examples import TensorExamples
+from sslrun.data.image.corruptions import Corrupted
 from sslrun.data.shifts import Shift, parts_of
-from sslrun.data.sources import sources
+from sslrun.data.source import sources
+from sslrun.data.specs import ImageSpec
 from sslrun.data.splits import load_splits
 from sslrun.errors import UserError
 

@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from sslrun.data import splits as module
-from sslrun.data.examples import Batch, Examples, ImageSpec, TensorExamples
-from sslrun.data.sources import sources
+from sslrun.data.examples import Batch, Examples, TensorExamples
+from sslrun.data.source import sources
+from sslrun.data.specs import ImageSpec
 from sslrun.data.splits import PooledExamples, Splits, carve, label_fraction, labelled, load_splits, pooled
 from sslrun.errors import UserError
 

@@ -8,8 +8,9 @@ import torch.nn.functional as F
 
 from sslrun.backbones import build_backbone
 from sslrun.data.examples import Batch
-from sslrun.data.sequences import IGNORED, Documents, TextSpec, Tokens, labelled
-from sslrun.data.tokenizer import SPECIALS, Tokenizer, blank_tokenizer, wordpiece
+from sslrun.data.specs import TextSpec
+from sslrun.data.text.sequences import IGNORED, Documents, Tokens, labelled
+from sslrun.data.text.tokenizer import SPECIALS, Tokenizer, blank_tokenizer, wordpiece
 from sslrun.errors import UserError
 from sslrun.pretexts import language
 from sslrun.pretexts.base import pretexts

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from sslrun.backbones import build_backbone
-from sslrun.data.examples import Batch, ImageSpec
+from sslrun.data.examples import Batch
+from sslrun.data.specs import ImageSpec
 from sslrun.errors import UserError
 from sslrun.pretexts.barlow import barlow_loss
 from sslrun.pretexts.base import pretexts

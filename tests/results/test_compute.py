@@ -6,7 +6,8 @@ import json
 import pytest
 from rich.console import Console
 
-from sslrun.recipe import Source, Sweep, parse
+from sslrun.recipe import Sweep, parse
+from sslrun.recipe.places import Located
 from sslrun.results.compare import compare
 from sslrun.results.compute import ALL, CORE_DAYS, PRETRAINING, add_compute, core_days, spent, utilisations
 from sslrun.results.published import published
@@ -81,10 +82,10 @@ def test_runs_say_what_they_took(tmp_path):
         "finetune": {"steps": 2, "batch": 16, "lr": [0.001, 0.01], "precision": "fp32"},
         "evaluate": {"digits": {"protocols": ["probe", "lpft"], "labels": [0.1]}},
     }  # fmt: skip
-    recipe = parse(Source(given, {(): "tiny.yaml:1"}))
+    recipe = parse(Located(given, {(): "tiny.yaml:1"}))
     plan = Plan.of(Sweep(name="tiny", rows={"tiny": recipe}), tmp_path)
     assert not work([plan], Context(tmp_path, compute("cpu"), Reporter(quiet=True)))
-    stages = {cell.protocol: of_run(cell.made.path)["spent"] for _, cell in plan.cells}
+    stages = {cell.protocol: of_run(cell.run.path)["spent"] for _, cell in plan.cells}
     assert [each["stage"] for each in stages["probe"]] == ["pretrain", "probe"]
     assert [each["stage"] for each in stages["lpft"]] == ["pretrain", "probe", "lpft"]
     pretraining, probe, lpft = stages["lpft"]

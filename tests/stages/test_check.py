@@ -6,7 +6,8 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from sslrun.recipe import Source, parse
+from sslrun.recipe import parse
+from sslrun.recipe.places import Located
 from sslrun.stages.check import _kept_for_backward, _state_bytes, checked, shown
 from sslrun.training.device import compute
 
@@ -22,7 +23,7 @@ def recipe(evaluate=None, **pretrain):
         "data": {"name": "digits", "size": 8},
         "pretrain": {"steps": 5, "batch": 64, "optimizer": "sgd", "lr": 0.1, "precision": "fp32", **pretrain},
     }
-    return parse(Source(given, {(): "tiny.yaml:1"}))
+    return parse(Located(given, {(): "tiny.yaml:1"}))
 
 
 def test_what_the_backward_pass_needs_is_counted_once_and_without_weights():

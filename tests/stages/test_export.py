@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from sslrun.backbones import build_backbone, save_backbone
-from sslrun.data.images import ImageSpec
-from sslrun.data.sequences import TextSpec, labelled
-from sslrun.data.tokenizer import SPECIALS, Tokenizer, wordpiece
+from sslrun.data.image.images import ImageSpec
+from sslrun.data.specs import TextSpec
+from sslrun.data.text.sequences import labelled
+from sslrun.data.text.tokenizer import SPECIALS, Tokenizer, wordpiece
 from sslrun.errors import UserError
 from sslrun.stages.export import export
 

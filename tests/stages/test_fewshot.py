@@ -2,7 +2,8 @@
 
 import pytest
 
-from sslrun.recipe import Source, Sweep, parse
+from sslrun.recipe import Sweep, parse
+from sslrun.recipe.places import Located
 from sslrun.results.table import Table
 from sslrun.stages.check import checked
 from sslrun.stages.context import Context
@@ -27,7 +28,7 @@ TEXT = {
 
 
 def table(given, tmp_path, seeds=(0,)):
-    recipe = parse(Source(given, {(): "tiny.yaml:1"}))
+    recipe = parse(Located(given, {(): "tiny.yaml:1"}))
     plan = Plan.of(Sweep(name="tiny", rows={"tiny": recipe}, seeds=seeds), tmp_path)
     failures = work([plan], Context(tmp_path, compute("cpu"), Reporter(quiet=True)))
     assert not failures, failures
@@ -49,15 +50,15 @@ def test_images_from_one_a_class_on(tmp_path, monkeypatch):
     assert means[2] > 85
     assert all(cell.deviation > 0 for cell in scores)  # other seeds draw other examples
     shots = [cell for _, cell in plan.cells if cell.protocol == "fewshot"]
-    assert [cell.made.result["labelled"] for cell in shots] == [10, 50, 250] * 2
+    assert [cell.run.result["labelled"] for cell in shots] == [10, 50, 250] * 2
     assert checked("", recipe, compute("cpu"))["cells"] == 4
 
 
 def test_asking_for_more_shots_leaves_the_others_as_they_are(tmp_path):
     def runs(shots):
-        recipe = parse(Source({**DIGITS, "fewshot": {"shots": shots}}, {(): "tiny.yaml:1"}))
+        recipe = parse(Located({**DIGITS, "fewshot": {"shots": shots}}, {(): "tiny.yaml:1"}))
         plan = Plan.of(Sweep(name="tiny", rows={"tiny": recipe}), tmp_path)
-        return {cell.made.path for _, cell in plan.cells if cell.protocol == "fewshot"}
+        return {cell.run.path for _, cell in plan.cells if cell.protocol == "fewshot"}
 
     assert runs([1]) < runs([1, 5])
 
@@ -67,7 +68,7 @@ def test_text_and_tasks_without_one_class_an_example(tmp_path, monkeypatch):
     made, plan, _ = table(TEXT, tmp_path)
     assert isinstance(made, Table)
     assert made.columns == [("task", "2 a class")]
-    assert plan.cells[0][1].made.result["labelled"] == 4
+    assert plan.cells[0][1].run.result["labelled"] == 4
     tagging = {**TEXT, "evaluate": {"task": {"data": {"name": "world-tagging"}, "protocols": ["fewshot"]}}}
     with pytest.raises(AssertionError, match="fewshot needs one vector and one class an example"):
         table(tagging, tmp_path)

@@ -5,7 +5,8 @@ import signal
 
 import pytest
 
-from sslrun.recipe import Source, parse
+from sslrun.recipe import parse
+from sslrun.recipe.places import Located
 from sslrun.stages.context import Context, Interrupted, Stop
 from sslrun.stages.pretrain import Pretraining
 from sslrun.stages.reporting import Reporter
@@ -33,10 +34,10 @@ class Soon(Stop):
 
 
 def test_a_resumed_run_looks_at_its_features_when_one_never_stopped_does(tmp_path):
-    job = Pretraining(parse(Source(RECIPE, {(): "tiny.yaml:1"})), 0, tmp_path)
+    job = Pretraining(parse(Located(RECIPE, {(): "tiny.yaml:1"})), 0, tmp_path)
     quiet = Reporter(quiet=True)
     with pytest.raises(Interrupted):
-        job.run(Context(tmp_path, compute("cpu"), quiet, stop=Soon(signal=signal.SIGTERM)))
-    job.run(Context(tmp_path, compute("cpu"), quiet))
-    records = [json.loads(line) for line in (job.made.path / "metrics.jsonl").read_text().splitlines()]
+        job.execute(Context(tmp_path, compute("cpu"), quiet, stop=Soon(signal=signal.SIGTERM)))
+    job.execute(Context(tmp_path, compute("cpu"), quiet))
+    records = [json.loads(line) for line in (job.run.path / "metrics.jsonl").read_text().splitlines()]
     assert [each["step"] for each in records if "knn" in each] == [18, 36, 54]

@@ -3,7 +3,8 @@
 import pytest
 
 from sslrun import distributed
-from sslrun.recipe import Source, parse
+from sslrun.recipe import parse
+from sslrun.recipe.places import Located
 from sslrun.stages.context import Context
 from sslrun.stages.evaluate import cells
 from sslrun.stages.reporting import Reporter
@@ -21,6 +22,6 @@ RECIPE = {
 @pytest.mark.parametrize("protocol", ["probe", "fewshot", "finetune"])
 def test_a_process_that_is_not_the_first_writes_nothing(protocol, tmp_path, monkeypatch):
     monkeypatch.setattr(distributed, "is_main", lambda: False)
-    (cell, *_) = cells(parse(Source(RECIPE, {(): "tiny.yaml:1"})), 0, tmp_path, [protocol])
-    assert cell.run(Context(tmp_path, compute("cpu"), Reporter(quiet=True)))["metrics"]["test"]["accuracy"] > 0
+    (cell, *_) = cells(parse(Located(RECIPE, {(): "tiny.yaml:1"})), 0, tmp_path, [protocol])
+    assert cell.execute(Context(tmp_path, compute("cpu"), Reporter(quiet=True)))["metrics"]["test"]["accuracy"] > 0
     assert not list(tmp_path.rglob("*"))

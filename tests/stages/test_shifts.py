@@ -11,13 +11,13 @@ import yaml
 from safetensors.torch import load_file
 
 from sslrun import cli
+from sslrun.claims.run import Trial
+from sslrun.claims.schema import load_claim
 from sslrun.errors import UserError
 from sslrun.recipe import load
-from sslrun.results.claims import load_claim
 from sslrun.results.compare import compare_all
 from sslrun.results.published import published_as
 from sslrun.results.table import Table
-from sslrun.stages.claims import Trial
 from sslrun.stages.context import Context
 from sslrun.stages.evaluate import Work, cells
 from sslrun.stages.sweep import work
@@ -87,7 +87,7 @@ def evaluated(tmp_path):
         path.write_text(yaml.safe_dump(recipe))
         context = Context(tmp_path / "runs", compute("cpu"))
         every = cells(load(path), 0, tmp_path / "runs")
-        return {cell.protocol: cell.run(context) for cell in every}
+        return {cell.protocol: cell.execute(context) for cell in every}
 
     return run
 

@@ -120,7 +120,7 @@ def test_a_table_stands_beside_the_published_one_and_says_what_was_chosen(tmp_pa
     (tmp_path / "words.yaml").write_text(ABLATION)
     plan = Plan.of(load_sweep(tmp_path / "words.yaml"), tmp_path / "runs")
     assert work([plan], Context.open("cpu", tmp_path / "runs", False)) == []
-    assert sum("pretrain" in job.made.path.name for job in plan.jobs) == 2  # the last two rows share one
+    assert sum("pretrain" in job.run.path.name for job in plan.jobs) == 2  # the last two rows share one
     notes = plan.table().notes
     assert [each for each in notes if each.startswith("No NSP: without next-sentence prediction the pairs")]
     assert [each for each in notes if each.startswith("LTR & No NSP, + BiLSTM: whole sequences are read at their last")]
@@ -128,7 +128,7 @@ def test_a_table_stands_beside_the_published_one_and_says_what_was_chosen(tmp_pa
     assert any(
         re.match(r"pretrained on: No NSP: 0.0 M tokens in 1 steps, \d+ s; LTR & No NSP: ", each) for each in notes
     )
-    result = next(job.made.result for job in plan.jobs if "pretrain" in job.made.path.name)
+    result = next(job.run.result for job in plan.jobs if "pretrain" in job.run.path.name)
     assert 4 * 8 < result["tokens"] <= 4 * 16
     found = {(pair.published_row, pair.published_column) for pair in plan.comparison().made[0].pairs}
     rows = ("No NSP", "LTR & No NSP", "LTR & No NSP + BiLSTM")

@@ -8,11 +8,13 @@ from safetensors.torch import load_file, save_file
 
 from sslrun.backbones import build_backbone
 from sslrun.backbones.vit import interpolated
-from sslrun.data.examples import Batch, ImageSpec
-from sslrun.data.sources import sources
+from sslrun.data.examples import Batch
+from sslrun.data.source import sources
+from sslrun.data.specs import ImageSpec
 from sslrun.data.splits import load_splits
 from sslrun.errors import UserError
-from sslrun.recipe import Source, Sweep, parse
+from sslrun.recipe import Sweep, parse
+from sslrun.recipe.places import Located
 from sslrun.stages.context import Context
 from sslrun.stages.reporting import Reporter
 from sslrun.stages.sweep import Plan, work
@@ -41,7 +43,7 @@ def plan(tmp_path, weights, size, protocol="finetune", normalised=True, **more):
         "finetune": {"steps": 1, "batch": 8, "lr": 1e-12, "precision": "fp32"},
         "evaluate": {"digits": {"protocols": [protocol], "labels": [0.1], "task": {"size": size}}}, **more,
     }  # fmt: skip
-    return Plan.of(Sweep(name="tiny", rows={"tiny": parse(Source(given, {(): "tiny.yaml:1"}))}), tmp_path / "runs")
+    return Plan.of(Sweep(name="tiny", rows={"tiny": parse(Located(given, {(): "tiny.yaml:1"}))}), tmp_path / "runs")
 
 
 def done(planned, tmp_path):
@@ -53,14 +55,14 @@ def done(planned, tmp_path):
 
 def test_positions_are_interpolated_once_and_then_learn_at_the_new_size(tmp_path, weights):
     cell = done(plan(tmp_path, weights, 24), tmp_path)
-    tuned, given = load_file(cell.made.path / "backbone.safetensors"), load_file(weights)
+    tuned, given = load_file(cell.run.path / "backbone.safetensors"), load_file(weights)
     assert tuned["pos_embed"].shape == (1, 1 + 6 * 6, 16)
     torch.testing.assert_close(tuned["pos_embed"][:, :1], given["pos_embed"][:, :1])
     torch.testing.assert_close(tuned["pos_embed"][:, 1:], interpolated(given["pos_embed"][:, 1:], 2, 6, 6))
     torch.testing.assert_close(tuned["patch_embed.proj.weight"], given["patch_embed.proj.weight"])
     assert tuned["mean"].tolist() == tuned["std"].tolist() == HALF
-    assert cell.made.result["pretext"] == "vit.safetensors"
-    assert json.loads((cell.made.path / "identity.json").read_text())["origin"]["mean"] == HALF
+    assert cell.run.result["pretext"] == "vit.safetensors"
+    assert json.loads((cell.run.path / "identity.json").read_text())["origin"]["mean"] == HALF
 
 
 def test_features_are_those_of_the_file_and_its_normalisation(tmp_path, weights):
@@ -77,7 +79,7 @@ def test_features_are_those_of_the_file_and_its_normalisation(tmp_path, weights)
     bare.std.fill_(1.0)
     images = task.inputs(Batch(splits.test.inputs[:5], None))
     torch.testing.assert_close(found(images).pooled, bare(2 * images - 1).pooled)
-    assert plan(tmp_path, weights, 8, "knn", normalised=False).cells[0][1].made.hash != cell.made.hash
+    assert plan(tmp_path, weights, 8, "knn", normalised=False).cells[0][1].run.hash != cell.run.hash
 
 
 def test_mistakes_about_weights(tmp_path, weights):
@@ -85,5 +87,5 @@ def test_mistakes_about_weights(tmp_path, weights):
         plan(tmp_path, tmp_path / "nothing.safetensors", 8)
     with pytest.raises(UserError, match=r"weights: stand in place of pretraining: give either them or 'pretext'"):
         plan(tmp_path, weights, 8, pretext="rotation", pretrain={"steps": 1, "lr": 0.1})
-    recipe = parse(Source({"name": "x", "backbone": "vit-tiny", "data": "digits", "weights": "w"}, {(): "x.yaml:1"}))
-    assert parse(Source(recipe.resolved(), {(): "x.yaml:1"})) == recipe
+    recipe = parse(Located({"name": "x", "backbone": "vit-tiny", "data": "digits", "weights": "w"}, {(): "x.yaml:1"}))
+    assert parse(Located(recipe.resolved(), {(): "x.yaml:1"})) == recipe

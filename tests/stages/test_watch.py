@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from sslrun.backbones import build_backbone
-from sslrun.data import text
-from sslrun.data.sources import sources
+from sslrun.data.source import sources
 from sslrun.data.splits import load_splits
+from sslrun.data.text import base as text
 from sslrun.pretexts.base import pretexts
 from sslrun.recipe import Watch
 from sslrun.stages.watch import Watcher

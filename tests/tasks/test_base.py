@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sslrun.backbones.base import Backbone, Features
-from sslrun.data.examples import Batch, ImageSpec, TensorExamples
+from sslrun.data.examples import Batch, TensorExamples
+from sslrun.data.specs import ImageSpec
 from sslrun.errors import UserError
 from sslrun.tasks.base import Task, TaskLearner, TaskOptions
 

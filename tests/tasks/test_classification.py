@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sslrun.data.examples import Batch, ImageSpec
+from sslrun.data.examples import Batch
+from sslrun.data.specs import ImageSpec
 from sslrun.tasks.base import tasks
 from sslrun.tasks.classification import Classification, mix
 

@@ -8,9 +8,9 @@ import string
 import pytest
 import torch
 
-from sslrun.data.passages import SpanRow, _context, _window_starts, windows
-from sslrun.data.sequences import TextSpec
-from sslrun.data.tokenizer import SPECIALS, Tokenizer, wordpiece
+from sslrun.data.specs import TextSpec
+from sslrun.data.text.passages import SpanRow, _context, _window_starts, windows
+from sslrun.data.text.tokenizer import SPECIALS, Tokenizer, wordpiece
 from sslrun.tasks.squad import Answer, decode, normalised, overlap, squad_scores
 
 
@@ -282,9 +282,9 @@ def test_the_best_f1_is_by_the_best_threshold():
 
 
 def test_perfect_scores_find_every_answer_of_the_small_world():
-    from sslrun.data.passages import SpanRow as Row
-    from sslrun.data.tokenizer import train_wordpiece
-    from sslrun.data.world import World
+    from sslrun.data.text.passages import SpanRow as Row
+    from sslrun.data.text.tokenizer import train_wordpiece
+    from sslrun.data.text.world import World
 
     drawn = World(0).examples("span", "train", 60)
     tokenizer = train_wordpiece(lambda: (each for row in drawn for each in row[:2]), 150, True)

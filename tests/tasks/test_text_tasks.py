@@ -6,13 +6,14 @@ import torch.nn.functional as F
 
 from sslrun.backbones import build_backbone
 from sslrun.backbones.base import Features
-from sslrun.data.sequences import IGNORED, Sequences, TextSpec, flat, labelled, trimmed
-from sslrun.data.tags import TagSet
-from sslrun.data.tokenizer import blank_tokenizer
+from sslrun.data.specs import TextSpec
+from sslrun.data.text.sequences import IGNORED, Sequences, flat, labelled, trimmed
+from sslrun.data.text.tags import TagSet
+from sslrun.data.text.tokenizer import blank_tokenizer
 from sslrun.errors import UserError
-from sslrun.learner import Output
 from sslrun.tasks.base import TaskLearner, outputs_of, stacked, tasks
 from sslrun.tasks.text import ScalarMix
+from sslrun.training.learner import Output
 
 SPEC = TextSpec(blank_tokenizer(60), 20)
 CPU = torch.device("cpu")

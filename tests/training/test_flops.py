@@ -5,13 +5,15 @@ import torch
 from torch import nn
 
 from sslrun.backbones import build_backbone
-from sslrun.data.examples import Batch, ImageSpec, TensorExamples
-from sslrun.learner import Output
-from sslrun.tasks.frozen import extract
+from sslrun.data.examples import Batch, TensorExamples
+from sslrun.data.specs import ImageSpec
+from sslrun.protocols.frozen_math import extract
 from sslrun.training import checkpoint, loop
 from sslrun.training.device import compute
 from sslrun.training.flops import flop_counter
-from sslrun.training.loop import Schedule, Training, train
+from sslrun.training.learner import Output
+from sslrun.training.loop import Training, train
+from sslrun.training.schedule import Schedule
 
 CPU = compute("cpu")
 SCHEDULE = Schedule(steps=4, batch=8, optimizer="sgd", lr=0.01, precision="fp32")

@@ -6,13 +6,15 @@ import pytest
 import torch
 from torch import nn
 
-from sslrun.data.examples import ImageSpec, TensorExamples
+from sslrun.data.examples import TensorExamples
+from sslrun.data.specs import ImageSpec
 from sslrun.errors import UserError
-from sslrun.learner import Output
 from sslrun.training import checkpoint, loop
 from sslrun.training.device import compute
-from sslrun.training.loop import NonFinite, Schedule, Training, train
+from sslrun.training.learner import Output
+from sslrun.training.loop import NonFinite, Training, train
 from sslrun.training.optim import Lars, lr_factor, optimizers
+from sslrun.training.schedule import Schedule
 
 CPU = compute("cpu")
 
@@ -142,7 +144,7 @@ def test_lengths_are_not_asked_for_at_every_step():
 
 
 def test_accumulated_parts_make_the_gradient_of_the_whole_batch():
-    class Plain(Toy):
+    class TextCell(Toy):
         def __init__(self):
             super().__init__()
             self.backbone[1] = nn.Identity()  # batch statistics and dropout are of a part
@@ -154,7 +156,7 @@ def test_accumulated_parts_make_the_gradient_of_the_whole_batch():
     learned = []
     for parts in (1, 4):
         schedule = Schedule(steps=2, batch=16, accumulate=parts, optimizer="sgd", lr=0.5, precision="fp32")
-        training = Training(Plain(), schedule, CPU)
+        training = Training(TextCell(), schedule, CPU)
         list(train(training, examples(), 0))
         learned.append(training.learner.head.weight.detach())
     torch.testing.assert_close(*learned)

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from sslrun.backbones import build_backbone
-from sslrun.data.examples import ImageSpec, TensorExamples
-from sslrun.data.sequences import IGNORED, Documents, Sequences, TextSpec, labelled
-from sslrun.data.tokenizer import blank_tokenizer
+from sslrun.data.examples import TensorExamples
+from sslrun.data.specs import ImageSpec, TextSpec
+from sslrun.data.text.sequences import IGNORED, Documents, Sequences, labelled
+from sslrun.data.text.tokenizer import blank_tokenizer
 from sslrun.pretexts.base import pretexts
 from sslrun.tasks.base import TaskLearner, tasks
 

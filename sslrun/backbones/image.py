@@ -1,0 +1,54 @@
+"""What image backbones share: they take images in [0, 1] and normalise them by buffers that travel with the weights."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sslrun.backbones.base import Backbone
+from sslrun.data.examples import Examples
+from sslrun.data.specs import ImageSpec
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+SAMPLE = 8192
+"""Images that mean and deviation are taken from, at most."""
+
+
+class ImageBackbone(Backbone):
+    """A backbone for images (B, 3, H, W), float in [0, 1]."""
+
+    spec: ImageSpec
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, options: object, spec: ImageSpec) -> None:
+        super().__init__(options, spec)
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN))
+        self.register_buffer("std", torch.tensor(IMAGENET_STD))
+
+    def fit_inputs(self, examples: Examples) -> None:
+        """Take the channels' mean and deviation over at most `SAMPLE` images, evenly spaced in the set."""
+        stride = -(-len(examples) // SAMPLE)
+        indices = torch.arange(0, len(examples), stride).split(512)
+        counts = torch.zeros(3, 256, dtype=torch.float64)
+        for batch in examples.batches(indices, torch.device("cpu")):
+            counts += torch.stack([batch.inputs[:, each].flatten().bincount(minlength=256) for each in range(3)])
+        levels = torch.arange(256, dtype=torch.float64) / 255
+        shares = counts / counts.sum(dim=1, keepdim=True)
+        mean = shares @ levels
+        variance = (shares * (levels - mean[:, None]) ** 2).sum(dim=1)
+        self.mean.copy_(mean)
+        # A channel that never changes is centred, and not blown up.
+        self.std.copy_(variance.clamp_min(1e-6).sqrt())
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """Images less `mean`, by `std`."""
+        return (images - self.mean[:, None, None]) / self.std[:, None, None]
+
+    def at_size(self, images: Tensor) -> Tensor:
+        """Images at the size the backbone was built for, for networks that take no other."""
+        size = (self.spec.size, self.spec.size)
+        if images.shape[-2:] == size:
+            return images
+        return F.interpolate(images, size, mode="bilinear", antialias=True)

@@ -1,0 +1,1 @@
+"""Claims of the lecture: sentences, the runs that test them, and their verdicts."""

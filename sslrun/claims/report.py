@@ -1,0 +1,191 @@
+"""How claims came out: verdicts with their intervals, as text, Markdown and JSON."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Group
+from rich.text import Text
+
+from sslrun.claims.schema import Claim
+from sslrun.claims.verdict import BOOTSTRAP_FROM, Inequality, Verdict, Word, together
+from sslrun.errors import UserError
+from sslrun.results.table import Table
+from sslrun.runs import write_atomically
+
+
+@dataclass(frozen=True)
+class RunCost:
+    """What the runs behind a verdict took, whoever else reads them too."""
+
+    seconds: float = 0.0
+    """One after the other."""
+    core_hours: float = 0.0
+    gpu_hours: float = 0.0
+
+    def text(self) -> str:
+        hours = [f"{self.core_hours:.2g} core-hours"] if self.core_hours or not self.gpu_hours else []
+        hours += [f"{self.gpu_hours:.2g} GPU-hours"] if self.gpu_hours else []
+        return f"{self.seconds:.0f} s, {', '.join(hours)}"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A claim's verdict, computed from its variant's table."""
+
+    claim: Claim
+    variant: str | None = None
+    """None: none fits the budget."""
+    judged: list[tuple[Inequality, Verdict, bool]] = field(default_factory=list)
+    """Each inequality, what the seeds say of it, and whether it is reported only."""
+    table: Table | None = None
+    cost: RunCost = RunCost()
+    failure: str | None = None
+    """Why runs are missing, where one could not be made."""
+
+    @property
+    def word(self) -> Word:
+        return together([verdict for _, verdict, reported in self.judged if not reported])
+
+    @property
+    def command(self) -> str | None:
+        """For a larger budget."""
+        return self.claim.larger(self.variant)
+
+    def lines(self) -> Iterator[str]:
+        """Each inequality with its interval."""
+        number = self.table.number.replace(".1f", ".2f") if self.table else ".2f"
+        for inequality, verdict, reported in self.judged:
+            means = inequality.means(self.table) if self.table else None
+            values = f" ({means[0]:{number}} against {means[1]:{number}})" if means else ""
+            yield f"{'reported only, ' if reported else ''}{inequality.text()}{values}: {verdict.text(number)}"
+        if self.variant is None:
+            yield "no variant fits this budget and this machine"
+        elif self.table is None or self.failure:
+            yield f"{'runs are missing' if self.table else 'nothing of it is computed'}: {self.failure or 'not run yet'}"
+
+    def expense(self) -> str:
+        if self.variant is None:
+            return "nothing was run"
+        chosen = self.claim.variants[self.variant]
+        where = f"measured on {chosen.measured}" if chosen.measured else "a guess"
+        return f"variant '{self.variant}', {chosen.minutes:g} minutes ({where}); its runs took {self.cost.text()}"
+
+    def as_dict(self) -> dict[str, Any]:
+        claim = self.claim
+        return {
+            "number": claim.number,
+            "name": claim.name,
+            "title": claim.title,
+            "says": list(claim.says),
+            "source": claim.source,
+            "verdict": self.word,
+            "variant": self.variant,
+            "inequalities": [
+                {
+                    "text": inequality.text(), "reported": reported, "verdict": verdict.word,
+                    "difference": verdict.difference, "interval": verdict.interval, "margin": verdict.margin,
+                    "seeds": verdict.seeds, "method": verdict.method, "reason": verdict.reason,
+                }
+                for inequality, verdict, reported in self.judged
+            ],
+            "seconds": round(self.cost.seconds, 1),
+            "core_hours": self.cost.core_hours,
+            "gpu_hours": self.cost.gpu_hours,
+            "otherwise": claim.otherwise if self.word == "contradicted" else None,
+            "failure": self.failure,
+            "larger": self.command,
+        }  # fmt: skip
+
+
+STYLES: dict[Word, str] = {"supported": "green", "contradicted": "red", "inconclusive": "yellow"}
+
+
+def rendered(outcomes: Sequence[Outcome], tables: bool) -> Group:
+    """For the terminal; with the tables that the verdicts were read from, where asked."""
+    blocks: list[Any] = []
+    for each in outcomes:
+        claim = each.claim
+        head = Text(f"{claim.number}. {claim.title}: ", style="bold")
+        blocks += [head.append(each.word, style=STYLES[each.word])]
+        blocks += [Text(f"   “{_plain(sentence)}”", style="italic") for sentence in claim.says]
+        blocks += [Text(f"   {_plain(claim.source)}", style="dim"), *(Text(f"   · {line}") for line in each.lines())]
+        if each.word == "contradicted":
+            blocks.append(Text(f"   What might explain it: {claim.otherwise}"))
+        blocks.append(Text(f"   {each.expense()}", style="dim"))
+        if each.command:
+            blocks.append(Text(f"   For a larger budget: {each.command}", style="dim"))
+        blocks.append(Text())
+        if tables and each.table is not None:
+            blocks += [each.table.render(), Text()]
+    return Group(*blocks)
+
+
+LEGEND = (
+    "Supported: of every inequality the 95 % interval of the mean difference, paired over seeds, lies above the margin. "
+    "Contradicted: of one it lies below. Else inconclusive. The interval is Student's t with fewer than "
+    f"{BOOTSTRAP_FROM} seeds, of which a bootstrap would be too narrow, and a bootstrap's from there on."
+)
+"""How verdicts are to be read."""
+
+
+def markdown(outcomes: Sequence[Outcome], made: str) -> str:
+    """The verdict table, and behind it each claim with its inequalities and its table. `made`: when, on what, by what."""
+    lines = [
+        "# The lecture's claims, tested",
+        "",
+        made,
+        "",
+        "| | claim | verdict | seconds | core-hours |",
+        "|---:|---|---|---:|---:|",
+    ]
+    for each in outcomes:
+        gpu = f" + {each.cost.gpu_hours:.2g} GPU" if each.cost.gpu_hours else ""
+        lines.append(
+            f"| {each.claim.number} | [{_cell_text(each.claim.title)}](#{each.claim.name}) | {each.word} "
+            f"| {each.cost.seconds:.0f} | {each.cost.core_hours:.2g}{gpu} |"
+        )
+    lines += ["", LEGEND]
+    for each in outcomes:
+        claim = each.claim
+        lines += ["", f'<a id="{claim.name}"></a>', f"## {claim.number}. {claim.title}: {each.word}", ""]
+        lines += [f"> {sentence}  " for sentence in claim.says]
+        lines += [f"> — {claim.source}", "", *(f"- {line}" for line in each.lines()), ""]
+        if each.word == "contradicted":
+            lines += [f"What might explain it: {claim.otherwise}", ""]
+        lines.append(each.expense() + (f". For a larger budget: `{each.command}`" if each.command else ""))
+        if each.table is not None:
+            lines += ["", each.table.to_markdown()]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _plain(text: str) -> str:
+    """Markdown without its marks."""
+    return re.sub(r"\*+|\\", "", text)
+
+
+def _cell_text(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+FORMATS: dict[str, Callable[[Sequence[Outcome], str], str]] = {
+    ".md": markdown,
+    ".json": lambda outcomes, made: json.dumps([each.as_dict() for each in outcomes], indent=2),
+}
+
+
+def check_ending(path: Path) -> None:
+    """UserError: verdicts are not written to files of that ending."""
+    if path.suffix not in FORMATS:
+        raise UserError(f"{path}: verdicts are written to files that end in {' or '.join(FORMATS)}")
+
+
+def write(outcomes: Sequence[Outcome], path: Path, made: str) -> None:
+    """To a .md or .json file. UserError: another ending, or the file can't be written."""
+    check_ending(path)
+    write_atomically(path, FORMATS[path.suffix](outcomes, made), "name another place")

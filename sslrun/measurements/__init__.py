@@ -1,3 +1,0 @@
-"""Measurements that claims rest on besides sweeps. Importing this package makes all of them known by name."""
-
-from sslrun.measurements import exact, guess, speed  # noqa: F401

@@ -1,0 +1,1 @@
+"""Protocols: ways to learn a task from a backbone."""

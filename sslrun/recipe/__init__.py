@@ -1,0 +1,18 @@
+"""Recipes and sweeps: YAML files read into typed objects, with every mistake named by file, line and key."""
+
+from sslrun.recipe.build import load, load_sweep, parse, validated
+from sslrun.recipe.schema import Evaluation, Named, Pretrain, Recipe, Sweep, Watch, Weights
+
+__all__ = [
+    "Evaluation",
+    "Named",
+    "Pretrain",
+    "Recipe",
+    "Sweep",
+    "Watch",
+    "Weights",
+    "load",
+    "load_sweep",
+    "parse",
+    "validated",
+]

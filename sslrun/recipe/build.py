@@ -1,0 +1,251 @@
+"""Recipes and sweeps: YAML files, read into typed objects, with every mistake named by file, line and key.
+
+A recipe is one experiment; a sweep is a base recipe and named changes to it. Changes (a sweep's rows, the command
+line's `key=value`) address keys by dotted paths. A mapping given for a section is merged into it, unless it names
+another component (`pretext: {name: byol}`): then it takes the section's place, since the old options were the other's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+from pydantic import BaseModel, ValidationError
+
+import sslrun.backbones
+import sslrun.pretexts
+import sslrun.tasks  # noqa: F401 (importing fills the registries)
+from sslrun.backbones.base import backbones
+from sslrun.data.image.corruptions import CORRUPTIONS
+from sslrun.data.shifts import Shift
+from sslrun.data.source import sources
+from sslrun.errors import UserError
+from sslrun.pretexts.base import pretexts
+from sslrun.protocols.options import PROTOCOLS, Protocols
+from sslrun.recipe.places import Keys, Located, override, read_yaml
+from sslrun.recipe.schema import Evaluation, Named, Pretrain, Recipe, Sweep
+from sslrun.registry import Options, Registry, did_you_mean
+from sslrun.tasks.base import tasks
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe in a file, with `key=value` overrides. UserError: any mistake, with its file, line and key."""
+    source = read_yaml(path)
+    if "rows" in source.value:
+        raise UserError(f"{path}: is a sweep: run it with `sslrun sweep {path}`")
+    override(source, overrides)
+    return parse(source)
+
+
+def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
+    """The sweep in a file; a recipe counts as a sweep of one row. Overrides change the base, before the rows do."""
+    source = read_yaml(path)
+    if "rows" not in source.value:
+        override(source, overrides)
+        recipe = parse(source)
+        return Sweep(name=recipe.name, rows={recipe.name: recipe})
+    base = source.value.get("base")
+    if isinstance(base, str):
+        base_source = read_yaml(path.parent / base)
+    elif isinstance(base, dict):
+        base_source = source.section("base")
+        base_source.at = ()
+        base_source.value.setdefault("name", source.value.get("name"))
+    else:
+        raise source.error(("base",), "should be the recipe that the rows change: a file, or the recipe itself")
+    override(base_source, overrides)
+    rows = {}
+    for row in source.section("rows").value:
+        changes = source.section("rows", row)
+        recipe_source = base_source.copy()
+        for dotted, value in changes.value.items():
+            inside = {keys[1:]: place for keys, place in changes.places.items() if keys[:1] == (dotted,)}
+            recipe_source.change(dotted, value, inside)
+        rows[row] = parse(recipe_source)
+    sweep = validated(Sweep, Located({**source.without("base").value, "rows": rows}, source.places), "a sweep")
+    sweep._against_at = source.places.get(("against",))
+    return sweep
+
+
+def parse(source: Located) -> Recipe:
+    """A recipe from its mapping."""
+    data = _named(sources, source, "data")
+    backbone = _named(backbones, source, "backbone")
+    pretext = None if source.value.get("pretext") is None else _named(pretexts, source, "pretext")
+    for registry, named, key in ((backbones, backbone, "backbone"), (pretexts, pretext, "pretext")):
+        modality = sources[data.name].modality
+        if named and registry[named.name].modality != modality:
+            raise source.error(
+                (key,), f"'{named.name}' is for {registry[named.name].modality} data, '{data.name}' is {modality} data"
+            )
+    if pretext and source.value.get("weights"):
+        raise source.error(("weights",), "stand in place of pretraining: give either them or 'pretext'")
+    if pretext and not source.value.get("pretrain"):
+        raise source.error(
+            (), "'pretrain' is missing: the schedule of the pretext task, as {epochs: 100, batch: 256, lr: 0.001}"
+        )
+    pretrain = validated(Pretrain, source.section("pretrain"), "'pretrain'") if pretext else None
+    evaluate = {key: _evaluation(source, key, data) for key in source.section("evaluate").value}
+    longest = getattr(backbone.options, "positions", None) if sources[data.name].modality == "text" else None
+    read: dict[Keys, Named] = {
+        ("data",): data,
+        **{("evaluate", key, "data"): each.data for key, each in evaluate.items()},
+    }
+    for keys, named in read.items():
+        length = getattr(named.options, "length", 0)
+        if longest is not None and length > longest:  # told now, not once it is pretrained
+            raise source.error(
+                (*keys, "length"),
+                f"sequences of {length} tokens are longer than the {longest} positions of '{backbone.name}': "
+                f"lower it to {longest}, or raise backbone.positions before pretraining",
+            )
+    typed = {"backbone": backbone, "pretext": pretext, "data": data, "pretrain": pretrain, "evaluate": evaluate}
+    rest = source.without(*Protocols.model_fields)
+    return validated(Recipe, Located({**rest.value, **typed}, source.places), "a recipe", Protocols.model_fields)
+
+
+def _evaluation(source: Located, key: str, data: Named) -> Evaluation:
+    section = source.section("evaluate", key)
+    if section.value.get("data") is None:
+        # The same set as pretraining's is the same in every option.
+        section.value["data"] = data.as_dict() if key == data.name else {"name": key}
+    evaluation_data = _named(sources, section, "data", like=data)
+    task = _named(tasks, section, "task", default=sources[evaluation_data.name].task)
+    options = Protocols(**{name: _protocol(name, source, section) for name in Protocols.model_fields})
+    given = {
+        **section.without(*Protocols.model_fields).value,
+        "shifts": {name: _shift(section, name, evaluation_data) for name in _named_shifts(section)},
+        "data": evaluation_data,
+        "task": task,
+        "options": options,
+    }
+    evaluation = validated(
+        Evaluation, Located(given, section.places, section.at), f"'evaluate.{key}'", Protocols.model_fields
+    )
+    for protocol in evaluation.protocols:
+        if protocol not in PROTOCOLS:
+            raise section.error(
+                ("protocols",), f"no such protocol: '{protocol}'.{did_you_mean(protocol, list(PROTOCOLS))}"
+            )
+    return evaluation
+
+
+def _named_shifts(evaluation: Located) -> dict[str, Any]:
+    """The shifts by name, each a mapping; a list, or a name alone, names data sets and corruptions."""
+    given = evaluation.value.get("shifts") or {}
+    if isinstance(given, list) and all(isinstance(each, str) for each in given):
+        given = {each: each for each in given}
+    if isinstance(given, dict):
+        given = {
+            name: {"corruption" if each in CORRUPTIONS else "data": each} if isinstance(each, str) else each
+            for name, each in given.items()
+            if each is not None  # taken away by a row or an override
+        }
+    evaluation.value["shifts"] = given
+    return evaluation.section("shifts").value
+
+
+def _shift(evaluation: Located, name: str, own: Named) -> Shift:
+    section = evaluation.section("shifts", name)
+    modality = sources[own.name].modality
+    if section.value.get("data") is not None:
+        section.value["data"] = other = _named(sources, section, "data", like=own)
+        if sources[other.name].modality != modality:
+            raise section.error(
+                ("data",), f"'{other.name}' is {sources[other.name].modality} data, '{own.name}' {modality} data"
+            )
+    elif modality != "image":
+        raise section.error((), f"'{own.name}' is {modality} data: only images can be corrupted; name other data")
+    return validated(Shift, section, f"the shift '{name}'")
+
+
+def _protocol(name: str, recipe: Located, evaluation: Located) -> Options:
+    """A protocol's options: the default's, changed by the recipe's section, then the evaluation's; for lpft and scratch
+    by those of finetune first."""
+    default = Protocols.model_fields[name].default
+    merged = Located(default.model_dump(exclude_unset=True), {(): recipe.places[()]}, (name,))
+    inherited = ("finetune", name) if name in ("lpft", "scratch") else (name,)
+    for section in (each.section(key) for key in inherited for each in (recipe, evaluation)):
+        if {"epochs", "steps"} & section.value.keys():
+            merged.value = {key: value for key, value in merged.value.items() if key not in ("epochs", "steps")}
+        for key, value in section.value.items():
+            inside = {keys[1:]: place for keys, place in section.places.items() if keys[:1] == (key,)}
+            merged.change(key, value, inside or {(): section.places[()]})
+    return validated(type(default), merged, f"'{name}'")
+
+
+def _named(
+    registry: Registry[Any], source: Located, key: str, default: str | None = None, like: Named | None = None
+) -> Named:
+    """The component that `source` names under `key`: `name`, `{name: ..., option: ...}`, or `hf:bert-base-uncased`.
+
+    What follows a colon is the option that the class is tagged with as its `shorthand`. `like`: a data set that it takes
+    options from which both must share.
+    """
+    if isinstance(source.value.get(key), str):
+        source.value[key] = {"name": source.value[key]}
+    section = source.section(key)
+    name = section.value.get("name", default)
+    if name is None:
+        raise source.error((key,), f"name a {registry.kind}, one of: {', '.join(registry)}")
+    given = section.without("name")
+    kind, _, rest = str(name).partition(":")
+    if rest and kind in registry and (shorthand := getattr(registry[kind], "shorthand", None)):
+        name, given.value = kind, {shorthand: rest, **given.value}
+    try:
+        cls = registry[str(name)]
+    except UserError as error:
+        raise section.error((), str(error)) from None
+    if like is not None and sources[like.name].modality == cls.modality:
+        given.value = {**given.value, **cls.shared_with(like.as_dict(), given.value)}
+    return Named(name=str(name), options=validated(cls.Options, given, f"'{name}'"))
+
+
+def validated(model: type[Model], source: Located, owner: str, also: Iterable[str] = ()) -> Model:
+    """`source.value` as a `model`; the first mistake as a UserError with its place.
+
+    `also`: keys that `owner` may have besides the model's fields, to suggest in place of an unknown one.
+    """
+    try:
+        return model.model_validate(source.value)
+    except ValidationError as error:
+        # Unknown keys first: a misspelt key often makes another one look missing.
+        first = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
+        if first["type"].endswith("_type"):  # where several types may stand, the mistake is told of that which does
+            written = _written(tuple(first["loc"]), source.value)
+            same = (each for each in error.errors() if tuple(each["loc"])[: len(written)] == written)
+            first = min(same, key=lambda each: each["type"].endswith("_type"))
+    keys: Keys = tuple(first["loc"])
+    if first["type"] == "extra_forbidden":
+        known = [*_fields(model, keys[:-1]), *(also if len(keys) == 1 else ())]
+        raise source.error(keys, f"no such option of {owner}.{did_you_mean(str(keys[-1]), known)}")
+    written = _written(keys, source.value)
+    if first["type"] == "missing":
+        raise source.error(written, f"'{keys[-1]}' is missing")
+    message = first["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    given = first.get("input")
+    shown = f", not {given!r}" if written and isinstance(given, str | int | float | bool | list) else ""
+    raise source.error(written, message + shown)
+
+
+def _fields(model: type[BaseModel], keys: Keys) -> Iterator[str]:
+    """The option names that `model` has under `keys`."""
+    for key in keys:
+        annotation = model.model_fields[key].annotation if isinstance(key, str) and key in model.model_fields else None
+        for each in get_args(annotation) or (annotation,):
+            if isinstance(each, type) and issubclass(each, BaseModel):
+                model = each
+    return iter(model.model_fields)
+
+
+def _written(keys: Keys, value: Any) -> Keys:
+    """The leading part of `keys` that the user wrote: pydantic appends the members of unions to it."""
+    for end, key in enumerate(keys):
+        try:
+            value = value[key]
+        except (KeyError, IndexError, TypeError):
+            return keys[:end]
+    return keys

@@ -1,0 +1,208 @@
+"""What a recipe and a sweep say, as typed objects."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, cast
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    SerializeAsAny,
+    field_validator,
+    model_validator,
+)
+
+from sslrun.data.shifts import ID, MEAN_SHIFT, Shift
+from sslrun.protocols.options import Protocols
+from sslrun.registry import Options
+from sslrun.runs import contents
+from sslrun.tasks.base import TaskOptions
+from sslrun.training.schedule import Schedule
+
+
+class Named(BaseModel):
+    """A component by name, with its options checked against the class of that name."""
+
+    model_config = ConfigDict(frozen=True)
+    name: str
+    options: SerializeAsAny[Options]
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"name": self.name, **self.options.model_dump(mode="json")}
+
+    def identity(self) -> dict[str, Any]:
+        """What tells it from another in a run's hash: its options, and what is in the files that they name."""
+        found = [digest for path in self.options.files() if (digest := contents(path)) is not None]
+        return {**self.as_dict(), "files": found} if found else self.as_dict()
+
+
+class Pretrain(Schedule):
+    """Stage 1: the schedule of pretraining."""
+
+    seed: int | None = Field(None, ge=0)
+    """The seed of pretraining, that evaluations of every seed start from one checkpoint; default: each from its own."""
+
+
+class Watch(Options):
+    """What is seen of a run while it goes on. Nothing here changes a result, so nothing here is part of its hash."""
+
+    every: float = Field(10.0, gt=0)
+    """Epochs between two looks at the features: online kNN, deviation, effective rank."""
+    examples: int = Field(2000, ge=64)
+    """Held-out examples, and as many training examples, that a look reads at most."""
+    checkpoint: float = Field(10.0, gt=0)
+    """Minutes between two checkpoints."""
+    to: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    """Where metrics go besides metrics.jsonl; each an optional extra of the package."""
+
+
+def _share_or_count(labels: float) -> float:
+    if not (0 < labels <= 1 or (labels > 1 and labels == int(labels))):
+        raise ValueError("should be a share in (0, 1], or a whole number of labels a class")
+    return labels
+
+
+def _shift_name(name: str) -> str:
+    if not name or re.search("[·,:]", name):
+        raise ValueError("a shift's name should have neither '·' nor ',' nor ':', which separate the parts of a column")
+    if name in (ID, MEAN_SHIFT):
+        raise ValueError(f"'{name}' is a column of the table already; name the shift otherwise")
+    return name
+
+
+class Evaluation(BaseModel):
+    """One task of a recipe: its data, how it is learned, and from how many labels."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    data: Named
+    task: Named
+    protocols: tuple[str, ...]
+    labels: tuple[Annotated[float, AfterValidator(_share_or_count)], ...] = Field((1.0,), min_length=1)
+    """Shares of the training labels, class-balanced and nested; a whole number above 1 is labels a class."""
+    restarts: int = Field(1, ge=1)
+    """Times that whatever is trained from labels is trained, from the same pretrained weights: with a new head and in
+    another order of the data (BERT's fine-tuning restarts). What has one solution, as a probe by L-BFGS, is not."""
+    shifts: dict[Annotated[str, AfterValidator(_shift_name)], Shift] = {}
+    """Test sets out of distribution, by name: every protocol is scored on them too, and chooses nothing by them."""
+    options: Protocols
+    """The recipe's protocol options with this task's own changes."""
+
+    @property
+    def reads(self) -> tuple[Named, ...]:
+        """The data sets that it reads: its own, and those of its shifts."""
+        return (self.data, *(each.data for each in self.shifts.values() if each.data is not None))
+
+    def restarts_of(self, protocol: str) -> int:
+        """How often a protocol is run."""
+        stepwise = self.options.probe.solver == "sgd" or not cast(TaskOptions, self.task.options).linear
+        trained = protocol in ("finetune", "lpft", "scratch") or (protocol == "probe" and stepwise)
+        return self.restarts if trained else 1
+
+    def labels_of(self, protocol: str) -> tuple[float, ...]:
+        """From how many labels a protocol learns: `labels`; a class's, where it is few-shot learning."""
+        return self.options.fewshot.shots if protocol == "fewshot" else self.labels
+
+
+class Weights(BaseModel):
+    """A file of pretrained weights, in place of pretraining."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    file: Path
+    """A pretraining's folder, or a file of ours, of timm's, torchvision's or transformers' names; from where sslrun is
+    called."""
+    mean: tuple[float, float, float] | None = None
+    """What its images were centred by, in each channel of [0, 1]; default: what the file says, else ImageNet's."""
+    std: tuple[float, float, float] | None = None
+    """And divided by."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_path_alone(cls, given: Any) -> Any:
+        return {"file": given} if isinstance(given, str) else given
+
+
+class Recipe(BaseModel):
+    """One experiment: a backbone, a pretext task, data, a schedule, and evaluations."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    backbone: Named
+    pretext: Named | None = None
+    """None: no pretraining; protocols then read the backbone as initialised."""
+    data: Named
+    pretrain: Pretrain | None = None
+    weights: Weights | None = None
+    """What evaluations start from, where nothing is pretrained and no --from is given."""
+    watch: Watch = Watch()
+    evaluate: dict[str, Evaluation] = {}
+
+    @property
+    def choices(self) -> list[str]:
+        """What it comes to where the papers behind it are silent."""
+        named = [self.backbone, *([self.pretext] if self.pretext else []), *(e.task for e in self.evaluate.values())]
+        return list(dict.fromkeys(each for part in named for each in part.options.choices()))
+
+    def resolved(self) -> dict[str, Any]:
+        """The recipe with every default written out, as a mapping that `parse` reads back to an equal recipe."""
+        given: dict[str, Any] = {
+            "name": self.name,
+            "backbone": self.backbone.as_dict(),
+            "pretext": self.pretext.as_dict() if self.pretext else None,
+            "data": self.data.as_dict(),
+            "pretrain": self.pretrain.model_dump(mode="json") if self.pretrain else None,
+            "weights": self.weights.model_dump(mode="json", exclude_none=True) if self.weights else None,
+            "watch": self.watch.model_dump(mode="json"),
+            "evaluate": {
+                key: {
+                    "data": evaluation.data.as_dict(),
+                    "task": evaluation.task.as_dict(),
+                    "protocols": list(evaluation.protocols),
+                    "labels": list(evaluation.labels),
+                    "restarts": evaluation.restarts,
+                    "shifts": {name: shift.as_dict() for name, shift in evaluation.shifts.items()},
+                    **evaluation.options.model_dump(mode="json"),
+                }
+                for key, evaluation in self.evaluate.items()
+            },
+        }
+        return {key: value for key, value in given.items() if value is not None}
+
+
+class Against(BaseModel):
+    """A published table that a sweep's stands beside."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    table: str
+    columns: dict[str, str] = {}
+    """Our tasks -> the published columns that they stand in for: of the same kind, on other data."""
+
+
+class Sweep(BaseModel):
+    """A base recipe, rows (named changes to it), columns (tasks), and seeds."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    name: str
+    rows: dict[str, Recipe]
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0,), min_length=1)
+    title: str | None = None
+    against: Against | None = None
+    """The published table that this sweep's table stands beside: its name, or `{table: ..., columns: ...}`."""
+    jobs: int = Field(1, ge=1)
+    """Worker processes that share the runs, where --jobs does not say."""
+
+    _against_at: str | None = PrivateAttr(None)
+
+    @property
+    def against_at(self) -> str:
+        """Where `against` was written, as file:line; the sweep's name where that isn't known."""
+        return self._against_at or self.name
+
+    @field_validator("against", mode="before")
+    @classmethod
+    def _named_alone(cls, given: Any) -> Any:
+        return {"table": given} if isinstance(given, str) else given

@@ -1,0 +1,264 @@
+"""Claims: planted results come out as planted, mistakes are named by line, budgets pick variants."""
+
+import json
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from sslrun.claims.measurements import speed
+from sslrun.claims.report import markdown, write
+from sslrun.claims.run import Measuring, Trial
+from sslrun.claims.schema import load_claim, load_claims
+from sslrun.errors import UserError
+from sslrun.recipe import Named
+from sslrun.stages.context import Context
+from sslrun.training.device import compute
+
+FOLDER = Path(__file__).parents[2] / "recipes/claims"
+SWEEP = """\
+name: planted
+base:
+  backbone: {name: mlp, width: 8, depth: 1}
+  data: {name: digits, size: 8}
+  evaluate:
+    digits: {protocols: [probe, scratch, knn], labels: [0.1, 1.0]}
+rows:
+  wide: {backbone.width: 16}
+  narrow: {}
+seeds: [0, 1, 2]
+"""
+CLAIM = """\
+number: 3
+title: Wide networks do better
+says: ["wide is good"]
+source: nowhere
+otherwise: they are all the same
+variants:
+  small:
+    minutes: 2
+    measured: a laptop
+    sweep: sweep.yaml
+    inequalities:
+      - {greater: [wide, scratch, digits, 10 %], lesser: [narrow, scratch, digits, 10 %], margin: 1}
+      - greater: {gain: [wide, scratch, digits, 10 %], over: [narrow, scratch, digits, 10 %]}
+        lesser: {gain: [wide, scratch, digits, 100 %], over: [narrow, scratch, digits, 100 %]}
+      - {greater: [narrow, probe, digits, 10 %], lesser: 99, reported: true}
+  large:
+    minutes: 50
+    sweep: sweep.yaml
+    seeds: [0, 1, 2, 3]
+    inequalities: [{greater: [wide, probe, digits, 100 %], lesser: [narrow, probe, digits, 100 %]}]
+  largest:
+    minutes: 9
+    device: cuda
+    sweep: sweep.yaml
+    inequalities: [{greater: [wide, knn, digits, 100 %], lesser: [narrow, knn, digits, 100 %]}]
+"""
+
+
+@pytest.fixture
+def claim(tmp_path):
+    (tmp_path / "sweep.yaml").write_text(SWEEP)
+    (tmp_path / "wide.yaml").write_text(CLAIM)
+    return load_claim(tmp_path / "wide.yaml")
+
+
+def plant(trial, values):
+    """Finish the runs of a trial with accuracies by row and share of the labels, a number a seed."""
+    for row, cell in trial.plan.cells:
+        value = values.get((row, cell.labels), [50, 50, 50])[cell.seed]
+        cell.run.start({}, {"device": "cpu (2 threads)", "threads": 2})
+        cell.run.finish({
+            "stage": cell.protocol, "protocol": cell.protocol, "recipe": "planted", "backbone": "mlp", "pretext": None,
+            "task": cell.task, "labels": cell.labels, "seed": cell.seed, "metric": "accuracy",
+            "metrics": {"test": {"accuracy": value}}, "seconds": 3.6,
+        })  # fmt: skip
+
+
+BETTER, WORSE, SAME = [60, 61, 62.5], [50, 51, 52], [50.5, 50, 53]
+
+
+@pytest.mark.parametrize(
+    ("values", "word"),
+    [
+        ({("wide", 0.1): BETTER, ("narrow", 0.1): WORSE, ("wide", 1.0): SAME, ("narrow", 1.0): WORSE}, "supported"),
+        ({("wide", 0.1): WORSE, ("narrow", 0.1): BETTER}, "contradicted"),
+        ({("wide", 0.1): SAME, ("narrow", 0.1): WORSE}, "inconclusive"),
+        # The first inequality holds, the gain is the other way round.
+        ({("wide", 0.1): BETTER, ("narrow", 0.1): WORSE, ("wide", 1.0): [90, 92, 92.5], ("narrow", 1.0): WORSE}, "contradicted"),
+    ],
+)  # fmt: skip
+def test_planted_results_come_out_as_planted(claim, tmp_path, values, word):
+    trial = Trial.within(5, False, claim, tmp_path / "runs")
+    assert trial.outcome().word == "inconclusive"  # nothing is there yet
+    plant(trial, values)
+    outcome = trial.outcome()
+    assert outcome.word == word
+    assert outcome.judged[2][2]  # what is only reported doesn't count: it is contradicted each time
+    assert outcome.judged[2][1].word == "contradicted"
+    assert outcome.cost.seconds == pytest.approx(3.6 * 15)
+    assert outcome.cost.core_hours == pytest.approx(3.6 * 15 * 2 / 3600)
+    text = markdown([outcome], "by hand")
+    assert f"| 3 | [Wide networks do better](#wide) | {word} | 54 | 0.03 |" in text
+    assert "The interval is Student's t with fewer than 10 seeds" in text
+    assert ("they are all the same" in text) == (word == "contradicted")
+    assert re.search(
+        r"- reported only, narrow · probe · digits · 10 % > 99 \([\d.]+ against 99.00\): contradicted: -", text
+    )
+    assert outcome.as_dict()["otherwise"] == ("they are all the same" if word == "contradicted" else None)
+
+
+def test_what_is_missing_is_said_with_its_reason(claim, tmp_path):
+    trial = Trial.within(5, False, claim, tmp_path / "runs")
+    assert list(trial.outcome().lines()) == ["nothing of it is computed: not run yet"]
+    for job in trial.plan.jobs:
+        job.run.fail("digits: no such file")
+    assert "- nothing of it is computed: digits: no such file" in markdown([trial.outcome()], "")
+    assert trial.outcome().as_dict()["failure"] == "digits: no such file"
+    plant(trial, {})
+    assert trial.outcome().failure is None
+    lost = trial.plan.jobs[-1].run
+    (lost.path / "result.json").unlink()
+    lost.fail("diverged")
+    assert list(trial.outcome().lines())[-1] == "runs are missing: diverged"
+
+
+def test_only_cells_that_are_asked_for_are_run(claim, tmp_path):
+    plan = Trial.within(5, False, claim, tmp_path).plan
+    assert {(row, cell.protocol, cell.labels) for row, cell in plan.cells} == {
+        ("wide", "scratch", 0.1), ("wide", "scratch", 1.0), ("narrow", "scratch", 0.1), ("narrow", "scratch", 1.0),
+        ("narrow", "probe", 0.1),
+    }  # fmt: skip
+    assert len(plan.jobs) == 15
+
+
+def test_the_budget_picks_the_largest_variant_that_fits(claim, tmp_path):
+    assert [claim.choose(minutes, cuda=False) for minutes in (1, 2, 10, 60)] == [None, "small", "small", "large"]
+    assert claim.choose(10, cuda=True) == "largest"
+    named = tmp_path / "wide.yaml"  # not where claims are looked for by name
+    assert claim.larger(None) == f"sslrun claims {named} --budget 2"
+    assert claim.larger("small") == f"sslrun claims {named} --budget 9 (needs a GPU)"
+    assert claim.larger("large") is None
+    assert {cell.seed for _, cell in Trial.within(60, False, claim, tmp_path).plan.cells} == {0, 1, 2, 3}
+    none = Trial.within(1, False, claim, tmp_path)
+    assert none.plan is None
+    assert (none.outcome().word, list(none.outcome().lines())) == (
+        "inconclusive",
+        ["no variant fits this budget and this machine"],
+    )
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("minutes: 2", "minuts: 2", "wide.yaml:8: variants.small.minuts: no such option of a variant. Did you mean 'minutes'?"),
+        ("lesser: 99", "lesser: [narrow, 10]", "wide.yaml:15: variants.small.inequalities.2.lesser: should be a cell"),
+        ("[narrow, probe, digits, 10 %]", "98", "wide.yaml:15: variants.small.inequalities.2: compares two numbers"),
+        ("    sweep: sweep.yaml\n    inequalities:\n", "    inequalities:\n", "wide.yaml:7: variants.small: give either sweep"),
+        ("    sweep: sweep.yaml\n    inequalities:\n", "    measure: sped\n    inequalities:\n", "wide.yaml:10: variants.small.measure: no such measurement: 'sped'. Did you mean 'speed'?"),
+        ("    sweep: sweep.yaml\n    inequalities:\n", "    measure: {name: speed, length: 3}\n    inequalities:\n", "wide.yaml:10: variants.small.measure.length: no such option of 'speed'. Did you mean 'lengths'?"),
+        ("otherwise: they are all the same\n", "", "wide.yaml:1: 'otherwise' is missing"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_named_by_its_line(tmp_path, old, new, message):
+    assert old in CLAIM
+    (tmp_path / "wide.yaml").write_text(CLAIM.replace(old, new, 1))
+    with pytest.raises(UserError) as error:
+        load_claim(tmp_path / "wide.yaml")
+    assert message in str(error.value)
+
+
+def test_a_cell_that_the_table_lacks_is_named_before_anything_runs(tmp_path):
+    (tmp_path / "sweep.yaml").write_text(SWEEP)
+    (tmp_path / "wide.yaml").write_text(CLAIM.replace("over: [narrow, scratch, digits, 10 %]", "over: [narow, scratch, digits, 10 %]"))  # fmt: skip
+    with pytest.raises(UserError) as error:
+        Trial.of(load_claim(tmp_path / "wide.yaml"), "small", tmp_path)
+    assert "wide.yaml:13: variants.small.inequalities.1.greater.over: no such cell of the table: 'narow · scratch" in str(error.value)  # fmt: skip
+    assert "Did you mean 'narrow · scratch · digits · 10 %'?" in str(error.value)
+
+
+@pytest.mark.usefixtures("claim")
+def test_claims_are_found_by_name_and_by_file(tmp_path):
+    assert [each.name for each in load_claims(["wide"], tmp_path)] == ["wide"]
+    assert [each.name for each in load_claims([str(tmp_path / "wide.yaml")], tmp_path / "none")] == ["wide"]
+    with pytest.raises(UserError, match=r"no such claim: 'wid'\. Did you mean 'wide'\?"):
+        load_claims(["wid"], tmp_path)
+    with pytest.raises(UserError, match="no claims there"):
+        load_claims([], tmp_path / "none")
+
+
+def test_verdicts_are_written_in_two_formats(claim, tmp_path):
+    outcome = Trial.within(1, False, claim, tmp_path).outcome()
+    write([outcome], tmp_path / "found.json", "")
+    (found,) = json.loads((tmp_path / "found.json").read_text())
+    assert (found["name"], found["verdict"], found["larger"]) == (
+        "wide",
+        "inconclusive",
+        f"sslrun claims {tmp_path / 'wide.yaml'} --budget 2",
+    )
+    with pytest.raises(UserError, match=r"end in .md or .json"):
+        write([outcome], tmp_path / "found.txt", "")
+
+
+# ---------------------------------------------------------------- the claims that there are
+
+CLAIMS = {path.stem: path for path in sorted(FOLDER.glob("*.yaml"))}
+CHEAP = {
+    "guess": {"steps": 1, "batch": 2, "gaps": 20},
+}
+"""What makes a measurement quick, where it is not."""
+
+
+def test_all_ten_are_there_and_each_can_be_judged_in_minutes_on_a_cpu():
+    claims = [load_claim(path) for path in CLAIMS.values()]
+    short = {
+        claim.number
+        for claim in claims
+        if any(each.device == "cpu" and each.minutes <= 15 for each in claim.variants.values())
+    }
+    assert short >= set(range(1, 11))
+
+
+@pytest.mark.parametrize("name", CLAIMS)
+def test_what_a_claim_quotes_stands_in_the_lecture(name):
+    data = os.environ.get("SSLRUN_DATA")
+    lecture = Path(data).parent / "lecture.md" if data else None
+    if lecture is None or not lecture.is_file():
+        pytest.skip("the lecture is not beside SSLRUN_DATA")
+    text = lecture.read_text(encoding="utf-8")
+    claim, slides = load_claim(CLAIMS[name]), re.findall(r"^# (.+)$", text, re.MULTILINE)
+    for sentence in claim.says:
+        assert sentence in " ".join(text.split())
+    assert set(re.findall(r'"(.+?)"', claim.source)) <= set(slides)
+
+
+@pytest.mark.parametrize("name", CLAIMS)
+def test_each_claim_can_be_run(name, tmp_path):
+    """Its cells are those of its sweep, and there is more than one value of each."""
+    claim = load_claim(CLAIMS[name])
+    for variant, chosen in claim.variants.items():
+        if chosen.measure is None:
+            assert Trial.of(claim, variant, tmp_path).plan.jobs
+            assert len(claim.sweep(variant).seeds) > 1 or any(
+                task.restarts > 1 for row in claim.sweep(variant).rows.values() for task in row.evaluate.values()
+            )
+
+
+@pytest.mark.parametrize("name", [name for name, path in CLAIMS.items() if "measure:" in path.read_text()])
+def test_the_cells_of_a_measurement_are_those_that_its_claim_names(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(speed, "_fastest", lambda steps, *_: dict.fromkeys(steps, 1.0))
+    claim = load_claim(CLAIMS[name])
+    for variant, chosen in claim.variants.items():
+        if chosen.measure is None:
+            continue
+        options = {**chosen.measure.options.model_dump(), **CHEAP.get(chosen.measure.name, {})}
+        if chosen.measure.name == "guess":
+            options["data"] = {"name": "world", "length": 64, "documents": 400, "tokenizer": {"vocab": 600}}
+        measure = Named(name=chosen.measure.name, options=type(chosen.measure.options)(**options))
+        job = Measuring(measure, 0, tmp_path)
+        result = job.execute(Context(tmp_path, compute("cpu")))
+        assert result == job.execute(Context(tmp_path, compute("cpu")))  # read, not measured again
+        cells = {(each["row"], each["protocol"], each["task"], each["column"]) for each in result["table"]["cells"]}
+        assert claim.inequalities(variant, [((a, b), (c, d)) for a, b, c, d in cells])

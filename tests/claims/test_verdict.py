@@ -1,0 +1,119 @@
+"""Verdicts, planted, and intervals that cover what they say."""
+
+import numpy as np
+import pytest
+
+from sslrun.claims.verdict import Gain, Inequality, Verdict, judge, together
+from sslrun.results.table import Table
+
+
+def by_seed(values):
+    return dict(enumerate(values))
+
+
+@pytest.mark.parametrize("seeds", [3, 5, 20])
+def test_each_verdict_where_it_is_planted(seeds):
+    noise = np.random.default_rng(1)
+    shared = 50 + 10 * noise.standard_normal(seeds)  # of the seed, and so no part of a paired difference
+    a, b = (by_seed(shared + gap + 0.3 * noise.standard_normal(seeds)) for gap in (4, 0))
+    assert judge(a, b).word == "supported"
+    assert judge(b, a).word == "contradicted"
+    assert judge(a, b, 4.0).word == "inconclusive"
+    assert judge(a, b, 8.0).word == "contradicted"
+    # The same values at other seeds: unpaired, what seeds share drowns the difference.
+    a, b = by_seed([14.0, 54.1, 94.2]), by_seed([10.0, 50.0, 90.0])
+    assert judge(a, b).word == "supported"
+    assert judge(a, {0: b[2], 1: b[0], 2: b[1]}).word == "inconclusive"
+
+
+def test_the_t_interval_is_the_textbooks():
+    found = judge(by_seed([3.0, 4.0, 5.0]), by_seed([1.0, 1.0, 1.0]))
+    assert found.difference == 3
+    assert found.interval == pytest.approx((3 - 4.302653 / 3**0.5, 3 + 4.302653 / 3**0.5), abs=1e-5)
+    assert found.method == "t interval"
+    assert found.text() == "supported: +3.00 [+0.52, +5.48] over 3 seeds (t interval)"
+
+
+def test_a_bootstrap_is_the_same_each_time_and_near_t_for_many_seeds():
+    values = by_seed(np.random.default_rng(0).standard_normal(200))
+    zero = dict.fromkeys(values, 0.0)
+    found = judge(values, zero)
+    assert found == judge(values, zero)
+    assert found.method == "bootstrap"
+    error = np.std(list(values.values()), ddof=1) / 200**0.5
+    assert np.subtract(found.interval, found.difference) == pytest.approx([-1.972 * error, 1.972 * error], rel=0.06)
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 10])
+def test_intervals_cover_the_truth_as_often_as_they_say(seeds):
+    draws = np.random.default_rng(seeds).standard_normal((600, seeds))
+    zero = dict.fromkeys(range(seeds), 0.0)
+    covered = sum(judge(by_seed(each), zero).word == "inconclusive" for each in draws) / len(draws)
+    assert 0.925 <= covered <= 0.975  # 95 % within 2.8 standard errors; the plain bootstrap of 3 covers 75 %
+
+
+def test_one_seed_tells_nothing_nor_do_seeds_that_are_all_the_same():
+    alone = judge({0: 90.0}, {0: 80.0})
+    assert (alone.word, alone.interval) == ("inconclusive", None)
+    assert "one seed alone (+10.00)" in alone.text()
+    same = judge({0: 1.0, 1: 1.0}, {0: 0.0, 1: 0.0})
+    assert (same.word, same.reason) == ("inconclusive", "the seeds all give the same difference (+1.00)")
+
+
+def test_only_seeds_of_both_sides_count():
+    found = judge({0: 5.0, 1: 6.0, 2: 7.1, 9: -100.0}, {0: 1.0, 1: 2.1, 2: 3.0, 8: 100.0})
+    assert (found.word, found.seeds) == ("supported", 3)
+    assert judge({0: 1.0}, {1: 1.0}).reason == "no seed has both"
+    diverged = judge(by_seed([1.0, float("nan"), 2.0]), by_seed([0.0, 0.0, 0.0]))
+    assert (diverged.word, diverged.reason) == ("inconclusive", "not a number at seed 1")
+
+
+def test_a_claim_is_supported_by_all_of_its_inequalities_and_contradicted_by_any():
+    yes, no, perhaps = (Verdict(word, 3) for word in ("supported", "contradicted", "inconclusive"))
+    assert together([yes, yes]) == "supported"
+    assert together([yes, perhaps]) == "inconclusive"
+    assert together([perhaps, no, yes]) == "contradicted"
+    assert together([]) == "inconclusive"
+
+
+def test_inequalities_read_a_tables_cells():
+    table, column = Table("t"), ("digits", "10 %")
+    for seed, (low, high) in enumerate([(60, 80), (61, 80.5), (62, 83)]):
+        table.add(("no pretraining", "probe"), column, low, seed)
+        table.add(("SimCLR", "probe"), column, high, seed)
+    places = (("SimCLR", "probe"), column), (("no pretraining", "probe"), column)
+    assert Inequality(*places).judge(table).word == "supported"
+    assert Inequality(*reversed(places)).judge(table).word == "contradicted"
+    assert Inequality(*places, margin=20).judge(table).word == "inconclusive"
+    assert "not computed: BYOL · probe · digits · 10 %" in Inequality((("BYOL", "probe"), column), places[1]).judge(table).text()  # fmt: skip
+
+
+def planted(**cells):
+    table = Table("t")
+    for name, values in cells.items():
+        for seed, value in enumerate(values):
+            table.add((name, ""), ("", "x"), value, str(seed))
+    return table, {name: ((name, ""), ("", "x")) for name in cells}
+
+
+def test_a_gain_is_paired_seed_by_seed():
+    table, at = planted(a=[30, 50.1, 70], b=[20, 40, 60.2], c=[5, 25, 45], d=[3, 23.1, 43])
+    inequality = Inequality(Gain(at["a"], at["b"]), Gain(at["c"], at["d"]))
+    found = inequality.judge(table)
+    assert (found.word, found.seeds) == ("supported", 3)
+    assert found.difference == pytest.approx((10 + 10.1 + 9.8) / 3 - (2 + 1.9 + 2) / 3)
+    assert inequality.means(table) == pytest.approx(((10 + 10.1 + 9.8) / 3, (2 + 1.9 + 2) / 3))
+    assert Inequality(Gain(at["c"], at["d"]), Gain(at["a"], at["b"])).judge(table).word == "contradicted"
+    assert Inequality(Gain(at["a"], at["b"]), at["c"], 1.0).text() == "(a · x - b · x) > c · x + 1"
+
+
+def test_a_bound_needs_no_spread():
+    table, at = planted(a=[1e-15, 1e-15], b=[1e-15, 3e-15], c=[2.0, 2.0], one=[0.0])
+    assert Inequality(1e-12, at["a"]).judge(table).word == "supported"
+    assert Inequality(1e-12, at["a"]).judge(table).method == "the same at every seed"
+    assert Inequality(1e-12, at["b"]).judge(table).word == "supported"
+    assert Inequality(1e-12, at["c"]).judge(table).word == "contradicted"
+    assert Inequality(at["c"], 1.0).judge(table).word == "supported"
+    assert Inequality(at["c"], 2.0).judge(table).word == "contradicted"
+    assert Inequality(1e-12, at["one"]).judge(table).word == "inconclusive"  # one seed is no rule
+    assert Inequality(at["c"], at["a"]).judge(table).word == "inconclusive"  # between cells it may be by chance

@@ -1,0 +1,106 @@
+"""Self-attention against torch's convolution, in float64."""
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from sslrun.claims.theory.convolution import (
+    attend,
+    block,
+    bound,
+    convolve,
+    errors,
+    random_case,
+    shifts,
+    table,
+    tokens,
+    weights,
+)
+
+EXACT = 1e-13
+"""Rounding of a sum of some dozens of products of order 1 to 10."""
+
+
+@pytest.mark.parametrize(("kernel", "dilation"), [(1, 1), (3, 1), (5, 1), (3, 2)])
+@pytest.mark.parametrize("padding", ["replicate", "zeros"])
+def test_hard_attention_is_the_convolution_to_rounding(kernel, dilation, padding):
+    x, weight, bias = random_case(kernel, size=9)
+    x = x[..., :8]  # not square
+    expected = convolve(x, weight, bias, padding, dilation)
+    assert (attend(x, weight, bias, math.inf, padding, dilation) - expected).abs().max() < EXACT
+    assert (attend(x, weight, None, math.inf, padding, dilation) - expected).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("alpha", [800.0, math.inf])
+def test_on_whole_numbers_the_limit_is_the_convolution_to_the_bit(alpha):
+    # Sums of whole numbers don't round, and exp(-800) is 0: whatever differs would be the construction's.
+    x, weight, bias = (each.mul(10).round() for each in random_case(5, size=9))
+    for padding in ("replicate", "zeros"):
+        assert torch.equal(attend(x, weight, bias, alpha, padding), convolve(x, weight, bias, padding))
+
+
+def test_convolve_is_conv2d():
+    x, weight, bias = random_case()
+    assert torch.equal(convolve(x, weight, bias, "zeros"), torch.nn.functional.conv2d(x, weight, bias, padding=1))
+
+
+def test_the_error_falls_as_exp_of_minus_alpha_and_stays_under_the_bound():
+    found = errors([5, 10, 15, 20, 25, 46, math.inf])
+    for what in ("inside", "whole, border repeated", "whole, zero padding"):
+        logs = [math.log(found[alpha][what]) for alpha in (10, 15, 20, 25)]
+        slopes = [(b - a) / 5 for a, b in itertools.pairwise(logs)]
+        assert slopes == pytest.approx([-1] * 3, abs=0.02)
+        assert all(row[what] <= row["bound"] + EXACT for row in found.values())
+        assert found[46][what] < EXACT
+        assert found[math.inf][what] < EXACT
+    assert found[5]["inside"] > 0.05  # soft attention is not the convolution
+
+
+def test_the_border_is_repeated_and_not_zero():
+    x, weight, bias = random_case()
+    layer = attend(x, weight, bias, math.inf, "replicate")
+    gap = (layer - convolve(x, weight, bias, "zeros")).abs()
+    assert gap[..., 1:-1, 1:-1].max() < EXACT
+    assert gap[..., 0, :].max() > 0.1
+
+
+def test_attention_is_a_distribution_centred_at_its_shift():
+    towards = shifts(3)
+    assert len(towards) == 9
+    soft, hard = weights(5, 6, towards, 2.0), weights(5, 6, towards, math.inf)
+    assert torch.allclose(soft.sum(-1), torch.ones(9, 30, dtype=torch.float64), atol=1e-14)
+    query = 2 * 6 + 3
+    for head, (down, right) in enumerate(towards.int().tolist()):
+        assert soft[head, query].argmax() == hard[head, query].argmax() == (2 + down) * 6 + 3 + right
+    assert hard.max(-1).values.min() == 1
+    with pytest.raises(ValueError, match="middle"):
+        shifts(2)
+
+
+@pytest.mark.parametrize(("kernel", "channels", "out"), [(3, 3, 5), (3, 1, 40), (5, 4, 2)])
+def test_the_houses_own_attention_is_the_convolution_too(kernel, channels, out):
+    x, weight, bias = random_case(kernel, size=8, channels=channels, out=out)
+    layer = block(weight, bias, alpha=60.0)
+    made = layer(tokens(x, layer.proj.in_features)).transpose(1, 2)
+    image = made[:, :out].unflatten(-1, (8, 8))
+    assert (image - convolve(x, weight, bias, "replicate")).abs().max() < 1e-12
+    assert not made[:, out:].any()
+    soft = block(weight, bias, alpha=1.0)
+    same = attend(x, weight, bias, 1.0, "replicate")
+    assert (soft(tokens(x, layer.proj.in_features)).transpose(1, 2)[:, :out].unflatten(-1, (8, 8)) - same).abs().max() < EXACT * 10  # fmt: skip
+
+
+def test_one_pixel_has_no_room_for_a_place_in_the_houses_attention():
+    _, weight, bias = random_case(1, channels=2, out=2)
+    with pytest.raises(ValueError, match="too small"):
+        block(weight, bias, 10.0)
+
+
+def test_the_table_has_a_row_for_each_alpha():
+    made = table(alphas=(1, 40, math.inf), seeds=(0, 1))
+    assert [row for row, _ in made.rows] == ["alpha 1", "alpha 40", "hard attention"]
+    assert "e-1" in made.to_markdown()
+    x, weight, _ = random_case()
+    assert bound(x, weight, 2, "replicate") > bound(x, weight, 3, "replicate")

@@ -1,0 +1,449 @@
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from huggingface_hub import constants
+from PIL import Image
+from pydantic import ValidationError
+
+import sslrun.hub
+from sslrun.data.image.sources import CARDS, sources
+from sslrun.data.splits import load_splits
+from sslrun.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def places(tmp_path, monkeypatch):
+    """No data but what a test makes, in an empty working directory."""
+    given = os.environ.get("SSLRUN_DATA")
+    monkeypatch.delenv("SSLRUN_DATA", raising=False)
+    monkeypatch.setenv("SSLRUN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("SSLRUN_WORKERS", "1")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    return given
+
+
+def source(name, **options):
+    cls = sources[name]
+    return cls(cls.Options(**options))
+
+
+def pixels(count, side=8, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (count, side, side, 3), dtype=np.uint8)
+
+
+def table(count, seed=0, label="label", image="image", names=("cat", "dog"), **columns):
+    """Images and labels as `datasets` holds them."""
+    rows = {image: [Image.fromarray(each) for each in pixels(count, seed=seed)], **columns}
+    types = {image: datasets.Image(), **{name: datasets.Value("int64") for name in columns}}
+    if label:
+        rows[label] = [index % len(names) for index in range(count)]
+        types[label] = datasets.ClassLabel(names=list(names))
+    return datasets.Dataset.from_dict(rows, datasets.Features(types))
+
+
+def write(root, **splits):
+    root.mkdir(parents=True, exist_ok=True)
+    for split, each in splits.items():
+        each.to_parquet(str(root / f"{split}.parquet"))
+
+
+def image_folder(root, **counts):
+    """root/<split>/<class>/<n>.png; the class 'dog' has one image more than 'cat'."""
+    for split, count in counts.items():
+        for name, extra in (("cat", 0), ("dog", 1)):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for index, each in enumerate(pixels(count + extra, seed=extra)):
+                Image.fromarray(each).save(folder / f"{index}.png")
+
+
+def equal(examples, expected):
+    return (examples.inputs.permute(0, 2, 3, 1).numpy() == expected).all()
+
+
+# ---------------------------------------------------------------- published sets
+
+
+def test_published_set_in_sslrun_data(tmp_path, monkeypatch):
+    write(tmp_path / "sets" / "cifar10", train=table(10), test=table(4, seed=1))
+    write(Path("data/cifar10"), train=table(6, seed=2), test=table(2))
+    assert len(source("cifar10").load("train")) == 6  # ./data, where SSLRUN_DATA is not set
+    monkeypatch.setenv("SSLRUN_DATA", str(tmp_path / "sets"))
+    cifar = source("cifar10")
+    train, test = cifar.load("train"), cifar.load("test")
+    assert equal(train, pixels(10))
+    assert equal(test, pixels(4, seed=1))
+    assert train.labels.tolist() == [0, 1] * 5
+    assert train.classes == ("cat", "dog")
+    assert train.spec.size == 8
+
+
+def test_published_set_in_folders_and_its_own_size():
+    image_folder(Path("data/imagenette"), train=3, val=1)
+    found = source("imagenette")
+    assert found.splits == ("train", "test")
+    assert found.load("train").inputs.shape == (7, 3, 160, 160)
+    assert source("imagenette", size=8).load("test").labels.tolist() == [0, 1, 1]
+
+
+def test_imagenet_is_tested_on_validation_even_beside_a_test_split():
+    write(Path("data/imagenet-1k"), train=table(4), validation=table(6), test=table(2))
+    imagenet = source("imagenet-1k", size=8)
+    assert imagenet.splits == ("train", "test")
+    assert len(imagenet.load("test")) == 6
+
+
+def test_column_of_the_card_is_read():
+    write(Path("data/cifar100"), train=table(6, label="fine_label", coarse=[0] * 6), test=table(2, label="fine_label"))
+    assert source("cifar100").load("train").labels.tolist() == [0, 1] * 3
+
+
+@pytest.mark.parametrize("offline", [True, False])
+def test_missing_set_without_network_fails_fast_and_says_what_to_do(monkeypatch, offline):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", offline)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    began = time.monotonic()
+    with pytest.raises(UserError) as error:
+        load_splits("svhn", sources["svhn"].Options()).train  # noqa: B018
+    assert time.monotonic() - began < 5
+    assert str(error.value) == (
+        "svhn: not on this machine and the hub can't be reached. "
+        "Put it at data/svhn, or set SSLRUN_DATA; see `sslrun show data svhn`"
+    )
+
+
+def test_cards_are_complete_and_described(monkeypatch, tmp_path):
+    for name, card in CARDS.items():
+        cls = sources[name]
+        assert cls.modality == "image"
+        assert cls.__doc__ == card.about
+        assert card.counts.keys() == card.hub.splits.keys()
+        assert {"train", "test"} <= card.hub.splits.keys()
+        assert source(name).name == name
+    monkeypatch.setenv("SSLRUN_DATA", str(tmp_path))
+    (tmp_path / "stl10").mkdir()
+    told = sources["stl10"].describe()
+    assert told["hub"] == "https://huggingface.co/datasets/jxie/stl10"
+    assert told["splits"] == "train 5,000, test 8,000, unlabeled 100,000"
+    assert "stored at" not in told
+    assert sources["imagenet-1k"].describe()["stored at"] == "256x256, unless size says otherwise"
+    assert told["looked for"].startswith(f"found at {tmp_path}/stl10, not found at data/stl10; then on the hub")
+
+
+@pytest.mark.skipif("SSLRUN_DATA" not in os.environ, reason="needs SSLRUN_DATA with cifar10 in it")
+def test_real_cifar10(places, monkeypatch):
+    if not (Path(places) / "cifar10").is_dir():
+        pytest.skip("no cifar10 in SSLRUN_DATA")
+    monkeypatch.setenv("SSLRUN_DATA", places)
+    test = source("cifar10").load("test")
+    assert test.inputs.shape == (10_000, 3, 32, 32)
+    assert test.labels.bincount().tolist() == [1000] * 10
+    assert test.classes[:3] == ("airplane", "automobile", "bird")
+    blue_over_red = [float(test.inputs[test.labels == c, 2].float().mean()) for c in (0, 6)]
+    assert blue_over_red[0] > blue_over_red[1] + 30  # aeroplanes are seen against the sky, frogs are not
+
+
+# ---------------------------------------------------------------- the hub
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """Stands in for the hub: repositories that a test fills, and the calls made."""
+    held, calls = {}, []
+
+    def load_dataset(path, name=None, **options):
+        calls.append((path, name, options))
+        if path not in held:
+            raise datasets.exceptions.DatasetNotFoundError(f"Dataset '{path}' doesn't exist on the Hub")
+        return datasets.DatasetDict(held[path])
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    held["calls"] = calls
+    return held
+
+
+def test_hub_set_with_its_splits_and_columns_found_by_type(hub):
+    hub["me/pets"] = {"train": table(10, image="photo"), "dev": table(4, image="photo"), "extra": table(3, label=None)}
+    pets = source("hub", hub="me/pets", config="small", test="dev", unlabeled="extra")
+    assert pets.splits == ("train", "test", "unlabeled")
+    assert equal(pets.load("train"), pixels(10))
+    assert pets.load("test").labels.tolist() == [0, 1, 0, 1]
+    assert pets.load("unlabeled").labels is None
+    assert [(path, config) for path, config, _ in hub["calls"]] == [("me/pets", "small")]  # asked once
+
+
+def test_cached_hub_set_needs_no_hub(hub):
+    hub["uoft-cs/cifar10"] = {"train": table(6), "test": table(2)}
+    source("cifar10").load("train")
+    del hub["uoft-cs/cifar10"]
+    assert equal(source("cifar10").load("train"), pixels(6))
+    with pytest.raises(UserError, match=r"cifar10: there is no data set at .*uoft-cs/cifar10.*hf auth login"):
+        source("cifar10").load("test")
+
+
+def test_stl10_pretrains_on_its_unlabelled_images(hub):
+    hub["jxie/stl10"] = {"train": table(20), "test": table(4), "unlabeled": table(30, seed=5, label=None)}
+    splits = load_splits("stl10", sources["stl10"].Options())
+    assert len(splits.train) == 18
+    assert equal(splits.pretrain.subset(torch.arange(18, 48)), pixels(30, seed=5))
+
+
+def test_mistakes_about_a_hub_set(hub):
+    hub["me/two"] = {"train": table(4, other=[1] * 4).add_column("kind", [0, 1, 0, 1]), "dev": table(4)}
+    two = datasets.ClassLabel(names=["x", "y"])
+    hub["me/two"]["train"] = hub["me/two"]["train"].cast_column("kind", two)
+    with pytest.raises(UserError, match=r"me/two: has labels in label, kind: choose, as in label: label"):
+        source("hub", hub="me/two").load("train")
+    with pytest.raises(UserError, match=r"me/two: no column 'kinds'. Did you mean 'kind'"):
+        source("hub", hub="me/two", label="kinds").load("train")
+    with pytest.raises(UserError, match=r"me/two: no image column 'imag'. Did you mean 'image'"):
+        source("hub", hub="me/two", label="kind", image="imag").load("train")
+    with pytest.raises(UserError, match=r"me/two: no split 'test' on the hub; there is train, dev: .*'test'"):
+        source("hub", hub="me/two").load("test")
+    with pytest.raises(UserError, match=r"me/none: there is no data set at"):
+        source("hub", hub="me/none").load("train")
+    hub["me/text"] = {"train": datasets.Dataset.from_dict({"text": ["a"], "label": [0]})}
+    with pytest.raises(UserError, match=r"me/text: holds no images, with the columns text, label"):
+        source("hub", hub="me/text").load("train")
+    with pytest.raises(ValidationError):
+        source("hub", hub="not-a-repository")
+
+
+def test_gated_set_says_how_to_get_in(monkeypatch):
+    def load_dataset(*_, **__):
+        raise datasets.exceptions.DatasetNotFoundError("Dataset 'x' is a gated dataset on the Hub.")
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    with pytest.raises(UserError, match=r"imagenet-1k: wants its terms accepted at https://\S+ILSVRC.*hf auth login"):
+        source("imagenet-1k").load("train")
+
+
+def test_classes_of_a_plain_column_are_those_of_train(hub):
+    rows = [Image.fromarray(each) for each in pixels(4)]
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("string")})
+    make = lambda *labels: datasets.Dataset.from_dict({"image": rows[: len(labels)], "label": labels}, features)  # noqa: E731
+    hub["me/words"] = {"train": make("owl", "ant", "owl", "bee"), "test": make("owl", "owl"), "odd": make("ant", "elk")}
+    words = source("hub", hub="me/words")
+    assert words.load("train").classes == ("ant", "bee", "owl")
+    assert words.load("train").labels.tolist() == [2, 0, 2, 1]
+    assert words.load("test").labels.tolist() == [2, 2]
+    with pytest.raises(UserError, match=r"me/words: split 'test', row 1: its label is no class of train"):
+        source("hub", hub="me/words", test="odd").load("test")
+
+
+# ---------------------------------------------------------------- parquet
+
+
+def test_parquet_without_declared_types_in_parts_or_alone(tmp_path):
+    from pyarrow import parquet
+
+    plain = table(6).with_format("arrow")[:].replace_schema_metadata(None)
+    parquet.write_table(plain.slice(0, 4), tmp_path / "train-00000-of-00002.parquet")
+    parquet.write_table(plain.slice(4), tmp_path / "train-00001-of-00002.parquet")
+    found = source("parquet", path=tmp_path)
+    assert found.splits == ("train",)
+    train = found.load("train")
+    assert equal(train, pixels(6))
+    assert train.labels.tolist() == [0, 1] * 3
+    assert train.classes == ("0", "1")
+    alone = source("parquet", path=tmp_path / "train-00000-of-00002.parquet")
+    assert equal(alone.load("train"), pixels(4))
+
+
+def test_parquet_mistakes(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"empty: should hold train.parquet"):
+        source("parquet", path=tmp_path / "empty").load("train")
+    (tmp_path / "only").mkdir()
+    write(tmp_path / "only", test=table(4))
+    only = source("parquet", path=tmp_path / "only")
+    assert equal(only.load("test"), pixels(4))
+    with pytest.raises(UserError, match=r"only: has no split 'train', only test"):
+        only.load("train")
+    (tmp_path / "broken.parquet").write_bytes(b"PAR1 and nothing more")
+    with pytest.raises(UserError, match=r"broken.parquet: can't be read as parquet") as error:
+        source("parquet", path=tmp_path / "broken.parquet").load("train")
+    assert "\n" not in str(error.value)
+    write(tmp_path / "one", train=table(4, names=("cat",)))
+    with pytest.raises(UserError, match=r"has only one class, 'cat'"):
+        source("parquet", path=tmp_path / "one").load("train")
+
+
+def test_damaged_row_is_named_or_skipped(tmp_path):
+    rows = table(4).cast_column("image", datasets.Image(decode=False)).to_list()
+    rows[2]["image"]["bytes"] = b"nothing"
+    damaged = datasets.Dataset.from_list(rows, table(1).features)
+    write(tmp_path / "set", train=damaged)
+    with pytest.raises(UserError, match=r"set train, row 2: can't be decoded.*skip_corrupt: true"):
+        source("parquet", path=tmp_path / "set").load("train")
+    kept = source("parquet", path=tmp_path / "set", skip_corrupt=True).load("train")
+    assert equal(kept, pixels(4)[[0, 1, 3]])
+
+
+def test_changed_file_is_read_anew(tmp_path):
+    write(tmp_path / "set", train=table(4))
+    source("parquet", path=tmp_path / "set").load("train")
+    write(tmp_path / "set", train=table(6, seed=1))
+    assert equal(source("parquet", path=tmp_path / "set").load("train"), pixels(6, seed=1))
+
+
+# ---------------------------------------------------------------- folders
+
+
+def test_folder_with_splits(tmp_path):
+    image_folder(tmp_path / "pets", train=4, val=2, test=1)
+    pets = source("folder", path=tmp_path / "pets")
+    assert pets.splits == ("train", "val", "test")
+    train = pets.load("train")
+    assert train.classes == ("cat", "dog")
+    assert train.labels.tolist() == [0] * 4 + [1] * 5
+    assert equal(train, np.concatenate([pixels(4), pixels(5, seed=1)]))
+    assert len(pets.load("val")) == 5
+
+
+def test_new_class_renumbers_the_cached_test_split(tmp_path):
+    image_folder(tmp_path / "pets", train=2, test=1)
+    assert source("folder", path=tmp_path / "pets").load("test").labels.tolist() == [0, 1, 1]
+    (tmp_path / "pets" / "train" / "ant").mkdir()
+    Image.fromarray(pixels(1)[0]).save(tmp_path / "pets" / "train" / "ant" / "0.png")
+    test = source("folder", path=tmp_path / "pets").load("test")
+    assert test.labels.tolist() == [1, 2, 2]
+    assert test.classes == ("ant", "cat", "dog")
+
+
+def test_folder_of_classes_alone_has_a_test_split_carved(tmp_path):
+    image_folder(tmp_path, pets=8)
+    splits = load_splits("folder", sources["folder"].Options(path=tmp_path / "pets"))
+    assert [len(each) for each in (splits.train, splits.val, splits.test)] == [11, 2, 4]
+    assert set(splits.test.labels.tolist()) == {0, 1}
+
+
+def test_flat_folder_has_no_labels(tmp_path):
+    for index, each in enumerate(pixels(6)):
+        Image.fromarray(each).save(tmp_path / f"{index}.png")
+    (tmp_path / "notes.txt").write_text("not an image")
+    train = source("folder", path=tmp_path).load("train")
+    assert train.labels is None
+    assert equal(train, pixels(6))
+
+
+def test_folder_mistakes(tmp_path):
+    with pytest.raises(UserError, match=r"nowhere: no such folder"):
+        source("folder", path=tmp_path / "nowhere").load("train")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"empty: holds no images"):
+        source("folder", path=tmp_path / "empty").load("train")
+    image_folder(tmp_path / "pets", train=2, test=1)
+    (tmp_path / "pets" / "test" / "dog").rename(tmp_path / "pets" / "test" / "elk")
+    with pytest.raises(UserError, match=r"test/elk/0.png: lies in none of the classes' folders \(cat, dog\)"):
+        source("folder", path=tmp_path / "pets").load("test")
+    for each in (tmp_path / "pets" / "train" / "dog").iterdir():
+        each.unlink()
+    with pytest.raises(UserError, match=r"train: has only one class, 'cat'.*go without labels"):
+        source("folder", path=tmp_path / "pets").load("train")
+
+
+def test_damaged_file_is_named(tmp_path):
+    image_folder(tmp_path / "pets", train=2)
+    damaged = tmp_path / "pets" / "train" / "dog" / "1.png"
+    damaged.write_bytes(damaged.read_bytes()[:50])
+    with pytest.raises(UserError, match=f"{damaged}: can't be decoded"):
+        source("folder", path=tmp_path / "pets").load("train")
+
+
+# ---------------------------------------------------------------- arrays
+
+
+def test_npz_with_and_without_splits(tmp_path):
+    path = tmp_path / "set.npz"
+    np.savez(path, x_train=pixels(6), y_train=np.array([[0], [1], [2]] * 2), x_test=pixels(2), y_test=np.array([1, 0]))
+    found = source("npz", path=path)
+    assert found.splits == ("train", "test")
+    assert equal(found.load("train"), pixels(6))
+    assert found.load("train").labels.tolist() == [0, 1, 2] * 2
+    assert found.load("test").classes == ("0", "1", "2")
+    np.savez(path, images=pixels(6)[..., 0])
+    grey = source("npz", path=path, size=16)
+    assert grey.splits == ("train",)
+    assert grey.load("train").inputs.shape == (6, 3, 16, 16)
+    assert grey.load("train").labels is None
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"pictures": pixels(2)}, "holds pictures: should hold x_train"),
+        ({"images": pixels(2).astype(float)}, "images: images are float64"),
+        ({"images": pixels(2), "labels": np.array([0.0, 1.0])}, "labels: should be whole numbers from 0, not float64"),
+        ({"images": pixels(2), "labels": np.array([0, 1, 0])}, "labels: are 3 labels for 2 images"),
+        ({"images": pixels(2), "labels": np.array([0, 0])}, "labels: has only one class"),
+        ({"images": np.array([object()], dtype=object)}, "can't be read as .npz"),
+    ],
+)
+def test_npz_mistakes(tmp_path, arrays, message):
+    np.savez(tmp_path / "set.npz", **arrays)
+    with pytest.raises(UserError, match=f"set.npz: {message}"):
+        source("npz", path=tmp_path / "set.npz").load("train")
+
+
+def test_missing_or_damaged_npz(tmp_path):
+    with pytest.raises(UserError, match=r"none.npz: no such file"):
+        source("npz", path=tmp_path / "none.npz").load("train")
+    (tmp_path / "set.npz").write_bytes(b"PK but no archive")
+    with pytest.raises(UserError, match=r"set.npz: can't be read as .npz"):
+        source("npz", path=tmp_path / "set.npz").load("train")
+
+
+def test_digits_keep_their_levels():
+    digits = source("digits", size=8).load("train")
+    assert digits.inputs.shape == (1797, 3, 8, 8)
+    assert digits.inputs.unique().tolist() == [round(level * 255 / 16) for level in range(17)]
+    assert source("digits").load("train").spec.size == 24
+
+
+def test_naming_a_set_imports_nothing_heavy():
+    code = "import sys, sslrun.data.image.sources; print(*{'datasets', 'sklearn', 'PIL', 'torchvision'} & sys.modules.keys())"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == ""
+
+
+def test_hub_that_never_answers_is_given_up(monkeypatch):
+    monkeypatch.setattr(sslrun.hub, "PATIENCE", 0.2)
+
+    def hang(*_, **__):
+        time.sleep(1)
+        raise TimeoutError
+
+    monkeypatch.setattr(sslrun.hub.urllib.request, "urlopen", hang)
+    began = time.monotonic()
+    assert not sslrun.hub._answers("https://example.org")
+    assert time.monotonic() - began < 0.9
+
+
+def test_cifar101_is_read_as_its_authors_give_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("SSLRUN_DATA", str(tmp_path))
+    with pytest.raises(UserError, match=r"cifar10.1: not on this machine: put cifar10.1_v6_data.npy and"):
+        source("cifar10.1").load("test")
+    folder = tmp_path / "cifar10.1"
+    folder.mkdir()
+    images = np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3), dtype=np.uint8)
+    np.save(folder / "cifar10.1_v6_data.npy", images)
+    np.save(folder / "cifar10.1_v6_labels.npy", np.arange(6, dtype=np.int32))
+    found = source("cifar10.1").load("test")
+    assert np.array_equal(found.inputs.permute(0, 2, 3, 1).numpy(), images)
+    assert [found.classes[label] for label in found.labels[:2].tolist()] == ["airplane", "automobile"]
+    assert source("cifar10.1", size=16).load("test").inputs.shape == (6, 3, 16, 16)
+    with pytest.raises(UserError, match="has no split 'train', only test"):
+        source("cifar10.1").load("train")
+    (folder / "cifar10.1_v6_data.npy").write_bytes(b"")
+    with pytest.raises(UserError, match="can't be read as NumPy's arrays"):
+        source("cifar10.1").load("test")

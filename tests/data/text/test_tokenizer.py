@@ -1,0 +1,185 @@
+"""Tokenizers: the same texts make the same one, in any process; what is saved is what was used."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from sslrun.backbones import build_backbone, load_into, save_backbone
+from sslrun.data.source import sources
+from sslrun.data.specs import TextSpec
+from sslrun.data.text import base as text
+from sslrun.data.text.tokenizer import SPECIALS, Tokenizer, TokenizerOptions, load_tokenizer, train_wordpiece, wordpiece
+from sslrun.data.text.world import World
+from sslrun.errors import UserError
+
+TEXTS = [sentence for document in World(0).documents(60) for sentence in document]
+VOCABULARY = [*SPECIALS, "un", "##want", "##ed", "runn", "##ing", "a", ","]
+
+
+def trained(vocab=200, lowercase=True, texts=TEXTS):
+    return train_wordpiece(lambda: texts, vocab, lowercase)
+
+
+@pytest.fixture
+def by_hand(tmp_path):
+    (tmp_path / "vocab.txt").write_text("\n".join(VOCABULARY) + "\n")
+    return load_tokenizer(TokenizerOptions(file=tmp_path / "vocab.txt"))
+
+
+def test_a_trained_one_is_the_same_in_every_process():
+    # Where many pairs are equally frequent, a hash table's order would show.
+    code = (
+        "from sslrun.data.text.tokenizer import train_wordpiece\nfrom sslrun.data.text.world import World\n"
+        "texts = [each for document in World(0).documents(60) for each in document]\n"
+        "print(train_wordpiece(lambda: texts, 200, True).digest)"
+    )
+    others = [subprocess.check_output([sys.executable, "-c", code], text=True).strip() for _ in range(2)]
+    assert {trained().digest, *others} == {trained().digest}
+
+
+def test_a_trained_one_covers_its_texts_within_its_size():
+    made = trained()
+    assert made.vocab == 200
+    assert made.strings[: len(SPECIALS)] == list(SPECIALS)
+    assert (made.pad, made.unk, made.cls, made.sep, made.mask) == made.specials == (0, 1, 2, 3, 4)
+    assert all(made.unk not in ids for ids in made.encode(TEXTS))
+    assert made.decode(made.encode([TEXTS[0]])[0]) == TEXTS[0].replace(" .", ".")
+    assert trained(64).vocab == 64
+    assert len(trained(64).encode(TEXTS)[0]) > len(made.encode(TEXTS)[0])
+
+
+def test_words_are_split_as_berts_greedily_from_the_longest_entry(by_hand):
+    (ids,) = by_hand.encode(["Únwanted, running XY"])
+    assert [VOCABULARY[each] for each in ids] == ["un", "##want", "##ed", ",", "runn", "##ing", "[UNK]"]
+    assert by_hand.continues.tolist() == [each.startswith("##") for each in VOCABULARY]
+    ((ids, places),) = by_hand.offsets(["Únwanted, a"])
+    assert places == [(0, 2), (2, 6), (6, 8), (8, 9), (10, 11)]
+    ((_, owners),) = by_hand.encode_words([["unwanted", "a,", "running"]])
+    assert owners == [0, 0, 0, 1, 1, 2, 2]
+
+
+def test_case_is_kept_only_where_asked_for():
+    assert trained(lowercase=True, texts=["Anna anna"] * 9).encode(["ANNA"]) == [
+        trained(lowercase=True, texts=["Anna anna"] * 9).encode(["anna"])[0]
+    ]
+    cased = trained(lowercase=False, texts=["Anna anna"] * 9)
+    assert cased.encode(["Anna"]) != cased.encode(["anna"])
+
+
+def test_saved_and_loaded_it_is_equal(tmp_path, by_hand):
+    made = trained()
+    made.save(tmp_path)
+    again = load_tokenizer(TokenizerOptions(file=tmp_path / "tokenizer.json"))
+    assert again == made
+    assert hash(again) == hash(made)
+    assert again != by_hand
+    assert [each.name for each in tmp_path.iterdir() if each.name != "vocab.txt"] == ["tokenizer.json"]
+
+
+def test_transformers_reads_what_is_saved(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    made = trained()
+    made.save(tmp_path)
+    theirs = transformers.PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "tokenizer.json"))
+    assert theirs(TEXTS[:5], add_special_tokens=False)["input_ids"] == made.encode(TEXTS[:5])
+
+
+def test_padding_and_truncation_of_a_loaded_one_are_off(tmp_path):
+    core = wordpiece(True, {entry: number for number, entry in enumerate(VOCABULARY)})
+    core.enable_padding(length=50)
+    core.enable_truncation(2)
+    core.save(str(tmp_path / "tokenizer.json"))
+    made = load_tokenizer(TokenizerOptions(file=tmp_path / "tokenizer.json"))
+    assert len(made.encode(["a , a , a"])[0]) == 5
+
+
+def test_a_vocabulary_file_has_one_entry_a_line_and_room_for_every_id(tmp_path):
+    # An entry given twice keeps its later id; characters that splitlines ends a line at are entries.
+    lines = [*SPECIALS, "a", "a", "\u2028", "b"]
+    for end in ("\n", "\r\n"):
+        (tmp_path / "vocab.txt").write_bytes("".join(line + end for line in lines).encode())
+        made = load_tokenizer(TokenizerOptions(file=tmp_path / "vocab.txt"))
+        assert made.encode(["a b"]) == [[6, 8]]
+        assert made.vocab == len(made.strings) == len(made.continues) == 9
+
+
+def test_mistakes_are_told(tmp_path):
+    with pytest.raises(UserError, match="holds no words"):
+        trained(texts=["", "  "])
+    (tmp_path / "few.txt").write_text("[PAD]\n[UNK]\na\n")
+    with pytest.raises(UserError, match=r"few.txt: this tokenizer has no \[CLS\], \[SEP\], \[MASK\]"):
+        load_tokenizer(TokenizerOptions(file=tmp_path / "few.txt"))
+    (tmp_path / "broken.json").write_text("{")
+    with pytest.raises(UserError, match=r"broken.json: can't be loaded") as error:
+        load_tokenizer(TokenizerOptions(file=tmp_path / "broken.json"))
+    assert "\n" not in str(error.value)
+    (tmp_path / "binary.txt").write_bytes(bytes(range(256)))
+    with pytest.raises(UserError, match=r"binary.txt: can't be loaded"):
+        load_tokenizer(TokenizerOptions(file=tmp_path / "binary.txt"))
+    for wrong, words in (
+        ({"file": tmp_path / "few.txt", "hub": "me/mine"}, "not both"),
+        ({"file": tmp_path / "none.json"}, "can't be read"),
+        ({"file": tmp_path / "few.txt", "sha256": "0" * 64}, "not the file that this recipe was resolved with"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            TokenizerOptions(**wrong)
+
+
+def test_another_file_of_the_same_name_is_another_run(tmp_path):
+    path = tmp_path / "vocab.txt"
+    path.write_text("\n".join(VOCABULARY))
+    before = TokenizerOptions(file=path)
+    path.write_text("\n".join([*VOCABULARY, "b"]))
+    assert TokenizerOptions(file=path).sha256 != before.sha256
+
+
+def test_one_is_trained_once_and_read_from_the_cache_afterwards(tmp_path, monkeypatch):
+    monkeypatch.setenv("SSLRUN_CACHE", str(tmp_path))
+    text._trained.cache_clear()
+    calls = []
+    monkeypatch.setattr(text, "train_wordpiece", lambda *given: calls.append(given) or train_wordpiece(*given))
+    cls = sources["world"]
+    for lowercase in (True, True, False):
+        text._trained.cache_clear()
+        options = cls.Options(documents=40, tokenizer={"vocab": 150, "lowercase": lowercase})
+        assert cls(options).spec.vocab == 150
+    assert len(calls) == 2
+    text._trained.cache_clear()
+
+
+def test_an_evaluation_takes_the_tokenizer_of_the_recipes_data(tmp_path, monkeypatch):
+    monkeypatch.setenv("SSLRUN_CACHE", str(tmp_path))
+    text._trained.cache_clear()
+    world = sources["world"].Options(documents=40, length=32, tokenizer={"vocab": 150})
+    task = sources["world-sentiment"]
+    shared = task.shared_with({"name": "world", **world.model_dump(mode="json")}, {})
+    assert shared["length"] == 32
+    told = task(task.Options(**shared)).spec
+    assert told.tokenizer == sources["world"](world).spec.tokenizer
+    assert task(task.Options(tokenizer={"vocab": 150})).spec.tokenizer != told.tokenizer
+    text._trained.cache_clear()
+
+
+def test_weights_of_another_tokenizer_are_refused(tmp_path):
+    mine, other = trained(), Tokenizer(trained(texts=TEXTS[::-1][:100]).core)
+    assert mine.vocab == other.vocab
+    small = {"depth": 1, "width": 16, "heads": 1, "positions": 32}
+    torch.manual_seed(0)
+    backbone = build_backbone("bert-tiny", small, TextSpec(mine, 16))
+    save_backbone(tmp_path / "backbone.safetensors", backbone)
+    again = build_backbone("bert-tiny", small, TextSpec(mine, 16))
+    load_into(again, tmp_path / "backbone.safetensors")
+    assert all(
+        torch.equal(a, b) for a, b in zip(backbone.state_dict().values(), again.state_dict().values(), strict=True)
+    )
+    with pytest.raises(UserError, match=r"another tokenizer.*data.tokenizer: \{file: .*tokenizer.json\}"):
+        load_into(build_backbone("bert-tiny", small, TextSpec(other, 16)), tmp_path / "backbone.safetensors")
+
+
+def test_the_digest_is_of_the_content():
+    content = json.loads(trained().core.to_str())
+    content["model"]["vocab"] = dict(reversed(content["model"]["vocab"].items()))
+    assert Tokenizer(type(trained().core).from_str(json.dumps(content))) == trained()
