@@ -1,11 +1,11 @@
-"""What a recipe can name: one `Registry` a kind, and `Options`, the typed settings of whatever is named."""
+"""Components that a recipe can name: one `Registry` for each kind, and `Options`, their typed settings."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -15,19 +15,19 @@ T = TypeVar("T")
 
 
 class Options(BaseModel):
-    """Settings that a recipe may give: typed, defaulted, frozen, and closed to keys that nothing reads."""
+    """Settings that a recipe may give: typed, with defaults, frozen, and closed to keys that nothing reads."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
     def choices(self) -> list[str]:
-        """What these settings come to where the paper behind them is silent: told under the tables of sweeps."""
+        """Describe what these settings choose where the paper is silent: printed under the tables of sweeps."""
         return []
 
     def files(self) -> list[Path]:
-        """Files and folders that these settings name: what is in them determines a result as much as the settings."""
+        """List the files and folders that these settings name: their content is part of a run's identity."""
         values = [getattr(self, name) for name in type(self).model_fields]
-        nested = [path for each in values if isinstance(each, Options) for path in each.files()]
-        return [each for each in values if isinstance(each, Path)] + nested
+        nested = [path for value in values if isinstance(value, Options) for path in value.files()]
+        return [value for value in values if isinstance(value, Path)] + nested
 
 
 def did_you_mean(name: str, known: list[str]) -> str:
@@ -39,25 +39,37 @@ def did_you_mean(name: str, known: list[str]) -> str:
 
 
 class Registry(Generic[T]):
-    """Names of one kind of thing, each with its class.
+    """The components of one kind by name.
 
-    Every class carries `Options` (its settings) and what its decorator was given besides the name (its tags, such
-    as `modality`), set as class attributes.
+    Every component is a class with `Options` (its settings), `name` (set here), and `version`, which is
+    raised when the same options come to mean another result.
     """
 
-    def __init__(self, kind: str) -> None:
+    kinds: ClassVar[dict[str, Registry[Any]]] = {}
+    """Every registry by the word that `sslrun show` knows it by."""
+
+    def __init__(self, kind: str, key: str | None = None) -> None:
+        """`kind` is the word in messages; `key` the one that `sslrun show` takes, if it is another."""
         self.kind = kind
         self._classes: dict[str, type[T]] = {}
+        Registry.kinds[key or kind] = self
 
-    def register(self, name: str, **tags: Any) -> Callable[[type[T]], type[T]]:
-        """Class decorator: make the class known under `name`, and set `tags` on it."""
+    def register(self, name: str) -> Callable[[type[T]], type[T]]:
+        """Class decorator: make the class known under `name`.
+
+        A class that has a name already keeps it; the second name gets a subclass of its own.
+        Raises ValueError for a name that is taken.
+        """
 
         def decorate(cls: type[T]) -> type[T]:
             if name in self._classes:
                 raise ValueError(f"{self.kind} '{name}' is registered twice")
-            for tag, value in {"name": name, **tags}.items():
-                setattr(cls, tag, value)
-            self._classes[name] = cls
+            component = cls
+            if cls in self._classes.values():
+                body = {"__doc__": cls.__doc__, "__module__": cls.__module__}
+                component = type(cls.__name__, (cls,), body)
+            component.name = name  # type: ignore[attr-defined]
+            self._classes[name] = component
             return cls
 
         return decorate
@@ -66,10 +78,20 @@ class Registry(Generic[T]):
         try:
             return self._classes[name]
         except KeyError:
-            raise UserError(f"no such {self.kind}: '{name}'.{did_you_mean(name, list(self))}") from None
+            hint = did_you_mean(name, list(self._classes))
+            raise UserError(f"no such {self.kind}: '{name}'.{hint}") from None
 
     def __contains__(self, name: object) -> bool:
         return name in self._classes
 
     def __iter__(self) -> Iterator[str]:
+        """Names in alphabetical order."""
         return iter(sorted(self._classes))
+
+    def __len__(self) -> int:
+        return len(self._classes)
+
+    @property
+    def in_order(self) -> list[str]:
+        """Names in the order of registration."""
+        return list(self._classes)

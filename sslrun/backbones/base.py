@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from sslrun.data.examples import Examples
 from sslrun.data.specs import InputSpec
+from sslrun.errors import UserError
 from sslrun.registry import Options, Registry
 
 
@@ -31,16 +32,27 @@ class Features(NamedTuple):
 class Backbone(nn.Module):
     """A network whose features are the point. Knows nothing of pretexts.
 
-    `forward(inputs) -> Features`. `width` is D of its features. Whatever depends on the data (an image backbone's
-    normalisation) is a buffer, so that it travels with the weights.
+    `forward(inputs) -> Features`. Whatever depends on the data (an image backbone's normalization) is a
+    buffer, so that it travels with the weights.
     """
 
     Options: ClassVar[type[Options]] = Options
     name: ClassVar[str]
-    modality: ClassVar[str]
+    version: ClassVar[int] = 1
+    """Raised when the same options come to mean another network."""
+    takes: ClassVar[type[InputSpec]]
+    """The inputs that it can be built for."""
+    offers: ClassVar[frozenset[str]] = frozenset()
+    """What it can do besides giving pooled features: "tokens" and "grid" (in its features), "encode" (a subset
+    of the patches), "attention" (weights)."""
+    shorthand: ClassVar[str | None] = None
+    """The option that a recipe may give behind a colon, as in `hf:NAME`."""
     width: int
+    """Width D of its features."""
     depth: int = 0
-    """How many `layers` its features have."""
+    """Number of `layers` in its features."""
+    patch: int = 1
+    """Sides of images must be multiples of it, in pixels."""
 
     def __init__(self, options: Any, spec: InputSpec) -> None:
         super().__init__()
@@ -48,7 +60,37 @@ class Backbone(nn.Module):
         self.spec = spec
 
     def fit_inputs(self, examples: Examples) -> None:
-        """Take from the training examples what normalises the inputs. Called once, before pretraining."""
+        """Take from the training examples what normalizes the inputs. Called once, before pretraining."""
+
+    @classmethod
+    def limits(cls, options: Any) -> dict[str, int]:
+        """Options of the data that must not be larger: {"length": positions}."""
+        return {}
+
+    def require(self, capability: str, user: str) -> None:
+        """UserError unless the backbone offers a capability that `user` (as in "pretext 'mae'") asks for."""
+        if capability not in self.offers:
+            raise UserError(lacking_capability(type(self), capability, user))
+
+    def encode(self, patches: Tensor) -> Tensor:
+        """Tokens (B, special + N, D) of embedded patches (B, N, D), all of them or a subset. Capability "encode"."""
+        raise NotImplementedError
+
+    def embed(self, inputs: Any) -> Tensor:
+        """Embedded patches with their positions (B, N, D). Capability "encode"."""
+        raise NotImplementedError
+
+    def attention(self, inputs: Any) -> Tensor:
+        """Attention weights (B, heads, T, T) of the last block. Capability "attention"."""
+        raise NotImplementedError
+
+    def own_names(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Another library's weights (timm's, torchvision's, transformers') under the names of this network."""
+        return tensors
+
+    def fit_weights(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Own weights that were trained for other inputs, fitted to these: positions of another image size."""
+        return tensors
 
     def layers(self) -> list[list[nn.Parameter]]:
         """Its parameters from the input to the output, grouped by depth, for layer-wise learning-rate decay."""
@@ -59,3 +101,12 @@ class Backbone(nn.Module):
 
 
 backbones: Registry[Backbone] = Registry("backbone")
+
+
+def lacking_capability(backbone: type[Backbone], capability: str, user: str) -> str:
+    """The message for a backbone that does not offer what `user` asks for."""
+    able = [
+        name for name in backbones if capability in backbones[name].offers and backbones[name].takes is backbone.takes
+    ]
+    choice = f"take one that has it: {', '.join(able)}" if able else "no backbone for such inputs has it"
+    return f"{user} needs a backbone with '{capability}', which '{backbone.name}' does not offer: {choice}"

@@ -149,8 +149,7 @@ class Bert(TextBackbone):
             "layer_norm_eps": 1e-12, "is_decoder": self.options.causal,
         }  # fmt: skip
 
-    @staticmethod
-    def from_transformers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    def own_names(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Weights of transformers' BertModel (or a model with a head on it) under our names; heads are left out."""
         tensors = {
             re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name))
@@ -199,7 +198,7 @@ def _renamed(name: str, pairs: list[tuple[str, str]]) -> str:
 
 def _bert(name: str, depth: int, width: int, about: str) -> None:
     tags = {"__doc__": about, "__module__": __name__, "shape": (depth, width)}
-    backbones.register(name, modality="text")(type(name, (Bert,), tags))
+    backbones.register(name)(type(name, (Bert,), tags))
 
 
 _bert("bert-tiny", 2, 128, "BERT of 2 layers, 128 wide (Turc et al. 2019).")

@@ -104,8 +104,7 @@ class Gpt(TextBackbone):
             "resid_pdrop": dropout, "embd_pdrop": dropout, "attn_pdrop": dropout,
         }  # fmt: skip
 
-    @staticmethod
-    def from_transformers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    def own_names(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Weights of transformers' GPT2Model (or a model with a head on it) under our names."""
         found = {}
         for name, tensor in tensors.items():
@@ -136,7 +135,7 @@ THEIRS.append(("norm.", "ln_f."))
 
 def _gpt(name: str, depth: int, width: int, about: str) -> None:
     tags = {"__doc__": about, "__module__": __name__, "shape": (depth, width)}
-    backbones.register(name, modality="text")(type(name, (Gpt,), tags))
+    backbones.register(name)(type(name, (Gpt,), tags))
 
 
 _gpt("gpt-tiny", 2, 128, "GPT-2 of 2 layers, 128 wide.")

@@ -18,13 +18,15 @@ from sslrun.hub import hub_or_offline
 from sslrun.registry import Options
 
 
-@backbones.register("hf", shorthand="model")
+@backbones.register("hf")
 class TransformersEncoder(TextBackbone):
     """A pretrained encoder of the transformers library, as `hf:NAME` or `hf:FOLDER`: evaluated as it is, or trained on.
 
     Its own tokenizer must be named, as data: {tokenizer: {hub: ...}}. Only safetensors are read, no code of others is
     run. Pooled: the mean of its tokens. One that reads left to right is read at its last token, as any causal backbone.
     """
+
+    shorthand = "model"
 
     class Options(Options):
         model: str = Field(min_length=1)

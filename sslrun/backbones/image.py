@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -18,6 +20,7 @@ SAMPLE = 8192
 class ImageBackbone(Backbone):
     """A backbone for images (B, 3, H, W), float in [0, 1]."""
 
+    takes = ImageSpec
     spec: ImageSpec
     mean: Tensor
     std: Tensor
@@ -41,6 +44,15 @@ class ImageBackbone(Backbone):
         self.mean.copy_(mean)
         # A channel that never changes is centred, and not blown up.
         self.std.copy_(variance.clamp_min(1e-6).sqrt())
+
+    def own_names(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """torchvision's ResNet and timm's ViT have our names, and a classifier, which is left out.
+
+        Their images are normalized as ImageNet's, which a fresh backbone's buffers are.
+        """
+        classifier = re.compile(r"(fc|head|pre_logits)\.")
+        found = {name: tensor for name, tensor in tensors.items() if not classifier.match(name)}
+        return found | {"mean": self.mean, "std": self.std}
 
     def normalize(self, images: Tensor) -> Tensor:
         """Images less `mean`, by `std`."""

@@ -15,7 +15,7 @@ from sslrun.data.specs import ImageSpec
 from sslrun.registry import Options
 
 
-@backbones.register("mlp", modality="image")
+@backbones.register("mlp")
 class MLP(ImageBackbone):
     """A multi-layer perceptron on all pixels at once: nothing of their arrangement is built in.
 
@@ -63,13 +63,15 @@ class MixerBlock(nn.Module):
         return x + self.mlp_channels(self.norm2(x))
 
 
-@backbones.register("mixer", modality="image")
+@backbones.register("mixer")
 class Mixer(ImageBackbone):
     """MLP-Mixer (Tolstikhin et al., NeurIPS 2021): patches as a ViT's, mixed by MLPs instead of attention.
 
     Defaults: S/16. Its mixing is of a fixed number of patches: images of another size are resized. Deviation: linear
     maps are initialised as PyTorch does.
     """
+
+    offers = frozenset({"tokens", "grid"})
 
     class Options(Options):
         patch: int = Field(default=16, ge=1)

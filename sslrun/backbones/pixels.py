@@ -10,7 +10,7 @@ from sslrun.data.specs import ImageSpec
 from sslrun.registry import Options
 
 
-@backbones.register("pixels", modality="image")
+@backbones.register("pixels")
 class Pixels(ImageBackbone):
     """Features are the pixels themselves, normalised; it has no parameters.
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:  # at run time where a network is built, as torchvision takes 
 class ResNet(ImageBackbone):
     """A residual network; pooled features are the global average of the last stage's."""
 
+    offers = frozenset({"tokens", "grid"})
+
     class Options(Options):
         stem: Literal["imagenet", "small"] = "imagenet"
         """small, for images of 32 pixels or so: 3x3 first convolution, no max-pool (SimCLR, Chen et al. 2020, B.9)."""
@@ -86,21 +88,21 @@ def _stage(block: type[BasicBlock | Bottleneck], before: int, planes: int, count
     return nn.Sequential(block(before, planes, stride, shortcut), *(block(after, planes) for _ in range(count - 1)))
 
 
-@backbones.register("resnet18", modality="image")
+@backbones.register("resnet18")
 class ResNet18(ResNet):
     """ResNet-18 (He et al. 2016): 11.2 M parameters without a classifier."""
 
     blocks = (2, 2, 2, 2)
 
 
-@backbones.register("resnet34", modality="image")
+@backbones.register("resnet34")
 class ResNet34(ResNet):
     """ResNet-34 (He et al. 2016): 21.3 M parameters without a classifier."""
 
     blocks = (3, 4, 6, 3)
 
 
-@backbones.register("resnet50", modality="image")
+@backbones.register("resnet50")
 class ResNet50(ResNet):
     """ResNet-50 (He et al. 2016): 23.5 M parameters without a classifier."""
 

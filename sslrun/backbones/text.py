@@ -15,7 +15,8 @@ from sslrun.errors import UserError
 class TextBackbone(Backbone):
     """A network over tokens. Pooled features are of the token at which a whole sequence is read."""
 
-    modality = "text"
+    takes = TextSpec
+    offers = frozenset({"tokens"})
     spec: TextSpec
 
     def __init__(self, options: Any, spec: TextSpec) -> None:
@@ -26,6 +27,11 @@ class TextBackbone(Backbone):
                 f"{self.name}: sequences of {spec.length} tokens are longer than its {longest} positions: "
                 f"lower data.length to {longest}, or raise backbone.positions before pretraining"
             )
+
+    @classmethod
+    def limits(cls, options: Any) -> dict[str, int]:
+        positions = getattr(options, "positions", None)
+        return {} if positions is None else {"length": positions}
 
     @property
     def embedding(self) -> Tensor:

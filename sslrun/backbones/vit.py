@@ -67,6 +67,7 @@ class ViT(ImageBackbone):
 
     shape: ClassVar[tuple[int, int, int]]
     """Width, depth, heads of the named model."""
+    offers = frozenset({"tokens", "grid", "encode", "attention"})
     options: Options
     pos_embed: Tensor
     """(1, 1 + side * side, D): of [CLS], then of the patches row by row."""
@@ -77,6 +78,7 @@ class ViT(ImageBackbone):
         if width % heads:
             raise UserError(f"{self.name}: width {width} is not a multiple of heads {heads}")
         self.width = width
+        self.patch = options.patch
         self.side = patches_along(self.name, options.size or spec.size, options.patch)
         self.patch_embed = PatchEmbed(width, options.patch)
         self.cls_token = nn.Parameter(torch.empty(1, 1, width))
@@ -139,6 +141,33 @@ class ViT(ImageBackbone):
         assert isinstance(last, Block)
         return last.attention(x)
 
+    def own_names(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """timm's registers have positions, which are added to ours, which have none; where its [CLS] has none, it is 0
+        here."""
+        found = super().own_names(tensors)
+        positions, registers = found.get("pos_embed"), found.get("reg_token")
+        if positions is None or registers is None or positions.ndim != 3:
+            return found
+        count = registers.shape[1]
+        if (positions.shape[1] ** 0.5).is_integer():
+            return found | {"pos_embed": torch.cat([torch.zeros_like(positions[:, :1]), positions], dim=1)}
+        own, of_registers, of_patches = positions.split([1, count, positions.shape[1] - 1 - count], dim=1)
+        return found | {
+            "reg_token": registers + of_registers,
+            "pos_embed": torch.cat([own, of_patches], dim=1),
+        }
+
+    def fit_weights(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Positions of another grid are interpolated."""
+        positions = tensors.get("pos_embed")
+        if positions is None or positions.shape == self.pos_embed.shape or positions.ndim != 3:
+            return tensors
+        side = round((positions.shape[1] - 1) ** 0.5)
+        if side**2 != positions.shape[1] - 1:
+            return tensors
+        grid = interpolated(positions[:, 1:], side, self.side, self.side)
+        return tensors | {"pos_embed": torch.cat([positions[:, :1], grid], dim=1)}
+
     def positions(self, rows: int, columns: int) -> Tensor:
         """Position embeddings (1, rows * columns, D) of the patches, interpolated where the grid is another."""
         positions = self.pos_embed[:, 1:]
@@ -173,35 +202,35 @@ def sincos(side: int, width: int) -> Tensor:
     return torch.cat([axis.repeat(side, 1), axis.repeat_interleave(side, dim=0)], dim=1).float()[None]
 
 
-@backbones.register("vit-tiny", modality="image")
+@backbones.register("vit-tiny")
 class ViTTiny(ViT):
     """ViT-Ti (Touvron et al., DeiT, 2021): width 192, 12 blocks, 3 heads."""
 
     shape = (192, 12, 3)
 
 
-@backbones.register("vit-small", modality="image")
+@backbones.register("vit-small")
 class ViTSmall(ViT):
     """ViT-S (Touvron et al., DeiT, 2021): width 384, 12 blocks, 6 heads."""
 
     shape = (384, 12, 6)
 
 
-@backbones.register("vit-base", modality="image")
+@backbones.register("vit-base")
 class ViTBase(ViT):
     """ViT-B (Dosovitskiy et al. 2021): width 768, 12 blocks, 12 heads."""
 
     shape = (768, 12, 12)
 
 
-@backbones.register("vit-large", modality="image")
+@backbones.register("vit-large")
 class ViTLarge(ViT):
     """ViT-L (Dosovitskiy et al. 2021): width 1024, 24 blocks, 16 heads."""
 
     shape = (1024, 24, 16)
 
 
-@backbones.register("vit-huge", modality="image")
+@backbones.register("vit-huge")
 class ViTHuge(ViT):
     """ViT-H (Dosovitskiy et al. 2021): width 1280, 32 blocks, 16 heads; its paper's patch is 14."""
 

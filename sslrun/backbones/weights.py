@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sslrun.backbones.base import Backbone, backbones
-from sslrun.backbones.bert import Bert
-from sslrun.backbones.gpt import Gpt
-from sslrun.backbones.vit import ViT, interpolated
-from sslrun.data.specs import InputSpec, TextSpec
+from sslrun.data.specs import InputSpec
 from sslrun.errors import UserError
 from sslrun.files import replacing
 from sslrun.registry import Options
@@ -33,8 +29,8 @@ def save_backbone(path: Path, backbone: Backbone, metadata: Mapping[str, str] | 
     """Write weights, buffers and what they belong to, whole or not at all."""
     tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in backbone.state_dict().items()}
     about = {"backbone": backbone.name, "options": backbone.options.model_dump_json(), **(metadata or {})}
-    if isinstance(backbone.spec, TextSpec):
-        about["tokenizer"] = backbone.spec.tokenizer.digest
+    if backbone.spec.vocabulary is not None:
+        about["tokenizer"] = backbone.spec.vocabulary
     written = {"sslrun": json.dumps(about)}  # one key: safetensors writes several in no fixed order
     with replacing(path) as temporary:
         save_file(tensors, temporary, written)
@@ -51,15 +47,14 @@ def load_into(backbone: Backbone, path: Path) -> None:
     if source is not None and source != backbone.name:
         raise UserError(f"{path}: this checkpoint is of '{source}', the recipe asks for '{backbone.name}'")
     if source is None:
-        tensors = _own_names(tensors, backbone)
+        tensors = backbone.own_names(tensors)
     trained_on = metadata.get("tokenizer")
-    if trained_on is not None and isinstance(backbone.spec, TextSpec) and trained_on != backbone.spec.tokenizer.digest:
+    if trained_on is not None and trained_on != backbone.spec.vocabulary:
         raise UserError(
             f"{path}: was trained with another tokenizer than the recipe's, whose ids mean other words: "
             f"name its own, as data.tokenizer: {{file: {path.parent / 'tokenizer.json'}}}"
         )
-    if isinstance(backbone, ViT):
-        tensors = _fitted_positions(tensors, backbone)
+    tensors = backbone.fit_weights(tensors)
     own = backbone.state_dict()
     for name in own.keys() | tensors.keys():
         mine, its = own.get(name), tensors.get(name)
@@ -70,6 +65,25 @@ def load_into(backbone: Backbone, path: Path) -> None:
                 f"{path}: does not fit '{backbone.name}' as the recipe has it{options}: '{name}' is {shapes}, there and here"
             )
     backbone.load_state_dict(tensors)
+
+
+WEIGHTS = "backbone.safetensors"
+"""The file of a backbone's weights in a run's folder; its spec lies beside it."""
+
+
+def load_backbone(folder: Path) -> Backbone:
+    """Rebuild the backbone that a run saved, from its folder alone: weights, options and input spec.
+
+    UserError: no such folder, or not one that holds a backbone written by sslrun.
+    """
+    path = folder / WEIGHTS
+    _, metadata = read(path)
+    if "backbone" not in metadata:
+        raise UserError(f"{path}: was not written by sslrun, so its architecture is unknown")
+    options = backbones[metadata["backbone"]].Options.model_validate_json(metadata["options"])
+    backbone = build_backbone(metadata["backbone"], options, InputSpec.load(folder))
+    load_into(backbone, path)
+    return backbone
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -89,38 +103,3 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     if not isinstance(state, dict) or not all(isinstance(each, Tensor) for each in state.values()):
         raise UserError(f"{path}: holds no dictionary of weights")
     return state, {}
-
-
-def _own_names(tensors: dict[str, Tensor], backbone: Backbone) -> dict[str, Tensor]:
-    """torchvision's ResNet and timm's ViT have our names, and a classifier besides; transformers' are converted."""
-    if isinstance(backbone, Bert | Gpt):
-        return backbone.from_transformers(tensors)
-    classifier = re.compile(r"(fc|head|pre_logits)\.")
-    found = {name: tensor for name, tensor in tensors.items() if not classifier.match(name)}
-    if isinstance(backbone, ViT):
-        found = _timm_positions(found)
-    # Their images are normalised as ImageNet's, which a fresh backbone's buffers are.
-    return found | {name: tensor for name, tensor in backbone.state_dict().items() if name in ("mean", "std")}
-
-
-def _timm_positions(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """timm's registers have positions, which are added to ours, who have none; or its [CLS] has none, which is 0 here."""
-    positions, registers = tensors.get("pos_embed"), tensors.get("reg_token")
-    if positions is None or registers is None or positions.ndim != 3:
-        return tensors
-    count = registers.shape[1]
-    if (positions.shape[1] ** 0.5).is_integer():
-        return tensors | {"pos_embed": torch.cat([torch.zeros_like(positions[:, :1]), positions], dim=1)}
-    own, of_registers, of_patches = positions.split([1, count, positions.shape[1] - 1 - count], dim=1)
-    return tensors | {"reg_token": registers + of_registers, "pos_embed": torch.cat([own, of_patches], dim=1)}
-
-
-def _fitted_positions(tensors: dict[str, Tensor], backbone: ViT) -> dict[str, Tensor]:
-    positions = tensors.get("pos_embed")
-    if positions is None or positions.shape == backbone.pos_embed.shape or positions.ndim != 3:
-        return tensors
-    side = round((positions.shape[1] - 1) ** 0.5)
-    if side**2 != positions.shape[1] - 1:
-        return tensors
-    grid = interpolated(positions[:, 1:], side, backbone.side, backbone.side)
-    return tensors | {"pos_embed": torch.cat([positions[:, :1], grid], dim=1)}

@@ -1,4 +1,4 @@
-"""Examples: what every source yields and every stage reads, whatever the modality."""
+"""Examples: what every source yields and every stage reads, whatever the kind of data."""
 
 from __future__ import annotations
 

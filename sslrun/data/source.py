@@ -22,7 +22,12 @@ class Source(ABC):
 
     Options: ClassVar[type[Options]] = Options
     name: ClassVar[str]
-    modality: ClassVar[str]
+    version: ClassVar[int] = 1
+    """Raised when the same options come to mean other data."""
+    gives: ClassVar[type[InputSpec]]
+    """The class of its inputs' spec."""
+    shorthand: ClassVar[str | None] = None
+    """The option that a recipe may give behind a colon, as in `hub:OWNER/NAME`."""
     task: ClassVar[str] = "classification"
     """The task that its labels are for, where a recipe names none."""
     suite: ClassVar[tuple[str, int] | None] = None
@@ -59,7 +64,7 @@ class Source(ABC):
 
     @classmethod
     def shared_with(cls, data: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-        """Options that an evaluation on such a set takes from the recipe's `data` (of the same modality), where those
+        """Options that an evaluation on such a set takes from the recipe's `data` (of the same kind), where those
         `given` leave them open; they stand in place of those."""
         return {}
 
@@ -68,7 +73,7 @@ class Source(ABC):
         """The set's inputs as far as can be told without loading it, and so many random ones: to estimate costs."""
 
 
-sources: Registry[Source] = Registry("data set")
+sources: Registry[Source] = Registry("data set", "data")
 
 
 def lacking(name: str, options: Any, progress: Progress | None = None) -> str | None:

@@ -36,6 +36,14 @@ class InputSpec:
         if "kind" in vars(cls):
             InputSpec.kinds[cls.kind] = cls
 
+    @property
+    def vocabulary(self) -> str | None:
+        """A digest of the tokens that ids stand for; None where inputs have no vocabulary.
+
+        Weights serve no other vocabulary than the one they were trained with.
+        """
+        return None
+
     def save(self, folder: Path) -> None:
         """Write the spec into `folder`."""
         self._write(folder, asdict(self))  # type: ignore[call-overload]
@@ -94,6 +102,10 @@ class TextSpec(InputSpec):
     @property
     def vocab(self) -> int:
         return self.tokenizer.vocab
+
+    @property
+    def vocabulary(self) -> str:
+        return self.tokenizer.digest
 
     def save(self, folder: Path) -> None:
         """Write the spec, and the tokenizer as tokenizer.json."""

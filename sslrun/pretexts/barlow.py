@@ -15,7 +15,7 @@ from sslrun.pretexts.views import TwoViewOptions, TwoViews
 from sslrun.training.learner import Output
 
 
-@pretexts.register("barlow", modality="image")
+@pretexts.register("barlow")
 class BarlowTwins(TwoViews):
     """Make the two views' projections correlate dimension by dimension, and no others. Zbontar et al., ICML 2021."""
 

@@ -16,7 +16,7 @@ from sslrun.pretexts.views import Teacher, TwoViewOptions, TwoViews
 from sslrun.training.learner import Output
 
 
-@pretexts.register("byol", modality="image")
+@pretexts.register("byol")
 class BYOL(TwoViews):
     """Predict a slow teacher's projection of the other view. Grill et al., NeurIPS 2020.
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from sslrun.backbones.text import TextBackbone
 from sslrun.data.examples import Batch, Examples
+from sslrun.data.specs import TextSpec
 from sslrun.data.text.sequences import IGNORED, Documents, Tokens
 from sslrun.pretexts.base import Pretext, PretextOptions
 
@@ -43,7 +44,7 @@ class LanguageOptions(PretextOptions):
 class LanguagePretext(Pretext):
     """A pretext task on text."""
 
-    modality = "text"
+    reads = TextSpec
     backbone: TextBackbone
     options: Any
 

@@ -15,7 +15,7 @@ from sslrun.pretexts.views import Teacher, TwoViewOptions, TwoViews
 from sslrun.training.learner import Output
 
 
-@pretexts.register("moco", modality="image")
+@pretexts.register("moco")
 class MoCo(TwoViews):
     """Tell the other view of the same image from a queue of earlier ones. MoCo v2: He et al. 2020, Chen et al. 2020.
 

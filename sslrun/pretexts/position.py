@@ -10,9 +10,9 @@ from pydantic import Field
 from torch import Tensor
 
 from sslrun.backbones.base import Backbone
-from sslrun.backbones.vit import ViT
 from sslrun.data.examples import Batch
 from sslrun.data.image.augment import patches, resize, to_float
+from sslrun.data.specs import ImageSpec
 from sslrun.errors import UserError
 from sslrun.pretexts.base import Pretext, PretextOptions, pretexts
 from sslrun.pretexts.heads import mlp
@@ -22,7 +22,7 @@ NEIGHBOURS = ((0, 0), (0, 1), (0, 2), (1, 0), (1, 2), (2, 0), (2, 1), (2, 2))
 """Row and column, in the 3x3 grid, of the neighbour of each class: row by row, without the centre."""
 
 
-@pretexts.register("position", modality="image")
+@pretexts.register("position")
 class Position(Pretext):
     """Predict which of eight neighbours of a patch another patch is. Doersch et al., ICCV 2015.
 
@@ -34,6 +34,8 @@ class Position(Pretext):
     draws one pair an image: the backbone's work on the centre is shared. Patches keep their mean, since a backbone
     normalises its inputs. Batch norm keeps scale and shift.
     """
+
+    reads = ImageSpec
 
     class Options(PretextOptions):
         patch: int | None = Field(default=None, ge=2)
@@ -128,7 +130,7 @@ def project_colors(images: Tensor) -> Tensor:
 def _layout(options: Position.Options, backbone: Backbone) -> tuple[int, int, int]:
     """Patch, gap and jitter. UserError where they don't fit the image, or a ViT's patches."""
     side = backbone.spec.size  # type: ignore[attr-defined]
-    unit = backbone.options.patch if isinstance(backbone, ViT) else 1
+    unit = backbone.patch
 
     def around(patch: int) -> tuple[int, int, int]:
         gap = round(patch / 2) if options.gap is None else options.gap

@@ -11,17 +11,20 @@ from torch import Tensor, nn
 from sslrun.backbones.base import Backbone
 from sslrun.data.examples import Batch
 from sslrun.data.image.augment import Augmentation, quarter_turns
+from sslrun.data.specs import ImageSpec
 from sslrun.pretexts.base import Pretext, PretextOptions, pretexts
 from sslrun.training.learner import Output
 
 
-@pretexts.register("rotation", modality="image")
+@pretexts.register("rotation")
 class Rotation(Pretext):
     """Predict which quarter turn an image was given. Gidaris et al., ICLR 2018.
 
     All turns of every image are in one batch, which the paper found clearly better than one turn each: B images cost
     as much as 4B. Turns are exact, without interpolation, which would give them away.
     """
+
+    reads = ImageSpec
 
     class Options(PretextOptions):
         turns: Literal[2, 4] = 4

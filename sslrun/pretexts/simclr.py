@@ -15,7 +15,7 @@ from sslrun.pretexts.views import TwoViewOptions, TwoViews
 from sslrun.training.learner import Output
 
 
-@pretexts.register("simclr", modality="image")
+@pretexts.register("simclr")
 class SimCLR(TwoViews):
     """Tell the other view of the same image from all other views of the batch. Chen et al., ICML 2020.
 

@@ -13,7 +13,7 @@ from sslrun.pretexts.views import TwoViewOptions, TwoViews
 from sslrun.training.learner import Output
 
 
-@pretexts.register("simsiam", modality="image")
+@pretexts.register("simsiam")
 class SimSiam(TwoViews):
     """Predict the projection of the other view, whose gradient is stopped. Chen & He, CVPR 2021.
 

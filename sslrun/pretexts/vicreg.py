@@ -16,7 +16,7 @@ from sslrun.pretexts.views import TwoViewOptions, TwoViews
 from sslrun.training.learner import Output
 
 
-@pretexts.register("vicreg", modality="image")
+@pretexts.register("vicreg")
 class VICReg(TwoViews):
     """Invariance between views, variance of every dimension, no covariance between them. Bardes et al., ICLR 2022."""
 

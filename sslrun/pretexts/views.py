@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from sslrun.backbones.base import Backbone
 from sslrun.data.examples import Batch
 from sslrun.data.image.augment import Augmentation
+from sslrun.data.specs import ImageSpec
 from sslrun.pretexts.base import Pretext, PretextOptions
 
 
@@ -27,6 +28,8 @@ class TwoViewOptions(PretextOptions):
 
 class TwoViews(Pretext):
     """A pretext task that compares two random views of each image."""
+
+    reads = ImageSpec
 
     options: TwoViewOptions
 

@@ -20,9 +20,11 @@ from sslrun.backbones.base import backbones
 from sslrun.data.image.corruptions import CORRUPTIONS
 from sslrun.data.shifts import Shift
 from sslrun.data.source import sources
+from sslrun.data.specs import ImageSpec
 from sslrun.errors import UserError
 from sslrun.pretexts.base import pretexts
 from sslrun.protocols.options import PROTOCOLS, Protocols
+from sslrun.recipe.fit import misfit
 from sslrun.recipe.places import Keys, Located, override, read_yaml
 from sslrun.recipe.schema import Evaluation, Named, Pretrain, Recipe, Sweep
 from sslrun.registry import Options, Registry, did_you_mean
@@ -75,12 +77,10 @@ def parse(source: Located) -> Recipe:
     data = _named(sources, source, "data")
     backbone = _named(backbones, source, "backbone")
     pretext = None if source.value.get("pretext") is None else _named(pretexts, source, "pretext")
-    for registry, named, key in ((backbones, backbone, "backbone"), (pretexts, pretext, "pretext")):
-        modality = sources[data.name].modality
-        if named and registry[named.name].modality != modality:
-            raise source.error(
-                (key,), f"'{named.name}' is for {registry[named.name].modality} data, '{data.name}' is {modality} data"
-            )
+    network = backbones[backbone.name]
+    pretraining = None if pretext is None else pretexts[pretext.name]
+    if pretraining is not None and (reason := misfit(sources[data.name], pretraining, network)):
+        raise source.error(("backbone",) if reason.startswith(f"'{network.name}'") else ("pretext",), reason)
     if pretext and source.value.get("weights"):
         raise source.error(("weights",), "stand in place of pretraining: give either them or 'pretext'")
     if pretext and not source.value.get("pretrain"):
@@ -89,19 +89,25 @@ def parse(source: Located) -> Recipe:
         )
     pretrain = validated(Pretrain, source.section("pretrain"), "'pretrain'") if pretext else None
     evaluate = {key: _evaluation(source, key, data) for key in source.section("evaluate").value}
-    longest = getattr(backbone.options, "positions", None) if sources[data.name].modality == "text" else None
+    if pretraining is None and not evaluate and (reason := misfit(sources[data.name], None, network)):
+        raise source.error(("backbone",), reason)
+    for key, evaluation in evaluate.items():
+        task = tasks[evaluation.task.name]
+        if reason := misfit(sources[evaluation.data.name], task, network):
+            raise source.error(("evaluate", key), reason)
+    limits = network.limits(backbone.options)
     read: dict[Keys, Named] = {
         ("data",): data,
         **{("evaluate", key, "data"): each.data for key, each in evaluate.items()},
     }
     for keys, named in read.items():
-        length = getattr(named.options, "length", 0)
-        if longest is not None and length > longest:  # told now, not once it is pretrained
-            raise source.error(
-                (*keys, "length"),
-                f"sequences of {length} tokens are longer than the {longest} positions of '{backbone.name}': "
-                f"lower it to {longest}, or raise backbone.positions before pretraining",
-            )
+        for option, most in limits.items():
+            if getattr(named.options, option, 0) > most:  # reported now, not after pretraining
+                raise source.error(
+                    (*keys, option),
+                    f"sequences of {getattr(named.options, option)} tokens are longer than the {most} positions of "
+                    f"'{backbone.name}': lower it to {most}, or raise backbone.positions before pretraining",
+                )
     typed = {"backbone": backbone, "pretext": pretext, "data": data, "pretrain": pretrain, "evaluate": evaluate}
     rest = source.without(*Protocols.model_fields)
     return validated(Recipe, Located({**rest.value, **typed}, source.places), "a recipe", Protocols.model_fields)
@@ -150,15 +156,14 @@ def _named_shifts(evaluation: Located) -> dict[str, Any]:
 
 def _shift(evaluation: Located, name: str, own: Named) -> Shift:
     section = evaluation.section("shifts", name)
-    modality = sources[own.name].modality
+    kind = sources[own.name].gives.kind
     if section.value.get("data") is not None:
         section.value["data"] = other = _named(sources, section, "data", like=own)
-        if sources[other.name].modality != modality:
-            raise section.error(
-                ("data",), f"'{other.name}' is {sources[other.name].modality} data, '{own.name}' {modality} data"
-            )
-    elif modality != "image":
-        raise section.error((), f"'{own.name}' is {modality} data: only images can be corrupted; name other data")
+        if sources[other.name].gives is not sources[own.name].gives:
+            theirs = sources[other.name].gives.kind
+            raise section.error(("data",), f"'{other.name}' is {theirs} data, but '{own.name}' is {kind} data")
+    elif not issubclass(sources[own.name].gives, ImageSpec):
+        raise section.error((), f"'{own.name}' is {kind} data: only images can be corrupted; name other data")
     return validated(Shift, section, f"the shift '{name}'")
 
 
@@ -193,13 +198,13 @@ def _named(
         raise source.error((key,), f"name a {registry.kind}, one of: {', '.join(registry)}")
     given = section.without("name")
     kind, _, rest = str(name).partition(":")
-    if rest and kind in registry and (shorthand := getattr(registry[kind], "shorthand", None)):
+    if rest and kind in registry and (shorthand := registry[kind].shorthand):
         name, given.value = kind, {shorthand: rest, **given.value}
     try:
         cls = registry[str(name)]
     except UserError as error:
         raise section.error((), str(error)) from None
-    if like is not None and sources[like.name].modality == cls.modality:
+    if like is not None and sources[like.name].gives is cls.gives:
         given.value = {**given.value, **cls.shared_with(like.as_dict(), given.value)}
     return Named(name=str(name), options=validated(cls.Options, given, f"'{name}'"))
 

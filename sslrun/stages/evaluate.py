@@ -211,7 +211,7 @@ class Cell:
             "labelled": len(chosen),
             "seed": self.seed,
             "restart": self.restart,
-            "metric": task.primary,
+            "metric": task.primary.name,
             "metrics": {split: metrics[split] for split in ("val", "test")},
             **({"shifts": work.of_shifts(metrics)} if work.shifted else {}),
             **({"dropped": work.dropped} if work.dropped else {}),
@@ -367,20 +367,20 @@ class Work:
         scores = fit.scores.split([len(y) for _, y in tests.values()])
         metrics = {"val": {"accuracy": fit.accuracy}}
         for (split, (_, y)), each in zip(tests.items(), scores, strict=True):
-            metrics[split] = self.task.metrics(self._told(split, each), y.cpu())
+            metrics[split] = self.task.measure(self._told(split, each), y.cpu())
         return metrics, {"chosen": fit.chosen}
 
     def _frozen_scores(self, outputs: Callable[[Tensor], Tensor]) -> dict[str, dict[str, float]]:
         """Metrics of `outputs` of frozen features on validation and whatever is tested."""
         found = {split: self._features(split) for split in ("val", *self.tests)}
-        return {split: self.task.metrics(self._told(split, outputs(x)), y) for split, (x, y) in found.items()}
+        return {split: self.task.measure(self._told(split, outputs(x)), y) for split, (x, y) in found.items()}
 
     def _told(self, split: str, outputs: Tensor) -> Tensor:
         """The outputs in the classes that a split tells apart."""
         return self.parts[split].told(outputs) if split in self.parts else outputs
 
     def _primary(self, outputs: Tensor, targets: Tensor) -> float:
-        return self.task.metrics(outputs, targets)[self.task.primary]
+        return self.task.measure(outputs, targets)[self.task.primary.name]
 
     def _features(self, split: str) -> tuple[Tensor, Tensor]:
         """Frozen features (N, D) and labels (N,) of a split; of train the labelled examples alone."""
@@ -441,8 +441,8 @@ class Work:
                 diverged, tried[lr] = error, None
                 continue
             scores = self._scores(learner, "val")
-            tried[lr] = scores[self.task.primary]
-            if best is None or scores[self.task.primary] >= val[self.task.primary]:
+            tried[lr] = scores[self.task.primary.name]
+            if best is None or scores[self.task.primary.name] >= val[self.task.primary.name]:
                 best, val, chosen = learner, scores, lr
         if best is None:
             assert diverged is not None
@@ -510,7 +510,7 @@ class Work:
 
         They outlive the process: one that resumes from a checkpoint has looked at every epoch before it.
         """
-        score = self._scores(learner.eval(), "val")[self.task.primary]
+        score = self._scores(learner.eval(), "val")[self.task.primary.name]
         if path.exists():
             with safe_open(path, "pt") as file:
                 if float(file.metadata()["score"]) >= score:

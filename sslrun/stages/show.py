@@ -73,9 +73,9 @@ def _whole(kind: str, name: str) -> dict[str, Any]:
     """Everything about one thing: its text, and its options where it has any."""
     if kind in REGISTRIES:
         cls = REGISTRIES[kind][name]
-        found = {
+        found: dict[str, Any] = {
             "about": inspect.getdoc(cls) or "",
-            "modality": getattr(cls, "modality", None),
+            "inputs": _inputs(cls),
             "options": _options(cls.Options),
         }
         if kind == "data":
@@ -98,6 +98,12 @@ def _whole(kind: str, name: str) -> dict[str, Any]:
         for each in tables
     }  # fmt: skip
     return found
+
+
+def _inputs(component: type[Any]) -> str | None:
+    """The kind of data that a component is for."""
+    specs = (getattr(component, name, None) for name in ("takes", "reads", "gives"))
+    return next((spec.kind for spec in specs if spec is not None), None)
 
 
 def _numbers(table: published.Published) -> Table:

@@ -15,8 +15,9 @@ from sslrun.backbones.base import Backbone, Features
 from sslrun.data.examples import Batch, Examples
 from sslrun.data.specs import InputSpec
 from sslrun.errors import UserError
+from sslrun.metric import Metric
 from sslrun.registry import Options, Registry
-from sslrun.training.learner import Output
+from sslrun.training.learner import Learner, Output
 
 
 class TaskOptions(Options):
@@ -35,14 +36,19 @@ class Task:
     """Something to be learned from labels: what a head reads and gives, its loss, and its metrics.
 
     Has no parameters: a head has, and whoever made it keeps it. Outputs are whatever the head gives, one for an
-    example (B, C) or one for a token (B, T, C); targets are what `loss` and `metrics` compare them with.
+    example (B, C) or one for a token (B, T, C); targets are what `loss` and `measure` compare them with.
     """
 
     Options: ClassVar[type[TaskOptions]] = TaskOptions
     name: ClassVar[str]
-    modality: ClassVar[str]
-    primary: str
-    """The metric that chooses hyper-parameters and stands in tables; higher is better."""
+    version: ClassVar[int] = 1
+    """Raised when the same options come to mean another result."""
+    reads: ClassVar[type[InputSpec]]
+    """The data that it learns from."""
+    gives: ClassVar[type[InputSpec] | None] = None
+    """The inputs that it gives the backbone; None: the same as it reads."""
+    metrics: tuple[Metric, ...]
+    """What `measure` reports; the first chooses hyperparameters and stands in tables."""
 
     def __init__(self, options: Any, spec: InputSpec, classes: tuple[str, ...]) -> None:
         self.options = options
@@ -50,8 +56,13 @@ class Task:
         self.classes = classes
 
     @property
+    def primary(self) -> Metric:
+        """The metric that chooses hyperparameters and stands in tables."""
+        return self.metrics[0]
+
+    @property
     def backbone_spec(self) -> InputSpec:
-        """What the backbone is given, to be built for; by default what the data are."""
+        """The spec to build the backbone for, an instance of `gives`; by default the data's."""
         return self.spec
 
     @property
@@ -60,16 +71,16 @@ class Task:
         return bool(self.options.linear)
 
     def head(self, width: int, depth: int = 0) -> nn.Module:
-        """A fresh head: from what `reads` gives of a backbone of that `width` (and `depth`), to outputs."""
+        """A fresh head: from what `readout` gives of a backbone of that `width` (and `depth`), to outputs."""
         raise NotImplementedError
 
-    def reads(self, features: Features) -> Any:
+    def readout(self, features: Features) -> Any:
         """What of the features the head is given; by default one vector an example."""
         return features.pooled
 
     def vector(self, features: Features) -> Tensor:
         """One vector an example (B, D): what the head is given; the backbone's own where that is more than one."""
-        return cast(Tensor, self.reads(features)) if self.linear else features.pooled
+        return cast(Tensor, self.readout(features)) if self.linear else features.pooled
 
     def views(self, batch: Batch, generator: torch.Generator) -> tuple[Any, Any]:
         """Inputs for the backbone and targets for `loss`, to train on: augmented. By default `inputs` and labels."""
@@ -80,7 +91,7 @@ class Task:
         return batch.inputs
 
     def targets(self, examples: Examples) -> Tensor:
-        """What `metrics` compares the outputs of a whole split with; by default its labels. UserError without any."""
+        """What `measure` compares the outputs of a whole split with; by default its labels. UserError without any."""
         if examples.labels is None:
             raise UserError(f"the task '{self.name}' needs labels, and this split has none: name a labelled one")
         return examples.labels
@@ -89,13 +100,13 @@ class Task:
         """0-d, mean over the batch."""
         raise NotImplementedError
 
-    def metrics(self, outputs: Tensor, targets: Any) -> dict[str, float]:
-        """Named metrics of a whole split's outputs, `primary` among them."""
+    def measure(self, outputs: Tensor, targets: Any) -> dict[str, float]:
+        """The values of `metrics` by name, of a whole split's outputs; the primary one is always among them."""
         raise NotImplementedError
 
     def score(self, outputs: Tensor, examples: Examples) -> dict[str, float]:
-        """`metrics` of the outputs for all of a split's examples."""
-        return self.metrics(outputs, self.targets(examples).to(outputs.device))
+        """`measure` the outputs for all of a split's examples."""
+        return self.measure(outputs, self.targets(examples).to(outputs.device))
 
 
 tasks: Registry[Task] = Registry("task")
@@ -131,7 +142,7 @@ def outputs_of(
     return every if lengths is None else tuple(each[order.argsort().to(each.device)] for each in every)
 
 
-class TaskLearner(nn.Module):
+class TaskLearner(Learner):
     """A backbone with a task's head on it: a learner (see `sslrun.training.learner`).
 
     `head`: one to start from, as LP-FT starts from a linear probe's; default: a fresh one.
@@ -178,15 +189,15 @@ class TaskLearner(nn.Module):
         """The task's loss on inputs and targets."""
         inputs, targets = views
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            features = self.task.reads(self.backbone(inputs))
+            features = self.task.readout(self.backbone(inputs))
         return Output(self.task.loss(self.head(features), targets))
 
-    def after_step(self, progress: float) -> None:
-        """Nothing moves but by gradient."""
+    def layers(self) -> list[list[nn.Parameter]]:
+        return self.backbone.layers()
 
     @torch.inference_mode()
     def predict(self, batch: Batch) -> Tensor:
-        """Outputs for a raw batch, as `Task.metrics` takes them. ValueError in training mode."""
+        """Outputs for a raw batch, as `Task.measure` takes them. ValueError in training mode."""
         return self.predict_and_read(batch)[0]
 
     @torch.inference_mode()
@@ -195,4 +206,4 @@ class TaskLearner(nn.Module):
         if self.training:
             raise ValueError("predict in training mode would use and move batch statistics: call eval() first")
         features = self.backbone(self.task.inputs(batch))
-        return self.head(self.task.reads(features)).float(), self.task.vector(features).float()
+        return self.head(self.task.readout(features)).float(), self.task.vector(features).float()

@@ -12,11 +12,15 @@ from torch import Tensor, nn
 from sslrun.data.examples import Batch
 from sslrun.data.image.augment import Augmentation, resize, to_float
 from sslrun.data.specs import ImageSpec
-from sslrun.tasks import metrics
+from sslrun.metric import Metric
+from sslrun.tasks import metrics as measures
 from sslrun.tasks.base import Task, TaskOptions, tasks
 
+NAMES = ("accuracy", "mean_class_accuracy", "macro_f1", "top5_accuracy", "real_accuracy")
+"""Metrics of classification, in percent."""
 
-@tasks.register("classification", modality="image")
+
+@tasks.register("classification")
 class Classification(Task):
     """Linear classification of images by cross-entropy."""
 
@@ -37,11 +41,13 @@ class Classification(Task):
         metric: Literal["accuracy", "mean_class_accuracy", "macro_f1"] = "accuracy"
         """What chooses hyper-parameters and stands in tables."""
 
+    reads = ImageSpec
     options: Classification.Options
 
     def __init__(self, options: Classification.Options, spec: Any, classes: tuple[str, ...]) -> None:
         super().__init__(options, spec, classes)
-        self.primary = options.metric
+        names = dict.fromkeys((options.metric, *NAMES))
+        self.metrics = tuple(Metric(name) for name in names)
         self.size = options.size or spec.size
         self.augment = options.augmentation
 
@@ -71,19 +77,19 @@ class Classification(Task):
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return F.cross_entropy(outputs, targets, label_smoothing=self.options.label_smoothing)
 
-    def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
+    def measure(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
         """In percent; top-5 accuracy from ten classes on. Targets (N,); or (N, 1 + K): reassessed labels after the label,
         as many as there are, and then -1: real_accuracy."""
         targets, reassessed = (targets[:, 0], targets[:, 1:]) if targets.ndim == 2 else (targets, None)
         values = {
-            "accuracy": metrics.accuracy(outputs, targets),
-            "mean_class_accuracy": metrics.mean_class_accuracy(outputs, targets),
-            "macro_f1": metrics.macro_f1(outputs, targets),
+            "accuracy": measures.accuracy(outputs, targets),
+            "mean_class_accuracy": measures.mean_class_accuracy(outputs, targets),
+            "macro_f1": measures.macro_f1(outputs, targets),
         }
         if len(self.classes) >= 10:
-            values["top5_accuracy"] = metrics.top_k_accuracy(outputs, targets, 5)
+            values["top5_accuracy"] = measures.top_k_accuracy(outputs, targets, 5)
         if reassessed is not None:
-            values["real_accuracy"] = metrics.multi_label_accuracy(outputs, reassessed)
+            values["real_accuracy"] = measures.multi_label_accuracy(outputs, reassessed)
         return values
 
 

@@ -18,9 +18,11 @@ from sslrun.backbones.base import Features
 from sslrun.backbones.lstm import LstmStack, reversed_real
 from sslrun.backbones.text import at
 from sslrun.data.examples import Examples
+from sslrun.data.specs import TextSpec
 from sslrun.data.text.sequences import IGNORED, Sequences
 from sslrun.errors import UserError
-from sslrun.tasks import metrics
+from sslrun.metric import Metric
+from sslrun.tasks import metrics as measures
 from sslrun.tasks.base import Task, TaskOptions, tasks
 from sslrun.tasks.squad import decode, squad_scores
 
@@ -138,7 +140,7 @@ class TextHead(nn.Module):
         return self.linear(tokens).masked_fill(~real[..., None], float("-inf"))
 
 
-@tasks.register("sentences", modality="text")
+@tasks.register("sentences")
 class Sentences(Task):
     """The class of a sentence or of a pair; or, where the set has numbers in place of classes, the number."""
 
@@ -160,14 +162,17 @@ class Sentences(Task):
                 raise ValueError("bilstm reads a sequence at its own ends, not at the mean: leave out pool, or bilstm")
             return self
 
+    reads = TextSpec
     options: Sentences.Options
 
     def __init__(self, options: Sentences.Options, spec: Any, classes: tuple[str, ...]) -> None:
         super().__init__(options, spec, classes)
-        self.primary = options.metric or ("accuracy" if classes else "spearman")
-        if (self.primary == "spearman") != (not classes):
-            raise UserError(f"metric {self.primary}: spearman is for numbers, the others are for classes")
-        if self.primary == "f1" and len(classes) != 2:
+        primary = options.metric or ("accuracy" if classes else "spearman")
+        known = ("accuracy", "macro_f1", "matthews", "f1") if classes else ("spearman", "pearson")
+        self.metrics = tuple(Metric(name) for name in dict.fromkeys((primary, *known)))
+        if (primary == "spearman") != (not classes):
+            raise UserError(f"metric {primary}: spearman is for numbers, the others are for classes")
+        if primary == "f1" and len(classes) != 2:
             raise UserError(f"metric f1 is of two classes, and there are {len(classes)}: take macro_f1")
 
     @property
@@ -181,7 +186,7 @@ class Sentences(Task):
         self.options.check_depth(depth)
         return DroppedLinear(4 * width if self.options.pool == "last4" else width, outputs, self.options.dropout)
 
-    def reads(self, features: Features) -> Any:
+    def readout(self, features: Features) -> Any:
         if not self.options.linear:
             return features
         tokens, real, read = features.tokens, features.mask, features.read
@@ -200,22 +205,22 @@ class Sentences(Task):
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return F.cross_entropy(outputs, targets) if self.classes else F.mse_loss(outputs[:, 0], targets)
 
-    def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
+    def measure(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
         """In percent. Of classes accuracy, F1 and Matthews' correlation; of numbers the correlations of STS-B."""
         if not self.classes:
             return {
-                "spearman": metrics.spearman(outputs[:, 0], targets),
-                "pearson": metrics.pearson(outputs[:, 0], targets),
+                "spearman": measures.spearman(outputs[:, 0], targets),
+                "pearson": measures.pearson(outputs[:, 0], targets),
             }
         found = {
-            "accuracy": metrics.accuracy(outputs, targets),
-            "macro_f1": metrics.macro_f1(outputs, targets),
-            "matthews": metrics.matthews(outputs, targets),
+            "accuracy": measures.accuracy(outputs, targets),
+            "macro_f1": measures.macro_f1(outputs, targets),
+            "matthews": measures.matthews(outputs, targets),
         }
-        return found | ({"f1": metrics.f1(outputs, targets)} if len(self.classes) == 2 else {})
+        return found | ({"f1": measures.f1(outputs, targets)} if len(self.classes) == 2 else {})
 
 
-@tasks.register("span", modality="text")
+@tasks.register("span")
 class Span(Task):
     """The span of a passage that answers a question: a score for each token to begin and to end it (SQuAD)."""
 
@@ -227,13 +232,14 @@ class Span(Task):
         candidates: int = Field(20, ge=1)
         """Best starts and best ends that are tried together, in each window."""
 
+    reads = TextSpec
     options: Span.Options
-    primary = "f1"
+    metrics = (Metric("f1"), Metric("exact_match"), Metric("best_f1"))
 
     def head(self, width: int, depth: int = 0) -> nn.Module:
         return TextHead(width, depth, 2, self.options, whole=False)
 
-    def reads(self, features: Features) -> Features:
+    def readout(self, features: Features) -> Features:
         return features
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -250,22 +256,25 @@ class Span(Task):
         return squad_scores(answers, examples.extra.rows)
 
 
-@tasks.register("tagging", modality="text")
+@tasks.register("tagging")
 class Tagging(Task):
     """A tag for each word, told at its first piece, without a CRF (Devlin et al. 2019); scored by whole entities, or by
     words where the tags mark none, as parts of speech."""
 
     Options = TokenTaskOptions
+    reads = TextSpec
     options: TokenTaskOptions
 
     def __init__(self, options: TokenTaskOptions, spec: Any, classes: tuple[str, ...]) -> None:
         super().__init__(options, spec, classes)
-        self.primary = "f1" if any(tag.startswith(("B-", "I-")) for tag in classes) else "accuracy"
+        entities = any(tag.startswith(("B-", "I-")) for tag in classes)
+        names = ("f1", "precision", "recall", "accuracy") if entities else ("accuracy", "f1", "precision", "recall")
+        self.metrics = tuple(Metric(name) for name in names)
 
     def head(self, width: int, depth: int = 0) -> nn.Module:
         return TextHead(width, depth, len(self.classes), self.options, whole=False)
 
-    def reads(self, features: Features) -> Features:
+    def readout(self, features: Features) -> Features:
         return features
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -288,4 +297,4 @@ class Tagging(Task):
                 told = [self.classes[tag] for tag in best[row, : len(labels)][labels != IGNORED].tolist()]
                 truth.append(tags)
                 guess.append(told + ["O"] * (len(tags) - len(told)))  # words that were cut off
-        return metrics.entities(guess, truth)
+        return measures.entities(guess, truth)

@@ -14,6 +14,7 @@ import torch
 
 from sslrun.backbones import build_backbone
 from sslrun.data.source import sources
+from sslrun.data.specs import ImageSpec, TextSpec
 from sslrun.pretexts.base import pretexts
 from sslrun.recipe import load, load_sweep
 from sslrun.stages.sweep import Plan
@@ -209,11 +210,11 @@ def made(recipe):
 
 
 def test_every_pretext_has_its_recipes():
-    texts = [name for name in pretexts if pretexts[name].modality == "text"]
+    texts = [name for name in pretexts if pretexts[name].reads is TextSpec]
     assert len(texts) >= 4
     for name in texts:
         assert any(load(path).pretext.name == name for path in RECIPES.glob(f"text/{name}-*.yaml"))
-    images = [name for name in pretexts if pretexts[name].modality == "image"]
+    images = [name for name in pretexts if pretexts[name].reads is ImageSpec]
     assert len(images) >= 8
     for name in images:
         for data in ("cifar10", "imagenet"):

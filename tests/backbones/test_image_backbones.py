@@ -26,7 +26,7 @@ def images():
     return torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("name", [each for each in backbones if backbones[each].modality == "image"])
+@pytest.mark.parametrize("name", [each for each in backbones if backbones[each].takes is ImageSpec])
 def test_features_have_the_shapes_they_promise(name, images):
     backbone = build_backbone(name, SMALL[name], ImageSpec(32)).eval()
     features = backbone(images)

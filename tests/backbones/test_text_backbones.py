@@ -62,7 +62,7 @@ def their_bert(causal=False, head=False):
 
 def test_bert_is_transformers_bert_with_its_weights_both_ways(tmp_path):
     theirs, ours = their_bert(), made("bert-tiny", **SMALL)
-    ours.load_state_dict(ours.from_transformers(theirs.state_dict()))
+    ours.load_state_dict(ours.own_names(theirs.state_dict()))
     given = tokens()
     with torch.no_grad():
         found = ours(given)
@@ -77,7 +77,7 @@ def test_bert_is_transformers_bert_with_its_weights_both_ways(tmp_path):
     expected = their_bert()
     expected.load_state_dict(back, strict=True)
     again = made("bert-tiny", **SMALL)
-    again.load_state_dict(again.from_transformers(expected.state_dict()))
+    again.load_state_dict(again.own_names(expected.state_dict()))
     assert all(torch.equal(each, again.to_transformers()[name]) for name, each in back.items())
 
 
@@ -86,7 +86,7 @@ def test_the_masked_language_model_gives_transformers_logits():
 
     theirs = their_bert(head=True)
     ours = made("bert-tiny", **SMALL)
-    ours.load_state_dict(ours.from_transformers(theirs.state_dict()))
+    ours.load_state_dict(ours.own_names(theirs.state_dict()))
     mlm = pretexts["mlm"](pretexts["mlm"].Options(nsp=True), ours)
     head = theirs.cls.predictions
     mlm.head.dense.load_state_dict(head.transform.dense.state_dict())
@@ -104,7 +104,7 @@ def test_the_masked_language_model_gives_transformers_logits():
 
 def test_causal_bert_is_transformers_decoder():
     theirs, ours = their_bert(causal=True), made("bert-tiny", **SMALL, causal=True)
-    ours.load_state_dict(ours.from_transformers(theirs.state_dict()))
+    ours.load_state_dict(ours.own_names(theirs.state_dict()))
     given = tokens()
     with torch.no_grad():
         told = theirs(given.ids, attention_mask=given.real.long(), token_type_ids=given.segments).last_hidden_state
@@ -115,7 +115,7 @@ def test_gpt_is_transformers_gpt2_with_its_weights_both_ways():
     transformers = pytest.importorskip("transformers")
     config = transformers.GPT2Config(vocab_size=VOCAB, n_embd=128, n_layer=2, n_head=2, n_positions=40)
     theirs, ours = shaken(transformers.GPT2LMHeadModel(config)), made("gpt-tiny", width=128, positions=40)
-    ours.load_state_dict(ours.from_transformers(theirs.state_dict()))
+    ours.load_state_dict(ours.own_names(theirs.state_dict()))
     given = tokens()
     with torch.no_grad():
         found = ours(given)
@@ -172,7 +172,7 @@ def test_any_encoder_of_transformers_from_a_folder(tmp_path):
     # Packed documents see no other.
     packed = given._replace(documents=torch.where(given.segments > 0, 2, given.documents))
     bert = made("bert-tiny", **SMALL)
-    bert.load_state_dict(bert.from_transformers(theirs.state_dict()))
+    bert.load_state_dict(bert.own_names(theirs.state_dict()))
     with torch.no_grad():
         torch.testing.assert_close(
             ours(packed).tokens[given.real], bert(packed).tokens[given.real], rtol=1e-5, atol=1e-5

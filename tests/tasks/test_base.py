@@ -11,6 +11,7 @@ from sslrun.backbones.base import Backbone, Features
 from sslrun.data.examples import Batch, TensorExamples
 from sslrun.data.specs import ImageSpec
 from sslrun.errors import UserError
+from sslrun.metric import Metric
 from sslrun.tasks.base import Task, TaskLearner, TaskOptions
 
 GENERATOR = torch.Generator()
@@ -37,20 +38,20 @@ class Parity(Task):
 
     Options = TaskOptions
     name = "parity"
-    primary = "accuracy"
+    metrics = (Metric("accuracy"),)
     linear = False
 
     def head(self, width: int, depth: int = 0) -> nn.Linear:
         return nn.Linear(width, 2)
 
-    def reads(self, features: Features) -> Tensor:
+    def readout(self, features: Features) -> Tensor:
         assert features.tokens is not None
         return features.tokens
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return F.cross_entropy(outputs.flatten(0, -2), targets.flatten(), ignore_index=-100)
 
-    def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
+    def measure(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
         real = targets != -100
         return {"accuracy": 100 * (outputs.argmax(-1) == targets)[real].double().mean().item()}
 
@@ -60,7 +61,7 @@ class Whole(Parity):
 
     linear = True
 
-    def reads(self, features: Features) -> Tensor:
+    def readout(self, features: Features) -> Tensor:
         return features.pooled
 
 
@@ -140,7 +141,7 @@ def test_a_task_of_tokens_is_learned_as_one_of_whole_examples_is(task: type[Task
     model.eval()
     outputs = model.predict(batch(task))
     assert outputs.shape == ((32, 5, 2) if task is Parity else (32, 2))
-    assert model.task.metrics(outputs, model.task.targets(examples))["accuracy"] > 90
+    assert model.task.measure(outputs, model.task.targets(examples))["accuracy"] > 90
 
 
 def test_a_given_head_is_where_learning_starts() -> None:
@@ -155,7 +156,7 @@ def test_one_pass_gives_predictions_and_a_vector_an_example(task: type[Task]) ->
     outputs, vectors = model.predict_and_read(given)
     features = model.backbone(model.task.inputs(given))
     assert torch.equal(outputs, model.predict(given))
-    assert torch.equal(vectors, model.task.reads(features) if model.task.linear else features.pooled)
+    assert torch.equal(vectors, model.task.readout(features) if model.task.linear else features.pooled)
     assert vectors.shape == (32, 6)
 
 

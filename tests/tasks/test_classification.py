@@ -36,7 +36,7 @@ def flat_images(count: int) -> tuple[Tensor, Tensor]:
 
 def test_it_is_registered() -> None:
     assert tasks["classification"] is Classification
-    assert Classification.modality == "image"
+    assert Classification.reads is ImageSpec
 
 
 def test_a_fresh_head_says_nothing_unless_asked_to_start_at_random() -> None:
@@ -127,10 +127,10 @@ def test_with_both_every_image_is_either_blended_or_pasted() -> None:
 
 def test_the_primary_metric_is_the_one_asked_for_and_top_five_needs_ten_classes() -> None:
     outputs, labels = torch.randn(30, 10, generator=seeded()), torch.arange(30) % 7
-    found = task(10, metric="mean_class_accuracy").metrics(outputs, labels)
+    found = task(10, metric="mean_class_accuracy").measure(outputs, labels)
     assert set(found) == {"accuracy", "mean_class_accuracy", "macro_f1", "top5_accuracy"}
     assert found["accuracy"] < found["top5_accuracy"]
-    assert "top5_accuracy" not in task(3).metrics(outputs[:, :3], labels % 3)
+    assert "top5_accuracy" not in task(3).measure(outputs[:, :3], labels % 3)
     for metric in ("accuracy", "mean_class_accuracy", "macro_f1"):
-        assert task(metric=metric).primary == metric
+        assert task(metric=metric).primary.name == metric
         assert metric in found

@@ -48,13 +48,13 @@ def test_each_readout_is_what_it_says(name):
         read = [0] * 4 if name == "bert-tiny" else [8, 5, 13, 3]
         assert found.read.tolist() == read
         rows = torch.arange(4)
-        assert torch.equal(task(pool="cls").reads(found), found.tokens[rows, found.read])
+        assert torch.equal(task(pool="cls").readout(found), found.tokens[rows, found.read])
         mean = torch.stack([row[: size + 2].mean(dim=0) for row, size in zip(found.tokens, (7, 4, 12, 2), strict=True)])
-        torch.testing.assert_close(task(pool="mean").reads(found), mean)
+        torch.testing.assert_close(task(pool="mean").readout(found), mean)
         four = torch.cat([layer[rows, found.read] for layer in found.layers[1:]], dim=1)
-        assert torch.equal(task(pool="last4").reads(found), four)
+        assert torch.equal(task(pool="last4").readout(found), four)
         assert task(pool="last4").head(16, 5).in_features == 64
-        assert torch.equal(task().reads(found), found.pooled)
+        assert torch.equal(task().readout(found), found.pooled)
         if name == "bert-tiny":
             torch.testing.assert_close(found.pooled, torch.tanh(network.pooler(found.tokens[:, 0])))
         mixture = task(pool="mixture")
@@ -63,7 +63,7 @@ def test_each_readout_is_what_it_says(name):
         head.mix.scale.data = torch.tensor(3.0)
         shares = head.mix.weights.softmax(0)
         mixed = 3 * sum(share * layer[rows, found.read] for share, layer in zip(shares, found.layers, strict=True))
-        torch.testing.assert_close(head(mixture.reads(found)), head.linear(mixed))
+        torch.testing.assert_close(head(mixture.readout(found)), head.linear(mixed))
     assert task().linear
     assert not mixture.linear
     assert ScalarMix(3)((torch.ones(1), torch.ones(1), torch.full((1,), 4.0))).item() == 2
@@ -86,9 +86,9 @@ def test_padding_does_not_change_what_a_head_gives(name, shape):
     head = made.head(network.width, network.depth).eval()
     given = texts()
     with torch.no_grad():
-        together = head(made.reads(network(batch(given).inputs)))
+        together = head(made.readout(network(batch(given).inputs)))
         for row in range(4):
-            alone = head(made.reads(network(batch(given.subset(torch.tensor([row]))).inputs)))
+            alone = head(made.readout(network(batch(given.subset(torch.tensor([row]))).inputs)))
             size = alone.shape[1]
             mine = together[row] if name == "sentences" else together[row, :size]
             torch.testing.assert_close(alone[0], mine, rtol=1e-4, atol=1e-5)
@@ -107,7 +107,7 @@ def test_the_bilstm_is_random_and_sees_both_sides_of_a_causal_backbone():
     with torch.no_grad():
         for each in (ids, other):
             inputs = batch(labelled([each[0].tolist()], None, None, (), SPEC)).inputs
-            told.append(head(made.reads(network(inputs))))
+            told.append(head(made.readout(network(inputs))))
             plain = task("span").head(16).eval()
     assert (told[0][0, 2] - told[1][0, 2]).abs().max() > 1e-6  # a place before the change
     assert plain.bilstm is None
@@ -216,8 +216,8 @@ def test_tags_are_told_at_the_first_piece_and_words_that_were_cut_off_are_outsid
     assert made.loss(outputs, labels).item() == pytest.approx(F.cross_entropy(outputs[known], labels[known]).item())
     assert known.sum() == 2 + 9 + 1
     # Tags that mark no entities, as parts of speech, have no entities to be scored by.
-    assert made.primary == "f1"
-    assert task("tagging", ("NN", "O", "VB")).primary == "accuracy"
+    assert made.primary.name == "f1"
+    assert task("tagging", ("NN", "O", "VB")).primary.name == "accuracy"
 
 
 def test_outputs_of_several_batches_are_stacked():
@@ -245,15 +245,15 @@ def test_numbers_are_learned_by_their_squared_error_and_scored_by_correlation():
     made = task(classes=())
     outputs, truth = torch.tensor([[1.0], [3.0], [2.0]]), torch.tensor([0.0, 1.0, 5.0])
     assert made.loss(outputs, truth).item() == pytest.approx((1 + 4 + 9) / 3)
-    assert set(made.metrics(outputs, truth)) == {"spearman", "pearson"}
-    assert made.primary == "spearman"
+    assert set(made.measure(outputs, truth)) == {"spearman", "pearson"}
+    assert made.primary.name == "spearman"
     assert made.head(16).out_features == 1
     assert not made.linear
 
 
 def test_metrics_that_do_not_fit_are_refused():
-    assert task(classes=("a", "b"), metric="f1").primary == "f1"
-    assert set(task(classes=("a", "b")).metrics(torch.eye(2), torch.tensor([0, 1]))) == {
+    assert task(classes=("a", "b"), metric="f1").primary.name == "f1"
+    assert set(task(classes=("a", "b")).measure(torch.eye(2), torch.tensor([0, 1]))) == {
         "accuracy", "macro_f1", "matthews", "f1"
     }  # fmt: skip
     for classes, metric, words in (

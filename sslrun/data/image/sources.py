@@ -45,7 +45,7 @@ class ImageOptions(Options):
 class ImageSource(Source):
     """Images in a store: decoded once and kept, or streamed where they are too many."""
 
-    modality = "image"
+    gives = ImageSpec
     default_size: ClassVar[int | None] = None
     """The side where the recipe gives none."""
 
@@ -287,9 +287,11 @@ for _name, _card in CARDS.items():
 # ---------------------------------------------------------------- sets of the user's
 
 
-@sources.register("hub", shorthand="hub")
+@sources.register("hub")
 class HubImages(ImageSource):
     """Any set of images on the Hugging Face hub, by its name there: `hub:OWNER/NAME`."""
+
+    shorthand = "hub"
 
     class Options(ImageOptions):
         hub: str = Field(pattern=r"^[\w.-]+/[\w.-]+$")
@@ -367,12 +369,14 @@ class ParquetImages(ImageSource):
         return ParquetStore(self.options.path, self.options.image, self.options.label)
 
 
-@sources.register("npz", modality="image")
+@sources.register("npz")
 class NpzImages(Source):
     """NumPy arrays in an .npz file: x_train, y_train, x_test, y_test; or images and labels (or images alone).
 
     Images are uint8, (N, H, W) or (N, H, W, 3); labels are whole numbers from 0. Without a test split one is carved.
     """
+
+    gives = ImageSpec
 
     class Options(Options):
         path: Path
@@ -424,9 +428,11 @@ class NpzImages(Source):
             raise UserError(f"{path}: can't be read as .npz: {' '.join(str(error).split())[:200]}") from None
 
 
-@sources.register("cifar10.1", modality="image")
+@sources.register("cifar10.1")
 class Cifar101(Source):
     """2,000 images gathered anew as CIFAR-10's were (v6): a shifted test set for it. Recht et al., ICML 2019."""
+
+    gives = ImageSpec
 
     class Options(Options):
         size: int | None = Field(None, ge=4, le=1024)
@@ -483,13 +489,15 @@ class Cifar101(Source):
         }
 
 
-@sources.register("digits", modality="image")
+@sources.register("digits")
 class Digits(Source):
     """1,797 scanned handwritten digits, 8x8 with 17 levels of grey, which come with scikit-learn: no download.
 
     The test images of Alpaydin and Kaynak's set (UCI 1998). As there are no splits, a class-balanced quarter is
     always the same test split (by the same rule as for every set without one).
     """
+
+    gives = ImageSpec
 
     class Options(Options):
         size: int = Field(24, ge=8, le=128)

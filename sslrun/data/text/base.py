@@ -40,7 +40,7 @@ class TextSource(Source):
     """A set of text. Reads its rows, and makes ids of them by the tokenizer that the options name."""
 
     Options = TextOptions
-    modality = "text"
+    gives = TextSpec
     task = "sentences"
 
     @cached_property
@@ -92,8 +92,8 @@ def _corpus(given: Mapping[str, Any]) -> TextSource:
     if name is None:
         raise UserError("data.tokenizer.corpus: name a set of text, as {name: world}")
     cls: Any = sources[str(name)]
-    if cls.modality != "text":
-        raise UserError(f"data.tokenizer.corpus: '{name}' is {cls.modality} data, not text")
+    if not issubclass(cls.gives, TextSpec):
+        raise UserError(f"data.tokenizer.corpus: '{name}' is {cls.gives.kind} data, not text")
     try:
         return cls(cls.Options.model_validate({key: value for key, value in given.items() if key != "name"}))
     except ValidationError as error:

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 import sslrun.hub
 from sslrun.data.image.sources import CARDS, sources
+from sslrun.data.specs import ImageSpec
 from sslrun.data.splits import load_splits
 from sslrun.errors import UserError
 
@@ -124,7 +125,7 @@ def test_missing_set_without_network_fails_fast_and_says_what_to_do(monkeypatch,
 def test_cards_are_complete_and_described(monkeypatch, tmp_path):
     for name, card in CARDS.items():
         cls = sources[name]
-        assert cls.modality == "image"
+        assert cls.gives is ImageSpec
         assert cls.__doc__ == card.about
         assert card.counts.keys() == card.hub.splits.keys()
         assert {"train", "test"} <= card.hub.splits.keys()

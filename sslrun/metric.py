@@ -1,0 +1,52 @@
+"""Metrics as values: a name, a unit, which direction is better, and how a number is printed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What a number means. Declared by the task or measurement that reports it."""
+
+    name: str
+    """As in results and tables: "accuracy", "f1", "mae"."""
+    unit: str = "%"
+    """Unit of its values: "%", "eV", "s"; empty for a pure number."""
+    better: Literal["higher", "lower"] = "higher"
+    """The direction of improvement: selection, bold cells, verdicts and comparisons ask it."""
+    digits: int = 1
+    """Digits behind the point in tables."""
+
+    @property
+    def title(self) -> str:
+        """The name in words: "macro f1"."""
+        return self.name.replace("_", " ")
+
+    @property
+    def worst(self) -> float:
+        """A value that any finite one improves on."""
+        return -math.inf if self.better == "higher" else math.inf
+
+    def improves(self, new: float, old: float) -> bool:
+        """Whether `new` is strictly better than `old`."""
+        return new > old if self.better == "higher" else new < old
+
+    def gain(self, new: float, old: float) -> float:
+        """How much better `new` is than `old`: positive where it improves."""
+        return new - old if self.better == "higher" else old - new
+
+    def best(self, values: Iterable[float]) -> float:
+        """The best of some values. ValueError: there are none."""
+        return max(values) if self.better == "higher" else min(values)
+
+    def text(self, value: float, sign: str = "") -> str:
+        """A value as it is printed, without its unit; `sign` "+": with its sign."""
+        return f"{value:{sign}.{self.digits}f}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON values, from which `Metric(**...)` makes an equal metric."""
+        return asdict(self)
