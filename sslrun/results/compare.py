@@ -22,6 +22,7 @@ from rich.text import Text
 import sslrun.backbones  # noqa: F401  registers them, whose defaults are read here
 from sslrun.backbones.base import backbones
 from sslrun.errors import UserError
+from sslrun.protocols import protocols as registered
 from sslrun.registry import did_you_mean
 from sslrun.results.published import Number, Published
 from sslrun.results.table import Cell, Column, Cost, Row, Table, amount, column_of, columns_of, row_of, write_table
@@ -33,16 +34,6 @@ MIN_ROWS = 3
 ALWAYS = ("data", "steps", "parameters")
 """What a reader must be told of, even where nobody knows; the rest is told where one side does."""
 KINDS = (*ALWAYS, "epochs", "backbone", "labels", "protocol", "metric")
-
-SYNONYMS = {
-    "knn": ("k-NN",),
-    "probe": ("LP", "lin", "linear", "linear probe", "linear probing"),
-    "fewshot": ("few-shot", "few-shot linear"),
-    "finetune": ("FT", "fine-tune", "fine-tuning"),
-    "lpft": ("LP-FT",),
-    "scratch": ("from scratch",),
-}
-"""What papers call our protocols."""
 
 OF_PRETRAINING = ("data", "steps", "parameters", "epochs")
 UNKNOWN = "unknown"
@@ -230,7 +221,7 @@ def normal(name: str) -> str:
 def _of_row(row: Row, results: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
     """(part of the row, a name it may stand under in a paper), the likeliest first."""
     pretexts = {each["pretext"] or "" for each in results if row_of(each) == row and not each.get("row")}
-    names, protocols = (row[0], *pretexts), (row[1], *SYNONYMS.get(row[1], ()))
+    names, protocols = (row[0], *pretexts), (row[1], *(registered[row[1]].synonyms if row[1] in registered else ()))
     both = [f"{name} · {protocol}" for name in names for protocol in protocols]
     return [*(("name", each) for each in (*names, *both)), *(("protocol", each) for each in protocols)]
 
