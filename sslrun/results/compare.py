@@ -25,7 +25,19 @@ from sslrun.errors import UserError
 from sslrun.protocols import protocols as registered
 from sslrun.registry import did_you_mean
 from sslrun.results.published import Number, Published
-from sslrun.results.table import Cell, Column, Cost, Row, Table, amount, column_of, columns_of, row_of, write_table
+from sslrun.results.table import (
+    Cell,
+    Column,
+    Cost,
+    Row,
+    Table,
+    amount,
+    column_of,
+    columns_of,
+    metric_of,
+    row_of,
+    write_table,
+)
 from sslrun.runs import read_result
 
 MIN_ROWS = 3
@@ -165,9 +177,7 @@ def _settings(results: Sequence[dict[str, Any]], published: Published, protocol_
     for kind in KINDS:
         if kind == "protocol" and protocol_named:
             continue
-        values = [
-            column_of(each)[1] if kind == "labels" else {**each, **each.get("facts", {})}.get(kind) for each in results
-        ]
+        values = [_fact(kind, each) for each in results]
         ours = tuple(dict.fromkeys(each for each in values if each is not None))
         elsewhere = (each["pretext"] and value is None for each, value in zip(results, values, strict=True))
         if ours and kind in OF_PRETRAINING and any(elsewhere):
@@ -176,6 +186,15 @@ def _settings(results: Sequence[dict[str, Any]], published: Published, protocol_
         if kind in ALWAYS or setting.ours or setting.published:
             settings.append(setting)
     return settings
+
+
+def _fact(kind: str, result: dict[str, Any]) -> Any:
+    """What an evaluation says of itself; None if it does not."""
+    if kind == "labels":
+        return column_of(result)[1]
+    if kind == "metric" and kind in result:
+        return metric_of(result)
+    return {**result, **result.get("facts", {})}.get(kind)
 
 
 def _is_number(value: Any) -> bool:
