@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sslrun.backbones.weights import WEIGHTS
 from sslrun.errors import UserError
 from sslrun.recipe import Recipe
-from sslrun.stages.pretrain import WEIGHTS, Pretraining
+from sslrun.stages.pretrain import Pretraining
 
 
 @dataclass(frozen=True)
