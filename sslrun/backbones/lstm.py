@@ -7,7 +7,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from sslrun.backbones.base import Features, backbones
-from sslrun.backbones.text import TextBackbone, at, last_real
+from sslrun.backbones.text import TextBackbone, gather_tokens, last_real
 from sslrun.data.specs import TextSpec
 from sslrun.data.text.sequences import Tokens
 from sslrun.registry import Options
@@ -98,7 +98,7 @@ class Recurrent(TextBackbone):
         apart = UnpackedDocuments(inputs)
         rows, real_rows = apart.rows(x), apart.rows(real)
         layers = [apart.sequences(each) for each in self.ahead(rows)]
-        pooled = at(layers[-1], last_real(real))
+        pooled = gather_tokens(layers[-1], last_real(real))
         if self.back is not None:
             read = self.back(reversed_real(rows, real_rows))
             backward = [apart.sequences(reversed_real(each, real_rows)) for each in read]

@@ -99,7 +99,7 @@ class ClassicalProtocol(VectorProtocol):
         return Scores(metrics, {"chosen": fit.chosen})
 
 
-@protocols.register("nearest-neighbours")
+@protocols.register("nearest-neighbors")
 class NearestNeighbors(ClassicalProtocol):
     """Classify the frozen features by k-nearest neighbors (scikit-learn); k by validation."""
 

@@ -5,7 +5,7 @@ import torch
 
 from sslrun.backbones import build_backbone, load_into, save_backbone
 from sslrun.backbones.lstm import reversed_real
-from sslrun.backbones.text import at, last_real
+from sslrun.backbones.text import gather_tokens, last_real
 from sslrun.data.examples import Batch
 from sslrun.data.specs import TextSpec
 from sslrun.data.text.sequences import Tokens
@@ -309,8 +309,8 @@ def test_helpers_by_hand():
     assert last_real(real).tolist() == [2, 0]
     assert reversed_real(x, real)[..., 0].tolist() == [[2, 1, 0], [3, 4, 5]]
     assert torch.equal(reversed_real(reversed_real(x, real), real), x)
-    assert at(x, torch.tensor([2, 0]))[..., 0].tolist() == [2, 3]
-    assert at(x, torch.tensor([[2, 1], [0, 0]]))[..., 0].tolist() == [[2, 1], [3, 3]]
+    assert gather_tokens(x, torch.tensor([2, 0]))[..., 0].tolist() == [2, 3]
+    assert gather_tokens(x, torch.tensor([[2, 1], [0, 0]]))[..., 0].tolist() == [[2, 1], [3, 3]]
 
 
 @pytest.mark.parametrize("name", [*ALL])

@@ -33,7 +33,7 @@ RECIPE = {
     "finetune": {"epochs": 4, "batch": 32, "optimizer": "sgd", "lr": [0.01, 0.1], "keep": "best"},
     "evaluate": {
         "digits": {
-            "protocols": ["knn", "probe", "fewshot", "finetune", "lpft", "scratch", "nearest-neighbours"],
+            "protocols": ["knn", "probe", "fewshot", "finetune", "lpft", "scratch", "nearest-neighbors"],
             "labels": [0.1],
             "fewshot": {"shots": [5]},
             "task": {"augmentation": {"crop": [0.8, 1.0]}},

@@ -11,7 +11,7 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from sslrun.backbones import build_backbone
-from sslrun.backbones.text import TextBackbone, at
+from sslrun.backbones.text import TextBackbone, gather_tokens
 from sslrun.claims.measurements.base import Measurement, measurements
 from sslrun.data.examples import Batch
 from sslrun.data.source import sources
@@ -21,7 +21,7 @@ from sslrun.data.text.sequences import Tokens
 from sslrun.errors import UserError
 from sslrun.pretexts.language import LanguagePretext
 from sslrun.pretexts.ltr import Ltr
-from sslrun.pretexts.mlm import Masked, Mlm
+from sslrun.pretexts.mlm import MaskedViews, Mlm
 from sslrun.registry import Options
 from sslrun.results.table import Table
 from sslrun.training.device import Compute
@@ -57,7 +57,7 @@ class TruncatedMlm(Mlm):
     other reason than that it is at home again. A left-to-right one meets every beginning anyway.
     """
 
-    def views(self, batch: Batch, generator: torch.Generator) -> Masked:
+    def views(self, batch: Batch, generator: torch.Generator) -> MaskedViews:
         tokens: Tokens = batch.inputs
         real = tokens.real.sum(dim=1)
         whole, end = torch.rand(2, len(real), generator=generator, device=real.device)
@@ -189,7 +189,7 @@ def guesses(model: Any, guess: Guess, right: int | None, device: torch.device) -
     for tokens, gap in _batches(guess.seen(right), guess.gap):
         features = model.backbone(tokens.to(device)).tokens
         place = gap - 1 if model.backbone.causal else gap
-        scores = model.head(at(features, place.to(device)), model.backbone.embedding)
+        scores = model.head(gather_tokens(features, place.to(device)), model.backbone.embedding)
         found.append(scores.float().log_softmax(dim=-1).cpu())
     return torch.cat(found)
 
