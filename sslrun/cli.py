@@ -90,6 +90,7 @@ def _evaluation_command(protocol: str, about: str) -> None:
     ) -> None:
         from sslrun import distributed
         from sslrun.recipe import load
+        from sslrun.results.record import RunRecord
         from sslrun.results.table import Table
         from sslrun.stages.context import Context
         from sslrun.stages.evaluate import cells
@@ -104,9 +105,10 @@ def _evaluation_command(protocol: str, about: str) -> None:
                 f"no pretrained checkpoint for {recipe} (seed {seed}): "
                 f"run `{_again('pretrain', recipe, overrides, seed, runs)}` first, or pass --from"
             )
-        made = Table.from_results([job.execute(context) for job in jobs], loaded.name)
+        for job in jobs:
+            job.execute(context)
         if distributed.is_main():
-            _print_table(made)
+            _print_table(Table.from_records([RunRecord(job.run.path) for job in jobs], loaded.name))
 
     app.command(name=protocol, help=f"Stage 2: {about}")(command)
 
@@ -210,7 +212,7 @@ def table(
     beside = published_as(against) if against else None
     made: Any = table_of(targets or [runs], runs)
     if distortion:
-        made = Table.of_distortion(made.results, made.title)
+        made = Table.of_distortion(made.records, made.title)
     elif beside or compute:
         add_compute(made)
     if beside:

@@ -211,7 +211,7 @@ class Cell:
             "labelled": len(chosen),
             "seed": self.seed,
             "restart": self.restart,
-            "metric": task.primary.name,
+            "metric": task.primary.as_dict(),
             "metrics": {split: metrics[split] for split in ("val", "test")},
             **({"shifts": work.of_shifts(metrics)} if work.shifted else {}),
             **({"dropped": work.dropped} if work.dropped else {}),
@@ -393,8 +393,8 @@ class Work:
 
     def _before(self, split: str) -> tuple[Tensor, float]:
         """Of the backbone before any training one vector an example (N, D), and the FLOPs of an example's."""
-        told = split.split(":")[0]
-        of = (split, repr(self.cell.evaluation.shifts[told]) if split in self.parts else "")
+        shifts = [shift for shift, parts in self.shifted.items() if split in {f"{shift}: {part}" for part in parts}]
+        of = (split, repr([self.cell.evaluation.shifts[shift] for shift in shifts]))
         key = (repr(self.cell.origin), repr(self.cell.evaluation.data), repr(self.cell.evaluation.task), *of)
         kept = self.context.features
         if key not in kept:
