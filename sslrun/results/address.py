@@ -113,7 +113,7 @@ class Column:
     @property
     def parts(self) -> tuple[str, ...]:
         """The parts of the title after the task: labels and shift, or the metric where there are no labels."""
-        first = self.metric.title if self.labels is None else self.labels.title
+        first = self.metric.name if self.labels is None else self.labels.title
         return tuple(filter(None, (first, self.shift_title)))
 
     @property

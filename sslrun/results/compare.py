@@ -71,7 +71,7 @@ class Comparison(Table):
     against: str = ""
     """The published table's name."""
 
-    second = "which"
+    second: str = "which"
 
     @property
     def same(self) -> bool:
