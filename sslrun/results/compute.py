@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 from sslrun.metric import Metric
 from sslrun.results.address import Column, Row
@@ -31,6 +32,7 @@ FLOPS_NOTE = (
 HOURS_NOTE = "hours: of all stages, evaluation included, times devices"
 
 
+@cache
 def utilizations() -> dict[str, float]:
     """The share of a core's peak that the paper's models reach, by their published FLOPs and core-days."""
     flops, days = published("vit_table6").rows, published("vit_table2").rows[CORE_DAYS]

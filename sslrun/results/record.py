@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ class RunRecord:
     def recipe(self) -> Mapping[str, Any]:
         """The contents of recipe.yaml; empty if missing."""
         path = self.folder / "recipe.yaml"
-        return yaml.load(path.read_text(encoding="utf-8"), YAML_LOADER) or {} if path.is_file() else {}
+        return _parse_yaml(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
     @cached_property
     def identity(self) -> Mapping[str, Any]:
@@ -262,6 +262,12 @@ class RunRecord:
     def feature_length(self) -> float | None:
         """Mean length of the test features before training, where `distortion` was measured."""
         return self.result.get("feature_length")
+
+
+@lru_cache(maxsize=256)
+def _parse_yaml(text: str) -> Mapping[str, Any]:
+    """Parse a mapping; many runs share their recipe, and parsing it takes longer than all else."""
+    return yaml.load(text, YAML_LOADER) or {}
 
 
 def find_records(folder: Path) -> list[RunRecord]:

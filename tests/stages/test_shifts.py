@@ -45,6 +45,8 @@ SHIFTS = {
     "turned": {"corruption": "rotation", "severity": 5},
 }
 
+HARD = "a · b: c, d"
+"""A shift's name with every separator of titles in it."""
 
 SWEEP = {"name": "swept", "seeds": [0, 1], "rows": {"MLP": {}}}
 CLAIM = {
@@ -60,7 +62,7 @@ CLAIM = {
             "inequalities": [
                 {
                     "greater": ["MLP", "lpft", "digits", "10 %", "mean OOD"],
-                    "lesser": ["MLP", "probe", "digits", "10 %", "noise"],
+                    "lesser": ["MLP", "probe", "digits", "10 %", HARD],
                     "margin": -100,
                 }
             ],
@@ -125,14 +127,16 @@ def test_the_papers_numbers_stand_beside_those_of_its_sets(evaluated, tmp_path):
 
 
 def test_a_claim_names_a_shift_behind_the_share_of_labels(tmp_path):
-    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump({**SWEEP, "base": {**RECIPE, "evaluate": {"digits": {**RECIPE["evaluate"]["digits"], "shifts": SHIFTS}}}}))  # fmt: skip
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump({**SWEEP, "base": {**RECIPE, "evaluate": {"digits": {**RECIPE["evaluate"]["digits"], "shifts": {HARD: SHIFTS["noise"], "turned": SHIFTS["turned"]}}}}}))  # fmt: skip
     path = tmp_path / "claim.yaml"
     path.write_text(yaml.safe_dump(CLAIM))
     trial = Trial.of(load_claim(path), "small", tmp_path / "runs")
     assert {cell.protocol for _, cell in trial.plan.cells} == {"probe", "lpft"}
     work([trial.plan], Context(tmp_path / "runs", compute("cpu")))
     ((inequality, verdict, _),) = trial.outcome().judged
-    assert inequality.text() == "MLP · lpft · digits · 10 % · mean OOD > MLP · probe · digits · 10 % · noise - 100"
+    assert (
+        inequality.text() == "MLP · lpft · digits · 10 % · mean OOD > MLP · probe · digits · 10 % · a · b: c, d - 100"
+    )
     assert verdict.word == "supported"
     CLAIM["variants"]["small"]["inequalities"][0]["lesser"][-1] = "noize"
     path.write_text(yaml.safe_dump(CLAIM))
