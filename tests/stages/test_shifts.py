@@ -289,7 +289,7 @@ def test_distortion_is_nothing_where_nothing_moves_and_more_where_more_does(eval
         ({"s": {"corruption": "fog", "classes": {"a": "b"}}}, "classes goes with data"),
         ({"s": {"corruption": "fog", "severty": 2}}, "no such option of the shift 's'. Did you mean 'severity'?"),
         ({"s": {"data": "cifar"}}, "no such data set: 'cifar'"),
-        ({"s": {"data": "sst2"}}, "'sst2' is text data, 'digits' image data"),
+        ({"s": {"data": "sst2"}}, "'sst2' is text data, but 'digits' is image data"),
         ({"": "fog"}, "a shift's name should not be empty"),
         ({"ID": "fog"}, "evaluate.digits.shifts.ID: 'ID' is a column of the table already"),
         ({"mean OOD": "fog"}, "'mean OOD' is a column of the table already"),
