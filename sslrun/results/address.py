@@ -66,9 +66,9 @@ class Labels:
     per_class: bool = False
 
     @classmethod
-    def of(cls, amount: float, protocol: str = "") -> Labels:
-        """Labels as a recipe writes them: a share, or a whole number above 1 per class (few-shot: always per class)."""
-        return cls(amount, protocol == "fewshot" or amount > 1)
+    def of(cls, amount: float, per_class: bool = False) -> Labels:
+        """Labels as a recipe writes them: a share, or a whole number above 1 per class; always per class if `per_class`."""
+        return cls(amount, per_class or amount > 1)
 
     @property
     def order(self) -> tuple[bool, float]:

@@ -9,23 +9,10 @@ from dataclasses import dataclass, replace
 from sslrun.errors import UserError
 from sslrun.registry import did_you_mean
 from sslrun.results.address import Column, Row
+from sslrun.results.known_protocols import protocol_synonyms
 from sslrun.results.published import Number, Published
 from sslrun.results.record import RunRecord
 from sslrun.results.table import Table
-
-SYNONYMS = {
-    "knn": ("k-NN",),
-    "probe": ("LP", "lin", "linear", "linear probe", "linear probing"),
-    "fewshot": ("few-shot", "few-shot linear"),
-    "finetune": ("FT", "fine-tune", "fine-tuning"),
-    "lpft": ("LP-FT",),
-    "scratch": ("from scratch",),
-}
-
-
-def protocol_synonyms(name: str) -> tuple[str, ...]:
-    """What papers call a protocol."""
-    return SYNONYMS.get(name, ())
 
 
 def normal(name: str) -> str:

@@ -13,6 +13,7 @@ import yaml
 
 from sslrun.metric import Metric
 from sslrun.results.address import Labels, Row
+from sslrun.results.known_protocols import counts_per_class
 from sslrun.runs import FAILURE, read_result
 
 YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -191,7 +192,7 @@ class RunRecord:
     @cached_property
     def labels(self) -> Labels:
         """The labels that the task was learned from."""
-        return Labels.of(self.result["labels"], self.protocol)
+        return Labels.of(self.result["labels"], counts_per_class(self.protocol))
 
     @property
     def labeled(self) -> int:

@@ -14,22 +14,16 @@ from rich.console import Group
 from sslrun.data.shifts import ID
 from sslrun.errors import UserError
 from sslrun.metric import Metric
-from sslrun.protocols.options import PROTOCOLS
 from sslrun.results import layout
 from sslrun.results.address import MEAN, Column, Labels, Place, Row, Shift, join_titles
 from sslrun.results.formats import table_formats
+from sslrun.results.known_protocols import protocol_rank
 from sslrun.results.record import RunRecord
 
 REASSESSED = "real_accuracy"
 """A metric that stands in a column of its own, beside the task's: ImageNet ReaL."""
 
 DISTORTION = Metric("distance", unit="", better="lower")
-
-
-def protocol_rank(name: str) -> int:
-    """The place of a protocol in tables; unknown ones come last."""
-    known = list(PROTOCOLS)
-    return known.index(name) if name in known else len(known)
 
 
 @dataclass

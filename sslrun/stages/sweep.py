@@ -26,6 +26,7 @@ from sslrun.results.address import UNKNOWN_METRIC, Labels, Place, Row
 from sslrun.results.compare import Comparisons, compare_all
 from sslrun.results.compute import add_compute
 from sslrun.results.formats import table_formats
+from sslrun.results.known_protocols import counts_per_class
 from sslrun.results.matching import check_stand_ins
 from sslrun.results.published import published_as
 from sslrun.results.record import RunRecord, find_records
@@ -179,7 +180,7 @@ def _choices(sweep: Sweep) -> dict[str, list[str]]:
 
 def places_of(row: str, cell: Cell) -> list[Place]:
     """The places of a cell's numbers in its sweep's table: the test's, and those of its shifts."""
-    labels = Labels.of(cell.labels, cell.protocol)
+    labels = Labels.of(cell.labels, counts_per_class(cell.protocol))
     columns = columns_of(cell.task, labels, cell.evaluation.shifts, UNKNOWN_METRIC)
     return [(Row(row, cell.protocol), column) for column in columns]
 
