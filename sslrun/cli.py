@@ -109,6 +109,7 @@ def _add_protocol_command(app: typer.Typer, protocol: str, about: str) -> None:
     ) -> None:
         from sslrun import distributed
         from sslrun.recipe import load
+        from sslrun.results.record import RunRecord
         from sslrun.results.table import Table
         from sslrun.stages.context import Context
         from sslrun.stages.evaluate import cells
@@ -123,9 +124,10 @@ def _add_protocol_command(app: typer.Typer, protocol: str, about: str) -> None:
                 f"no pretrained checkpoint for {recipe} (seed {seed}): "
                 f"run `{_again('pretrain', recipe, overrides, seed, runs)}` first, or pass --from"
             )
-        made = Table.from_results([job.execute(context) for job in jobs], loaded.name)
+        for job in jobs:
+            job.execute(context)
         if distributed.is_main():
-            _print_table(made)
+            _print_table(Table.from_records([RunRecord(job.run.path) for job in jobs], loaded.name))
 
     panel = "Protocols (stage 2: learn a task from the backbone)"
     app.command(name=protocol, help=about, rich_help_panel=panel)(command)
@@ -222,7 +224,7 @@ def table(
     beside = published_as(against) if against else None
     made: Any = table_of(targets or [runs], runs)
     if distortion:
-        made = Table.of_distortion(made.results, made.title)
+        made = Table.of_distortion(made.records, made.title)
     elif beside or compute:
         add_compute(made)
     if beside:

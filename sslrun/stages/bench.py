@@ -161,8 +161,8 @@ class CellBench(Bench):
 
         They are kept for the next cell of the same backbone, data and task.
         """
-        shift = split.split(":")[0]
-        definition = repr(self.evaluation.shifts[shift]) if split in self.parts else ""
+        shifts = [shift for shift, parts in self.shifted.items() if split in {f"{shift}: {name}" for name in parts}]
+        definition = repr([self.evaluation.shifts[shift] for shift in shifts])
         same = repr(self.cell.origin), repr(self.evaluation.data), repr(self.evaluation.task)
         key = (*same, split, definition)
         kept = self.context.features

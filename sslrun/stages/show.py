@@ -17,14 +17,15 @@ from sslrun.claims.measurements.base import measurements
 from sslrun.data.image.corruptions import CORRUPTIONS
 from sslrun.data.source import sources
 from sslrun.errors import UserError
+from sslrun.metric import Metric
 from sslrun.pretexts.base import pretexts
 from sslrun.protocols import protocols
 from sslrun.recipe import Pretrain, Watch
 from sslrun.registry import Registry, did_you_mean
 from sslrun.results import published
-from sslrun.results.compare import KINDS as SETTINGS
-from sslrun.results.compare import TextCell
-from sslrun.results.table import Table
+from sslrun.results.address import Column, Row
+from sslrun.results.settings import KINDS as SETTINGS
+from sslrun.results.table import Table, TextCell
 from sslrun.tasks.base import tasks
 
 REGISTRIES: dict[str, Registry[Any]] = {
@@ -107,13 +108,15 @@ def _inputs(component: type[Any]) -> str | None:
 
 def _numbers(table: published.Published) -> Table:
     """A published table as it was published."""
-    made = Table(f"{table.name}, {table.unit}", table.unit, rank=None)
+    made = Table(f"{table.name}, {table.unit}", marks_best=False)
     remarks: dict[str, list[str]] = {}
     for row, cells in table.rows.items():
         for column, number in cells.items():
             deviation = "" if number.deviation is None else f" ± {number.deviation:,}"
             mark = "" if number.verified else " †"
-            made.cells[(row, ""), ("", column)] = TextCell(words=f"{number.value:,}{deviation}{mark}")
+            made.cells[Row(row), Column(metric=Metric(column, table.unit))] = TextCell(
+                words=f"{number.value:,}{deviation}{mark}"
+            )
             remark = "; ".join(filter(None, [number.unit and f"in {number.unit}", number.where, number.note]))
             remarks.setdefault(remark, []).append(f"{row}, {column}")
     made.notes += [f"{'; '.join(places)}: {remark}" for remark, places in remarks.items() if remark]

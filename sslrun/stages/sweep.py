@@ -19,15 +19,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from sslrun.claims.verdict import Place
 from sslrun.data.source import lacking
 from sslrun.errors import UserError
 from sslrun.recipe import Named, Sweep, load_sweep
-from sslrun.results.compare import Comparisons, check_stand_ins, compare_all, facts
-from sslrun.results.compute import add_compute, spent
+from sslrun.results.address import UNKNOWN_METRIC, Labels, Place, Row
+from sslrun.results.compare import Comparisons, compare_all
+from sslrun.results.compute import add_compute
+from sslrun.results.formats import table_formats
+from sslrun.results.known_protocols import counts_per_class
+from sslrun.results.matching import check_stand_ins
 from sslrun.results.published import published_as
+from sslrun.results.record import RunRecord, find_records
 from sslrun.results.table import Table, columns_of
-from sslrun.runs import Run, read_result
+from sslrun.runs import Run
 from sslrun.stages.context import Busy, Context, Interrupted
 from sslrun.stages.evaluate import Cell, cells
 from sslrun.stages.pretrain import Pretraining
@@ -63,12 +67,12 @@ WAIT_SECONDS = 0.5
 
 @dataclass(frozen=True)
 class Plan:
-    """What a sweep comes to: its jobs in the order that shares most, and the cells of its table."""
+    """A sweep's jobs, in the order that shares most, and the cells of its table."""
 
     sweep: Sweep
     root: Path
     jobs: tuple[Job, ...]
-    """Each run once; a job stands behind those it needs."""
+    """Each run once; a job stands after those that it needs."""
     cells: tuple[tuple[str, Cell], ...]
     """Row and cell."""
 
@@ -78,7 +82,7 @@ class Plan:
 
     @classmethod
     def of(cls, sweep: Sweep, root: Path, places: AbstractSet[Place] | None = None) -> Plan:
-        """places: the cells of the table that are wanted, where not all are. UserError: no such table to stand beside."""
+        """Plan a sweep; only the cells at some `places`, if given. UserError: no such table to stand beside."""
         _check_against(sweep)
         jobs: dict[Path, Job] = {}
         found: list[tuple[str, Cell]] = []
@@ -97,13 +101,13 @@ class Plan:
 
     @property
     def finished(self) -> bool:
-        """Whether there is anything to make a table of."""
+        """Whether any cell is finished, so that there is a table."""
         return any(cell.run.finished for _, cell in self.cells)
 
     def table(self) -> Table:
-        """The table of what is finished."""
-        results = [_result(cell, row) for row, cell in self.cells if cell.run.finished]
-        table = Table.from_results(results, title=self.sweep.title or self.sweep.name)
+        """The table of the finished cells."""
+        records = self.records()
+        table = Table.from_records(records, title=self.sweep.title or self.sweep.name)
         if self.sweep.against:
             every = published_as(self.sweep.against.table)
             table.stand_ins = {each.name: self.sweep.against.columns for each in every}
@@ -112,7 +116,7 @@ class Plan:
             table.note(f"pretrained on: {'; '.join(read)}")
         for choice, rows in _choices(self.sweep).items():
             table.note(f"{', '.join(rows)}: {choice} (a choice: the paper leaves it open)")
-        missing = len(self.cells) - len(results)
+        missing = len(self.cells) - len(records)
         if missing:
             table.note(f"{missing} of {len(self.cells)} cells are not computed")
         for row, cell in self.cells:
@@ -121,18 +125,23 @@ class Plan:
                     table.leave_empty(*place, reason)
         return table
 
+    def records(self) -> list[RunRecord]:
+        """The finished cells."""
+        return [RunRecord(cell.run.path, row) for row, cell in self.cells if cell.run.finished]
+
     def _pretrained(self, row: str) -> str | None:
-        """How much text a row's first pretraining read, and for how long; None: it isn't done, or there is none."""
-        jobs = [
-            need.run for of, cell in self.cells if of == row for need in cell.needs if isinstance(need, Pretraining)
-        ]
-        result = jobs[0].result if jobs and jobs[0].finished else {}
-        if not result.get("tokens"):
+        """How much text a row's first pretraining read, and for how long; None: it is not finished, or reads no text."""
+        of_row = [cell for name, cell in self.cells if name == row]
+        runs = [need.run for cell in of_row for need in cell.needs if isinstance(need, Pretraining)]
+        if not runs or not runs[0].finished:
             return None
-        return f"{row}: {result['tokens'] / 1e6:,.1f} M tokens in {result['steps']:,} steps, {result['seconds']:,.0f} s"
+        record = RunRecord(runs[0].path)
+        if not record.tokens:
+            return None
+        return f"{row}: {record.tokens / 1e6:,.1f} M tokens in {record.steps:,} steps, {record.seconds:,.0f} s"
 
     def comparison(self) -> Comparisons | None:
-        """The table, with what it cost, beside the published ones that the sweep names."""
+        """The table with its cost, beside the published ones that the sweep names; None: it names none."""
         if not self.sweep.against:
             return None
         table = self.table()
@@ -140,16 +149,17 @@ class Plan:
         return compare_all(table, published_as(self.sweep.against.table))
 
     def write_tables(self) -> None:
-        """The table, and its comparison, in every format, beside the runs."""
+        """Write the table and its comparison in every format, beside the runs."""
         table, comparison = self.table(), self.comparison()
-        for suffix in ("md", "tex", "csv", "json"):
-            table.write(self.root / self.sweep.name / f"table.{suffix}")
+        folder = self.root / self.sweep.name
+        for ending in table_formats:
+            table.write(folder / f"table{ending}")
             if comparison is not None:
-                comparison.write(self.root / self.sweep.name / f"comparison.{suffix}")
+                comparison.write(folder / f"comparison{ending}")
 
 
 def _check_against(sweep: Sweep) -> None:
-    """UserError: it names a published table, or columns of it or tasks, that are not there."""
+    """Raise UserError if the sweep names a published table, a column or a task that does not exist."""
     if sweep.against is None:
         return
     tasks = list(dict.fromkeys(task for recipe in sweep.rows.values() for task in recipe.evaluate))
@@ -160,7 +170,7 @@ def _check_against(sweep: Sweep) -> None:
 
 
 def _choices(sweep: Sweep) -> dict[str, list[str]]:
-    """What was chosen where a paper is open, and the rows that it holds for."""
+    """What was chosen where a paper is silent, and the rows that it holds for."""
     found: dict[str, list[str]] = {}
     for row, recipe in sweep.rows.items():
         for choice in recipe.choices:
@@ -169,20 +179,10 @@ def _choices(sweep: Sweep) -> dict[str, list[str]]:
 
 
 def places_of(row: str, cell: Cell) -> list[Place]:
-    """Where a cell's numbers stand in its sweep's table: the test's, and those of its shifts."""
-    shifts = list(cell.evaluation.shifts)
-    about = {"task": cell.task, "protocol": cell.protocol, "labels": cell.labels, "shifts": shifts}
-    return [((row, cell.protocol), column) for column in columns_of(about)]
-
-
-def _result(cell: Cell, row: str) -> dict[str, Any]:
-    """What a table needs of a finished cell."""
-    return {**of_run(cell.run.path), "row": row}
-
-
-def of_run(path: Path) -> dict[str, Any]:
-    """What a table needs of a finished evaluation's folder."""
-    return {**read_result(path), "facts": facts(path), "spent": spent(path)}
+    """The places of a cell's numbers in its sweep's table: the test's, and those of its shifts."""
+    labels = Labels.of(cell.labels, counts_per_class(cell.protocol))
+    columns = columns_of(cell.task, labels, cell.evaluation.shifts, UNKNOWN_METRIC)
+    return [(Row(row, cell.protocol), column) for column in columns]
 
 
 def work(plans: Sequence[Jobs], context: Context) -> list[str]:
@@ -319,18 +319,17 @@ def submit(arguments: Sequence[str], workers: int, options: str) -> str:
 
 
 def table_of(targets: Sequence[Path], root: Path) -> Table:
-    """The table of sweep files and of folders that hold finished runs."""
-    results = []
+    """The table of sweep files and of folders with finished runs. UserError: there is no finished evaluation."""
+    records: list[RunRecord] = []
     for target in targets:
         if target.suffix in (".yaml", ".yml"):
             plan = Plan.of(load_sweep(target), root)
             if len(targets) == 1:
                 return plan.table()
-            results += [_result(cell, row) for row, cell in plan.cells if cell.run.finished]
+            records += plan.records()
         else:
-            found = sorted(target.rglob("result.json"), key=lambda path: path.stat().st_mtime)
-            results += [of_run(path.parent) for path in found if read_result(path.parent).get("protocol")]
-    if not results:
+            records += [record for record in find_records(target) if record.is_evaluation]
+    if not records:
         named = ", ".join(map(str, targets))
         raise UserError(f"{named}: no finished evaluation there; run `sslrun sweep` or `sslrun probe` first")
-    return Table.from_results(results)
+    return Table.from_records(records)

@@ -130,7 +130,7 @@ def test_a_table_stands_beside_the_published_one_and_says_what_was_chosen(tmp_pa
     )
     result = next(job.run.result for job in plan.jobs if "pretrain" in job.run.path.name)
     assert 4 * 8 < result["tokens"] <= 4 * 16
-    found = {(pair.published_row, pair.published_column) for pair in plan.comparison().made[0].pairs}
+    found = {(pair.published_row, pair.published_column) for pair in plan.comparison().tables[0].pairs}
     rows = ("No NSP", "LTR & No NSP", "LTR & No NSP + BiLSTM")
     assert found == {(row, "SST-2 (Acc)") for row in rows}
 

@@ -14,6 +14,7 @@ from sslrun.data.source import sources
 from sslrun.errors import UserError
 from sslrun.recipe import Sweep, parse
 from sslrun.recipe.places import Located
+from sslrun.results.address import Column, Labels, Row
 from sslrun.results.compare import compare
 from sslrun.results.published import published
 from sslrun.stages import bench
@@ -122,8 +123,8 @@ def test_the_vit_tables_second_row_is_from_the_same_run_as_the_first(place):
     table = plan.table()
     # Every label is met; which is one of ReaL's for two of the four images that have any.
     for protocol in ("probe", "knn"):
-        row = ("Ours-I21k (ViT-L/16)", protocol)
-        assert table.cells[row, ("imagenet-1k", "100 %")].mean == 100
-        assert table.cells[row, ("imagenet-1k ReaL", "100 %")].mean == 50
+        row = Row("Ours-I21k (ViT-L/16)", protocol)
+        assert table.cells[row, Column("imagenet-1k", Labels(1.0))].mean == 100
+        assert table.cells[row, Column("imagenet-1k ReaL", Labels(1.0))].mean == 50
     made = compare(table, published("vit_table2"))
     assert {pair.value for pair in made.pairs} == {85.3, 88.62}
