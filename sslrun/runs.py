@@ -23,8 +23,9 @@ import yaml
 from sslrun.errors import UserError, disk_is_full
 from sslrun.files import replacing
 
-FORMAT = 1
+FORMAT = 2
 """Part of every hash; raised when a change of the code makes old results incomparable."""
+PACKAGE = __name__.partition(".")[0]
 
 
 def digest(identity: Mapping[str, Any]) -> str:
@@ -55,6 +56,22 @@ def contents(path: Path) -> str | None:
             with open(each, "rb") as file:
                 found.update(hashlib.file_digest(file, "sha256").digest())
     return found.hexdigest()[:12]
+
+
+def component_identity(component: type[Any]) -> dict[str, Any]:
+    """What a component's class adds to a run's hash: its version if that was raised, and a plug-in's source.
+
+    Components of this package are told apart by their version; those of a user's own file or package
+    by the content of the file that defines them, so that an edited plug-in never reads an old result.
+    """
+    found: dict[str, Any] = {}
+    if (raised := getattr(component, "version", 1)) != 1:
+        found["component.version"] = raised
+    module = sys.modules.get(component.__module__)
+    source = getattr(module, "__file__", None)
+    if component.__module__.partition(".")[0] != PACKAGE and source is not None:
+        found["component.source"] = contents(Path(source))
+    return found
 
 
 @contextmanager

@@ -202,7 +202,7 @@ def _measurement(variant: Located) -> Named:
         cls = measurements[str(name)]
     except UserError as error:
         raise variant.error(("measure",), str(error)) from None
-    return Named(name=str(name), options=validated(cls.Options, options, f"'{name}'"))
+    return Named(name=str(name), options=validated(cls.Options, options, f"'{name}'"), component=cls)
 
 
 def load_claims(names: Sequence[str], folder: Path) -> list[Claim]:

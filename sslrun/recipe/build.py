@@ -206,7 +206,7 @@ def _named(
         raise section.error((), str(error)) from None
     if like is not None and sources[like.name].gives is cls.gives:
         given.value = {**given.value, **cls.shared_with(like.as_dict(), given.value)}
-    return Named(name=str(name), options=validated(cls.Options, given, f"'{name}'"))
+    return Named(name=str(name), options=validated(cls.Options, given, f"'{name}'"), component=cls)
 
 
 def validated(model: type[Model], source: Located, owner: str, also: Iterable[str] = ()) -> Model:

@@ -20,7 +20,7 @@ from pydantic import (
 from sslrun.data.shifts import ID, MEAN_SHIFT, Shift
 from sslrun.protocols.options import Protocols
 from sslrun.registry import Options
-from sslrun.runs import contents
+from sslrun.runs import component_identity, contents
 from sslrun.tasks.base import TaskOptions
 from sslrun.training.schedule import Schedule
 
@@ -31,14 +31,26 @@ class Named(BaseModel):
     model_config = ConfigDict(frozen=True)
     name: str
     options: SerializeAsAny[Options]
+    component: type[Any] | None = Field(None, exclude=True, repr=False)
+    """The class that the name stands for; its version and, for a plug-in, its source are part of a run's hash."""
 
     def as_dict(self) -> dict[str, Any]:
+        """The component as a recipe writes it, with every default."""
         return {"name": self.name, **self.options.model_dump(mode="json")}
 
     def identity(self) -> dict[str, Any]:
-        """What tells it from another in a run's hash: its options, and what is in the files that they name."""
-        found = [digest for path in self.options.files() if (digest := contents(path)) is not None]
-        return {**self.as_dict(), "files": found} if found else self.as_dict()
+        """What the component adds to a run's hash, as JSON values.
+
+        Its name, the options that differ from the defaults, digests of the files that they name, and what
+        `component_identity` says of its class. Keys with a dot cannot be mistaken for options.
+        """
+        digests = [digest for path in self.options.files() if (digest := contents(path)) is not None]
+        return {
+            "name": self.name,
+            **self.options.non_defaults(),
+            **({"component.files": digests} if digests else {}),
+            **(component_identity(self.component) if self.component else {}),
+        }
 
 
 class Pretrain(Schedule):

@@ -151,7 +151,7 @@ def facts(run: Path) -> dict[str, Any]:
 
 def _described(backbone: dict[str, Any]) -> str:
     """Its name and, in parentheses, the options that are not the defaults."""
-    name, given = backbone["name"], {key: value for key, value in backbone.items() if key not in ("name", "files")}
+    name, given = backbone["name"], {key: value for key, value in backbone.items() if key != "name" and "." not in key}
     # Constructed, not validated: some have options that must be given, as hf its model.
     default = backbones[name].Options.model_construct().model_dump(mode="json") if name in backbones else {}
     changed = [f"{key} {value}" for key, value in given.items() if key not in default or default[key] != value]

@@ -171,7 +171,7 @@ class Cell:
             "data": evaluation.data.identity(),
             "task": evaluation.task.identity(),
             "labels": self.labels,
-            "options": None if self.options is None else self.options.model_dump(mode="json", exclude={"shots"}),
+            "options": None if self.options is None else self.options.non_defaults(exclude={"shots"}),
             "head": self.probe.run.hash if self.protocol == "lpft" else None,
             "seed": self.training_seed,
         }
