@@ -36,7 +36,20 @@ From = Annotated[
     typer.Option("--from", help="A pretrained backbone: a run's folder or a .safetensors file.", show_default=False),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Imports = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--import",
+        metavar="FILE.py",
+        help="Import a Python file that registers components of your own; may be given several times. "
+        "SSLRUN_IMPORT=FILE:FILE does the same.",
+        show_default=False,
+    ),
+]
+"""Declared by every command that reads recipes; `main` has imported the files before any command is parsed."""
 
+DEBUG = "SSLRUN_DEBUG"
+"""Environment variable: 1 prints the traceback of a user's mistake after the line about it."""
 WIDE = 200
 """Columns of what is printed where there is no terminal whose width it must fit."""
 COMMAND_LINE_ERROR: type[Any] = typer.BadParameter.__mro__[2]
@@ -62,6 +75,7 @@ def pretrain(
     seed: Seed = 0,
     runs: Runs = Path("runs"),
     fresh: Fresh = False,
+    imports: Imports = None,
 ) -> None:
     """Stage 1: train the recipe's backbone on its pretext task, without labels."""
     from sslrun import distributed
@@ -87,6 +101,7 @@ def _evaluation_command(protocol: str, about: str) -> None:
         seed: Seed = 0,
         runs: Runs = Path("runs"),
         fresh: Fresh = False,
+        imports: Imports = None,
     ) -> None:
         from sslrun import distributed
         from sslrun.recipe import load
@@ -135,6 +150,7 @@ def sweep(
     device: Device = "auto",
     runs: Runs = Path("runs"),
     fresh: Fresh = False,
+    imports: Imports = None,
 ) -> None:
     """Batch: every stage of every row and seed, in the order that shares most; what is done is skipped."""
     from sslrun.recipe import load_sweep
@@ -156,6 +172,7 @@ def sweep(
         f"--runs={runs}",
         f"--device={device}",
         *(f"--set={each}" for each in change or ()),
+        *_imported(),
     ]
     if slurm is not None:
         if fresh:
@@ -197,6 +214,7 @@ def table(
         typer.Option("--distortion", help="How far fine-tuning moved the features, in distribution and out of it."),
     ] = False,
     runs: Runs = Path("runs"),
+    imports: Imports = None,
     as_json: AsJson = False,
 ) -> None:
     """The metric table of finished runs: mean ± standard deviation over seeds."""
@@ -243,6 +261,7 @@ def claims(
     fresh: Fresh = False,
     recipes: Annotated[Path, typer.Option(help="Where the claims are.")] = Path("recipes/claims"),
     listed: Annotated[bool, typer.Option("--list", help="Only say which claims and variants there are.")] = False,
+    imports: Imports = None,
     as_json: AsJson = False,
 ) -> None:
     """The lecture's sentences, tested: runs what is missing and says supported, contradicted or inconclusive."""
@@ -263,7 +282,7 @@ def claims(
     trials = [Trial.within(budget, cuda, each, runs) for each in found]
     plans = [each.plan for each in trials if each.plan is not None]
     jobs = jobs or max((plan.sweep.jobs for plan in plans if isinstance(plan, Plan)), default=1)
-    again = ["claims", *(names or ()), f"--budget={budget}", "--jobs=1", f"--runs={runs}", f"--device={device}", f"--recipes={recipes}"]  # fmt: skip
+    again = ["claims", *(names or ()), f"--budget={budget}", "--jobs=1", f"--runs={runs}", f"--device={device}", f"--recipes={recipes}", *_imported()]  # fmt: skip
     failures = launch(plans, context, jobs, again)
     outcomes = [each.outcome() for each in trials]
     for path in output or []:
@@ -292,6 +311,7 @@ def show(
         str | None, typer.Argument(help="backbone, pretext, data, corruption, task, measurement, protocol, table.")
     ] = None,
     name: Annotated[str | None, typer.Argument(help="One of the kind.")] = None,
+    imports: Imports = None,
     as_json: AsJson = False,
 ) -> None:
     """What there is, and every option with its default and its paper."""
@@ -306,6 +326,7 @@ def check(
     recipe: RecipeFile,
     overrides: Overrides = None,
     device: Device = "auto",
+    imports: Imports = None,
     as_json: AsJson = False,
 ) -> None:
     """No training: validates, counts parameters, FLOPs and memory, estimates the time."""
@@ -325,7 +346,27 @@ def _again(command: str, recipe: Path, overrides: list[str] | None, seed: int, r
     words = ["sslrun", command, str(recipe), *(overrides or ())]
     words += ["--seed", str(seed)] if seed else []
     words += ["--runs", str(runs)] if runs != Path("runs") else []
-    return shlex.join(words)
+    return shlex.join([*words, *_imported()])
+
+
+def _imported() -> list[str]:
+    """The options by which another process imports the same plug-ins."""
+    from sslrun import plugins
+
+    return [f"--import={path}" for path in plugins.loaded_files()]
+
+
+def _load_plugins(arguments: list[str]) -> None:
+    """Import the plug-ins that the command line, the environment and installed packages name."""
+    from sslrun import plugins
+
+    files = plugins.requested(arguments)
+    if files or plugins.installed():
+        # The package's own components first: a name that is taken is then the plug-in's mistake.
+        import sslrun.claims.measurements
+        import sslrun.recipe  # noqa: F401
+    plugins.load_entry_points()
+    plugins.load_files(files)
 
 
 def _print_json_or(value: Any, renderable: Any) -> None:
@@ -350,7 +391,12 @@ def _console() -> Any:
 
 def main() -> None:
     """Run the command line. A user's mistake is one line on stderr and exit code 2."""
-    sys.exit(_exit_code(lambda: app(prog_name="sslrun", standalone_mode=False)))
+    sys.exit(_exit_code(_run))
+
+
+def _run() -> Any:
+    _load_plugins(sys.argv[1:])
+    return app(prog_name="sslrun", standalone_mode=False)
 
 
 def _exit_code(run: Callable[[], Any]) -> int:
@@ -370,10 +416,23 @@ def _exit_code(run: Callable[[], Any]) -> int:
         return 130
     except UserError as error:
         typer.echo(f"sslrun: {error}", err=True)
+        if os.environ.get(DEBUG, "0") not in ("", "0"):
+            _print_traceback(error)
         return error.exit_code
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def _print_traceback(error: BaseException) -> None:
+    """Print an error with all that led to it, also what `raise ... from None` hides."""
+    import traceback
+
+    cause: BaseException | None = error
+    while cause is not None:
+        cause.__suppress_context__ = False
+        cause = cause.__cause__ or cause.__context__
+    typer.echo("".join(traceback.format_exception(error)), err=True, nl=False)
 
 
 if __name__ == "__main__":

@@ -71,7 +71,8 @@ class Registry(Generic[T]):
 
         def decorate(cls: type[T]) -> type[T]:
             if name in self._classes:
-                raise ValueError(f"{self.kind} '{name}' is registered twice")
+                taken = self._classes[name].__module__
+                raise ValueError(f"the {self.kind} '{name}' is defined already, in {taken}; choose another name")
             component = cls
             if cls in self._classes.values():
                 body = {"__doc__": cls.__doc__, "__module__": cls.__module__}
