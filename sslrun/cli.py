@@ -22,7 +22,14 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-RecipeFile = Annotated[Path, typer.Argument(help="A recipe (YAML).", metavar="RECIPE", show_default=False)]
+RecipeFile = Annotated[
+    Path,
+    typer.Argument(
+        help="A recipe: a YAML file, or the name of one that ships (see `sslrun recipes`).",
+        metavar="RECIPE",
+        show_default=False,
+    ),
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(help="Changes to the recipe, as pretrain.epochs=5.", metavar="[KEY=VALUE]...", show_default=False),
@@ -136,7 +143,10 @@ _evaluation_command("scratch", "train all parameters on the labels from a random
 
 @app.command()
 def sweep(
-    recipes: Annotated[list[Path], typer.Argument(help="Sweeps or recipes (YAML).", metavar="SWEEP...")],
+    recipes: Annotated[
+        list[Path],
+        typer.Argument(help="Sweeps or recipes: YAML files, or names of those that ship.", metavar="SWEEP..."),
+    ],
     change: Annotated[
         list[str] | None, typer.Option("--set", help="A change to every base recipe, as pretrain.epochs=5.")
     ] = None,
@@ -226,7 +236,7 @@ def table(
     if distortion and (against or compute):
         raise UserError("--distortion is a table of its own: leave out --against and --compute")
     beside = published_as(against) if against else None
-    made: Any = table_of(targets or [runs], runs)
+    made: Any = table_of([_sweep_or_folder(target) for target in targets or [runs]], runs)
     if distortion:
         made = Table.of_distortion(made.results, made.title)
     elif beside or compute:
@@ -259,7 +269,12 @@ def claims(
     device: Device = "auto",
     runs: Runs = Path("runs"),
     fresh: Fresh = False,
-    recipes: Annotated[Path, typer.Option(help="Where the claims are.")] = Path("recipes/claims"),
+    recipes: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of the claims; default: ./recipes/claims, or else those that ship.", show_default=False
+        ),
+    ] = None,
     listed: Annotated[bool, typer.Option("--list", help="Only say which claims and variants there are.")] = False,
     imports: Imports = None,
     as_json: AsJson = False,
@@ -268,9 +283,11 @@ def claims(
     from sslrun.claims.report import check_ending, rendered, write
     from sslrun.claims.run import Trial, made_by
     from sslrun.claims.schema import listing, load_claims
+    from sslrun.recipe.shipped import claims_folder
     from sslrun.stages.context import Context
     from sslrun.stages.sweep import Plan, launch, told_failures
 
+    recipes = recipes or claims_folder()
     found = load_claims(names or (), recipes)
     if listed:
         _print_json_or([each.described() for each in found] if as_json else None, listing(found))
@@ -290,6 +307,17 @@ def claims(
     _print_json_or([each.as_dict() for each in outcomes] if as_json else None, rendered(outcomes, tables=bool(names)))
     if failures:
         raise UserError(told_failures(failures, plans))
+
+
+@app.command()
+def recipes(as_json: AsJson = False) -> None:
+    """List the recipes that ship with sslrun; every command takes them by name, from any folder."""
+    from sslrun.recipe import shipped
+    from sslrun.stages.show import grid
+
+    about = {name: shipped.summary(path) for name, path in shipped.names().items()}
+    rows = [{"name": name, "about": text} for name, text in about.items()]
+    _print_json_or(rows if as_json else None, grid(about.items(), one_line=True))
 
 
 @app.command()
@@ -347,6 +375,13 @@ def _again(command: str, recipe: Path, overrides: list[str] | None, seed: int, r
     words += ["--seed", str(seed)] if seed else []
     words += ["--runs", str(runs)] if runs != Path("runs") else []
     return shlex.join([*words, *_imported()])
+
+
+def _sweep_or_folder(target: Path) -> Path:
+    """A target of `table`: a path that is there, or else the shipped sweep of that name."""
+    from sslrun.recipe import shipped
+
+    return shipped.find(target) if target.name in {name.rpartition("/")[2] for name in shipped.names()} else target
 
 
 def _imported() -> list[str]:

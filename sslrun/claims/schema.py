@@ -21,6 +21,7 @@ from sslrun.claims.verdict import Gain, Inequality, Place, Term
 from sslrun.errors import UserError
 from sslrun.recipe import Named, Sweep, load_sweep, validated
 from sslrun.recipe.places import Keys, Located, read_yaml
+from sslrun.recipe.shipped import claims_folder
 from sslrun.registry import did_you_mean
 
 Labels = tuple[str, ...]
@@ -83,8 +84,6 @@ class Variant(BaseModel):
     inequalities: tuple[Ordering, ...] = Field(min_length=1)
 
 
-FOLDER = Path("recipes/claims")
-"""Where claims are looked for by their name, unless told otherwise."""
 EXPENSE = {"minutes", "measured", "device"}
 """Of a variant, what it takes."""
 
@@ -162,7 +161,7 @@ class Claim(BaseModel):
             return None
         following = min(above, key=lambda each: each.minutes)
         gpu = " (needs a GPU)" if following.device == "cuda" else ""
-        named = self.name if self._path.parent == FOLDER else shlex.quote(str(self._path))
+        named = self.name if self._path.parent == claims_folder() else shlex.quote(str(self._path))
         return f"sslrun claims {named} --budget {following.minutes:g}{gpu}"
 
 
@@ -212,7 +211,7 @@ def load_claims(names: Sequence[str], folder: Path) -> list[Claim]:
     """
     paths = {path.stem: path for path in sorted(folder.glob("*.yaml"))}
     if not paths and not all(name.endswith(".yaml") for name in names or ["all"]):
-        raise UserError(f"{folder}: no claims there; call sslrun where its recipes are, or name claims' files")
+        raise UserError(f"{folder}: no claims there; name a folder of claims with --recipes, or claims' files")
     chosen = []
     for name in names or paths:
         if not name.endswith(".yaml") and name not in paths:

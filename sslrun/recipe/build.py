@@ -27,6 +27,7 @@ from sslrun.protocols.options import PROTOCOLS, Protocols
 from sslrun.recipe.fit import misfit
 from sslrun.recipe.places import Keys, Located, override, read_yaml
 from sslrun.recipe.schema import Evaluation, Named, Pretrain, Recipe, Sweep
+from sslrun.recipe.shipped import find
 from sslrun.registry import Options, Registry, did_you_mean
 from sslrun.tasks.base import tasks
 
@@ -34,8 +35,11 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe in a file, with `key=value` overrides. UserError: any mistake, with its file, line and key."""
-    source = read_yaml(path)
+    """Read the recipe in a file, or the shipped one of that name, with `key=value` overrides.
+
+    UserError: any mistake, with its file, line and key.
+    """
+    source = read_yaml(find(path))
     if "rows" in source.value:
         raise UserError(f"{path}: is a sweep: run it with `sslrun sweep {path}`")
     override(source, overrides)
@@ -43,7 +47,11 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
-    """The sweep in a file; a recipe counts as a sweep of one row. Overrides change the base, before the rows do."""
+    """Read the sweep in a file, or the shipped one of that name; a recipe counts as a sweep of one row.
+
+    Overrides change the base, before the rows do. UserError: any mistake, with its file, line and key.
+    """
+    path = find(path)
     source = read_yaml(path)
     if "rows" not in source.value:
         override(source, overrides)

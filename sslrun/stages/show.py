@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from typing import Any
 
@@ -172,11 +172,11 @@ def shown(found: dict[str, Any]) -> Any:
 
 def _blocks(found: dict[str, Any]) -> Iterator[Any]:
     if "kinds" in found:
-        yield _grid((kind, ", ".join(names)) for kind, names in found["kinds"].items())
+        yield grid((kind, ", ".join(names)) for kind, names in found["kinds"].items())
         yield Text("\nsslrun show KIND lists one kind; sslrun show KIND NAME gives every option.")
         return
     if "names" in found:
-        yield _grid(found["names"].items())
+        yield grid(found["names"].items())
         return
     yield Text(f"{found['kind']} {found['name']}\n", style="bold")
     yield Text(found["about"] + "\n")
@@ -191,8 +191,11 @@ def _blocks(found: dict[str, Any]) -> Iterator[Any]:
         yield table
 
 
-def _grid(rows: Any) -> RichTable:
+def grid(rows: Iterable[tuple[str, str]], *, one_line: bool = False) -> RichTable:
+    """Names and what they are, in two columns; `one_line` cuts the text off where the line ends."""
     table = RichTable.grid(padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=one_line, overflow="ellipsis" if one_line else "fold")
     for left, right in rows:
         table.add_row(Text(left, style="bold"), Text(right))
     return table
