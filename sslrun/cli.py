@@ -310,6 +310,29 @@ def claims(
 
 
 @app.command()
+def init(
+    name: Annotated[str, typer.Argument(help="Name of the recipe: NAME.yaml is written.")] = "my-experiment",
+    text: Annotated[bool, typer.Option("--text", help="Write a recipe for text in place of images.")] = False,
+    source: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            help="Look at your data and fill them in: a folder of images, text files, or a table "
+            "(CSV, TSV, JSON, parquet) of texts or of paths of images.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Write a commented starter recipe, for your own data or for data that need no download."""
+    from sslrun.stages.init import write_starter
+
+    path = write_starter(name, text, source)
+    typer.echo(f"{path}: written. Read it, then:")
+    typer.echo(f"  {shlex.join(['sslrun', 'check', str(path)])}    # no training: what it will cost")
+    typer.echo(f"  {shlex.join(['sslrun', 'sweep', str(path)])}    # pretrain, evaluate, and print the table")
+
+
+@app.command()
 def recipes(as_json: AsJson = False) -> None:
     """List the recipes that ship with sslrun; every command takes them by name, from any folder."""
     from sslrun.recipe import shipped
