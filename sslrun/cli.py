@@ -359,17 +359,25 @@ def export(
 @app.command()
 def show(
     kind: Annotated[
-        str | None, typer.Argument(help="backbone, pretext, data, corruption, task, measurement, protocol, table.")
+        str | None,
+        typer.Argument(
+            help="backbone, pretext, data, task, protocol, corruption, measurement, section, table or schema.",
+            show_default=False,
+        ),
     ] = None,
-    name: Annotated[str | None, typer.Argument(help="One of the kind.")] = None,
+    name: Annotated[str | None, typer.Argument(help="The name of one of them.", show_default=False)] = None,
     imports: Imports = None,
     as_json: AsJson = False,
 ) -> None:
-    """What there is, and every option with its default and its paper."""
+    """Show what a recipe can name, and every option with its default; `show schema` prints a JSON schema for editors."""
+    import sslrun.claims.measurements  # noqa: F401 (registers the measurements)
     from sslrun.stages.show import described, shown
 
     found = described(kind, name)
-    _print_json_or(found if as_json else None, shown(found))
+    if as_json or kind == "schema":
+        typer.echo(json.dumps(found, indent=2))
+    else:
+        _console().print(shown(found), markup=False)
 
 
 @app.command()

@@ -12,39 +12,46 @@ from rich.console import Group
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from sslrun.backbones.base import backbones
-from sslrun.claims.measurements.base import measurements
 from sslrun.data.image.corruptions import CORRUPTIONS
-from sslrun.data.source import sources
 from sslrun.errors import UserError
-from sslrun.pretexts.base import pretexts
 from sslrun.protocols.options import PROTOCOLS, Protocols
-from sslrun.recipe import Pretrain, Watch
+from sslrun.recipe.json_schema import SECTIONS, recipe_schema
 from sslrun.registry import Registry, did_you_mean
 from sslrun.results import published
 from sslrun.results.compare import KINDS as SETTINGS
 from sslrun.results.compare import TextCell
 from sslrun.results.table import Table
-from sslrun.tasks.base import tasks
 
-REGISTRIES: dict[str, Registry[Any]] = {
-    "backbone": backbones,
-    "pretext": pretexts,
-    "data": sources,
-    "task": tasks,
-    "measurement": measurements,
+OTHER_KINDS = ("corruption", "protocol", "section", "table")
+HIDDEN = {"evaluation": {"options"}}
+"""Fields of a section's model that are no keys of a recipe."""
+BASE = {
+    "name": "base",
+    "type": "str | Recipe",
+    "default": "required",
+    "about": "The recipe that the rows change: a file, or the recipe itself.",
 }
-SECTIONS: dict[str, type[BaseModel]] = {"pretrain": Pretrain, "watch": Watch}
-KINDS = (*REGISTRIES, "corruption", "protocol", "section", "table")
+
+
+def kinds() -> list[str]:
+    """What `sslrun show` knows, the registries of plug-ins included."""
+    return [*Registry.kinds, *(kind for kind in OTHER_KINDS if kind not in Registry.kinds), "schema"]
 
 
 def described(kind: str | None, name: str | None) -> dict[str, Any]:
-    """All kinds and their names; a kind's names with a line each; or one thing whole. UserError: no such kind, name."""
+    """Describe all kinds, the names of one kind, or one thing with its options; as JSON values.
+
+    UserError: no such kind, or no such name of the kind.
+    """
+    known = kinds()
     if kind is None:
-        return {"kinds": {each: list(_summaries(each)) for each in KINDS}}
-    kind = kind.removesuffix("s") if kind not in KINDS and kind.removesuffix("s") in KINDS else kind
-    if kind not in KINDS:
-        raise UserError(f"no such kind: '{kind}'.{did_you_mean(kind, list(KINDS))}")
+        return {"kinds": {kind: list(_summaries(kind)) for kind in known if kind != "schema"}}
+    if kind not in known and kind.removesuffix("s") in known:
+        kind = kind.removesuffix("s")
+    if kind not in known:
+        raise UserError(f"no such kind: '{kind}'.{did_you_mean(kind, known)}")
+    if kind == "schema":
+        return recipe_schema()
     if name is None:
         return {"kind": kind, "names": _summaries(kind)}
     if name not in _summaries(kind):
@@ -54,8 +61,8 @@ def described(kind: str | None, name: str | None) -> dict[str, Any]:
 
 def _summaries(kind: str) -> dict[str, str]:
     """Name -> one line."""
-    if kind in REGISTRIES:
-        return {name: _first_line(REGISTRIES[kind][name]) for name in REGISTRIES[kind]}
+    if kind in Registry.kinds:
+        return {name: _first_line(Registry.kinds[kind][name]) for name in Registry.kinds[kind]}
     if kind == "protocol":
         return dict(PROTOCOLS)
     if kind == "corruption":
@@ -71,8 +78,8 @@ def _summaries(kind: str) -> dict[str, str]:
 
 def _whole(kind: str, name: str) -> dict[str, Any]:
     """Everything about one thing: its text, and its options where it has any."""
-    if kind in REGISTRIES:
-        cls = REGISTRIES[kind][name]
+    if kind in Registry.kinds:
+        cls = Registry.kinds[kind][name]
         found: dict[str, Any] = {
             "about": inspect.getdoc(cls) or "",
             "inputs": _inputs(cls),
@@ -87,7 +94,8 @@ def _whole(kind: str, name: str) -> dict[str, Any]:
     if kind == "corruption":
         return {"about": f"{_summaries(kind)[name]}, at severity 1 to 5", "options": []}
     if kind == "section":
-        return {"about": inspect.getdoc(SECTIONS[name]) or "", "options": _options(SECTIONS[name])}
+        options = [option for option in _options(SECTIONS[name]) if option["name"] not in HIDDEN.get(name, ())]
+        return {"about": inspect.getdoc(SECTIONS[name]) or "", "options": [BASE] * (name == "sweep") + options}
     tables = published.published_as(name)
     found = {"about": "\n".join(f"{each.name}: {_source(each)}" for each in tables), "options": []}
     if len(tables) == 1:

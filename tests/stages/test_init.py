@@ -80,7 +80,10 @@ def test_a_table_of_texts_becomes_a_recipe_that_runs(folder, monkeypatch, capsys
     assert recipe.data.name == "text"
     assert recipe.evaluate["mine"].data.name == "sentences"
     assert recipe.evaluate["mine"].data.options.first == "review"
-    assert "bert-tiny" in run(monkeypatch, capsys, "check", "my-experiment.yaml", "backbone.width=16", "backbone.heads=2").out
+    assert (
+        "bert-tiny"
+        in run(monkeypatch, capsys, "check", "my-experiment.yaml", "backbone.width=16", "backbone.heads=2").out
+    )
     small = [
         "--set",
         "backbone={name: bert-tiny, depth: 1, width: 16, heads: 2}",
