@@ -163,10 +163,11 @@ def sweep(
     imports: Imports = None,
 ) -> None:
     """Batch: every stage of every row and seed, in the order that shares most; what is done is skipped."""
+    from sslrun.launch.slurm import submit
     from sslrun.recipe import load_sweep
     from sslrun.stages.context import Context
     from sslrun.stages.reporting import Reporter
-    from sslrun.stages.sweep import Plan, launch, say_failed, submit, told_failures, without_data
+    from sslrun.stages.sweep import Plan, launch, say_failed, told_failures, without_data
 
     for each in map(str, recipes):
         if "=" in each and not Path(each).exists():

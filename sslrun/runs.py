@@ -6,6 +6,7 @@ import errno
 import fcntl
 import hashlib
 import json
+import os
 import platform
 import shutil
 import sys
@@ -85,6 +86,24 @@ def report_disk_full(path: Path) -> Iterator[None]:
         raise UserError(f"{path}: the disk is full; free some room and give the same command again") from None
 
 
+UNWRITABLE = (
+    errno.EACCES, errno.EEXIST, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOENT, errno.ENOTDIR,
+    errno.EPERM, errno.EROFS,
+)  # fmt: skip
+"""Error numbers of a place that cannot be written."""
+
+
+def check_root(root: Path) -> None:
+    """Raise UserError if no folder of runs can be at `root`; nothing is created yet."""
+    nearest = next(place for place in (root.absolute(), *root.absolute().parents) if os.path.lexists(place))
+    if not nearest.is_dir():
+        raise UserError(f"--runs {root}: {nearest} is not a folder; name another place")
+    needed = os.R_OK | os.X_OK if nearest == root.absolute() else os.W_OK | os.X_OK
+    if not os.access(nearest, needed):
+        verb = "read" if nearest == root.absolute() else "write to"
+        raise UserError(f"--runs {root}: no permission to {verb} {nearest}; name another place")
+
+
 @contextmanager
 def report_unwritable(path: Path, remedy: str = "name another place with --runs") -> Iterator[None]:
     """Turns a full disk or a place that can't be written into a UserError that names it."""
@@ -92,7 +111,7 @@ def report_unwritable(path: Path, remedy: str = "name another place with --runs"
         with report_disk_full(path):
             yield
     except OSError as error:
-        if error.errno in (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EPERM):
+        if error.errno in UNWRITABLE:
             raise UserError(f"{path}: can't be written ({error.strerror}); {remedy}") from None
         raise
 
@@ -148,7 +167,8 @@ class Run:
         """Holds the run for this process while inside: False where another process holds it."""
         with report_unwritable(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-        with open(self.path / ".lock", "w") as lock:
+            lock = open(self.path / ".lock", "w")  # noqa: SIM115 (closed below; only opening it is reported)
+        with lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sslrun import distributed
 from sslrun.errors import UserError
-from sslrun.runs import Run, environment, report_disk_full
+from sslrun.runs import Run, check_root, environment, report_disk_full
 from sslrun.stages.reporting import Reporter
 from sslrun.training.device import Compute, compute
 
@@ -98,6 +98,7 @@ class Context:
     @classmethod
     def open(cls, device: str, runs: Path, fresh: bool = False) -> Context:
         """For a command: on a device by name, among the processes that torchrun started, listening to signals."""
+        check_root(runs)
         local = os.environ.get("LOCAL_RANK")
         made = compute(
             f"cuda:{local}" if local and device in ("auto", "cuda") and torch.cuda.is_available() else device
@@ -136,7 +137,7 @@ def perform(
         if not run.finished:
             run.start(recipe, environment(str(context.compute), distributed.world_size()))
             distributed.wait()  # the others must not look for checkpoints before old ones are gone
-            with report_disk_full(run.path):
+            with report_disk_full(run.path), context.reporter.job(f"{run.recipe} · {run.stage}"):
                 run.finish(body())
             distributed.wait()
         return run.result

@@ -6,22 +6,19 @@ taken. Killing a worker, or starting another on a second machine that sees the s
 
 from __future__ import annotations
 
-import os
-import shlex
-import shutil
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 from sslrun.claims.verdict import Place
 from sslrun.data.source import lacking
 from sslrun.errors import UserError
+from sslrun.launch import local
 from sslrun.recipe import Named, Sweep, load_sweep
 from sslrun.results.compare import Comparisons, check_stand_ins, compare_all, facts
 from sslrun.results.compute import add_compute, spent
@@ -185,17 +182,19 @@ def of_run(path: Path) -> dict[str, Any]:
     return {**read_result(path), "facts": facts(path), "spent": spent(path)}
 
 
-def work(plans: Sequence[Jobs], context: Context) -> list[str]:
-    """Do every job that is not done and nobody else does; wait for those that others do. Returns the failures' reasons.
+def work(plans: Sequence[Jobs], context: Context, workers: int = 1) -> list[str]:
+    """Do every job that is neither finished nor in the hands of another worker; wait for those that are.
 
-    A job that fails takes down those that need it, and no others. UserError: none can be done, for want of data.
+    Returns the failures' reasons. A job that fails takes down those that need it, and no others. `workers`: how many
+    share the jobs, to estimate the time left. UserError: no job can be done, as its data are missing.
     """
     waiting = [job for plan in plans for job in plan.jobs]
     failed = without_data(waiting, context.reporter)
     if waiting and len(failed) == len(waiting):
         raise UserError("\n".join(dict.fromkeys(failed.values())))
     say_failed(failed, len(waiting), context.reporter)
-    with context.reporter.plan(", ".join(plan.name for plan in plans), len(waiting)) as advance:
+    runs = [job.run for job in waiting]
+    with context.reporter.plan(", ".join(plan.name for plan in plans), runs, workers) as settle:
         while waiting:
             later: list[Job] = []
             for job in waiting:
@@ -209,7 +208,8 @@ def work(plans: Sequence[Jobs], context: Context) -> list[str]:
                     continue
                 else:
                     try:
-                        job.execute(context)
+                        with context.reporter.job(job.title):
+                            job.execute(context)
                     except Busy:
                         later.append(job)
                         continue
@@ -220,7 +220,7 @@ def work(plans: Sequence[Jobs], context: Context) -> list[str]:
                             context.reporter.say(f"{job.title}: failed: {error}")
                         failed[job.run.path] = str(error)
                         job.run.fail(str(error))
-                advance()
+                settle(job.run)
             if len(later) == len(waiting):
                 time.sleep(WAIT_SECONDS)
                 context.stop.check()
@@ -264,9 +264,10 @@ def told_failures(failures: Sequence[str], plans: Sequence[Jobs]) -> str:
 
 
 def launch(plans: Sequence[Jobs], context: Context, workers: int, arguments: Sequence[str]) -> list[str]:
-    """`work`, in this process or shared with `workers - 1` others, each with its share of the cores.
+    """Do the `work` in this process, or share it with `workers - 1` others; returns the failures' reasons.
 
-    `arguments`: the command of sslrun by which the other workers read the same plan.
+    Each worker has its share of the cores and, unless the device is named, a GPU of its own in turn. `arguments`:
+    sslrun's, by which the other workers read the same plan.
     """
     if context.fresh:
         for plan in plans:
@@ -275,47 +276,11 @@ def launch(plans: Sequence[Jobs], context: Context, workers: int, arguments: Seq
         context = replace(context, fresh=False)
     if workers == 1:
         return work(plans, context)
-    threads = max(1, (os.cpu_count() or 1) // workers)
+    threads = local.threads_of(workers)
     context.compute.use_threads(threads)
-    command = [sys.executable, "-m", "sslrun", *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    others = [
-        subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        for _ in range(workers - 1)
-    ]
-    try:
-        failures = work(plans, context)
-        for other in others:
-            other.wait()
-        return failures
-    finally:
-        for other in others:
-            other.terminate()
-        for other in others:  # they save what they have, before it is said that all is saved
-            other.wait()
-
-
-def submit(arguments: Sequence[str], workers: int, options: str) -> str:
-    """Submit `workers` workers as one Slurm array, requeued when preempted; returns what sbatch says.
-
-    Two minutes before its time is up a worker saves: `B:` sends the signal to it, as it has the batch shell's place.
-    """
-    if shutil.which("sbatch") is None:
-        raise UserError("--slurm: no sbatch on this machine; run the sweep on a login node of the cluster")
-    try:
-        given = shlex.split(options)
-    except ValueError as error:
-        raise UserError(f"--slurm {options}: not options of sbatch: {error}") from None
-    command = shlex.join([sys.executable, "-m", "sslrun", *arguments])
-    sbatch = [
-        "sbatch", f"--array=1-{workers}", "--requeue", "--signal=B:TERM@120", "--job-name=sslrun",
-        *given, "--wrap", f"exec {command}",
-    ]  # fmt: skip
-    done = subprocess.run(sbatch, capture_output=True, text=True)
-    if done.returncode:
-        said = [line.removeprefix("sbatch: error: ") for line in done.stderr.splitlines() if line.strip()]
-        raise UserError(f"sbatch refused: {'; '.join(said) or f'it ended with {done.returncode}'}")
-    return done.stdout.strip()
+    _, *devices = local.spread(context.compute.device, workers)  # the first is this process's own
+    commands = [local.command_on(arguments, device) for device in devices]
+    return local.beside(partial(work, plans, context, workers), commands, threads)
 
 
 def table_of(targets: Sequence[Path], root: Path) -> Table:
