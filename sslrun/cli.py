@@ -38,6 +38,12 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of everything random.")]
 Runs = Annotated[Path, typer.Option(envvar="SSLRUN_RUNS", help="Where runs are kept.")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Forget what was done before and start anew.")]
+Profile = Annotated[
+    bool,
+    typer.Option(
+        "--profile", help="Write a torch profiler trace of ten training steps to trace.json in the run's folder."
+    ),
+]
 From = Annotated[
     Path | None,
     typer.Option("--from", help="A pretrained backbone: a run's folder or a .safetensors file.", show_default=False),
@@ -82,6 +88,7 @@ def pretrain(
     seed: Seed = 0,
     runs: Runs = Path("runs"),
     fresh: Fresh = False,
+    profile: Profile = False,
     imports: Imports = None,
 ) -> None:
     """Stage 1: train the recipe's backbone on its pretext task, without labels."""
@@ -94,7 +101,7 @@ def pretrain(
     if loaded.pretext is None:
         raise UserError(f"{recipe}: names no pretext task, so there is nothing to pretrain")
     job = Pretraining(loaded, seed, runs)
-    job.execute(Context.open(device, runs, fresh))
+    job.execute(Context.open(device, runs, fresh, profile))
     if distributed.is_main():
         typer.echo(job.run.path)
 
@@ -108,6 +115,7 @@ def _evaluation_command(protocol: str, about: str) -> None:
         seed: Seed = 0,
         runs: Runs = Path("runs"),
         fresh: Fresh = False,
+        profile: Profile = False,
         imports: Imports = None,
     ) -> None:
         from sslrun import distributed
@@ -119,7 +127,7 @@ def _evaluation_command(protocol: str, about: str) -> None:
         loaded = load(recipe, overrides or ())
         if not loaded.evaluate:
             raise UserError(f"{recipe}: names no task under 'evaluate'")
-        context = Context.open(device, runs, fresh)
+        context = Context.open(device, runs, fresh, profile)
         jobs = cells(loaded, seed, runs, [protocol], source)
         if not all(job.origin.exists for job in jobs):
             raise UserError(
@@ -127,6 +135,8 @@ def _evaluation_command(protocol: str, about: str) -> None:
                 f"run `{_again('pretrain', recipe, overrides, seed, runs)}` first, or pass --from"
             )
         made = Table.from_results([job.execute(context) for job in jobs], loaded.name)
+        if context.profile:
+            context.reporter.say("--profile: nothing was trained in steps, so that there is no trace")
         if distributed.is_main():
             _print_table(made)
 

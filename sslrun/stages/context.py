@@ -91,13 +91,18 @@ class Context:
     reporter: Reporter = field(default_factory=Reporter)
     fresh: bool = False
     """Forget what the runs asked for have already done."""
+    profile: bool = False
+    """Trace some steps of the first training."""
     stop: Stop = field(default_factory=Stop)
     features: dict[tuple[str, ...], tuple[Tensor, float]] = field(default_factory=dict)
     """Frozen features, and the FLOPs of an example's, that the next evaluation may read again, by what determines them."""
 
     @classmethod
-    def open(cls, device: str, runs: Path, fresh: bool = False) -> Context:
-        """For a command: on a device by name, among the processes that torchrun started, listening to signals."""
+    def open(cls, device: str, runs: Path, fresh: bool = False, profile: bool = False) -> Context:
+        """Open the context of a command: on a device by name, among torchrun's processes, listening to signals.
+
+        UserError: no such device, or no place for runs.
+        """
         check_root(runs)
         local = os.environ.get("LOCAL_RANK")
         made = compute(
@@ -105,7 +110,7 @@ class Context:
         )
         distributed.setup(made.device)
         main = distributed.is_main()
-        context = cls(runs, made, Reporter(quiet=not main), fresh, Stop(leads=main))
+        context = cls(runs, made, Reporter(quiet=not main), fresh, profile, Stop(leads=main))
         context.stop.listen()
         return context
 
@@ -118,6 +123,8 @@ def perform(
     recipe: what the run's recipe.yaml says.
     """
     if run.finished and not context.fresh:
+        if context.profile:
+            context.reporter.say(f"{run.path}: is finished, so that nothing is profiled; add --fresh to run it again")
         return run.result
     if not distributed.is_main():
         try:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from sslrun import distributed
@@ -11,6 +12,7 @@ from sslrun.data.examples import Examples
 from sslrun.runs import Run
 from sslrun.stages.context import Context
 from sslrun.stages.logging import Log
+from sslrun.stages.profiling import step_profiler
 from sslrun.training.checkpoint import latest, restore, save
 from sslrun.training.loop import NonFinite, Step, Training, train
 
@@ -46,9 +48,13 @@ def fit(
     total = training.schedule.total_steps(len(examples))
     saved = logged = time.monotonic()
     seen = training.step * training.schedule.batch
-    with context.reporter.stage(name, total, training.step, examples.spec.unit) as show:
+    with (
+        context.reporter.stage(name, total, training.step, examples.spec.unit) as show,
+        _profiler(run, context) as after_step,
+    ):
         try:
             for step in train(training, examples, seed):
+                after_step()
                 now = time.monotonic()
                 if now - logged > LOG_SECONDS or step.last:
                     record = step.record()
@@ -67,3 +73,14 @@ def fit(
             good = latest(folder) if folder.exists() else None
             kept = f"the last good checkpoint is {good}" if good else "no checkpoint had been written yet"
             raise NonFinite(f"{name}: {error}; {kept}. Lower lr, or raise warmup, or set clip: 1.0") from None
+
+
+@contextmanager
+def _profiler(run: Run, context: Context) -> Iterator[Callable[[], None]]:
+    """Trace the first training of a command with --profile; the yielded function is called after every step."""
+    if not context.profile or not distributed.is_main():
+        yield lambda: None
+        return
+    context.profile = False
+    with step_profiler(run.path, context.compute.device, context.reporter.say) as after_step:
+        yield after_step
