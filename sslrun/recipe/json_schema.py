@@ -97,7 +97,7 @@ def _partial(schema: dict[str, Any]) -> dict[str, Any]:
 
 def _component(key: str, registry: Registry[Any], defs: Definitions) -> dict[str, Any]:
     """A component: its name alone, or its name and options."""
-    choices = []
+    choices: list[dict[str, Any]] = []
     for name in registry:
         cls = registry[name]
         schema = _section(f"{key}.{name}", cls.Options, defs)

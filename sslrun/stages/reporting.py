@@ -70,12 +70,19 @@ class _Job:
     """What runs at the moment."""
 
     title: str
+    run_stage: str = ""
+    """The stage of its run, as `pretrain` or `probe`."""
     began: float = field(default_factory=lambda: time.monotonic())
     stage: _Stage | None = None
 
     @property
     def seconds(self) -> float:
         return time.monotonic() - self.began
+
+    @property
+    def left(self) -> float | None:
+        """Seconds left of its training; None: it has no steps, or has done none."""
+        return None if self.stage is None else self.stage.left
 
 
 class Pace:
@@ -102,35 +109,31 @@ class Pace:
         except (UserError, TypeError):
             return  # it failed, or is damaged: whoever reads it says so
 
-    def estimates(self, current: float | None = None) -> dict[Path, float] | None:
-        """Seconds that each run took or will take; None while nothing is known.
+    def estimates(self, job: _Job | None = None) -> dict[Path, float]:
+        """Seconds that each run took or will take; runs of stages that nothing is known about are missing.
 
-        An unfinished run takes as long as the mean of the finished ones of its stage, else of all; before any is
-        finished, as long as the `current` one is estimated to take.
+        An unfinished run takes as long as the mean of the finished ones of its stage. Before any of them is finished,
+        it takes as long as the steps of the current `job` tell, if that is of its stage.
         """
         by_stage: dict[str, list[float]] = {}
         for path, seconds in self.seconds.items():
             by_stage.setdefault(self.runs[path].stage, []).append(seconds)
-        anything = fmean(self.seconds.values()) if self.seconds else current
-        if anything is None:
-            return None
         means = {stage: fmean(values) for stage, values in by_stage.items()}
-        return {path: self.seconds.get(path, means.get(run.stage, anything)) for path, run in self.runs.items()}
+        if job is not None and job.run_stage and job.left is not None:
+            means.setdefault(job.run_stage, job.seconds + job.left)
+        known = {path: means[run.stage] for path, run in self.runs.items() if run.stage in means}
+        return known | self.seconds
 
-    def left(self, job: _Job | None) -> float | None:
-        """Seconds until all runs are settled; None while nothing is known."""
-        whole = None
-        if job is not None and job.stage is not None and job.stage.left is not None:
-            whole = job.seconds + job.stage.left
-        estimates = self.estimates(whole)
-        if estimates is None:
-            return None
-        waiting = sum(seconds for path, seconds in estimates.items() if path not in self.settled)
-        if job is not None and job.stage is not None and job.stage.left is not None:
-            waiting = max(job.stage.left, waiting - job.seconds)
-        elif job is not None:
-            waiting = max(0.0, waiting - job.seconds)
-        return waiting / self.workers
+    def left(self, job: _Job | None) -> tuple[float | None, bool]:
+        """Seconds until all runs are settled, and whether that covers all; None while nothing is known."""
+        estimates = self.estimates(job)
+        waiting = [path for path in self.runs if path not in self.settled]
+        if waiting and not any(path in estimates for path in waiting) and (job is None or job.left is None):
+            return None, False
+        seconds = sum(estimates.get(path, 0.0) for path in waiting)
+        if job is not None:
+            seconds = max(job.left or 0.0, seconds - job.seconds)
+        return seconds / self.workers, all(path in estimates for path in waiting)
 
     def share(self, left: float | None) -> float:
         """The share of the plan that is done, by time where it is known, else by count."""
@@ -201,12 +204,12 @@ class Reporter:
             self._draw()
 
     @contextmanager
-    def job(self, title: str) -> Iterator[None]:
+    def job(self, title: str, run_stage: str = "") -> Iterator[None]:
         """Name what runs, whether or not it is counted in steps; inside another job nothing changes."""
         if self._job is not None:
             yield
             return
-        self._job = _Job(title)
+        self._job = _Job(title, run_stage)
         with self._running():
             try:
                 yield
@@ -298,7 +301,7 @@ class Reporter:
         parts = []
         if pace is not None:
             parts.append(f"{self._name}: {len(pace.settled)}/{len(pace.runs)} runs")
-            parts.append(_left(pace.left(job)))
+            parts.append(_left(*pace.left(job)))
         if job is not None:
             parts.append(job.title)
             stage = job.stage
@@ -317,27 +320,38 @@ class Reporter:
         pace, bar = self._pace, self._plan_bar
         if pace is None or bar is None:
             return
-        left, job = pace.left(self._job), self._job
+        job = self._job
+        left, whole = pace.left(job)
         working = job is not None and job.stage is None
         self.progress.update(
             bar,
-            completed=pace.share(left),
+            completed=pace.share(left if whole else None),
             count=f"{len(pace.settled)}/{len(pace.runs)} runs",
             note=f"running for {_duration(job.seconds)}" if job is not None and working else "",
-            left=_left(left),
+            left=_clock(left, whole),
         )
 
     def _draw_stage(self, bar: TaskID, stage: _Stage) -> None:
         count = f"{stage.done}/{stage.total}"
-        self.progress.update(bar, completed=stage.done, count=count, note=stage.note, left=_left(stage.left))
+        self.progress.update(bar, completed=stage.done, count=count, note=stage.note, left=_clock(stage.left))
 
 
-def _left(seconds: float | None) -> str:
-    return "" if seconds is None else f"{_duration(seconds)} left"
+def _left(seconds: float | None, whole: bool = True) -> str:
+    """The time left; not `whole`: that of a part, as nothing is known about the rest yet."""
+    return "" if seconds is None else f"{'' if whole else 'over '}{_duration(seconds)} left"
+
+
+def _clock(seconds: float | None, whole: bool = True) -> str:
+    """The time left as bars have it, in few columns: 1:40 left."""
+    if seconds is None:
+        return ""
+    minutes, rest = divmod(round(seconds), 60)
+    clock = f"{minutes}:{rest:02d}" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+    return f"{'' if whole else '> '}{clock} left"
 
 
 def _duration(seconds: float) -> str:
-    """Seconds in one or two units, as short as a bar needs them."""
+    """Seconds in one or two units."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"

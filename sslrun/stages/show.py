@@ -1,4 +1,4 @@
-"""What there is to name in a recipe, and every option with its default and its paper."""
+"""Describe what a recipe can name, and every option with its default."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def kinds() -> list[str]:
     return [*Registry.kinds, *(kind for kind in OTHER_KINDS if kind not in Registry.kinds), "schema"]
 
 
-def described(kind: str | None, name: str | None) -> dict[str, Any]:
+def describe(kind: str | None, name: str | None) -> dict[str, Any]:
     """Describe all kinds, the names of one kind, or one thing with its options; as JSON values.
 
     UserError: no such kind, or no such name of the kind.
@@ -60,7 +60,7 @@ def described(kind: str | None, name: str | None) -> dict[str, Any]:
 
 
 def _summaries(kind: str) -> dict[str, str]:
-    """Name -> one line."""
+    """Each name of a kind, with one line about it."""
     if kind in Registry.kinds:
         return {name: _first_line(Registry.kinds[kind][name]) for name in Registry.kinds[kind]}
     if kind == "protocol":
@@ -77,7 +77,7 @@ def _summaries(kind: str) -> dict[str, str]:
 
 
 def _whole(kind: str, name: str) -> dict[str, Any]:
-    """Everything about one thing: its text, and its options where it has any."""
+    """Describe one thing: its docstring, and its options if it has any."""
     if kind in Registry.kinds:
         cls = Registry.kinds[kind][name]
         found: dict[str, Any] = {
@@ -99,7 +99,7 @@ def _whole(kind: str, name: str) -> dict[str, Any]:
     tables = published.published_as(name)
     found = {"about": "\n".join(f"{each.name}: {_source(each)}" for each in tables), "options": []}
     if len(tables) == 1:
-        found["where"] = {kind: tables[0].setting.get(kind, "not told") for kind in SETTINGS}
+        found["where"] = {kind: tables[0].setting.get(kind, "not reported") for kind in SETTINGS}
     found["tables"] = {
         each.name: {"unit": each.unit, "rows": {row: {column: asdict(number) for column, number in cells.items()}
                                                 for row, cells in each.rows.items()}}
@@ -109,13 +109,13 @@ def _whole(kind: str, name: str) -> dict[str, Any]:
 
 
 def _inputs(component: type[Any]) -> str | None:
-    """The kind of data that a component is for."""
+    """The kind of data that a component reads; None: any."""
     specs = (getattr(component, name, None) for name in ("takes", "reads", "gives"))
     return next((spec.kind for spec in specs if spec is not None), None)
 
 
 def _numbers(table: published.Published) -> Table:
-    """A published table as it was published."""
+    """Render a published table as it was published."""
     made = Table(f"{table.name}, {table.unit}", table.unit, rank=None)
     remarks: dict[str, list[str]] = {}
     for row, cells in table.rows.items():
@@ -134,7 +134,7 @@ def _numbers(table: published.Published) -> Table:
 
 
 def _source(table: published.Published) -> str:
-    """Where a published table's numbers are from, and how many of them were not seen there."""
+    """Where a published table's numbers are from, and how many of them were recalled, not checked."""
     numbers = [number for cells in table.rows.values() for number in cells.values()]
     recalled = sum(not number.verified for number in numbers)
     return f"{table.paper}, {table.where}: {len(numbers)} numbers" + (
@@ -173,8 +173,8 @@ def _first_line(thing: Any) -> str:
     return (inspect.getdoc(thing) or "").split("\n")[0]
 
 
-def shown(found: dict[str, Any]) -> Any:
-    """What `described` found, to print."""
+def render(found: dict[str, Any]) -> Any:
+    """Render what `describe` returned."""
     return Group(*_blocks(found))
 
 

@@ -192,7 +192,7 @@ def work(plans: Sequence[Jobs], context: Context, workers: int = 1) -> list[str]
     failed = without_data(waiting, context.reporter)
     if waiting and len(failed) == len(waiting):
         raise UserError("\n".join(dict.fromkeys(failed.values())))
-    say_failed(failed, len(waiting), context.reporter)
+    report_missing(failed, len(waiting), context.reporter)
     runs = [job.run for job in waiting]
     with context.reporter.plan(", ".join(plan.name for plan in plans), runs, workers) as settle:
         while waiting:
@@ -208,7 +208,7 @@ def work(plans: Sequence[Jobs], context: Context, workers: int = 1) -> list[str]
                     continue
                 else:
                     try:
-                        with context.reporter.job(job.title):
+                        with context.reporter.job(job.title, job.run.stage):
                             job.execute(context)
                     except Busy:
                         later.append(job)
@@ -229,8 +229,7 @@ def work(plans: Sequence[Jobs], context: Context, workers: int = 1) -> list[str]
 
 
 def without_data(jobs: Sequence[Job], reporter: Reporter) -> dict[Path, str]:
-    """Of the jobs that aren't done those that can't be, as their data, or that of a job they need, can't be had; and the
-    reason."""
+    """Find the unfinished jobs whose data, or the data of a job that they need, are missing; and the reasons."""
     found: dict[str, str | None] = {}
     failed: dict[Path, str] = {}
     with reporter.reading() as progress:
@@ -247,20 +246,20 @@ def without_data(jobs: Sequence[Job], reporter: Reporter) -> dict[Path, str]:
     return failed
 
 
-def say_failed(failed: Mapping[Path, str], total: int, reporter: Reporter) -> None:
-    """How many of the runs can't be made on this machine, and why: a line a reason."""
+def report_missing(failed: Mapping[Path, str], total: int, reporter: Reporter) -> None:
+    """Print how many of the runs cannot be made on this machine, one line for each reason."""
     for reason, count in Counter(failed.values()).items():
         reporter.say(f"{count} of {total} runs can't be made here: {reason}")
 
 
-def told_failures(failures: Sequence[str], plans: Sequence[Jobs]) -> str:
-    """How many runs failed, and for which reasons."""
+def describe_failures(failures: Sequence[str], plans: Sequence[Jobs]) -> str:
+    """Describe how many runs failed, and for which reasons."""
     total = sum(len(plan.jobs) for plan in plans)
     reasons = Counter(failures)
-    told = f"{len(failures)} of {total} runs failed" + (", the others are done" if len(failures) < total else "")
+    summary = f"{len(failures)} of {total} runs failed" + (", the others are done" if len(failures) < total else "")
     if len(reasons) == 1:
-        return f"{told}: {failures[0]}"
-    return "\n".join([f"{told}:", *(f"  {count}: {reason}" for reason, count in reasons.items())])
+        return f"{summary}: {failures[0]}"
+    return "\n".join([f"{summary}:", *(f"  {count}: {reason}" for reason, count in reasons.items())])
 
 
 def launch(plans: Sequence[Jobs], context: Context, workers: int, arguments: Sequence[str]) -> list[str]:

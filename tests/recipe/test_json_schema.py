@@ -11,7 +11,7 @@ from sslrun import cli
 from sslrun.pretexts.base import Pretext, PretextOptions, pretexts
 from sslrun.recipe.json_schema import SECTIONS, recipe_schema
 from sslrun.recipe.places import read_yaml
-from sslrun.stages.show import described
+from sslrun.stages.show import describe
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 FILES = sorted(path for path in RECIPES.rglob("*.yaml") if path.parent.name != "claims")
@@ -144,6 +144,6 @@ def test_a_plug_in_is_in_it():
 
 @pytest.mark.parametrize("name", SECTIONS)
 def test_show_knows_every_section(name):
-    found = described("section", name)
+    found = describe("section", name)
     assert found["about"]
     assert all(option["about"] for option in found["options"])

@@ -44,7 +44,7 @@ def test_bars_show_stage_loss_speed_and_time_left_on_any_terminal(width, runs):
         paper.print(reporter.progress.get_renderable())
     plan, stage = paper.file.getvalue().splitlines()
     assert "1/5 runs" in plan
-    assert "left" in plan
+    assert "> 1:40 left" in plan
     for words in ("a-recipe-of-a-long-name", "540/1080", "loss 0.387 · 1,735 images/s", "left", "━"):
         assert words in stage
     assert len(stage) <= width
@@ -109,28 +109,31 @@ def test_runs_that_others_finish_are_counted(plain, runs):
 
 def test_the_time_left_goes_by_what_runs_of_the_same_stage_took(runs):
     pace = Pace(runs, workers=2)
-    assert pace.left(None) is None
+    assert pace.left(None) == (None, False)
     assert pace.share(None) == 0.0
     finish(runs[0], 100.0)
+    pace.look()
+    assert pace.left(None) == (100 / 2, False)  # nothing is known about probes
     finish(runs[2], 10.0)
     pace.look()
-    left = pace.left(None)
-    assert left == (100 + 10 + 10) / 2
+    left, whole = pace.left(None)
+    assert (left, whole) == ((100 + 10 + 10) / 2, True)
     assert pace.share(left) == pytest.approx(110 / 230)
     pace.settle(runs[1])  # it failed
-    assert pace.left(None) == (10 + 10) / 2
+    assert pace.left(None) == ((10 + 10) / 2, True)
 
 
 def test_steps_of_what_runs_tell_the_time_left(runs, monkeypatch):
     now = 1000.0
     monkeypatch.setattr(reporting.time, "monotonic", lambda: now)
-    job = reporting._Job("first")
+    job = reporting._Job("first", "pretrain")
     job.stage = reporting._Stage("first", total=100, done=40)  # resumed after step 40
     now += 30
     assert job.stage.left is None
     job.stage.done = 60
     assert job.stage.left == 60.0
-    assert Pace(runs).left(job) == 5 * (30 + 60) - 30  # nothing else is known: all as long as this one
+    assert Pace(runs).left(job) == (2 * (30 + 60) - 30, False)  # of two pretrainings; nothing is known about probes
+    assert reporting._left(*Pace(runs).left(job)) == "over 2 min 30 s left"
 
 
 def test_a_process_that_is_not_the_first_says_nothing(capsys):
