@@ -17,7 +17,7 @@ from sslrun.backbones.base import backbones
 from sslrun.data.shifts import Shift
 from sslrun.data.source import sources
 from sslrun.pretexts.base import pretexts
-from sslrun.protocols.options import PROTOCOLS, Protocols
+from sslrun.protocols import protocols
 from sslrun.recipe.schema import Against, Evaluation, Pretrain, Recipe, Sweep, Watch, Weights
 from sslrun.registry import Options, Registry
 from sslrun.tasks.base import tasks
@@ -40,7 +40,7 @@ Definitions = dict[str, dict[str, Any]]
 
 def protocol_options() -> dict[str, type[Options]]:
     """The options of each protocol that has any: sections of a recipe and of its evaluations."""
-    return {name: type(field.default) for name, field in Protocols.model_fields.items()}
+    return {name: protocols[name].Options for name in protocols.in_order if protocols[name].Options.model_fields}
 
 
 def recipe_schema() -> dict[str, Any]:
@@ -139,7 +139,11 @@ def _shift(defs: Definitions) -> dict[str, Any]:
 
 def _evaluation(defs: Definitions) -> dict[str, Any]:
     own = _properties(Evaluation, ("protocols", "labels", "restarts"), defs, "evaluation")
-    own["protocols"] = {"type": "array", "items": {"enum": list(PROTOCOLS)}, "description": "Ways to learn the task."}
+    own["protocols"] = {
+        "type": "array",
+        "items": {"enum": protocols.in_order},
+        "description": "Ways to learn the task.",
+    }
     shifts = [{"type": "array", "items": {"type": "string"}}, {"type": "object", "additionalProperties": _ref("shift")}]
     properties = {
         "data": {"anyOf": [_ref("data"), NOTHING]},

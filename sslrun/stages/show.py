@@ -14,7 +14,6 @@ from rich.text import Text
 
 from sslrun.data.image.corruptions import CORRUPTIONS
 from sslrun.errors import UserError
-from sslrun.protocols.options import PROTOCOLS, Protocols
 from sslrun.recipe.json_schema import SECTIONS, recipe_schema
 from sslrun.registry import Registry, did_you_mean
 from sslrun.results import published
@@ -22,7 +21,7 @@ from sslrun.results.compare import KINDS as SETTINGS
 from sslrun.results.compare import TextCell
 from sslrun.results.table import Table
 
-OTHER_KINDS = ("corruption", "protocol", "section", "table")
+OTHER_KINDS = ("corruption", "section", "table")
 HIDDEN = {"evaluation": {"options"}}
 """Fields of a section's model that are no keys of a recipe."""
 BASE = {
@@ -35,7 +34,7 @@ BASE = {
 
 def kinds() -> list[str]:
     """What `sslrun show` knows, the registries of plug-ins included."""
-    return [*Registry.kinds, *(kind for kind in OTHER_KINDS if kind not in Registry.kinds), "schema"]
+    return [*Registry.kinds, *OTHER_KINDS, "schema"]
 
 
 def describe(kind: str | None, name: str | None) -> dict[str, Any]:
@@ -63,8 +62,6 @@ def _summaries(kind: str) -> dict[str, str]:
     """Each name of a kind, with one line about it."""
     if kind in Registry.kinds:
         return {name: _first_line(Registry.kinds[kind][name]) for name in Registry.kinds[kind]}
-    if kind == "protocol":
-        return dict(PROTOCOLS)
     if kind == "corruption":
         return {
             name: f"{_first_line(of).rstrip('.')}: {_listed(constants)}"
@@ -88,9 +85,6 @@ def _whole(kind: str, name: str) -> dict[str, Any]:
         if kind == "data":
             found["where"] = cls.describe()
         return found
-    if kind == "protocol":
-        model = Protocols.model_fields.get(name)
-        return {"about": PROTOCOLS[name], "options": _options(type(model.default)) if model else []}
     if kind == "corruption":
         return {"about": f"{_summaries(kind)[name]}, at severity 1 to 5", "options": []}
     if kind == "section":

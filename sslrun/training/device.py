@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import platform
+import resource
 import shutil
+import sys
 import time
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -126,3 +128,13 @@ def _measured(dtype: torch.dtype) -> float:
         a @ a
         times.append(time.perf_counter() - began)
     return min(times)
+
+
+def memory_in_use(device: torch.device) -> int:
+    """Bytes: the most that tensors took on a GPU so far; on a CPU the most that the process took."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if device.type == "mps":
+        return torch.mps.current_allocated_memory()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
