@@ -49,7 +49,7 @@ class Measuring:
 
     @property
     def run(self) -> Run:
-        identity = {"options": self.measure.options.model_dump(mode="json"), "seed": self.seed}
+        identity = {"measure": self.measure.identity(), "seed": self.seed}
         return Run(self.root, self.measure.name, "measure", identity)
 
     def execute(self, context: Context) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from sslrun.claims.verdict import Gain, Inequality, Term
 from sslrun.errors import UserError
 from sslrun.recipe import Named, Sweep, load_sweep, validated
 from sslrun.recipe.places import Keys, Located, read_yaml
+from sslrun.recipe.shipped import claims_folder
 from sslrun.registry import did_you_mean
 from sslrun.results.address import Place, join_titles, place_parts
 
@@ -104,8 +105,6 @@ class Variant(BaseModel):
     inequalities: tuple[Ordering, ...] = Field(min_length=1)
 
 
-FOLDER = Path("recipes/claims")
-"""The folder in which claims are found by name, unless another is given."""
 EXPENSE = {"minutes", "measured", "device"}
 """The fields of a variant that say what it takes."""
 
@@ -188,7 +187,7 @@ class Claim(BaseModel):
             return None
         following = min(above, key=lambda each: each.minutes)
         gpu = " (needs a GPU)" if following.device == "cuda" else ""
-        name = self.name if self._path.parent == FOLDER else shlex.quote(str(self._path))
+        name = self.name if self._path.parent == claims_folder() else shlex.quote(str(self._path))
         return f"sslrun claims {name} --budget {following.minutes:g}{gpu}"
 
 
@@ -223,7 +222,7 @@ def _load_measurement(variant: Located) -> Named:
         cls = measurements[str(name)]
     except UserError as error:
         raise variant.error(("measure",), str(error)) from None
-    return Named(name=str(name), options=validated(cls.Options, options, f"'{name}'"))
+    return Named(name=str(name), options=validated(cls.Options, options, f"'{name}'"), component=cls)
 
 
 def load_claims(names: Sequence[str], folder: Path) -> list[Claim]:
@@ -233,7 +232,7 @@ def load_claims(names: Sequence[str], folder: Path) -> list[Claim]:
     """
     paths = {path.stem: path for path in sorted(folder.glob("*.yaml"))}
     if not paths and not all(name.endswith(".yaml") for name in names or ["all"]):
-        raise UserError(f"{folder}: no claims there; call sslrun where its recipes are, or name claims' files")
+        raise UserError(f"{folder}: no claims there; name a folder of claims with --recipes, or claims' files")
     chosen = []
     for name in names or paths:
         if not name.endswith(".yaml") and name not in paths:

@@ -75,7 +75,7 @@ def facts(record: RunRecord) -> dict[str, Any]:
 def _describe_backbone(backbone: Mapping[str, Any]) -> str:
     """The name and, in parentheses, the options that differ from the defaults."""
     name = backbone["name"]
-    given = {key: value for key, value in backbone.items() if key not in ("name", "files")}
+    given = {key: value for key, value in backbone.items() if key != "name" and "." not in key}
     # Constructed without validation: some options have no default, as the model of `hf`.
     default = backbones[name].Options.model_construct().model_dump(mode="json") if name in backbones else {}
     changed = [f"{key} {value}" for key, value in given.items() if key not in default or default[key] != value]

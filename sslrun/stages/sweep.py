@@ -6,21 +6,18 @@ taken. Killing a worker, or starting another on a second machine that sees the s
 
 from __future__ import annotations
 
-import os
-import shlex
-import shutil
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 from sslrun.data.source import lacking
 from sslrun.errors import UserError
+from sslrun.launch import local
 from sslrun.recipe import Named, Sweep, load_sweep
 from sslrun.results.address import UNKNOWN_METRIC, Labels, Place, Row
 from sslrun.results.compare import Comparisons, compare_all
@@ -185,17 +182,19 @@ def places_of(row: str, cell: Cell) -> list[Place]:
     return [(Row(row, cell.protocol), column) for column in columns]
 
 
-def work(plans: Sequence[Jobs], context: Context) -> list[str]:
-    """Do every job that is not done and nobody else does; wait for those that others do. Returns the failures' reasons.
+def work(plans: Sequence[Jobs], context: Context, workers: int = 1) -> list[str]:
+    """Do every job that is neither finished nor in the hands of another worker; wait for those that are.
 
-    A job that fails takes down those that need it, and no others. UserError: none can be done, for want of data.
+    Returns the failures' reasons. A job that fails takes down those that need it, and no others. `workers`: how many
+    share the jobs, to estimate the time left. UserError: no job can be done, as its data are missing.
     """
     waiting = [job for plan in plans for job in plan.jobs]
     failed = without_data(waiting, context.reporter)
     if waiting and len(failed) == len(waiting):
         raise UserError("\n".join(dict.fromkeys(failed.values())))
-    say_failed(failed, len(waiting), context.reporter)
-    with context.reporter.plan(", ".join(plan.name for plan in plans), len(waiting)) as advance:
+    report_missing(failed, len(waiting), context.reporter)
+    runs = [job.run for job in waiting]
+    with context.reporter.plan(", ".join(plan.name for plan in plans), runs, workers) as settle:
         while waiting:
             later: list[Job] = []
             for job in waiting:
@@ -209,7 +208,8 @@ def work(plans: Sequence[Jobs], context: Context) -> list[str]:
                     continue
                 else:
                     try:
-                        job.execute(context)
+                        with context.reporter.job(job.title, job.run.stage):
+                            job.execute(context)
                     except Busy:
                         later.append(job)
                         continue
@@ -220,7 +220,7 @@ def work(plans: Sequence[Jobs], context: Context) -> list[str]:
                             context.reporter.say(f"{job.title}: failed: {error}")
                         failed[job.run.path] = str(error)
                         job.run.fail(str(error))
-                advance()
+                settle(job.run)
             if len(later) == len(waiting):
                 time.sleep(WAIT_SECONDS)
                 context.stop.check()
@@ -229,8 +229,7 @@ def work(plans: Sequence[Jobs], context: Context) -> list[str]:
 
 
 def without_data(jobs: Sequence[Job], reporter: Reporter) -> dict[Path, str]:
-    """Of the jobs that aren't done those that can't be, as their data, or that of a job they need, can't be had; and the
-    reason."""
+    """Find the unfinished jobs whose data, or the data of a job that they need, are missing; and the reasons."""
     found: dict[str, str | None] = {}
     failed: dict[Path, str] = {}
     with reporter.reading() as progress:
@@ -247,26 +246,27 @@ def without_data(jobs: Sequence[Job], reporter: Reporter) -> dict[Path, str]:
     return failed
 
 
-def say_failed(failed: Mapping[Path, str], total: int, reporter: Reporter) -> None:
-    """How many of the runs can't be made on this machine, and why: a line a reason."""
+def report_missing(failed: Mapping[Path, str], total: int, reporter: Reporter) -> None:
+    """Print how many of the runs cannot be made on this machine, one line for each reason."""
     for reason, count in Counter(failed.values()).items():
         reporter.say(f"{count} of {total} runs can't be made here: {reason}")
 
 
-def told_failures(failures: Sequence[str], plans: Sequence[Jobs]) -> str:
-    """How many runs failed, and for which reasons."""
+def describe_failures(failures: Sequence[str], plans: Sequence[Jobs]) -> str:
+    """Describe how many runs failed, and for which reasons."""
     total = sum(len(plan.jobs) for plan in plans)
     reasons = Counter(failures)
-    told = f"{len(failures)} of {total} runs failed" + (", the others are done" if len(failures) < total else "")
+    summary = f"{len(failures)} of {total} runs failed" + (", the others are done" if len(failures) < total else "")
     if len(reasons) == 1:
-        return f"{told}: {failures[0]}"
-    return "\n".join([f"{told}:", *(f"  {count}: {reason}" for reason, count in reasons.items())])
+        return f"{summary}: {failures[0]}"
+    return "\n".join([f"{summary}:", *(f"  {count}: {reason}" for reason, count in reasons.items())])
 
 
 def launch(plans: Sequence[Jobs], context: Context, workers: int, arguments: Sequence[str]) -> list[str]:
-    """`work`, in this process or shared with `workers - 1` others, each with its share of the cores.
+    """Do the `work` in this process, or share it with `workers - 1` others; returns the failures' reasons.
 
-    `arguments`: the command of sslrun by which the other workers read the same plan.
+    Each worker has its share of the cores and, unless the device is named, a GPU of its own in turn. `arguments`:
+    sslrun's, by which the other workers read the same plan.
     """
     if context.fresh:
         for plan in plans:
@@ -275,47 +275,11 @@ def launch(plans: Sequence[Jobs], context: Context, workers: int, arguments: Seq
         context = replace(context, fresh=False)
     if workers == 1:
         return work(plans, context)
-    threads = max(1, (os.cpu_count() or 1) // workers)
+    threads = local.threads_of(workers)
     context.compute.use_threads(threads)
-    command = [sys.executable, "-m", "sslrun", *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    others = [
-        subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        for _ in range(workers - 1)
-    ]
-    try:
-        failures = work(plans, context)
-        for other in others:
-            other.wait()
-        return failures
-    finally:
-        for other in others:
-            other.terminate()
-        for other in others:  # they save what they have, before it is said that all is saved
-            other.wait()
-
-
-def submit(arguments: Sequence[str], workers: int, options: str) -> str:
-    """Submit `workers` workers as one Slurm array, requeued when preempted; returns what sbatch says.
-
-    Two minutes before its time is up a worker saves: `B:` sends the signal to it, as it has the batch shell's place.
-    """
-    if shutil.which("sbatch") is None:
-        raise UserError("--slurm: no sbatch on this machine; run the sweep on a login node of the cluster")
-    try:
-        given = shlex.split(options)
-    except ValueError as error:
-        raise UserError(f"--slurm {options}: not options of sbatch: {error}") from None
-    command = shlex.join([sys.executable, "-m", "sslrun", *arguments])
-    sbatch = [
-        "sbatch", f"--array=1-{workers}", "--requeue", "--signal=B:TERM@120", "--job-name=sslrun",
-        *given, "--wrap", f"exec {command}",
-    ]  # fmt: skip
-    done = subprocess.run(sbatch, capture_output=True, text=True)
-    if done.returncode:
-        said = [line.removeprefix("sbatch: error: ") for line in done.stderr.splitlines() if line.strip()]
-        raise UserError(f"sbatch refused: {'; '.join(said) or f'it ended with {done.returncode}'}")
-    return done.stdout.strip()
+    _, *devices = local.spread(context.compute.device, workers)  # the first is this process's own
+    commands = [local.command_on(arguments, device) for device in devices]
+    return local.beside(partial(work, plans, context, workers), commands, threads)
 
 
 def table_of(targets: Sequence[Path], root: Path) -> Table:

@@ -101,7 +101,7 @@ def test_short_names_are_no_tables_and_unknown_ones_are_told_of_in_a_line():
 def test_tables_are_shown_with_their_settings():
     shown = CliRunner().invoke(app, ["show", "table", "bert_table5"]).output
     assert "steps: 1000000" in shown
-    assert "epochs: not told" in shown
+    assert "epochs: not reported" in shown
     assert (
         "kumar2022lpft, Table 1 (ID): 24 numbers, 6 recalled"
         in CliRunner().invoke(app, ["show", "table", "lpft"]).output

@@ -81,7 +81,7 @@ def test_a_refusal_of_slurm_is_one_line(sweep, sbatch, capsys):
     ("arguments", "words"),
     [
         (["--slurm", "--comment 'open"], "not options of sbatch: No closing quotation"),
-        (["--slurm", "", "--fresh"], "not with --slurm"),
+        (["--slurm", "", "--fresh"], "does not go with --slurm"),
     ],
 )
 def test_nothing_is_submitted_by_mistake(arguments, words, sweep, sbatch, capsys):

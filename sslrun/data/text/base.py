@@ -52,7 +52,9 @@ class TextSource(Source):
         """The length, and the tokenizer: what was trained on one vocabulary can't read another's ids."""
         tokenizer = {**data["tokenizer"], **(given.get("tokenizer") or {})}
         if not any(tokenizer[key] for key in ("file", "hub", "corpus")):
-            tokenizer["corpus"] = {key: value for key, value in data.items() if key not in ("tokenizer", "length")}
+            own = {key: value for key, value in data.items() if key != "name"}
+            options = sources[data["name"]].Options.model_validate(own)  # a run's hash covers no defaults
+            tokenizer["corpus"] = {"name": data["name"], **options.non_defaults(exclude={"tokenizer", "length"})}
         return {"length": given.get("length", data["length"]), "tokenizer": tokenizer}
 
     def sketch(self, count: int) -> tuple[InputSpec, Batch]:
