@@ -85,8 +85,8 @@ class CellBench(Bench):
         self.shifted = _loaded_shifts(cell.evaluation)
         self.seed = cell.training_seed
         self.device = context.compute.device
-        self.flops: float | None = 0.0
-        """FLOPs of all passes over training examples; None if unknown."""
+        self.costs: dict[str, float | None] = {}
+        """Attempt, or "features" -> FLOPs of its passes over training examples; None if unknown."""
         self.seconds_before_resume = 0.0
         """Seconds that its trainings took before they were interrupted."""
 
@@ -153,7 +153,7 @@ class CellBench(Bench):
         y = self.task.targets(self._whole(split)).to(x.device)
         if split != "train":
             return x, y
-        self.flops = flops * len(self.chosen)
+        self.costs["features"] = flops * len(self.chosen)
         return x[self.chosen], y[self.chosen]
 
     def _extracted(self, split: str) -> tuple[Tensor, float]:
@@ -218,18 +218,23 @@ class CellBench(Bench):
                 if keep_best and ends and distributed.is_main():
                     self.keep_if_best(training.averaged, best)
                     training.learner.train()
-        self._count(training, schedule.total_steps(len(examples)))
+        steps = schedule.total_steps(len(examples))
+        self.costs[attempt] = None if training.flops is None else training.flops * steps
+        self.seconds_before_resume += training.seconds_before_resume
         if keep_best:
             distributed.wait()  # until the first process has written them
             training.averaged.load_state_dict(load_file(best))
         averaged: TaskLearner = training.averaged.eval()
         return averaged
 
-    def _count(self, training: Training, steps: int) -> None:
-        """Add a training's FLOPs and the seconds it took before it was interrupted."""
-        known = self.flops is not None and training.flops is not None
-        self.flops = self.flops + training.flops * steps if known else None  # type: ignore[operator]
-        self.seconds_before_resume += training.seconds_before_resume
+    @property
+    def flops(self) -> float | None:
+        """FLOPs of all passes over training examples.
+
+        None if unknown: a protocol that runs the backbone by itself is not counted.
+        """
+        known = [cost for cost in self.costs.values() if cost is not None]
+        return sum(known) if known and len(known) == len(self.costs) else None
 
     def keep_if_best(self, learner: TaskLearner, path: Path) -> None:
         """Write a learner's weights to `path`, unless the weights there are as good on validation.

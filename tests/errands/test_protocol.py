@@ -174,6 +174,7 @@ def test_a_protocol_of_ones_own_is_a_command_and_a_row_of_the_table(plugin, sslr
     found = results(tmp_path, "propagate")
     assert set(found) == {0.1, 0.5}
     assert found[0.1]["metric"] == {"name": "distance", "unit": "steps", "better": "lower", "digits": 2}
+    assert found[0.1]["flops"] is None  # its passes are its own, so that nobody counts them
     assert found[0.1]["bank"] == found[0.1]["labelled"] < found[0.5]["labelled"]
     assert found[0.5]["metrics"]["test"]["distance"] < found[0.1]["metrics"]["test"]["distance"] < 2
     assert set(found[0.1]["shifts"]["noise"]) == {"distance", "wrong"}
