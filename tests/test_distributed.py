@@ -12,7 +12,7 @@ from sslrun.pretexts.simclr import nt_xent
 from sslrun.pretexts.vicreg import vicreg_terms
 from sslrun.training import loop
 from sslrun.training.device import compute
-from sslrun.training.learner import Output
+from sslrun.training.learner import Learner, Output
 
 
 def inputs():
@@ -52,14 +52,13 @@ def test_losses_and_gradients_over_two_ranks_are_those_of_the_whole_batch(tmp_pa
     torch.testing.assert_close(gradient, weight.grad)
 
 
-class Linear(nn.Module):
+class Linear(Learner):
     """The smallest learner; what it gives depends on the batch alone."""
 
     def __init__(self):
         super().__init__()
         torch.manual_seed(0)
         self.backbone = nn.Linear(48, 4)
-        self.backbone.layers = lambda: [list(self.backbone.parameters())]
 
     def views(self, batch, generator):
         return batch.inputs.flatten(1) / 255, batch.labels
@@ -67,8 +66,8 @@ class Linear(nn.Module):
     def forward(self, views):
         return Output(nn.functional.cross_entropy(self.backbone(views[0]), views[1]))
 
-    def after_step(self, progress):
-        pass
+    def layers(self):
+        return [list(self.backbone.parameters())]
 
 
 def trained(wrapped=None):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sslrun.backbones.base import Features, backbones
 from sslrun.backbones.text import TextBackbone, at, check_heads, last_real
-from sslrun.backbones.transformer import STD, Block, initialise
+from sslrun.backbones.transformer import STD, Block, Stack, initialise
 from sslrun.data.specs import TextSpec
 from sslrun.data.text.sequences import Tokens
 from sslrun.errors import UserError
@@ -70,7 +70,7 @@ class Bert(TextBackbone):
         self.position_embed = None if options.fast else nn.Embedding(options.positions, width)
         self.norm = nn.LayerNorm(width, eps=1e-12)
         self.dropout = nn.Dropout(options.dropout)
-        self.blocks = nn.ModuleList(
+        self.blocks = Stack(
             Block(
                 width, heads, dropout=options.dropout, eps=1e-12,
                 norm="pre" if options.fast else "post", bias=not options.fast, rotary=options.fast, gated=options.fast,
@@ -103,12 +103,8 @@ class Bert(TextBackbone):
         if self.position_embed is not None:
             x = x + self.position_embed(torch.arange(x.shape[1], device=x.device))
         x = self.dropout(self.norm(x))
-        mask = inputs.attendable()
-        layers = [x]
-        for block in self.blocks:
-            x = block(x, mask=mask, causal=self.options.causal)
-            layers.append(x)
-        layers[-1] = x = self.final_norm(x)
+        layers = self.blocks.states(x, inputs.attendable(), self.options.causal)
+        layers[-1] = x = self.final_norm(layers[-1])
         real = inputs.real
         read = last_real(real) if self.options.causal else torch.zeros_like(inputs.ids[:, 0])
         return Features(torch.tanh(self.pooler(at(x, read))), x, read=read, mask=real, layers=tuple(layers))

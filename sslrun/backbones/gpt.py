@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from sslrun.backbones.base import Features, backbones
 from sslrun.backbones.text import TextBackbone, at, check_heads, last_real
-from sslrun.backbones.transformer import Block, initialise
+from sslrun.backbones.transformer import Block, Stack, initialise
 from sslrun.data.specs import TextSpec
 from sslrun.data.text.sequences import Tokens
 from sslrun.registry import Options
@@ -46,7 +46,7 @@ class Gpt(TextBackbone):
         self.token_embed = nn.Embedding(spec.vocab, width)
         self.position_embed = nn.Embedding(options.positions, width)
         self.dropout = nn.Dropout(options.dropout)
-        self.blocks = nn.ModuleList(
+        self.blocks = Stack(
             Block(
                 width, heads, dropout=options.dropout, eps=1e-5,
                 activation=partial(F.gelu, approximate="tanh"),
@@ -68,13 +68,8 @@ class Gpt(TextBackbone):
         x = self.token_embed(inputs.ids) + self.position_embed(
             torch.arange(inputs.ids.shape[1], device=inputs.ids.device)
         )
-        x = self.dropout(x)
-        mask = inputs.attendable()
-        layers = [x]
-        for block in self.blocks:
-            x = block(x, mask=mask, causal=True)
-            layers.append(x)
-        layers[-1] = x = self.norm(x)
+        layers = self.blocks.states(self.dropout(x), inputs.attendable(), causal=True)
+        layers[-1] = x = self.norm(layers[-1])
         read = last_real(inputs.real)
         return Features(at(x, read), x, read=read, mask=inputs.real, layers=tuple(layers))
 

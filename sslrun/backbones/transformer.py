@@ -198,6 +198,30 @@ class Block(nn.Module):
         return norm(x + self.drop_path(self.dropout(branch(x))))
 
 
+class Stack(nn.ModuleList):
+    """Blocks one after the other: the body of every Transformer here."""
+
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        causal: bool = False,
+        memory: Tensor | None = None,
+        memory_mask: Tensor | None = None,
+    ) -> Tensor:
+        """Tokens (B, T, D) after the last block. Arguments as in `Block`."""
+        for block in self:
+            x = block(x, mask, causal, memory, memory_mask)
+        return x
+
+    def states(self, x: Tensor, mask: Tensor | None = None, causal: bool = False) -> list[Tensor]:
+        """Tokens (B, T, D) before the first block and after each: depth + 1 tensors."""
+        every = [x]
+        for block in self:
+            every.append(block(every[-1], mask, causal))
+        return every
+
+
 def depth_rates(highest: float, depth: int) -> list[float]:
     """Drop-path rates that rise linearly from 0 at the first block to `highest` at the last (Huang et al. 2016)."""
     return [highest * at / max(1, depth - 1) for at in range(depth)]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sslrun.backbones.base import Features, backbones
 from sslrun.backbones.image import ImageBackbone
-from sslrun.backbones.transformer import Block, depth_rates, initialise
+from sslrun.backbones.transformer import Block, Stack, depth_rates, initialise
 from sslrun.data.specs import ImageSpec
 from sslrun.errors import UserError
 from sslrun.registry import Options
@@ -91,7 +91,7 @@ class ViT(ImageBackbone):
             self.register_buffer("pos_embed", F.pad(sincos(self.side, width), (0, 0, 1, 0)))
         self.reg_token = nn.Parameter(torch.empty(1, options.registers, width)) if options.registers else None
         self.dropout = nn.Dropout(options.dropout)
-        self.blocks = nn.ModuleList(
+        self.blocks = Stack(
             Block(width, heads, dropout=options.dropout, drop_path=rate)
             for rate in depth_rates(options.drop_path, depth)
         )
@@ -119,10 +119,7 @@ class ViT(ImageBackbone):
 
     def encode(self, patches: Tensor) -> Tensor:
         """All tokens (B, 1 + registers + N, D) after the last norm, of embedded patches, all of them or a subset."""
-        x = self._with_special(patches)
-        for block in self.blocks:
-            x = block(x)
-        return self.norm(x)
+        return self.norm(self.blocks(self._with_special(patches)))
 
     def forward(self, inputs: Tensor) -> Features:
         """Images (B, 3, H, W) in [0, 1]; H and W multiples of the patch."""
@@ -134,9 +131,7 @@ class ViT(ImageBackbone):
 
     def attention(self, inputs: Tensor) -> Tensor:
         """Attention weights (B, heads, T, T) of the last block; row and column 0 are [CLS], the last are patches."""
-        x = self._with_special(self.embed(inputs))
-        for block in self.blocks[:-1]:
-            x = block(x)
+        x = self.blocks[:-1](self._with_special(self.embed(inputs)))
         last = self.blocks[-1]
         assert isinstance(last, Block)
         return last.attention(x)

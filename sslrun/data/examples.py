@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sslrun.data.specs import InputSpec
+from sslrun.seeds import derive_seed
 
 
 class Batch(NamedTuple):
@@ -62,6 +63,22 @@ class Examples(ABC):
     def to(self, device: torch.device) -> Examples:
         """The same set on `device`, where batches are then drawn without a transfer. By default it can't."""
         raise NotImplementedError
+
+    def order(self, seed: int, epoch: int) -> Tensor:
+        """(N,) int64: the order in which an epoch visits the examples; by default a random one.
+
+        A function of seed and epoch, and of `state_dict` where there is state: examples that are collected or
+        reweighted while training answer anew for each epoch.
+        """
+        generator = torch.Generator().manual_seed(derive_seed(seed, epoch))
+        return torch.randperm(len(self), generator=generator)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What `order` depends on besides seed and epoch: tensors and plain values, kept in checkpoints."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what `state_dict` gave at the beginning of an epoch."""
 
     @abstractmethod
     def __len__(self) -> int: ...

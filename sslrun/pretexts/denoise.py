@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from sslrun.backbones.text import TextBackbone, check_heads
-from sslrun.backbones.transformer import Block, initialise
+from sslrun.backbones.transformer import Block, Stack, initialise
 from sslrun.data.examples import Batch
 from sslrun.data.text.sequences import IGNORED, Tokens
 from sslrun.errors import UserError
@@ -65,7 +65,7 @@ class Denoise(LanguagePretext):
         self.position_embed = nn.Embedding(backbone.spec.length + 2, width)
         heads = max(1, width // 64)
         check_heads("the decoder of 'denoise'", width, heads)
-        self.blocks = nn.ModuleList(
+        self.blocks = Stack(
             Block(width, heads, norm="post", cross=True, dropout=0.1, eps=1e-12) for _ in range(options.depth)
         )
         for each in (self.table, self.position_embed, self.blocks):
@@ -110,8 +110,7 @@ class Denoise(LanguagePretext):
         of = views.documents[:, None, :, None]
         mask = of == views.documents[:, None, None, :]
         memory_mask = (of == views.tokens.documents[:, None, None, :]) | (of == 0)  # what pads must see something
-        for block in self.blocks:
-            x = block(x, mask=mask, causal=True, memory=features.tokens, memory_mask=memory_mask)
+        x = self.blocks(x, mask, causal=True, memory=features.tokens, memory_mask=memory_mask)
         loss, accuracy = self.head.loss(x, table, views.targets)
         return Output(loss, {"accuracy": accuracy})
 

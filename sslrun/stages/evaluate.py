@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from sslrun import distributed
 from sslrun.backbones import build_backbone, load_into, save_backbone
 from sslrun.backbones.base import Backbone
+from sslrun.backbones.weights import WEIGHTS
 from sslrun.data.examples import Batch, Examples
 from sslrun.data.shifts import ID, Part, Shift, parts_of
 from sslrun.data.source import sources
@@ -45,7 +46,7 @@ from sslrun.runs import Run
 from sslrun.stages.context import Context, perform
 from sslrun.stages.fit import fit
 from sslrun.stages.logging import logs
-from sslrun.stages.pretrain import WEIGHTS, Pretraining
+from sslrun.stages.pretrain import Pretraining
 from sslrun.tasks.base import Task, TaskLearner, outputs_of, tasks
 from sslrun.training.flops import flop_counter
 from sslrun.training.loop import NonFinite, Training

@@ -12,12 +12,11 @@ from sslrun.backbones import build_backbone
 from sslrun.backbones.base import backbones
 from sslrun.backbones.bert import Bert
 from sslrun.backbones.gpt import Gpt
-from sslrun.backbones.weights import read
+from sslrun.backbones.weights import WEIGHTS, read
 from sslrun.data.specs import TextSpec
 from sslrun.data.text.tokenizer import Tokenizer, TokenizerOptions, blank_tokenizer, load_tokenizer
 from sslrun.errors import UserError
 from sslrun.files import replacing
-from sslrun.stages.pretrain import WEIGHTS
 
 TOKENIZER = "tokenizer.json"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from sslrun import distributed
 from sslrun.data.examples import Examples
@@ -12,14 +13,15 @@ from sslrun.runs import Run
 from sslrun.stages.context import Context
 from sslrun.stages.logging import Log
 from sslrun.training.checkpoint import latest, restore, save
+from sslrun.training.device import memory_in_use
 from sslrun.training.loop import NonFinite, Step, Training, train
 
 LOG_SECONDS = 0.5
-"""Between two records of the log, or one a step where steps take longer: reading a loss waits for the device."""
+"""Shortest time between two records of the log: reading a loss waits for the device."""
 
 
 def fit(
-    training: Training,
+    training: Training[Any],
     examples: Examples,
     seed: int,
     run: Run,
@@ -30,11 +32,11 @@ def fit(
     minutes: float,
     folder: Path | None = None,
 ) -> Iterator[Step]:
-    """Train from the last checkpoint in `folder` (by default the run's) to the schedule's end; yields every step.
+    """Train from the last checkpoint in `folder` (default: the run's) to the schedule's end; yield every step.
 
-    A checkpoint is written every so many `minutes`, and when a signal asks to stop; the step is yielded before it is
-    saved, so that a run never resumes past something its caller has not done. UserError: stopped. NonFinite: loss or
-    gradient is, told with the last good checkpoint.
+    A checkpoint is written every `minutes`, and when a signal asks to stop. A step is yielded before it is
+    saved, so that a run never resumes past something that its caller has not done. UserError: stopped.
+    NonFinite: loss or gradient is not finite; names the last good checkpoint.
     """
     folder = folder or run.checkpoints
     found = latest(folder) if folder.exists() else None
@@ -44,26 +46,59 @@ def fit(
     if distributed.is_main():
         run.forget_after(training.step)
     total = training.schedule.total_steps(len(examples))
-    saved = logged = time.monotonic()
-    seen = training.step * training.schedule.batch
+    saved = time.monotonic()
     with context.reporter.stage(name, total, training.step, examples.spec.unit) as show:
+        speed = _Speed(training)
         try:
             for step in train(training, examples, seed):
-                now = time.monotonic()
-                if now - logged > LOG_SECONDS or step.last:
-                    record = step.record()
-                    rate = (step.examples - seen) / (time.monotonic() - logged)
-                    logged, seen = time.monotonic(), step.examples
-                    log({**record, "rate": round(rate, 1)})
-                    show(step.step, record["loss"], rate)
+                speed.wait(step.data_seconds)
+                if step.last or speed.elapsed > LOG_SECONDS:
+                    record = step.record() | speed.read(step)
+                    log(record)
+                    show(step.step, record["loss"], record["rate"])
                 yield step
-                if not step.last and (context.stop.due or now - saved > 60 * minutes):
-                    saved = now
-                    training.check_finite()
-                    if distributed.is_main():
-                        save(training, folder)
-                    context.stop.check()
+                if step.last or not (context.stop.due or time.monotonic() - saved > 60 * minutes):
+                    continue
+                saved = time.monotonic()
+                training.check_finite()
+                if distributed.is_main():
+                    save(training, folder)
+                context.stop.check()
         except NonFinite as error:
-            good = latest(folder) if folder.exists() else None
-            kept = f"the last good checkpoint is {good}" if good else "no checkpoint had been written yet"
-            raise NonFinite(f"{name}: {error}; {kept}. Lower lr, or raise warmup, or set clip: 1.0") from None
+            raise NonFinite(f"{name}: {error}; {_last_good(folder)}. {REMEDY}") from None
+
+
+REMEDY = "Lower lr, or raise warmup, or set clip: 1.0"
+
+
+def _last_good(folder: Path) -> str:
+    good = latest(folder) if folder.exists() else None
+    return f"the last good checkpoint is {good}" if good else "no checkpoint had been written yet"
+
+
+class _Speed:
+    """Examples per second, share of time that waits for data, and memory since the last record of the log."""
+
+    def __init__(self, training: Training[Any]) -> None:
+        self.device = training.compute.device
+        self.examples = training.step * training.schedule.batch
+        self.since = time.monotonic()
+        self.waited = 0.0
+
+    @property
+    def elapsed(self) -> float:
+        return time.monotonic() - self.since
+
+    def wait(self, seconds: float) -> None:
+        self.waited += seconds
+
+    def read(self, step: Step) -> dict[str, float]:
+        """rate (examples/s), data_wait (share of the time, 0 to 1), memory (bytes); starts anew."""
+        elapsed = self.elapsed
+        record = {
+            "rate": round((step.examples - self.examples) / elapsed, 1),
+            "data_wait": round(min(1.0, self.waited / elapsed), 3),
+            "memory": memory_in_use(self.device),
+        }
+        self.examples, self.since, self.waited = step.examples, time.monotonic(), 0.0
+        return record

@@ -1,4 +1,4 @@
-"""Stage 1: train a backbone on a pretext task, watching its features on the way."""
+"""Stage 1: train a backbone on a pretext task, and watch its features on the way."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 
 from sslrun import distributed
 from sslrun.backbones import build_backbone, save_backbone
+from sslrun.backbones.weights import WEIGHTS
 from sslrun.data.examples import Examples
 from sslrun.data.specs import TextSpec
 from sslrun.data.splits import load_splits
@@ -24,12 +25,10 @@ from sslrun.stages.watch import Watcher
 from sslrun.tasks.base import TaskOptions
 from sslrun.training.loop import Training
 
-WEIGHTS = "backbone.safetensors"
-
 
 @dataclass(frozen=True)
 class Pretraining:
-    """A recipe's stage 1 with one seed: a job that makes a run."""
+    """Stage 1 of a recipe with one seed: a job that produces a run."""
 
     recipe: Recipe
     given_seed: int
@@ -69,7 +68,7 @@ class Pretraining:
 
     @property
     def reads(self) -> tuple[Named, ...]:
-        """The data sets that it reads."""
+        """The data sets that the job reads."""
         return (self.recipe.data,)
 
     @property
@@ -77,28 +76,32 @@ class Pretraining:
         return self.run.path / WEIGHTS
 
     def execute(self, context: Context) -> dict[str, Any]:
-        """Pretrain, unless it is done, and return the run's result."""
+        """Pretrain unless the run is finished, and return its result."""
         return perform(self.run, self.recipe.resolved(), context, partial(self._body, context))
 
     def _body(self, context: Context) -> dict[str, Any]:
         recipe, run = self.recipe, self.run
         with context.reporter.reading() as progress, context.stop.reading():
             splits = load_splits(recipe.data.name, recipe.data.options, progress=progress)
-            raw, _ = splits.pretrain, splits.val  # read while the bars are there
+            raw, _ = splits.pretrain, splits.val  # read while the progress of reading is shown
         torch.manual_seed(self.seed)
-        backbone = build_backbone(recipe.backbone.name, recipe.backbone.options, splits.spec)
+        task = pretexts[self.pretext.name]
+        spec = task.backbone_spec(self.pretext.options, splits.spec)
+        backbone = build_backbone(recipe.backbone.name, recipe.backbone.options, spec)
         for evaluation in recipe.evaluate.values():
-            cast(TaskOptions, evaluation.task.options).check_depth(backbone.depth)  # told now, not after pretraining
+            cast(TaskOptions, evaluation.task.options).check_depth(
+                backbone.depth
+            )  # reported now, not after pretraining
         backbone.fit_inputs(raw)
-        pretext = pretexts[self.pretext.name](self.pretext.options, backbone)
+        pretext = task(self.pretext.options, backbone)
         examples = context.compute.place(pretext.arrange(raw, self.seed))
         training = Training(pretext, self.schedule, context.compute)
         watcher = Watcher(splits, pretext, recipe.watch, context.compute, self.seed)
-        splits.spec.save(run.path)
+        pretext.kept.spec.save(run.path)
         epoch = self.schedule.steps_an_epoch(len(examples))
 
         def looks(steps: int) -> float:
-            """How many looks fall into so many steps: by their number alone, whether resumed or not."""
+            """Number of looks within so many steps; a function of the number alone, so that resuming changes nothing."""
             return steps / epoch // recipe.watch.every
 
         with logs(run, recipe.watch.to) as log:
@@ -106,11 +109,11 @@ class Pretraining:
                 training, examples, self.seed, run, context, self.title, log, minutes=recipe.watch.checkpoint
             ):
                 if step.last or looks(step.step) > looks(step.step - 1):
-                    seen = watcher.look(training.averaged, step.step / step.total)
-                    log({"step": step.step, "epoch": round(step.epoch, 4), **seen.record})
-                    if seen.warning:
-                        context.reporter.say(f"{self.title}: step {step.step}: {seen.warning}")
-        backbone = training.averaged.backbone
+                    look = watcher.look(training.averaged, step.step / step.total)
+                    log({"step": step.step, "epoch": round(step.epoch, 4), **look.record})
+                    if look.warning:
+                        context.reporter.say(f"{self.title}: step {step.step}: {look.warning}")
+        backbone = training.averaged.kept
         if distributed.is_main():
             save_backbone(self.weights, backbone, {"recipe": recipe.name, "run": run.hash})
         return {
@@ -119,7 +122,7 @@ class Pretraining:
             "backbone": recipe.backbone.name,
             "pretext": self.pretext.name,
             "seed": self.seed,
-            "watched": seen.record,
+            "watched": look.record,
             "steps": step.step,
             "examples": step.examples,
             "tokens": _tokens(examples, step.examples),
@@ -129,9 +132,11 @@ class Pretraining:
         }
 
 
-def _tokens(examples: Examples, seen: int) -> int | None:
-    """How many tokens that many examples are on average, without padding; None: they aren't text."""
+def _tokens(examples: Examples, count: int) -> int | None:
+    """Tokens of `count` examples on average, without padding; None for data that is not text."""
     if not isinstance(examples.spec, TextSpec):
         return None
     lengths = examples.lengths
-    return seen * examples.spec.length if lengths is None else round(seen * lengths.double().mean().item())
+    if lengths is None:
+        return count * examples.spec.length
+    return round(count * lengths.double().mean().item())

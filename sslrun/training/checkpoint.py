@@ -1,4 +1,4 @@
-"""Checkpoints: written whole or not at all, and known to be intact when read."""
+"""Checkpoints: written whole or not at all, and verified by checksums when read."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import shutil
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_model, save_model
@@ -20,8 +21,12 @@ WEIGHTS, STATE, MANIFEST = "learner.safetensors", "training.pt", "manifest.json"
 UNFINISHED = ".unfinished"
 
 
-def save(training: Training, folder: Path) -> Path:
-    """Write `folder`/step-N and then remove older ones; returns it. UserError: the disk is full."""
+KEPT = 2
+"""Checkpoints that are kept: the last one, and one to fall back to where that is damaged."""
+
+
+def save(training: Training[Any], folder: Path) -> Path:
+    """Write `folder`/step-N, remove all but the last `KEPT`, and return the new one. UserError: the disk is full."""
     target = folder / f"step-{training.step:09d}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -46,25 +51,24 @@ def save(training: Training, folder: Path) -> Path:
         if not disk_is_full(error) and shutil.disk_usage(folder).free >= 2**20:  # torch.save does not always say
             raise
         raise UserError(
-            f"{folder}: the disk is full, the last checkpoint stays; free some room and give the same command again"
+            f"{folder}: the disk is full; the last checkpoint is kept. Free some space and give the same command again"
         ) from None
-    for older in folder.glob("step-*"):
-        if older != target:
-            shutil.rmtree(older, ignore_errors=True)
+    for older in sorted(folder.glob("step-*"))[:-KEPT]:
+        shutil.rmtree(older, ignore_errors=True)
     return target
 
 
 def latest(folder: Path) -> Path | None:
-    """The newest intact checkpoint in `folder`; a damaged one is passed over with a warning."""
+    """The newest intact checkpoint in `folder`; a damaged one is skipped with a warning."""
     for path in sorted(folder.glob("step-*"), reverse=True):
         if _intact(path):
             return path
-        warnings.warn(f"{path}: damaged (its checksum is wrong); passed over", stacklevel=2)
+        warnings.warn(f"{path}: damaged (its checksum is wrong); using the one before it", stacklevel=2)
     return None
 
 
-def restore(training: Training, path: Path) -> None:
-    """Load a checkpoint into a training made with the same options."""
+def restore(training: Training[Any], path: Path) -> None:
+    """Load a checkpoint into a training that was made with the same options."""
     load_model(training.learner, str(path / WEIGHTS))
     training.load_state_dict(torch.load(path / STATE, map_location=training.compute.device, weights_only=True))
 

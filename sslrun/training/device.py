@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import platform
+import resource
 import shutil
+import sys
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cache
@@ -123,7 +125,7 @@ def _corrupts_memory(layer: nn.Conv2d) -> bool:
 
 
 NO_BF16_INSTRUCTIONS = {"AVX512_CORE", "AVX512_CORE_VNNI"}
-"""Values of ONEDNN_MAX_CPU_ISA with which oneDNN has bf16 kernels, but only emulates the arithmetic in float32."""
+"""Values of ONEDNN_MAX_CPU_ISA with which oneDNN has bf16 kernels that emulate the arithmetic in float32."""
 
 
 @cache
@@ -142,3 +144,13 @@ def fast_bf16(device: torch.device) -> bool:
     if limited or "AVX512" not in torch.backends.cpu.get_cpu_capability():
         return False
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def memory_in_use(device: torch.device) -> int:
+    """Bytes: the most that tensors took on a GPU so far; on a CPU the most that the process took."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if device.type == "mps":
+        return torch.mps.current_allocated_memory()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak

@@ -67,3 +67,46 @@ def flop_counter() -> FlopCounterMode:
     counter = FlopCounterMode(display=False, custom_mapping=LACKING)
     counter.mod_tracker = _Untracked()  # type: ignore[assignment]
     return counter
+
+
+COUNTED_STEPS = 4
+"""Steps, about, whose FLOPs are counted where examples differ in length."""
+
+
+def is_counted(step: int, total: int, lengths_differ: bool) -> bool:
+    """Whether a step's FLOPs are counted, which takes about as long again as a step of a small model.
+
+    The first step is; where examples differ in length, steps at even distances are, since FLOPs are not
+    quite proportional to length. Depends on the step alone, so that a resumed run takes every step in the
+    same way as one that was never stopped.
+    """
+    return step % max(1, total // COUNTED_STEPS) == 0 if lengths_differ else step == 0
+
+
+class FlopMeter:
+    """FLOPs of a training, extrapolated from a few counted steps by the number of inputs."""
+
+    def __init__(self) -> None:
+        self.counted: list[tuple[float, int]] = []
+        """FLOPs (forward and backward, over all devices) and this device's numbers of input, for each counted step."""
+        self.input_count = 0
+        """Numbers of input (pixels, tokens) of all steps on this device, padding included."""
+
+    def add(self, numbers: int, flops: float | None) -> None:
+        """Record a step of `numbers` inputs; `flops`: None unless they were counted."""
+        if flops is not None:
+            self.counted.append((flops, numbers))
+        self.input_count += numbers
+
+    def per_step(self, steps: int) -> float | None:
+        """Mean FLOPs of a step after `steps` steps; None before any was counted."""
+        if not self.counted:
+            return None
+        flops, numbers = (sum(column) / len(self.counted) for column in zip(*self.counted, strict=True))
+        return flops * (self.input_count / steps / numbers)  # a factor of exactly 1 where all batches have one size
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"counted": self.counted, "input_count": self.input_count}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.counted, self.input_count = state["counted"], state["input_count"]

@@ -1,35 +1,39 @@
-"""The one loop: for every pretext and protocol, on any device.
+"""The one training loop: for every pretext task and every protocol, on any device.
 
-Nothing random carries over from step to step: the order of an epoch follows from the seed and the epoch, and what is
-drawn within a step (views, dropout) from the seed and the step. A run resumed at any step is then equal bit for bit to
-one that was never stopped (on a GPU but for kernels that add in no fixed order), and nobody who looks in between can
-disturb it.
+Nothing random carries over from step to step. The order of an epoch is a function of the seed and the epoch;
+what is drawn within a step (views, dropout) is a function of the seed and the step. A run that is resumed at
+any step therefore ends with the same bits as one that was never stopped (on a GPU except for kernels that add
+in no fixed order), and code that evaluates or logs between steps cannot change the result.
 """
 
 from __future__ import annotations
 
 import copy
-import hashlib
-import struct
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from sslrun import distributed
-from sslrun.data.examples import Examples
+from sslrun.data.examples import Batch, Examples
 from sslrun.errors import UserError
+from sslrun.seeds import derive_seed
 from sslrun.training.device import Compute
-from sslrun.training.flops import flop_counter
+from sslrun.training.flops import FlopMeter, flop_counter, is_counted
+from sslrun.training.learner import Learner, Output
 from sslrun.training.optim import lr_factor, optimizers
+from sslrun.training.order import indices
 from sslrun.training.schedule import Schedule
 
 FINITE_EVERY = 50
-"""Steps between two looks at whether loss and gradient stayed finite, on devices where a look waits for the device."""
+"""Steps between two checks that loss and gradient are finite, on devices where a check waits for the device."""
+
+
+AnyLearner = TypeVar("AnyLearner", bound=Learner)
 
 
 class NonFinite(UserError):
@@ -46,167 +50,154 @@ class Step:
     epoch: float
     """Epochs done."""
     examples: int
-    """Examples seen."""
+    """Examples read so far, over all devices."""
     lr: float
     loss: Tensor
     """0-d, on the device: reading it may wait for the device."""
     metrics: dict[str, Tensor]
+    grad_norm: Tensor
+    """0-d, on the device: global norm of the gradient, before clipping."""
+    data_seconds: float
+    """Seconds that this step waited for its batch and made its views."""
 
     @property
     def last(self) -> bool:
         return self.step == self.total
 
     def record(self) -> dict[str, Any]:
-        """As plain numbers, to log."""
+        """The step as plain numbers, to log."""
         numbers = {name: round(value.item(), 6) for name, value in self.metrics.items()}
-        return {"step": self.step, "epoch": round(self.epoch, 4), "lr": self.lr, "loss": self.loss.item(), **numbers}
+        return {
+            "step": self.step,
+            "epoch": round(self.epoch, 4),
+            "lr": self.lr,
+            "loss": self.loss.item(),
+            "grad_norm": round(self.grad_norm.item(), 6),
+            **numbers,
+        }
 
 
-class Training:
+class Training(Generic[AnyLearner]):
     """All the state of a training: what a checkpoint holds."""
 
-    def __init__(self, learner: Any, schedule: Schedule, compute: Compute) -> None:
-        self.learner: Any = compute.put(learner)
+    def __init__(self, learner: AnyLearner, schedule: Schedule, compute: Compute) -> None:
+        self.learner = cast(AnyLearner, compute.put(learner))
         self.schedule = schedule
         self.compute = compute
-        self.optimizers = optimizers(learner, schedule, learner.backbone.layers())
+        self.optimizers = optimizers(learner, schedule, learner.layers())
         self.average = copy.deepcopy(learner).requires_grad_(False) if schedule.ema else None
         self.step = 0
-        self._non_finite = torch.zeros((), dtype=torch.int64, device=compute.device)
-        """0; or the first step that was not finite: negative where the loss was, and only its gradient was not."""
-        self.look_every = 1 if compute.device.type == "cpu" else FINITE_EVERY
-        self._rates: dict[int, float] = {}
-        """Learning rates of the steps since the last look."""
-        self.counted: list[tuple[float, int]] = []
-        """Of the steps that were counted: FLOPs, forward and backward, over all devices; and this one's numbers of input."""
-        self.input_count = 0
-        """Numbers of input of all steps on this device, padding included: pixels, tokens."""
+        self.meter = FlopMeter()
+        self.examples_state: dict[str, Any] = {}
+        """State of the examples at the beginning of the current epoch."""
         self.seconds_before_resume = 0.0
-        """Seconds that it took before it was interrupted."""
-        self._began = time.monotonic()
+        self.check_every = 1 if compute.device.type == "cpu" else FINITE_EVERY
+        self._non_finite = torch.zeros((), dtype=torch.int64, device=compute.device)
+        """0; or the first step that was not finite: positive where the loss was not, negative where only its
+        gradient was not."""
+        self._rates: dict[int, float] = {}
+        """Learning rates of the steps since the last check."""
+        self._start = time.monotonic()
 
     @property
     def flops(self) -> float | None:
-        """FLOPs of a step so far, on average: of a number of input as many as in the steps that were counted."""
-        if not self.counted:
-            return None
-        flops, numbers = (sum(each) / len(self.counted) for each in zip(*self.counted, strict=True))
-        return flops * (self.input_count / self.step / numbers)  # a factor of exactly 1 where all batches have one size
+        """Mean FLOPs of a step so far, forward and backward, over all devices; None before any was counted."""
+        return self.meter.per_step(self.step) if self.step else None
 
     @property
     def seconds(self) -> float:
-        """Since it was made, and what it took before it was interrupted."""
-        return self.seconds_before_resume + time.monotonic() - self._began
+        """Wall-clock seconds of this training, those before an interruption included."""
+        return self.seconds_before_resume + time.monotonic() - self._start
 
     @property
-    def averaged(self) -> Any:
-        """The learner with the weights to evaluate and keep."""
+    def averaged(self) -> AnyLearner:
+        """The learner with the weights to evaluate and keep: their moving average where the schedule has one."""
         return self.learner if self.average is None else self.average
 
     def check_finite(self) -> None:
-        """NonFinite if any loss or gradient so far was not finite, naming its step and learning rate."""
-        found = int(self._non_finite)
-        if found:
-            what, step = "loss" if found > 0 else "gradient", abs(found)
-            raise NonFinite(f"the {what} is not finite at step {step} (learning rate {self._rates[step]:.3g})")
+        """NonFinite if any loss or gradient so far was not finite, with its step and learning rate."""
+        bad = int(self._non_finite)
+        if bad:
+            what, step = "loss" if bad > 0 else "gradient", abs(bad)
+            rate = self._rates[step]
+            raise NonFinite(f"the {what} is not finite at step {step} (learning rate {rate:.3g})")
         self._rates.clear()
 
     def watch_finite(self, loss: Tensor, norm: Tensor, lr: float) -> None:
-        """Take note of the loss and the gradient's norm of the step that follows, before it spoils the weights.
+        """Note whether the coming step's loss and gradient norm are finite, before they spoil the weights.
 
-        Without waiting for the device but once in a while.
+        Waits for the device only every `check_every` steps.
         """
-        at = self.step + 1
-        self._rates[at] = lr
-        bad = torch.where(loss.isfinite(), torch.where(norm.isfinite(), 0, -at), at)
+        step = self.step + 1
+        self._rates[step] = lr
+        bad = torch.where(loss.isfinite(), torch.where(norm.isfinite(), 0, -step), step)
         self._non_finite = torch.where(self._non_finite == 0, bad, self._non_finite)
-        if self.step % self.look_every == 0:
+        if self.step % self.check_every == 0:
             self.check_finite()
 
     @torch.no_grad()
     def update_average(self) -> None:
-        """Move the average towards the weights; buffers are taken as they are."""
+        """Move the average toward the weights; buffers are copied."""
         if self.average is not None:
-            kept: list[Tensor] = list(self.average.parameters())
-            torch._foreach_lerp_(kept, list(self.learner.parameters()), 1 - self.schedule.ema)
-            for mine, its in zip(self.average.buffers(), self.learner.buffers(), strict=True):
-                mine.copy_(its)
+            averages: list[Tensor] = list(self.average.parameters())
+            weights: list[Tensor] = list(self.learner.parameters())
+            torch._foreach_lerp_(averages, weights, 1 - self.schedule.ema)
+            for average, buffer in zip(self.average.buffers(), self.learner.buffers(), strict=True):
+                average.copy_(buffer)
 
     def state_dict(self) -> dict[str, Any]:
-        """What besides the learner's weights is needed to go on."""
+        """What is needed to resume, besides the learner's weights."""
         return {
             "step": self.step,
-            "optimizers": [each.state_dict() for each in self.optimizers],
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "average": None if self.average is None else self.average.state_dict(),
-            "counted": self.counted,
-            "seen": self.input_count,
+            "flops": self.meter.state_dict(),
+            "examples": self.examples_state,
             "seconds": self.seconds,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.step, self.seconds_before_resume = state["step"], state["seconds"]
-        self.counted, self.input_count = state["counted"], state["seen"]
-        for mine, its in zip(self.optimizers, state["optimizers"], strict=True):
-            mine.load_state_dict(its)
+        self.meter.load_state_dict(state["flops"])
+        self.examples_state = state["examples"]
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
         if self.average is not None:
             self.average.load_state_dict(state["average"])
 
 
-def train(training: Training, examples: Examples, seed: int) -> Iterator[Step]:
-    """Train from the training's step to its schedule's end, and yield after every step.
+def train(training: Training[Any], examples: Examples, seed: int) -> Iterator[Step]:
+    """Train from the training's step to the end of its schedule, and yield after every step.
 
-    Whoever iterates logs, evaluates, saves or stops. UserError: loss or gradient is not finite (NonFinite), the batch
-    is larger than the data, or the device's memory too small for it.
+    The caller logs, evaluates, saves or stops. UserError: loss or gradient is not finite (NonFinite), the batch
+    is larger than the data, or the device's memory is too small for it.
     """
-    schedule, compute = training.schedule, training.compute
-    learner: Any = training.learner
-    epoch_steps, total = schedule.steps_an_epoch(len(examples)), schedule.total_steps(len(examples))
-    differ = examples.lengths is not None  # asked once: of millions of examples it takes longer than a step
+    schedule, compute, learner = training.schedule, training.compute, training.learner
+    epoch_steps = schedule.steps_an_epoch(len(examples))
+    total = schedule.total_steps(len(examples))
     warmup = round(schedule.warmup * epoch_steps)
-    parameters = [each for each in learner.parameters() if each.requires_grad]
-    plain, model = _wrapped(training, total)
-    begun = training.step
-    generator = compute.generator()
-    batches = examples.batches(_order(examples, schedule, seed, training.step, total), compute.device)
+    lengths_differ = examples.lengths is not None  # asked once: slow for millions of examples
+    parameters = [parameter for parameter in learner.parameters() if parameter.requires_grad]
+    passes = _Passes(training, total, seed)
+    batches = examples.batches(_ordered(training, examples, seed, total), compute.device)
     learner.train()
     while training.step < total:
-        factor = lr_factor(training.step, total, warmup, schedule.schedule, schedule.milestones, schedule.gamma)
-        for group in (group for optimizer in training.optimizers for group in optimizer.param_groups):
-            group["lr"] = schedule.lr * factor * group["lr_scale"]
-        counter = flop_counter() if _counts(training.step, total, differ) else None
+        lr = schedule.lr * lr_factor(
+            training.step, total, warmup, schedule.schedule, schedule.milestones, schedule.gamma
+        )
+        _set_rates(training.optimizers, lr)
+        learner.before_step(training.step / total)
         with explain_out_of_memory(schedule, compute):
-            loss = torch.zeros((), device=compute.device)
-            metrics: dict[str, Tensor] = {}
-            flops, numbers = 0.0, 0
-            for part in range(schedule.accumulate):
-                at = _hash(seed, training.step, part, distributed.rank())
-                compute.seed(at)
-                generator.manual_seed(at)
-                with torch.no_grad():
-                    batch = next(batches)
-                    views = learner.views(batch, generator)
-                numbers += batch.inputs.numel()
-                # Over devices gradients are summed at the last part alone; a static graph is learned from all of a step.
-                summed = part == schedule.accumulate - 1 or training.step == begun
-                with counter or nullcontext(), nullcontext() if summed else _unsummed(plain):
-                    with compute.autocast(schedule.precision):
-                        output = model(views) if counter is None else plain(views)
-                    (output.loss / schedule.accumulate).backward()
-                if counter is not None:
-                    flops += counter.get_total_flops()
-                loss = loss + output.loss.detach() / schedule.accumulate
-                metrics = output.metrics
-        norm = nn.utils.get_total_norm([each.grad for each in parameters if each.grad is not None])
+            done = passes.run(batches, is_counted(training.step, total, lengths_differ))
+        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         if schedule.clip is not None:
             nn.utils.clip_grads_with_norm_(parameters, schedule.clip, norm)
-        training.watch_finite(loss, norm, schedule.lr * factor)
+        training.watch_finite(done.loss, norm, lr)
         with explain_out_of_memory(schedule, compute):  # the first step allocates the optimizer's state
             for optimizer in training.optimizers:
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
-        if counter is not None:
-            training.counted.append((flops * distributed.world_size(), numbers))
-        training.input_count += numbers
+        training.meter.add(done.numbers, done.flops)
         training.step += 1
         learner.after_step(training.step / total)
         training.update_average()
@@ -214,98 +205,122 @@ def train(training: Training, examples: Examples, seed: int) -> Iterator[Step]:
             training.check_finite()
         yield Step(
             training.step, total, training.step / epoch_steps, training.step * schedule.batch,
-            schedule.lr * factor, loss, metrics,
+            lr, done.loss, done.metrics, norm, done.data_seconds,
         )  # fmt: skip
         learner.train()
 
 
-STRETCH = 50
-"""Batches among which examples of like length are looked for."""
+def _ordered(training: Training[Any], examples: Examples, seed: int, total: int) -> Iterator[Tensor]:
+    """`indices` from the training's step on, with the examples in the state they had when its epoch began."""
+    if training.examples_state:
+        examples.load_state_dict(training.examples_state)
+    epoch_steps = training.schedule.steps_an_epoch(len(examples))
+    first = training.step
+    parts = indices(examples, training.schedule, seed, first, total)
+    for step in range(first, total):
+        if step == first or step % epoch_steps == 0:
+            training.examples_state = examples.state_dict()
+        for _ in range(training.schedule.accumulate):
+            yield next(parts)
 
 
-def _order(examples: Examples, schedule: Schedule, seed: int, step: int, total: int) -> Iterator[Tensor]:
-    """Indices of every part of every batch from `step` on; this rank's share of them."""
-    count = len(examples)
-    lengths = examples.lengths if schedule.by_length else None
-    world, rank = distributed.world_size(), distributed.rank()
-    size = schedule.batch // schedule.accumulate
-    if size % world:
-        raise UserError(f"a batch of {size} can't be shared evenly by {world} devices: make it a multiple of {world}")
-    epoch_steps, shuffled = schedule.steps_an_epoch(count), -1
-    for at in range(step, total):
-        epoch, place = divmod(at, epoch_steps)
-        if epoch != shuffled:
-            generator = torch.Generator().manual_seed(_hash(seed, epoch))
-            order = torch.randperm(count, generator=generator)
-            if lengths is not None:
-                order = _by_length(order, lengths, schedule.batch, generator)
-            shuffled = epoch
-        indices = order[place * schedule.batch : (place + 1) * schedule.batch]
-        for part in range(schedule.accumulate):  # dealt, that no part or device gets the longest ones
-            yield indices[part :: schedule.accumulate][rank::world]
+def _set_rates(every: list[torch.optim.Optimizer], lr: float) -> None:
+    for optimizer in every:
+        for group in optimizer.param_groups:
+            group["lr"] = lr * group["lr_scale"]
 
 
-def _by_length(order: Tensor, lengths: Tensor, batch: int, generator: torch.Generator) -> Tensor:
-    """The whole batches of a random order, with like lengths together: sorted within stretches of it, in batches that
-    follow one another at random."""
-    count = len(order) // batch
-    order = order[: count * batch]
-    stretch = torch.arange(len(order)) // (STRETCH * batch)
-    order = order[(stretch * (lengths.max() + 1) + lengths[order]).argsort(stable=True)]
-    return order.view(count, batch)[torch.randperm(count, generator=generator)].flatten()
+@dataclass
+class _Done:
+    """Forward and backward passes of one step."""
+
+    loss: Tensor
+    metrics: dict[str, Tensor]
+    numbers: int = 0
+    """Numbers of input on this device."""
+    flops: float | None = None
+    """Over all devices; None unless counted."""
+    data_seconds: float = 0.0
 
 
-def _hash(*numbers: int) -> int:
-    """A seed that differs wherever any of the numbers does; 63 bits."""
-    packed = struct.pack(f"<{len(numbers)}q", *numbers)
-    return int.from_bytes(hashlib.blake2b(packed, digest_size=8).digest(), "little") >> 1
+class _Passes:
+    """Forward and backward passes of a step, part by part of its batch."""
+
+    def __init__(self, training: Training[Any], total: int, seed: int) -> None:
+        self.training = training
+        self.seed = seed
+        self.plain, self.compiled = _wrapped(training, total)
+        self.first = training.step
+        self.generator = training.compute.generator()
+
+    def run(self, batches: Iterator[Batch], counted: bool) -> _Done:
+        """Leave the gradients of the next step in the parameters."""
+        schedule, compute = self.training.schedule, self.training.compute
+        done = _Done(torch.zeros((), device=compute.device), {})
+        counter = flop_counter() if counted else None
+        for part in range(schedule.accumulate):
+            batch, views = self._views(batches, part, done)
+            done.numbers += batch.inputs.numel()
+            # Over devices gradients are summed at the last part only; DDP learns a static graph from a whole step.
+            summed = part == schedule.accumulate - 1 or self.training.step == self.first
+            with counter or nullcontext(), nullcontext() if summed else _unsummed(self.plain):
+                with compute.autocast(schedule.precision):
+                    model = self.compiled if counter is None else self.plain  # a compiled one cannot be counted
+                    output: Output = model(views)
+                (output.loss / schedule.accumulate).backward()
+            if counter is not None:
+                done.flops = (done.flops or 0.0) + counter.get_total_flops() * distributed.world_size()
+            done.loss = done.loss + output.loss.detach() / schedule.accumulate
+            done.metrics = output.metrics
+        return done
+
+    def _views(self, batches: Iterator[Batch], part: int, done: _Done) -> tuple[Batch, Any]:
+        """The next batch and its views, drawn from generators seeded by the step."""
+        start = time.perf_counter()
+        seed = derive_seed(self.seed, self.training.step, part, distributed.rank())
+        self.training.compute.seed(seed)
+        self.generator.manual_seed(seed)
+        with torch.no_grad():
+            batch = next(batches)
+            views = self.training.learner.views(batch, self.generator)
+        done.data_seconds += time.perf_counter() - start
+        return batch, views
 
 
-def _counts(step: int, total: int, differ: bool) -> bool:
-    """Whether a step's FLOPs are counted, which takes as long again as a step of a small model: the first one's; where
-    examples `differ` in length, those of some steps at even distances, as FLOPs are not quite in proportion to it.
-
-    By the step alone: a resumed run takes every step in the same way as one that was never stopped.
-    """
-    return step % max(1, total // COUNTED) == 0 if differ else step == 0
-
-
-COUNTED = 4
-"""Steps, about, whose FLOPs are counted where they differ."""
-
-
-def _wrapped(training: Training, total: int) -> tuple[nn.Module, nn.Module]:
-    """The learner as its forward is called: on many devices; and the same compiled, which can't be counted."""
+def _wrapped(training: Training[Any], total: int) -> tuple[nn.Module, nn.Module]:
+    """The learner, wrapped for many devices where there are; and the same compiled where the schedule compiles."""
     model: nn.Module = training.learner
     if distributed.world_size() > 1:
         # Static: some parameters may never be used, such as BERT's pooler without next-sentence prediction.
         model = nn.parallel.DistributedDataParallel(model, static_graph=True)
     if training.compute.compiles(training.schedule.compile, total):
-        # Each training anew: of one function torch keeps a few variants a process, and takes none but the first few; and
-        # how a run is rounded must not depend on those before it.
+        # Reset for each training: torch keeps only a few variants of a function in a process and then falls back,
+        # and the rounding of a run must not depend on the runs before it.
         torch.compiler.reset()
         return model, torch.compile(model)  # type: ignore[return-value]
     return model, model
 
 
 def _unsummed(model: nn.Module) -> AbstractContextManager[None]:
-    """Gradients stay each device's own, until they are summed together with those of a later part."""
-    return model.no_sync() if isinstance(model, nn.parallel.DistributedDataParallel) else nullcontext()
+    """Keep gradients on each device until a later part sums them."""
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        return model.no_sync()
+    return nullcontext()
 
 
 @contextmanager
 def explain_out_of_memory(schedule: Schedule, compute: Compute) -> Iterator[None]:
-    """Turns a lack of the device's memory into a UserError that says which option to change."""
+    """Turn a lack of the device's memory into a UserError that says which option to change."""
     try:
         yield
     except RuntimeError as error:
-        # The CPU's allocator has no error of its own.
+        # The CPU's allocator has no error class of its own.
         if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
             raise
         batch, parts = schedule.batch, schedule.accumulate
         if batch == parts:
             remedy = "at one example a time: choose a smaller backbone or image size"
         else:
-            more = next(each for each in range(2 * parts, batch + 1) if batch % each == 0)
+            more = next(count for count in range(2 * parts, batch + 1) if batch % count == 0)
             remedy = f"lower batch from {batch} to {batch // 2}, or set accumulate to {more} and keep the batch"
         raise UserError(f"out of memory on {compute}: {remedy}") from None

@@ -73,7 +73,7 @@ def test_a_disk_that_fills_up_keeps_the_last_checkpoint(pretrain, tmp_path, monk
 
     monkeypatch.setattr(checkpoint.os, "replace", full_at_the_third)
     told = pretrain(code=2)
-    assert "the disk is full, the last checkpoint stays; free some room and give the same command again" in told
+    assert "the disk is full; the last checkpoint is kept. Free some space and give the same command again" in told
     (folder,) = tmp_path.glob("runs/pics/pretrain-*/checkpoint")
     assert [each.name for each in folder.iterdir()] == ["step-000000002"]
     assert checkpoint.latest(folder)

@@ -302,6 +302,7 @@ def test_a_killed_pretraining_on_text_goes_on_to_the_same_bits_without_reading_a
 def test_a_step_far_along_is_reached_without_going_through_the_data():
     from sslrun.data.source import sources
     from sslrun.training import loop
+    from sslrun.training.order import indices
 
     options = sources["world"].Options(documents=60, length=48, tokenizer={"vocab": 200})
     pairs = sources["world"](options).load("train").paired(1, 0)
@@ -313,7 +314,7 @@ def test_a_step_far_along_is_reached_without_going_through_the_data():
             yield each
 
     schedule = loop.Schedule(steps=10_000_000, batch=8, lr=0.1)
-    order = loop._order(pairs, schedule, 0, 9_999_999, 10_000_000)
+    order = indices(pairs, schedule, 0, 9_999_999, 10_000_000)
     began = time.monotonic()
     (batch,) = pairs.batches(batches(order), torch.device("cpu"))
     assert len(drawn) == 1

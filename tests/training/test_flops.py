@@ -11,7 +11,7 @@ from sslrun.protocols.frozen_math import extract
 from sslrun.training import checkpoint, loop
 from sslrun.training.device import compute
 from sslrun.training.flops import flop_counter
-from sslrun.training.learner import Output
+from sslrun.training.learner import Learner, Output
 from sslrun.training.loop import Training, train
 from sslrun.training.schedule import Schedule
 
@@ -20,7 +20,7 @@ SCHEDULE = Schedule(steps=4, batch=8, optimizer="sgd", lr=0.01, precision="fp32"
 LAYERS = [(12, 5), (5, 7)]
 
 
-class Perceptron(nn.Module):
+class Perceptron(Learner):
     """Two linear layers, with dropout and batch norm in between, of which nothing is counted."""
 
     def __init__(self):
@@ -29,7 +29,6 @@ class Perceptron(nn.Module):
         self.backbone = nn.Sequential(
             nn.Flatten(), nn.Linear(*LAYERS[0]), nn.BatchNorm1d(5), nn.Dropout(0.3), nn.Linear(*LAYERS[1])
         )
-        self.backbone.layers = lambda: [list(self.backbone.parameters())]
 
     def views(self, batch, generator):
         return batch.inputs / 255 + torch.rand(batch.inputs.shape, generator=generator), batch.labels
@@ -37,8 +36,8 @@ class Perceptron(nn.Module):
     def forward(self, views):
         return Output(nn.functional.cross_entropy(self.backbone(views[0]), views[1]))
 
-    def after_step(self, progress):
-        pass
+    def layers(self):
+        return [list(self.backbone.parameters())]
 
 
 def examples(count=40):
@@ -65,9 +64,9 @@ def test_a_steps_flops_are_those_of_its_matrices(accumulate):
 
 def test_counting_changes_no_bit_and_is_done_once(monkeypatch, tmp_path):
     counted = trained()
-    assert len(counted.counted) == 1
+    assert len(counted.meter.counted) == 1
     checkpoint.save(trained(until=2), tmp_path)
-    monkeypatch.setattr(loop, "_counts", lambda step, total, differ: False)
+    monkeypatch.setattr(loop, "is_counted", lambda step, total, differ: False)
     plain = trained()
     assert plain.flops is None
     for a, b in zip(counted.learner.state_dict().values(), plain.learner.state_dict().values(), strict=True):
@@ -75,7 +74,7 @@ def test_counting_changes_no_bit_and_is_done_once(monkeypatch, tmp_path):
     resumed = Training(Perceptron(), SCHEDULE, CPU)
     checkpoint.restore(resumed, checkpoint.latest(tmp_path))
     assert resumed.flops == counted.flops
-    assert resumed.seconds > resumed.earlier > 0
+    assert resumed.seconds > resumed.seconds_before_resume > 0
 
 
 class Texts(TensorExamples):
@@ -102,9 +101,9 @@ def test_where_lengths_differ_a_few_steps_are_counted_and_the_others_go_by_their
         return training
 
     few = estimated()
-    assert len(few.counted) == 4
-    monkeypatch.setattr(loop, "_counts", lambda step, total, differ: True)
-    each = [flops for flops, _ in estimated().counted]
+    assert len(few.meter.counted) == 4
+    monkeypatch.setattr(loop, "is_counted", lambda step, total, differ: True)
+    each = [flops for flops, _ in estimated().meter.counted]
     one = trained().flops  # of a batch of short ones, or half of a batch of long ones
     assert set(each) == {one, 2 * one}
     assert few.flops == pytest.approx(sum(each) / 64, rel=1e-12)

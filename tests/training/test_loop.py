@@ -9,17 +9,18 @@ from torch import nn
 from sslrun.data.examples import TensorExamples
 from sslrun.data.specs import ImageSpec
 from sslrun.errors import UserError
-from sslrun.training import checkpoint, loop
+from sslrun.training import checkpoint
 from sslrun.training.device import compute
-from sslrun.training.learner import Output
+from sslrun.training.learner import Learner, Output
 from sslrun.training.loop import NonFinite, Training, train
 from sslrun.training.optim import Lars, lr_factor, optimizers
+from sslrun.training.order import indices
 from sslrun.training.schedule import Schedule
 
 CPU = compute("cpu")
 
 
-class Toy(nn.Module):
+class Toy(Learner):
     """A small network with dropout and random views, so that any random state that is not restored shows."""
 
     def __init__(self) -> None:
@@ -28,7 +29,6 @@ class Toy(nn.Module):
         self.backbone = nn.Sequential(
             nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 16), nn.Dropout()
         )
-        self.backbone.layers = lambda: [list(self.backbone[:2].parameters()), list(self.backbone[4].parameters())]
         self.head = nn.Linear(16, 4)
         self.explode_at, self.calls, self.progress = -1, 0, 0.0
 
@@ -39,6 +39,9 @@ class Toy(nn.Module):
         self.calls += 1
         loss = nn.functional.cross_entropy(self.head(self.backbone(views[0])), views[1])
         return Output(loss * (torch.inf if self.calls == self.explode_at else 1.0))
+
+    def layers(self):
+        return [list(self.backbone[:2].parameters()), list(self.backbone[4].parameters())]
 
     def after_step(self, progress):
         self.progress = progress
@@ -105,7 +108,7 @@ def test_a_batch_is_of_like_lengths_and_an_epoch_of_all_examples():
 
     def epochs(by_length):
         schedule = Schedule(epochs=2, batch=16, lr=0.1, by_length=by_length)
-        return list(loop._order(ragged, schedule, 0, 0, 250))
+        return list(indices(ragged, schedule, 0, 0, 250))
 
     def padded(batches):
         return sum(len(each) * int(lengths[each].max()) for each in batches) / int(lengths.sum()) / 2
@@ -120,9 +123,9 @@ def test_a_batch_is_of_like_lengths_and_an_epoch_of_all_examples():
         means[60:].mean().item(), rel=0.2
     )  # short and long ones come mixed
     assert not torch.equal(found[0], found[125])
-    rest = list(loop._order(ragged, Schedule(epochs=2, batch=16, lr=0.1), 0, 130, 250))
+    rest = list(indices(ragged, Schedule(epochs=2, batch=16, lr=0.1), 0, 130, 250))
     assert all(torch.equal(a, b) for a, b in zip(rest, found[130:], strict=True))
-    parts = list(loop._order(ragged, Schedule(epochs=2, batch=400, accumulate=4, lr=0.1), 0, 0, 4))
+    parts = list(indices(ragged, Schedule(epochs=2, batch=400, accumulate=4, lr=0.1), 0, 0, 4))
     for batch in zip(*[iter(parts)] * 4, strict=True):  # none has the long ones, whose mean would count no more
         means = torch.tensor([lengths[each].float().mean() for each in batch])
         assert means.max() < 1.02 * means.min()
@@ -144,7 +147,7 @@ def test_lengths_are_not_asked_for_at_every_step():
 
 
 def test_accumulated_parts_make_the_gradient_of_the_whole_batch():
-    class TextCell(Toy):
+    class Plain(Toy):
         def __init__(self):
             super().__init__()
             self.backbone[1] = nn.Identity()  # batch statistics and dropout are of a part
@@ -156,7 +159,7 @@ def test_accumulated_parts_make_the_gradient_of_the_whole_batch():
     learned = []
     for parts in (1, 4):
         schedule = Schedule(steps=2, batch=16, accumulate=parts, optimizer="sgd", lr=0.5, precision="fp32")
-        training = Training(TextCell(), schedule, CPU)
+        training = Training(Plain(), schedule, CPU)
         list(train(training, examples(), 0))
         learned.append(training.learner.head.weight.detach())
     torch.testing.assert_close(*learned)
@@ -201,7 +204,7 @@ def test_lars_is_its_formula_and_leaves_vectors_alone():
 def test_no_decay_on_vectors_and_less_learning_towards_the_input():
     toy = Toy()
     options = Schedule(steps=1, weight_decay=0.3, layer_decay=0.5)
-    (made,) = optimizers(toy, options, toy.backbone.layers())
+    (made,) = optimizers(toy, options, toy.layers())
     of = {id(each): group for group in made.param_groups for each in group["params"]}
     assert of[id(toy.backbone[0].weight)]["lr_scale"] == 0.25
     assert of[id(toy.backbone[4].weight)]["lr_scale"] == 0.5
@@ -237,7 +240,7 @@ def test_a_gradient_that_is_not_finite_is_named_before_it_spoils_the_weights(cli
 
 def test_where_looks_are_rare_the_first_bad_step_is_still_the_one_named():
     training = Training(Toy(), Schedule(epochs=3, batch=8, lr=0.1), CPU)
-    training.look_every = 50  # as on a device that a look would wait for
+    training.check_every = 50  # as on a device that a look would wait for
     spoil_gradient(training, at=4)
     with pytest.raises(NonFinite, match=r"the gradient is not finite at step 4 \(learning rate 0\.0905\)"):
         list(train(training, examples(), 0))
@@ -263,7 +266,7 @@ def test_a_batch_larger_than_the_data():
 def test_a_batch_holds_no_more_than_there_is_in_parts_that_devices_share_evenly(
     batch, parts, devices, labels, found, monkeypatch
 ):
-    monkeypatch.setattr("sslrun.training.loop.distributed.world_size", lambda: devices)
+    monkeypatch.setattr("sslrun.training.schedule.distributed.world_size", lambda: devices)
     schedule = Schedule(epochs=1, batch=batch, accumulate=parts).within(labels)
     assert (schedule.batch, schedule.accumulate) == found
 
@@ -310,6 +313,88 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path):
     (path / checkpoint.STATE).write_bytes(b"half")
     with pytest.warns(UserWarning, match="damaged"):
         assert checkpoint.latest(tmp_path) is None
+
+
+def test_the_last_two_checkpoints_are_kept_and_a_damaged_one_costs_only_the_steps_since_the_other(tmp_path):
+    schedule = Schedule(epochs=3, batch=8, lr=0.1)
+    training = Training(Toy(), schedule, CPU)
+    saved = [checkpoint.save(training, tmp_path) for _ in train(training, examples(), 3)]
+    assert sorted(tmp_path.iterdir()) == saved[-2:]
+    (saved[-1] / checkpoint.WEIGHTS).write_bytes(b"half")
+    with pytest.warns(UserWarning, match="using the one before it"):
+        fallback = checkpoint.latest(tmp_path)
+    assert fallback == saved[-2]
+    resumed = Training(Toy(), schedule, CPU)
+    checkpoint.restore(resumed, fallback)
+    run(schedule, training=resumed)
+    assert all(torch.equal(a, b) for a, b in zip(state(training), state(resumed), strict=True))
+
+
+class Collected(TensorExamples):
+    """Data that is collected while training: each epoch visits the examples that were drawn least often so far."""
+
+    def __init__(self, source):
+        super().__init__(source.inputs, source.labels, source.classes, source.spec)
+        object.__setattr__(self, "visits", torch.zeros(len(self)))
+
+    def order(self, seed, epoch):
+        chosen = (self.visits + torch.rand(len(self), generator=torch.Generator().manual_seed(seed + epoch))).argsort()
+        self.visits[chosen[:24]] += 1  # the batches of an epoch read the first 24 of them
+        return torch.cat([chosen[:24], chosen[:16]])
+
+    def state_dict(self):
+        return {"visits": self.visits.clone()}
+
+    def load_state_dict(self, state):
+        self.visits.copy_(state["visits"])
+
+
+def test_examples_that_change_while_training_resume_to_the_same_bits(tmp_path):
+    schedule = Schedule(epochs=3, batch=8, lr=0.1)
+
+    def trained(training, until=None):
+        for step in train(training, Collected(examples()), 3):
+            if step.step == until:
+                checkpoint.save(training, tmp_path)
+                break
+        return training
+
+    whole = trained(Training(Toy(), schedule, CPU))
+    trained(Training(Toy(), schedule, CPU), until=7)  # in the midst of the second epoch
+    resumed = Training(Toy(), schedule, CPU)
+    checkpoint.restore(resumed, checkpoint.latest(tmp_path))
+    assert resumed.examples_state["visits"].sum() == 24
+    trained(resumed)
+    assert all(torch.equal(a, b) for a, b in zip(state(whole), state(resumed), strict=True))
+
+
+def test_a_learner_is_told_the_progress_before_and_after_each_step():
+    class Scheduled(Toy):
+        def __init__(self):
+            super().__init__()
+            self.heard = []
+
+        def before_step(self, progress):
+            self.heard.append(("before", progress))
+
+        def after_step(self, progress):
+            self.heard.append(("after", progress))
+
+    training = Training(Scheduled(), Schedule(steps=2, batch=8, lr=0.1), CPU)
+    list(train(training, examples(), 3))
+    assert training.learner.heard == [("before", 0), ("after", 0.5), ("before", 0.5), ("after", 1)]
+
+
+def test_a_step_reports_the_norm_of_its_gradient():
+    training = Training(Toy(), Schedule(steps=1, batch=8, lr=0.1, precision="fp32", clip=1e-3), CPU)
+    (step,) = train(training, examples(), 3)
+    again = Training(Toy(), Schedule(steps=1, batch=8, lr=0.1, precision="fp32"), CPU)
+    norms = []
+    for parameter in again.learner.parameters():
+        parameter.register_hook(lambda gradient: norms.append(gradient.norm()))
+    list(train(again, examples(), 3))
+    torch.testing.assert_close(step.grad_norm, torch.stack(norms).norm())
+    assert step.record()["grad_norm"] == pytest.approx(step.grad_norm.item(), abs=1e-6)
 
 
 def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, monkeypatch):
