@@ -10,6 +10,7 @@ from typing import Any
 from sslrun.results.published import published
 from sslrun.results.table import Column, Cost, Row, Table, row_of
 from sslrun.runs import read_result
+from sslrun.training.flops import COUNTED_STEPS
 
 TASK = "compute"
 """What the columns stand under, in the place of a task."""
@@ -115,7 +116,7 @@ def _notes(uncounted: Sequence[str]) -> list[str]:
     mean = sum(shares.values()) / len(shares)
     each = ", ".join(f"{100 * share:.0f} % for {name}" for name, share in shares.items())
     notes = [
-        "PFLOPs: 10^15, as torch counts those of a stage's first training step (of texts: of sixteen steps; a multiplication "
+        f"PFLOPs: 10^15, as torch counts those of a stage's first training step (of texts: of about {COUNTED_STEPS} steps; a multiplication "
         "and an addition are two; forward and backward), times its steps; of frozen features one forward pass over the labelled examples; passes over "
         "validation and test, and what fits a classifier to frozen features, are not counted. All stages: pretraining "
         "once a row, and each of its evaluations",

@@ -17,6 +17,7 @@ from sslrun.stages.context import Context
 from sslrun.stages.reporting import Reporter
 from sslrun.stages.sweep import Plan, of_run, work
 from sslrun.training.device import compute
+from sslrun.training.flops import COUNTED_STEPS
 
 
 def stage(run, stage, flops, seconds=3600, device="GPU", devices=1):
@@ -58,6 +59,7 @@ def test_a_run_counts_once_a_row_and_seed():
     assert cells["B", "hours on CPU"].mean == 1
     assert ("C", ALL) not in cells
     assert "FLOPs not known, since they were not counted or weights are from elsewhere: C · knn" in table.notes
+    assert any(f"of texts: of about {COUNTED_STEPS} steps" in note for note in table.notes)
     assert "**" not in next(line for line in table.to_markdown().splitlines() if line.startswith("| B")).split("|")[-4]
 
 

@@ -2,13 +2,14 @@
 
 import io
 
+import pytest
 import torch
 from rich.console import Console
 from torch import nn
 
 from sslrun.recipe import parse
 from sslrun.recipe.places import Located
-from sslrun.stages.check import _kept_for_backward, _state_bytes, checked, shown
+from sslrun.stages.check import Budget, _kept_for_backward, _state_bytes, checked, shown
 from sslrun.training.device import compute
 
 CPU = compute("cpu")
@@ -66,3 +67,56 @@ def test_memory_counts_what_the_optimizer_and_the_average_keep():
     assert sgd == 4 * (100 + 90 + 90)  # weights, gradients, momentum
     assert adamw == sgd + 4 * 90
     assert averaged == sgd + 4 * 100
+
+
+def slowed(monkeypatch, seconds):
+    """Make each step take as long as on a slow machine, by a clock that only steps move; returns the clock."""
+    clock = [0.0]
+
+    def timed(step, compute):
+        step()
+        clock[0] += seconds
+        return seconds
+
+    monkeypatch.setattr("sslrun.stages.check._timed", timed)
+    monkeypatch.setattr("sslrun.stages.check.time.perf_counter", lambda: clock[0])
+    return clock
+
+
+def test_a_slow_network_is_measured_on_fewer_examples(monkeypatch):
+    quick, clock = checked("", recipe(), CPU), slowed(monkeypatch, 3.0)
+    slow = checked("", recipe(), CPU)
+    assert clock[0] <= 20
+    assert quick["measured_on"] == 8
+    assert slow["measured_on"] == 4
+    assert slow["flops"] == pytest.approx(quick["flops"], rel=0.01)
+    assert slow["memory_bytes"] == pytest.approx(quick["memory_bytes"], rel=0.1)
+    console = Console(file=io.StringIO(), width=400)
+    console.print(shown([slow]))
+    assert "the time by measuring 4 examples on this device" in console.file.getvalue()
+
+
+def test_a_sweep_stops_measuring_when_the_time_is_over_and_says_so(monkeypatch):
+    clock = slowed(monkeypatch, 4.0)
+    recipes = [recipe(steps=steps) for steps in (5, 10)]
+    other = recipes[0].model_copy(update={"name": "other", "pretext": recipe().pretext})
+    budget = Budget(3)
+    first, second = (checked("", each, CPU, budget) for each in recipes)
+    assert second["flops"] == 2 * first["flops"]  # the same network: measured once
+    budget.measured.clear()
+    clock[0] = 21.0
+    third = checked("", other, CPU, budget)
+    assert third["measured_on"] == 0
+    assert "seconds" not in third
+    assert third["state_bytes"] == first["state_bytes"]
+    assert clock[0] == 21.0
+    console = Console(file=io.StringIO(), width=400)
+    console.print(shown([first, third]))
+    assert "4 examples (recipes not measured, since 20 s had passed: 1)" in console.file.getvalue()
+
+
+def test_time_of_a_check_is_shared_evenly_among_recipes():
+    budget = Budget(2, seconds=10.0)
+    assert 4.9 < budget.next() <= 5.0
+    assert 9.8 < budget.next() <= 10.0
+    assert Budget(1, seconds=0.0).next() == 0.0
