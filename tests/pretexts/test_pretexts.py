@@ -29,7 +29,7 @@ CHEAP = {"byol": {"hidden": 32}, "barlow": {"width": 32}, "vicreg": {"width": 32
 def made(name, backbone="resnet18", **options):
     torch.manual_seed(0)
     shape = (
-        {"channels": 8, "stem": "small"}
+        {"channels": 8, "stem": "imagenet"}
         if backbone == "resnet18"
         else {"patch": 4, "depth": 1, "width": 24, "heads": 3}
     )
