@@ -34,6 +34,9 @@ SLOW = {
     "test_a_set_that_cannot_be_had_is_an_empty_cell", "test_naming_a_set_imports_nothing_heavy",
     "test_gradients_of_a_resnet_on_images_of_one_place", "test_bert_is_transformers_bert", "test_resnet_is_torchvisions",
     "test_parameter_counts_are_the_published_ones[vit-base", "test_where_lengths_differ_a_few_steps_are_counted",
+    "test_a_killed_pretraining_on_text", "test_two_processes_learn", "test_a_recipe_is_read_without_importing",
+    "test_the_cells_of_a_measurement", "test_a_plot_is_drawn", "test_a_weight_file_without_a_tokenizer",
+    "test_every_number_of_a_table_is_shown", "[random-forest]", "test_every_published_table_stands_beside",
     "test_images_from_one_a_class_on", "test_motion_in_a_larger_image",
 }  # fmt: skip
 """Parts of the names of tests that take more than a second of one core: `make fast` leaves them out.
