@@ -78,7 +78,26 @@ def pretrain(
         typer.echo(job.run.path)
 
 
-def _evaluation_command(protocol: str, about: str) -> None:
+def add_protocol_commands(app: typer.Typer) -> None:
+    """Add a command for every registered protocol that has none yet.
+
+    May be called again after plug-ins were imported. A protocol with the name of another command gets
+    none: it runs from recipes and sweeps.
+    """
+    from sslrun.protocols import protocols
+
+    taken = _command_names(app)
+    for name in protocols.in_order:
+        if name not in taken:
+            _add_protocol_command(app, name, protocols[name].about())
+
+
+def _command_names(app: typer.Typer) -> set[str]:
+    commands = app.registered_commands
+    return {each.name or each.callback.__name__ for each in commands if each.callback is not None}
+
+
+def _add_protocol_command(app: typer.Typer, protocol: str, about: str) -> None:
     def command(
         recipe: RecipeFile,
         overrides: Overrides = None,
@@ -108,15 +127,8 @@ def _evaluation_command(protocol: str, about: str) -> None:
         if distributed.is_main():
             _print_table(made)
 
-    app.command(name=protocol, help=f"Stage 2: {about}")(command)
-
-
-_evaluation_command("knn", "classify by the nearest neighbours in the frozen features.")
-_evaluation_command("probe", "a linear classifier on the frozen features.")
-_evaluation_command("fewshot", "least squares on the frozen features of a few examples a class.")
-_evaluation_command("finetune", "train all parameters on the labels.")
-_evaluation_command("lpft", "probe, then fine-tune from the probe's head.")
-_evaluation_command("scratch", "train all parameters on the labels from a random start.")
+    panel = "Protocols (stage 2: learn a task from the backbone)"
+    app.command(name=protocol, help=about, rich_help_panel=panel)(command)
 
 
 @app.command()
@@ -352,6 +364,8 @@ def _console() -> Any:
 
 def main() -> None:
     """Run the command line. A user's mistake is one line on stderr and exit code 2."""
+    if not set(sys.argv[1:2]) & {*_command_names(app), "--version"}:  # they need no second to import torch
+        add_protocol_commands(app)
     sys.exit(_exit_code(lambda: app(prog_name="sslrun", standalone_mode=False)))
 
 

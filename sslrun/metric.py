@@ -35,6 +35,10 @@ class Metric:
         """Whether `new` is strictly better than `old`."""
         return new > old if self.better == "higher" else new < old
 
+    def is_as_good(self, new: float, old: float) -> bool:
+        """Whether `new` is at least as good as `old`; False if either is NaN."""
+        return new >= old if self.better == "higher" else new <= old
+
     def gain(self, new: float, old: float) -> float:
         """How much better `new` is than `old`: positive where it improves."""
         return new - old if self.better == "higher" else old - new

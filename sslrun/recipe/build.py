@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 
 import sslrun.backbones
 import sslrun.pretexts
+import sslrun.protocols
 import sslrun.tasks  # noqa: F401 (importing fills the registries)
 from sslrun.backbones.base import backbones
 from sslrun.data.image.corruptions import CORRUPTIONS
@@ -23,7 +24,7 @@ from sslrun.data.source import sources
 from sslrun.data.specs import ImageSpec
 from sslrun.errors import UserError
 from sslrun.pretexts.base import pretexts
-from sslrun.protocols.options import PROTOCOLS, Protocols
+from sslrun.protocols.base import inheritance, protocols, unsupported
 from sslrun.recipe.fit import misfit
 from sslrun.recipe.places import Keys, Located, override, read_yaml
 from sslrun.recipe.schema import Evaluation, Named, Pretrain, Recipe, Sweep
@@ -109,8 +110,8 @@ def parse(source: Located) -> Recipe:
                     f"'{backbone.name}': lower it to {most}, or raise backbone.positions before pretraining",
                 )
     typed = {"backbone": backbone, "pretext": pretext, "data": data, "pretrain": pretrain, "evaluate": evaluate}
-    rest = source.without(*Protocols.model_fields)
-    return validated(Recipe, Located({**rest.value, **typed}, source.places), "a recipe", Protocols.model_fields)
+    rest = source.without(*protocols)
+    return validated(Recipe, Located({**rest.value, **typed}, source.places), "a recipe", protocols)
 
 
 def _evaluation(source: Located, key: str, data: Named) -> Evaluation:
@@ -120,22 +121,21 @@ def _evaluation(source: Located, key: str, data: Named) -> Evaluation:
         section.value["data"] = data.as_dict() if key == data.name else {"name": key}
     evaluation_data = _named(sources, section, "data", like=data)
     task = _named(tasks, section, "task", default=sources[evaluation_data.name].task)
-    options = Protocols(**{name: _protocol(name, source, section) for name in Protocols.model_fields})
+    options = {name: _protocol_options(name, source, section) for name in protocols.in_order}
     given = {
-        **section.without(*Protocols.model_fields).value,
+        **section.without(*protocols).value,
         "shifts": {name: _shift(section, name, evaluation_data) for name in _named_shifts(section)},
         "data": evaluation_data,
         "task": task,
         "options": options,
     }
-    evaluation = validated(
-        Evaluation, Located(given, section.places, section.at), f"'evaluate.{key}'", Protocols.model_fields
-    )
+    evaluation = validated(Evaluation, Located(given, section.places, section.at), f"'evaluate.{key}'", protocols)
     for protocol in evaluation.protocols:
-        if protocol not in PROTOCOLS:
-            raise section.error(
-                ("protocols",), f"no such protocol: '{protocol}'.{did_you_mean(protocol, list(PROTOCOLS))}"
-            )
+        if protocol not in protocols:
+            hint = did_you_mean(protocol, protocols.in_order)
+            raise section.error(("protocols",), f"no such protocol: '{protocol}'.{hint}")
+        if reason := unsupported(protocol, tasks[task.name], task.options):
+            raise section.error(("protocols",), reason)
     return evaluation
 
 
@@ -167,19 +167,20 @@ def _shift(evaluation: Located, name: str, own: Named) -> Shift:
     return validated(Shift, section, f"the shift '{name}'")
 
 
-def _protocol(name: str, recipe: Located, evaluation: Located) -> Options:
-    """A protocol's options: the default's, changed by the recipe's section, then the evaluation's; for lpft and scratch
-    by those of finetune first."""
-    default = Protocols.model_fields[name].default
-    merged = Located(default.model_dump(exclude_unset=True), {(): recipe.places[()]}, (name,))
-    inherited = ("finetune", name) if name in ("lpft", "scratch") else (name,)
-    for section in (each.section(key) for key in inherited for each in (recipe, evaluation)):
+def _protocol_options(name: str, recipe: Located, evaluation: Located) -> Options:
+    """A protocol's options: the recipe's section, then the evaluation's; before them those of the protocol it inherits
+    from.
+
+    `epochs` and `steps` replace each other.
+    """
+    merged = Located({}, {(): recipe.places[()]}, (name,))
+    for section in (each.section(key) for key in inheritance(name) for each in (recipe, evaluation)):
         if {"epochs", "steps"} & section.value.keys():
             merged.value = {key: value for key, value in merged.value.items() if key not in ("epochs", "steps")}
         for key, value in section.value.items():
             inside = {keys[1:]: place for keys, place in section.places.items() if keys[:1] == (key,)}
             merged.change(key, value, inside or {(): section.places[()]})
-    return validated(type(default), merged, f"'{name}'")
+    return validated(protocols[name].Options, merged, f"'{name}'")
 
 
 def _named(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -18,7 +18,7 @@ from pydantic import (
 )
 
 from sslrun.data.shifts import ID, MEAN_SHIFT, Shift
-from sslrun.protocols.options import Protocols
+from sslrun.protocols.base import Protocol, protocols
 from sslrun.registry import Options
 from sslrun.runs import contents
 from sslrun.tasks.base import TaskOptions
@@ -85,27 +85,30 @@ class Evaluation(BaseModel):
     labels: tuple[Annotated[float, AfterValidator(_share_or_count)], ...] = Field((1.0,), min_length=1)
     """Shares of the training labels, class-balanced and nested; a whole number above 1 is labels a class."""
     restarts: int = Field(1, ge=1)
-    """Times that whatever is trained from labels is trained, from the same pretrained weights: with a new head and in
-    another order of the data (BERT's fine-tuning restarts). What has one solution, as a probe by L-BFGS, is not."""
+    """Times that each protocol which trains step by step is run from the same pretrained weights, each with a new head
+    and another order of the data (BERT's fine-tuning restarts). A protocol with one solution is run once."""
     shifts: dict[Annotated[str, AfterValidator(_shift_name)], Shift] = {}
     """Test sets out of distribution, by name: every protocol is scored on them too, and chooses nothing by them."""
-    options: Protocols
-    """The recipe's protocol options with this task's own changes."""
+    options: dict[str, SerializeAsAny[Options]]
+    """Protocol -> its options: the recipe's, with this task's own changes. Holds every registered protocol."""
 
     @property
     def reads(self) -> tuple[Named, ...]:
         """The data sets that it reads: its own, and those of its shifts."""
         return (self.data, *(each.data for each in self.shifts.values() if each.data is not None))
 
+    def protocol(self, name: str) -> Protocol:
+        """A protocol with its options for this task."""
+        return protocols[name](self.options[name])
+
     def restarts_of(self, protocol: str) -> int:
         """How often a protocol is run."""
-        stepwise = self.options.probe.solver == "sgd" or not cast(TaskOptions, self.task.options).linear
-        trained = protocol in ("finetune", "lpft", "scratch") or (protocol == "probe" and stepwise)
-        return self.restarts if trained else 1
+        assert isinstance(self.task.options, TaskOptions)
+        return self.restarts if self.protocol(protocol).trains(self.task.options) else 1
 
     def labels_of(self, protocol: str) -> tuple[float, ...]:
-        """From how many labels a protocol learns: `labels`; a class's, where it is few-shot learning."""
-        return self.options.fewshot.shots if protocol == "fewshot" else self.labels
+        """The amounts of labels that a protocol learns from."""
+        return self.protocol(protocol).labels(self.labels)
 
 
 class Weights(BaseModel):
@@ -165,7 +168,11 @@ class Recipe(BaseModel):
                     "labels": list(evaluation.labels),
                     "restarts": evaluation.restarts,
                     "shifts": {name: shift.as_dict() for name, shift in evaluation.shifts.items()},
-                    **evaluation.options.model_dump(mode="json"),
+                    **{
+                        protocol: options.model_dump(mode="json")
+                        for protocol, options in evaluation.options.items()
+                        if type(options).model_fields
+                    },
                 }
                 for key, evaluation in self.evaluate.items()
             },

@@ -22,9 +22,22 @@ from rich.text import Text
 import sslrun.backbones  # noqa: F401  registers them, whose defaults are read here
 from sslrun.backbones.base import backbones
 from sslrun.errors import UserError
+from sslrun.protocols import protocols as registered
 from sslrun.registry import did_you_mean
 from sslrun.results.published import Number, Published
-from sslrun.results.table import Cell, Column, Cost, Row, Table, amount, column_of, columns_of, row_of, write_table
+from sslrun.results.table import (
+    Cell,
+    Column,
+    Cost,
+    Row,
+    Table,
+    amount,
+    column_of,
+    columns_of,
+    metric_of,
+    row_of,
+    write_table,
+)
 from sslrun.runs import read_result
 
 MIN_ROWS = 3
@@ -33,16 +46,6 @@ MIN_ROWS = 3
 ALWAYS = ("data", "steps", "parameters")
 """What a reader must be told of, even where nobody knows; the rest is told where one side does."""
 KINDS = (*ALWAYS, "epochs", "backbone", "labels", "protocol", "metric")
-
-SYNONYMS = {
-    "knn": ("k-NN",),
-    "probe": ("LP", "lin", "linear", "linear probe", "linear probing"),
-    "fewshot": ("few-shot", "few-shot linear"),
-    "finetune": ("FT", "fine-tune", "fine-tuning"),
-    "lpft": ("LP-FT",),
-    "scratch": ("from scratch",),
-}
-"""What papers call our protocols."""
 
 OF_PRETRAINING = ("data", "steps", "parameters", "epochs")
 UNKNOWN = "unknown"
@@ -174,9 +177,7 @@ def _settings(results: Sequence[dict[str, Any]], published: Published, protocol_
     for kind in KINDS:
         if kind == "protocol" and protocol_named:
             continue
-        values = [
-            column_of(each)[1] if kind == "labels" else {**each, **each.get("facts", {})}.get(kind) for each in results
-        ]
+        values = [_fact(kind, each) for each in results]
         ours = tuple(dict.fromkeys(each for each in values if each is not None))
         elsewhere = (each["pretext"] and value is None for each, value in zip(results, values, strict=True))
         if ours and kind in OF_PRETRAINING and any(elsewhere):
@@ -185,6 +186,15 @@ def _settings(results: Sequence[dict[str, Any]], published: Published, protocol_
         if kind in ALWAYS or setting.ours or setting.published:
             settings.append(setting)
     return settings
+
+
+def _fact(kind: str, result: dict[str, Any]) -> Any:
+    """What an evaluation says of itself; None if it does not."""
+    if kind == "labels":
+        return column_of(result)[1]
+    if kind == "metric" and kind in result:
+        return metric_of(result)
+    return {**result, **result.get("facts", {})}.get(kind)
 
 
 def _is_number(value: Any) -> bool:
@@ -230,7 +240,7 @@ def normal(name: str) -> str:
 def _of_row(row: Row, results: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
     """(part of the row, a name it may stand under in a paper), the likeliest first."""
     pretexts = {each["pretext"] or "" for each in results if row_of(each) == row and not each.get("row")}
-    names, protocols = (row[0], *pretexts), (row[1], *SYNONYMS.get(row[1], ()))
+    names, protocols = (row[0], *pretexts), (row[1], *(registered[row[1]].synonyms if row[1] in registered else ()))
     both = [f"{name} · {protocol}" for name in names for protocol in protocols]
     return [*(("name", each) for each in (*names, *both)), *(("protocol", each) for each in protocols)]
 

@@ -18,7 +18,7 @@ from rich.text import Text
 
 from sslrun.data.shifts import ID, MEAN_SHIFT
 from sslrun.errors import UserError
-from sslrun.protocols.options import PROTOCOLS
+from sslrun.protocols import protocols as registered
 from sslrun.runs import write_atomically
 
 Row = tuple[str, str]
@@ -124,11 +124,11 @@ class Table:
         """
         if not results:
             raise UserError("no finished evaluation to make a table of")
-        metrics = list(dict.fromkeys(each["metric"] for each in results))
+        metrics = list(dict.fromkeys(map(metric_of, results)))
         table = cls(title, metrics[0] if len(metrics) == 1 else "each task's own metric", results=list(results))
         names = list(dict.fromkeys(row_of(each)[0] for each in results))
         tasks = list(dict.fromkeys(each["task"] for each in results))
-        protocols = list(PROTOCOLS)
+        protocols = list(dict.fromkeys([*registered.in_order, *(each["protocol"] for each in results)]))
 
         def order(each: dict[str, Any]) -> tuple[int, int, int, bool, float]:
             place = names.index(row_of(each)[0]), protocols.index(each["protocol"])
@@ -281,7 +281,7 @@ class Table:
         of_task = [each for named, each in self.columns if named == task]
         if len({each.split(" · ")[0] for each in of_task}) == 1 < len(of_task):
             return place or ID
-        metrics = {each["task"]: each["metric"] for each in self.results}
+        metrics = {each["task"]: metric_of(each) for each in self.results}
         if len(set(metrics.values())) < 2 or task not in metrics:
             return what
         return metrics[task].replace("_", " ") + ("" if what == "100 %" else f" {what}")
@@ -376,7 +376,7 @@ def _add_suites(table: Table, results: Sequence[dict[str, Any]]) -> None:
         if each.get("suite"):
             name, sizes[name] = each["suite"]
             key = row_of(each), (name, column_of(each)[1]), _seed(each)
-            found.setdefault(key, {})[each["task"]] = each["metrics"]["test"][each["metric"]]
+            found.setdefault(key, {})[each["task"]] = each["metrics"]["test"][metric_of(each)]
     for (row, column, seed), values in found.items():
         if len(values) == sizes[column[0]]:
             table.add(row, column, statistics.fmean(values.values()), seed)
@@ -409,7 +409,7 @@ def columns_of(result: dict[str, Any]) -> list[Column]:
 
 def _numbers(result: dict[str, Any]) -> dict[Column, float]:
     """What stands in each of an evaluation's columns."""
-    metric, shifts = result["metric"], result.get("shifts", {})
+    metric, shifts = metric_of(result), result.get("shifts", {})
     values = [result["metrics"]["test"][metric], *(scores[metric] for scores in shifts.values())]
     if len(shifts) > 1:
         values.append(statistics.fmean(values[1:]))
@@ -422,7 +422,14 @@ def _numbers(result: dict[str, Any]) -> dict[Column, float]:
 
 def _a_class(result: dict[str, Any]) -> bool:
     """Whether its labels are a number a class, not a share of all."""
-    return result["protocol"] == "fewshot" or result["labels"] > 1
+    name = result["protocol"]
+    return (name in registered and registered[name].per_class) or result["labels"] > 1
+
+
+def metric_of(result: dict[str, Any]) -> str:
+    """The name of the metric that stands in an evaluation's cells."""
+    metric = result["metric"]
+    return str(metric["name"] if isinstance(metric, dict) else metric)
 
 
 def _row_order(row: Row, names: list[str], protocols: list[str]) -> tuple[int, int]:

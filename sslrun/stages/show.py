@@ -18,7 +18,7 @@ from sslrun.data.image.corruptions import CORRUPTIONS
 from sslrun.data.source import sources
 from sslrun.errors import UserError
 from sslrun.pretexts.base import pretexts
-from sslrun.protocols.options import PROTOCOLS, Protocols
+from sslrun.protocols import protocols
 from sslrun.recipe import Pretrain, Watch
 from sslrun.registry import Registry, did_you_mean
 from sslrun.results import published
@@ -57,7 +57,7 @@ def _summaries(kind: str) -> dict[str, str]:
     if kind in REGISTRIES:
         return {name: _first_line(REGISTRIES[kind][name]) for name in REGISTRIES[kind]}
     if kind == "protocol":
-        return dict(PROTOCOLS)
+        return {name: protocols[name].about() for name in protocols.in_order}
     if kind == "corruption":
         return {
             name: f"{_first_line(of).rstrip('.')}: {_listed(constants)}"
@@ -82,8 +82,7 @@ def _whole(kind: str, name: str) -> dict[str, Any]:
             found["where"] = cls.describe()
         return found
     if kind == "protocol":
-        model = Protocols.model_fields.get(name)
-        return {"about": PROTOCOLS[name], "options": _options(type(model.default)) if model else []}
+        return {"about": inspect.getdoc(protocols[name]), "options": _options(protocols[name].Options)}
     if kind == "corruption":
         return {"about": f"{_summaries(kind)[name]}, at severity 1 to 5", "options": []}
     if kind == "section":

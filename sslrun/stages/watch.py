@@ -11,7 +11,8 @@ from sslrun.backbones.base import Backbone
 from sslrun.data.examples import Examples
 from sslrun.data.splits import Splits
 from sslrun.pretexts.base import Pretext
-from sslrun.protocols.frozen_math import KnnOptions, extract, weighted_knn
+from sslrun.protocols.features import extract
+from sslrun.protocols.neighbors import KnnOptions, weighted_knn
 from sslrun.recipe import Watch
 from sslrun.tasks.base import tasks
 from sslrun.tasks.diagnostics import collapse, feature_std, rankme

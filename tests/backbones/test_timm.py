@@ -8,13 +8,12 @@ from torchvision.transforms import Normalize
 from sslrun.backbones import build_backbone, load_into
 from sslrun.backbones.image import IMAGENET_MEAN, IMAGENET_STD
 from sslrun.data.specs import ImageSpec
-from sslrun.data.splits import load_splits
 from sslrun.errors import UserError
 from sslrun.recipe import parse
 from sslrun.recipe.places import Located
+from sslrun.stages.bench import CellBench
 from sslrun.stages.context import Context
-from sslrun.stages.evaluate import Work, cells
-from sslrun.tasks.base import tasks
+from sslrun.stages.evaluate import cells
 from sslrun.training.device import compute
 
 SHAPE = {"patch": 4, "depth": 3, "width": 48, "heads": 4}
@@ -54,9 +53,7 @@ def test_weights_from_timm_give_timms_features(vision_transformer, tmp_path, opt
     }  # fmt: skip
     # As `sslrun knn tiny.yaml --from vit.safetensors` has it.
     (cell,) = cells(parse(Located(given, {(): "tiny.yaml:1"})), 0, tmp_path / "runs", source=path)
-    splits = load_splits("digits", cell.evaluation.data.options)
-    task = tasks["classification"](cell.evaluation.task.options, splits.spec, splits.classes)
-    ours = Work(cell, Context(tmp_path, compute("cpu")), splits, task, torch.arange(1), {})._backbone().eval()
+    ours = CellBench(cell, Context(tmp_path, compute("cpu"))).backbone().eval()
     images = torch.rand(3, 3, 16, 16)
     with torch.no_grad():
         tokens = model.forward_features(Normalize(IMAGENET_MEAN, IMAGENET_STD)(images))

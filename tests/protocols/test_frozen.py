@@ -1,7 +1,5 @@
 """Classifiers on cached features, against naive loops and scikit-learn."""
 
-from typing import get_args
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,19 +11,17 @@ from sslrun.backbones.base import Backbone, Features
 from sslrun.data.examples import Batch, TensorExamples
 from sslrun.data.specs import ImageSpec
 from sslrun.errors import UserError
-from sslrun.protocols import frozen_math as frozen
-from sslrun.protocols.frozen_math import (
-    Classifier,
-    KnnOptions,
-    LogisticOptions,
-    LogisticRegression,
-    classical,
-    extract,
-    least_squares,
-    logistic,
-    weighted_knn,
-)
+from sslrun.metric import Metric
+from sslrun.protocols import logistic as logistic_module
+from sslrun.protocols import neighbors, protocols
+from sslrun.protocols.classical import fit_best
+from sslrun.protocols.features import extract
+from sslrun.protocols.least_squares import least_squares
+from sslrun.protocols.logistic import LogisticOptions, LogisticRegression, logistic
+from sslrun.protocols.neighbors import KnnOptions, weighted_knn
+from sslrun.registry import Options
 
+CLASSICAL = ("nearest-neighbours", "logistic-regression", "random-forest", "svm")
 CPU = torch.device("cpu")
 
 
@@ -89,7 +85,7 @@ def test_a_diverged_backbone_is_reported() -> None:
 
 
 def test_weighted_knn_is_the_vote_of_wu_et_al(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(frozen, "CHUNK", 1)  # several turns of 256 rows
+    monkeypatch.setattr(neighbors, "CHUNK", 1)  # several turns of 256 rows
     train_x, train_y = clusters(60, 8, 4)
     test_x, _ = clusters(300, 8, 4, seed=1)
     k, temperature = 7, 0.1
@@ -156,7 +152,7 @@ def test_a_few_iterations_do_on_features_of_very_unequal_variance() -> None:
 def test_logistic_regression_does_not_depend_on_how_the_rows_are_split(monkeypatch: pytest.MonkeyPatch) -> None:
     x, y = clusters(700, 6, 3)
     whole = logistic(x, y, 3, [1e-2, 1.0])
-    monkeypatch.setattr(frozen, "CHUNK", 1)
+    monkeypatch.setattr(logistic_module, "CHUNK", 1)
     torch.testing.assert_close(whole, logistic(x, y, 3, [1e-2, 1.0]))
 
 
@@ -174,7 +170,7 @@ def test_the_strength_with_the_best_validation_score_is_chosen() -> None:
     x, y = clusters(40, 2, 3)
     val_x, val_y = clusters(500, 2, 3, seed=1)
     x, val_x = (torch.cat([t, torch.randn(len(t), 60, generator=generator)], dim=1) for t in (x, val_x))
-    fit = LogisticRegression(LogisticOptions(l2_min=1e-6, l2_max=1e2, l2_count=9)).fit(x, y, val_x, val_y, 3)
+    fit = LogisticRegression(LogisticOptions(l2_min=1e-6, l2_max=1e2, l2_count=9)).fit((x, y), (val_x, val_y), 3)
     assert list(fit.scores) == pytest.approx([10.0**e for e in range(-6, 3)])
     assert fit.scores[fit.l2] == max(fit.scores.values()) > fit.scores[1e-6]
     with torch.no_grad():
@@ -184,8 +180,22 @@ def test_the_strength_with_the_best_validation_score_is_chosen() -> None:
 
 def test_of_equally_good_strengths_the_strongest_is_chosen_and_the_score_may_be_given() -> None:
     x, y = clusters(40, 6, 3)
-    fit = LogisticRegression().fit(x, y, x, y, 3, score=lambda scores, labels: 1.0)
+    fit = LogisticRegression().fit((x, y), (x, y), 3, score=lambda scores, labels: 1.0)
     assert fit.l2 == max(fit.scores) == pytest.approx(10)
+
+
+def test_the_strength_is_the_lowest_score_if_lower_is_better() -> None:
+    x, y = clusters(40, 6, 3)
+    error, options = Metric("error", better="lower"), LogisticOptions(l2_count=5)
+
+    def score(scores: Tensor, labels: Tensor) -> float:
+        return F.cross_entropy(scores, labels).item()
+
+    lowest = LogisticRegression(options).fit((x, y), (x, y), 3, score, error)
+    highest = LogisticRegression(options).fit((x, y), (x, y), 3, score)
+    assert lowest.scores[lowest.l2] == min(lowest.scores.values())
+    assert highest.scores[highest.l2] == max(highest.scores.values())
+    assert lowest.l2 < highest.l2
 
 
 def test_the_solver_leaves_the_callers_precision_as_it_was() -> None:
@@ -205,11 +215,16 @@ def test_bounds_in_the_wrong_order_are_refused() -> None:
     assert KnnOptions().k == 20
 
 
-@pytest.mark.parametrize("model", get_args(Classifier))
-def test_classical_classifiers_learn_and_keep_the_classes_in_place(model: Classifier) -> None:
+def classical(model: str, x: Tensor, y: Tensor, val: tuple[Tensor, Tensor], test_x: Tensor, classes: int):
+    candidates = protocols[model](Options()).candidates(len(x), 0)
+    return fit_best(candidates, (x, y), val, test_x, classes)
+
+
+@pytest.mark.parametrize("model", CLASSICAL)
+def test_classical_classifiers_learn_and_keep_the_classes_in_place(model: str) -> None:
     x, y = clusters(120, 6, 3, spread=0.5)
     test_x, test_y = clusters(60, 6, 3, spread=0.5, seed=1)
-    fit = classical(model, x, 2 * y, x[:30], 2 * y[:30], test_x, classes=6, seed=0)
+    fit = classical(model, x, 2 * y, (x[:30], 2 * y[:30]), test_x, classes=6)
     assert fit.scores.shape == (60, 6)
     assert torch.isneginf(fit.scores[:, 1::2]).all()
     assert (fit.scores.argmax(1) == 2 * test_y).double().mean() > 0.8
@@ -219,7 +234,7 @@ def test_classical_classifiers_learn_and_keep_the_classes_in_place(model: Classi
 
 def test_svm_scores_of_two_classes_are_in_their_order() -> None:
     x, y = clusters(80, 6, 2, spread=0.5)
-    fit = classical("svm", x, y, x, y, x, classes=2, seed=0)
+    fit = classical("svm", x, y, (x, y), x, classes=2)
     assert (fit.scores.argmax(1) == y).double().mean() > 0.9
 
 
@@ -233,7 +248,9 @@ def test_the_solver_shortens_steps_that_overshoot_and_solves_each_function_for_i
         return offset.cosh().log().sum(1), sharpness[which] * offset.tanh()
 
     start = torch.zeros(3, 1, dtype=torch.float64)
-    minima = frozen._lbfgs(value_and_gradient, start, torch.full_like(start, 100.0), iterations=50, tolerance=1e-9)
+    minima = logistic_module._lbfgs(
+        value_and_gradient, start, torch.full_like(start, 100.0), iterations=50, tolerance=1e-9
+    )
     torch.testing.assert_close(minima, centres, atol=1e-6, rtol=0)
 
 

@@ -74,9 +74,9 @@ def test_a_name_with_a_colon_is_the_option_that_such_names_stand_for(write):
 
 def test_protocol_options_go_from_recipe_to_evaluation_and_from_finetune_to_lpft(write):
     options = load(write(GOOD)).evaluate["digits"].options
-    assert (options.finetune.epochs, options.finetune.lr) == (3, 0.02)
-    assert (options.scratch.epochs, options.scratch.lr) == (3, 0.02)
-    assert (options.lpft.epochs, options.lpft.lr) == (3, 0.001)
+    assert (options["finetune"].epochs, options["finetune"].lr) == (3, 0.02)
+    assert (options["scratch"].epochs, options["scratch"].lr) == (3, 0.02)
+    assert (options["lpft"].epochs, options["lpft"].lr) == (3, 0.001)
 
 
 def test_restarts_are_of_what_is_trained_step_by_step(write):
@@ -99,7 +99,7 @@ evaluate:
 
 def test_steps_replace_inherited_epochs(write):
     options = load(write(GOOD + "scratch: {steps: 7}\n")).evaluate["digits"].options
-    assert (options.scratch.epochs, options.scratch.steps) == (None, 7)
+    assert (options["scratch"].epochs, options["scratch"].steps) == (None, 7)
 
 
 def test_resolved_recipe_reads_back_equal(write):

@@ -2,6 +2,7 @@
 
 import pytest
 
+from sslrun.errors import UserError
 from sslrun.recipe import Sweep, parse
 from sslrun.recipe.places import Located
 from sslrun.results.table import Table
@@ -70,5 +71,7 @@ def test_text_and_tasks_without_one_class_an_example(tmp_path, monkeypatch):
     assert made.columns == [("task", "2 a class")]
     assert plan.cells[0][1].run.result["labelled"] == 4
     tagging = {**TEXT, "evaluate": {"task": {"data": {"name": "world-tagging"}, "protocols": ["fewshot"]}}}
-    with pytest.raises(AssertionError, match="fewshot needs one vector and one class an example"):
+    with pytest.raises(
+        UserError, match=r"tiny.yaml:1: evaluate.task.protocols: fewshot needs one vector and one class"
+    ):
         table(tagging, tmp_path)

@@ -14,12 +14,14 @@ from sslrun import cli
 from sslrun.claims.run import Trial
 from sslrun.claims.schema import load_claim
 from sslrun.errors import UserError
+from sslrun.protocols.finetune import Finetune
 from sslrun.recipe import load
 from sslrun.results.compare import compare_all
 from sslrun.results.published import published_as
 from sslrun.results.table import Table
+from sslrun.stages.bench import CellBench
 from sslrun.stages.context import Context
-from sslrun.stages.evaluate import Work, cells
+from sslrun.stages.evaluate import cells
 from sslrun.stages.sweep import work
 from sslrun.training.device import compute
 from sslrun.training.loop import NonFinite
@@ -166,7 +168,7 @@ def test_the_table_has_columns_for_each_shift_and_their_mean(evaluated):
 
 def test_the_epoch_that_is_best_on_validation_is_kept(evaluated, monkeypatch):
     """Scripted scores: the second of four epochs is the best."""
-    seen, scores, honest = [], iter([30.0, 80.0, 80.0, 10.0]), Work._scores
+    seen, scores, honest = [], iter([30.0, 80.0, 80.0, 10.0]), CellBench.evaluate
 
     def scripted(self, learner, split):
         found = honest(self, learner, split)
@@ -177,15 +179,15 @@ def test_the_epoch_that_is_best_on_validation_is_kept(evaluated, monkeypatch):
         seen.append({name: each.clone() for name, each in learner.state_dict().items()})
         return {**found, "accuracy": score}
 
-    monkeypatch.setattr(Work, "_scores", scripted)
+    monkeypatch.setattr(CellBench, "evaluate", scripted)
     kept = {}
-    honest_tested = Work._tested
+    honest_test = Finetune.test
 
-    def tested(self, learner):
+    def test(self, bench, learner):
         kept.update({name: each.clone() for name, each in learner.state_dict().items()})
-        return honest_tested(self, learner)
+        return honest_test(self, bench, learner)
 
-    monkeypatch.setattr(Work, "_tested", tested)
+    monkeypatch.setattr(Finetune, "test", test)
     digits = {**RECIPE["evaluate"]["digits"], "protocols": ["finetune"]}
     monkeypatch.setitem(RECIPE["evaluate"], "digits", digits)
     evaluated(finetune={**RECIPE["finetune"], "lr": 0.1})
@@ -196,12 +198,12 @@ def test_the_epoch_that_is_best_on_validation_is_kept(evaluated, monkeypatch):
 
 def test_of_learning_rates_that_score_the_same_the_one_told_is_the_one_kept(evaluated, tmp_path, monkeypatch):
     monkeypatch.setitem(RECIPE["evaluate"], "digits", {**RECIPE["evaluate"]["digits"], "protocols": ["finetune"]})
-    honest = Work._scores
+    honest = CellBench.evaluate
 
     def even(self, learner, split):
         return {**honest(self, learner, split), "accuracy": 50.0}
 
-    monkeypatch.setattr(Work, "_scores", even)
+    monkeypatch.setattr(CellBench, "evaluate", even)
     tied = evaluated(finetune={**RECIPE["finetune"], "lr": [0.001, 0.1]})["finetune"]
     alone = evaluated(finetune={**RECIPE["finetune"], "lr": tied["lr"]})["finetune"]
     assert tied["metrics"]["test"] == alone["metrics"]["test"]
@@ -225,7 +227,7 @@ def test_a_run_that_is_killed_keeps_the_best_epoch_that_it_has_seen(evaluated, t
     changes = {"watch": {"checkpoint": 1e-9}, "finetune": {**RECIPE["finetune"], "lr": [0.3, 1.0], "epochs": 6}}
     whole = evaluated(SHIFTS, **changes)["finetune"]
     shutil.rmtree(tmp_path / "runs")
-    honest, looks = Work._keep_best, []
+    honest, looks = CellBench.keep_if_best, []
 
     def killed(self, learner, path):
         looks.append(path)
@@ -233,7 +235,7 @@ def test_a_run_that_is_killed_keeps_the_best_epoch_that_it_has_seen(evaluated, t
             raise KeyboardInterrupt
         honest(self, learner, path)
 
-    monkeypatch.setattr(Work, "_keep_best", killed)
+    monkeypatch.setattr(CellBench, "keep_if_best", killed)
     for _ in range(3):
         with pytest.raises(KeyboardInterrupt):
             evaluated(SHIFTS, **changes)
@@ -282,7 +284,7 @@ def test_distortion_is_nothing_where_nothing_moves_and_more_where_more_does(eval
         ({"s": {"corruption": "fog", "classes": {"a": "b"}}}, "classes goes with data"),
         ({"s": {"corruption": "fog", "severty": 2}}, "no such option of the shift 's'. Did you mean 'severity'?"),
         ({"s": {"data": "cifar"}}, "no such data set: 'cifar'"),
-        ({"s": {"data": "sst2"}}, "'sst2' is text data, 'digits' image data"),
+        ({"s": {"data": "sst2"}}, "'sst2' is text data, but 'digits' is image data"),
         ({"a · b": "fog"}, "evaluate.digits.shifts.a · b: a shift's name should have neither"),
         ({"ID": "fog"}, "evaluate.digits.shifts.ID: 'ID' is a column of the table already"),
         ({"mean OOD": "fog"}, "'mean OOD' is a column of the table already"),

@@ -9,12 +9,11 @@ from safetensors.torch import load_file, save_file
 from sslrun.backbones import build_backbone
 from sslrun.backbones.vit import interpolated
 from sslrun.data.examples import Batch
-from sslrun.data.source import sources
 from sslrun.data.specs import ImageSpec
-from sslrun.data.splits import load_splits
 from sslrun.errors import UserError
 from sslrun.recipe import Sweep, parse
 from sslrun.recipe.places import Located
+from sslrun.stages.bench import CellBench
 from sslrun.stages.context import Context
 from sslrun.stages.reporting import Reporter
 from sslrun.stages.sweep import Plan, work
@@ -66,18 +65,15 @@ def test_positions_are_interpolated_once_and_then_learn_at_the_new_size(tmp_path
 
 
 def test_features_are_those_of_the_file_and_its_normalisation(tmp_path, weights):
-    import sslrun.stages.evaluate as evaluate
-
     ((_, cell),) = plan(tmp_path, weights, 8, "knn").cells
-    splits = load_splits("digits", sources["digits"].Options(size=8))
-    task = evaluate.tasks["classification"](cell.evaluation.task.options, splits.spec, splits.classes)
-    found = evaluate.Work(cell, Context(tmp_path, compute("cpu")), splits, task, torch.arange(4), {})._backbone().eval()
+    bench = CellBench(cell, Context(tmp_path, compute("cpu")))
+    found = bench.backbone().eval()
     bare = build_backbone("vit-tiny", VIT, ImageSpec(8)).eval()
     state = {name: each for name, each in load_file(weights).items() if not name.startswith("head")}
     bare.load_state_dict(state, strict=False)
     bare.mean.zero_()
     bare.std.fill_(1.0)
-    images = task.inputs(Batch(splits.test.inputs[:5], None))
+    images = bench.task.inputs(Batch(bench.examples("test").inputs[:5], None))
     torch.testing.assert_close(found(images).pooled, bare(2 * images - 1).pooled)
     assert plan(tmp_path, weights, 8, "knn", normalised=False).cells[0][1].run.hash != cell.run.hash
 

@@ -8,7 +8,7 @@ from sslrun.backbones import build_backbone
 from sslrun.backbones.lstm import LstmStack
 from sslrun.data.examples import Batch, TensorExamples
 from sslrun.data.specs import ImageSpec
-from sslrun.protocols.frozen_math import extract
+from sslrun.protocols.features import extract
 from sslrun.training import checkpoint, loop
 from sslrun.training.device import compute
 from sslrun.training.flops import flop_counter

@@ -16,7 +16,7 @@ from sslrun.recipe import Sweep, parse
 from sslrun.recipe.places import Located
 from sslrun.results.compare import compare
 from sslrun.results.published import published
-from sslrun.stages import evaluate
+from sslrun.stages import bench
 from sslrun.stages.context import Context
 from sslrun.stages.reporting import Reporter
 from sslrun.stages.sweep import Plan, work
@@ -31,7 +31,7 @@ def place(tmp_path, monkeypatch):
     monkeypatch.setenv("SSLRUN_DATA", str(tmp_path / "sets"))
     monkeypatch.setenv("SSLRUN_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("SSLRUN_WORKERS", "1")
-    evaluate._loaded.cache_clear()
+    bench._load_splits.cache_clear()
     (tmp_path / "real.json").write_text(json.dumps(REAL))
     return tmp_path
 

@@ -14,7 +14,7 @@ from sslrun.recipe import Sweep, parse
 from sslrun.recipe.places import Located
 from sslrun.results.compare import compare
 from sslrun.results.published import published
-from sslrun.stages import evaluate
+from sslrun.stages import bench
 from sslrun.stages.context import Context
 from sslrun.stages.reporting import Reporter
 from sslrun.stages.sweep import Plan, work
@@ -30,7 +30,7 @@ def place(tmp_path, monkeypatch):
     monkeypatch.setenv("SSLRUN_WORKERS", "1")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    evaluate._loaded.cache_clear()
+    bench._load_splits.cache_clear()
     return tmp_path
 
 
@@ -149,7 +149,7 @@ def test_a_set_that_cannot_be_had_is_an_empty_cell_with_its_reason(place, monkey
     monkeypatch.setattr(VTAB, "suite", ("VTAB", 3))
     for run in place.glob("runs/tiny/probe-*"):
         (run / "result.json").unlink(missing_ok=True)
-    evaluate._loaded.cache_clear()
+    bench._load_splits.cache_clear()
     failures, plan = sweep(place, "dtd", "kitti_closest_vehicle_distance", "svhn")
     assert not failures
     table = plan.table()

@@ -1,0 +1,218 @@
+"""The type of every protocol, and the bench: everything that a protocol may ask for."""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from sslrun.backbones.base import Backbone
+from sslrun.data.examples import Batch, Examples
+from sslrun.registry import Options, Registry
+from sslrun.tasks.base import Task, TaskLearner, TaskOptions
+from sslrun.training.schedule import Schedule
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a protocol returns."""
+
+    metrics: dict[str, dict[str, float]]
+    """Split -> metric -> value. Holds every split of `Bench.tests`, and "val" if anything was
+    chosen by it."""
+    details: dict[str, Any] = field(default_factory=dict)
+    """JSON values worth keeping in result.json: the hyperparameters chosen, the distortion of
+    features."""
+
+
+class Bench(ABC):
+    """Everything a protocol may ask for: one task, one backbone, one amount of labels, one seed.
+
+    Splits are named by strings: "train" (the labeled examples alone), "val" and "test" are the
+    task's own; `tests` are "test" and the parts of every shift. A protocol chooses hyperparameters
+    by "val" and never by a test.
+    """
+
+    task: Task
+    """The task to learn. Its metrics are what `score` returns."""
+    seed: int
+    """Seed of a fresh head, the order of the data, and whatever else the protocol draws."""
+    device: torch.device
+    """Where the backbone and its inputs are."""
+
+    @property
+    @abstractmethod
+    def tests(self) -> tuple[str, ...]:
+        """The splits to score in the end: "test", and one for each part of each shift."""
+
+    @abstractmethod
+    def examples(self, split: str) -> Examples:
+        """The raw examples of a split; "train" holds the labeled ones alone."""
+
+    @abstractmethod
+    def backbone(self, drop_path: float | None = None) -> Backbone:
+        """Build a backbone on the device, with the weights that the evaluation starts from.
+
+        `drop_path` replaces the backbone's own rate of stochastic depth.
+        """
+
+    @abstractmethod
+    def vectors(self, split: str) -> Tensor:
+        """Compute the frozen features (N, D) float32 of a split, one vector per example.
+
+        They are kept for the next protocol that asks for them.
+
+        Raises UserError if a feature is not finite.
+        """
+
+    @abstractmethod
+    def features(self, split: str) -> tuple[Tensor, Tensor]:
+        """`vectors` of a split and its targets (N, ...), both on the device.
+
+        Raises UserError for a split without labels.
+        """
+
+    @abstractmethod
+    def head(self) -> dict[str, Tensor]:
+        """The weights of the head that the protocol in `follows` learned from the same labels."""
+
+    @abstractmethod
+    def train(self, learner: TaskLearner, schedule: Schedule, attempt: str, *, keep_best: bool = False) -> TaskLearner:
+        """Train on the labeled examples; resumes the `attempt` of that name if it was interrupted.
+
+        Returns the learner to evaluate, in eval mode: the averaged weights if `schedule.ema` is
+        set. `keep_best` returns the weights of the epoch whose validation score was best (ties: the
+        first). The batch is lowered to the number of labels, so that one schedule serves any amount
+        of them.
+
+        Raises NonFinite if the loss diverges.
+        """
+
+    @abstractmethod
+    def outputs(self, split: str, run: Callable[[Batch], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+        """Apply `run` to the raw batches of a split, under autocast.
+
+        `run` returns tensors (B, ...). Returns one tensor (N, ...) for each, in the order of
+        examples.
+        """
+
+    @abstractmethod
+    def score(self, split: str, outputs: Tensor) -> dict[str, float]:
+        """The task's metrics of outputs (N, ...) for all examples of a split, in their order.
+
+        Classes that a shifted test set does not tell apart count as one.
+        """
+
+    @abstractmethod
+    def by_shift(self, values: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
+        """Average over the parts of each shift: {"ID": values of "test", shift: mean, ...}."""
+
+    @abstractmethod
+    def keep_head(self, head: nn.Module) -> None:
+        """Write the head into the run, for a protocol that follows this one."""
+
+    @abstractmethod
+    def keep_backbone(self, backbone: Backbone) -> None:
+        """Write the trained backbone into the run, so that it can be loaded from there."""
+
+    @abstractmethod
+    def say(self, message: str) -> None:
+        """Report one line to the user."""
+
+    def evaluate(self, learner: TaskLearner, split: str) -> dict[str, float]:
+        """The task's metrics of a trained learner, in eval mode, on a whole split."""
+        (outputs,) = self.outputs(split, lambda batch: (learner.predict(batch),))
+        return self.score(split, outputs)
+
+    def score_vectors(self, predict: Callable[[Tensor], Tensor]) -> dict[str, dict[str, float]]:
+        """Score `predict`, from vectors (N, D) to outputs (N, C), on "val" and every test."""
+        return {split: self.score(split, predict(self.vectors(split))) for split in ("val", *self.tests)}
+
+
+class Protocol:
+    """A way to learn a task from a backbone and to score it. One class, registered by name.
+
+    The first line of the docstring is its help on the command line and in `sslrun show`.
+    """
+
+    Options: ClassVar[type[Options]] = Options
+    name: ClassVar[str]
+    version: ClassVar[int] = 1
+    """Raised when the same options come to mean another result."""
+    synonyms: ClassVar[tuple[str, ...]] = ()
+    """What published tables call it."""
+    inherits: ClassVar[str | None] = None
+    """The protocol whose options in the recipe it takes first, before its own."""
+    follows: ClassVar[str | None] = None
+    """The protocol that must run before it, with the same labels and seed; `Bench.head` gives its
+    head."""
+    initial: ClassVar[bool] = False
+    """Whether it starts from random weights, not from the pretrained ones."""
+    learns: ClassVar[bool] = True
+    """Whether it learns from labels of the training split. If not, it is run once and not for each
+    amount."""
+    per_class: ClassVar[bool] = False
+    """Whether its amounts of labels are numbers per class, even 1."""
+
+    def __init__(self, options: Any) -> None:
+        self.options = options
+
+    @classmethod
+    def about(cls) -> str:
+        """What it does, in one line."""
+        return (inspect.getdoc(cls) or "").partition("\n")[0]
+
+    @classmethod
+    def supports(cls, task: type[Task], options: TaskOptions) -> str | None:
+        """Why it cannot learn such a task, as words after its name; None if it can.
+
+        Asked when a recipe is read, before any data are.
+        """
+        return None
+
+    def labels(self, labels: tuple[float, ...]) -> tuple[float, ...]:
+        """The amounts of labels to learn from, each in a run of its own; default: the evaluation's.
+
+        An amount is a share in (0, 1] or a whole number per class.
+        """
+        return labels if self.learns else (1.0,)
+
+    def trains(self, options: TaskOptions) -> bool:
+        """Whether it trains such a task step by step, so that each restart gives another result."""
+        return False
+
+    def identity(self) -> dict[str, Any]:
+        """The options that determine the result of one run, as JSON values."""
+        return self.options.model_dump(mode="json")
+
+    def run(self, bench: Bench) -> Scores:
+        """Learn the task and score it.
+
+        Raises UserError for a task, data or labels that it cannot learn from.
+        """
+        raise NotImplementedError
+
+
+protocols: Registry[Protocol] = Registry("protocol")
+
+
+def unsupported(protocol: str, task: type[Task], options: Options) -> str | None:
+    """Why a protocol, or one that it follows, cannot learn a task; None if it can."""
+    assert isinstance(options, TaskOptions)
+    name: str | None = protocol
+    while name is not None:
+        if reason := protocols[name].supports(task, options):
+            return f"{name} {reason}"
+        name = protocols[name].follows
+    return None
+
+
+def inheritance(protocol: str) -> list[str]:
+    """The protocols whose options a protocol takes, in this order; itself last."""
+    parent = protocols[protocol].inherits
+    return [*(inheritance(parent) if parent else ()), protocol]

@@ -1,0 +1,145 @@
+"""Classifiers from before deep learning: scikit-learn's, on frozen features, on the CPU.
+
+scikit-learn is imported when it is first used: it takes a second that no other protocol needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from sslrun.protocols.base import Bench, Scores, protocols
+from sslrun.protocols.frozen import VectorProtocol
+
+
+class Candidates(NamedTuple):
+    """The same classifier with several values of the hyperparameter that matters most."""
+
+    option: str
+    """scikit-learn's name of the hyperparameter."""
+    classifiers: Mapping[float, Any]
+    """Value -> unfitted classifier, in the order they are tried."""
+
+
+class ClassicalFit(NamedTuple):
+    """A scikit-learn classifier's answers, and how it was chosen."""
+
+    scores: Tensor
+    """(M, C) for the test examples; -inf for a class without training examples."""
+    chosen: dict[str, float]
+    """The hyperparameter with the highest validation accuracy (ties: the first)."""
+    accuracy: float
+    """Its validation accuracy, in percent."""
+
+
+def _standardized(classifier: Any) -> Any:
+    """The classifier behind a standardization feature by feature."""
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    return make_pipeline(StandardScaler(), classifier)
+
+
+def fit_best(
+    candidates: Candidates,
+    train: tuple[Tensor, Tensor],
+    val: tuple[Tensor, Tensor],
+    test_x: Tensor,
+    classes: int,
+) -> ClassicalFit:
+    """Fit all candidates and use the one with the highest validation accuracy.
+
+    `train` and `val` are inputs (N, ...), which are flattened, and class ids (N,). `test_x` (M,
+    ...).
+    """
+    x, x_val, x_test = (t.flatten(1).float().cpu().numpy() for t in (train[0], val[0], test_x))
+    y, y_val = train[1].cpu().numpy(), val[1].cpu().numpy()
+    best: tuple[float, Any, float] | None = None
+    for value, classifier in candidates.classifiers.items():
+        fitted = classifier.fit(x, y)
+        accuracy = 100 * fitted.score(x_val, y_val)
+        if best is None or accuracy > best[0]:
+            best = accuracy, fitted, value
+    assert best is not None
+    accuracy, fitted, chosen = best
+    scores = torch.full((len(x_test), classes), -torch.inf)
+    scores[:, torch.from_numpy(fitted.classes_)] = _scores(fitted, x_test)
+    return ClassicalFit(scores, {candidates.option: chosen}, accuracy)
+
+
+def _scores(fitted: Any, x: Any) -> Tensor:
+    """(M, C) float32 for the classes that a fitted classifier knows, in their order."""
+    if hasattr(fitted, "predict_proba"):
+        return torch.as_tensor(fitted.predict_proba(x), dtype=torch.float32)
+    scores = torch.as_tensor(fitted.decision_function(x), dtype=torch.float32)
+    # A support vector machine scores the second of two classes alone.
+    return scores if scores.ndim == 2 else torch.stack([-scores, scores], dim=1)
+
+
+class ClassicalProtocol(VectorProtocol):
+    """The base of scikit-learn's classifiers; with the backbone `pixels` they read raw pixels."""
+
+    def candidates(self, count: int, seed: int) -> Candidates:
+        """The unfitted classifiers to choose from, for `count` training examples."""
+        raise NotImplementedError
+
+    def classify(self, bench: Bench) -> Scores:
+        """Fit each candidate, choose by validation accuracy, and score the tests."""
+        train, val = bench.features("train"), bench.features("val")
+        tests = [bench.vectors(split) for split in bench.tests]
+        candidates = self.candidates(len(train[0]), bench.seed)
+        fit = fit_best(candidates, train, val, torch.cat(tests), len(bench.task.classes))
+        metrics = {"val": {"accuracy": fit.accuracy}}
+        outputs: tuple[Tensor, ...] = fit.scores.split([len(each) for each in tests])
+        for split, scores in zip(bench.tests, outputs, strict=True):
+            metrics[split] = bench.score(split, scores)
+        return Scores(metrics, {"chosen": fit.chosen})
+
+
+@protocols.register("nearest-neighbours")
+class NearestNeighbors(ClassicalProtocol):
+    """Classify the frozen features by k-nearest neighbors (scikit-learn); k by validation."""
+
+    def candidates(self, count: int, seed: int) -> Candidates:
+        from sklearn.neighbors import KNeighborsClassifier
+
+        values = [k for k in (1, 5, 20) if k <= count]
+        return Candidates("n_neighbors", {k: _standardized(KNeighborsClassifier(n_neighbors=k)) for k in values})
+
+
+@protocols.register("logistic-regression")
+class SklearnLogisticRegression(ClassicalProtocol):
+    """Classify the frozen features by logistic regression (scikit-learn); C by validation."""
+
+    def candidates(self, count: int, seed: int) -> Candidates:
+        from sklearn.linear_model import LogisticRegression
+
+        values = (1e-3, 1e-2, 1e-1, 1.0)
+        return Candidates("C", {c: _standardized(LogisticRegression(max_iter=1000, C=c)) for c in values})
+
+
+@protocols.register("random-forest")
+class RandomForest(ClassicalProtocol):
+    """Classify the frozen features by a random forest (scikit-learn); leaves by validation."""
+
+    def candidates(self, count: int, seed: int) -> Candidates:
+        """Forests of 300 trees, on features as they are."""
+        from sklearn.ensemble import RandomForestClassifier
+
+        def forest(leaf: int) -> Any:
+            return RandomForestClassifier(n_estimators=300, random_state=seed, n_jobs=-1, min_samples_leaf=leaf)
+
+        return Candidates("min_samples_leaf", {leaf: forest(leaf) for leaf in (1, 5)})
+
+
+@protocols.register("svm")
+class SupportVectorMachine(ClassicalProtocol):
+    """Classify the frozen features by an SVM with RBF kernel (scikit-learn); C by validation."""
+
+    def candidates(self, count: int, seed: int) -> Candidates:
+        from sklearn.svm import SVC
+
+        return Candidates("C", {c: _standardized(SVC(C=c)) for c in (0.1, 1.0, 10.0)})

@@ -1,0 +1,48 @@
+"""Features of a frozen backbone: computed in one pass, then read by any number of classifiers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sslrun.backbones.base import Backbone, Features
+from sslrun.data.examples import Batch, Examples
+from sslrun.errors import UserError
+from sslrun.tasks.base import outputs_of
+
+CHUNK = 2**24
+"""Elements an intermediate tensor may have before its rows are computed in turns: 64 MiB of
+float32."""
+
+
+def extract(
+    backbone: Backbone,
+    examples: Examples,
+    inputs: Callable[[Batch], Any],
+    device: torch.device,
+    batch: int,
+    reads: Callable[[Features], Tensor] = lambda features: features.pooled,
+    counter: AbstractContextManager[Any] | None = None,
+) -> Tensor:
+    """Compute the features (N, D) float32 of all examples on `device`, in eval mode.
+
+    `inputs` turns a raw batch into what the backbone takes, as `Task.inputs` does. `reads` turns
+    the backbone's features into one vector per example, as `Task.vector` does. `counter` is entered
+    around one batch, to count its FLOPs. Autocast is the caller's. The backbone returns to the mode
+    it was in.
+
+    Raises UserError if a feature is not finite.
+    """
+    training = backbone.training
+    backbone.eval()
+    with torch.inference_mode():
+        (vectors,) = outputs_of(examples, lambda raw: (reads(backbone(inputs(raw))).float(),), device, batch, counter)
+    features = vectors.clone()  # outside inference mode, so that heads may be trained on them
+    backbone.train(training)
+    if not features.isfinite().all():
+        raise UserError("the backbone's features are not finite: its training diverged; lower the learning rate there")
+    return features

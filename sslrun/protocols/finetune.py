@@ -1,0 +1,161 @@
+"""Protocols that train the whole backbone: fine-tuning, LP-FT, and training from scratch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from sslrun.protocols.base import Bench, Protocol, Scores, protocols
+from sslrun.tasks.base import TaskLearner, TaskOptions
+from sslrun.training.loop import NonFinite
+from sslrun.training.schedule import Schedule
+
+Rate = Annotated[float, Field(gt=0)]
+
+
+class FinetuneOptions(Schedule):
+    """All parameters are trained.
+
+    The defaults are ViT's fine-tuning (Dosovitskiy et al. 2021, B.1.1, arXiv:2010.11929) for small
+    data sets: SGD with momentum, cosine, no weight decay, gradients clipped at norm 1, 500 steps.
+    The paper's batch is 512.
+    """
+
+    steps: int | None = Field(500, ge=1)
+    """Optimizer steps; give this or `epochs`."""
+    batch: int = Field(128, ge=1)
+    """Examples per optimizer step, over all devices."""
+    optimizer: Literal["adamw", "sgd", "lars", "muon"] = "sgd"
+    """muon: Muon (Jordan et al. 2024) for hidden matrices, AdamW for everything else."""
+    clip: float | None = Field(1.0, gt=0)
+    """Highest global norm of the gradient."""
+    lr: Rate | Annotated[tuple[Rate, ...], Field(min_length=1)] = 0.01  # type: ignore[assignment]
+    """Highest learning rate; with several, the one with the best validation score is kept."""
+    drop_path: float | None = Field(None, ge=0, lt=1)
+    """Rate of stochastic depth while fine-tuning, for backbones that have it; default: the
+    backbone's own."""
+    keep: Literal["last", "best"] = "last"
+    """Which weights are tested: "last", those of the last step, or "best", those of the epoch that
+    was best on validation (the early stopping of Kumar et al. 2022)."""
+    frozen_norm: bool = False
+    """Keep the statistics of batch norm as pretrained (Kumar et al. 2022)."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _epochs_replace_default_steps(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("epochs") is not None and "steps" not in given:
+            return {**given, "steps": None}
+        return given
+
+    @property
+    def rates(self) -> tuple[float, ...]:
+        """The learning rates to try."""
+        return self.lr if isinstance(self.lr, tuple) else (self.lr,)
+
+
+@protocols.register("finetune")
+class Finetune(Protocol):
+    """Train all parameters on the labels, from the pretrained ones and a fresh head."""
+
+    Options = FinetuneOptions
+    options: FinetuneOptions
+    synonyms: ClassVar[tuple[str, ...]] = ("FT", "fine-tune", "fine-tuning")
+
+    def trains(self, options: TaskOptions) -> bool:
+        return True
+
+    def run(self, bench: Bench) -> Scores:
+        return self.tune(bench)
+
+    def tune(self, bench: Bench, head: Mapping[str, Tensor] | None = None) -> Scores:
+        """Fine-tune once per learning rate and test the one with the best validation score.
+
+        Ties go to the last one.         `head` are the weights of a head to start from; default: a
+        fresh head. Rates at which training diverges are skipped. Raises NonFinite if it diverges at
+        all of them.
+        """
+        primary = bench.task.primary
+        tried: dict[float, float | None] = {}
+        best: TaskLearner | None = None
+        val: dict[str, float] = {}
+        diverged: NonFinite | None = None
+        for lr in self.options.rates:
+            try:
+                learner = self._train(bench, lr, head)
+            except NonFinite as error:
+                diverged, tried[lr] = error, None
+                continue
+            scores = bench.evaluate(learner, "val")
+            tried[lr] = scores[primary.name]
+            if best is None or primary.is_as_good(scores[primary.name], val[primary.name]):
+                best, val, chosen = learner, scores, lr
+        if best is None:
+            assert diverged is not None
+            raise diverged
+        bench.keep_backbone(best.backbone)
+        bench.keep_head(best.head)
+        details: dict[str, Any] = {
+            "lr": chosen,
+            "tried": {f"{lr:g}": score for lr, score in tried.items()},
+        }
+        metrics, distances = self.test(bench, best)
+        if distances:
+            by_shift = bench.by_shift(distances)
+            details["distortion"] = {name: each["distance"] for name, each in by_shift.items()}
+            details["feature_length"] = distances["test"]["length"]
+        return Scores({"val": val, **metrics}, details)
+
+    def _train(self, bench: Bench, lr: float, head: Mapping[str, Tensor] | None) -> TaskLearner:
+        backbone = bench.backbone(self.options.drop_path)
+        torch.manual_seed(bench.seed)
+        learner = TaskLearner(backbone, bench.task, frozen_norm=self.options.frozen_norm)
+        if head is not None:
+            learner.head.load_state_dict(head)
+        schedule = self.options.model_copy(update={"lr": lr})
+        return bench.train(learner, schedule, f"lr-{lr:g}", keep_best=self.options.keep == "best")
+
+    def test(
+        self, bench: Bench, learner: TaskLearner
+    ) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, float]]]:
+        """Score the learner on every test, and measure how far training moved the features there.
+
+        The distance is the mean Euclidean one between an example's features before and after
+        training (Kumar et al., ICLR 2022, section 4.3); the length is the mean norm of those
+        before. Nothing is measured if training started from random weights.
+        """
+        metrics, distances = {}, {}
+        for split in bench.tests:
+            outputs, after = bench.outputs(split, learner.predict_and_read)
+            metrics[split] = bench.score(split, outputs)
+            if not self.initial:
+                before = bench.vectors(split)
+                distances[split] = {
+                    "distance": (after - before).norm(dim=1).mean().item(),
+                    "length": before.norm(dim=1).mean().item(),
+                }
+        return metrics, distances
+
+
+@protocols.register("lpft")
+class LinearProbeThenFinetune(Finetune):
+    """Train a linear probe, then fine-tune all parameters from its head (Kumar et al. 2022)."""
+
+    synonyms = ("LP-FT",)
+    inherits = "finetune"
+    follows = "probe"
+
+    def run(self, bench: Bench) -> Scores:
+        return self.tune(bench, bench.head())
+
+
+@protocols.register("scratch")
+class Scratch(Finetune):
+    """Train all parameters on the labels, from random ones: no pretraining."""
+
+    synonyms = ("from scratch",)
+    inherits = "finetune"
+    initial = True

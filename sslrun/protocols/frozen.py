@@ -1,0 +1,126 @@
+"""Protocols that read a frozen backbone: its features are computed once for all of them."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+
+from sslrun.errors import UserError
+from sslrun.protocols.base import Bench, Protocol, Scores, protocols
+from sslrun.protocols.least_squares import FewshotOptions, least_squares
+from sslrun.protocols.logistic import LogisticOptions, LogisticRegression
+from sslrun.protocols.neighbors import KnnOptions, weighted_knn
+from sslrun.tasks.base import Task, TaskLearner, TaskOptions
+from sslrun.training.schedule import Schedule
+
+NEEDS = "needs one vector and one class per example"
+
+
+class VectorProtocol(Protocol):
+    """The base of protocols that classify one frozen vector per example."""
+
+    @classmethod
+    def supports(cls, task: type[Task], options: TaskOptions) -> str | None:
+        if options.linear:
+            return None
+        return f"{NEEDS}, which the task '{task.name}' does not have: take probe, finetune, lpft or scratch"
+
+    def run(self, bench: Bench) -> Scores:
+        """`classify`, after a check: some tasks learn from the data that their labels are numbers.
+
+        Raises UserError for a task whose labels are not classes.
+        """
+        if not bench.task.linear:
+            raise UserError(
+                f"{self.name} {NEEDS}, but the labels of '{bench.task.name}' are numbers here: "
+                "take probe, finetune, lpft or scratch"
+            )
+        return self.classify(bench)
+
+    def classify(self, bench: Bench) -> Scores:
+        """Fit a classifier to the training vectors and score it."""
+        raise NotImplementedError
+
+
+@protocols.register("knn")
+class Knn(VectorProtocol):
+    """Classify by a weighted vote of the nearest frozen features (Wu et al. 2018)."""
+
+    Options = KnnOptions
+    options: KnnOptions
+    synonyms = ("k-NN",)
+
+    def classify(self, bench: Bench) -> Scores:
+        bank, labels = bench.features("train")
+        k, temperature, classes = self.options.k, self.options.temperature, len(bench.task.classes)
+        return Scores(bench.score_vectors(lambda x: weighted_knn(bank, labels, x, k, temperature, classes)))
+
+
+class ProbeOptions(LogisticOptions):
+    """A linear classifier on a frozen backbone."""
+
+    solver: Literal["lbfgs", "sgd"] = "lbfgs"
+    """lbfgs: L2-regularized multinomial regression on cached features, with the strength chosen on
+    validation. sgd: a head trained by `probe.sgd`, with the backbone run on augmented examples.
+    Tasks whose head is not linear always use sgd."""
+    sgd: Schedule = Schedule(epochs=90, batch=256, optimizer="sgd", nesterov=True, lr=0.1)
+    """Schedule of `solver: sgd`; default: linear evaluation of SimCLR (Chen et al. 2020, B.6)."""
+
+
+@protocols.register("probe")
+class Probe(Protocol):
+    """Train a linear classifier on the frozen features (linear evaluation, linear probing)."""
+
+    Options = ProbeOptions
+    options: ProbeOptions
+    synonyms = ("LP", "lin", "linear", "linear probe", "linear probing")
+
+    def trains(self, options: TaskOptions) -> bool:
+        """L-BFGS has one solution; SGD depends on the first head and the order of the data."""
+        return self.options.solver == "sgd" or not options.linear
+
+    def run(self, bench: Bench) -> Scores:
+        if self.options.solver == "sgd" or not bench.task.linear:
+            return self._train(bench)
+        primary = bench.task.primary
+        fit = LogisticRegression(self.options).fit(
+            bench.features("train"),
+            bench.features("val"),
+            len(bench.task.classes),
+            lambda outputs, targets: bench.task.measure(outputs, targets)[primary.name],
+            primary,
+        )
+        bench.keep_head(fit.head)
+        with torch.inference_mode():
+            return Scores(bench.score_vectors(fit.head), {"l2": fit.l2})
+
+    def _train(self, bench: Bench) -> Scores:
+        learner = TaskLearner(bench.backbone(), bench.task, frozen=True)
+        learner = bench.train(learner, self.options.sgd, "probe")
+        bench.keep_head(learner.head)
+        splits = ("val", *bench.tests)
+        return Scores({split: bench.evaluate(learner, split) for split in splits})
+
+
+@protocols.register("fewshot")
+class Fewshot(VectorProtocol):
+    """Fit least squares to frozen features of a few examples per class (Dosovitskiy et al. 2021)."""
+
+    Options = FewshotOptions
+    options: FewshotOptions
+    synonyms = ("few-shot", "few-shot linear")
+    per_class = True
+
+    def labels(self, labels: tuple[float, ...]) -> tuple[float, ...]:
+        return self.options.shots
+
+    def identity(self) -> dict[str, Any]:
+        """Without `shots`: each is a run of its own, which other shots do not change."""
+        return self.options.model_dump(mode="json", exclude={"shots"})
+
+    def classify(self, bench: Bench) -> Scores:
+        head = least_squares(*bench.features("train"), len(bench.task.classes), self.options.l2)
+        bench.keep_head(head)
+        with torch.inference_mode():
+            return Scores(bench.score_vectors(head))

@@ -1,0 +1,317 @@
+"""The bench of a cell: cached features, fresh backbones, training, scoring, and what is kept."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from functools import cached_property, lru_cache
+from pathlib import Path
+from statistics import fmean
+from typing import Any, Protocol
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from sslrun import distributed
+from sslrun.backbones import build_backbone, load_into, save_backbone
+from sslrun.backbones.base import Backbone
+from sslrun.backbones.weights import WEIGHTS
+from sslrun.data.examples import Batch, Examples
+from sslrun.data.shifts import ID, Part, Shift, parts_of
+from sslrun.data.source import sources
+from sslrun.data.specs import ImageSpec
+from sslrun.data.splits import Splits, labelled, load_splits
+from sslrun.files import replacing
+from sslrun.protocols import Bench
+from sslrun.protocols.features import extract
+from sslrun.recipe import Evaluation, Named, Recipe
+from sslrun.runs import Run
+from sslrun.stages.context import Context
+from sslrun.stages.fit import fit
+from sslrun.stages.logging import logs
+from sslrun.stages.weights import InitialWeights
+from sslrun.tasks.base import Task, TaskLearner, outputs_of, tasks
+from sslrun.training.flops import flop_counter
+from sslrun.training.loop import Training
+from sslrun.training.schedule import Schedule
+
+HEAD = "head.safetensors"
+BEST = "best.safetensors"
+EVAL_BATCH = 256
+"""Examples run at a time when nothing is trained."""
+
+
+class Assignment(Protocol):
+    """What the bench needs to know of a cell."""
+
+    @property
+    def recipe(self) -> Recipe: ...
+    @property
+    def evaluation(self) -> Evaluation: ...
+    @property
+    def protocol(self) -> str: ...
+    @property
+    def labels(self) -> float: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def training_seed(self) -> int: ...
+    @property
+    def origin(self) -> InitialWeights: ...
+    @property
+    def title(self) -> str: ...
+    @property
+    def run(self) -> Run: ...
+    def followed(self, context: Context) -> Path:
+        """The finished run of the protocol that this one follows."""
+        ...
+
+
+class CellBench(Bench):
+    """The bench of one cell."""
+
+    def __init__(self, cell: Assignment, context: Context) -> None:
+        """Load the data. Raises UserError if they cannot be had."""
+        self.cell = cell
+        self.context = context
+        self.evaluation = cell.evaluation
+        self.method = cell.evaluation.protocol(cell.protocol)
+        self.splits = _loaded_splits(cell.evaluation.data)
+        named = cell.evaluation.task
+        self.task: Task = tasks[named.name](named.options, self.splits.spec, self.splits.classes)
+        self.chosen = self._choose_labeled()
+        self.shifted = _loaded_shifts(cell.evaluation)
+        self.seed = cell.training_seed
+        self.device = context.compute.device
+        self.costs: dict[str, float | None] = {}
+        """Attempt, or "features" -> FLOPs of its passes over training examples; None if unknown."""
+        self.seconds_before_resume = 0.0
+        """Seconds that its trainings took before they were interrupted."""
+
+    def _choose_labeled(self) -> Tensor:
+        """Indices of the labeled training examples; all of them if the protocol learns nothing."""
+        train = self.splits.train
+        if not self.method.learns:
+            return torch.arange(len(train))
+        labels, seed = self.cell.labels, self.cell.seed
+        return labelled(train, labels, seed, a_class=self.method.per_class)
+
+    # ------------------------------------------------------------ splits
+
+    @cached_property
+    def parts(self) -> dict[str, Part]:
+        """Every part of every shift, by the name of its split."""
+        return {f"{shift}: {name}": part for shift, parts in self.shifted.items() for name, part in parts.items()}
+
+    @property
+    def tests(self) -> tuple[str, ...]:
+        return ("test", *self.parts)
+
+    @property
+    def dropped(self) -> dict[str, dict[str, int]]:
+        """Shift -> class -> number of examples left out because the task lacks that class."""
+        parts = {shift: part for shift, parts in self.shifted.items() for part in parts.values()}
+        return {shift: dict(part.dropped) for shift, part in parts.items() if part.dropped}
+
+    def over_parts(self, values: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
+        """Average values of the parts of each shift."""
+        means = {}
+        for shift, parts in self.shifted.items():
+            of_parts = [values[f"{shift}: {name}"] for name in parts]
+            means[shift] = {name: fmean(each[name] for each in of_parts) for name in of_parts[0]}
+        return means
+
+    def by_shift(self, values: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
+        return {ID: dict(values["test"]), **self.over_parts(values)}
+
+    def examples(self, split: str) -> Examples:
+        return self._whole(split).subset(self.chosen) if split == "train" else self._whole(split)
+
+    def _whole(self, split: str) -> Examples:
+        """All examples of a split, labeled or not."""
+        if split in self.parts:
+            return self.parts[split].examples
+        match split:
+            case "train":
+                return self.splits.train
+            case "val":
+                return self.splits.val
+            case "test":
+                return self.splits.test
+        raise ValueError(f"no such split: '{split}'; there is train, val, {', '.join(self.tests)}")
+
+    # ------------------------------------------------------------ frozen features
+
+    def vectors(self, split: str) -> Tensor:
+        x, _ = self._extracted(split)
+        return x[self.chosen] if split == "train" else x
+
+    def features(self, split: str) -> tuple[Tensor, Tensor]:
+        x, flops = self._extracted(split)
+        y = self.task.targets(self._whole(split)).to(x.device)
+        if split != "train":
+            return x, y
+        self.costs["features"] = flops * len(self.chosen)
+        return x[self.chosen], y[self.chosen]
+
+    def _extracted(self, split: str) -> tuple[Tensor, float]:
+        """The features (N, D) of a split before any training, and the FLOPs of one example.
+
+        They are kept for the next cell of the same backbone, data and task.
+        """
+        shift = split.split(":")[0]
+        definition = repr(self.evaluation.shifts[shift]) if split in self.parts else ""
+        same = repr(self.cell.origin), repr(self.evaluation.data), repr(self.evaluation.task)
+        key = (*same, split, definition)
+        kept = self.context.features
+        if key not in kept:
+            for other in [other for other in kept if other[:3] != same]:
+                del kept[other]
+            backbone, compute = self.backbone(), self.context.compute
+            examples, counter = self._whole(split), flop_counter()
+            with compute.autocast():
+                x = extract(
+                    backbone, examples, self.task.inputs, compute.device, EVAL_BATCH,
+                    self.task.vector, counter,
+                )  # fmt: skip
+            kept[key] = x, counter.get_total_flops() / min(EVAL_BATCH, len(examples))
+        return kept[key]
+
+    # ------------------------------------------------------------ training
+
+    def backbone(self, drop_path: float | None = None) -> Backbone:
+        named, weights = self.cell.recipe.backbone, self.cell.origin.weights
+        changes: dict[str, Any] = {} if drop_path is None else {"drop_path": drop_path}
+        if self.method.initial and "pretrained" in type(named.options).model_fields:
+            changes["pretrained"] = False
+        options = named.options.model_copy(update=changes) if changes else named.options
+        # Random weights differ between restarts; pretrained ones do not.
+        torch.manual_seed(self.seed if self.method.initial else self.cell.seed)
+        backbone = build_backbone(named.name, options, self.task.backbone_spec)
+        if weights is None:
+            backbone.fit_inputs(self.splits.train)
+        else:
+            load_into(backbone, weights)
+            for name, values in self.cell.origin.normalisation.items():
+                backbone.get_buffer(name).copy_(torch.tensor(values))
+        return backbone.to(self.device)
+
+    def head(self) -> dict[str, Tensor]:
+        return load_file(self.cell.followed(self.context) / HEAD)
+
+    def train(self, learner: TaskLearner, schedule: Schedule, attempt: str, *, keep_best: bool = False) -> TaskLearner:
+        compute, run = self.context.compute, self.cell.run
+        examples = compute.place(self.examples("train"))
+        schedule = schedule.within(len(examples))
+        torch.manual_seed(self.seed)
+        training = Training(learner, schedule, compute)
+        folder = run.checkpoints / attempt
+        epoch, best = schedule.steps_an_epoch(len(examples)), folder / BEST
+        with logs(run, ()) as log:
+            for step in fit(
+                training, examples, self.seed, run, self.context, self.cell.title, log,
+                minutes=self.cell.recipe.watch.checkpoint, folder=folder,
+            ):  # fmt: skip
+                ends = step.last or step.step % epoch == 0
+                if keep_best and ends and distributed.is_main():
+                    self.keep_if_best(training.averaged, best)
+                    training.learner.train()
+        steps = schedule.total_steps(len(examples))
+        self.costs[attempt] = None if training.flops is None else training.flops * steps
+        self.seconds_before_resume += training.seconds_before_resume
+        if keep_best:
+            distributed.wait()  # until the first process has written them
+            training.averaged.load_state_dict(load_file(best))
+        averaged: TaskLearner = training.averaged.eval()
+        return averaged
+
+    @property
+    def flops(self) -> float | None:
+        """FLOPs of all passes over training examples.
+
+        None if unknown: a protocol that runs the backbone by itself is not counted.
+        """
+        known = [cost for cost in self.costs.values() if cost is not None]
+        return sum(known) if known and len(known) == len(self.costs) else None
+
+    def keep_if_best(self, learner: TaskLearner, path: Path) -> None:
+        """Write a learner's weights to `path`, unless the weights there are as good on validation.
+
+        The file outlives the process: a run that resumes from a checkpoint finds the best of all
+        epochs before it.
+        """
+        primary = self.task.primary
+        score = self.evaluate(learner.eval(), "val")[primary.name]
+        if path.exists():
+            with safe_open(path, "pt") as file:
+                if primary.is_as_good(float(file.metadata()["score"]), score):
+                    return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        state = {name: each.detach().clone().contiguous() for name, each in learner.state_dict().items()}
+        with replacing(path) as temporary:
+            save_file(state, temporary, {"score": repr(score)})
+
+    # ------------------------------------------------------------ scoring
+
+    def outputs(self, split: str, run: Callable[[Batch], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+        with self.context.compute.autocast():
+            return outputs_of(self._whole(split), run, self.device, EVAL_BATCH)
+
+    def score(self, split: str, outputs: Tensor) -> dict[str, float]:
+        if split in self.parts:
+            outputs = self.parts[split].told(outputs)
+        return self.task.score(outputs, self._whole(split))
+
+    # ------------------------------------------------------------ what is kept
+
+    def keep_head(self, head: nn.Module) -> None:
+        if distributed.is_main():
+            state = {name: each.contiguous() for name, each in head.state_dict().items()}
+            with replacing(self.cell.run.path / HEAD) as temporary:
+                save_file(state, temporary)
+
+    def keep_backbone(self, backbone: Backbone) -> None:
+        if distributed.is_main():
+            recipe = self.cell.recipe.name
+            save_backbone(self.cell.run.path / WEIGHTS, backbone, {"recipe": recipe})
+            self.splits.spec.save(self.cell.run.path)
+
+    def say(self, message: str) -> None:
+        self.context.reporter.say(f"{self.cell.title}: {message}")
+
+
+# ---------------------------------------------------------------- data, loaded once for many cells
+
+
+def _loaded_splits(data: Named) -> Splits:
+    """The splits of a data set, loaded once for all cells in a row that read it."""
+    return _load_splits(data.name, data.options.model_dump_json())
+
+
+def _loaded_shifts(evaluation: Evaluation) -> dict[str, dict[str, Part]]:
+    """Shift -> name -> part, loaded once for all cells in a row that are scored on them."""
+    shifts = {name: shift.as_dict() for name, shift in evaluation.shifts.items()}
+    if not shifts:
+        return {}
+    data = evaluation.data
+    return _load_parts(data.name, data.options.model_dump_json(), json.dumps(shifts))
+
+
+@lru_cache(maxsize=2)
+def _load_parts(name: str, options: str, shifts: str) -> dict[str, dict[str, Part]]:
+    own = _load_splits(name, options)
+    parts = {}
+    for shift, given in json.loads(shifts).items():
+        other = given.get("data")
+        if other is not None and isinstance(own.spec, ImageSpec):
+            other["size"] = own.spec.size  # in place of its own
+        splits = other and _load_splits(other.pop("name"), json.dumps(other))
+        parts[shift] = parts_of(shift, Shift(**given), own, splits)
+    return parts
+
+
+@lru_cache(maxsize=8)
+def _load_splits(name: str, options: str) -> Splits:
+    return load_splits(name, sources[name].Options.model_validate_json(options))

@@ -1,0 +1,257 @@
+"""A protocol without a head and without vectors, from a file outside the package.
+
+Its task has no linear head, and a metric that is better when lower, in a unit of its own.
+"""
+
+import importlib.util
+import json
+import sys
+
+import pytest
+
+from sslrun import cli
+from sslrun.protocols.base import protocols
+from sslrun.tasks.base import tasks
+
+PLUGIN = '''
+"""Propagate labels from example to example, as a video protocol does from frame to frame."""
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+
+from sslrun.data.specs import ImageSpec
+from sslrun.metric import Metric
+from sslrun.protocols import Protocol, Scores, protocols
+from sslrun.registry import Options
+from sslrun.tasks.base import Task, TaskOptions, tasks
+
+
+class HeadlessOptions(TaskOptions):
+    @property
+    def linear(self):
+        return False
+
+
+@tasks.register("digit-distance")
+class DigitDistance(Task):
+    """How far the predicted digit is from the true one."""
+
+    Options = HeadlessOptions
+    reads = ImageSpec
+    metrics = (Metric("distance", unit="steps", better="lower", digits=2), Metric("wrong", better="lower"))
+
+    def inputs(self, batch):
+        return batch.inputs.float() / 255
+
+    def measure(self, outputs, targets):
+        distance = (outputs - targets).abs().float()
+        return {"distance": distance.mean().item(), "wrong": 100 * (distance > 0).float().mean().item()}
+
+
+class PropagateOptions(Options):
+    radius: int = Field(default=1, ge=1)
+    """Number of neighbors that pass their label on."""
+
+
+@protocols.register("propagate")
+class Propagate(Protocol):
+    """Propagate labels along nearest neighbors, without a head.
+
+    The docstring's further lines are for `sslrun show`.
+    """
+
+    Options = PropagateOptions
+    synonyms = ("label propagation",)
+
+    @classmethod
+    def supports(cls, task, options):
+        if task.reads is ImageSpec:
+            return None
+        return f"needs images, which the task '{task.name}' does not have"
+
+    def run(self, bench):
+        backbone = bench.backbone().eval()
+
+        def encode(batch):
+            with torch.inference_mode():
+                return F.normalize(backbone(bench.task.inputs(batch)).pooled.float(), dim=1), batch.labels
+
+        def encoded(split):
+            examples, device = bench.examples(split), bench.device
+            batches = examples.batches(torch.arange(len(examples)).split(128), device)
+            features, labels = zip(*map(encode, batches))
+            return torch.cat(features), torch.cat(labels)
+
+        bank, labels = encoded("train")
+        metrics = {}
+        for split in ("val", *bench.tests):
+            queries, _ = encoded(split)
+            nearest = (queries @ bank.T).topk(self.options.radius, dim=1).indices
+            metrics[split] = bench.score(split, labels[nearest].mode(dim=1).values)
+        return Scores(metrics, {"bank": len(bank)})
+
+
+@protocols.register("guess")
+class Guess(Protocol):
+    """Always guess zero: learns nothing, so that one run serves all amounts of labels."""
+
+    learns = False
+
+    def run(self, bench):
+        return Scores({
+            split: bench.score(split, torch.zeros(len(bench.examples(split)), dtype=torch.int64))
+            for split in bench.tests
+        })
+
+
+@protocols.register("forgetful")
+class Forgetful(Protocol):
+    """Forget to score the shifts."""
+
+    def run(self, bench):
+        return Scores({"test": {"distance": 1.0}})
+'''
+
+RECIPE = """\
+name: mine
+backbone: {name: mlp, width: 16, depth: 1}
+data: {name: digits, size: 8}
+propagate: {radius: 5}
+evaluate:
+  near:
+    data: {name: digits, size: 8}
+    task: digit-distance
+    protocols: [propagate, guess]
+    labels: [0.1, 0.5]
+    propagate: {radius: 3}
+    shifts: {noise: {corruption: gaussian-noise, severity: [1, 5]}}
+"""
+
+
+@pytest.fixture
+def plugin(tmp_path):
+    """A file outside the package, imported; what it registered is taken back in the end."""
+    before = [(registry, dict(registry._classes)) for registry in (protocols, tasks)]
+    commands = list(cli.app.registered_commands)
+    path = tmp_path / "my_protocol.py"
+    path.write_text(PLUGIN)
+    spec = importlib.util.spec_from_file_location("my_protocol", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    (tmp_path / "mine.yaml").write_text(RECIPE)
+    yield module
+    for registry, classes in before:
+        registry._classes = classes
+    cli.app.registered_commands[:] = commands
+
+
+@pytest.fixture
+def sslrun(tmp_path, monkeypatch, capsys):
+    """A command in this process: returns its exit code, what it printed, and its errors."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SSLRUN_CACHE", str(tmp_path / "cache"))
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["sslrun", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit:
+            cli.main()
+        printed = capsys.readouterr()
+        return exit.value.code, printed.out, printed.err
+
+    return run
+
+
+def results(tmp_path, stage):
+    paths = tmp_path.glob(f"runs/mine/{stage}-*/result.json")
+    return {each["labels"]: each for each in (json.loads(path.read_text()) for path in paths)}
+
+
+def test_a_protocol_of_ones_own_is_a_command_and_a_row_of_the_table(plugin, sslrun, tmp_path):
+    code, out, err = sslrun("propagate", "mine.yaml", "--device", "cpu")
+    assert code == 0, err
+    assert "propagate" in out
+    found = results(tmp_path, "propagate")
+    assert set(found) == {0.1, 0.5}
+    assert found[0.1]["metric"] == {"name": "distance", "unit": "steps", "better": "lower", "digits": 2}
+    assert found[0.1]["flops"] is None  # its passes are its own, so that nobody counts them
+    assert found[0.1]["bank"] == found[0.1]["labelled"] < found[0.5]["labelled"]
+    assert found[0.5]["metrics"]["test"]["distance"] < found[0.1]["metrics"]["test"]["distance"] < 2
+    assert set(found[0.1]["shifts"]["noise"]) == {"distance", "wrong"}
+
+    code, out, err = sslrun("table", "runs", "--json")
+    assert code == 0, err
+    cells = {each["column"]: each["mean"] for each in json.loads(out)["cells"]}
+    assert cells["50 %"] == found[0.5]["metrics"]["test"]["distance"]
+
+
+def test_a_protocol_that_learns_nothing_runs_once(plugin, sslrun, tmp_path):
+    code, _, err = sslrun("sweep", "mine.yaml", "--device", "cpu")
+    assert code == 0, err
+    guesses = results(tmp_path, "guess")
+    assert list(guesses) == [1.0]
+    assert (guesses[1.0]["labelled"], list(guesses[1.0]["metrics"])) == (0, ["test"])
+    assert set(results(tmp_path, "propagate")) == {0.1, 0.5}
+    assert guesses[1.0]["metrics"]["test"]["distance"] > 3
+
+
+def test_its_options_are_read_from_the_recipe_and_checked(plugin, sslrun, tmp_path):
+    from sslrun.recipe import load
+
+    options = load(tmp_path / "mine.yaml").evaluate["near"].options
+    assert options["propagate"].radius == 3
+    for text, line, message in (
+        (RECIPE.replace("{radius: 5}", "{raduis: 5}"), 4, "propagate.raduis: no such option of 'propagate'. Did you mean 'radius'?"),
+        (RECIPE.replace("    propagate:", "    propagaet:"), 11, "no such option of 'evaluate.near'. Did you mean 'propagate'?"),
+        (RECIPE.replace("[propagate,", "[propagat,"), 9, "no such protocol: 'propagat'. Did you mean 'propagate'?"),
+        (RECIPE.replace("[propagate,", "[knn,"), 9, "evaluate.near.protocols: knn needs one vector and one class per example"),
+    ):  # fmt: skip
+        (tmp_path / "mine.yaml").write_text(text)
+        code, _, err = sslrun("check", "mine.yaml")
+        assert code == 2
+        assert err.startswith(f"sslrun: mine.yaml:{line}: ")
+        assert message in err
+        assert err.count("\n") == 1
+
+
+def test_a_task_that_it_does_not_support_is_one_line_from_check(plugin, sslrun, tmp_path):
+    (tmp_path / "mine.yaml").write_text(
+        "name: mine\nbackbone: lstm\ndata: {name: world, length: 32}\n"
+        "evaluate:\n  world-sentiment:\n    protocols: [propagate]\n"
+    )
+    code, _, err = sslrun("check", "mine.yaml")
+    assert code == 2
+    assert err == (
+        "sslrun: mine.yaml:6: evaluate.world-sentiment.protocols: "
+        "propagate needs images, which the task 'sentences' does not have\n"
+    )
+
+
+def test_scores_that_are_missing_are_one_line(plugin, sslrun):
+    code, _, err = sslrun("forgetful", "mine.yaml", "--device", "cpu")
+    assert code == 2
+    assert "protocol 'forgetful' returned no 'distance' for noise: gaussian-noise 1, noise: gaussian-noise 5" in err
+
+
+def test_show_and_help_know_it(plugin, sslrun):
+    code, out, _ = sslrun("show", "protocol", "propagate")
+    assert code == 0
+    assert "Propagate labels along nearest neighbors" in out
+    assert "Number of neighbors that pass their label on." in out
+    code, out, _ = sslrun("--help")
+    assert code == 0
+    assert "propagate" in out
+    assert "svm" in out
+
+
+def test_commands_are_added_once(plugin):
+    cli.add_protocol_commands(cli.app)
+    cli.add_protocol_commands(cli.app)
+    names = [each.name for each in cli.app.registered_commands if each.name]
+    assert len(names) == len(set(names))
+    assert {"knn", "svm", "propagate"} <= set(names)
+
+
+def test_plugin_order_follows_the_built_in_protocols(plugin):
+    assert protocols.in_order[:3] == ["knn", "probe", "fewshot"]
+    assert protocols.in_order[-3:] == ["propagate", "guess", "forgetful"]
