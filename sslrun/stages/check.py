@@ -146,7 +146,7 @@ def _measure(pretext: nn.Module, source: Any, schedule: Pretrain, compute: Compu
         seconds = _timed(lambda: step(whole), compute)
     with _kept_for_backward(pretext) as kept_of_half:
         forward(half)
-    timed = []
+    timed: list[float] = []
     while len(timed) < TIMED_STEPS and time.perf_counter() + seconds < end:
         timed.append(_timed(lambda: step(whole), compute))
     bytes_kept = {count: sum(kept.values()), count // 2: sum(kept_of_half.values())}

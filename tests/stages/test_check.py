@@ -84,7 +84,7 @@ def slowed(monkeypatch, seconds):
 
 
 def test_a_slow_network_is_measured_on_fewer_examples(monkeypatch):
-    slowed(monkeypatch, 0.0)
+    slowed(monkeypatch, 0.001)
     quick = checked("", recipe(), CPU)
     clock = slowed(monkeypatch, 3.0)
     slow = checked("", recipe(), CPU)
