@@ -26,9 +26,9 @@ TIMED_STEPS = 3
 PROBE_BATCH = 8
 """Examples that FLOPs are counted and time is measured on, if there is time."""
 LEAST_BATCH = 2
-"""Examples of the first step, which tells how many fit into the time; some losses compare examples with each other."""
-SECONDS = 20.0
-"""The longest that all recipes of one `check` are measured for together."""
+"""Examples of the first pass, which tells how many fit into the time; some losses compare examples with each other."""
+SECONDS = 15.0
+"""The longest that all recipes of one `check` are measured for together, so that it ends within 20 s."""
 
 
 class Budget:
@@ -90,9 +90,9 @@ def checked(row: str, recipe: Recipe, compute: Compute, budget: Budget | None = 
         return found
     schedule = recipe.pretrain
     budget = Budget() if budget is None else budget
-    share = budget.next()
     network = repr((recipe.data, recipe.backbone, recipe.pretext, schedule.precision))
     pretext = compute.put(pretexts[recipe.pretext.name](recipe.pretext.options, backbone))
+    share = budget.next()  # of what building the networks left
     measured = budget.measured.get(network)
     if measured is None and share > 0:
         measured = budget.measured[network] = _measure(pretext, source, schedule, compute, share)
@@ -134,23 +134,35 @@ def _measure(pretext: nn.Module, source: Any, schedule: Pretrain, compute: Compu
     def examples(count: int) -> Any:
         return source.sketch(count)[1].to(compute.device)
 
-    least = examples(LEAST_BATCH)
-    first = _timed(lambda: step(least), compute)
-    # Beside one timed step there is the one whose FLOPs are counted and a forward pass of half as many examples.
-    steps_left = (end - time.perf_counter()) / max(first, 1e-9) / 2.5
-    count = PROBE_BATCH
-    while count > 2 * LEAST_BATCH and count > steps_left * LEAST_BATCH:
-        count //= 2
-    whole, half = examples(count), examples(count // 2)
-    with flop_counter() as counter, _kept_for_backward(pretext) as kept:
-        seconds = _timed(lambda: step(whole), compute)
-    with _kept_for_backward(pretext) as kept_of_half:
-        forward(half)
-    timed: list[float] = []
-    while len(timed) < TIMED_STEPS and time.perf_counter() + seconds < end:
-        timed.append(_timed(lambda: step(whole), compute))
-    bytes_kept = {count: sum(kept.values()), count // 2: sum(kept_of_half.values())}
-    return Measured(count, counter.get_total_flops(), min(timed, default=seconds), bytes_kept)
+    kept: dict[int, int] = {}
+
+    def look(count: int) -> float:
+        """Seconds of a forward pass of `count` examples, whose bytes for the backward pass are noted."""
+        batch = examples(count)
+        with _kept_for_backward(pretext) as storages:
+            seconds = _timed(lambda: forward(batch), compute)
+        kept[count] = sum(storages.values())
+        return seconds
+
+    # A step takes about three times as long as its forward pass. The first pass is slower than those after it.
+    with flop_counter() as counter:
+        ahead = look(LEAST_BATCH)
+    affordable = LEAST_BATCH * (end - time.perf_counter()) / max(3 * ahead, 1e-9)
+    if affordable < LEAST_BATCH:
+        return Measured(LEAST_BATCH, 3 * counter.get_total_flops(), 3 * ahead, kept | {0: 0})
+    count = next((each for each in (PROBE_BATCH, PROBE_BATCH // 2) if each <= affordable), LEAST_BATCH)
+    batch = examples(count)
+    with flop_counter() as counter, _kept_for_backward(pretext) as storages:
+        seconds = _timed(lambda: step(batch), compute)
+    kept[count] = sum(storages.values())
+    if len(kept) == 1 and time.perf_counter() + seconds < end:
+        look(2 * LEAST_BATCH)
+    elif len(kept) == 1:
+        kept[0] = 0  # no time for a second number: all of it is assumed to grow with the batch
+    timed = [seconds]
+    while len(timed) <= TIMED_STEPS and time.perf_counter() + seconds < end:
+        timed.append(_timed(lambda: step(batch), compute))
+    return Measured(count, counter.get_total_flops(), min(timed), kept)
 
 
 def _lacking(recipe: Recipe) -> list[str]:
@@ -183,7 +195,7 @@ def _state_bytes(module: nn.Module, schedule: Pretrain) -> int:
     return every * (2 if schedule.ema else 1) + trained * (1 + moments)
 
 
-def _timed(step: Callable[[], None], compute: Compute) -> float:
+def _timed(step: Callable[[], object], compute: Compute) -> float:
     """Seconds that a step takes."""
     began = time.perf_counter()
     step()
