@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.ready
 
-.PHONY: setup demo claims test lint clean
+.PHONY: setup demo claims test fast lint clean
 
 setup: $(STAMP)
 
@@ -19,8 +19,14 @@ demo: setup
 claims: setup
 	$(BIN)/sslrun claims -o claims.md
 
+# One process a core, of at most eight; each computes on one thread.
+WORKERS := -n auto --maxprocesses 8 --dist worksteal
+
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(WORKERS)
+
+fast: setup
+	$(BIN)/python -m pytest $(WORKERS) -m "not slow"
 
 lint: setup
 	$(BIN)/ruff check .

@@ -448,10 +448,12 @@ def check(
 ) -> None:
     """Validate a recipe and estimate its parameters, FLOPs, memory and time, without training."""
     from sslrun.recipe import load_sweep
-    from sslrun.stages.check import checked, shown
+    from sslrun.stages.check import Budget, checked, shown
     from sslrun.training.device import compute
 
-    rows = [checked(row, each, compute(device)) for row, each in load_sweep(recipe, overrides or ()).rows.items()]
+    recipes = load_sweep(recipe, overrides or ()).rows
+    budget = Budget(sum(each.pretext is not None for each in recipes.values()))
+    rows = [checked(row, each, compute(device), budget) for row, each in recipes.items()]
     _print_json_or(rows if as_json else None, shown(rows))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from pydantic import Field
 from torch import Tensor, nn
@@ -61,10 +63,27 @@ class LstmStack(nn.Module):
         """States (B, T, D) of each layer; from the second on, each adds to what it was given (as ELMo's)."""
         found: list[Tensor] = []
         for number, cell in enumerate(self.cells):
-            states = cell(self.dropout(x))[0]
+            states = _states(cell, self.dropout(x))
             x = states + x if number else states
             found.append(x)
         return found
+
+
+def _states(cell: nn.Module, x: Tensor) -> Tensor:
+    """Run an LSTM over (B, T, C); in float32 where autocast asks for bf16 and oneDNN has no LSTM in it (AVX2)."""
+    if x.device.type == "cpu" and torch.is_autocast_enabled("cpu") and not _bf16_kernels():
+        with torch.autocast("cpu", enabled=False):
+            return cell(x.float())[0]
+    return cell(x)[0]
+
+
+@cache
+def _bf16_kernels() -> bool:
+    """Whether an LSTM in bf16 runs on this CPU: always without oneDNN, else where oneDNN has bf16 kernels.
+
+    It is asked of oneDNN, which honors ONEDNN_MAX_CPU_ISA.
+    """
+    return not torch.backends.mkldnn.is_available() or torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 class Recurrent(TextBackbone):

@@ -11,6 +11,7 @@ from sslrun.results.address import Column, Row
 from sslrun.results.published import published
 from sslrun.results.record import RunRecord
 from sslrun.results.table import Table
+from sslrun.training.flops import COUNTED_STEPS
 
 TASK = "compute"
 """Stands in place of a task's name in cost columns."""
@@ -24,7 +25,7 @@ YARDSTICKS = {"ViT-L/16 (14 ep)": "Ours-JFT (ViT-L/16)", "ViT-H/14 (14 ep)": "Ou
 """Models for which Dosovitskiy et al. give both: exaFLOPs in Table 6, TPUv3-core-days in Table 2."""
 
 FLOPS_NOTE = (
-    "PFLOPs: 10^15, as torch counts them in a stage's first training step (for texts, in four steps; a multiplication and "
+    f"PFLOPs: 10^15, as torch counts them in a stage's first training step (for texts, in {COUNTED_STEPS} steps; a multiplication and "
     "an addition are two; forward and backward), times its steps; for frozen features, one forward pass over the labeled "
     "examples. Passes over validation and test, and fitting a classifier to frozen features, are not counted. All stages: "
     "pretraining once per row, and each of its evaluations"

@@ -26,12 +26,10 @@ CHEAP = {"byol": {"hidden": 32}, "barlow": {"width": 32}, "vicreg": {"width": 32
          "simsiam": {"hidden": 32, "bottleneck": 8}, "position": {"hidden": 32}, "simclr": {"temperature": 0.5}}  # fmt: skip
 
 
-def made(name, backbone="resnet18", **options):
+def made(name, backbone="resnet18", stem="small", **options):
     torch.manual_seed(0)
     shape = (
-        {"channels": 8, "stem": "small"}
-        if backbone == "resnet18"
-        else {"patch": 4, "depth": 1, "width": 24, "heads": 3}
+        {"channels": 8, "stem": stem} if backbone == "resnet18" else {"patch": 4, "depth": 1, "width": 24, "heads": 3}
     )
     cls = pretexts[name]
     built = build_backbone(backbone, shape, ImageSpec(SIZE))
@@ -58,7 +56,7 @@ def pair(count=6, width=5):
 @pytest.mark.parametrize("name", IMAGE_PRETEXTS)
 def test_every_pretext_learns_on_every_backbone(name):
     for backbone in ("resnet18", "vit-tiny"):
-        pretext = made(name, backbone)
+        pretext = made(name, backbone, stem="imagenet")
         learned = [each for each in pretext.parameters() if each.requires_grad]
         optimizer = torch.optim.AdamW(learned, lr=0.003)
         losses = []

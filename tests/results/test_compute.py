@@ -19,6 +19,7 @@ from sslrun.stages.context import Context
 from sslrun.stages.reporting import Reporter
 from sslrun.stages.sweep import Plan, work
 from sslrun.training.device import compute
+from sslrun.training.flops import COUNTED_STEPS
 
 METRIC = {"name": "accuracy", "unit": "%", "better": "higher", "digits": 1}
 
@@ -83,6 +84,7 @@ def test_a_run_counts_once_a_row_and_seed(stage, result):
     assert cells["B", "hours on CPU"].mean == 1
     assert ("C", ALL) not in cells
     assert "FLOPs unknown, since they were not counted or weights are from elsewhere: C · knn" in table.notes
+    assert any(f"for texts, in {COUNTED_STEPS} steps" in note for note in table.notes)
     assert "**" not in next(line for line in to_markdown(table).splitlines() if line.startswith("| B")).split("|")[-4]
 
 
