@@ -348,6 +348,7 @@ def classical(
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
     from sklearn.svm import SVC
+    from threadpoolctl import threadpool_limits
 
     x, x_val, x_test = (t.flatten(1).float().cpu().numpy() for t in (train_x, val_x, test_x))
     make: Callable[..., Any]
@@ -365,8 +366,10 @@ def classical(
     best: tuple[float, Any, float] | None = None
     for value in values:
         scaling = [] if model == "random-forest" else [StandardScaler()]
-        fitted = make_pipeline(*scaling, make(**{option: value})).fit(x, train_y.cpu().numpy())
-        score = 100 * fitted.score(x_val, val_y.cpu().numpy())
+        # Beside other workers, BLAS would start a thread per core of the machine; they wait for each other.
+        with threadpool_limits(torch.get_num_threads()):
+            fitted = make_pipeline(*scaling, make(**{option: value})).fit(x, train_y.cpu().numpy())
+            score = 100 * fitted.score(x_val, val_y.cpu().numpy())
         if best is None or score > best[0]:
             best = score, fitted, value
     assert best is not None
