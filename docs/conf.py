@@ -11,7 +11,7 @@ sys.path[:0] = [str(DOCS / "_ext"), str(DOCS.parent)]
 import sslrun  # noqa: E402 (the package of this tree, found through sys.path)
 
 project = "sslrun"
-author = copyright = "The sslrun authors"  # noqa: A001 (Sphinx's own name)
+author = copyright = "The sslrun authors"
 release = version = sslrun.__version__
 
 extensions = ["myst_parser", "reference", "repository_links"]

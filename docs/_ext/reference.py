@@ -72,10 +72,10 @@ def _components() -> dict[str, dict[str, type[Any]]]:
     import sslrun.recipe  # noqa: F401 (importing fills the registries)
     from sslrun.registry import Registry
 
-    return {
-        kind: {name: registry[name] for name in registry.in_order}
-        for kind, registry in Registry.kinds.items()
-    }
+    components: dict[str, dict[str, type[Any]]] = {}
+    for kind, registry in Registry.kinds.items():
+        components[kind] = {name: registry[name] for name in registry.in_order}
+    return components
 
 
 def _component_page(kind: str, name: str, cls: type[Any]) -> str:
@@ -95,7 +95,7 @@ def _recipe_blocks(recipes: list[Path]) -> Iterator[str]:
 
 
 def _first_sentence(path: Path) -> str:
-    first, period, _ = shipped.comment(path).replace("et al. ", "et al.\0").partition(". ")
+    first, _, _ = shipped.comment(path).replace("et al. ", "et al.\0").partition(". ")
     return describe.text(first.replace("\0", " ").removesuffix(".") + ".") if first else ""
 
 

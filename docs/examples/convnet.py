@@ -1,5 +1,7 @@
 """A backbone for images: three convolutions, with a grid of features besides the pooled ones."""
 
+from itertools import pairwise
+
 from pydantic import Field
 from torch import nn
 
@@ -24,7 +26,7 @@ class ConvNet(ImageBackbone):
         channels = [3, options.width // 4, options.width // 2, options.width]
         self.blocks = nn.ModuleList(
             nn.Sequential(nn.Conv2d(before, after, 3, stride=2, padding=1), nn.BatchNorm2d(after), nn.ReLU())
-            for before, after in zip(channels[:-1], channels[1:], strict=True)
+            for before, after in pairwise(channels)
         )
 
     def forward(self, inputs):
