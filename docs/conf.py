@@ -17,6 +17,7 @@ release = version = sslrun.__version__
 extensions = ["myst_parser", "reference", "repository_links"]
 exclude_patterns = ["_ext", "examples", "generated/*.md"]  # the last are included in other pages
 nitpicky = True
+smartquotes = False  # it would turn --from into a dash
 myst_heading_anchors = 3
 myst_enable_extensions = ["colon_fence", "deflist"]
 

@@ -24,6 +24,10 @@ PAGE_TOGETHER = ("data", "task", "protocol", "measurement")
 """Kinds whose components share a page."""
 COMPONENT = "[component](#components)"
 """The type of a key that names a component."""
+EVALUATION = """\
+If `data` is left out, the entry's name is the data set; if `task` is left out, it is the data set's own. Options of a
+protocol stand under its name, and replace the recipe's for this task."""
+SWEEP = "Besides these keys, `base` is the recipe that the rows change, or the path of one. It is required."
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
@@ -163,20 +167,20 @@ def _recipe_keys() -> str:
     from sslrun.data.shifts import Shift
     from sslrun.recipe import schema
 
-    sections: list[tuple[str, type[BaseModel], tuple[str, ...]]] = [
-        ("A recipe", schema.Recipe, ()),
-        ("`pretrain`", schema.Pretrain, ()),
-        ("`watch`", schema.Watch, ()),
-        ("`weights`", schema.Weights, ()),
-        ("An entry of `evaluate`", schema.Evaluation, ("options",)),
-        ("An entry of `shifts`", Shift, ()),
-        ("A sweep", schema.Sweep, ()),
-        ("`against`", schema.Against, ()),
+    sections: list[tuple[str, type[BaseModel], str]] = [
+        ("A recipe", schema.Recipe, ""),
+        ("`pretrain`", schema.Pretrain, ""),
+        ("`watch`", schema.Watch, ""),
+        ("`weights`", schema.Weights, ""),
+        ("An entry of `evaluate`", schema.Evaluation, EVALUATION),
+        ("An entry of `shifts`", Shift, ""),
+        ("A sweep", schema.Sweep, SWEEP),
+        ("`against`", schema.Against, ""),
     ]
     blocks = []
-    for title, model, leave_out in sections:
+    for title, model, note in sections:
         blocks += [f"({describe.anchor(model)})=\n### {title}", describe.docstring(model)]
-        blocks.append(describe.options(model, leave_out))
+        blocks += [note, describe.options(model, leave_out=("options",))]
     return _join(blocks)
 
 

@@ -20,7 +20,8 @@ def _read(path: Path) -> Any:
 
 def naming(section: str, name: str) -> list[Path]:
     """The recipes whose `section` ("pretext") is `name`; those of one experiment before sweeps."""
-    found = [path for path in sorted(RECIPES.rglob("*.yaml")) if name in set(_names(_read(path), section))]
+    paths = [path for path in sorted(RECIPES.rglob("*.yaml")) if path.parent.name != "claims"]
+    found = [path for path in paths if name in set(_names(_read(path), section))]
     return sorted(found, key=lambda path: "rows" in _read(path))
 
 
