@@ -14,7 +14,7 @@ from rich.text import Text
 from torch import Tensor, nn
 
 from sslrun.backbones import build_backbone
-from sslrun.data.source import lacking, sources
+from sslrun.data.source import explain_missing, sources
 from sslrun.pretexts.base import pretexts
 from sslrun.recipe import Pretrain, Recipe
 from sslrun.training.device import Compute
@@ -46,7 +46,7 @@ def checked(row: str, recipe: Recipe, compute: Compute) -> dict[str, Any]:
             for each in recipe.evaluate.values()
             for protocol in each.protocols
         ),
-        "lacking": _lacking(recipe),
+        "explain_missing": _lacking(recipe),
     }
     if recipe.pretext is None or recipe.pretrain is None:
         return found
@@ -94,7 +94,7 @@ def checked(row: str, recipe: Recipe, compute: Compute) -> dict[str, Any]:
 def _lacking(recipe: Recipe) -> list[str]:
     """Why data sets that the recipe reads can't be had, where that can be told at once."""
     read = (recipe.data, *(each for evaluation in recipe.evaluate.values() for each in evaluation.reads))
-    return list(dict.fromkeys(filter(None, (lacking(data.name, data.options) for data in read))))
+    return list(dict.fromkeys(filter(None, (explain_missing(data.name, data.options) for data in read))))
 
 
 @contextmanager
@@ -147,8 +147,8 @@ def shown(rows: Sequence[dict[str, Any]]) -> Group:
         f"valid · FLOPs, memory and time are of pretraining: the time by measuring {PROBE_BATCH} examples on this device, "
         "the memory for weights, optimizer and a batch's activations on one device"
     )
-    lacking = dict.fromkeys(each for row in rows for each in row.get("lacking", ()))
-    return Group(table, Text(), Text(note), *(Text(f"not there yet: {each}") for each in lacking))
+    explain_missing = dict.fromkeys(each for row in rows for each in row.get("explain_missing", ()))
+    return Group(table, Text(), Text(note), *(Text(f"not there yet: {each}") for each in explain_missing))
 
 
 def _count(steps: int | None) -> str:

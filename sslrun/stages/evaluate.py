@@ -25,10 +25,10 @@ from sslrun import distributed
 from sslrun.backbones import build_backbone, load_into, save_backbone
 from sslrun.backbones.base import Backbone
 from sslrun.data.examples import Batch, Examples
-from sslrun.data.shifts import ID, Part, Shift, parts_of
+from sslrun.data.shifts import ID, Part, Shift, make_parts
 from sslrun.data.source import sources
 from sslrun.data.specs import ImageSpec
-from sslrun.data.splits import Splits, labelled, load_splits
+from sslrun.data.splits import Splits, load_splits, select_labeled
 from sslrun.errors import UserError
 from sslrun.files import replacing
 from sslrun.protocols.frozen_math import (
@@ -190,7 +190,7 @@ class Cell:
         with context.stop.reading():
             splits = _splits(self.evaluation.data)
             task = tasks[self.evaluation.task.name](self.evaluation.task.options, splits.spec, splits.classes)
-            chosen = labelled(splits.train, self.labels, self.seed, a_class=self.protocol == "fewshot")
+            chosen = select_labeled(splits.train, self.labels, self.seed, per_class=self.protocol == "fewshot")
             work = Work(self, context, splits, task, chosen, _shifted(self.evaluation))
         for name, classes in work.dropped.items():
             told = ", ".join(f"{each} ({count})" for each, count in classes.items())
@@ -264,7 +264,7 @@ def _parts(name: str, options: str, shifts: str) -> dict[str, dict[str, Part]]:
         if other is not None and isinstance(own.spec, ImageSpec):
             other["size"] = own.spec.size  # whatever size it has of its own
         splits = other and _loaded(other.pop("name"), json.dumps(other))
-        found[shift] = parts_of(shift, Shift(**given), own, splits)
+        found[shift] = make_parts(shift, Shift(**given), own, splits)
     return found
 
 
@@ -377,7 +377,7 @@ class Work:
 
     def _told(self, split: str, outputs: Tensor) -> Tensor:
         """The outputs in the classes that a split tells apart."""
-        return self.parts[split].told(outputs) if split in self.parts else outputs
+        return self.parts[split].merge_classes(outputs) if split in self.parts else outputs
 
     def _primary(self, outputs: Tensor, targets: Tensor) -> float:
         return self.task.measure(outputs, targets)[self.task.primary.name]

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from sslrun.claims.verdict import Place
-from sslrun.data.source import lacking
+from sslrun.data.source import explain_missing
 from sslrun.errors import UserError
 from sslrun.recipe import Named, Sweep, load_sweep
 from sslrun.results.compare import Comparisons, check_stand_ins, compare_all, facts
@@ -239,7 +239,7 @@ def without_data(jobs: Sequence[Job], reporter: Reporter) -> dict[Path, str]:
                 continue
             for data in job.reads:
                 if repr(data) not in found:
-                    found[repr(data)] = lacking(data.name, data.options, progress)
+                    found[repr(data)] = explain_missing(data.name, data.options, progress)
             reasons = [found[repr(data)] for data in job.reads]
             reasons += [failed.get(need.run.path) for need in job.needs]
             if reason := next(filter(None, reasons), None):

@@ -97,7 +97,7 @@ def test_tables_keep_the_files_names(place):
     [
         (None, "no such file; it is real.json of github.com/google-research/reassessed-imagenet"),
         ("[1, 2]", "should be a list of lists of labels"),
-        ("{", "can't be read"),
+        ("{", "cannot be read"),
         ("[[0], [7]]", r"image 2 has \[7\]: should be classes, from 0 to 2"),
     ],
 )

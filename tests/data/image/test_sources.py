@@ -117,7 +117,7 @@ def test_missing_set_without_network_fails_fast_and_says_what_to_do(monkeypatch,
         load_splits("svhn", sources["svhn"].Options()).train  # noqa: B018
     assert time.monotonic() - began < 5
     assert str(error.value) == (
-        "svhn: not on this machine and the hub can't be reached. "
+        "svhn: not on this machine and the hub cannot be reached. "
         "Put it at data/svhn, or set SSLRUN_DATA; see `sslrun show data svhn`"
     )
 
@@ -126,7 +126,7 @@ def test_cards_are_complete_and_described(monkeypatch, tmp_path):
     for name, card in CARDS.items():
         cls = sources[name]
         assert cls.gives is ImageSpec
-        assert cls.__doc__ == card.about
+        assert cls.__doc__ == card.summary
         assert card.counts.keys() == card.hub.splits.keys()
         assert {"train", "test"} <= card.hub.splits.keys()
         assert source(name).name == name
@@ -137,7 +137,7 @@ def test_cards_are_complete_and_described(monkeypatch, tmp_path):
     assert told["splits"] == "train 5,000, test 8,000, unlabeled 100,000"
     assert "stored at" not in told
     assert sources["imagenet-1k"].describe()["stored at"] == "256x256, unless size says otherwise"
-    assert told["looked for"].startswith(f"found at {tmp_path}/stl10, not found at data/stl10; then on the hub")
+    assert told["searched"].startswith(f"found at {tmp_path}/stl10, not found at data/stl10; then the hub")
 
 
 @pytest.mark.skipif("SSLRUN_DATA" not in os.environ, reason="needs SSLRUN_DATA with cifar10 in it")
@@ -271,7 +271,7 @@ def test_parquet_mistakes(tmp_path):
     with pytest.raises(UserError, match=r"only: has no split 'train', only test"):
         only.load("train")
     (tmp_path / "broken.parquet").write_bytes(b"PAR1 and nothing more")
-    with pytest.raises(UserError, match=r"broken.parquet: can't be read as parquet") as error:
+    with pytest.raises(UserError, match=r"broken.parquet: cannot be read as parquet") as error:
         source("parquet", path=tmp_path / "broken.parquet").load("train")
     assert "\n" not in str(error.value)
     write(tmp_path / "one", train=table(4, names=("cat",)))
@@ -284,7 +284,7 @@ def test_damaged_row_is_named_or_skipped(tmp_path):
     rows[2]["image"]["bytes"] = b"nothing"
     damaged = datasets.Dataset.from_list(rows, table(1).features)
     write(tmp_path / "set", train=damaged)
-    with pytest.raises(UserError, match=r"set train, row 2: can't be decoded.*skip_corrupt: true"):
+    with pytest.raises(UserError, match=r"set train, row 2: cannot be decoded.*skip_corrupt: true"):
         source("parquet", path=tmp_path / "set").load("train")
     kept = source("parquet", path=tmp_path / "set", skip_corrupt=True).load("train")
     assert equal(kept, pixels(4)[[0, 1, 3]])
@@ -357,7 +357,7 @@ def test_damaged_file_is_named(tmp_path):
     image_folder(tmp_path / "pets", train=2)
     damaged = tmp_path / "pets" / "train" / "dog" / "1.png"
     damaged.write_bytes(damaged.read_bytes()[:50])
-    with pytest.raises(UserError, match=f"{damaged}: can't be decoded"):
+    with pytest.raises(UserError, match=f"{damaged}: cannot be decoded"):
         source("folder", path=tmp_path / "pets").load("train")
 
 
@@ -387,7 +387,7 @@ def test_npz_with_and_without_splits(tmp_path):
         ({"images": pixels(2), "labels": np.array([0.0, 1.0])}, "labels: should be whole numbers from 0, not float64"),
         ({"images": pixels(2), "labels": np.array([0, 1, 0])}, "labels: are 3 labels for 2 images"),
         ({"images": pixels(2), "labels": np.array([0, 0])}, "labels: has only one class"),
-        ({"images": np.array([object()], dtype=object)}, "can't be read as .npz"),
+        ({"images": np.array([object()], dtype=object)}, "cannot be read as .npz"),
     ],
 )
 def test_npz_mistakes(tmp_path, arrays, message):
@@ -400,7 +400,7 @@ def test_missing_or_damaged_npz(tmp_path):
     with pytest.raises(UserError, match=r"none.npz: no such file"):
         source("npz", path=tmp_path / "none.npz").load("train")
     (tmp_path / "set.npz").write_bytes(b"PK but no archive")
-    with pytest.raises(UserError, match=r"set.npz: can't be read as .npz"):
+    with pytest.raises(UserError, match=r"set.npz: cannot be read as .npz"):
         source("npz", path=tmp_path / "set.npz").load("train")
 
 
@@ -446,5 +446,5 @@ def test_cifar101_is_read_as_its_authors_give_it(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="has no split 'train', only test"):
         source("cifar10.1").load("train")
     (folder / "cifar10.1_v6_data.npy").write_bytes(b"")
-    with pytest.raises(UserError, match="can't be read as NumPy's arrays"):
+    with pytest.raises(UserError, match="cannot be read as NumPy's arrays"):
         source("cifar10.1").load("test")

@@ -173,7 +173,7 @@ def test_sentences_are_lines_or_else_found_by_punctuation(tmp_path):
         ("zero.txt", b"aa\n\0\0bb\n", r"zero.txt:2: is no text but binary"),
         ("latin.txt", "aa\ncaf\xe9\n".encode("latin-1"), r"latin.txt: is no UTF-8 text \(byte \d+\)"),
         ("rows.jsonl", b'{"body": "aa"}\n', r"rows.jsonl: no column 'text'; there is body"),
-        ("rows.json", b"{", r"rows.json: can't be read as json"),
+        ("rows.json", b"{", r"rows.json: cannot be read as json"),
         ("lists.jsonl", b'{"text": ["aa", "bb"]}\n', r"lists.jsonl: column 'text' holds lists, not text"),
     ],
 )
@@ -281,7 +281,7 @@ def test_a_folder_has_splits_and_a_class_of_test_must_be_one_of_train(tmp_path):
     with pytest.raises(UserError, match="split 'test', row 1: its label is no class of train"):
         source("sentences", tmp_path, path=folder).load("test")
     (folder / "train.csv").unlink()
-    with pytest.raises(UserError, match=r"set: holds dev.csv, test.csv alone, and nothing to train on"):
+    with pytest.raises(UserError, match=r"set: holds only dev.csv, test.csv, and nothing to train on"):
         source("sentences", tmp_path, path=folder).load("train")
     assert source("sentences", tmp_path, path=folder).load("test").classes == ("a", "c")  # a test set needs no other
     for name in ("dev", "test"):
