@@ -1,4 +1,4 @@
-"""The cache folder, where decoded images and tokenized texts are kept so that they are made once."""
+"""The cache folder, which keeps decoded images and tokenized texts."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ def cache_root() -> Path:
 def digest_of(key: Any) -> str:
     """Return the digest that names a cache entry.
 
-    `key` holds the JSON values that determine the content of the entry; their order does not matter.
+    `key` holds the JSON values that determine the content of the entry; their order does not
+    matter.
     """
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
 

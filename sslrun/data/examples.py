@@ -51,12 +51,12 @@ class Examples(ABC):
 
     @property
     def strata(self) -> Tensor | None:
-        """(N,) int64: the classes that splits and label fractions keep balanced; None if unlabeled."""
+        """(N,) int64 classes that splits and label fractions balance; None if unlabeled."""
         return self.labels
 
     @property
     def lengths(self) -> Tensor | None:
-        """(N,) length of each example if batches are padded to their longest; None if all are equal."""
+        """(N,) lengths of examples that batches are padded to; None if all are equal."""
         return None
 
     @property

@@ -1,4 +1,4 @@
-"""Shifted test sets: out-of-distribution data that a task is scored on besides its own test split."""
+"""Shifted test sets: out-of-distribution data that a task is scored on."""
 
 from __future__ import annotations
 
@@ -30,10 +30,11 @@ class Shift(BaseModel):
     data: Any = None
     """Another data set of the same kind; its test split is used."""
     classes: dict[str, str | tuple[str, ...]] = {}
-    """Their class -> the task's class, for classes that are named differently; requires `data`. Give a list
-    if one of their classes covers several of the task's (HANS: {non-entailment: [neutral, contradiction]})."""
+    """Their class -> the task's class, for classes that are named differently; requires `data`. Give a
+    list if their class covers several of the task's, as HANS does: {non-entailment: [neutral,
+    contradiction]}."""
     corruption: str | tuple[str, ...] = ()
-    """Label-preserving corruption of the task's own test images, as in ImageNet-C; a list is averaged."""
+    """Corruption of the task's own test images, as in ImageNet-C; a list is averaged."""
     severity: Severity | Annotated[tuple[Severity, ...], Field(min_length=1)] = 3
     """Severity of the corruption, from 1 to 5; a list is averaged."""
 
@@ -71,7 +72,7 @@ class Part:
     """Number of examples left out, by their class, because the task has no such class."""
 
     def merge_classes(self, outputs: Tensor) -> Tensor:
-        """Merge the scores (N, C) of each group of `merged` classes into the first class of the group.
+        """Merge the scores (N, C) of each group of `merged` classes into its first class.
 
         That class gets the largest score of the group, and the others get -inf.
         """
@@ -87,8 +88,8 @@ class Part:
 def make_parts(name: str, shift: Shift, own: Splits, other: Splits | None) -> dict[str, Part]:
     """Return the test sets whose mean score is the score of a shift, by name.
 
-    A shift by corruption has one part per corruption and severity; any other shift has one part, named
-    "". `own` holds the splits of the task, `other` those of `shift.data`.
+    A shift by corruption has one part per corruption and severity; any other shift has one part,
+    named "". `own` holds the splits of the task, `other` those of `shift.data`.
 
     Raises:
         UserError: The sets have no class in common, or `classes` names one that they do not have.
@@ -113,8 +114,8 @@ def _relabel(name: str, examples: Examples, renamed: ClassNames, task: Splits) -
         raise UserError(f"shift '{name}': the set has no labels to score with")
     if _has_classes(examples) != _has_classes(task.test):
         raise UserError(
-            f"shift '{name}': its labels are of another kind (classes, spans or tags) than the task's; "
-            "choose a data set of the same kind"
+            f"shift '{name}': its labels are of another kind (classes, spans or tags) than the "
+            "task's; choose a data set of the same kind"
         )
     if not _has_classes(examples):
         if renamed:
@@ -129,8 +130,8 @@ def _relabel(name: str, examples: Examples, renamed: ClassNames, task: Splits) -
     kept = (labels >= 0).nonzero()[:, 0]
     if len(kept) == 0:
         raise UserError(
-            f"shift '{name}': none of its classes ({_abbreviate(examples.classes)}) has the name of a "
-            f"class of the task ({_abbreviate(task.classes)}): match them, as in "
+            f"shift '{name}': none of its classes ({_abbreviate(examples.classes)}) has the name "
+            f"of a class of the task ({_abbreviate(task.classes)}): match them, as in "
             "classes: {theirs: ours}"
         )
     dropped = examples.labels[labels < 0].bincount(minlength=len(examples.classes)).tolist()
@@ -146,15 +147,15 @@ def _relabel(name: str, examples: Examples, renamed: ClassNames, task: Splits) -
 def _match_classes(
     name: str, classes: Sequence[str], renamed: ClassNames, own_classes: Sequence[str]
 ) -> list[tuple[int, ...]]:
-    """Return, for each of another set's `classes`, the indices of the task's classes that it covers.
+    """Return the indices of the task's classes that each of another set's `classes` covers.
 
     Classes are matched as `renamed` says, otherwise by name without case, spaces and punctuation.
 
-    Example: own classes (bird, frog, car) and classes (Bird, animal, kite) with {animal: [frog]} give
-    [(0,), (1,), ()].
+    Example: own classes (bird, frog, car) and classes (Bird, animal, kite) with {animal: [frog]}
+    give [(0,), (1,), ()].
 
     Raises:
-        UserError: `renamed` names an unknown class, or a class that is one of several is matched twice.
+        UserError: `renamed` names an unknown class, or one of several is matched twice.
     """
     _check_names(name, classes, renamed, own_classes)
     by_name = {_normalize(own): index for index, own in enumerate(own_classes)}
@@ -168,8 +169,9 @@ def _match_classes(
         for index in match:
             if index in in_group or (len(match) > 1 and index in matched_by):
                 raise UserError(
-                    f"shift '{name}': class '{own_classes[index]}' is matched to '{matched_by[index]}' "
-                    f"and to '{theirs}': only a class that is matched alone may be matched twice"
+                    f"shift '{name}': class '{own_classes[index]}' is matched to "
+                    f"'{matched_by[index]}' and to '{theirs}': only a class that is matched alone "
+                    "may be matched twice"
                 )
         for index in match:
             matched_by.setdefault(index, theirs)

@@ -67,23 +67,21 @@ class Source(ABC):
 
     @classmethod
     def count(cls) -> int | None:
-        """Return the approximate number of examples to pretrain on; None if only loading can tell."""
+        """Return the approximate number of examples to pretrain on; None if not known yet."""
         return None
 
     @classmethod
-    def inherit_options(
-        cls, data: Mapping[str, Any], options: Mapping[str, Any]
-    ) -> dict[str, Any]:
+    def inherit_options(cls, data: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
         """Return the options that an evaluation on this set takes from the recipe's `data`.
 
-        `data` holds the options of the recipe's data set, of the same kind; `options` those that the
-        evaluation gives itself. The result overrides `options`, so it must respect them.
+        `data` holds the options of the recipe's data set, of the same kind; `options` those that
+        the evaluation gives itself. The result overrides `options`, so it must respect them.
         """
         return {}
 
     @abstractmethod
     def sketch(self, count: int) -> tuple[InputSpec, Batch]:
-        """Return the spec, as far as it is known without loading, and a batch of `count` random inputs.
+        """Return the spec, as far as it is known without loading, and `count` random inputs.
 
         They serve to estimate costs.
         """

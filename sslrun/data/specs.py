@@ -20,8 +20,8 @@ SPEC = "spec.json"
 class InputSpec:
     """What inputs look like. Subclasses are frozen dataclasses with a `kind` of their own.
 
-    `save` writes the spec beside the weights of a backbone and `InputSpec.load` reads it back, so that
-    the backbone can be rebuilt from its folder alone.
+    `save` writes the spec beside the weights of a backbone and `InputSpec.load` reads it back, so
+    that the backbone can be rebuilt from its folder alone.
     """
 
     kind: ClassVar[str]

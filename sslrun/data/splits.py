@@ -18,7 +18,7 @@ from sslrun.errors import UserError
 from sslrun.registry import Options
 
 SPLIT_SEED = 0
-"""Seed of every carved split. It is never the run's, so that all runs are scored on equal examples."""
+"""Seed of every carved split, not the run's, so that all runs are scored on the same examples."""
 VAL_FRACTION = 0.1
 TEST_FRACTION = 0.25
 """Fraction carved from the training split of a set that has no test split."""
@@ -28,9 +28,9 @@ TEST_FRACTION = 0.25
 class Splits:
     """The splits of a source, each loaded on first use.
 
-    `val` is the source's own validation split if it has one; otherwise it is a class-balanced share of
-    the training split, always the same. A missing test split is carved first, in the same way. `train`
-    is what remains.
+    `val` is the source's own validation split if it has one; otherwise it is a class-balanced share
+    of the training split, always the same. A missing test split is carved first, in the same way.
+    `train` is what remains.
     """
 
     source: Source
@@ -59,7 +59,7 @@ class Splits:
 
     @cached_property
     def pretrain(self) -> Examples:
-        """The examples to pretrain on: `train`, and the unlabeled split of the source if it has one."""
+        """The examples to pretrain on: `train`, and the source's unlabeled split if any."""
         if "unlabeled" not in self.source.splits:
             return self.train
         return pool(self.train, self.source.load("unlabeled"))
@@ -97,9 +97,7 @@ def _carve_examples(examples: Examples, fraction: float) -> tuple[Examples, Exam
     return examples.subset(rest), examples.subset(carved)
 
 
-def carve(
-    labels: Tensor | int, fraction: float, seed: int = SPLIT_SEED
-) -> tuple[Tensor, Tensor]:
+def carve(labels: Tensor | int, fraction: float, seed: int = SPLIT_SEED) -> tuple[Tensor, Tensor]:
     """Split indices into two disjoint sets, both ascending: what remains, and what is carved off.
 
     `labels` is (N,) class ids, or N if there are no labels. A `fraction` of each class, rounded, is
@@ -111,14 +109,15 @@ def carve(
     if isinstance(labels, int):
         if labels < 2:
             raise UserError(
-                f"there is only {labels} example (for a corpus: document), so that none can be held "
-                "out for validation: add some (in .txt files a blank line ends a document)"
+                f"there is only {labels} example (for a corpus: document), so that none can be "
+                "held out for validation: add some (in .txt files a blank line ends a document)"
             )
         labels = torch.zeros(labels, dtype=torch.int64)
     counts = labels.bincount()
     if len(counts) == 0 or counts.max() < 2:
         raise UserError(
-            "no class has 2 training examples, so that none can be held out for validation: add some"
+            "no class has 2 training examples, so that none can be held out for validation: "
+            "add some"
         )
     carved_counts = _share(counts, fraction).clamp(min=1).minimum(counts - 1)
     carved = _rank_in_class(labels, seed) < carved_counts[labels]
@@ -131,8 +130,8 @@ def select_labeled(
     """Return the indices, ascending, of the examples whose labels may be seen.
 
     With `per_class`, `labels` is a number of examples per class (see `select_count`), otherwise a
-    fraction or a number above 1 (see `select_fraction`). Examples with tags or a span instead of one
-    class are balanced as if they were of one class.
+    fraction or a number above 1 (see `select_fraction`). Examples with tags or a span instead of
+    one class are balanced as if they were of one class.
     """
     strata = examples.strata
     classes = examples.classes if strata is examples.labels else ()
@@ -146,9 +145,9 @@ def select_fraction(
 ) -> Tensor:
     """Return the indices, ascending, of a `fraction` of each class.
 
-    A fraction in (0, 1] of each class is rounded to the nearest number, halves up: 1% of 115 examples
-    is one. A whole number above 1 means that many examples per class. The selection depends on the
-    seed alone, and that of a smaller fraction lies within that of a larger one.
+    A fraction in (0, 1] of each class is rounded to the nearest number, halves up: 1% of 115
+    examples is one. A whole number above 1 means that many examples per class. The selection
+    depends on the seed alone, and that of a smaller fraction lies within that of a larger one.
 
     Raises:
         UserError: There are no labels, or a class would have none or has fewer than requested.
@@ -160,8 +159,8 @@ def select_fraction(
         return torch.arange(len(labels))
     if not 0 < fraction < 1:
         raise UserError(
-            f"labels: {fraction} is neither a fraction of the labels, in (0, 1], nor a whole number "
-            "of labels per class"
+            f"labels: {fraction} is neither a fraction of the labels, in (0, 1], nor a whole "
+            "number of labels per class"
         )
     selected_counts = _share(counts, fraction)
     if (selected_counts == 0).any():
@@ -172,8 +171,8 @@ def select_fraction(
             )
         least = math.ceil(0.5 / smallest_count * 10_000) / 10_000
         raise UserError(
-            f"labels: {fraction:g} leaves {smallest}, which has {smallest_count} training examples, "
-            f"without any: the smallest fraction that works is {least:g}"
+            f"labels: {fraction:g} leaves {smallest}, which has {smallest_count} training "
+            f"examples, without any: the smallest fraction that works is {least:g}"
         )
     return (_rank_in_class(labels, seed) < selected_counts[labels]).nonzero()[:, 0]
 
@@ -183,8 +182,8 @@ def select_count(
 ) -> Tensor:
     """Return the indices, ascending, of `count` examples of each class.
 
-    The selection lies within that of any larger count, and within that of any fraction that selects as
-    many.
+    The selection lies within that of any larger count, and within that of any fraction that selects
+    as many.
 
     Raises:
         UserError: There are no labels, or a class has fewer examples.
@@ -206,9 +205,7 @@ def _count_classes(labels: Tensor | None, classes: Sequence[str]) -> tuple[Tenso
         UserError: There are no labels.
     """
     if labels is None:
-        raise UserError(
-            "this set has no labels to learn from: name a labeled one under 'evaluate'"
-        )
+        raise UserError("this set has no labels to learn from: name a labeled one under 'evaluate'")
     return labels, labels.bincount(minlength=len(classes))
 
 
@@ -226,8 +223,8 @@ def _share(counts: Tensor, fraction: float) -> Tensor:
 def _rank_in_class(labels: Tensor, seed: int) -> Tensor:
     """Return the rank (N,) of each example in a random order of its class, from 0.
 
-    Example: labels 0 1 0 1 0 with the random order 4 1 2 3 0 of the examples. `by_class` lists class 0
-    in that order, then class 1: 4 2 0 1 3. The classes start there at 0 and 3, so that
+    Example: labels 0 1 0 1 0 with the random order 4 1 2 3 0 of the examples. `by_class` lists
+    class 0 in that order, then class 1: 4 2 0 1 3. The classes start there at 0 and 3, so that
     `ranks[by_class]` is 0 1 2 0 1, and `ranks` is 2 0 1 1 0.
     """
     shuffled = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
@@ -285,8 +282,8 @@ class PooledExamples(Examples):
     def batches(self, indices: Iterable[Tensor], device: torch.device) -> Iterator[Batch]:
         """Yield batches that mix both sets.
 
-        Example: len(first) is 10 and a batch has the positions 12 3 11. The first set gives row 3, the
-        second rows 2 and 1, joined as 3 12 11. `order` is 1 0 2, which restores 12 3 11.
+        Example: len(first) is 10 and a batch has the positions 12 3 11. The first set gives row 3,
+        the second rows 2 and 1, joined as 3 12 11. `order` is 1 0 2, which restores 12 3 11.
         """
         start = len(self.first)
         all_positions, for_first, for_second = tee((self.indices[batch] for batch in indices), 3)

@@ -1,4 +1,4 @@
-"""Where a set is stored: a folder of images, the files of a table, a CSV list, or the Hugging Face hub."""
+"""Where a set is stored: folders of images, tables, CSV lists, or the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def local_store(root: Path, label: str | None = None, test_on_val: bool = False)
 
 
 def _assign_roles(stored: Mapping[Split, T], test_on_val: bool) -> dict[Split, T]:
-    """Let the validation split serve as the test split if there is no other, or if `test_on_val`."""
+    """Use the validation split as the test split if there is no other, or if `test_on_val`."""
     splits = dict(stored)
     if "val" in splits and (test_on_val or "test" not in splits):
         splits["test"] = splits.pop("val")
@@ -108,7 +108,7 @@ def explain_download(folder: str, page: str) -> str:
 
 @dataclass
 class FolderStore(Store):
-    """Images in folders: `root/<split>/<class>/*.png`; or `root/<class>/*.png` for a training split alone.
+    """Images in folders: `root/<split>/<class>/*.png`, or `root/<class>/*.png` to train on.
 
     A class's folder may have subfolders. Images without a folder per class have no labels.
     """
@@ -142,7 +142,8 @@ class FolderStore(Store):
     def _split_folders(self) -> dict[Split, Path]:
         if not self.root.is_dir():
             raise UserError(
-                f"{self.root}: no such folder; it should hold train/<class>/ or <class>/ with images"
+                f"{self.root}: no such folder; it should hold train/<class>/ or <class>/ with "
+                "images"
             )
         folders: dict[Split, Path] = {}
         for split, names in SPELLINGS.items():
@@ -182,7 +183,7 @@ def _is_image(name: str) -> bool:
 
 
 def _top_folder(file: str, folder: Path) -> str:
-    """Return the first folder on the path from `folder` to `file`; "" if `file` is in `folder` itself."""
+    """Return the first folder on the path from `folder` to `file`; "" if there is none."""
     first, *rest = os.path.relpath(file, folder).split(os.sep)
     return first if rest else ""
 
@@ -261,7 +262,9 @@ class TableStore(Store):
         """
         values = _column_values(table, column)
         if None in values:
-            raise UserError(f"{self.name}: split '{split}', row {values.index(None)}: has no {column}")
+            raise UserError(
+                f"{self.name}: split '{split}', row {values.index(None)}: has no {column}"
+            )
         classes = getattr(table.features[column], "names", None)
         if classes is None:
             classes = self._find_classes(values, column, split)
@@ -291,7 +294,7 @@ class TableStore(Store):
 
 
 def _holds_images(feature: Any) -> bool:
-    """Return whether a column holds encoded images: by its declaration, or as bytes with or without a path."""
+    """Return whether a column holds encoded images, by its declaration or as bytes."""
     import datasets
 
     if isinstance(feature, dict):
@@ -339,7 +342,7 @@ class TableImages:
 
 
 class ParquetStore(TableStore):
-    """Parquet files, `root/train.parquet` or `root/train-*.parquet`; or one file, a training split alone."""
+    """Parquet files `root/train.parquet` or `root/train-*.parquet`; or one file to train on."""
 
     def __init__(
         self,
@@ -605,8 +608,8 @@ class ListedImages:
 class CsvImageStore(Store):
     """Images listed in CSV files: one row per image, with its path and its label.
 
-    `path` is one CSV file, or a folder with `train.csv` and others. Paths of images are relative to the
-    folder of the CSV file. A `.tsv` file is separated by tabs.
+    `path` is one CSV file, or a folder with `train.csv` and others. Paths of images are relative to
+    the folder of the CSV file. A `.tsv` file is separated by tabs.
     """
 
     path: Path
@@ -644,14 +647,18 @@ class CsvImageStore(Store):
         class_ids = {name: index for index, name in enumerate(classes)}
         for row in rows:
             if row.label not in class_ids:
-                cause = f"label '{row.label}' does not occur in train" if row.label else "has no label"
-                raise UserError(f"{row.place}: {cause}: it should be one of {', '.join(classes[:10])}")
+                cause = (
+                    f"label '{row.label}' does not occur in train" if row.label else "has no label"
+                )
+                raise UserError(
+                    f"{row.place}: {cause}: it should be one of {', '.join(classes[:10])}"
+                )
         labels = torch.tensor([class_ids[row.label] for row in rows])
         return EncodedSplit(ListedImages(rows), labels, classes)
 
     @cached_property
     def _classes(self) -> tuple[str, ...]:
-        """The labels of the training split, sorted as numbers if they all are; () if it has none."""
+        """The labels of the training split, sorted (as numbers if they all are); () if none."""
         rows = self._rows.get("train", next(iter(self._rows.values())))
         labels = {row.label for row in rows} - {""}
         if len(labels) == 1:
@@ -692,9 +699,7 @@ class CsvImageStore(Store):
             stored.setdefault(split, []).append(row)
         return {split: stored[split] for split in SPELLINGS if split in stored}
 
-    def _read(
-        self, file: Path, labeled: bool = True
-    ) -> Iterator[tuple[ListedImage, str | None]]:
+    def _read(self, file: Path, labeled: bool = True) -> Iterator[tuple[ListedImage, str | None]]:
         """Yield each row with its split; None if there is no column of splits.
 
         If not `labeled`, the column of labels is not read.
@@ -709,7 +714,8 @@ class CsvImageStore(Store):
             empty = False
             if len(cells) != len(header):
                 raise UserError(
-                    f"{file}:{line}: has {len(cells)} cells, but the header has {len(header)}"
+                    f"{file}:{line}: should have {len(header)} cells, like the header, "
+                    f"not {len(cells)}"
                 )
             path = cells[image]
             if not path:

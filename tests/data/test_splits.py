@@ -93,7 +93,7 @@ def test_number_of_labels_a_class():
     for count in (4, 4.0):
         assert UNEVEN[select_fraction(UNEVEN, count, 0)].bincount().tolist() == [4, 4, 4]
     assert set(select_fraction(UNEVEN, 4, 0).tolist()) < set(select_fraction(UNEVEN, 0.5, 0).tolist())
-    with pytest.raises(UserError, match=r"class 'c' has 30 training examples"):
+    with pytest.raises(UserError, match=r"class 'c' has only 30 training examples"):
         select_fraction(UNEVEN, 31, 0, ("a", "b", "c"))
 
 
@@ -174,11 +174,11 @@ class Streamed(Examples):
 
 def test_pool_of_a_tensor_and_a_stream_gives_the_asked_order():
     joined = pool(examples(10), Streamed(examples(5, 10)))
-    assert isinstance(pool, PooledExamples)
+    assert isinstance(joined, PooledExamples)
     order = [torch.tensor([12, 0, 14, 3]), torch.tensor([1, 2]), torch.tensor([11])]
-    found = [batch.inputs[:, 0, 0, 0].tolist() for batch in pool.batches(iter(order), CPU)]
+    found = [batch.inputs[:, 0, 0, 0].tolist() for batch in joined.batches(iter(order), CPU)]
     assert found == [[12, 0, 14, 3], [1, 2], [11]]
-    part = pool.subset(torch.tensor([14, 9, 10]))
+    part = joined.subset(torch.tensor([14, 9, 10]))
     assert len(part) == 3
     (batch,) = part.batches([torch.tensor([2, 0, 1])], CPU)
     assert batch.inputs[:, 0, 0, 0].tolist() == [10, 14, 9]
@@ -223,5 +223,5 @@ def test_a_number_of_labels_a_class_may_be_one():
     assert five == set(select_labeled(digits, 5, 0).tolist())
     assert len(select_labeled(digits, 1, 0)) == len(digits)  # a share: all
     assert one != set(select_labeled(digits, 1, 1, per_class=True).tolist())
-    with pytest.raises(UserError, match="give at most [0-9]+ labels per class"):
+    with pytest.raises(UserError, match=r"give at most \d+ labels per class"):
         select_labeled(digits, 1000, 0, per_class=True)

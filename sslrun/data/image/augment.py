@@ -1,9 +1,9 @@
 """Augmentation of image batches on their device; each image gets random parameters of its own.
 
-Each augmentation has a deterministic part, which takes one parameter per image and equals torchvision's
-function on that image, and a part that draws the parameters from a seeded generator. Resampling and blur
-are products with small matrices, one per image, so that they cost one batched matrix product on any
-device. No call waits for the device.
+Each augmentation has a deterministic part, which takes one parameter per image and equals
+torchvision's function on that image, and a part that draws the parameters from a seeded generator.
+Resampling and blur are products with small matrices, one per image, so that they cost one batched
+matrix product on any device. No call waits for the device.
 
 Images are float32 (B, 3, H, W) in [0, 1] unless said otherwise.
 """
@@ -21,7 +21,7 @@ from torch import Tensor
 from sslrun.registry import Options
 
 CHUNK = 64
-"""Images that are augmented at a time on the CPU, so that intermediate results stay in its cache."""
+"""Images augmented at a time on the CPU, so that intermediate results fit into its cache."""
 LUMA = (0.2989, 0.587, 0.114)
 """Weights of red, green and blue in gray (ITU-R BT.601, as in torchvision)."""
 
@@ -86,8 +86,8 @@ def crop_boxes(
 def crop_resize(images: Tensor, boxes: Tensor, size: int, flipped: Tensor | None = None) -> Tensor:
     """Crop each image to its box (B, 4) and resize it to (B, 3, size, size): bilinear, antialiased.
 
-    Equals torchvision's `resized_crop` within 1e-5. Images where `flipped` (B,) bool is true are also
-    mirrored left to right, at no further cost.
+    Equals torchvision's `resized_crop` within 1e-5. Images where `flipped` (B,) bool is true are
+    also mirrored left to right, at no further cost.
     """
     rows = _resampling_weights(boxes[:, 0], boxes[:, 2], images.shape[-2], size)
     columns = _resampling_weights(boxes[:, 1], boxes[:, 3], images.shape[-1], size)
@@ -100,12 +100,12 @@ def _resampling_weights(start: Tensor, length: Tensor, side: int, size: int) -> 
     """Return the weights (B, size, side) of the input pixels in each output pixel, along one axis.
 
     The `size` output pixels cover the input pixels in [start, start + length). The weights form a
-    triangle around the center of the output pixel, whose half-width is one input pixel, or one output
-    pixel if that is wider (antialiasing). They sum to 1.
+    triangle around the center of the output pixel, whose half-width is one input pixel, or one
+    output pixel if that is wider (antialiasing). They sum to 1.
 
-    Example: start 0, length 4, side 4 and size 2. The output pixels are 2 input pixels wide and have
-    their centers at 1 and 3; the input pixels have theirs at 0.5, 1.5, 2.5 and 3.5. Before they are
-    normalized, the weights in the first output pixel are 0.75, 0.75, 0.25 and 0.
+    Example: start 0, length 4, side 4 and size 2. The output pixels are 2 input pixels wide and
+    have their centers at 1 and 3; the input pixels have theirs at 0.5, 1.5, 2.5 and 3.5. Before
+    they are normalized, the weights in the first output pixel are 0.75, 0.75, 0.25 and 0.
     """
     pixels = torch.arange(side, device=start.device) + 0.5
     start, length = start[:, None].float(), length[:, None].float()
@@ -134,10 +134,10 @@ def flip(images: Tensor, mask: Tensor) -> Tensor:
 
 
 def quarter_turns(images: Tensor, turns: Tensor) -> Tensor:
-    """Rotate square images of any dtype counterclockwise by `turns` (B,) of 0 to 3 quarters, exactly.
+    """Rotate square images counterclockwise by `turns` (B,) of 0 to 3 quarters, exactly.
 
-    Equals `torch.rot90`. 90 degrees: transpose, then flip vertically. 180: flip both ways. 270: flip
-    vertically, then transpose.
+    Equals `torch.rot90`. 90 degrees: transpose, then flip vertically. 180: flip both ways. 270:
+    flip vertically, then transpose.
     """
     turns = turns[:, None, None, None]
     turned = torch.where(turns % 2 == 1, images.transpose(2, 3), images)
@@ -194,7 +194,7 @@ def adjust_brightness(images: Tensor, factor: Tensor) -> Tensor:
 
 
 def adjust_contrast(images: Tensor, factor: Tensor) -> Tensor:
-    """Blend each image with the mean of its gray version, which has the weight 1 - `factor` (B,)."""
+    """Blend each image with its mean gray, which has the weight 1 - `factor` (B,)."""
     zero = torch.zeros_like(factor)
     return _blend_(images.clone(), factor, zero, 1 - factor)
 
@@ -249,11 +249,11 @@ def color_jitter(
     p: float,
     generator: torch.Generator,
 ) -> Tensor:
-    """Change brightness, contrast, saturation and hue in a random order, each image with probability `p`.
+    """Jitter brightness, contrast, saturation and hue in random order, with probability `p`.
 
-    For a strength s the factors are uniform in [max(0, 1 - s), 1 + s]; the shift of the hue is uniform
-    in [-s, s]. All 24 orders are equally likely. The hue costs most and is computed once per image: a
-    random quarter of the batch has it at each of the four positions of the order.
+    For a strength s the factors are uniform in [max(0, 1 - s), 1 + s]; the shift of the hue is
+    uniform in [-s, s]. All 24 orders are equally likely. The hue costs most and is computed once
+    per image: a random quarter of the batch has it at each of the four positions of the order.
     """
     count, device = len(images), images.device
     factors, order = jitter_parameters(count, strengths, generator)
@@ -286,8 +286,8 @@ def jitter_parameters(
 def apply_jitter(images: Tensor, factors: Tensor, order: Tensor) -> Tensor:
     """Jitter images with the parameters of `jitter_parameters`.
 
-    The hue of the first quarter of the batch is changed first, that of the second quarter second, and
-    so on. Example: an image of the second quarter with the order 2 0 1 gets saturation, hue,
+    The hue of the first quarter of the batch is changed first, that of the second quarter second,
+    and so on. Example: an image of the second quarter with the order 2 0 1 gets saturation, hue,
     brightness, contrast.
     """
     quarter = -(-len(images) // 4)
@@ -320,9 +320,7 @@ def solarize(images: Tensor, threshold: float, mask: Tensor) -> Tensor:
     return torch.where((images >= threshold) & mask[:, None, None, None], 1 - images, images)
 
 
-def gaussian_blur(
-    images: Tensor, sigma: Tensor, kernel: int, mask: Tensor | None = None
-) -> Tensor:
+def gaussian_blur(images: Tensor, sigma: Tensor, kernel: int, mask: Tensor | None = None) -> Tensor:
     """Blur each image by its `sigma` (B,) where `mask` (B,) is true; all images without a mask.
 
     `kernel` is the odd width of the kernel, in pixels. Borders are reflected.
@@ -334,9 +332,10 @@ def gaussian_blur(
 def _blur_weights(sigma: Tensor, kernel: int, side: int, mask: Tensor | None) -> Tensor:
     """Return the weights (B, side, side) of the input pixels in each output pixel, along one axis.
 
-    Example: side 4 and kernel 3. `source` lists, for each output pixel, the input pixel at each offset:
-    1 0 1, 0 1 2, 1 2 3, 2 3 2, where -1 is reflected to 1 and 4 to 2. `spread` (kernel, side * side) is
-    its one-hot encoding. The product with the kernel's weights (B, kernel) adds up reflected pixels.
+    Example: side 4 and kernel 3. `source` lists, for each output pixel, the input pixel at each
+    offset: 1 0 1, 0 1 2, 1 2 3, 2 3 2, where -1 is reflected to 1 and 4 to 2. `spread` (kernel,
+    side * side) is its one-hot encoding. The product with the kernel's weights (B, kernel) adds up
+    reflected pixels.
     """
     device, radius = sigma.device, kernel // 2
     offsets = torch.arange(-radius, radius + 1, device=device)
@@ -379,8 +378,8 @@ class Augmentation(Options):
     flip: float = Field(default=0.0, ge=0, le=1)
     """Probability of mirroring left to right."""
     jitter: tuple[Strength, Strength, Strength, HueStrength] | None = None
-    """Color jitter: strengths s of brightness, contrast and saturation (factors from 1 - s to 1 + s) and
-    of hue (shifts from -s to s of the color circle); null: no color jitter."""
+    """Color jitter: strengths s of brightness, contrast and saturation (factors from 1 - s to 1 +
+    s) and of hue (shifts from -s to s of the color circle); null: no color jitter."""
     jitter_p: float = Field(default=0.8, ge=0, le=1)
     """Probability of color jitter."""
     gray: float = Field(default=0.0, ge=0, le=1)

@@ -1,8 +1,9 @@
-"""Label-preserving corruptions of images at five severities, in the style of ImageNet-C and CIFAR-10-C.
+"""Label-preserving image corruptions at five severities, as in ImageNet-C and CIFAR-10-C.
 
-Hendrycks and Dietterich, ICLR 2019 (arXiv:1903.12261). The noises, blurs, fog, brightness, contrast and
-JPEG take the constants of CIFAR-10-C; their lengths are in pixels of an image 32 wide, and wider images
-are corrupted in proportion. Values are rounded to whole levels, as in the published sets.
+Hendrycks and Dietterich, ICLR 2019 (arXiv:1903.12261). The noises, blurs, fog, brightness, contrast
+and JPEG take the constants of CIFAR-10-C; their lengths are in pixels of an image 32 wide, and
+wider images are corrupted in proportion. Values are rounded to whole levels, as in the published
+sets.
 
 Deviations:
 - Fog is a sum of octaves of smooth noise, where theirs is plasma noise.
@@ -33,7 +34,7 @@ from sslrun.errors import UserError
 from sslrun.registry import did_you_mean
 
 Corruption = Callable[[Tensor, Any, Generator], Tensor]
-"""(images (B, C, H, W) in [0, 1], constant of the severity, generator) -> images, perhaps out of range."""
+"""(images (B, C, H, W) in [0, 1], severity's constant, generator) -> images, not yet clamped."""
 
 
 def corrupt(images: Tensor, name: str, severity: int, generator: Generator) -> Tensor:
@@ -55,8 +56,8 @@ def corrupt(images: Tensor, name: str, severity: int, generator: Generator) -> T
 class CorruptedExamples(Examples):
     """Images that are corrupted on the device as they are drawn.
 
-    The draws of a batch depend only on the corruption, the severity and the first index of the batch.
-    Every run that is tested in the same batches sees the same images, whatever its seed.
+    The draws of a batch depend only on the corruption, the severity and the first index of the
+    batch. Every run that is tested in the same batches sees the same images, whatever its seed.
     """
 
     images: Examples
@@ -103,7 +104,7 @@ def _uniform(images: Tensor, low: float, high: float, generator: Generator) -> T
     return low + (high - low) * torch.rand(len(images), generator=generator, device=images.device)
 
 
-# The first line of each docstring below is printed by `sslrun show corruption`, before the constants.
+# `sslrun show corruption` prints the first line of each docstring below, before the constants.
 
 # ---------------------------------------------------------------- noise
 
@@ -239,7 +240,7 @@ def _rotation(images: Tensor, degrees: float, generator: Generator) -> Tensor:
 
 
 def _translation(images: Tensor, share: float, generator: Generator) -> Tensor:
-    """Translation in a random direction, by the share of the side; the border is repeated beyond it."""
+    """Translation in a random direction, by the share of the side; the border is repeated."""
     angle = _uniform(images, 0, 2 * math.pi, generator)
     distance = share * images.shape[-1]
     return _shift(images, distance * angle.cos(), distance * angle.sin())
@@ -275,4 +276,4 @@ CORRUPTIONS: dict[str, tuple[Corruption, tuple[Any, ...]]] = {
     "translation": (_translation, (1 / 16, 1 / 8, 3 / 16, 1 / 4, 5 / 16)),
     "inversion": (_inversion, (0.2, 0.4, 0.6, 0.8, 1.0)),
 }
-"""Name -> function and its constant at each severity; the function's docstring explains the constant."""
+"""Name -> (function, constant at each severity); the docstring explains the constant."""

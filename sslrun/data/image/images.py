@@ -1,4 +1,4 @@
-"""Decode images once into one uint8 tensor that is cached on disk, or stream them if it is too large."""
+"""Decode images once into a uint8 tensor that is cached on disk, or stream a large set."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class EncodedImages(Protocol):
         """Return the name of the image in messages."""
 
     def files(self) -> Sequence[str | None]:
-        """Return the file name of each image, with or without its folder; None if it is not recorded."""
+        """Return each image's file name, with or without its folder; None if unknown."""
 
 
 @dataclass(frozen=True)
@@ -111,8 +111,9 @@ class EncodedSplit:
 class Decoder:
     """Decode every image of a split to a square of one size.
 
-    The shorter side is resized to `size` (bilinear, antialiased) and the center is cropped, as is usual
-    for ImageNet. EXIF orientation is applied. Gray, palette, CMYK and transparent images become RGB.
+    The shorter side is resized to `size` (bilinear, antialiased) and the center is cropped, as is
+    usual for ImageNet. EXIF orientation is applied. Gray, palette, CMYK and transparent images
+    become RGB.
     """
 
     size: int
@@ -163,7 +164,7 @@ def _open_image(images: EncodedImages, index: int) -> Iterator[Any]:
     """Open an image with Pillow.
 
     Raises:
-        UnreadableError: Opening it, or the body of the `with` statement, fails as for a damaged file.
+        UnreadableError: Opening it, or the `with` body, fails as for a damaged file.
     """
     from PIL import Image, UnidentifiedImageError
 
@@ -207,12 +208,13 @@ def native_side(images: EncodedImages, skip_corrupt: bool = False) -> int:
             continue
         if width != height:
             raise UserError(
-                f"{images.name(index)}: is {width}x{height}, not square: give the side to store the "
-                f"images at, as in size: {1 << (min(width, height).bit_length() - 1)}"
+                f"{images.name(index)}: is {width}x{height}, not square: give the side to store "
+                f"the images at, as in size: {1 << (min(width, height).bit_length() - 1)}"
             )
         return width
     raise UserError(
-        f"{images.name(0)}: cannot be decoded, and neither can any other of the {len(images)} images"
+        f"{images.name(0)}: cannot be decoded, and neither can any other of the {len(images)} "
+        "images"
     )
 
 
@@ -286,11 +288,11 @@ def load_images(
     progress: ProgressCallback | None = None,
     squash: bool = False,
 ) -> TensorExamples | StreamedImages:
-    """Load a split as `TensorExamples`, from the cache if possible; or as a stream if it is too large.
+    """Load a split as `TensorExamples`, from the cache if possible; or stream a large one.
 
-    `identity` holds the JSON values that determine what `open_split` returns. With the other arguments
-    it is the key of the cache. `size` is the side to store; None keeps the images' own, if they are
-    equal squares. For `squash` see `Decoder`. A damaged cache entry is replaced.
+    `identity` holds the JSON values that determine what `open_split` returns. With the other
+    arguments it is the key of the cache. `size` is the side to store; None keeps the images' own,
+    if they are equal squares. For `squash` see `Decoder`. A damaged cache entry is replaced.
 
     Raises:
         UserError: An image cannot be decoded (unless `skip_corrupt`), images differ in size without
@@ -424,7 +426,8 @@ def _decode_each(
             raise
     if not decodable.any():
         raise UserError(
-            f"{name}: none of its {len(images)} images can be decoded; the first is {images.name(0)}"
+            f"{name}: none of its {len(images)} images can be decoded; the first is "
+            f"{images.name(0)}"
         )
     return decodable
 
@@ -436,7 +439,7 @@ def _find_decodable(
     name: str,
     progress: ProgressCallback | None,
 ) -> Tensor:
-    """Return the indices of the images that can be decoded; try each once and cache it at `path`."""
+    """Return the indices of the images that can be decoded, and cache them at `path`."""
     with locked(path):
         content = _read_cache(path)
         if content is None or "sound" not in content[0]:
@@ -462,8 +465,8 @@ class StreamedImages(Examples):
     """A set that is too large for memory: worker processes read and decode each batch on request.
 
     Batches come in the order of their indices for any number of workers, and starting late in that
-    order costs nothing. Images are stored squares, as in `TensorExamples`; augmentation stays on the
-    device.
+    order costs nothing. Images are stored squares, as in `TensorExamples`; augmentation stays on
+    the device.
     """
 
     images: EncodedImages
@@ -512,7 +515,7 @@ class _IndexLists:
 
 
 class _BatchDecoder(Dataset[Any]):
-    """Decode a batch in a worker: its images and positions, or an error message instead of images."""
+    """Decode a batch in a worker: (images or an error message, positions)."""
 
     def __init__(self, examples: StreamedImages) -> None:
         self.examples = examples

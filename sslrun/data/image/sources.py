@@ -51,10 +51,10 @@ class ImageOptions(Options):
     """The options that all sets of encoded images share."""
 
     size: int | None = Field(None, ge=4, le=1024)
-    """Side of the stored square images, in pixels: the shorter side is resized to it and the center is
-    cropped. Default: the images' own size, if they are all squares of one size."""
+    """Side of the stored square images, in pixels: the shorter side is resized to it and the center
+    is cropped. Default: the images' own size, if they are all squares of one size."""
     skip_corrupt: bool = False
-    """Skip images that cannot be decoded and report their number; otherwise the first ends the run."""
+    """Skip images that cannot be decoded and report their number, instead of ending the run."""
 
 
 class ImageSource(Source):
@@ -83,7 +83,7 @@ class ImageSource(Source):
 
     @classmethod
     def expected_side(cls) -> int | None:
-        """Return the side of the stored images if the recipe gives none; None if only loading tells."""
+        """Return the side of the stored images without a `size` option; None if not known yet."""
         return None
 
     def load(self, split: Split) -> Examples:
@@ -124,12 +124,14 @@ CARDS = {
     "mnist": Card(
         "Handwritten digits, 28x28, gray. LeCun et al., Proceedings of the IEEE 1998.",
         Hub("ylecun/mnist", {"train": "train", "test": "test"}),
-        10, {"train": 60_000, "test": 10_000}, "http://yann.lecun.com/exdb/mnist", "MIT", native_size=28,
+        10, {"train": 60_000, "test": 10_000}, "http://yann.lecun.com/exdb/mnist", "MIT",
+        native_size=28,
     ),
     "fashion-mnist": Card(
         "Articles of clothing, 28x28, gray. Xiao et al. 2017.",
         Hub("zalando-datasets/fashion_mnist", {"train": "train", "test": "test"}),
-        10, {"train": 60_000, "test": 10_000}, "https://github.com/zalandoresearch/fashion-mnist", "MIT",
+        10, {"train": 60_000, "test": 10_000}, "https://github.com/zalandoresearch/fashion-mnist",
+        "MIT",
         native_size=28,
     ),
     "cifar10": Card(
@@ -140,26 +142,32 @@ CARDS = {
     "cifar100": Card(
         "A hundred classes of things, 32x32. Krizhevsky 2009.",
         Hub("uoft-cs/cifar100", {"train": "train", "test": "test"}),
-        100, {"train": 50_000, "test": 10_000}, "https://www.cs.toronto.edu/~kriz/cifar.html", label="fine_label",
+        100, {"train": 50_000, "test": 10_000}, "https://www.cs.toronto.edu/~kriz/cifar.html",
+        label="fine_label",
     ),
     "stl10": Card(
-        "Ten classes, 96x96, with 100,000 unlabeled images to pretrain on. Coates et al., AISTATS 2011.",
+        "Ten classes, 96x96, with 100,000 unlabeled images to pretrain on. "
+        "Coates et al., AISTATS 2011.",
         Hub("jxie/stl10", {"train": "train", "test": "test", "unlabeled": "unlabeled"}),
-        10, {"train": 5_000, "test": 8_000, "unlabeled": 100_000}, "https://cs.stanford.edu/~acoates/stl10",
+        10, {"train": 5_000, "test": 8_000, "unlabeled": 100_000},
+        "https://cs.stanford.edu/~acoates/stl10",
         native_size=96,
     ),
     "svhn": Card(
         "House numbers, cropped to one digit, 32x32, without the extra split. Netzer et al. 2011.",
         Hub("ufldl-stanford/svhn", {"train": "train", "test": "test"}, config="cropped_digits"),
-        10, {"train": 73_257, "test": 26_032}, "http://ufldl.stanford.edu/housenumbers", "non-commercial use",
+        10, {"train": 73_257, "test": 26_032}, "http://ufldl.stanford.edu/housenumbers",
+        "non-commercial use",
     ),
     "imagenette": Card(
         "Ten easy classes of ImageNet, the shorter side 160. Howard 2019.",
         Hub(
-            "frgfm/imagenette", {"train": "train", "test": "validation"}, revision="refs/convert/parquet",
+            "frgfm/imagenette", {"train": "train", "test": "validation"},
+            revision="refs/convert/parquet",
             files={"train": "160px/train/*.parquet", "validation": "160px/validation/*.parquet"},
         ),
-        10, {"train": 9_469, "test": 3_925}, "https://github.com/fastai/imagenette", "Apache 2.0", size=160,
+        10, {"train": 9_469, "test": 3_925}, "https://github.com/fastai/imagenette", "Apache 2.0",
+        size=160,
     ),
     "tiny-imagenet": Card(
         "200 classes of ImageNet, 64x64; tested on its validation split. Le and Yang 2015.",
@@ -170,26 +178,32 @@ CARDS = {
     "imagenet-1k": Card(
         "ILSVRC 2012; tested on its validation split. Russakovsky et al., IJCV 2015.",
         Hub("ILSVRC/imagenet-1k", {"train": "train", "test": "validation"}),
-        1_000, {"train": 1_281_167, "test": 50_000}, "https://image-net.org", "non-commercial, terms to accept",
+        1_000, {"train": 1_281_167, "test": 50_000}, "https://image-net.org",
+        "non-commercial, terms to accept",
         size=256,
     ),
     "oxford-pets": Card(
         "37 breeds of cats and dogs. Parkhi et al., CVPR 2012.",
         Hub("timm/oxford-iiit-pet", {"train": "train", "test": "test"}),
-        37, {"train": 3_680, "test": 3_669}, "https://www.robots.ox.ac.uk/~vgg/data/pets", "CC BY-SA 4.0",
+        37, {"train": 3_680, "test": 3_669}, "https://www.robots.ox.ac.uk/~vgg/data/pets",
+        "CC BY-SA 4.0",
         label="label", size=256,
     ),
     "flowers-102": Card(
         "102 kinds of flowers, with its own validation split. Nilsback and Zisserman, ICVGIP 2008.",
-        Hub("dpdl-benchmark/oxford_flowers102", {"train": "train", "val": "validation", "test": "test"}),
-        102, {"train": 1_020, "val": 1_020, "test": 6_149}, "https://www.robots.ox.ac.uk/~vgg/data/flowers/102",
+        Hub(
+            "dpdl-benchmark/oxford_flowers102",
+            {"train": "train", "val": "validation", "test": "test"},
+        ),
+        102, {"train": 1_020, "val": 1_020, "test": 6_149},
+        "https://www.robots.ox.ac.uk/~vgg/data/flowers/102",
         size=256,
     ),
 }  # fmt: skip
 
 
 class PublishedImages(ImageSource):
-    """A published set: in SSLRUN_DATA/<name> or data/<name> (parquet files or folders), or on the hub."""
+    """A published set: in SSLRUN_DATA/<name>, in data/<name>, or on the hub."""
 
     Options = ImageOptions
     card: ClassVar[Card]
@@ -235,9 +249,9 @@ class ImageNet(PublishedImages):
     class Options(ImageOptions):
         real: Path | None = None
         """File of the ReaL labels (Beyer et al. 2020, arXiv:2006.07159): real.json of
-        google-research/reassessed-imagenet. The accuracy by ReaL is reported as real_accuracy beside the
-        original accuracy. An answer is right if it is any of the image's labels; images without a label
-        are left out."""
+        google-research/reassessed-imagenet. The accuracy by ReaL is reported as real_accuracy
+        beside the original accuracy. An answer is right if it is any of the image's labels; images
+        without a label are left out."""
 
     def load(self, split: Split) -> Examples:
         examples = super().load(split)
@@ -280,7 +294,7 @@ VALIDATION_NAME = re.compile(r"ILSVRC2012_val_(\d{8})")
 
 
 def _image_number(file: str | None) -> int | None:
-    """Return the number, from 1, in the name of an ImageNet validation image; None if it has none."""
+    """Return the number (from 1) in the name of an ImageNet validation image, or None."""
     match = VALIDATION_NAME.search(file) if file else None
     return int(match[1]) if match else None
 
@@ -362,7 +376,9 @@ class HubImages(ImageSource):
             "unlabeled": options.unlabeled,
         }
         splits = {split: name for split, name in names.items() if name}
-        remedy = "Download its files elsewhere, and read them with the data set 'parquet' or 'folder'"
+        remedy = (
+            "Download its files elsewhere, and read them with the data set 'parquet' or 'folder'"
+        )
         hub = Hub(options.hub, splits, options.config)
         return HubStore(options.hub, hub, remedy, options.image, options.label)
 
@@ -376,10 +392,11 @@ class LocalOptions(ImageOptions):
 
 @sources.register("folder")
 class FolderImages(ImageSource):
-    """Images in folders: <path>/train/<class>/, and val/, test/, unlabeled/; or <path>/<class>/ alone.
+    """Images in folders: <path>/train/<class>/, val/, test/, unlabeled/; or <path>/<class>/.
 
-    Without a test folder, the validation folder serves as the test split; without either, a test split
-    is carved. Images directly in <path> or <path>/train, with no folders beside them, have no labels.
+    Without a test folder, the validation folder serves as the test split; without either, a test
+    split is carved. Images directly in <path> or <path>/train, with no folders beside them, have no
+    labels.
     """
 
     Options = LocalOptions
@@ -395,7 +412,7 @@ class FolderImages(ImageSource):
 
 @sources.register("parquet")
 class ParquetImages(ImageSource):
-    """Images in parquet files as `datasets` writes them: <path>/train.parquet, and test.parquet; or one file."""
+    """Images in parquet files: <path>/train.parquet, and test.parquet; or one file."""
 
     class Options(LocalOptions):
         image: str | None = None
@@ -416,10 +433,10 @@ class ParquetImages(ImageSource):
 class CsvImages(ImageSource):
     """Images listed in a CSV file, one row each: columns path and label, and optionally split.
 
-    <path> is the CSV file, or a folder with train.csv, and val.csv, test.csv, unlabeled.csv. The paths
-    of the images are relative to the folder of the CSV file. Without a column of labels, the images
-    have no labels. Without a test split, the validation split serves as one; without either, one is
-    carved.
+    <path> is the CSV file, or a folder with train.csv, and val.csv, test.csv, unlabeled.csv. The
+    paths of the images are relative to the folder of the CSV file. Without a column of labels, the
+    images have no labels. Without a test split, the validation split serves as one; without either,
+    one is carved.
     """
 
     class Options(LocalOptions):
@@ -428,7 +445,7 @@ class CsvImages(ImageSource):
         label: str | None = None
         """Column of the labels; default: the column named label, if there is one."""
         split: str | None = None
-        """Column that says train, val, test or unlabeled; default: the column named split, if any."""
+        """Column of the splits (train, val, test, unlabeled); default: the column split, if any."""
 
         def files(self) -> list[Path]:
             """Return the list and, unless they exceed HASHED_BYTES together, its images."""
@@ -451,10 +468,10 @@ class CsvImages(ImageSource):
 
 @sources.register("npz")
 class NpzImages(Source):
-    """NumPy arrays in an .npz file: x_train, y_train, x_test, y_test; or images and labels (or images alone).
+    """NumPy arrays in an .npz file: x_train, y_train, x_test, y_test; or images and labels.
 
-    Images are uint8, (N, H, W) or (N, H, W, 3); labels are whole numbers from 0. A missing test split is
-    carved.
+    Images are uint8, (N, H, W) or (N, H, W, 3). Labels are whole numbers from 0; without them, the
+    images are unlabeled. A missing test split is carved.
     """
 
     gives = ImageSpec
@@ -517,14 +534,14 @@ class NpzImages(Source):
                 return {name: file[name] for name in file.files}
         except FileNotFoundError:
             raise UserError(f"{path}: no such file") from None
-        except Exception as error:  # for a damaged file NumPy, zipfile and zlib raise their own errors
+        except Exception as error:  # NumPy, zipfile and zlib each raise errors of their own
             cause = " ".join(str(error).split())[:200]
             raise UserError(f"{path}: cannot be read as .npz: {cause}") from None
 
 
 @sources.register("cifar10.1")
 class Cifar101(Source):
-    """2,000 images collected anew like CIFAR-10 (v6), a shifted test set for it. Recht et al., ICML 2019."""
+    """2,000 new images for CIFAR-10 (v6), a shifted test set. Recht et al., ICML 2019."""
 
     gives = ImageSpec
 
@@ -596,10 +613,10 @@ class Cifar101(Source):
 
 @sources.register("digits")
 class Digits(Source):
-    """1,797 scanned handwritten digits, 8x8 with 17 gray levels, included in scikit-learn: no download.
+    """1,797 handwritten digits, 8x8 with 17 gray levels, from scikit-learn: no download.
 
-    They are the test images of Alpaydin and Kaynak's set (UCI 1998). The test split is a class-balanced
-    quarter, always the same, carved as for every set without a test split.
+    They are the test images of Alpaydin and Kaynak's set (UCI 1998). The test split is a
+    class-balanced quarter, always the same, carved as for every set without a test split.
     """
 
     gives = ImageSpec

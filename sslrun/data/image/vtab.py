@@ -42,8 +42,8 @@ TRAIN_AND_TEST: Mapping[Split, str] = {"train": "train", "test": "test"}
 def hub_location(name: str) -> tuple[Hub, str]:
     """Return where a set is on the hub, and its column of labels.
 
-    The labels are those of VTAB's own loaders, as CLIP benchmark published them. SUN397 is from another
-    repository, because CLIP benchmark has no training images of it.
+    The labels are those of VTAB's own loaders, as CLIP benchmark published them. SUN397 is from
+    another repository, because CLIP benchmark has no training images of it.
     """
     if name == "sun397":
         return Hub("dpdl-benchmark/sun397", TRAIN_AND_TEST), "label"
@@ -52,11 +52,11 @@ def hub_location(name: str) -> tuple[Hub, str]:
 
 @sources.register("vtab")
 class Vtab(ImageSource):
-    """One of VTAB's nineteen sets: 800 images to train on, 200 to select by, and the whole test split.
+    """One of VTAB's 19 sets: 800 images to train on, 200 to select by, the whole test split.
 
-    Images are resized to a square and not cropped, as in VTAB. Deviation: the 1,000 are drawn from the
-    training split at random, always the same ones, whatever their classes; VTAB takes the first 800 of
-    its training split and the first 200 of its validation split.
+    Images are resized to a square and not cropped, as in VTAB. Deviation: the 1,000 are drawn from
+    the training split at random, always the same ones, whatever their classes; VTAB takes the first
+    800 of its training split and the first 200 of its validation split.
     """
 
     class Options(ImageOptions):

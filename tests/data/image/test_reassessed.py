@@ -86,9 +86,7 @@ def test_tables_keep_the_files_names(place):
             datasets.Dataset.from_dict(rows, classes).to_parquet(str(folder / f"{split}.parquet"))
     assert load("test", place / "real.json").labels.tolist() == [[1, 1], [2, 0]]
     os.environ["SSLRUN_DATA"] = str(place / "others")
-    with pytest.raises(
-        UserError, match=r"not called ILSVRC2012_val_00000001.JPEG and so on: get them with their names"
-    ):
+    with pytest.raises(UserError, match=r"not named ILSVRC2012_val_00000001.JPEG and so on: get them with their names"):
         load("test", place / "real.json")
 
 
