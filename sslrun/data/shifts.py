@@ -30,8 +30,8 @@ class Shift(BaseModel):
     data: Any = None
     """Another data set of the same kind; its test split is used."""
     classes: dict[str, str | tuple[str, ...]] = {}
-    """Their class -> the task's class, for classes that are named differently; requires `data`. Give a
-    list if their class covers several of the task's, as HANS does: {non-entailment: [neutral,
+    """Their class -> the task's class, for classes that are named differently; requires `data`.
+    Give a list if their class covers several of the task's, as in HANS: {non-entailment: [neutral,
     contradiction]}."""
     corruption: str | tuple[str, ...] = ()
     """Corruption of the task's own test images, as in ImageNet-C; a list is averaged."""

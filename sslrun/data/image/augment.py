@@ -55,32 +55,48 @@ def crop_boxes(
     (Szegedy et al. 2015, arXiv:1409.4842). Of ten such boxes the first that fits into the image is
     taken; if none fits, the largest central box with a ratio within bounds.
     """
-    device = generator.device
-
-    def uniform(low: float, high: float, *shape: int) -> Tensor:
-        return torch.rand(*shape, generator=generator, device=device) * (high - low) + low
-
     # Ten candidates per image, (B, 10), and the first that fits, (B, 1).
-    area = height * width * uniform(*scale, count, 10)
-    aspect = uniform(math.log(ratio[0]), math.log(ratio[1]), count, 10).exp()
-    widths, heights = (area * aspect).sqrt().round(), (area / aspect).sqrt().round()
+    heights, widths = _draw_sizes(count, height * width, scale, ratio, generator)
     fits = (widths >= 1) & (widths <= width) & (heights >= 1) & (heights <= height)
     first = fits.to(torch.uint8).argmax(dim=1, keepdim=True)
-    fitting = fits.gather(1, first)
+    # One box per image, (B,).
+    fitting = fits.gather(1, first)[:, 0]
     central_ratio = min(max(width / height, ratio[0]), ratio[1])
     central_height = min(height, round(width / central_ratio))
     central_width = min(width, round(height * central_ratio))
-    # One box per image, (B,): at a random position if it fits, otherwise in the center.
-    heights = torch.where(fitting, heights.gather(1, first), central_height)[:, 0]
-    widths = torch.where(fitting, widths.gather(1, first), central_width)[:, 0]
-    fitting = fitting[:, 0]
-    position = uniform(0, 1, 2, count)
-    spare_height, spare_width = height - heights, width - widths
-    top = (position[0] * (spare_height + 1)).floor()
-    left = (position[1] * (spare_width + 1)).floor()
-    top = torch.where(fitting, top, (spare_height / 2).round())
-    left = torch.where(fitting, left, (spare_width / 2).round())
+    heights = torch.where(fitting, heights.gather(1, first)[:, 0], central_height)
+    widths = torch.where(fitting, widths.gather(1, first)[:, 0], central_width)
+    position = torch.rand(2, count, generator=generator, device=generator.device)
+    top = _place_boxes(height - heights, position[0], fitting)
+    left = _place_boxes(width - widths, position[1], fitting)
     return torch.stack([top, left, heights, widths], dim=1).long()
+
+
+def _draw_sizes(
+    count: int,
+    area: int,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+    generator: torch.Generator,
+) -> tuple[Tensor, Tensor]:
+    """Draw the heights and widths (B, 10) of ten boxes per image, whole numbers as floats."""
+
+    def uniform(low: float, high: float) -> Tensor:
+        draws = torch.rand(count, 10, generator=generator, device=generator.device)
+        return draws * (high - low) + low
+
+    areas = area * uniform(*scale)
+    aspects = uniform(math.log(ratio[0]), math.log(ratio[1])).exp()
+    return (areas / aspects).sqrt().round(), (areas * aspects).sqrt().round()
+
+
+def _place_boxes(spare: Tensor, position: Tensor, fitting: Tensor) -> Tensor:
+    """Return the first pixel (B,) of each box along one axis.
+
+    `spare` (B,) is the number of pixels outside the box. A `fitting` (B,) box is placed by its
+    `position` (B,) in [0, 1); any other box is centered.
+    """
+    return torch.where(fitting, (position * (spare + 1)).floor(), (spare / 2).round())
 
 
 def crop_resize(images: Tensor, boxes: Tensor, size: int, flipped: Tensor | None = None) -> Tensor:
