@@ -94,8 +94,8 @@ def find_local_folder(name: str) -> Path | None:
 
 def describe_local_folders(name: str) -> str:
     """Say which of the `local_folders` exist: "found at A, not found at B"."""
-    found = {True: "found", False: "not found"}
-    return ", ".join(f"{found[folder.is_dir()]} at {folder}" for folder in local_folders(name))
+    words = {True: "found", False: "not found"}
+    return ", ".join(f"{words[folder.is_dir()]} at {folder}" for folder in local_folders(name))
 
 
 def explain_download(folder: str, page: str) -> str:

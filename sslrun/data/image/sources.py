@@ -465,6 +465,11 @@ class CsvImages(ImageSource):
         options = self.options
         return CsvImageStore(options.path, options.image, options.label, options.split)
 
+    def check_available(self) -> None:
+        """Check that the list can be read and that its images exist."""
+        for split in self.splits:
+            self.store.identity(split)
+
 
 @sources.register("npz")
 class NpzImages(Source):

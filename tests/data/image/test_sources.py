@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 import sslrun.hub
 from sslrun.data.image.sources import CARDS, sources
+from sslrun.data.source import explain_missing
 from sslrun.data.specs import ImageSpec
 from sslrun.data.splits import load_splits
 from sslrun.errors import UserError
@@ -482,6 +483,16 @@ def test_csv_names_the_line_of_a_label_or_an_image_that_does_not_fit(tmp_path):
         csv_source(tmp_path).load("train")
     kept = csv_source(tmp_path, skip_corrupt=True).load("train")
     assert kept.labels.tolist() == [0, 1]
+
+
+def test_csv_is_checked_without_decoding_an_image(tmp_path, monkeypatch):
+    file = tmp_path / "photos.csv"
+    list_images(file, PETS)
+    options = sources["csv-images"].Options(path=file)
+    monkeypatch.setattr(Image, "open", lambda *_: pytest.fail("decoded"))
+    assert explain_missing("csv-images", options) is None
+    (tmp_path / "cat" / "3.png").unlink()
+    assert explain_missing("csv-images", options) == f"{file}:2: no such file cat/3.png"
 
 
 def test_missing_csv_file_and_folder_without_any(tmp_path):
