@@ -46,7 +46,7 @@ def checked(row: str, recipe: Recipe, compute: Compute) -> dict[str, Any]:
             for each in recipe.evaluate.values()
             for protocol in each.protocols
         ),
-        "explain_missing": _lacking(recipe),
+        "lacking": _lacking(recipe),
     }
     if recipe.pretext is None or recipe.pretrain is None:
         return found
@@ -147,8 +147,8 @@ def shown(rows: Sequence[dict[str, Any]]) -> Group:
         f"valid · FLOPs, memory and time are of pretraining: the time by measuring {PROBE_BATCH} examples on this device, "
         "the memory for weights, optimizer and a batch's activations on one device"
     )
-    explain_missing = dict.fromkeys(each for row in rows for each in row.get("explain_missing", ()))
-    return Group(table, Text(), Text(note), *(Text(f"not there yet: {each}") for each in explain_missing))
+    lacking = dict.fromkeys(each for row in rows for each in row.get("lacking", ()))
+    return Group(table, Text(), Text(note), *(Text(f"not there yet: {each}") for each in lacking))
 
 
 def _count(steps: int | None) -> str:
