@@ -214,7 +214,7 @@ def _named(
     except UserError as error:
         raise section.error((), str(error)) from None
     if like is not None and sources[like.name].gives is cls.gives:
-        given.value = {**given.value, **cls.shared_with(like.as_dict(), given.value)}
+        given.value = {**given.value, **cls.inherit_options(like.as_dict(), given.value)}
     return Named(name=str(name), options=validated(cls.Options, given, f"'{name}'"), component=cls)
 
 

@@ -15,7 +15,7 @@ from rich.text import Text
 from torch import Tensor, nn
 
 from sslrun.backbones import build_backbone
-from sslrun.data.source import lacking, sources
+from sslrun.data.source import explain_missing, sources
 from sslrun.pretexts.base import pretexts
 from sslrun.recipe import Pretrain, Recipe
 from sslrun.training.device import Compute
@@ -168,7 +168,7 @@ def _measure(pretext: nn.Module, source: Any, schedule: Pretrain, compute: Compu
 def _lacking(recipe: Recipe) -> list[str]:
     """Why data sets that the recipe reads can't be had, where that can be told at once."""
     read = (recipe.data, *(each for evaluation in recipe.evaluate.values() for each in evaluation.reads))
-    return list(dict.fromkeys(filter(None, (lacking(data.name, data.options) for data in read))))
+    return list(dict.fromkeys(filter(None, (explain_missing(data.name, data.options) for data in read))))
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from sslrun.data.source import lacking
+from sslrun.data.source import explain_missing
 from sslrun.errors import UserError
 from sslrun.launch import local
 from sslrun.recipe import Named, Sweep, load_sweep
@@ -238,7 +238,7 @@ def without_data(jobs: Sequence[Job], reporter: Reporter) -> dict[Path, str]:
                 continue
             for data in job.reads:
                 if repr(data) not in found:
-                    found[repr(data)] = lacking(data.name, data.options, progress)
+                    found[repr(data)] = explain_missing(data.name, data.options, progress)
             reasons = [found[repr(data)] for data in job.reads]
             reasons += [failed.get(need.run.path) for need in job.needs]
             if reason := next(filter(None, reasons), None):

@@ -47,7 +47,7 @@ def test_cells_count_restarts_and_data_that_is_not_there_is_told(tmp_path, monke
     console = Console(file=io.StringIO(), width=200)
     console.print(shown([found, found]))
     assert (
-        console.file.getvalue().count("not there yet: cifar10: not on this machine and the hub can't be reached") == 1
+        console.file.getvalue().count("not there yet: cifar10: not on this machine and the hub cannot be reached") == 1
     )
 
 

@@ -191,7 +191,7 @@ def lacking(tmp_path, monkeypatch, capsys):
     return called
 
 
-NOWHERE = "not on this machine and the hub can't be reached. Put it at data/"
+NOWHERE = "not on this machine and the hub cannot be reached. Put it at data/"
 
 
 def test_where_all_data_is_missing_one_line_says_so_and_nothing_is_written(lacking, tmp_path):

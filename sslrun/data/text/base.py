@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -17,7 +15,16 @@ from sslrun.data.cache import cache_root, digest_of, locked
 from sslrun.data.examples import Batch
 from sslrun.data.source import Source, sources
 from sslrun.data.specs import InputSpec, TextSpec
-from sslrun.data.stores import FileStore, Hub, HubStore, Split, TableStore
+from sslrun.data.stores import (
+    FileStore,
+    Hub,
+    HubStore,
+    Split,
+    TableStore,
+    describe_local_folders,
+    explain_download,
+    find_local_folder,
+)
 from sslrun.data.text.sequences import Tokens
 from sslrun.data.text.tokenizer import Tokenizer, TokenizerOptions, blank_tokenizer, load_tokenizer, train_wordpiece
 from sslrun.errors import UserError
@@ -48,14 +55,14 @@ class TextSource(Source):
         return TextSpec(tokenizer_of(self.options.tokenizer, self), self.options.length)
 
     @classmethod
-    def shared_with(cls, data: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-        """The length, and the tokenizer: what was trained on one vocabulary can't read another's ids."""
-        tokenizer = {**data["tokenizer"], **(given.get("tokenizer") or {})}
+    def inherit_options(cls, data: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+        """Take the length and the tokenizer of `data`: a network reads only the ids that it was trained on."""
+        tokenizer = {**data["tokenizer"], **(options.get("tokenizer") or {})}
         if not any(tokenizer[key] for key in ("file", "hub", "corpus")):
             own = {key: value for key, value in data.items() if key != "name"}
-            options = sources[data["name"]].Options.model_validate(own)  # a run's hash covers no defaults
-            tokenizer["corpus"] = {"name": data["name"], **options.non_defaults(exclude={"tokenizer", "length"})}
-        return {"length": given.get("length", data["length"]), "tokenizer": tokenizer}
+            parsed = sources[data["name"]].Options.model_validate(own)  # a run's hash covers no defaults
+            tokenizer["corpus"] = {"name": data["name"], **parsed.non_defaults(exclude={"tokenizer", "length"})}
+        return {"length": options.get("length", data["length"]), "tokenizer": tokenizer}
 
     def sketch(self, count: int) -> tuple[InputSpec, Batch]:
         length, vocab = self.options.length, self.options.tokenizer.vocab
@@ -180,10 +187,10 @@ class PublishedText(TableText):
 
     @cached_property
     def store(self) -> TableStore:
-        for folder in _folders(self.name):
-            if folder.is_dir():
-                return FileStore(folder, self.card.label)
-        remedy = f"Put it at data/{self.name}, or set SSLRUN_DATA; see `sslrun show data {self.name}`"
+        folder = find_local_folder(self.name)
+        if folder is not None:
+            return FileStore(folder, self.card.label)
+        remedy = explain_download(self.name, self.name)
         if self.card.hub is None:
             raise UserError(
                 f"{self.name}: not on this machine, and not on the hub in a form that can be read. {remedy}"
@@ -193,13 +200,7 @@ class PublishedText(TableText):
     @classmethod
     def describe(cls) -> dict[str, str]:
         hub = f"https://huggingface.co/datasets/{cls.card.hub.repository}" if cls.card.hub else "not there"
-        places = ", ".join(f"{'found' if each.is_dir() else 'not found'} at {each}" for each in _folders(cls.name))
-        return {"hub": hub, "looked for": f"{places}; then on the hub"}
-
-
-def _folders(name: str) -> list[Path]:
-    """Where a published set may lie on this machine."""
-    return [Path(root).expanduser() / name for root in (os.environ.get("SSLRUN_DATA"), "data") if root]
+        return {"hub": hub, "searched": f"{describe_local_folders(cls.name)}; then the hub"}
 
 
 def register_published(kind: type[PublishedText], cards: Mapping[str, TextCard]) -> None:

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sslrun.data.cache import locked
-from sslrun.data.examples import Batch, Examples, sent
+from sslrun.data.examples import Batch, Examples, to_device
 from sslrun.data.specs import TextSpec
 from sslrun.errors import UserError
 from sslrun.files import replacing
@@ -61,7 +61,7 @@ class Tokens(NamedTuple):
         return self._replace(documents=self.documents * near, padded=True)
 
     def to(self, device: torch.device) -> Tokens:
-        return self.map(lambda each: sent(each, device))
+        return self.map(lambda each: to_device(each, device))
 
     def numel(self) -> int:
         """How many tokens there are, padding included."""
@@ -145,8 +145,8 @@ class Sequences(Examples):
         """Ids, and tags where there are any, of `ranges` (B, 4): made where the text lies."""
         lengths = _lengths(ranges)
         longest, padded = int(lengths.max()), bool(lengths.min() < lengths.max())
-        a, a_end, b, b_end = (column[:, None] for column in sent(ranges, self.tokens.device).unbind(1))
-        first, second, total = a_end - a, b_end - b, sent(lengths, self.tokens.device)[:, None]
+        a, a_end, b, b_end = (column[:, None] for column in to_device(ranges, self.tokens.device).unbind(1))
+        first, second, total = a_end - a, b_end - b, to_device(lengths, self.tokens.device)[:, None]
         place = torch.arange(longest, device=self.tokens.device)
         in_a = (place >= 1) & (place < 1 + first)
         in_b = (place >= 2 + first) & (place < 2 + first + second)
@@ -426,7 +426,7 @@ class Packed(Examples):
     def _collated(self, places: Tensor) -> Tokens:
         """The sequences that start at `places` (B,), made where the text lies."""
         text, tokenizer = self.corpus.tokens, self.spec.tokenizer
-        place = sent(places, text.device)[:, None] + torch.arange(self.spec.length - 1, device=text.device)
+        place = to_device(places, text.device)[:, None] + torch.arange(self.spec.length - 1, device=text.device)
         document = torch.searchsorted(self.starts, place, right=True) - 1
         begins = self.begins[document]
         separator = place + 1 == self.starts[document + 1]

@@ -87,9 +87,7 @@ def test_tables_keep_the_files_names(place):
             datasets.Dataset.from_dict(rows, classes).to_parquet(str(folder / f"{split}.parquet"))
     assert load("test", place / "real.json").labels.tolist() == [[1, 1], [2, 0]]
     os.environ["SSLRUN_DATA"] = str(place / "others")
-    with pytest.raises(
-        UserError, match=r"not called ILSVRC2012_val_00000001.JPEG and so on: get them with their names"
-    ):
+    with pytest.raises(UserError, match=r"not named ILSVRC2012_val_00000001.JPEG and so on: get them with their names"):
         load("test", place / "real.json")
 
 
@@ -98,7 +96,7 @@ def test_tables_keep_the_files_names(place):
     [
         (None, "no such file; it is real.json of github.com/google-research/reassessed-imagenet"),
         ("[1, 2]", "should be a list of lists of labels"),
-        ("{", "can't be read"),
+        ("{", "cannot be read"),
         ("[[0], [7]]", r"image 2 has \[7\]: should be classes, from 0 to 2"),
     ],
 )

@@ -155,7 +155,7 @@ def test_an_evaluation_takes_the_tokenizer_of_the_recipes_data(tmp_path, monkeyp
     text._trained.cache_clear()
     world = sources["world"].Options(documents=40, length=32, tokenizer={"vocab": 150})
     task = sources["world-sentiment"]
-    shared = task.shared_with({"name": "world", **world.model_dump(mode="json")}, {})
+    shared = task.inherit_options({"name": "world", **world.model_dump(mode="json")}, {})
     assert shared["length"] == 32
     told = task(task.Options(**shared)).spec
     assert told.tokenizer == sources["world"](world).spec.tokenizer
