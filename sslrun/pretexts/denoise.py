@@ -100,7 +100,9 @@ class Denoise(LanguagePretext):
         marks = torch.where(starts, slots - 1, length)
         targets = _scatter_to(ids, slots, IGNORED, length)
         targets = torch.where(_scatter_to(starts.long(), marks, 0, length) > 0, tokenizer.mask, targets)
-        documents = _scatter_to(tokens.documents, slots, 0, length).maximum(_scatter_to(tokens.documents, marks, 0, length))
+        documents = _scatter_to(tokens.documents, slots, 0, length).maximum(
+            _scatter_to(tokens.documents, marks, 0, length)
+        )
         end = (cut.sum(dim=1) + starts.sum(dim=1))[:, None]
         targets = targets.scatter(1, end, tokenizer.sep)
         last = documents.gather(1, (end - 1).clamp_min(0)).clamp_min(1)

@@ -183,9 +183,7 @@ class SummedLoss(torch.autograd.Function):
                 part_grad.copy_(scores @ weight)
                 table_grad += scores.T @ part
         ctx.mark_non_differentiable(right)
-        ctx.save_for_backward(
-            x_grad.to(x.dtype), table_grad.to(table.dtype), bias_grad.to(bias.dtype)
-        )
+        ctx.save_for_backward(x_grad.to(x.dtype), table_grad.to(table.dtype), bias_grad.to(bias.dtype))
         return summed, right
 
     @staticmethod

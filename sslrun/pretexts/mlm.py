@@ -108,7 +108,9 @@ class Mlm(LanguagePretext):
     def forward(self, views: MaskedViews) -> Output:
         features = self.backbone(views.tokens)
         assert features.tokens is not None
-        loss, accuracy = self.head.loss(gather_tokens(features.tokens, views.places), embedding_of(self.backbone), views.targets)
+        loss, accuracy = self.head.loss(
+            gather_tokens(features.tokens, views.places), embedding_of(self.backbone), views.targets
+        )
         metrics = {"mlm_loss": loss.detach(), "mlm_accuracy": accuracy}
         if self.nsp is not None and views.related is not None:
             related = self.nsp(features.pooled).float()
