@@ -15,9 +15,11 @@ from rich.text import Text
 from torch import Tensor, nn
 
 from sslrun.backbones import build_backbone
+from sslrun.data.specs import InputSpec
 from sslrun.data.source import explain_missing, sources
 from sslrun.pretexts.base import pretexts
 from sslrun.recipe import Pretrain, Recipe
+from sslrun.tasks.base import tasks
 from sslrun.training.device import Compute
 from sslrun.training.flops import flop_counter
 
@@ -73,7 +75,7 @@ def checked(row: str, recipe: Recipe, compute: Compute, budget: Budget | None = 
     """
     source = sources[recipe.data.name](recipe.data.options)
     spec, _ = source.sketch(PROBE_BATCH)
-    backbone = build_backbone(recipe.backbone.name, recipe.backbone.options, spec)
+    backbone = build_backbone(recipe.backbone.name, recipe.backbone.options, _backbone_spec(recipe, spec))
     found: dict[str, Any] = {
         "row": row,
         "backbone": recipe.backbone.name,
@@ -163,6 +165,17 @@ def _measure(pretext: nn.Module, source: Any, schedule: Pretrain, compute: Compu
     while len(timed) <= TIMED_STEPS and time.perf_counter() + seconds < end:
         timed.append(_timed(lambda: step(batch), compute))
     return Measured(count, counter.get_total_flops(), min(timed), kept)
+
+
+def _backbone_spec(recipe: Recipe, spec: InputSpec) -> InputSpec:
+    """The spec that the recipe's pretext task, or else its first evaluation, gives the backbone for such data."""
+    if recipe.pretext is not None:
+        return pretexts[recipe.pretext.name].backbone_spec(recipe.pretext.options, spec)
+    for evaluation in recipe.evaluate.values():
+        task = tasks[evaluation.task.name]
+        if evaluation.data == recipe.data and task.gives is not None:
+            return task(evaluation.task.options, spec, ()).backbone_spec
+    return spec
 
 
 def _lacking(recipe: Recipe) -> list[str]:
