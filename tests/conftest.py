@@ -21,7 +21,7 @@ torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else min(2, os.cp
 
 
 SLOW = {
-    "test_failures.py", "test_text.py::test_a_corpus", "test_torchrun.py", "test_golden.py", "test_device.py",
+    "test_failures.py", "test_errands.py", "test_text.py::test_a_corpus", "test_torchrun.py", "test_golden.py", "test_device.py",
     "test_check.py", "test_export.py", "test_pretrain.py", "test_ranks.py", "test_shifts.py", "test_sweep.py",
     "test_transfer.py", "test_watch.py", "test_distributed.py",
     "test_a_killed_pretraining_continues", "test_kill_9_loses", "test_a_sweep_shares_runs", "test_help_show_and_check",

@@ -15,8 +15,8 @@ from rich.text import Text
 from torch import Tensor, nn
 
 from sslrun.backbones import build_backbone
-from sslrun.data.specs import InputSpec
 from sslrun.data.source import explain_missing, sources
+from sslrun.data.specs import InputSpec
 from sslrun.pretexts.base import pretexts
 from sslrun.recipe import Pretrain, Recipe
 from sslrun.tasks.base import tasks
