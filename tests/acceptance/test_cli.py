@@ -148,9 +148,7 @@ def test_mistakes_leave_nothing_behind(folder, sslrun):
 
 
 def test_help_show_and_check(folder, sslrun):
-    began = time.perf_counter()
     assert b"pretrain" in subprocess.check_output([sys.executable, "-m", "sslrun", "--help"], cwd=folder)
-    assert time.perf_counter() - began < 5  # the promise of 0.5 s is a benchmark's; this only keeps torch out
     loaded = "import sys, sslrun.cli; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", loaded]).returncode == 0
     assert "simclr" in sslrun("show", cwd=folder).stdout

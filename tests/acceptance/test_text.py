@@ -87,7 +87,7 @@ PRETRAIN = [
     ("too few for a sequence", ["data={name: text, path: few.txt}", "pretext.nsp=false", "pretext.pairs=drop"], "less than one sequence of 128"),
     ("too long", ["data.length=200"], "data.length: sequences of 200 tokens are longer than the 128 positions of 'bert-tiny': lower it to 128"),
     ("too long in an evaluation", ["evaluate.task.data.length=129"], "evaluate.task.data.length: sequences of 129 tokens are longer than the 128 positions"),
-    ("not causal", ["pretext=ltr"], "set backbone.causal: true of a bert, take a gpt or an lstm of one direction, or pretext 'mlm'"),
+    ("not causal", ["pretext=ltr"], "set backbone.causal: true for a bert, or take a gpt, a one-directional lstm, or pretext 'mlm'"),
     ("masks on a causal one", ["backbone=gpt-tiny"], "take pretext 'ltr'"),
     ("one direction", ["pretext=bilm"], "take backbone 'elmo'"),
     ("layers that an evaluation reads in vain", ["evaluate.task.task.pool=last4"], "pool last4 reads 4 layers, and the backbone has 2"),

@@ -206,7 +206,7 @@ def test_a_model_of_transformers_that_reads_left_to_right_is_a_causal_one(tmp_pa
     with torch.no_grad():
         differs = (ours(packed).tokens[0] != ours(changed).tokens[0]).any(dim=1)
     assert differs.tolist() == [place >= 15 for place in range(24)]
-    with pytest.raises(UserError, match="sees one alone: take pretext 'ltr'"):
+    with pytest.raises(UserError, match="sees only one: take pretext 'ltr'"):
         pretexts["mlm"](pretexts["mlm"].Options(), ours)
     two = transformers.T5Config(vocab_size=VOCAB, d_model=32, d_ff=64, num_layers=1, num_heads=2, d_kv=16)
     transformers.T5Model(two).save_pretrained(tmp_path / "t5")

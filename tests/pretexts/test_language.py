@@ -577,7 +577,7 @@ def test_a_pretext_refuses_a_backbone_that_would_see_the_answer_or_nothing(name,
 def test_classes_of_a_task_are_no_sentence_order():
     texts = labelled([[5], [6]], None, torch.tensor([0, 1]), ("sorry", "glad"), TextSpec(TOKENIZER, 16))
     assert made("mlm").arrange(texts, 0) is texts
-    with pytest.raises(UserError, match="needs documents of sentences"):
+    with pytest.raises(UserError, match="needs documents of several sentences"):
         made("mlm", nsp=True).arrange(texts, 0)
     for wrong in ({"nsp": True, "pairs": "drop"}, {"mask": 0.8, "replace": 0.3}):
         with pytest.raises(ValueError, match=r"needs pairs: keep|together 1 at most"):
