@@ -88,9 +88,7 @@ class Watcher:
 
     def _features(self, backbone: Backbone, examples: Examples) -> Tensor:
         with self.compute.autocast():
-            return extract(
-                backbone, examples, self.task.inputs, self.compute.device, BATCH, self.task.vector
-            )
+            return extract(backbone, examples, self.task.inputs, self.compute.device, BATCH, self.task.vector)
 
 
 def _stuck(loss: float, floor: float) -> str:
