@@ -1,4 +1,4 @@
-"""What all sets of text have in common: a length, a tokenizer, and where a published set lies."""
+"""Base classes of text data sets: options, tokenizer, tables, and published sets."""
 
 from __future__ import annotations
 
@@ -31,20 +31,20 @@ from sslrun.errors import UserError
 from sslrun.registry import Options
 
 TRAINER_VERSION = 3
-"""Raised when the same texts make another tokenizer."""
+"""Increase it when the same texts yield a different tokenizer."""
 
 
 class TextOptions(Options):
-    """What all sets of text have in common."""
+    """Options shared by all text data sets."""
 
     length: int = Field(128, ge=8, le=8192)
-    """Tokens of a sequence at most, with its special ones."""
+    """Maximum number of tokens per sequence, including [CLS] and [SEP]."""
     tokenizer: TokenizerOptions = TokenizerOptions()
-    """Default in an evaluation: that of the recipe's `data`."""
+    """The tokenizer. Default in an evaluation: the tokenizer of the recipe's `data`."""
 
 
 class TextSource(Source):
-    """A set of text. Reads its rows, and makes ids of them by the tokenizer that the options name."""
+    """A text data set. Read its rows and encode them with the configured tokenizer."""
 
     Options = TextOptions
     gives = TextSpec
@@ -56,7 +56,7 @@ class TextSource(Source):
 
     @classmethod
     def inherit_options(cls, data: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
-        """Take the length and the tokenizer of `data`: a network reads only the ids that it was trained on."""
+        """Take the length and the tokenizer of `data`, because a network reads only the ids that it was trained on."""
         tokenizer = {**data["tokenizer"], **(options.get("tokenizer") or {})}
         if not any(tokenizer[key] for key in ("file", "hub", "corpus")):
             own = {key: value for key, value in data.items() if key != "name"}
@@ -72,20 +72,20 @@ class TextSource(Source):
 
     @property
     def title(self) -> str:
-        """What messages call it."""
+        """The name of the data set in messages."""
         return self.name
 
     @abstractmethod
     def texts(self) -> Iterator[str]:
-        """The training split's texts, to train a tokenizer on."""
+        """Yield the texts of the training split, to train a tokenizer on."""
 
     @abstractmethod
     def content(self) -> Any:
-        """What tells the training split from another of the same name and options: part of every cache's key."""
+        """Return JSON values that change when the training split changes: part of the key of every cache."""
 
 
 def tokenizer_of(options: TokenizerOptions, source: TextSource) -> Tokenizer:
-    """The tokenizer that the options name; a trained one is kept in the cache."""
+    """Return the configured tokenizer; a trained one is kept in the cache."""
     if options.file or options.hub:
         return load_tokenizer(options)
     if options.corpus is not None:
@@ -95,19 +95,19 @@ def tokenizer_of(options: TokenizerOptions, source: TextSource) -> Tokenizer:
     )
 
 
-def _corpus(given: Mapping[str, Any]) -> TextSource:
-    """The set that a tokenizer is trained on, by its name and options."""
-    name = given.get("name")
+def _corpus(settings: Mapping[str, Any]) -> TextSource:
+    """Return the data set that a tokenizer is trained on, from its name and options."""
+    name = settings.get("name")
     if name is None:
         raise UserError("data.tokenizer.corpus: name a set of text, as {name: world}")
     cls: Any = sources[str(name)]
     if not issubclass(cls.gives, TextSpec):
         raise UserError(f"data.tokenizer.corpus: '{name}' is {cls.gives.kind} data, not text")
     try:
-        return cls(cls.Options.model_validate({key: value for key, value in given.items() if key != "name"}))
+        return cls(cls.Options.model_validate({key: value for key, value in settings.items() if key != "name"}))
     except ValidationError as error:
-        wrong = error.errors()[0]
-        raise UserError(f"data.tokenizer.corpus: {'.'.join(map(str, wrong['loc']))}: {wrong['msg']}") from None
+        first = error.errors()[0]
+        raise UserError(f"data.tokenizer.corpus: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
 
 
 @lru_cache(maxsize=8)
@@ -123,12 +123,12 @@ def _trained(name: str, options: str, vocab: int, lowercase: bool) -> Tokenizer:
 
 
 class TableText(TextSource):
-    """A set whose texts lie in columns of a table."""
+    """A data set whose texts are columns of a table."""
 
     @property
     @abstractmethod
     def store(self) -> TableStore:
-        """Where the table lies."""
+        """The store that reads the table."""
 
     @property
     def splits(self) -> tuple[Split, ...]:
@@ -142,7 +142,11 @@ class TableText(TextSource):
         return self.store.identity("train")
 
     def table(self, split: Split, *columns: str) -> Any:
-        """The split as a `datasets.Dataset`. UserError: it can't be had, has no rows, or not those columns."""
+        """Return the split as a `datasets.Dataset`.
+
+        Raises:
+            UserError: The split cannot be read, has no rows, or lacks one of the columns.
+        """
         table = with_columns(self.store.table(split), self.title, *columns)
         if len(table) == 0:
             raise UserError(f"{self.title}: split '{split}' has no rows")
@@ -150,7 +154,7 @@ class TableText(TextSource):
 
 
 def with_columns(table: Any, name: str, *columns: str) -> Any:
-    """The table, called `name`. UserError: it has not those columns."""
+    """Return the table. Raises UserError, which begins with `name`, if it lacks one of the columns."""
     for column in columns:
         if column not in table.column_names:
             raise UserError(f"{name}: no column '{column}'; there is {', '.join(table.column_names)}")
@@ -158,30 +162,37 @@ def with_columns(table: Any, name: str, *columns: str) -> Any:
 
 
 def cell(value: Any, name: str, column: str) -> str:
-    """A cell's text; numbers are texts too, and nothing is an empty one."""
+    """Return a cell as text: numbers are converted, and a missing value is empty text.
+
+    Raises:
+        UserError: The cell holds something else.
+    """
     if value is not None and not isinstance(value, str | int | float):
-        raise UserError(f"{name}: column '{column}' holds {type(value).__name__}s, not text")
+        raise UserError(
+            f"{name}: column '{column}' holds values of type {type(value).__name__}, not text: name a column of texts"
+        )
     return "" if value is None else str(value)
 
 
 @dataclass(frozen=True)
 class TextCard:
-    """A published set of text, as it lies on the hub."""
+    """A published text data set and its place on the hub."""
 
     about: str
     hub: Hub | None
-    """None: it can't be loaded from there."""
+    """None: it cannot be loaded from the hub."""
     columns: tuple[str, ...] = ("text",)
-    """The columns read, in the order of the kind of set."""
+    """The columns to read, in the order that the kind of data set expects."""
     label: str | None = None
     regression: bool = False
     rows: Literal["documents", "passages", "articles", "sentences"] = "documents"
-    """What the rows of a corpus are: documents; articles with headings and lists among their passages; lines of articles,
-    each begun by its title; or sentences."""
+    """What a row of a corpus is: `documents`: a document; `passages`: an article with headings and lists
+    among its passages; `articles`: a line of an article, which begins with its title; `sentences`: a
+    sentence."""
 
 
 class PublishedText(TableText):
-    """A published set: in SSLRUN_DATA/<name> or data/<name>, or on the hub."""
+    """A published data set, in SSLRUN_DATA/<name>, in data/<name>, or on the hub."""
 
     card: ClassVar[TextCard]
 
@@ -192,19 +203,17 @@ class PublishedText(TableText):
             return FileStore(folder, self.card.label)
         remedy = explain_download(self.name, self.name)
         if self.card.hub is None:
-            raise UserError(
-                f"{self.name}: not on this machine, and not on the hub in a form that can be read. {remedy}"
-            )
+            raise UserError(f"{self.name}: not on this machine, and the hub has no copy that can be loaded. {remedy}")
         return HubStore(self.name, self.card.hub, remedy, label=self.card.label)
 
     @classmethod
     def describe(cls) -> dict[str, str]:
-        hub = f"https://huggingface.co/datasets/{cls.card.hub.repository}" if cls.card.hub else "not there"
+        hub = f"https://huggingface.co/datasets/{cls.card.hub.repository}" if cls.card.hub else "not available"
         return {"hub": hub, "searched": f"{describe_local_folders(cls.name)}; then the hub"}
 
 
 def register_published(kind: type[PublishedText], cards: Mapping[str, TextCard]) -> None:
-    """Make a source of each card, of that kind, known by its name."""
+    """Register a source class, a subclass of `kind`, for each card."""
     for name, card in cards.items():
         sources.register(name)(
             type(name, (kind,), {"__doc__": card.about, "__module__": kind.__module__, "card": card})

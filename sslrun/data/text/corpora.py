@@ -262,13 +262,13 @@ class WikipediaBooks(Corpus):
 
 @sources.register("text")
 class TextFiles(Corpus):
-    """Text of one's own: .txt files (one sentence a line, a blank line between documents) or tables with a text column."""
+    """Your own text: .txt files (one sentence a line, a blank line between documents) or tables with a text column."""
 
     class Options(TextOptions):
         path: Path
-        """A file, or a folder of files."""
+        """A .txt file or a table, or a folder of such files."""
         column: str = "text"
-        """Of tables: the column that holds a document a row."""
+        """Column of the documents in a table, one document per row."""
 
     @property
     def title(self) -> str:
@@ -305,7 +305,7 @@ def _text_file(file: Path) -> Iterator[list[str]]:
         with open(file, encoding="utf-8") as lines:
             for number, line in enumerate(lines, start=1):
                 if "\0" in line:
-                    raise UserError(f"{file}:{number}: is no text but binary: take it out of the folder")
+                    raise UserError(f"{file}:{number}: is binary, not text: remove the file from the folder")
                 if line.strip():
                     document.append(line.strip())
                 if document and (not line.strip() or len(document) == LONGEST):
@@ -313,7 +313,7 @@ def _text_file(file: Path) -> Iterator[list[str]]:
                     document = []
     except UnicodeDecodeError as error:
         raise UserError(
-            f"{file}: is no UTF-8 text (byte {error.start}): convert it, or take it out of the folder"
+            f"{file}: is not UTF-8 text (byte {error.start}): convert it, or remove it from the folder"
         ) from None
     if document:
         yield document

@@ -1,4 +1,4 @@
-"""Questions that are answered by a span of a passage."""
+"""Questions answered by a span of a passage."""
 
 from __future__ import annotations
 
@@ -55,9 +55,9 @@ class SpanSource(TextSource):
 
     class Options(TextOptions):
         question_length: int = Field(64, ge=4)
-        """Tokens of a question at most, as in BERT."""
+        """Maximum number of tokens per question, as in BERT."""
         stride: int = Field(128, ge=1)
-        """Tokens between the starts of two windows of a passage, as in BERT; less where windows are shorter."""
+        """Tokens between the starts of two windows of a passage, as in BERT; at most half a window."""
 
     @abstractmethod
     def questions(self, split: Split) -> list[SpanRow]: ...
@@ -212,7 +212,7 @@ SPANS = {
 
 
 class PublishedSpans(PublishedText, TableSpans):
-    """A published set of questions about passages."""
+    """A published data set of questions about passages."""
 
 
 register_published(PublishedSpans, SPANS)
@@ -220,11 +220,11 @@ register_published(PublishedSpans, SPANS)
 
 @sources.register("passages")
 class OwnSpans(TableSpans):
-    """Questions about passages of one's own, in SQuAD's columns: a JSON or parquet file, or a folder of them."""
+    """Your own questions about passages, in SQuAD's columns: a JSON or parquet file, or a folder of such files."""
 
     class Options(SpanSource.Options):
         path: Path
-        """A file, or a folder of files."""
+        """A JSON or parquet file, or a folder with one file per split."""
 
     @cached_property
     def store(self) -> TableStore:

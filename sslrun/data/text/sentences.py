@@ -1,4 +1,4 @@
-"""Labelled sentences and pairs of them."""
+"""Labeled sentences and sentence pairs."""
 
 from __future__ import annotations
 
@@ -109,19 +109,19 @@ register_published(PublishedSentences, SENTENCES)
 
 @sources.register("sentences")
 class OwnSentences(TableSentences):
-    """Labelled sentences or pairs of one's own: a CSV, TSV, JSON or parquet file, or a folder with train, val, test."""
+    """Your own labeled sentences or pairs: a CSV, TSV, JSON or parquet file, or a folder with train, val, test."""
 
     class Options(TextOptions):
         path: Path
-        """A file, or a folder of files."""
+        """A CSV, TSV, JSON or parquet file, or a folder with one file per split."""
         first: str = "sentence"
-        """The column of the text, or of the first one of a pair."""
+        """Column of the text, or of the first text of a pair."""
         second: str | None = None
-        """The column of the second one of a pair."""
+        """Column of the second text of a pair; default: none, single texts."""
         label: str = "label"
-        """The column of the class."""
+        """Column of the class, or of the number to predict."""
         regression: bool = False
-        """The label is a number to predict, not a class."""
+        """Predict the label as a number, not as a class."""
 
     @cached_property
     def store(self) -> TableStore:

@@ -1,4 +1,4 @@
-"""Words with a tag each."""
+"""Tagged words: named entities (BIO), chunks, parts of speech."""
 
 from __future__ import annotations
 
@@ -18,64 +18,69 @@ from sslrun.errors import UserError
 
 
 class TagSet(NamedTuple):
-    """What scores tags: those of all words, and where they stand."""
+    """The tags that predictions are scored against."""
 
     tags: list[list[str]]
-    """Of each sentence, also of words that were cut off."""
+    """One tag per word of each sentence, including words cut off by the maximum length."""
 
 
 class TagSource(TextSource):
-    """Sentences of words, each with a tag: of entities BIO, or else any, as parts of speech.
+    """Sentences of words with one tag per word: BIO tags of entities, or others such as parts of speech.
 
-    Each sentence stands alone, where Devlin et al. (2019, 5.3) give it what of its document fits: the sets as they are
-    published mark no documents.
+    Deviation from Devlin et al. (2019, section 5.3): each sentence is read alone, without the rest of
+    its document, because the published sets do not mark documents.
     """
 
     task = "tagging"
 
     @abstractmethod
     def words(self, split: Split) -> tuple[list[list[str]], list[list[str]]]:
-        """Words and their tags, sentence by sentence."""
+        """Return the words of each sentence, and their tags."""
 
     def texts(self) -> Iterator[str]:
         return (" ".join(words) for words in self.words("train")[0])
 
     @cached_property
     def tags(self) -> tuple[str, ...]:
-        """Those of train; and of each kind of entity in it the tag that begins it and the one that goes on, which another
-        split may have though train does not (in CoNLL-2000 I-LST)."""
-        found = {tag for tags in self.words("train")[1] for tag in tags}
-        if any(tag.startswith("I-") for tag in found):
-            found |= {f"{mark}-{tag.partition('-')[2]}" for tag in found if "-" in tag for mark in "BI"}
-        return tuple(sorted(found))
+        """Sorted tags of train. If they are BIO, both B- and I- of each entity type of train are included:
+        another split may have one that train lacks (I-LST in CoNLL-2000)."""
+        observed = {tag for tags in self.words("train")[1] for tag in tags}
+        if any(tag.startswith("I-") for tag in observed):
+            observed |= {f"{mark}-{tag.partition('-')[2]}" for tag in observed if "-" in tag for mark in "BI"}
+        return tuple(sorted(observed))
 
     def load(self, split: Split) -> Sequences:
         words, tags = self.words(split)
-        named = [tag for tag in self.tags if tag != "O"]
-        strange = [tag for tag in named if not tag.startswith(("B-", "I-"))]
-        if 0 < len(strange) < len(named):
+        entity_tags = [tag for tag in self.tags if tag != "O"]
+        other_tags = [tag for tag in entity_tags if not tag.startswith(("B-", "I-"))]
+        if 0 < len(other_tags) < len(entity_tags):
             raise UserError(
-                f"{self.title}: the tag '{strange[0]}' is neither O nor begins with B- or I-, as others do: entities are "
-                "tagged as B-PER, I-PER, O"
+                f"{self.title}: the tag '{other_tags[0]}' is not O and does not begin with B- or I-, but other "
+                "tags do: tag entities as B-PER, I-PER, O"
             )
-        number = {tag: at for at, tag in enumerate(self.tags)}
-        unknown = {tag for each in tags for tag in each} - number.keys()
+        tag_ids = {tag: index for index, tag in enumerate(self.tags)}
+        unknown = {tag for sentence in tags for tag in sentence} - tag_ids.keys()
         if unknown:
-            raise UserError(f"{self.title}: split '{split}' has the tag '{min(unknown)}', which train lacks")
+            raise UserError(
+                f"{self.title}: split '{split}' has the tag '{min(unknown)}', which train lacks: correct the "
+                "tag, or add an example to train"
+            )
         encoded = self.spec.tokenizer.encode_words(words)
-        lost = [set(range(len(each))).difference(owners) for each, (_, owners) in zip(words, encoded, strict=True)]
-        if any(lost):  # nothing is left of a word of control characters, and each must have a piece that speaks for it
+        # A word of control characters has no pieces, but each word needs a piece that carries its tag: encode it as "-".
+        lost = [
+            set(range(len(sentence))).difference(owners) for sentence, (_, owners) in zip(words, encoded, strict=True)
+        ]
+        if any(lost):
             words = [
-                ["-" if at in gone else word for at, word in enumerate(each)]
-                for each, gone in zip(words, lost, strict=True)
+                ["-" if index in gone else word for index, word in enumerate(sentence)]
+                for sentence, gone in zip(words, lost, strict=True)
             ]
             encoded = self.spec.tokenizer.encode_words(words)
         tokens, offsets = flat([ids for ids, _ in encoded])
+        # The first piece of a word carries its tag: the pieces "play", "##ing" have the labels VERB, IGNORED.
         labels = [
-            number[each[word]]
-            if word is not None and word != before
-            else IGNORED  # the first piece of a word speaks for it
-            for each, (_, owners) in zip(tags, encoded, strict=True)
+            tag_ids[sentence_tags[word]] if word is not None and word != before else IGNORED
+            for sentence_tags, (_, owners) in zip(tags, encoded, strict=True)
             for before, word in zip([-1, *owners], owners, strict=False)
         ]
         none = torch.zeros(len(words), dtype=torch.int64)
@@ -84,39 +89,45 @@ class TagSource(TextSource):
 
 
 class TableTags(TableText, TagSource):
-    """Lists of words and of their tags in two columns of a table."""
+    """Tagged words in two columns of a table: a list of words, and a list of their tags."""
 
     @property
     @abstractmethod
-    def columns(self) -> tuple[str, str]: ...
+    def columns(self) -> tuple[str, str]:
+        """Names of the columns of words and of tags."""
 
     def words(self, split: Split) -> tuple[list[list[str]], list[list[str]]]:
         words, tags = self.columns
         table = self.table(split, words, tags)
         for column in self.columns:
-            odd = next((at for at, each in enumerate(table[column]) if not isinstance(each, list)), None)
-            if odd is not None:
+            not_lists = (row for row, value in enumerate(table[column]) if not isinstance(value, list))
+            row = next(not_lists, None)
+            if row is not None:
                 raise UserError(
-                    f"{self.title}: split '{split}', row {odd}: column '{column}' should hold lists, one entry a word"
+                    f"{self.title}: split '{split}', row {row}: column '{column}' should hold lists, with one "
+                    "entry per word"
                 )
         feature = getattr(table.features[tags], "feature", None)
         names = getattr(feature, "names", None)
-        found = [[names[tag] if names else str(tag) for tag in each] for each in table[tags]]
-        given = [[str(word) or "-" for word in each] for each in table[words]]
-        wrong = [at for at, (a, b) in enumerate(zip(given, found, strict=True)) if len(a) != len(b)]
-        if wrong:
-            raise UserError(f"{self.title}: split '{split}', row {wrong[0]}: not as many tags as words")
-        return given, found
+        tag_lists = [[names[tag] if names else str(tag) for tag in sentence] for sentence in table[tags]]
+        word_lists = [[str(word) or "-" for word in sentence] for sentence in table[words]]
+        for row, (row_words, row_tags) in enumerate(zip(word_lists, tag_lists, strict=True)):
+            if len(row_words) != len(row_tags):
+                raise UserError(
+                    f"{self.title}: split '{split}', row {row}: has {len(row_words)} words but {len(row_tags)} "
+                    "tags: each word needs one tag"
+                )
+        return word_lists, tag_lists
 
 
 TAGS = {
-    "conll2000": TextCard("Chunks of phrases in Wall Street Journal text. Tjong Kim Sang and Buchholz 2000.", None, ("tokens", "tags")),
-    "conll2003": TextCard("Names in Reuters news. Tjong Kim Sang and De Meulder 2003.", Hub("tomaarsen/conll2003", {"train": "train", "val": "validation", "test": "test"}), ("tokens", "ner_tags")),
+    "conll2000": TextCard("Phrase chunks in Wall Street Journal text. Tjong Kim Sang and Buchholz 2000.", None, ("tokens", "tags")),
+    "conll2003": TextCard("Named entities in Reuters news. Tjong Kim Sang and De Meulder 2003.", Hub("tomaarsen/conll2003", {"train": "train", "val": "validation", "test": "test"}), ("tokens", "ner_tags")),
 }  # fmt: skip
 
 
 class PublishedTags(PublishedText, TableTags):
-    """A published set of tagged words."""
+    """A published data set of tagged words."""
 
     @property
     def columns(self) -> tuple[str, str]:
@@ -129,15 +140,15 @@ register_published(PublishedTags, TAGS)
 
 @sources.register("words")
 class OwnTags(TableTags):
-    """Tagged words of one's own: a JSON or parquet file with two columns of lists, or a folder of them."""
+    """Your own tagged words: a JSON or parquet file with two columns of lists, or a folder of such files."""
 
     class Options(TextOptions):
         path: Path
-        """A file, or a folder of files."""
+        """A JSON or parquet file, or a folder with one file per split."""
         words: str = "tokens"
-        """The column of the words."""
+        """Column of the words: a list per row."""
         tags: str = "tags"
-        """The column of their tags: of entities B-PER, I-PER, O; or others, as parts of speech."""
+        """Column of the tags, a list per row: B-PER, I-PER, O for entities, or others such as parts of speech."""
 
     @cached_property
     def store(self) -> TableStore:

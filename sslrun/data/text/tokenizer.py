@@ -23,20 +23,20 @@ SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
 class TokenizerOptions(Options):
-    """Which tokenizer: of a file, of the hub, or else trained."""
+    """Options of the tokenizer: from a file, from the hub, or otherwise trained."""
 
     vocab: int = Field(8192, ge=64)
-    """Entries of a trained vocabulary, at most; BERT's has 30,522."""
+    """Maximum size of a trained vocabulary; BERT's has 30,522 entries."""
     lowercase: bool = True
-    """Of a trained one: lower case, without accents, as BERT's uncased models."""
+    """Train on lowercase text without accents, as in BERT's uncased models."""
     file: Path | None = None
-    """A tokenizer.json, or a WordPiece vocab.txt: used as it is."""
+    """Path of a tokenizer.json or a WordPiece vocab.txt to load instead of training one."""
     hub: str | None = Field(None, pattern=r"^[\w.-]+(/[\w.-]+)?$")
-    """The name of a model on the Hugging Face hub whose tokenizer.json is used."""
+    """Name of a model on the Hugging Face hub; its tokenizer.json is loaded."""
     corpus: dict[str, Any] | None = None
-    """The data set that it is trained on, with its options; default: the recipe's `data`."""
+    """Data set to train the tokenizer on, with its options; default: the recipe's `data`."""
     sha256: str | None = None
-    """Of `file`; filled in, so that another vocabulary under the same name is another run."""
+    """SHA-256 digest of `file`; filled in automatically, so that a changed file makes a new run."""
 
     @model_validator(mode="after")
     def _one_source(self) -> TokenizerOptions:
@@ -122,7 +122,7 @@ class Tokenizer:
 
 
 def wordpiece(lowercase: bool, vocab: dict[str, int] | None = None) -> Core:
-    """A WordPiece model with BERT's normalisation and splitting of words (Devlin et al. 2019)."""
+    """A WordPiece model with BERT's normalization and splitting of words (Devlin et al. 2019)."""
     core = Core(models.WordPiece(vocab, unk_token="[UNK]", max_input_chars_per_word=100))
     core.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
     core.pre_tokenizer = pre_tokenizers.BertPreTokenizer()

@@ -30,13 +30,13 @@ def _generator() -> str:
 
 @sources.register("world")
 class WorldCorpus(Corpus):
-    """A small world told in English: made by a generator, no download. See `sslrun.data.text.world`."""
+    """Text about a small world, from a generator: no download. See `sslrun.data.text.world`."""
 
     class Options(TextOptions):
         documents: int = Field(12_000, ge=2)
-        """Documents; some 45 words each."""
+        """Number of documents, of about 45 words each."""
         seed: int = Field(0, ge=0)
-        """Of the generator."""
+        """Seed of the generator."""
 
     def content(self) -> Any:
         return _generator()
@@ -51,11 +51,11 @@ class WorldCorpus(Corpus):
 
 class WorldOptions(TextOptions):
     train: int = Field(1500, ge=8)
-    """Training examples."""
+    """Number of training examples."""
     held_out: int = Field(500, ge=8)
-    """Examples of validation, and twice as many of test."""
+    """Number of validation examples; the test split has twice as many."""
     seed: int = Field(0, ge=0)
-    """Of the generator."""
+    """Seed of the generator."""
 
 
 class WorldTask(TextSource):
@@ -105,7 +105,7 @@ class WorldParaphrase(WorldSentences):
 
 @sources.register("world-sentiment")
 class WorldSentiment(WorldSentences):
-    """Is whom it happened to glad of it? Of the small world, as SST-2."""
+    """Is the person concerned glad about the event? In the small world, as SST-2."""
 
     labels = ("sorry", "glad")
 
