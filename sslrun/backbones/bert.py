@@ -55,6 +55,7 @@ class Bert(TextBackbone):
                 else []
             )
 
+    offers = frozenset({"tokens", "export", "segments"})
     shape: ClassVar[tuple[int, int]]
     """Depth and width of the named model; heads are 64 wide."""
     options: Options

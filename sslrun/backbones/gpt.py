@@ -35,6 +35,7 @@ class Gpt(TextBackbone):
         width: int | None = Field(None, ge=1)
         """Width of a token; default: the named model's. Heads are 64 wide; a narrower model has one head."""
 
+    offers = frozenset({"tokens", "export"})
     shape: ClassVar[tuple[int, int]]
     """Depth and width."""
     options: Options

@@ -311,7 +311,11 @@ def test_a_label_beyond_the_classes_that_a_file_declares_is_told(tmp_path):
     [
         ([{"sentence": "aa", "label": None}, {"sentence": "bb", "label": "x"}], {}, "row 0: has no label"),
         ([{"sentence": "aa", "label": "x"}] * 2, {}, "has only one class, 'x'"),
-        ([{"sentence": ["aa"], "label": "x"}, {"sentence": ["b"], "label": "y"}], {}, "column 'sentence' holds values of type list"),
+        (
+            [{"sentence": ["aa"], "label": "x"}, {"sentence": ["b"], "label": "y"}],
+            {},
+            "column 'sentence' holds values of type list",
+        ),
         ([{"sentence": "aa", "label": 0.5}, {"sentence": "b", "label": 1.5}], {}, "holds float values, not classes"),
         ([{"sentence": "aa", "label": "high"}], {"regression": True}, "row 0: its label is no number: 'high'"),
         ([{"sentence": "a", "label": 1.0}, {"sentence": "b", "label": None}], {"regression": True}, "row 1: its label"),
