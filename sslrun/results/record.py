@@ -123,8 +123,9 @@ class RunRecord:
     def pretrained_elsewhere(self) -> bool:
         """Whether an evaluation started from weights that no run here made: a file's or a hub's."""
         origin = self.identity.get("origin", {})
-        given = "checkpoint" in origin or bool(origin.get("initial", {}).get("pretrained", False))
-        return given and self.stage != "scratch"
+        # Whether a backbone brings weights is read from the recipe: an identity holds no option at its default.
+        brings_weights = "initial" in origin and self.recipe.get("backbone", {}).get("pretrained", False)
+        return ("checkpoint" in origin or bool(brings_weights)) and self.stage != "scratch"
 
     @property
     def device(self) -> str:

@@ -9,8 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import sslrun.backbones  # noqa: F401  registers the backbones, whose defaults are read here
-from sslrun.backbones.base import backbones
 from sslrun.results.matching import normal
 from sslrun.results.published import Published
 from sslrun.results.record import RunRecord
@@ -73,13 +71,12 @@ def facts(record: RunRecord) -> dict[str, Any]:
 
 
 def _describe_backbone(backbone: Mapping[str, Any]) -> str:
-    """The name and, in parentheses, the options that differ from the defaults."""
-    name = backbone["name"]
-    given = {key: value for key, value in backbone.items() if key != "name" and "." not in key}
-    # Constructed without validation: some options have no default, as the model of `hf`.
-    default = backbones[name].Options.model_construct().model_dump(mode="json") if name in backbones else {}
-    changed = [f"{key} {value}" for key, value in given.items() if key not in default or default[key] != value]
-    return f"{name} ({', '.join(changed)})" if changed else str(name)
+    """The name and, in parentheses, the options: an identity holds those that differ from the defaults.
+
+    Keys with a dot are not options: see `Named.identity`.
+    """
+    options = [f"{key} {value}" for key, value in backbone.items() if key != "name" and "." not in key]
+    return f"{backbone['name']} ({', '.join(options)})" if options else str(backbone["name"])
 
 
 def compare_settings(records: Sequence[RunRecord], published: Published, protocol_matched: bool) -> list[Setting]:

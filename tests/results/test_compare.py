@@ -261,9 +261,7 @@ def test_facts_are_read_from_a_runs_folder_and_its_pretraining(tmp_path):
     }
     assert facts(RunRecord(tmp_path)) == {}
     (run / "identity.json").write_text(
-        json.dumps(
-            {"backbone": {"name": "hf", "model": "some/encoder", "pretrained": True, "component.files": ["abc"]}}
-        )
+        json.dumps({"backbone": {"name": "hf", "model": "some/encoder", "component.files": ["abc"]}})
     )
     assert facts(RunRecord(run)) == {"backbone": "hf (model some/encoder)"}
 

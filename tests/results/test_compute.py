@@ -16,6 +16,7 @@ from sslrun.results.record import RunRecord
 from sslrun.results.table import Table, format_amount
 from sslrun.runs import Run
 from sslrun.stages.context import Context
+from sslrun.stages.evaluate import cells
 from sslrun.stages.reporting import Reporter
 from sslrun.stages.sweep import Plan, work
 from sslrun.training.device import compute
@@ -127,21 +128,32 @@ def test_runs_say_what_they_took(tmp_path):
     assert expenses(RunRecord(tmp_path)) == []
 
 
+HF = {"backbone": {"name": "hf", "model": "some/encoder"}, "data": "world", "task": "world-sentiment"}
+MLP = {"backbone": "mlp", "data": "digits", "task": "digits"}
+
+
 @pytest.mark.parametrize(
-    ("stage", "origin", "known"),
+    ("protocol", "about", "known"),
     [
-        ("finetune", {"checkpoint": "abc"}, False),
-        ("finetune", {"initial": {"name": "hf", "pretrained": True}, "seed": 0}, False),
-        ("scratch", {"initial": {"name": "hf", "pretrained": True}, "seed": 0}, True),
-        ("finetune", {"initial": {"name": "mlp"}, "seed": 0}, True),
+        ("finetune", {**MLP, "weights": "weights.safetensors"}, False),
+        ("finetune", HF, False),  # it brings weights by default
+        ("finetune", {**HF, "backbone": {**HF["backbone"], "pretrained": False}}, True),
+        ("scratch", HF, True),
+        ("finetune", MLP, True),
     ],
 )
-def test_what_was_pretrained_elsewhere_has_no_cost_of_all_stages(tmp_path, stage, origin, known):
-    made = Run(tmp_path, "r", stage, {"origin": origin})
-    made.start({}, {"device": "GPU"})
-    about = {"recipe": "r", "backbone": "b", "pretext": "p", "task": "t", "protocol": stage, "labels": 1.0, "seed": 0,
-             "metric": METRIC, "metrics": {"test": {"accuracy": 50.0}}}  # fmt: skip
-    made.finish({"stage": stage, "flops": 2e15, "seconds": 3600, **about})
+def test_what_was_pretrained_elsewhere_has_no_cost_of_all_stages(tmp_path, monkeypatch, protocol, about, known):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "weights.safetensors").touch()
+    keys = {key: value for key, value in about.items() if key != "task"}
+    evaluate = {about["task"]: {"protocols": [protocol]}}
+    recipe = parse(Located({"name": "r", **keys, "evaluate": evaluate}, {(): "r.yaml:1"}))
+    (cell,) = cells(recipe, 0, tmp_path)
+    made = cell.run
+    made.start(recipe.resolved(), {"device": "GPU"})
+    result = {"recipe": "r", "backbone": "b", "pretext": "p", "task": "t", "protocol": protocol, "labels": 1.0,
+              "seed": 0, "metric": METRIC, "metrics": {"test": {"accuracy": 50.0}}}  # fmt: skip
+    made.finish({"stage": protocol, "flops": 2e15, "seconds": 3600, **result})
     table = Table.from_records([RunRecord(made.path, "A")])
     add_compute(table)
     columns = {column.metric.name: cell.mean for (_, column), cell in table.cells.items() if column in table.costs}
