@@ -26,7 +26,10 @@ def build_backbone(name: str, options: Options | Mapping[str, Any], spec: InputS
 
 
 def save_backbone(path: Path, backbone: Backbone, metadata: Mapping[str, str] | None = None) -> None:
-    """Write weights and buffers, with their architecture and options, atomically."""
+    """Write weights and buffers, with their architecture and options, and beside them the backbone's own spec.
+
+    Each file is written atomically; `load_backbone` reads both.
+    """
     tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in backbone.state_dict().items()}
     about = {"backbone": backbone.name, "options": backbone.options.model_dump_json(), **(metadata or {})}
     if backbone.spec.vocabulary is not None:
@@ -34,6 +37,7 @@ def save_backbone(path: Path, backbone: Backbone, metadata: Mapping[str, str] | 
     written = {"sslrun": json.dumps(about)}  # one key: safetensors writes several in no fixed order
     with replacing(path) as temporary:
         save_file(tensors, temporary, written)
+    backbone.spec.save(path.parent)
 
 
 def load_into(backbone: Backbone, path: Path) -> None:
@@ -42,7 +46,11 @@ def load_into(backbone: Backbone, path: Path) -> None:
     Positions of a ViT are interpolated to its image size. UserError: no such file, not a checkpoint, or a checkpoint of
     another backbone.
     """
-    tensors, metadata = read(path)
+    _load(backbone, path, *read(path))
+
+
+def _load(backbone: Backbone, path: Path, tensors: dict[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """`load_into` with what was read from the file."""
     source = metadata.get("backbone")
     if source is not None and source != backbone.name:
         raise UserError(f"{path}: this checkpoint is of '{source}', the recipe asks for '{backbone.name}'")
@@ -77,13 +85,22 @@ def load_backbone(folder: Path) -> Backbone:
     UserError: no such folder, or not one that holds a backbone written by sslrun.
     """
     path = folder / WEIGHTS
-    _, metadata = read(path)
+    tensors, metadata = read(path)
+    cls, options = recorded_network(path, metadata)
+    backbone = build_backbone(cls.name, options, InputSpec.load(folder))
+    _load(backbone, path, tensors, metadata)
+    return backbone
+
+
+def recorded_network(path: Path, metadata: Mapping[str, str]) -> tuple[type[Backbone], Options]:
+    """The class and options of the backbone that sslrun wrote to `path`, from the file's metadata.
+
+    UserError: the file was not written by sslrun, or its backbone is unknown.
+    """
     if "backbone" not in metadata:
         raise UserError(f"{path}: was not written by sslrun, so its architecture is unknown")
-    options = backbones[metadata["backbone"]].Options.model_validate_json(metadata["options"])
-    backbone = build_backbone(metadata["backbone"], options, InputSpec.load(folder))
-    load_into(backbone, path)
-    return backbone
+    cls = backbones[metadata["backbone"]]
+    return cls, cls.Options.model_validate_json(metadata["options"])
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

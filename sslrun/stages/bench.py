@@ -276,7 +276,6 @@ class CellBench(Bench):
         if distributed.is_main():
             recipe = self.cell.recipe.name
             save_backbone(self.cell.run.path / WEIGHTS, backbone, {"recipe": recipe})
-            self.splits.spec.save(self.cell.run.path)
 
     def say(self, message: str) -> None:
         self.context.reporter.say(f"{self.cell.title}: {message}")

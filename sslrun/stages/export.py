@@ -9,8 +9,8 @@ from safetensors.torch import save_file
 from tokenizers import processors
 
 from sslrun.backbones import build_backbone
-from sslrun.backbones.base import backbones, lacking_capability
-from sslrun.backbones.weights import WEIGHTS, read
+from sslrun.backbones.base import lacking_capability
+from sslrun.backbones.weights import WEIGHTS, read, recorded_network
 from sslrun.data.specs import TextSpec
 from sslrun.data.text.tokenizer import Tokenizer, TokenizerOptions, blank_tokenizer, load_tokenizer
 from sslrun.errors import UserError
@@ -27,15 +27,11 @@ def export(source: Path, folder: Path) -> None:
     """
     weights = source / WEIGHTS if source.is_dir() else source
     tensors, about = read(weights)
-    name = about.get("backbone")
-    if name is None:
-        raise UserError(f"{weights}: was not written by sslrun, so that its network is unknown")
-    cls = backbones[name]
+    cls, options = recorded_network(weights, about)
     if "export" not in cls.offers:
         raise UserError(f"{weights}: {lacking_capability(cls, 'export', 'sslrun export')}")
-    options = cls.Options.model_validate_json(about["options"])
     spec = TextSpec(blank_tokenizer(len(tensors["token_embed.weight"])), length=8)
-    backbone = build_backbone(name, options, spec)
+    backbone = build_backbone(cls.name, options, spec)
     backbone.load_state_dict(tensors)
     found = {key: tensor.contiguous() for key, tensor in backbone.to_transformers().items()}
     try:

@@ -89,15 +89,13 @@ class Pretraining:
         spec = task.backbone_spec(self.pretext.options, splits.spec)
         backbone = build_backbone(recipe.backbone.name, recipe.backbone.options, spec)
         for evaluation in recipe.evaluate.values():
-            cast(TaskOptions, evaluation.task.options).check_depth(
-                backbone.depth
-            )  # reported now, not after pretraining
+            options = cast(TaskOptions, evaluation.task.options)
+            options.check_depth(backbone.depth)  # reported now, not after pretraining
         backbone.fit_inputs(raw)
         pretext = task(self.pretext.options, backbone)
         examples = context.compute.place(pretext.arrange(raw, self.seed))
         training = Training(pretext, self.schedule, context.compute)
         watcher = Watcher(splits, pretext, recipe.watch, context.compute, self.seed)
-        pretext.kept.spec.save(run.path)
         epoch = self.schedule.steps_an_epoch(len(examples))
 
         def looks(steps: int) -> float:

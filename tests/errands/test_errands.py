@@ -315,6 +315,7 @@ def test_a_pretext_task_on_clips_serves_image_backbones(outside, result, tmp_pat
 
     network = load_backbone(folder)
     assert (network.name, network.spec.kind, network.spec.size) == ("resnet18", "image", 12)
+    assert load_backbone(result("finetune")[1]).spec == network.spec  # its own, not that of the clips
     assert all(0 <= result(stage)[0]["metrics"]["test"]["accuracy"] <= 100 for stage in ("knn", "probe", "finetune"))
     refused = outside("check", "video.yaml", "backbone=bert-tiny", "--import", "mine.py", code=2)
     assert "'bert-tiny' takes text data, but 'frame-order' gives image data" in refused
