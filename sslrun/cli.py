@@ -121,11 +121,12 @@ def add_protocol_commands(app: typer.Typer) -> None:
     none: it runs from recipes and sweeps.
     """
     from sslrun.protocols import protocols
+    from sslrun.registry import first_line
 
     taken = _command_names(app)
     for name in protocols.in_order:
         if name not in taken:
-            _add_protocol_command(app, name, protocols[name].about())
+            _add_protocol_command(app, name, first_line(protocols[name]))
 
 
 def _command_names(app: typer.Typer) -> set[str]:
@@ -214,15 +215,7 @@ def sweep(
             )
     plans = [Plan.of(load_sweep(path, change or ()), runs) for path in recipes]
     jobs = jobs or max(plan.sweep.jobs for plan in plans)
-    again = [
-        "sweep",
-        *map(str, recipes),
-        "--jobs=1",
-        f"--runs={runs}",
-        f"--device={device}",
-        *(f"--set={each}" for each in change or ()),
-        *_imported(),
-    ]
+    again = ["sweep", *map(str, recipes), *_of_worker(runs, device), *(f"--set={each}" for each in change or ())]
     if slurm is not None:
         if fresh:
             raise UserError(
@@ -333,7 +326,7 @@ def claims(
     as_json: AsJson = False,
 ) -> None:
     """Test the claims of the lecture: run what is missing, and print whether each is supported."""
-    from sslrun.claims.report import check_ending, rendered, write
+    from sslrun.claims.report import check_ending, render, write
     from sslrun.claims.run import Trial, made_by
     from sslrun.claims.schema import listing, load_claims
     from sslrun.recipe.shipped import claims_folder
@@ -343,7 +336,7 @@ def claims(
     recipes = recipes or claims_folder()
     found = load_claims(names or (), recipes)
     if listed:
-        _print_json_or([each.described() for each in found] if as_json else None, listing(found))
+        _print_json_or([each.describe() for each in found] if as_json else None, listing(found))
         return
     for path in output or []:
         check_ending(path)  # before hours of runs
@@ -352,12 +345,12 @@ def claims(
     trials = [Trial.within(budget, cuda, each, runs) for each in found]
     plans = [each.plan for each in trials if each.plan is not None]
     jobs = jobs or max((plan.sweep.jobs for plan in plans if isinstance(plan, Plan)), default=1)
-    again = ["claims", *(names or ()), f"--budget={budget}", "--jobs=1", f"--runs={runs}", f"--device={device}", f"--recipes={recipes}", *_imported()]  # fmt: skip
+    again = ["claims", *(names or ()), f"--budget={budget}", f"--recipes={recipes}", *_of_worker(runs, device)]
     failures = launch(plans, context, jobs, again)
     outcomes = [each.outcome() for each in trials]
     for path in output or []:
         write(outcomes, path, made_by(trials, ["sslrun", *sys.argv[1:]]))
-    _print_json_or([each.as_dict() for each in outcomes] if as_json else None, rendered(outcomes, tables=bool(names)))
+    _print_json_or([each.as_dict() for each in outcomes] if as_json else None, render(outcomes, tables=bool(names)))
     if failures:
         raise UserError(describe_failures(failures, plans))
 
@@ -448,13 +441,13 @@ def check(
 ) -> None:
     """Validate a recipe and estimate its parameters, FLOPs, memory and time, without training."""
     from sslrun.recipe import load_sweep
-    from sslrun.stages.check import Budget, checked, shown
+    from sslrun.stages.check import Budget, estimate, render
     from sslrun.training.device import compute
 
     recipes = load_sweep(recipe, overrides or ()).rows
     budget = Budget(sum(each.pretext is not None for each in recipes.values()))
-    rows = [checked(row, each, compute(device), budget) for row, each in recipes.items()]
-    _print_json_or(rows if as_json else None, shown(rows))
+    rows = [estimate(row, each, compute(device), budget) for row, each in recipes.items()]
+    _print_json_or(rows if as_json else None, render(rows))
 
 
 # ---------------------------------------------------------------- shared by the commands
@@ -473,6 +466,11 @@ def _sweep_or_folder(target: Path) -> Path:
     from sslrun.recipe import shipped
 
     return shipped.find(target) if target.name in {name.rpartition("/")[2] for name in shipped.names()} else target
+
+
+def _of_worker(runs: Path, device: str) -> list[str]:
+    """The options that the commands of all worker processes share."""
+    return ["--jobs=1", f"--runs={runs}", f"--device={device}", *_imported()]
 
 
 def _imported() -> list[str]:

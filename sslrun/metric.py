@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -25,15 +24,6 @@ class Metric:
     def title(self) -> str:
         """The name in words: "macro f1"."""
         return self.name.replace("_", " ")
-
-    @property
-    def worst(self) -> float:
-        """A value that any finite one improves on."""
-        return -math.inf if self.better == "higher" else math.inf
-
-    def improves(self, new: float, old: float) -> bool:
-        """Whether `new` is strictly better than `old`."""
-        return new > old if self.better == "higher" else new < old
 
     def is_as_good(self, new: float, old: float) -> bool:
         """Whether `new` is at least as good as `old`; False if either is NaN."""

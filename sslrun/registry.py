@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
@@ -36,6 +37,11 @@ class Options(BaseModel):
         values = [getattr(self, name) for name in type(self).model_fields]
         nested = [path for value in values if isinstance(value, Options) for path in value.files()]
         return [value for value in values if isinstance(value, Path)] + nested
+
+
+def first_line(thing: Any) -> str:
+    """The first line of a docstring, which says what a component does; empty if there is none."""
+    return (inspect.getdoc(thing) or "").partition("\n")[0]
 
 
 def did_you_mean(name: str, known: list[str]) -> str:

@@ -39,11 +39,6 @@ def docstring(thing: Any) -> str:
     return text(inspect.getdoc(thing) or "")
 
 
-def summary(thing: Any) -> str:
-    """The first line of a docstring, to stand in a list."""
-    return (inspect.getdoc(thing) or "").partition("\n")[0]
-
-
 def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     """A pipe table. Cells are Markdown already."""
     lines = [list(header), ["---"] * len(list(header)), *map(list, rows)]

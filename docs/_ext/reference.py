@@ -6,18 +6,16 @@ them, and the commands from the Typer app. Nothing is copied by hand.
 
 from __future__ import annotations
 
-import contextlib
-import io
-import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import describe
-import shipped
+import recipes_of
 from pydantic import BaseModel
 from sphinx.application import Sphinx
 
+ROOT = Path(__file__).parents[2]
 PAGE_EACH = ("pretext", "backbone")
 """Kinds with one page for each component."""
 PAGE_TOGETHER = ("data", "task", "protocol", "measurement")
@@ -27,7 +25,7 @@ COMPONENT = "[component](#components)"
 EVALUATION = """\
 If `data` is left out, the entry's name is the data set; if `task` is left out, it is the data set's own. Options of a
 protocol stand under its name, and replace the recipe's for this task."""
-SWEEP = "Besides these keys, `base` is the recipe that the rows change, or the path of one. It is required."
+SWEEP = "A sweep also needs the key `base`: the recipe that the rows change, or its path."
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
@@ -85,22 +83,23 @@ def _components() -> dict[str, dict[str, type[Any]]]:
 def _component_page(kind: str, name: str, cls: type[Any]) -> str:
     blocks = [f"({kind}-{name})=\n# `{name}`", describe.docstring(cls), *_facts(cls)]
     blocks += ["## Options", describe.options(cls.Options)]
-    if recipes := shipped.naming(kind, name):
+    if recipes := recipes_of.naming(kind, name):
         blocks += ["## Recipes that ship", *_recipe_blocks(recipes)]
     return _join(blocks)
 
 
-def _recipe_blocks(recipes: list[Path]) -> Iterator[str]:
-    yield "\n".join(f"- `{shipped.short_name(path)}`: {_first_sentence(path)}" for path in recipes)
-    first = recipes[0]
+def _recipe_blocks(recipes: dict[str, Path]) -> Iterator[str]:
+    yield "\n".join(f"- `{name}`: {_first_sentence(path)}" for name, path in recipes.items())
+    name, first = next(iter(recipes.items()))
     if "rows:" not in first.read_text(encoding="utf-8"):
-        yield f"`{shipped.short_name(first)}` in full:"
-        yield f"```{{literalinclude}} ../../../{first.relative_to(shipped.ROOT).as_posix()}\n:language: yaml\n```"
+        yield f"`{name}` in full:"
+        yield f"```{{literalinclude}} ../../../{first.relative_to(ROOT).as_posix()}\n:language: yaml\n```"
 
 
 def _first_sentence(path: Path) -> str:
-    first, _, _ = shipped.comment(path).replace("et al. ", "et al.\0").partition(". ")
-    return describe.text(first.replace("\0", " ").removesuffix(".") + ".") if first else ""
+    from sslrun.recipe.shipped import summary
+
+    return describe.text(summary(path))
 
 
 def _sections(kind: str, classes: dict[str, type[Any]]) -> str:
@@ -112,20 +111,25 @@ def _sections(kind: str, classes: dict[str, type[Any]]) -> str:
 
 
 def _linked_list(kind: str, classes: dict[str, type[Any]]) -> str:
+    from sslrun.registry import first_line
+    from sslrun.stages.show import inputs_of
+
     rows = [
-        (f"[`{name}`](#{kind}-{name})", _inputs(cls), describe.text(describe.summary(cls)))
+        (f"[`{name}`](#{kind}-{name})", inputs_of(cls) or "", describe.text(first_line(cls)))
         for name, cls in classes.items()
     ]
     return _join([describe.table((kind, "inputs", "what it is"), rows)])
 
 
 def _facts(cls: type[Any]) -> Iterator[str]:
-    """What the class declares besides options: its inputs, capabilities, metrics."""
+    """What the class declares in addition to options: its inputs and capabilities."""
+    from sslrun.stages.show import inputs_of
+
     facts = []
-    if inputs := _inputs(cls):
+    if inputs := inputs_of(cls):
         facts.append(f"- Inputs: {inputs}")
-    if gives := getattr(cls, "gives", None):
-        facts.append(f"- Gives the backbone: {gives.kind}") if hasattr(cls, "reads") else None
+    if (gives := getattr(cls, "gives", None)) and hasattr(cls, "reads"):  # a source's are its inputs
+        facts.append(f"- Gives the backbone: {gives.kind}")
     if needs := getattr(cls, "needs", ()):
         facts.append(f"- Needs a backbone with: {', '.join(needs)}")
     if offers := getattr(cls, "offers", ()):
@@ -138,25 +142,12 @@ def _facts(cls: type[Any]) -> Iterator[str]:
         yield "\n".join(facts)
 
 
-def _inputs(cls: type[Any]) -> str:
-    specs = (getattr(cls, name, None) for name in ("takes", "reads", "gives"))
-    return next((spec.kind for spec in specs if spec is not None), "")
-
-
 def _corruptions() -> str:
-    rows = [(f"`{name}`", describe.text(about)) for name, about in _show("corruption").items()]
+    from sslrun.stages import show
+
+    names: dict[str, str] = show.describe("corruption", None)["names"]
+    rows = [(f"`{name}`", describe.text(about)) for name, about in names.items()]
     return _join([describe.table(("corruption", "strength at severity 1 to 5"), rows)])
-
-
-def _show(kind: str) -> dict[str, str]:
-    """The names of a kind with a line each, as `sslrun show KIND --json` prints them."""
-    from sslrun import cli
-
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):
-        cli.app(["show", kind, "--json"], standalone_mode=False)
-    names: dict[str, str] = json.loads(printed.getvalue())["names"]
-    return names
 
 
 # ---------------------------------------------------------------- recipes
@@ -207,8 +198,9 @@ def _add_nested(models: Iterable[type[BaseModel]], found: dict[type[BaseModel], 
 
 
 def _shipped_recipes() -> str:
-    paths = [path for path in sorted(shipped.RECIPES.rglob("*.yaml")) if path.parent.name != "claims"]
-    rows = [(f"`{shipped.short_name(path)}`", _first_sentence(path)) for path in paths]
+    from sslrun.recipe.shipped import names
+
+    rows = [(f"`{name}`", _first_sentence(path)) for name, path in names().items()]
     return _join([describe.table(("recipe", "what it is"), rows)])
 
 
@@ -220,9 +212,7 @@ def _commands() -> str:
 
     from sslrun import cli
 
-    add_protocols = getattr(cli, "add_protocol_commands", None)
-    if add_protocols is not None:
-        add_protocols(cli.app)
+    cli.add_protocol_commands(cli.app)
     group: Any = typer.main.get_command(cli.app)
     blocks = []
     for name, command in group.commands.items():

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from sslrun.data.examples import Examples
 from sslrun.data.specs import InputSpec
-from sslrun.errors import UserError
 from sslrun.registry import Options, Registry
 
 
@@ -66,11 +65,6 @@ class Backbone(nn.Module):
     def limits(cls, options: Any) -> dict[str, int]:
         """Options of the data that must not be larger: {"length": positions}."""
         return {}
-
-    def require(self, capability: str, user: str) -> None:
-        """UserError unless the backbone offers a capability that `user` (as in "pretext 'mae'") asks for."""
-        if capability not in self.offers:
-            raise UserError(lacking_capability(type(self), capability, user))
 
     def encode(self, patches: Tensor) -> Tensor:
         """Tokens (B, special + N, D) of embedded patches (B, N, D), all of them or a subset. Capability "encode"."""

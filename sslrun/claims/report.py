@@ -112,7 +112,7 @@ class Outcome:
 STYLES: dict[Word, str] = {"supported": "green", "contradicted": "red", "inconclusive": "yellow"}
 
 
-def rendered(outcomes: Sequence[Outcome], tables: bool) -> Group:
+def render(outcomes: Sequence[Outcome], tables: bool) -> Group:
     """Lay verdicts out for the terminal, with the tables that they were read from if `tables`."""
     blocks: list[Any] = []
     for each in outcomes:

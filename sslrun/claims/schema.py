@@ -131,7 +131,7 @@ class Claim(BaseModel):
     def name(self) -> str:
         return self._path.stem
 
-    def described(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, Any]:
         """The claim as `sslrun claims --list --json` prints it."""
         variants = {name: each.model_dump(mode="json", include=EXPENSE) for name, each in self.variants.items()}
         return {

@@ -32,7 +32,7 @@ SPELLINGS: Mapping[Split, tuple[str, ...]] = {
     "unlabeled": ("unlabeled", "unlabelled"),
 }
 """Accepted names of the folder or file of a split."""
-SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 """File endings of images."""
 
 
@@ -67,7 +67,7 @@ def local_store(root: Path, label: str | None = None, test_on_val: bool = False)
     return FolderStore(root, test_on_val)
 
 
-def _assign_roles(stored: Mapping[Split, T], test_on_val: bool) -> dict[Split, T]:
+def assign_roles(stored: Mapping[Split, T], test_on_val: bool) -> dict[Split, T]:
     """Use the validation split as the test split if there is no other, or if `test_on_val`."""
     splits = dict(stored)
     if "val" in splits and (test_on_val or "test" not in splits):
@@ -147,7 +147,7 @@ class FolderStore(Store):
                     folders[split] = self.root / name
         if "train" not in folders:
             return {"train": self.root}
-        return _assign_roles(folders, self.test_on_val)
+        return assign_roles(folders, self.test_on_val)
 
     @cached_property
     def _classes(self) -> tuple[str, ...]:
@@ -167,12 +167,12 @@ class FolderStore(Store):
         for parent, _, names in os.walk(folder, followlinks=True):
             files += [os.path.join(parent, name) for name in names if _is_image(name)]
         if not files:
-            raise UserError(f"{folder}: holds no images ({', '.join(SUFFIXES)}): is it the right folder?")
+            raise UserError(f"{folder}: holds no images ({', '.join(IMAGE_SUFFIXES)}): is it the right folder?")
         return tuple(sorted(files))
 
 
 def _is_image(name: str) -> bool:
-    return name.lower().endswith(SUFFIXES) and not name.startswith(".")
+    return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
 
 
 def _top_folder(file: str, folder: Path) -> str:
@@ -373,7 +373,7 @@ class ParquetStore(TableStore):
                 stored[split] = sorted(map(str, files))
         if not stored:
             raise UserError(f"{self.root}: should hold train.parquet (and test.parquet), or be one parquet file")
-        return _assign_roles(stored, self.test_on_val)
+        return assign_roles(stored, self.test_on_val)
 
 
 class FileStore(TableStore):
@@ -454,7 +454,7 @@ class FileStore(TableStore):
                         stored[split] = files
         if not stored:
             raise UserError(f"{self.path}: should be a file, or a folder with train{{{','.join(self.FORMATS)}}}")
-        return _assign_roles(stored, test_on_val=False)
+        return assign_roles(stored, test_on_val=False)
 
 
 @dataclass(frozen=True)
@@ -639,7 +639,7 @@ class CsvImageStore(Store):
     @cached_property
     def _rows(self) -> dict[Split, list[ListedImage]]:
         if not self.path.is_dir():
-            return _assign_roles(self._read_splits(self.path), test_on_val=False)
+            return assign_roles(self._read_splits(self.path), test_on_val=False)
         stored: dict[Split, list[ListedImage]] = {}
         for split, names in SPELLINGS.items():
             for name in names:
@@ -649,7 +649,7 @@ class CsvImageStore(Store):
                         stored[split] = [row for row, _ in self._read(file, split != "unlabeled")]
         if not stored:
             raise UserError(f"{self.path}: should be a CSV file, or a folder with train.csv (and test.csv)")
-        return _assign_roles(stored, test_on_val=False)
+        return assign_roles(stored, test_on_val=False)
 
     def _read_splits(self, file: Path) -> dict[Split, list[ListedImage]]:
         """Read one CSV file and group its rows by their split."""

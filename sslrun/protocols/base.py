@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -161,11 +160,6 @@ class Protocol:
 
     def __init__(self, options: Any) -> None:
         self.options = options
-
-    @classmethod
-    def about(cls) -> str:
-        """What it does, in one line."""
-        return (inspect.getdoc(cls) or "").partition("\n")[0]
 
     @classmethod
     def supports(cls, task: type[Task], options: TaskOptions) -> str | None:

@@ -74,8 +74,8 @@ class Finetune(Protocol):
     def tune(self, bench: Bench, head: Mapping[str, Tensor] | None = None) -> Scores:
         """Fine-tune once per learning rate and test the one with the best validation score.
 
-        Ties go to the last one.         `head` are the weights of a head to start from; default: a
-        fresh head. Rates at which training diverges are skipped. Raises NonFinite if it diverges at
+        Ties go to the last one. `head` holds the weights of a head to start from; default: a fresh
+        head. Rates at which training diverges are skipped. Raises NonFinite if it diverges at
         all of them.
         """
         primary = bench.task.primary

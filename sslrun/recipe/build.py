@@ -88,8 +88,8 @@ def parse(source: Located) -> Recipe:
     pretext = None if source.value.get("pretext") is None else _named(pretexts, source, "pretext")
     network = backbones[backbone.name]
     pretraining = None if pretext is None else pretexts[pretext.name]
-    if pretraining is not None and (reason := misfit(sources[data.name], pretraining, network)):
-        raise source.error(("backbone",) if reason.startswith(f"'{network.name}'") else ("pretext",), reason)
+    if pretraining is not None and (wrong := misfit(sources[data.name], pretraining, network)):
+        raise source.error(("backbone" if wrong.culprit == "backbone" else "pretext",), wrong.reason)
     if pretext and source.value.get("weights"):
         raise source.error(("weights",), "stand in place of pretraining: give either them or 'pretext'")
     if pretext and not source.value.get("pretrain"):
@@ -98,12 +98,12 @@ def parse(source: Located) -> Recipe:
         )
     pretrain = validated(Pretrain, source.section("pretrain"), "'pretrain'") if pretext else None
     evaluate = {key: _evaluation(source, key, data) for key in source.section("evaluate").value}
-    if pretraining is None and not evaluate and (reason := misfit(sources[data.name], None, network)):
-        raise source.error(("backbone",), reason)
+    if pretraining is None and not evaluate and (wrong := misfit(sources[data.name], None, network)):
+        raise source.error(("backbone",), wrong.reason)
     for key, evaluation in evaluate.items():
         task = tasks[evaluation.task.name]
-        if reason := misfit(sources[evaluation.data.name], task, network):
-            raise source.error(("evaluate", key), reason)
+        if wrong := misfit(sources[evaluation.data.name], task, network):
+            raise source.error(("evaluate", key), wrong.reason)
     limits = network.limits(backbone.options)
     read: dict[Keys, Named] = {
         ("data",): data,

@@ -6,7 +6,6 @@ is more lenient than `sslrun check`, which also knows what may be combined.
 
 from __future__ import annotations
 
-import inspect
 import json
 from collections.abc import Iterable
 from typing import Any
@@ -19,7 +18,7 @@ from sslrun.data.source import sources
 from sslrun.pretexts.base import pretexts
 from sslrun.protocols import protocols
 from sslrun.recipe.schema import Against, Evaluation, Pretrain, Recipe, Sweep, Watch, Weights
-from sslrun.registry import Options, Registry
+from sslrun.registry import Options, Registry, first_line
 from sslrun.tasks.base import tasks
 
 COMPONENTS: dict[str, Registry[Any]] = {"data": sources, "backbone": backbones, "pretext": pretexts, "task": tasks}
@@ -75,17 +74,13 @@ def _ref(name: str) -> dict[str, str]:
     return {"$ref": f"#/$defs/{name}"}
 
 
-def _about(thing: Any) -> str:
-    return (inspect.getdoc(thing) or "").split("\n")[0]
-
-
 def _section(name: str, model: type[BaseModel], defs: Definitions) -> dict[str, Any]:
     """The schema of a model's options; nested models go to `defs`, under names that begin with the section's."""
     schema = model.model_json_schema(ref_template=f"#/$defs/{name}.{{model}}", mode="validation")
     for nested, inner in schema.pop("$defs", {}).items():
         defs[f"{name}.{nested}"] = _partial(inner)
     schema["additionalProperties"] = False
-    schema["description"] = _about(model)
+    schema["description"] = first_line(model)
     schema.pop("title", None)
     return json.loads(json.dumps(schema, default=str))  # defaults such as paths as JSON values
 
@@ -104,7 +99,7 @@ def _component(key: str, registry: Registry[Any], defs: Definitions) -> dict[str
         properties = {"name": {"const": name}, **schema.get("properties", {})}
         defs[f"{key}.{name}"] = {
             **schema,
-            "description": _about(cls),
+            "description": first_line(cls),
             "properties": properties,
             "required": ["name", *schema.get("required", ())],
         }
@@ -134,7 +129,7 @@ def _properties(model: type[BaseModel], names: Iterable[str], defs: Definitions,
 def _shift(defs: Definitions) -> dict[str, Any]:
     properties = _properties(Shift, ("classes", "corruption", "severity"), defs, "shift")
     whole = {"type": "object", "properties": {"data": _ref("data"), **properties}, "additionalProperties": False}
-    return {"anyOf": [{"type": "string"}, whole, NOTHING], "description": _about(Shift)}
+    return {"anyOf": [{"type": "string"}, whole, NOTHING], "description": first_line(Shift)}
 
 
 def _evaluation(defs: Definitions) -> dict[str, Any]:
@@ -154,7 +149,7 @@ def _evaluation(defs: Definitions) -> dict[str, Any]:
     }
     return {
         "type": "object",
-        "description": _about(Evaluation),
+        "description": first_line(Evaluation),
         "properties": properties,
         "required": ["protocols"],
         "additionalProperties": False,
@@ -175,7 +170,7 @@ def _recipe(defs: Definitions) -> dict[str, Any]:
     }
     return {
         "type": "object",
-        "description": _about(Recipe),
+        "description": first_line(Recipe),
         "properties": properties,
         "required": ["name", "backbone", "data"],
         "additionalProperties": False,
@@ -206,7 +201,7 @@ def _sweep(defs: Definitions) -> dict[str, Any]:
     base = {**defs["recipe"], "required": ["backbone", "data"]}
     return {
         "type": "object",
-        "description": _about(Sweep),
+        "description": first_line(Sweep),
         "properties": {
             **properties,
             "against": {"anyOf": [{"type": "string"}, against, NOTHING], "description": against["description"]},

@@ -103,7 +103,12 @@ class CellBench(Bench):
     @cached_property
     def parts(self) -> dict[str, Part]:
         """Every part of every shift, by the name of its split."""
-        return {f"{shift}: {name}": part for shift, parts in self.shifted.items() for name, part in parts.items()}
+        return {_split_of(shift, name): part for shift, parts in self.shifted.items() for name, part in parts.items()}
+
+    @cached_property
+    def shift_of(self) -> dict[str, str]:
+        """The shift of every part, by the name of the part's split."""
+        return {_split_of(shift, name): shift for shift, parts in self.shifted.items() for name in parts}
 
     @property
     def tests(self) -> tuple[str, ...]:
@@ -119,7 +124,7 @@ class CellBench(Bench):
         """Average values of the parts of each shift."""
         means = {}
         for shift, parts in self.shifted.items():
-            of_parts = [values[f"{shift}: {name}"] for name in parts]
+            of_parts = [values[_split_of(shift, name)] for name in parts]
             means[shift] = {name: fmean(each[name] for each in of_parts) for name in of_parts[0]}
         return means
 
@@ -161,8 +166,7 @@ class CellBench(Bench):
 
         They are kept for the next cell of the same backbone, data and task.
         """
-        shifts = [shift for shift, parts in self.shifted.items() if split in {f"{shift}: {name}" for name in parts}]
-        definition = repr([self.evaluation.shifts[shift] for shift in shifts])
+        definition = repr(self.evaluation.shifts[self.shift_of[split]]) if split in self.parts else ""
         same = repr(self.cell.origin), repr(self.evaluation.data), repr(self.evaluation.task)
         key = (*same, split, definition)
         kept = self.context.features
@@ -194,7 +198,7 @@ class CellBench(Bench):
             backbone.fit_inputs(self.splits.train)
         else:
             load_into(backbone, weights)
-            for name, values in self.cell.origin.normalisation.items():
+            for name, values in self.cell.origin.normalization.items():
                 backbone.get_buffer(name).copy_(torch.tensor(values))
         return backbone.to(self.device)
 
@@ -279,6 +283,11 @@ class CellBench(Bench):
 
     def say(self, message: str) -> None:
         self.context.reporter.say(f"{self.cell.title}: {message}")
+
+
+def _split_of(shift: str, part: str) -> str:
+    """The name of the split that a part of a shift is."""
+    return f"{shift}: {part}"
 
 
 # ---------------------------------------------------------------- data, loaded once for many cells

@@ -65,8 +65,8 @@ class Measured:
         return of_many + (of_many - of_few) / (many - few) * (examples - many)
 
 
-def checked(row: str, recipe: Recipe, compute: Compute, budget: Budget | None = None) -> dict[str, Any]:
-    """What one recipe costs. Numbers of the data are None where only loading it would tell.
+def estimate(row: str, recipe: Recipe, compute: Compute, budget: Budget | None = None) -> dict[str, Any]:
+    """Estimate what one recipe costs. Numbers are None if only loading the data could give them.
 
     FLOPs are of forward and backward, as torch counts them (2 a multiplication and addition). Memory is weights,
     gradients, the optimizer's state, and what a batch, or a part of it, keeps for the backward pass: extrapolated from
@@ -217,8 +217,8 @@ def _timed(step: Callable[[], object], compute: Compute) -> float:
     return time.perf_counter() - began
 
 
-def shown(rows: Sequence[dict[str, Any]]) -> Group:
-    """What `checked` found, to print."""
+def render(rows: Sequence[dict[str, Any]]) -> Group:
+    """Render the estimates of several recipes as a table."""
     table = RichTable(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for head in ("recipe", "backbone", "parameters", "pretext", "steps", "FLOPs", "memory", "time", "cells"):
         named = head in ("recipe", "backbone", "pretext")

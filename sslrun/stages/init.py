@@ -13,7 +13,7 @@ from statistics import median
 from typing import Any
 
 from sslrun.data.source import sources
-from sslrun.data.stores import FileStore, FolderStore
+from sslrun.data.stores import IMAGE_SUFFIXES, FileStore, FolderStore
 from sslrun.errors import UserError
 from sslrun.runs import report_unwritable
 
@@ -24,7 +24,6 @@ LOOKED_AT = 200
 PRETRAINING = 60_000
 """Examples that a starter recipe's pretraining reads in all, about: minutes on a CPU."""
 TABLES = tuple(FileStore.FORMATS)
-IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".ppm", ".tif", ".tiff")
 TEXT_COLUMNS = ("text", "sentence", "review", "content", "body", "document", "tweet", "comment", "title")
 PAIRS = (("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "question2"), ("question", "sentence"))
 LABEL_COLUMNS = ("label", "class", "category", "target", "sentiment", "labels")
@@ -90,19 +89,19 @@ def look_at(path: Path, text: bool = False) -> Found:
         raise UserError(f"--from {path}: no such file or folder")
     files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
     suffixes = Counter(file.suffix.lower() for file in files)
-    if path.is_dir() and not text and any(suffixes[suffix] for suffix in IMAGES):
+    if path.is_dir() and not text and any(suffixes[suffix] for suffix in IMAGE_SUFFIXES):
         return _folder_of_images(path)
     if any(suffixes[suffix] for suffix in TABLES):
         return _table(path, text)
     if suffixes[".txt"]:
         return _text_files(path, [file for file in files if file.suffix == ".txt"])
-    kinds = ", ".join((*IMAGES[:3], ".txt", *TABLES))
+    kinds = ", ".join((".png", ".jpg", ".jpeg", ".txt", *TABLES))
     raise UserError(f"--from {path}: found neither images nor text ({kinds}); name a folder or a file of those")
 
 
 def _folder_of_images(path: Path) -> Found:
     split = FolderStore(path).open("train")
-    names = [file for file in sorted(path.rglob("*")) if file.suffix.lower() in IMAGES]
+    names = [file for file in sorted(path.rglob("*")) if file.suffix.lower() in IMAGE_SUFFIXES]
     side = _side(names)
     data = f"{{name: folder, path: {_quoted(path)}, size: {side}}}"
     count, classes = len(split.images), len(split.classes) if split.labels is not None else 0
@@ -164,7 +163,7 @@ def _strings(values: Any) -> list[str]:
 
 
 def _are_images(values: Sequence[str]) -> bool:
-    return bool(values) and all(value.lower().endswith(IMAGES) for value in values)
+    return bool(values) and all(value.lower().endswith(IMAGE_SUFFIXES) for value in values)
 
 
 def _text_column(strings: dict[str, list[str]], path: Path) -> str:
@@ -274,7 +273,7 @@ def _evaluation(found: Found, task: str | None) -> str:
     """The section of evaluations, or a note on how to add one."""
     if not found.classes:
         return """
-# There are no labels to evaluate on. With labelled data, add:
+# There are no labels to evaluate on. With labeled data, add:
 #   evaluate: {mine: {data: {...}, protocols: [knn, probe]}}
 """
     few = 0.1 if found.regression or 0.1 * 0.65 * found.count >= 2 * found.classes else None

@@ -16,7 +16,7 @@ from sslrun.data.image.corruptions import CORRUPTIONS
 from sslrun.errors import UserError
 from sslrun.metric import Metric
 from sslrun.recipe.json_schema import SECTIONS, recipe_schema
-from sslrun.registry import Registry, did_you_mean
+from sslrun.registry import Registry, did_you_mean, first_line
 from sslrun.results import published
 from sslrun.results.address import Column, Row
 from sslrun.results.settings import KINDS as SETTINGS
@@ -62,14 +62,13 @@ def describe(kind: str | None, name: str | None) -> dict[str, Any]:
 def _summaries(kind: str) -> dict[str, str]:
     """Each name of a kind, with one line about it."""
     if kind in Registry.kinds:
-        return {name: _first_line(Registry.kinds[kind][name]) for name in Registry.kinds[kind]}
+        return {name: first_line(Registry.kinds[kind][name]) for name in Registry.kinds[kind]}
     if kind == "corruption":
         return {
-            name: f"{_first_line(of).rstrip('.')}: {_listed(constants)}"
-            for name, (of, constants) in CORRUPTIONS.items()
+            name: f"{first_line(of).rstrip('.')}: {_listed(constants)}" for name, (of, constants) in CORRUPTIONS.items()
         }
     if kind == "section":
-        return {name: _first_line(model) for name, model in SECTIONS.items()}
+        return {name: first_line(model) for name, model in SECTIONS.items()}
     short = {short: f"together: {', '.join(those)}" for short, those in published.short_names().items()}
     return short | {name: _source(published.published(name)) for name in published.names()}
 
@@ -80,7 +79,7 @@ def _whole(kind: str, name: str) -> dict[str, Any]:
         cls = Registry.kinds[kind][name]
         found: dict[str, Any] = {
             "about": inspect.getdoc(cls) or "",
-            "inputs": _inputs(cls),
+            "inputs": inputs_of(cls),
             "options": _options(cls.Options),
         }
         if kind == "data":
@@ -103,7 +102,7 @@ def _whole(kind: str, name: str) -> dict[str, Any]:
     return found
 
 
-def _inputs(component: type[Any]) -> str | None:
+def inputs_of(component: type[Any]) -> str | None:
     """The kind of data that a component reads; None: any."""
     specs = (getattr(component, name, None) for name in ("takes", "reads", "gives"))
     return next((spec.kind for spec in specs if spec is not None), None)
@@ -164,10 +163,6 @@ def _type_name(annotation: Any) -> str:
 
 def _plain(value: Any) -> Any:
     return value.model_dump(mode="json") if isinstance(value, BaseModel) else value
-
-
-def _first_line(thing: Any) -> str:
-    return (inspect.getdoc(thing) or "").split("\n")[0]
 
 
 def render(found: dict[str, Any]) -> Any:

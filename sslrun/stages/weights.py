@@ -23,7 +23,7 @@ class InitialWeights:
     """The file; None: as initialized by the seed."""
     pretraining: Pretraining | None = None
     """The job that writes the file, if the recipe has one."""
-    normalisation: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    normalization: dict[str, tuple[float, ...]] = field(default_factory=dict)
     """`mean` and `std` of the images' channels, in place of those in the file."""
 
     @property
@@ -48,12 +48,12 @@ class InitialWeights:
         return cls({"pretrain": job.run.hash}, job.weights, job)
 
     @classmethod
-    def file(cls, path: Path, normalisation: dict[str, tuple[float, ...]] | None = None) -> InitialWeights:
+    def file(cls, path: Path, normalization: dict[str, tuple[float, ...]] | None = None) -> InitialWeights:
         """The weights in a run's folder or in a file. Raises UserError if there are none."""
         weights = path / WEIGHTS if path.is_dir() else path
-        normalisation = normalisation or {}
+        normalization = normalization or {}
         if not weights.is_file():
             raise UserError(f"{path}: no checkpoint there; name a pretraining run's folder or its {WEIGHTS}")
         with open(weights, "rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return cls({"checkpoint": digest, **normalisation}, weights, normalisation=normalisation)
+        return cls({"checkpoint": digest, **normalization}, weights, normalization=normalization)

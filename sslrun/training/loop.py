@@ -212,16 +212,13 @@ def train(training: Training[Any], examples: Examples, seed: int) -> Iterator[St
 
 def _ordered(training: Training[Any], examples: Examples, seed: int, total: int) -> Iterator[Tensor]:
     """`indices` from the training's step on, with the examples in the state they had when its epoch began."""
+
+    def remember() -> None:
+        training.examples_state = examples.state_dict()
+
     if training.examples_state:
         examples.load_state_dict(training.examples_state)
-    epoch_steps = training.schedule.steps_an_epoch(len(examples))
-    first = training.step
-    parts = indices(examples, training.schedule, seed, first, total)
-    for step in range(first, total):
-        if step == first or step % epoch_steps == 0:
-            training.examples_state = examples.state_dict()
-        for _ in range(training.schedule.accumulate):
-            yield next(parts)
+    return indices(examples, training.schedule, seed, training.step, total, remember)
 
 
 def _set_rates(every: list[torch.optim.Optimizer], lr: float) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -17,9 +17,17 @@ STRETCH = 50
 """Batches among which examples of similar length are grouped."""
 
 
-def indices(examples: Examples, schedule: Schedule, seed: int, first: int, total: int) -> Iterator[Tensor]:
+def indices(
+    examples: Examples,
+    schedule: Schedule,
+    seed: int,
+    first: int,
+    total: int,
+    begin_epoch: Callable[[], None] = lambda: None,
+) -> Iterator[Tensor]:
     """Yield the indices of every part of every batch for steps `first` to `total` - 1.
 
+    `begin_epoch` is called before each epoch is ordered, the first one included.
     With several devices these are this rank's share. Each is (batch / accumulate / devices,) int64.
     UserError: the devices cannot share a part evenly.
     """
@@ -35,6 +43,7 @@ def indices(examples: Examples, schedule: Schedule, seed: int, first: int, total
     for step in range(first, total):
         epoch, place = divmod(step, epoch_steps)
         if epoch != ordered_epoch:
+            begin_epoch()
             order = _epoch(examples, schedule, lengths, seed, epoch)
             ordered_epoch = epoch
         batch = order[place * schedule.batch : (place + 1) * schedule.batch]

@@ -10,7 +10,7 @@ from torch import nn
 from sslrun.recipe import parse
 from sslrun.recipe.places import Located
 from sslrun.stages import check
-from sslrun.stages.check import Budget, _kept_for_backward, _state_bytes, checked, shown
+from sslrun.stages.check import Budget, _kept_for_backward, _state_bytes, estimate, render
 from sslrun.training.device import compute
 
 CPU = compute("cpu")
@@ -41,18 +41,18 @@ def test_cells_count_restarts_and_data_that_is_not_there_is_told(tmp_path, monke
     monkeypatch.chdir(tmp_path)
     mine = {"protocols": ["knn", "finetune"], "labels": [0.1, 1.0], "restarts": 3}
     shifted = {"protocols": ["knn"], "shifts": ["cifar10.1"]}
-    found = checked("", recipe({"digits": mine, "cifar10": shifted}), CPU)
+    found = estimate("", recipe({"digits": mine, "cifar10": shifted}), CPU)
     assert found["cells"] == 2 * (1 + 3) + 1
     assert [each.partition(":")[0] for each in found["lacking"]] == ["cifar10", "cifar10.1"]
     console = Console(file=io.StringIO(), width=200)
-    console.print(shown([found, found]))
+    console.print(render([found, found]))
     assert (
         console.file.getvalue().count("not there yet: cifar10: not on this machine and the hub cannot be reached") == 1
     )
 
 
 def test_memory_is_of_the_part_of_a_batch_that_is_computed_at_once():
-    small, large, parts = (checked("", each, CPU) for each in (recipe(), recipe(batch=128), recipe(accumulate=2)))
+    small, large, parts = (estimate("", each, CPU) for each in (recipe(), recipe(batch=128), recipe(accumulate=2)))
     assert 1.9 < large["activation_bytes"] / small["activation_bytes"] < 2.1
     assert 0.4 < parts["activation_bytes"] / small["activation_bytes"] < 0.6
     assert small["state_bytes"] == large["state_bytes"] > 3 * 4 * small["parameters"]
@@ -94,15 +94,15 @@ def slowed(monkeypatch, seconds):
 @pytest.mark.parametrize(("seconds", "count"), [(0.01, 8), (0.1, 8), (0.5, 8), (0.9, 4), (1.4, 2), (2.9, 2), (7.0, 2)])
 def test_a_slow_network_is_measured_on_fewer_examples(monkeypatch, seconds, count):
     slowed(monkeypatch, 0.001)
-    quick = checked("", recipe(), CPU)
+    quick = estimate("", recipe(), CPU)
     clock = slowed(monkeypatch, seconds)
-    slow = checked("", recipe(), CPU)
+    slow = estimate("", recipe(), CPU)
     assert clock[0] <= max(15, 2 * seconds)
     assert (quick["measured_on"], slow["measured_on"]) == (8, count)
     assert slow["flops"] == pytest.approx(quick["flops"], rel=0.05)
     assert slow["memory_bytes"] == pytest.approx(quick["memory_bytes"], rel=0.2)
     console = Console(file=io.StringIO(), width=400)
-    console.print(shown([slow]))
+    console.print(render([slow]))
     assert f"the time by measuring {count} examples on this device" in console.file.getvalue()
 
 
@@ -111,17 +111,17 @@ def test_a_sweep_stops_measuring_when_the_time_is_over_and_says_so(monkeypatch):
     recipes = [recipe(steps=steps) for steps in (5, 10)]
     other = recipes[0].model_copy(update={"name": "other", "pretext": recipe().pretext})
     budget = Budget(3)
-    first, second = (checked("", each, CPU, budget) for each in recipes)
+    first, second = (estimate("", each, CPU, budget) for each in recipes)
     assert second["flops"] == 2 * first["flops"]  # the same network: measured once
     budget.measured.clear()
     clock[0] = 21.0
-    third = checked("", other, CPU, budget)
+    third = estimate("", other, CPU, budget)
     assert third["measured_on"] == 0
     assert "seconds" not in third
     assert third["state_bytes"] == first["state_bytes"]
     assert clock[0] == 21.0
     console = Console(file=io.StringIO(), width=400)
-    console.print(shown([first, third]))
+    console.print(render([first, third]))
     assert "4 examples (recipes not measured, since 15 s had passed: 1)" in console.file.getvalue()
 
 

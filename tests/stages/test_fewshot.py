@@ -7,7 +7,7 @@ from sslrun.recipe import Sweep, parse
 from sslrun.recipe.places import Located
 from sslrun.results.address import Column, Labels, Row
 from sslrun.results.table import Table
-from sslrun.stages.check import checked
+from sslrun.stages.check import estimate
 from sslrun.stages.context import Context
 from sslrun.stages.reporting import Reporter
 from sslrun.stages.sweep import Plan, work
@@ -53,7 +53,7 @@ def test_images_from_one_a_class_on(tmp_path, monkeypatch):
     assert all(cell.deviation > 0 for cell in scores)  # other seeds draw other examples
     shots = [cell for _, cell in plan.cells if cell.protocol == "fewshot"]
     assert [cell.run.result["labelled"] for cell in shots] == [10, 50, 250] * 2
-    assert checked("", recipe, compute("cpu"))["cells"] == 4
+    assert estimate("", recipe, compute("cpu"))["cells"] == 4
 
 
 def test_asking_for_more_shots_leaves_the_others_as_they_are(tmp_path):

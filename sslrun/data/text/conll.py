@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from pydantic import Field
 
 from sslrun.data.source import sources
-from sslrun.data.stores import SPELLINGS, Split, fingerprint
+from sslrun.data.stores import SPELLINGS, Split, assign_roles, fingerprint
 from sslrun.data.text.base import TextOptions
 from sslrun.data.text.tags import TagSource
 from sslrun.errors import UserError
@@ -77,9 +77,7 @@ class ConllTags(TagSource):
                 files[split] = existing[0]
         if "train" not in files:
             raise UserError(f"{path}: should hold train.conll or train.txt (and test.conll or test.txt)")
-        if "val" in files and "test" not in files:  # as with tables: the only held-out split tests
-            files["test"] = files.pop("val")
-        return files
+        return assign_roles(files, test_on_val=False)
 
     def _read(self, file: Path) -> TaggedSentences:
         """Read all sentences of a file.
