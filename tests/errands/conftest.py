@@ -1,4 +1,4 @@
-"""What a newcomer's file outside the package goes through: the command line, in this process, with --import."""
+"""What a newcomer's file outside the package goes through: the command line, in this process, in a folder of its own."""
 
 import json
 import sys
@@ -12,40 +12,53 @@ from sslrun.results.formats import table_formats
 
 
 @pytest.fixture
-def outside(tmp_path, monkeypatch, capsys):
-    """Run commands in a folder outside the package; what files register is taken back in the end.
-
-    Call it with the command's words; returns what it printed. AssertionError unless the exit code is `code`.
-    """
+def registered():
+    """Take back, in the end, all that a test registers."""
     registries = [(registry, dict(registry._classes)) for registry in Registry.kinds.values()]
     kinds, formats = dict(InputSpec.kinds), dict(table_formats._functions)
-    commands, modules = list(cli.app.registered_commands), set(sys.modules)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("SSLRUN_CACHE", str(tmp_path / "cache"))
-
-    def run(*words, code=0):
-        monkeypatch.setattr(sys, "argv", ["sslrun", *map(str, words)])
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-        printed = capsys.readouterr()
-        assert stopped.value.code == code, printed.err
-        return printed.out + printed.err
-
-    yield run
+    commands, files = list(cli.app.registered_commands), set(plugins._modules)
+    yield
     for registry, classes in registries:
         registry._classes = classes
     InputSpec.kinds.clear()
     InputSpec.kinds.update(kinds)
     table_formats._functions = formats
     cli.app.registered_commands[:] = commands
-    for path, name in list(plugins._modules.items()):
-        if name not in modules:
-            del plugins._modules[path], sys.modules[name]
+    for path in set(plugins._modules) - files:
+        del sys.modules[plugins._modules.pop(path)]
+
+
+@pytest.fixture
+def sslrun(registered, tmp_path, monkeypatch, capsys):
+    """Run a command: returns its exit code, what it printed, and its errors."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SSLRUN_CACHE", str(tmp_path / "cache"))
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["sslrun", *map(str, words)])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        printed = capsys.readouterr()
+        return stopped.value.code, printed.out, printed.err
+
+    return run
+
+
+@pytest.fixture
+def outside(sslrun):
+    """Run a command that ends with `code`; returns all that it printed."""
+
+    def run(*words, code=0):
+        ended, out, err = sslrun(*words)
+        assert ended == code, err
+        return out + err
+
+    return run
 
 
 @pytest.fixture
 def result(tmp_path):
-    """The result of the one run of a stage."""
+    """The result and the folder of the one run of a stage."""
 
     def read(stage):
         (path,) = tmp_path.glob(f"runs/*/{stage}-*/result.json")

@@ -5,13 +5,11 @@ Its task has no linear head, and a metric that is better when lower, in a unit o
 
 import importlib.util
 import json
-import sys
 
 import pytest
 
 from sslrun import cli
 from sslrun.protocols.base import protocols
-from sslrun.tasks.base import tasks
 
 PLUGIN = '''
 """Propagate labels from example to example, as a video protocol does from frame to frame."""
@@ -130,36 +128,15 @@ evaluate:
 
 
 @pytest.fixture
-def plugin(tmp_path):
-    """A file outside the package, imported; what it registered is taken back in the end."""
-    before = [(registry, dict(registry._classes)) for registry in (protocols, tasks)]
-    commands = list(cli.app.registered_commands)
+def plugin(registered, tmp_path):
+    """A file outside the package, imported."""
     path = tmp_path / "my_protocol.py"
     path.write_text(PLUGIN)
     spec = importlib.util.spec_from_file_location("my_protocol", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     (tmp_path / "mine.yaml").write_text(RECIPE)
-    yield module
-    for registry, classes in before:
-        registry._classes = classes
-    cli.app.registered_commands[:] = commands
-
-
-@pytest.fixture
-def sslrun(tmp_path, monkeypatch, capsys):
-    """A command in this process: returns its exit code, what it printed, and its errors."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("SSLRUN_CACHE", str(tmp_path / "cache"))
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["sslrun", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exit:
-            cli.main()
-        printed = capsys.readouterr()
-        return exit.value.code, printed.out, printed.err
-
-    return run
+    return module
 
 
 def results(tmp_path, stage):
@@ -174,7 +151,7 @@ def test_a_protocol_of_ones_own_is_a_command_and_a_row_of_the_table(plugin, sslr
     found = results(tmp_path, "propagate")
     assert set(found) == {0.1, 0.5}
     assert found[0.1]["metric"] == {"name": "distance", "unit": "steps", "better": "lower", "digits": 2}
-    assert found[0.1]["flops"] is None  # its passes are its own, so that nobody counts them
+    assert found[0.1]["flops"] is None  # its passes are its own, which are not counted
     assert found[0.1]["bank"] == found[0.1]["labelled"] < found[0.5]["labelled"]
     assert found[0.5]["metrics"]["test"]["distance"] < found[0.1]["metrics"]["test"]["distance"] < 2
     assert set(found[0.1]["shifts"]["noise"]) == {"distance", "wrong"}
