@@ -62,7 +62,7 @@ def contents(path: Path) -> str | None:
 def component_identity(component: type[Any]) -> dict[str, Any]:
     """What a component's class adds to a run's hash: its version if that was raised, and a plug-in's source.
 
-    Components of this package are told apart by their version; those of a user's own file or package
+    Components of this package are distinguished by their version; those of a user's own file or package
     by the content of the file that defines them, so that an edited plug-in never reads an old result.
     """
     found: dict[str, Any] = {}

@@ -62,7 +62,7 @@ def run_command(tmp_path_factory):
     """Run `sslrun ARGUMENTS` in a process of its own: `run_command(arguments, folder, environment)`.
 
     On Linux the processes are forked from one that has imported torch already (tests/forks.py): importing it takes
-    longer than most commands. Elsewhere each is started anew.
+    longer than most commands. Elsewhere each is a new process.
     """
     if sys.platform != "linux":
 

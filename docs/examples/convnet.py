@@ -1,4 +1,4 @@
-"""A backbone for images: three convolutions, with a grid of features besides the pooled ones."""
+"""A backbone for images: three convolutions, with pooled features and a grid of features."""
 
 from itertools import pairwise
 

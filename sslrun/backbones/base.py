@@ -42,7 +42,7 @@ class Backbone(nn.Module):
     takes: ClassVar[type[InputSpec]]
     """The inputs that it can be built for."""
     offers: ClassVar[frozenset[str]] = frozenset()
-    """What it can do besides giving pooled features: "tokens" and "grid" (in its features), "encode" (a subset
+    """What it can do in addition to pooled features: "tokens" and "grid" (in its features), "encode" (a subset
     of the patches), "attention" (weights), "export" (to transformers), "segments" (it reads a pair's segments)."""
     shorthand: ClassVar[str | None] = None
     """The option that a recipe may give behind a colon, as in `hf:NAME`."""

@@ -94,7 +94,7 @@ class Recurrent(TextBackbone):
 
     Each half of a token's features has seen one side only. Pooled features are the last real token of the forward half
     and the first token of the backward half. A task that reads a sequence at one token (`pool: cls`, `last4` or
-    `mixture`) reads the last one, of which the backward half has seen nothing else; `bilstm` reads both ends.
+    `mixture`) reads the last one. The backward half has seen no other token there; `bilstm` reads both ends.
     """
 
     def build(self, width: int, depth: int, dropout: float, both: bool) -> None:

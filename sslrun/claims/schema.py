@@ -1,7 +1,7 @@
 """Claims: a sentence of the lecture, what tests it, and the inequalities that must hold.
 
-A claim is a YAML file. Its variants test it at different expense. Each is a sweep, of which only the cells that the
-inequalities name are computed, or a measurement. A cell is named by what leads to it in its table, from left to right
+A claim is a YAML file. Its variants test it at different expense. Each is a measurement or a sweep; in a sweep, only
+the cells that the inequalities name are computed. A cell is named by what leads to it in its table, from left to right
 and downwards, without blank names: `[row, protocol, task, labels]`, and out of distribution the shift's name after it.
 """
 

@@ -83,7 +83,7 @@ class Examples(ABC):
         return torch.randperm(len(self), generator=generator)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what `order` depends on besides seed and epoch, for checkpoints.
+        """Return what `order` depends on in addition to seed and epoch, for checkpoints.
 
         It holds tensors and plain values.
         """

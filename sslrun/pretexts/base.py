@@ -33,7 +33,7 @@ class Pretext(Learner):
     gives: ClassVar[type[InputSpec] | None] = None
     """The inputs that it gives the backbone; None: the same as it reads."""
     needs: ClassVar[tuple[str, ...]] = ()
-    """What it asks of a backbone besides features: names of `Backbone.offers`."""
+    """What it needs from a backbone in addition to pooled features: names of `Backbone.offers`."""
 
     def __init__(self, options: Any, backbone: Backbone) -> None:
         super().__init__()

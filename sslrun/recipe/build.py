@@ -196,8 +196,8 @@ def _named(
 ) -> Named:
     """The component that `source` names under `key`: `name`, `{name: ..., option: ...}`, or `hf:bert-base-uncased`.
 
-    What follows a colon is the option that the class is tagged with as its `shorthand`. `like`: a data set that it takes
-    options from which both must share.
+    What follows a colon is the option that the class names as its `shorthand`. `like`: the recipe's data set, whose
+    options the component shares (see `Source.inherit_options`).
     """
     if isinstance(source.value.get(key), str):
         source.value[key] = {"name": source.value[key]}
@@ -221,14 +221,14 @@ def _named(
 def validated(model: type[Model], source: Located, owner: str, also: Iterable[str] = ()) -> Model:
     """Validate `source.value` as a `model`. UserError: the first mistake, with its place.
 
-    `also`: keys that `owner` may have besides the model's fields, to suggest in place of an unknown one.
+    `also`: keys that `owner` may have in addition to the model's fields, to suggest in place of an unknown one.
     """
     try:
         return model.model_validate(source.value)
     except ValidationError as error:
         # Unknown keys first: a misspelt key often makes another one look missing.
         first = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
-        if first["type"].endswith("_type"):  # where several types may stand, the mistake is told of that which does
+        if first["type"].endswith("_type"):  # of several allowed types, report the one that was written
             written = _written(tuple(first["loc"]), source.value)
             same = (each for each in error.errors() if tuple(each["loc"])[: len(written)] == written)
             first = min(same, key=lambda each: each["type"].endswith("_type"))

@@ -70,7 +70,7 @@ class Watch(Options):
     checkpoint: float = Field(10.0, gt=0)
     """Minutes between two checkpoints."""
     to: tuple[Literal["tensorboard", "wandb"], ...] = ()
-    """Further destinations of metrics besides metrics.jsonl; each is an optional extra of the package."""
+    """Further destinations of metrics, next to metrics.jsonl; each is an optional extra of the package."""
 
 
 def _share_or_count(labels: float) -> float:

@@ -29,7 +29,7 @@ def names() -> dict[str, Path]:
 def find(path: Path) -> Path:
     """The file at `path`, or else the shipped recipe of that name: `image/simclr-cifar10`, or `simclr-cifar10` alone.
 
-    A path with a suffix is returned as it is: whoever reads it reports that it is missing. UserError: no such
+    A path with a suffix is returned as it is: the function that reads it reports if it is missing. UserError: no such
     recipe, or several of that last name.
     """
     if path.exists() or path.suffix in (".yaml", ".yml"):

@@ -27,9 +27,9 @@ Scores = Mapping[str, float]
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A run's folder. Each file is read once, when first asked for, so that a record of a run that goes on is a snapshot.
+    """A run's folder. Each file is read once, at first use: a record of an unfinished run is a snapshot.
 
-    Properties of the result raise UserError where the run is not finished, or its result.json is damaged.
+    Properties of the result raise UserError if the run is not finished or its result.json is damaged.
     """
 
     folder: Path

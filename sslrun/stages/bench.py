@@ -294,12 +294,12 @@ def _split_of(shift: str, part: str) -> str:
 
 
 def _loaded_splits(data: Named) -> Splits:
-    """The splits of a data set, loaded once for all cells in a row that read it."""
+    """The splits of a data set, loaded once for consecutive cells that read it."""
     return _load_splits(data.name, data.options.model_dump_json())
 
 
 def _loaded_shifts(evaluation: Evaluation) -> dict[str, dict[str, Part]]:
-    """Shift -> name -> part, loaded once for all cells in a row that are scored on them."""
+    """Shift -> name -> part, loaded once for consecutive cells that are scored on them."""
     shifts = {name: shift.as_dict() for name, shift in evaluation.shifts.items()}
     if not shifts:
         return {}

@@ -24,13 +24,13 @@ from sslrun.training.device import Compute
 from sslrun.training.flops import flop_counter
 
 TIMED_STEPS = 3
-"""Steps that are timed; the quickest counts, as others are slowed by whatever else runs."""
+"""Number of timed steps. The fastest one counts, because other processes slow the others."""
 PROBE_BATCH = 8
 """Examples that FLOPs are counted and time is measured on, if there is time."""
 LEAST_BATCH = 2
-"""Examples of the first pass, which tells how many fit into the time; some losses compare examples with each other."""
+"""Examples of the first pass, from which it follows how many fit into the time. Some losses need two examples."""
 SECONDS = 15.0
-"""The longest that all recipes of one `check` are measured for together, so that it ends within 20 s."""
+"""Time limit for measuring all recipes of one `check` together, so that it ends within 20 s."""
 
 
 class Budget:
@@ -179,14 +179,14 @@ def _backbone_spec(recipe: Recipe, spec: InputSpec) -> InputSpec:
 
 
 def _lacking(recipe: Recipe) -> list[str]:
-    """Why data sets that the recipe reads can't be had, where that can be told at once."""
+    """Why data sets that the recipe reads are missing, as far as that is known without a download."""
     read = (recipe.data, *(each for evaluation in recipe.evaluate.values() for each in evaluation.reads))
     return list(dict.fromkeys(filter(None, (explain_missing(data.name, data.options) for data in read))))
 
 
 @contextmanager
 def _kept_for_backward(module: nn.Module) -> Iterator[dict[int, int]]:
-    """Bytes by address of the storages that forward passes inside keep for the backward pass, but for the module's."""
+    """Bytes by address of the storages that forward passes keep for the backward pass, except the module's own."""
     own = {each.untyped_storage().data_ptr() for each in (*module.parameters(), *module.buffers())}
     kept: dict[int, int] = {}
 
@@ -201,7 +201,7 @@ def _kept_for_backward(module: nn.Module) -> Iterator[dict[int, int]]:
 
 
 def _state_bytes(module: nn.Module, schedule: Pretrain) -> int:
-    """Of the weights, teachers included, their gradients, the optimizer's moments, and the moving average."""
+    """Bytes of the weights (with teachers), their gradients, the optimizer's moments, and the moving average."""
     every = sum(each.numel() * each.element_size() for each in module.parameters())
     trained = sum(each.numel() * each.element_size() for each in module.parameters() if each.requires_grad)
     moments = 2 if schedule.optimizer == "adamw" else 1
@@ -239,7 +239,7 @@ def render(rows: Sequence[dict[str, Any]]) -> Group:
 
 
 def _examples(rows: Sequence[dict[str, Any]]) -> str:
-    """How many examples were measured, in words, and of how many recipes none were."""
+    """The numbers of measured examples in words, and the number of recipes that were not measured."""
     counts = sorted({row["measured_on"] for row in rows if row.get("measured_on")})
     missing = sum(row.get("measured_on") == 0 for row in rows)
     numbers = " or ".join(map(str, counts))

@@ -1,4 +1,4 @@
-"""What every stage gets besides its recipe: where to write, which device to use, how to report, when to stop."""
+"""What every stage gets in addition to its recipe: where to write, which device to use, how to report, when to stop."""
 
 from __future__ import annotations
 

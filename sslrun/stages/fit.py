@@ -99,7 +99,7 @@ class _Speed:
         self.waited += seconds
 
     def read(self, step: Step) -> dict[str, float]:
-        """rate (examples/s), data_wait (share of the time, 0 to 1), memory (bytes); starts anew."""
+        """rate (examples/s), data_wait (share of the time, 0 to 1), memory (bytes). The next record starts from here."""
         elapsed = self.elapsed
         record = {
             "rate": round((step.examples - self.examples) / elapsed, 1),

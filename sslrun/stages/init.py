@@ -263,7 +263,7 @@ pretrain: {{epochs: {epochs}, batch: {batch}, optimizer: adamw, lr: 0.001, weigh
 
 
 def _schedule(count: int) -> tuple[int, int]:
-    """Batch and epochs of pretraining on so many examples, of which a third may be held out."""
+    """Batch and epochs of pretraining on `count` examples; up to a third of them may be held out."""
     kept = max(2, round(0.65 * count))
     batch = min(128, 2 ** int(math.log2(max(2, kept // 2))))
     return batch, max(1, min(200, round(PRETRAINING / count)))

@@ -99,7 +99,7 @@ class Pretraining:
         epoch = self.schedule.steps_an_epoch(len(examples))
 
         def looks(steps: int) -> float:
-            """Number of looks within so many steps; a function of the number alone, so that resuming changes nothing."""
+            """Number of looks within `steps` steps: a function of the steps alone, so that resuming changes nothing."""
             return steps / epoch // recipe.watch.every
 
         with logs(run, recipe.watch.to) as log:

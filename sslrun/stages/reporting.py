@@ -107,7 +107,7 @@ class Pace:
         try:
             self.seconds[run.path] = float(run.result.get("seconds", 0.0))
         except (UserError, TypeError):
-            return  # it failed, or is damaged: whoever reads it says so
+            return  # it failed, or is damaged: the code that reads its result reports that
 
     def estimates(self, job: _Job | None = None) -> dict[Path, float]:
         """Seconds that each run took or will take; runs of stages that nothing is known about are missing.

@@ -146,7 +146,7 @@ class Training(Generic[AnyLearner]):
                 average.copy_(buffer)
 
     def state_dict(self) -> dict[str, Any]:
-        """What is needed to resume, besides the learner's weights."""
+        """What is needed to resume, in addition to the learner's weights."""
         return {
             "step": self.step,
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],

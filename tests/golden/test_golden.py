@@ -38,7 +38,7 @@ sums. Measured between AVX-512 and AVX2: at most 7e-5 (simclr, step 4), 5e-5 aft
 NEAR_ZERO = 1e-5
 """Absolute difference that is always allowed: a loss of cosines may be as small as 0.003."""
 SCORE_TOLERANCE = 2.0
-"""Points between scores of a few hundred test examples, some of which lie at a decision boundary."""
+"""Points between scores of a few hundred test examples; some examples lie at a decision boundary."""
 
 
 def environment() -> dict[str, str]:
