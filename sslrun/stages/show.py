@@ -192,9 +192,10 @@ def _blocks(found: dict[str, Any]) -> Iterator[Any]:
 
 
 def grid(rows: Iterable[tuple[str, str]], *, one_line: bool = False) -> RichTable:
-    """Names and what they are, in two columns; `one_line` cuts the text off where the line ends."""
+    """Names and what they are, in two columns; `one_line` cuts the text off where the line ends, never a name."""
+    rows = list(rows)
     table = RichTable.grid(padding=(0, 2, 0, 0))
-    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True, min_width=max((len(name) for name, _ in rows), default=0))
     table.add_column(no_wrap=one_line, overflow="ellipsis" if one_line else "fold")
     for left, right in rows:
         table.add_row(Text(left, style="bold"), Text(right))

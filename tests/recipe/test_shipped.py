@@ -30,6 +30,11 @@ def test_every_recipe_is_listed_with_what_it_is(monkeypatch, capsys):
     assert len(listed) == len(files) > 30
     assert all(listed.values())
     assert listed["image/byol-imagenet"] == "BYOL (Grill et al. 2020)."
+    monkeypatch.setattr(sys, "argv", ["sslrun", "recipes"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    names = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    assert names == list(listed)  # none is cut short, however long the text beside it
 
 
 def test_a_recipe_is_found_by_its_name_from_any_folder(elsewhere):
