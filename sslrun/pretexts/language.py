@@ -54,8 +54,8 @@ class LanguagePretext(Pretext):
             return examples
         given = self.options
         if given.pairs == "drop":
-            return examples.packed(given.dupes)
-        return examples.paired(given.dupes, seed, random=0.5 if given.pairs == "keep" else 0.0)
+            return examples.pack(given.dupes)
+        return examples.build_pairs(given.dupes, seed, random=0.5 if given.pairs == "keep" else 0.0)
 
     def tokens(self, batch: Batch) -> Tokens:
         """The batch's tokens, with the documents that may see each other."""
@@ -71,7 +71,7 @@ class LanguagePretext(Pretext):
     def floor(self, examples: Examples) -> float | None:
         if not isinstance(examples, Documents):
             return None
-        counts = examples.unigrams().double()
+        counts = examples.count_unigrams().double()
         return self.without_context(counts / counts.sum())
 
     def without_context(self, shares: Tensor) -> float:

@@ -38,13 +38,13 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SSLRUN_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("SSLRUN_DATA", raising=False)
-    text._trained.cache_clear()
+    text._train_cached.cache_clear()
     (tmp_path / "tiny.yaml").write_text(RECIPE)
     handlers = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
     yield tmp_path
     for number, handler in handlers.items():
         signal.signal(number, handler)
-    text._trained.cache_clear()
+    text._train_cached.cache_clear()
 
 
 @pytest.fixture
@@ -305,7 +305,7 @@ def test_a_step_far_along_is_reached_without_going_through_the_data():
     from sslrun.training.order import indices
 
     options = sources["world"].Options(documents=60, length=48, tokenizer={"vocab": 200})
-    pairs = sources["world"](options).load("train").paired(1, 0)
+    pairs = sources["world"](options).load("train").build_pairs(1, 0)
     drawn = []
 
     def batches(indices):

@@ -1,5 +1,6 @@
 """Text: sources, tokenizers and token sequences. Importing this package registers its data sets."""
 
+from sslrun.data.text import conll as conll
 from sslrun.data.text import corpora as corpora
 from sslrun.data.text import passages as passages
 from sslrun.data.text import sentences as sentences

@@ -1,4 +1,4 @@
-"""What all sets of text have in common: a length, a tokenizer, and where a published set lies."""
+"""Base classes of text data sets: sequence length, tokenizer, and location of published sets."""
 
 from __future__ import annotations
 
@@ -19,25 +19,31 @@ from sslrun.data.source import Source, sources
 from sslrun.data.specs import InputSpec, TextSpec
 from sslrun.data.stores import FileStore, Hub, HubStore, Split, TableStore
 from sslrun.data.text.sequences import Tokens
-from sslrun.data.text.tokenizer import Tokenizer, TokenizerOptions, blank_tokenizer, load_tokenizer, train_wordpiece
+from sslrun.data.text.tokenizer import (
+    Tokenizer,
+    TokenizerOptions,
+    blank_tokenizer,
+    load_tokenizer,
+    train_wordpiece,
+)
 from sslrun.errors import UserError
 from sslrun.registry import Options
 
 TRAINER_VERSION = 3
-"""Raised when the same texts make another tokenizer."""
+"""Raise it when the same texts would train a different tokenizer."""
 
 
 class TextOptions(Options):
-    """What all sets of text have in common."""
+    """Options shared by all text data sets."""
 
     length: int = Field(128, ge=8, le=8192)
-    """Tokens of a sequence at most, with its special ones."""
+    """Maximum number of tokens in a sequence, special tokens included."""
     tokenizer: TokenizerOptions = TokenizerOptions()
-    """Default in an evaluation: that of the recipe's `data`."""
+    """Tokenizer of the texts; default in an evaluation: the tokenizer of the recipe's `data`."""
 
 
 class TextSource(Source):
-    """A set of text. Reads its rows, and makes ids of them by the tokenizer that the options name."""
+    """A text data set. It reads rows and encodes them with the tokenizer from its options."""
 
     Options = TextOptions
     gives = TextSpec
@@ -45,14 +51,18 @@ class TextSource(Source):
 
     @cached_property
     def spec(self) -> TextSpec:
-        return TextSpec(tokenizer_of(self.options.tokenizer, self), self.options.length)
+        return TextSpec(load_tokenizer_for(self.options.tokenizer, self), self.options.length)
 
     @classmethod
     def shared_with(cls, data: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-        """The length, and the tokenizer: what was trained on one vocabulary can't read another's ids."""
+        """Take the length and the tokenizer of `data`.
+
+        A backbone that was trained on one vocabulary cannot read the ids of another.
+        """
         tokenizer = {**data["tokenizer"], **(given.get("tokenizer") or {})}
         if not any(tokenizer[key] for key in ("file", "hub", "corpus")):
-            tokenizer["corpus"] = {key: value for key, value in data.items() if key not in ("tokenizer", "length")}
+            separate = ("tokenizer", "length")
+            tokenizer["corpus"] = {key: data[key] for key in data if key not in separate}
         return {"length": given.get("length", data["length"]), "tokenizer": tokenizer}
 
     def sketch(self, count: int) -> tuple[InputSpec, Batch]:
@@ -63,46 +73,53 @@ class TextSource(Source):
 
     @property
     def title(self) -> str:
-        """What messages call it."""
+        """Name of the set in messages."""
         return self.name
 
     @abstractmethod
     def texts(self) -> Iterator[str]:
-        """The training split's texts, to train a tokenizer on."""
+        """Yield the texts of the training split, to train a tokenizer."""
 
     @abstractmethod
     def content(self) -> Any:
-        """What tells the training split from another of the same name and options: part of every cache's key."""
+        """Return JSON values that identify the content of the training split.
+
+        They are part of every cache key: a set with the same name and options but other content
+        gets other caches.
+        """
 
 
-def tokenizer_of(options: TokenizerOptions, source: TextSource) -> Tokenizer:
-    """The tokenizer that the options name; a trained one is kept in the cache."""
+def load_tokenizer_for(options: TokenizerOptions, source: TextSource) -> Tokenizer:
+    """Load the tokenizer that `options` name, or train it and keep it in the cache."""
     if options.file or options.hub:
         return load_tokenizer(options)
     if options.corpus is not None:
-        source = _corpus(options.corpus)
-    return _trained(
-        source.name, source.options.model_dump_json(exclude={"tokenizer", "length"}), options.vocab, options.lowercase
-    )
+        source = _build_corpus(options.corpus)
+    source_options = source.options.model_dump_json(exclude={"tokenizer", "length"})
+    return _train_cached(source.name, source_options, options.vocab, options.lowercase)
 
 
-def _corpus(given: Mapping[str, Any]) -> TextSource:
-    """The set that a tokenizer is trained on, by its name and options."""
-    name = given.get("name")
+def _build_corpus(settings: Mapping[str, Any]) -> TextSource:
+    """Build the data set that a tokenizer is trained on, from its name and options."""
+    name = settings.get("name")
     if name is None:
-        raise UserError("data.tokenizer.corpus: name a set of text, as {name: world}")
+        raise UserError(
+            "data.tokenizer.corpus: has no name; name a text data set, as in {name: world}"
+        )
     cls: Any = sources[str(name)]
     if not issubclass(cls.gives, TextSpec):
         raise UserError(f"data.tokenizer.corpus: '{name}' is {cls.gives.kind} data, not text")
+    options = {key: value for key, value in settings.items() if key != "name"}
     try:
-        return cls(cls.Options.model_validate({key: value for key, value in given.items() if key != "name"}))
+        return cls(cls.Options.model_validate(options))
     except ValidationError as error:
-        wrong = error.errors()[0]
-        raise UserError(f"data.tokenizer.corpus: {'.'.join(map(str, wrong['loc']))}: {wrong['msg']}") from None
+        first = error.errors()[0]
+        option = ".".join(map(str, first["loc"]))
+        raise UserError(f"data.tokenizer.corpus: {option}: {first['msg']}") from None
 
 
 @lru_cache(maxsize=8)
-def _trained(name: str, options: str, vocab: int, lowercase: bool) -> Tokenizer:
+def _train_cached(name: str, options: str, vocab: int, lowercase: bool) -> Tokenizer:
     cls: Any = sources[name]
     source: TextSource = cls(cls.Options.model_validate_json(options))
     key = [TRAINER_VERSION, name, options, vocab, lowercase, source.content()]
@@ -114,12 +131,12 @@ def _trained(name: str, options: str, vocab: int, lowercase: bool) -> Tokenizer:
 
 
 class TableText(TextSource):
-    """A set whose texts lie in columns of a table."""
+    """A text data set stored in the columns of a table."""
 
     @property
     @abstractmethod
     def store(self) -> TableStore:
-        """Where the table lies."""
+        """Where the table is stored."""
 
     @property
     def splits(self) -> tuple[Split, ...]:
@@ -133,23 +150,36 @@ class TableText(TextSource):
         return self.store.identity("train")
 
     def table(self, split: Split, *columns: str) -> Any:
-        """The split as a `datasets.Dataset`. UserError: it can't be had, has no rows, or not those columns."""
-        table = with_columns(self.store.table(split), self.title, *columns)
+        """Load the split as a `datasets.Dataset`.
+
+        Raises:
+            UserError: The split is missing, has no rows, or lacks one of `columns`.
+        """
+        table = check_columns(self.store.table(split), self.title, *columns)
         if len(table) == 0:
             raise UserError(f"{self.title}: split '{split}' has no rows")
         return table
 
 
-def with_columns(table: Any, name: str, *columns: str) -> Any:
-    """The table, called `name`. UserError: it has not those columns."""
+def check_columns(table: Any, name: str, *columns: str) -> Any:
+    """Return `table` after a check that it has all of `columns`; `name` is its name in messages.
+
+    Raises:
+        UserError: A column is missing.
+    """
     for column in columns:
         if column not in table.column_names:
-            raise UserError(f"{name}: no column '{column}'; there is {', '.join(table.column_names)}")
+            present = ", ".join(table.column_names)
+            raise UserError(f"{name}: no column '{column}'; the columns are {present}")
     return table
 
 
-def cell(value: Any, name: str, column: str) -> str:
-    """A cell's text; numbers are texts too, and nothing is an empty one."""
+def cell_text(value: Any, name: str, column: str) -> str:
+    """Return a table cell as text: numbers are printed, an empty cell gives "".
+
+    Raises:
+        UserError: The cell holds neither text nor a number.
+    """
     if value is not None and not isinstance(value, str | int | float):
         raise UserError(f"{name}: column '{column}' holds {type(value).__name__}s, not text")
     return "" if value is None else str(value)
@@ -157,52 +187,64 @@ def cell(value: Any, name: str, column: str) -> str:
 
 @dataclass(frozen=True)
 class TextCard:
-    """A published set of text, as it lies on the hub."""
+    """Description of a published text data set: where it is on the hub, and its columns."""
 
     about: str
     hub: Hub | None
-    """None: it can't be loaded from there."""
+    """None if the hub does not have it in a form that can be read."""
     columns: tuple[str, ...] = ("text",)
-    """The columns read, in the order of the kind of set."""
+    """The columns to read, in the order that the kind of data set expects."""
     label: str | None = None
     regression: bool = False
     rows: Literal["documents", "passages", "articles", "sentences"] = "documents"
-    """What the rows of a corpus are: documents; articles with headings and lists among their passages; lines of articles,
-    each begun by its title; or sentences."""
+    """What one row of a corpus is.
+
+    documents: a document. passages: an article with headings and lists between its passages.
+    articles: a line of an article, whose first line is its title. sentences: a sentence.
+    """
 
 
 class PublishedText(TableText):
-    """A published set: in SSLRUN_DATA/<name> or data/<name>, or on the hub."""
+    """A published set, in SSLRUN_DATA/<name>, in data/<name>, or on the hub."""
 
     card: ClassVar[TextCard]
 
     @cached_property
     def store(self) -> TableStore:
-        for folder in _folders(self.name):
+        for folder in _local_folders(self.name):
             if folder.is_dir():
                 return FileStore(folder, self.card.label)
-        remedy = f"Put it at data/{self.name}, or set SSLRUN_DATA; see `sslrun show data {self.name}`"
+        remedy = (
+            f"Put it at data/{self.name}, or set SSLRUN_DATA; see `sslrun show data {self.name}`"
+        )
         if self.card.hub is None:
             raise UserError(
-                f"{self.name}: not on this machine, and not on the hub in a form that can be read. {remedy}"
+                f"{self.name}: not on this machine, and the hub has no readable copy. {remedy}"
             )
         return HubStore(self.name, self.card.hub, remedy, label=self.card.label)
 
     @classmethod
     def describe(cls) -> dict[str, str]:
-        hub = f"https://huggingface.co/datasets/{cls.card.hub.repository}" if cls.card.hub else "not there"
-        places = ", ".join(f"{'found' if each.is_dir() else 'not found'} at {each}" for each in _folders(cls.name))
-        return {"hub": hub, "looked for": f"{places}; then on the hub"}
+        hub = (
+            f"https://huggingface.co/datasets/{cls.card.hub.repository}"
+            if cls.card.hub
+            else "not there"
+        )
+        places = ", ".join(
+            f"{'found' if folder.is_dir() else 'not found'} at {folder}"
+            for folder in _local_folders(cls.name)
+        )
+        return {"hub": hub, "searched": f"{places}; then the hub"}
 
 
-def _folders(name: str) -> list[Path]:
-    """Where a published set may lie on this machine."""
-    return [Path(root).expanduser() / name for root in (os.environ.get("SSLRUN_DATA"), "data") if root]
+def _local_folders(name: str) -> list[Path]:
+    """List the folders on this machine that may hold a published set."""
+    roots = (os.environ.get("SSLRUN_DATA"), "data")
+    return [Path(root).expanduser() / name for root in roots if root]
 
 
 def register_published(kind: type[PublishedText], cards: Mapping[str, TextCard]) -> None:
-    """Make a source of each card, of that kind, known by its name."""
+    """Register a subclass of `kind` for each card, under the name of the card."""
     for name, card in cards.items():
-        sources.register(name)(
-            type(name, (kind,), {"__doc__": card.about, "__module__": kind.__module__, "card": card})
-        )
+        attributes = {"__doc__": card.about, "__module__": kind.__module__, "card": card}
+        sources.register(name)(type(name, (kind,), attributes))

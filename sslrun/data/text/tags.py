@@ -1,9 +1,9 @@
-"""Words with a tag each."""
+"""Sentences whose words have one tag each."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -12,107 +12,177 @@ import torch
 
 from sslrun.data.source import sources
 from sslrun.data.stores import FileStore, Hub, Split, TableStore
-from sslrun.data.text.base import PublishedText, TableText, TextCard, TextOptions, TextSource, register_published
-from sslrun.data.text.sequences import IGNORED, Sequences, flat, trimmed
+from sslrun.data.text.base import (
+    PublishedText,
+    TableText,
+    TextCard,
+    TextOptions,
+    TextSource,
+    register_published,
+)
+from sslrun.data.text.sequences import IGNORED, Sequences, concatenate_texts, trim_ranges
 from sslrun.errors import UserError
+
+EncodedSentence = tuple[list[int], list[int | None]]
+"""The ids of a sentence, and the index of the word that each id belongs to."""
 
 
 class TagSet(NamedTuple):
-    """What scores tags: those of all words, and where they stand."""
+    """The true tags, to score predictions against."""
 
     tags: list[list[str]]
-    """Of each sentence, also of words that were cut off."""
+    """The tags of each sentence, including those of words that were cut off."""
 
 
 class TagSource(TextSource):
-    """Sentences of words, each with a tag: of entities BIO, or else any, as parts of speech.
+    """Sentences of words with one tag each: BIO tags of entities, or others, as parts of speech.
 
-    Each sentence stands alone, where Devlin et al. (2019, 5.3) give it what of its document fits: the sets as they are
-    published mark no documents.
+    Each sentence is an example of its own. Devlin et al. (NAACL 2019, section 5.3) add as much of
+    the document as fits; the published sets do not mark documents.
     """
 
     task = "tagging"
 
     @abstractmethod
     def words(self, split: Split) -> tuple[list[list[str]], list[list[str]]]:
-        """Words and their tags, sentence by sentence."""
+        """Return the words and the tags of each sentence."""
 
     def texts(self) -> Iterator[str]:
         return (" ".join(words) for words in self.words("train")[0])
 
     @cached_property
     def tags(self) -> tuple[str, ...]:
-        """Those of train; and of each kind of entity in it the tag that begins it and the one that goes on, which another
-        split may have though train does not (in CoNLL-2000 I-LST)."""
-        found = {tag for tags in self.words("train")[1] for tag in tags}
-        if any(tag.startswith("I-") for tag in found):
-            found |= {f"{mark}-{tag.partition('-')[2]}" for tag in found if "-" in tag for mark in "BI"}
-        return tuple(sorted(found))
+        """The tags of train, and B- and I- of each entity type in it.
+
+        Another split may use a tag of these that train lacks (I-LST in CoNLL-2000).
+        """
+        names = {tag for tags in self.words("train")[1] for tag in tags}
+        if any(tag.startswith("I-") for tag in names):
+            types = {tag.partition("-")[2] for tag in names if "-" in tag}
+            names |= {f"{mark}-{entity}" for entity in types for mark in "BI"}
+        return tuple(sorted(names))
 
     def load(self, split: Split) -> Sequences:
         words, tags = self.words(split)
+        self._check_tags(split, tags)
+        encoded = self._encode(words)
+        tokens, offsets = concatenate_texts([ids for ids, _ in encoded])
+        zeros = torch.zeros(len(words), dtype=torch.int64)
+        ranges = torch.stack([offsets[:-1], offsets[1:], zeros, zeros], dim=1)
+        return Sequences(
+            tokens,
+            trim_ranges(ranges, self.spec.length),
+            None,
+            self.tags,
+            self.spec,
+            torch.tensor(self._label_pieces(tags, encoded)),
+            TagSet(tags),
+        )
+
+    def _check_tags(self, split: Split, tags: list[list[str]]) -> None:
+        """Check that entity tags are BIO and that train has every tag.
+
+        Raises:
+            UserError: Some tags are BIO and others are not, or `split` has a tag that train lacks.
+        """
         named = [tag for tag in self.tags if tag != "O"]
         strange = [tag for tag in named if not tag.startswith(("B-", "I-"))]
         if 0 < len(strange) < len(named):
             raise UserError(
-                f"{self.title}: the tag '{strange[0]}' is neither O nor begins with B- or I-, as others do: entities are "
-                "tagged as B-PER, I-PER, O"
+                f"{self.title}: the tag '{strange[0]}' is not O and does not begin with B- or I-, "
+                "as other tags do; tag entities as B-PER, I-PER, O"
             )
-        number = {tag: at for at, tag in enumerate(self.tags)}
-        unknown = {tag for each in tags for tag in each} - number.keys()
+        unknown = {tag for sentence in tags for tag in sentence}.difference(self.tags)
         if unknown:
-            raise UserError(f"{self.title}: split '{split}' has the tag '{min(unknown)}', which train lacks")
+            raise UserError(
+                f"{self.title}: split '{split}' has the tag '{min(unknown)}', which train lacks"
+            )
+
+    def _encode(self, words: list[list[str]]) -> list[EncodedSentence]:
+        """Encode sentences so that every word has at least one piece.
+
+        The tokenizer drops words of control characters; they are encoded as "-".
+        """
         encoded = self.spec.tokenizer.encode_words(words)
-        lost = [set(range(len(each))).difference(owners) for each, (_, owners) in zip(words, encoded, strict=True)]
-        if any(lost):  # nothing is left of a word of control characters, and each must have a piece that speaks for it
-            words = [
-                ["-" if at in gone else word for at, word in enumerate(each)]
-                for each, gone in zip(words, lost, strict=True)
-            ]
-            encoded = self.spec.tokenizer.encode_words(words)
-        tokens, offsets = flat([ids for ids, _ in encoded])
-        labels = [
-            number[each[word]]
-            if word is not None and word != before
-            else IGNORED  # the first piece of a word speaks for it
-            for each, (_, owners) in zip(tags, encoded, strict=True)
-            for before, word in zip([-1, *owners], owners, strict=False)
+        lost = [
+            set(range(len(sentence))).difference(owners)
+            for sentence, (_, owners) in zip(words, encoded, strict=True)
         ]
-        none = torch.zeros(len(words), dtype=torch.int64)
-        ranges = trimmed(torch.stack([offsets[:-1], offsets[1:], none, none], dim=1), self.spec.length)
-        return Sequences(tokens, ranges, None, self.tags, self.spec, torch.tensor(labels), TagSet(tags))
+        if not any(lost):
+            return encoded
+        words = [
+            ["-" if index in gone else word for index, word in enumerate(sentence)]
+            for sentence, gone in zip(words, lost, strict=True)
+        ]
+        return self.spec.tokenizer.encode_words(words)
+
+    def _label_pieces(self, tags: list[list[str]], encoded: Sequence[EncodedSentence]) -> list[int]:
+        """Return the label of each piece: the first piece of a word has its tag, others IGNORED.
+
+        Example: "unseen cats" as [un, ##seen, cats] with owners [0, 0, 1] and tags [O, B-X] gives
+        [O, IGNORED, B-X].
+        """
+        number = {tag: index for index, tag in enumerate(self.tags)}
+        labels = []
+        for sentence_tags, (_, owners) in zip(tags, encoded, strict=True):
+            previous: int | None = -1
+            for owner in owners:
+                is_first = owner is not None and owner != previous
+                labels.append(number[sentence_tags[owner]] if is_first else IGNORED)  # type: ignore[index]
+                previous = owner
+        return labels
 
 
 class TableTags(TableText, TagSource):
-    """Lists of words and of their tags in two columns of a table."""
+    """Lists of words and of their tags, in two columns of a table."""
 
     @property
     @abstractmethod
-    def columns(self) -> tuple[str, str]: ...
+    def columns(self) -> tuple[str, str]:
+        """The column of the words and the column of the tags."""
 
     def words(self, split: Split) -> tuple[list[list[str]], list[list[str]]]:
-        words, tags = self.columns
-        table = self.table(split, words, tags)
+        word_column, tag_column = self.columns
+        table = self.table(split, word_column, tag_column)
         for column in self.columns:
-            odd = next((at for at, each in enumerate(table[column]) if not isinstance(each, list)), None)
-            if odd is not None:
-                raise UserError(
-                    f"{self.title}: split '{split}', row {odd}: column '{column}' should hold lists, one entry a word"
-                )
-        feature = getattr(table.features[tags], "feature", None)
+            self._check_lists(table[column], column, split)
+        feature = getattr(table.features[tag_column], "feature", None)
         names = getattr(feature, "names", None)
-        found = [[names[tag] if names else str(tag) for tag in each] for each in table[tags]]
-        given = [[str(word) or "-" for word in each] for each in table[words]]
-        wrong = [at for at, (a, b) in enumerate(zip(given, found, strict=True)) if len(a) != len(b)]
-        if wrong:
-            raise UserError(f"{self.title}: split '{split}', row {wrong[0]}: not as many tags as words")
-        return given, found
+        tags = [[names[tag] if names else str(tag) for tag in row] for row in table[tag_column]]
+        words = [[str(word) or "-" for word in row] for row in table[word_column]]
+        for number, (row_words, row_tags) in enumerate(zip(words, tags, strict=True)):
+            if len(row_words) != len(row_tags):
+                raise UserError(
+                    f"{self.title}: split '{split}', row {number}: has {len(row_words)} words and "
+                    f"{len(row_tags)} tags; each word needs one tag"
+                )
+        return words, tags
+
+    def _check_lists(self, rows: Sequence[object], column: str, split: Split) -> None:
+        for number, row in enumerate(rows):
+            if not isinstance(row, list):
+                raise UserError(
+                    f"{self.title}: split '{split}', row {number}: column '{column}' should hold "
+                    "lists with one entry per word; for files with one word per line, use the data "
+                    "set conll"
+                )
 
 
 TAGS = {
-    "conll2000": TextCard("Chunks of phrases in Wall Street Journal text. Tjong Kim Sang and Buchholz 2000.", None, ("tokens", "tags")),
-    "conll2003": TextCard("Names in Reuters news. Tjong Kim Sang and De Meulder 2003.", Hub("tomaarsen/conll2003", {"train": "train", "val": "validation", "test": "test"}), ("tokens", "ner_tags")),
-}  # fmt: skip
+    "conll2000": TextCard(
+        "Chunks of phrases in Wall Street Journal text. Tjong Kim Sang and Buchholz, CoNLL 2000.",
+        None,
+        ("tokens", "tags"),
+    ),
+    "conll2003": TextCard(
+        "Named entities in Reuters news. Tjong Kim Sang and De Meulder, CoNLL 2003.",
+        Hub(
+            "tomaarsen/conll2003",
+            {"train": "train", "val": "validation", "test": "test"},
+        ),
+        ("tokens", "ner_tags"),
+    ),
+}
 
 
 class PublishedTags(PublishedText, TableTags):
@@ -129,19 +199,28 @@ register_published(PublishedTags, TAGS)
 
 @sources.register("words")
 class OwnTags(TableTags):
-    """Tagged words of one's own: a JSON or parquet file with two columns of lists, or a folder of them."""
+    """Your own tagged words: a JSON or parquet file with two columns of lists, or a folder of them.
+
+    For files with one word and its tag per line, use `conll`.
+    """
 
     class Options(TextOptions):
         path: Path
         """A file, or a folder of files."""
         words: str = "tokens"
-        """The column of the words."""
+        """Column of the lists of words."""
         tags: str = "tags"
-        """The column of their tags: of entities B-PER, I-PER, O; or others, as parts of speech."""
+        """Column of the lists of tags. Entities are tagged as B-PER, I-PER and O; other tags, such
+        as parts of speech, are scored word by word."""
 
     @cached_property
     def store(self) -> TableStore:
-        return FileStore(self.options.path)
+        path = self.options.path
+        if path.is_file() and path.suffix in (".conll", ".txt"):
+            raise UserError(
+                f"{path}: is not a table; for files with one word per line, use the data set conll"
+            )
+        return FileStore(path)
 
     @property
     def columns(self) -> tuple[str, str]:
