@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.ready
 
-.PHONY: setup demo claims test lint clean
+.PHONY: setup demo claims test fast lint docs clean
 
 setup: $(STAMP)
 
@@ -19,13 +19,30 @@ demo: setup
 claims: setup
 	$(BIN)/sslrun claims -o claims.md
 
+# One process a core, of at most eight; each computes on one thread.
+WORKERS := -n auto --maxprocesses 8 --dist worksteal
+
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(WORKERS)
+
+fast: setup
+	$(BIN)/python -m pytest $(WORKERS) -m "not slow"
 
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+DOCS := .venv/.docs
+
+$(DOCS): $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	@touch $(DOCS)
+
+# Pages are generated from the package; a warning, such as a broken link, is an error.
+docs: $(DOCS)
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet -b html docs build/docs
+	@echo build/docs/index.html
 
 clean:
 	rm -rf .venv runs build *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -1,4 +1,4 @@
-"""The command line: parse, call a stage, print. Everything heavy is imported by the command that needs it."""
+"""The command line: parse, call a stage, print. Each command imports what is slow to import when it runs."""
 
 from __future__ import annotations
 
@@ -22,25 +22,57 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-RecipeFile = Annotated[Path, typer.Argument(help="A recipe (YAML).", metavar="RECIPE", show_default=False)]
+RecipeFile = Annotated[
+    Path,
+    typer.Argument(
+        help="A recipe: a YAML file, or the name of one that ships (see `sslrun recipes`).",
+        metavar="RECIPE",
+        show_default=False,
+    ),
+]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(help="Changes to the recipe, as pretrain.epochs=5.", metavar="[KEY=VALUE]...", show_default=False),
+    typer.Argument(
+        help="Changes to the recipe, such as pretrain.epochs=5.", metavar="[KEY=VALUE]...", show_default=False
+    ),
 ]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
-Seed = Annotated[int, typer.Option(min=0, help="Seed of everything random.")]
-Runs = Annotated[Path, typer.Option(envvar="SSLRUN_RUNS", help="Where runs are kept.")]
-Fresh = Annotated[bool, typer.Option("--fresh", help="Forget what was done before and start anew.")]
+Device = Annotated[str, typer.Option(help="Device to run on: auto, cpu, cuda, cuda:1 or mps.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of all random numbers.")]
+Runs = Annotated[Path, typer.Option(envvar="SSLRUN_RUNS", help="Folder that runs are kept in.")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Delete what these runs have already computed, and start again.")]
+Profile = Annotated[
+    bool,
+    typer.Option(
+        "--profile", help="Write a torch profiler trace of ten training steps to trace.json in the run's folder."
+    ),
+]
 From = Annotated[
     Path | None,
-    typer.Option("--from", help="A pretrained backbone: a run's folder or a .safetensors file.", show_default=False),
+    typer.Option(
+        "--from",
+        help="Start from this backbone: a pretraining run's folder or a .safetensors file.",
+        show_default=False,
+    ),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Imports = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--import",
+        metavar="FILE.py",
+        help="Import a Python file that registers components of your own; may be given several times. "
+        "SSLRUN_IMPORT=FILE:FILE does the same.",
+        show_default=False,
+    ),
+]
+"""Declared by every command that reads recipes; `main` has imported the files before any command is parsed."""
 
+DEBUG = "SSLRUN_DEBUG"
+"""Environment variable: 1 prints the traceback of a user's mistake after the line about it."""
 WIDE = 200
-"""Columns of what is printed where there is no terminal whose width it must fit."""
+"""Width in columns of printed tables if stdout is not a terminal."""
 COMMAND_LINE_ERROR: type[Any] = typer.BadParameter.__mro__[2]
-"""ClickException: click's own, or that of the copy inside newer typers, which click's does not catch."""
+"""ClickException: click's own, or the one of the copy of click inside newer versions of typer."""
 
 
 @app.callback(invoke_without_command=True)
@@ -62,8 +94,10 @@ def pretrain(
     seed: Seed = 0,
     runs: Runs = Path("runs"),
     fresh: Fresh = False,
+    profile: Profile = False,
+    imports: Imports = None,
 ) -> None:
-    """Stage 1: train the recipe's backbone on its pretext task, without labels."""
+    """Stage 1: train the backbone of a recipe on its pretext task, without labels."""
     from sslrun import distributed
     from sslrun.recipe import load
     from sslrun.stages.context import Context
@@ -71,9 +105,11 @@ def pretrain(
 
     loaded = load(recipe, overrides or ())
     if loaded.pretext is None:
-        raise UserError(f"{recipe}: names no pretext task, so there is nothing to pretrain")
+        raise UserError(
+            f"{recipe}: has no pretext task, so there is nothing to pretrain; add one, such as `pretext: simclr`"
+        )
     job = Pretraining(loaded, seed, runs)
-    job.execute(Context.open(device, runs, fresh))
+    job.execute(Context.open(device, runs, fresh, profile))
     if distributed.is_main():
         typer.echo(job.run.path)
 
@@ -106,9 +142,12 @@ def _add_protocol_command(app: typer.Typer, protocol: str, about: str) -> None:
         seed: Seed = 0,
         runs: Runs = Path("runs"),
         fresh: Fresh = False,
+        profile: Profile = False,
+        imports: Imports = None,
     ) -> None:
         from sslrun import distributed
         from sslrun.recipe import load
+        from sslrun.results.record import RunRecord
         from sslrun.results.table import Table
         from sslrun.stages.context import Context
         from sslrun.stages.evaluate import cells
@@ -116,16 +155,19 @@ def _add_protocol_command(app: typer.Typer, protocol: str, about: str) -> None:
         loaded = load(recipe, overrides or ())
         if not loaded.evaluate:
             raise UserError(f"{recipe}: names no task under 'evaluate'")
-        context = Context.open(device, runs, fresh)
+        context = Context.open(device, runs, fresh, profile)
         jobs = cells(loaded, seed, runs, [protocol], source)
         if not all(job.origin.exists for job in jobs):
             raise UserError(
                 f"no pretrained checkpoint for {recipe} (seed {seed}): "
                 f"run `{_again('pretrain', recipe, overrides, seed, runs)}` first, or pass --from"
             )
-        made = Table.from_results([job.execute(context) for job in jobs], loaded.name)
+        for job in jobs:
+            job.execute(context)
+        if context.profile:
+            context.reporter.say("--profile: nothing was trained in steps, so that there is no trace")
         if distributed.is_main():
-            _print_table(made)
+            _print_table(Table.from_records([RunRecord(job.run.path) for job in jobs], loaded.name))
 
     panel = "Protocols (stage 2: learn a task from the backbone)"
     app.command(name=protocol, help=about, rich_help_panel=panel)(command)
@@ -133,31 +175,42 @@ def _add_protocol_command(app: typer.Typer, protocol: str, about: str) -> None:
 
 @app.command()
 def sweep(
-    recipes: Annotated[list[Path], typer.Argument(help="Sweeps or recipes (YAML).", metavar="SWEEP...")],
+    recipes: Annotated[
+        list[Path],
+        typer.Argument(help="Sweeps or recipes: YAML files, or names of those that ship.", metavar="SWEEP..."),
+    ],
     change: Annotated[
-        list[str] | None, typer.Option("--set", help="A change to every base recipe, as pretrain.epochs=5.")
+        list[str] | None,
+        typer.Option("--set", help="Change every base recipe, such as pretrain.epochs=5; may be given several times."),
     ] = None,
     jobs: Annotated[
-        int | None, typer.Option(min=1, help="Worker processes that share the runs; default: the sweep's own.")
+        int | None,
+        typer.Option(
+            min=1,
+            help="Number of worker processes that share the runs, each on a GPU of its own if there are several; "
+            "default: the sweep's own.",
+        ),
     ] = None,
     slurm: Annotated[
         str | None,
-        typer.Option(help="Submit --jobs workers as a Slurm array, with these sbatch options.", metavar="OPTIONS"),
+        typer.Option(help="Submit the workers as a Slurm array with these options of sbatch.", metavar="OPTIONS"),
     ] = None,
     device: Device = "auto",
     runs: Runs = Path("runs"),
     fresh: Fresh = False,
+    imports: Imports = None,
 ) -> None:
-    """Batch: every stage of every row and seed, in the order that shares most; what is done is skipped."""
+    """Run every stage of every row and seed of sweeps, skip what is finished, and print the tables."""
+    from sslrun.launch.slurm import submit
     from sslrun.recipe import load_sweep
     from sslrun.stages.context import Context
     from sslrun.stages.reporting import Reporter
-    from sslrun.stages.sweep import Plan, launch, say_failed, submit, told_failures, without_data
+    from sslrun.stages.sweep import Plan, describe_failures, launch, report_missing, without_data
 
     for each in map(str, recipes):
         if "=" in each and not Path(each).exists():
             raise UserError(
-                f"{each}: is no file; a change to the recipes of a sweep is written --set {shlex.quote(each)}"
+                f"{each}: no such file; a change to the recipes of a sweep is written --set {shlex.quote(each)}"
             )
     plans = [Plan.of(load_sweep(path, change or ()), runs) for path in recipes]
     jobs = jobs or max(plan.sweep.jobs for plan in plans)
@@ -168,12 +221,15 @@ def sweep(
         f"--runs={runs}",
         f"--device={device}",
         *(f"--set={each}" for each in change or ()),
+        *_imported(),
     ]
     if slurm is not None:
         if fresh:
-            raise UserError("--fresh: not with --slurm, whose workers would forget each other's work; remove the runs")
+            raise UserError(
+                "--fresh does not go with --slurm, whose workers would delete each other's runs; remove the runs yourself"
+            )
         planned, reporter = [job for plan in plans for job in plan.jobs], Reporter()
-        say_failed(without_data(planned, reporter), len(planned), reporter)  # and no more: a node may have them
+        report_missing(without_data(planned, reporter), len(planned), reporter)  # no error: a node may have the data
         typer.echo(submit(again, jobs, slurm))
         return
     failures = launch(plans, Context.open(device, runs, fresh), jobs, again)
@@ -185,44 +241,51 @@ def sweep(
             if comparison is not None:
                 _print_table(comparison)
     if failures:
-        raise UserError(told_failures(failures, plans))
+        raise UserError(describe_failures(failures, plans))
 
 
 @app.command()
 def table(
     targets: Annotated[
         list[Path] | None,
-        typer.Argument(help="Sweep files, or folders of runs; default: all of --runs.", metavar="[SWEEP|RUN]..."),
+        typer.Argument(help="Sweeps, or folders of runs; default: all runs in --runs.", metavar="[SWEEP|RUN]..."),
     ] = None,
     output: Annotated[
-        list[Path] | None, typer.Option("--output", "-o", help="Write to a .md, .tex, .csv or .json file.")
+        list[Path] | None,
+        typer.Option(
+            "--output", "-o", help="Write the table to a .md, .tex, .csv or .json file; may be given several times."
+        ),
     ] = None,
     against: Annotated[
         str | None,
         typer.Option(
-            help="A published table to print beside it, or those of vit, bert-ablation, lpft …; see `sslrun show table`."
+            help="Print this published table beside it, or a group of them (vit, lpft, ...); see `sslrun show table`."
         ),
     ] = None,
-    compute: Annotated[bool, typer.Option("--compute", help="With what each row cost: FLOPs, hours.")] = False,
+    compute: Annotated[bool, typer.Option("--compute", help="Add what each row cost: FLOPs and hours.")] = False,
     distortion: Annotated[
         bool,
-        typer.Option("--distortion", help="How far fine-tuning moved the features, in distribution and out of it."),
+        typer.Option(
+            "--distortion",
+            help="Print how far fine-tuning moved the features, in distribution and out of distribution, instead.",
+        ),
     ] = False,
     runs: Runs = Path("runs"),
+    imports: Imports = None,
     as_json: AsJson = False,
 ) -> None:
-    """The metric table of finished runs: mean ± standard deviation over seeds."""
+    """Print the table of finished runs: mean ± standard deviation over seeds."""
     from sslrun.results.compute import add_compute
     from sslrun.results.published import published_as
     from sslrun.results.table import Table
     from sslrun.stages.sweep import table_of
 
     if distortion and (against or compute):
-        raise UserError("--distortion is a table of its own: leave out --against and --compute")
+        raise UserError("--distortion prints a table of its own: leave out --against and --compute")
     beside = published_as(against) if against else None
-    made: Any = table_of(targets or [runs], runs)
+    made: Any = table_of([_sweep_or_folder(target) for target in targets or [runs]], runs)
     if distortion:
-        made = Table.of_distortion(made.results, made.title)
+        made = Table.of_distortion(made.records, made.title)
     elif beside or compute:
         add_compute(made)
     if beside:
@@ -241,29 +304,43 @@ def table(
 def claims(
     names: Annotated[
         list[str] | None,
-        typer.Argument(help="Claims, or files of claims; default: all.", metavar="[NAME]...", show_default=False),
+        typer.Argument(help="Names or files of claims; default: all.", metavar="[NAME]...", show_default=False),
     ] = None,
     budget: Annotated[
-        float, typer.Option(help="Minutes for each claim: of its variants the largest that fits is run.", min=0)
+        float, typer.Option(help="Minutes that each claim may take; its largest variant that fits is run.", min=0)
     ] = 15.0,
-    output: Annotated[list[Path] | None, typer.Option("--output", "-o", help="Write to a .md or .json file.")] = None,
+    output: Annotated[
+        list[Path] | None,
+        typer.Option("--output", "-o", help="Write the verdicts to a .md or .json file; may be given several times."),
+    ] = None,
     jobs: Annotated[
-        int | None, typer.Option(min=1, help="Worker processes that share the runs; default: the sweeps' own.")
+        int | None,
+        typer.Option(min=1, help="Number of worker processes that share the runs; default: the sweeps' own."),
     ] = None,
     device: Device = "auto",
     runs: Runs = Path("runs"),
     fresh: Fresh = False,
-    recipes: Annotated[Path, typer.Option(help="Where the claims are.")] = Path("recipes/claims"),
-    listed: Annotated[bool, typer.Option("--list", help="Only say which claims and variants there are.")] = False,
+    recipes: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of the claims; default: ./recipes/claims, or else those that ship.", show_default=False
+        ),
+    ] = None,
+    listed: Annotated[
+        bool, typer.Option("--list", help="List the claims and their variants, and run nothing.")
+    ] = False,
+    imports: Imports = None,
     as_json: AsJson = False,
 ) -> None:
-    """The lecture's sentences, tested: runs what is missing and says supported, contradicted or inconclusive."""
+    """Test the claims of the lecture: run what is missing, and print whether each is supported."""
     from sslrun.claims.report import check_ending, rendered, write
     from sslrun.claims.run import Trial, made_by
     from sslrun.claims.schema import listing, load_claims
+    from sslrun.recipe.shipped import claims_folder
     from sslrun.stages.context import Context
-    from sslrun.stages.sweep import Plan, launch, told_failures
+    from sslrun.stages.sweep import Plan, describe_failures, launch
 
+    recipes = recipes or claims_folder()
     found = load_claims(names or (), recipes)
     if listed:
         _print_json_or([each.described() for each in found] if as_json else None, listing(found))
@@ -275,14 +352,50 @@ def claims(
     trials = [Trial.within(budget, cuda, each, runs) for each in found]
     plans = [each.plan for each in trials if each.plan is not None]
     jobs = jobs or max((plan.sweep.jobs for plan in plans if isinstance(plan, Plan)), default=1)
-    again = ["claims", *(names or ()), f"--budget={budget}", "--jobs=1", f"--runs={runs}", f"--device={device}", f"--recipes={recipes}"]  # fmt: skip
+    again = ["claims", *(names or ()), f"--budget={budget}", "--jobs=1", f"--runs={runs}", f"--device={device}", f"--recipes={recipes}", *_imported()]  # fmt: skip
     failures = launch(plans, context, jobs, again)
     outcomes = [each.outcome() for each in trials]
     for path in output or []:
         write(outcomes, path, made_by(trials, ["sslrun", *sys.argv[1:]]))
     _print_json_or([each.as_dict() for each in outcomes] if as_json else None, rendered(outcomes, tables=bool(names)))
     if failures:
-        raise UserError(told_failures(failures, plans))
+        raise UserError(describe_failures(failures, plans))
+
+
+@app.command()
+def init(
+    name: Annotated[
+        str, typer.Argument(help="Name of the recipe: NAME.yaml is written.", metavar="[NAME]")
+    ] = "my-experiment",
+    text: Annotated[bool, typer.Option("--text", help="Write a recipe for text in place of images.")] = False,
+    source: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            help="Look at your data and fill them in: a folder of images, text files, or a table "
+            "(CSV, TSV, JSON, parquet) of texts or of paths of images.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Write a commented starter recipe, for your own data or for data that need no download."""
+    from sslrun.stages.init import write_starter
+
+    path = write_starter(name, text, source)
+    typer.echo(f"{path}: written. Read it, then:")
+    typer.echo(f"  {shlex.join(['sslrun', 'check', str(path)])}    # no training: what it will cost")
+    typer.echo(f"  {shlex.join(['sslrun', 'sweep', str(path)])}    # pretrain, evaluate, and print the table")
+
+
+@app.command()
+def recipes(as_json: AsJson = False) -> None:
+    """List the recipes that ship with sslrun; every command takes them by name, from any folder."""
+    from sslrun.recipe import shipped
+    from sslrun.stages.show import grid
+
+    about = {name: shipped.summary(path) for name, path in shipped.names().items()}
+    rows = [{"name": name, "about": text} for name, text in about.items()]
+    _print_json_or(rows if as_json else None, grid(about.items(), one_line=True))
 
 
 @app.command()
@@ -290,9 +403,9 @@ def export(
     source: Annotated[
         Path, typer.Argument(help="A run's folder, or its .safetensors file.", metavar="RUN", show_default=False)
     ],
-    folder: Annotated[Path, typer.Argument(help="Where to write.", show_default=False)],
+    folder: Annotated[Path, typer.Argument(help="Folder to write to.", metavar="FOLDER", show_default=False)],
 ) -> None:
-    """Weights of a bert or a gpt, with their tokenizer, as a folder that transformers loads."""
+    """Write the weights and tokenizer of a bert or gpt backbone as a folder that transformers can load."""
     from sslrun.stages.export import export
 
     export(source, folder)
@@ -301,16 +414,28 @@ def export(
 @app.command()
 def show(
     kind: Annotated[
-        str | None, typer.Argument(help="backbone, pretext, data, corruption, task, measurement, protocol, table.")
+        str | None,
+        typer.Argument(
+            help="backbone, pretext, data, task, protocol, corruption, measurement, section, table or schema.",
+            metavar="[KIND]",
+            show_default=False,
+        ),
     ] = None,
-    name: Annotated[str | None, typer.Argument(help="One of the kind.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="The name of one of them.", metavar="[NAME]", show_default=False)
+    ] = None,
+    imports: Imports = None,
     as_json: AsJson = False,
 ) -> None:
-    """What there is, and every option with its default and its paper."""
-    from sslrun.stages.show import described, shown
+    """Show what a recipe can name, and every option with its default; `show schema` prints a JSON schema for editors."""
+    import sslrun.claims.measurements  # noqa: F401 (registers the measurements)
+    from sslrun.stages.show import describe, render
 
-    found = described(kind, name)
-    _print_json_or(found if as_json else None, shown(found))
+    found = describe(kind, name)
+    if as_json or kind == "schema":
+        typer.echo(json.dumps(found, indent=2))
+    else:
+        _console().print(render(found), markup=False)
 
 
 @app.command()
@@ -318,14 +443,17 @@ def check(
     recipe: RecipeFile,
     overrides: Overrides = None,
     device: Device = "auto",
+    imports: Imports = None,
     as_json: AsJson = False,
 ) -> None:
-    """No training: validates, counts parameters, FLOPs and memory, estimates the time."""
+    """Validate a recipe and estimate its parameters, FLOPs, memory and time, without training."""
     from sslrun.recipe import load_sweep
-    from sslrun.stages.check import checked, shown
+    from sslrun.stages.check import Budget, checked, shown
     from sslrun.training.device import compute
 
-    rows = [checked(row, each, compute(device)) for row, each in load_sweep(recipe, overrides or ()).rows.items()]
+    recipes = load_sweep(recipe, overrides or ()).rows
+    budget = Budget(sum(each.pretext is not None for each in recipes.values()))
+    rows = [checked(row, each, compute(device), budget) for row, each in recipes.items()]
     _print_json_or(rows if as_json else None, shown(rows))
 
 
@@ -333,15 +461,42 @@ def check(
 
 
 def _again(command: str, recipe: Path, overrides: list[str] | None, seed: int, runs: Path) -> str:
-    """A command line like the one given."""
+    """A command line with the same options as the one that was given."""
     words = ["sslrun", command, str(recipe), *(overrides or ())]
     words += ["--seed", str(seed)] if seed else []
     words += ["--runs", str(runs)] if runs != Path("runs") else []
-    return shlex.join(words)
+    return shlex.join([*words, *_imported()])
+
+
+def _sweep_or_folder(target: Path) -> Path:
+    """A target of `table`: a path that is there, or else the shipped sweep of that name."""
+    from sslrun.recipe import shipped
+
+    return shipped.find(target) if target.name in {name.rpartition("/")[2] for name in shipped.names()} else target
+
+
+def _imported() -> list[str]:
+    """The options by which another process imports the same plug-ins."""
+    from sslrun import plugins
+
+    return [f"--import={path}" for path in plugins.loaded_files()]
+
+
+def _load_plugins(arguments: list[str]) -> None:
+    """Import the plug-ins that the command line, the environment and installed packages name."""
+    from sslrun import plugins
+
+    files = plugins.requested(arguments)
+    if files or plugins.installed():
+        # The package's own components first: a name that is taken is then the plug-in's mistake.
+        import sslrun.claims.measurements
+        import sslrun.recipe  # noqa: F401
+    plugins.load_entry_points()
+    plugins.load_files(files)
 
 
 def _print_json_or(value: Any, renderable: Any) -> None:
-    """JSON where there is a value, else a rich renderable, on stdout; escape codes only on a terminal."""
+    """Print a value as JSON if there is one, else a rich renderable; escape codes only on a terminal."""
     if value is not None:
         typer.echo(json.dumps(value, indent=2))
         return
@@ -353,7 +508,7 @@ def _print_table(made: Any) -> None:
 
 
 def _console() -> Any:
-    """A rich console on stdout: as wide as the terminal; elsewhere wide enough that few tables are broken."""
+    """A rich console on stdout: as wide as the terminal, or WIDE columns if there is none."""
     from rich.console import Console
 
     console = Console(highlight=False)
@@ -362,9 +517,17 @@ def _console() -> Any:
 
 def main() -> None:
     """Run the command line. A user's mistake is one line on stderr and exit code 2."""
-    if not set(sys.argv[1:2]) & {*_command_names(app), "--version"}:  # they need no second to import torch
+    sys.exit(_exit_code(_run))
+
+
+def _run() -> Any:
+    from sslrun import plugins
+
+    _load_plugins(sys.argv[1:])
+    light = set(sys.argv[1:2]) & {*_command_names(app), "--version"}  # these need no second to import torch
+    if plugins.loaded_files() or not light:
         add_protocol_commands(app)
-    sys.exit(_exit_code(lambda: app(prog_name="sslrun", standalone_mode=False)))
+    return app(prog_name="sslrun", standalone_mode=False)
 
 
 def _exit_code(run: Callable[[], Any]) -> int:
@@ -384,10 +547,23 @@ def _exit_code(run: Callable[[], Any]) -> int:
         return 130
     except UserError as error:
         typer.echo(f"sslrun: {error}", err=True)
+        if os.environ.get(DEBUG, "0") not in ("", "0"):
+            _print_traceback(error)
         return error.exit_code
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def _print_traceback(error: BaseException) -> None:
+    """Print an error with all that led to it, also what `raise ... from None` hides."""
+    import traceback
+
+    cause: BaseException | None = error
+    while cause is not None:
+        cause.__suppress_context__ = False
+        cause = cause.__cause__ or cause.__context__
+    typer.echo("".join(traceback.format_exception(error)), err=True, nl=False)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Atomic writes: a file is the old one or the whole new one, never a part."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from pathlib import Path
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A name to write a file at, which takes the place of `path` in the end: that is at every moment the old file or the
-    whole new one, on the disk. Its mode is that of any new file, whatever wrote it: safetensors' are their owner's alone,
-    and others in a lab are to read them."""
+    """Yield a temporary path that atomically replaces `path` on success.
+
+    The new file is on the disk before it takes the place of the old one. It gets the mode of any new file: safetensors
+    writes files that only their owner can read, and others in a lab should read them too.
+    """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         temporary.touch(exist_ok=False)
@@ -27,7 +29,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def sync(path: Path) -> None:
-    """Wait until a file, or what files a folder holds, is on the disk."""
+    """Wait until a file, or the list of a folder's files, is on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

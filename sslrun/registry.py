@@ -23,6 +23,14 @@ class Options(BaseModel):
         """Describe what these settings choose where the paper is silent: printed under the tables of sweeps."""
         return []
 
+    def non_defaults(self, exclude: set[str] | None = None) -> dict[str, Any]:
+        """The settings that differ from their defaults, as JSON values: what a run's hash is made from.
+
+        So a new setting with a default renames no run. Nested settings are compared with the defaults of their
+        own class, unless they equal the default of the field that holds them: then they are left out whole.
+        """
+        return self.model_dump(mode="json", exclude_defaults=True, exclude=exclude)
+
     def files(self) -> list[Path]:
         """List the files and folders that these settings name: their content is part of a run's identity."""
         values = [getattr(self, name) for name in type(self).model_fields]
@@ -63,7 +71,8 @@ class Registry(Generic[T]):
 
         def decorate(cls: type[T]) -> type[T]:
             if name in self._classes:
-                raise ValueError(f"{self.kind} '{name}' is registered twice")
+                taken = self._classes[name].__module__
+                raise ValueError(f"the {self.kind} '{name}' is defined already, in {taken}; choose another name")
             component = cls
             if cls in self._classes.values():
                 body = {"__doc__": cls.__doc__, "__module__": cls.__module__}

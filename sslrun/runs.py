@@ -1,4 +1,4 @@
-"""Runs: one stage of one recipe with one seed, as a directory named by the hash of all that determines its result."""
+"""Runs: one stage of one recipe with one seed, in a directory named by a hash of what determines its result."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import errno
 import fcntl
 import hashlib
 import json
+import os
 import platform
 import shutil
 import sys
@@ -23,25 +24,26 @@ import yaml
 from sslrun.errors import UserError, disk_is_full
 from sslrun.files import replacing
 
-FORMAT = 1
+FORMAT = 2
 """Part of every hash; raised when a change of the code makes old results incomparable."""
+PACKAGE = __name__.partition(".")[0]
 
 
 def digest(identity: Mapping[str, Any]) -> str:
-    """Twelve hexadecimal digits that differ when anything in `identity` (JSON values) differs."""
+    """Hash `identity` (JSON values) to twelve hexadecimal digits; the order of keys does not matter."""
     canonical = json.dumps({"format": FORMAT, **identity}, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
 
 LARGE = 2**30
-"""Bytes from which on a folder is told from another by its files' names and sizes alone."""
+"""Size in bytes from which a folder is identified by the names and sizes of its files alone."""
 
 
 @lru_cache
 def contents(path: Path) -> str | None:
-    """A digest that differs when the file, or any file in the folder, does; None where there is nothing.
+    """Hash the content of a file or of all files in a folder; None if there is nothing at `path`.
 
-    Of folders of `LARGE` bytes and more only names and sizes are read: seconds, where the rest takes hours.
+    For folders of `LARGE` bytes or more only names and sizes are hashed, to take seconds instead of hours.
     """
     path = path.expanduser()
     files = [path] if path.is_file() else sorted(each for each in path.rglob("*") if each.is_file())
@@ -57,9 +59,25 @@ def contents(path: Path) -> str | None:
     return found.hexdigest()[:12]
 
 
+def component_identity(component: type[Any]) -> dict[str, Any]:
+    """What a component's class adds to a run's hash: its version if that was raised, and a plug-in's source.
+
+    Components of this package are told apart by their version; those of a user's own file or package
+    by the content of the file that defines them, so that an edited plug-in never reads an old result.
+    """
+    found: dict[str, Any] = {}
+    if (raised := getattr(component, "version", 1)) != 1:
+        found["component.version"] = raised
+    module = sys.modules.get(component.__module__)
+    source = getattr(module, "__file__", None)
+    if component.__module__.partition(".")[0] != PACKAGE and source is not None:
+        found["component.source"] = contents(Path(source))
+    return found
+
+
 @contextmanager
 def report_disk_full(path: Path) -> Iterator[None]:
-    """Turns a full disk into a UserError that names the place."""
+    """Turn the error of a full disk into a UserError that names the place."""
     try:
         yield
     except Exception as error:
@@ -68,21 +86,41 @@ def report_disk_full(path: Path) -> Iterator[None]:
         raise UserError(f"{path}: the disk is full; free some room and give the same command again") from None
 
 
+UNWRITABLE = (
+    errno.EACCES, errno.EEXIST, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOENT, errno.ENOTDIR,
+    errno.EPERM, errno.EROFS,
+)  # fmt: skip
+"""Error numbers of a place that cannot be written."""
+
+
+def check_root(root: Path) -> None:
+    """Raise UserError if no folder of runs can be at `root`; nothing is created yet."""
+    nearest = next(place for place in (root.absolute(), *root.absolute().parents) if os.path.lexists(place))
+    if not nearest.is_dir():
+        raise UserError(f"--runs {root}: {nearest} is not a folder; name another place")
+    needed = os.R_OK | os.X_OK if nearest == root.absolute() else os.W_OK | os.X_OK
+    if not os.access(nearest, needed):
+        verb = "read" if nearest == root.absolute() else "write to"
+        raise UserError(f"--runs {root}: no permission to {verb} {nearest}; name another place")
+
+
 @contextmanager
 def report_unwritable(path: Path, remedy: str = "name another place with --runs") -> Iterator[None]:
-    """Turns a full disk or a place that can't be written into a UserError that names it."""
+    """Turn the error of a full disk, or of a place that cannot be written, into a UserError that names it."""
     try:
         with report_disk_full(path):
             yield
     except OSError as error:
-        if error.errno in (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EPERM):
+        if error.errno in UNWRITABLE:
             raise UserError(f"{path}: can't be written ({error.strerror}); {remedy}") from None
         raise
 
 
 def write_atomically(path: Path, text: str, remedy: str = "name another place with --runs") -> None:
-    """Write `text` so that `path` is at every moment the old file or the whole new one. UserError, with the `remedy`: it
-    can't be written."""
+    """Write `text` so that `path` is at every moment the old file or the whole new one.
+
+    UserError, with the `remedy`: the file cannot be written.
+    """
     with report_unwritable(path, remedy):
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:
@@ -96,14 +134,14 @@ FAILURE = "failure.txt"
 class Run:
     """`root/recipe/stage-hash/`, holding recipe.yaml, environment.json, metrics.jsonl, checkpoint/ and result.json.
 
-    The directory comes to be with `start`, and is finished once result.json is there.
+    `start` creates the directory; the run is finished once result.json is there.
     """
 
     root: Path
     recipe: str
     stage: str
     identity: Mapping[str, Any]
-    """JSON values: everything that determines the result, and nothing else."""
+    """Everything that determines the result, and nothing else, as JSON values."""
 
     @property
     def hash(self) -> str:
@@ -123,15 +161,16 @@ class Run:
 
     @property
     def result(self) -> dict[str, Any]:
-        """What `finish` wrote. UserError where it was tampered with."""
+        """What `finish` wrote. UserError: the run is not finished, or the file is damaged."""
         return read_result(self.path)
 
     @contextmanager
     def claimed(self) -> Iterator[bool]:
-        """Holds the run for this process while inside: False where another process holds it."""
+        """Lock the run for this process while inside; yields False if another process holds it."""
         with report_unwritable(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-        with open(self.path / ".lock", "w") as lock:
+            lock = open(self.path / ".lock", "w")  # noqa: SIM115 (closed below; only opening it is reported)
+        with lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -140,24 +179,24 @@ class Run:
             yield True
 
     def start(self, recipe: Mapping[str, Any], environment: Mapping[str, Any]) -> None:
-        """Write down what is run, and on what. A run that was begun before keeps its logs and checkpoints."""
+        """Write the recipe, the identity and the environment. A run that was begun before keeps its logs and checkpoints."""
         (self.path / FAILURE).unlink(missing_ok=True)
         write_atomically(self.path / "recipe.yaml", yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True))
         write_atomically(self.path / "identity.json", json.dumps({"stage": self.stage, **self.identity}, indent=2))
         write_atomically(self.path / "environment.json", json.dumps(environment, indent=2))
 
     def fail(self, reason: str) -> None:
-        """Write down why it could not be made, for whoever finds it missing."""
+        """Write down why the run failed, for the notes of tables."""
         write_atomically(self.path / FAILURE, reason)
 
     @property
     def failure(self) -> str | None:
-        """Why it could not be made when that was last tried; None where it was not, or was made."""
+        """Why the run failed when it was last tried; None if it was never tried, or is finished."""
         path = self.path / FAILURE
         return path.read_text(encoding="utf-8") if path.is_file() and not self.finished else None
 
     def clear(self) -> None:
-        """Forget everything the run has, for a fresh start."""
+        """Delete everything in the run's folder, for a fresh start."""
         if self.path.exists():
             for each in self.path.iterdir():
                 if each.name == ".lock":
@@ -170,14 +209,14 @@ class Run:
             file.write(json.dumps(record) + "\n")
 
     def forget_after(self, step: int) -> None:
-        """Drop the log's records past `step`, which a resumed run will write anew."""
+        """Drop the log's records after `step`, which a resumed run writes again."""
         path = self.path / "metrics.jsonl"
         if path.exists():
             kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
             write_atomically(path, "".join(line + "\n" for line in kept))
 
     def finish(self, result: Mapping[str, Any]) -> None:
-        """Write the result, which makes the run finished; the state only a resumption needs goes."""
+        """Write the result, which makes the run finished, and delete its checkpoints."""
         stamped = {**result, "finished": datetime.now(UTC).isoformat(timespec="milliseconds")}
         write_atomically(self.path / "result.json", json.dumps(stamped, indent=2))
         shutil.rmtree(self.checkpoints, ignore_errors=True)
@@ -191,7 +230,7 @@ def _step_of(line: str) -> float:
 
 
 def read_result(path: Path) -> dict[str, Any]:
-    """The result.json of a run's directory. UserError: none there, or not readable."""
+    """Read the result.json of a run's directory. UserError: it is missing, or damaged."""
     try:
         return json.loads((path / "result.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -201,7 +240,7 @@ def read_result(path: Path) -> dict[str, Any]:
 
 
 def environment(device: str, devices: int = 1) -> dict[str, Any]:
-    """What the run ran on, for whoever must explain a difference later. `devices`: how many of them."""
+    """Describe what the run runs on, to explain a difference later. `devices`: how many of them."""
     import torch
 
     import sslrun

@@ -62,7 +62,9 @@ def violations(root: Path) -> list[str]:
             up = FLOOR[other] > FLOOR[room]
             beside = FLOOR[other] == FLOOR[room] > 0 and other != room
             if up or beside:
-                wrong.append(f"{path.relative_to(root)}:{line} imports {target}, which is {'above' if up else 'beside'} it")
+                wrong.append(
+                    f"{path.relative_to(root)}:{line} imports {target}, which is {'above' if up else 'beside'} it"
+                )
     return wrong
 
 

@@ -10,8 +10,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from sslrun.backbones.base import Features, backbones
-from sslrun.backbones.text import TextBackbone, at, check_heads, last_real
-from sslrun.backbones.transformer import STD, Block, Stack, initialise
+from sslrun.backbones.text import TextBackbone, check_heads, gather_tokens, last_real
+from sslrun.backbones.transformer import STD, Block, Stack, initialize
 from sslrun.data.specs import TextSpec
 from sslrun.data.text.sequences import Tokens
 from sslrun.errors import UserError
@@ -79,7 +79,7 @@ class Bert(TextBackbone):
         )  # fmt: skip
         self.final_norm = nn.LayerNorm(width, eps=1e-12, bias=False) if options.fast else nn.Identity()
         self.pooler = nn.Linear(width, width)
-        initialise(self, options.std)
+        initialize(self, options.std)
         with torch.no_grad():
             self.token_embed.weight *= options.word_std / STD
 
@@ -107,7 +107,7 @@ class Bert(TextBackbone):
         layers[-1] = x = self.final_norm(layers[-1])
         real = inputs.real
         read = last_real(real) if self.options.causal else torch.zeros_like(inputs.ids[:, 0])
-        return Features(torch.tanh(self.pooler(at(x, read))), x, read=read, mask=real, layers=tuple(layers))
+        return Features(torch.tanh(self.pooler(gather_tokens(x, read))), x, read=read, mask=real, layers=tuple(layers))
 
     def layers(self) -> list[list[nn.Parameter]]:
         embeddings = [

@@ -12,8 +12,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from sslrun.backbones.base import Features, backbones
-from sslrun.backbones.text import TextBackbone, at, check_heads, last_real
-from sslrun.backbones.transformer import Block, Stack, initialise
+from sslrun.backbones.text import TextBackbone, check_heads, gather_tokens, last_real
+from sslrun.backbones.transformer import Block, Stack, initialize
 from sslrun.data.specs import TextSpec
 from sslrun.data.text.sequences import Tokens
 from sslrun.registry import Options
@@ -54,7 +54,7 @@ class Gpt(TextBackbone):
             for _ in range(depth)
         )  # fmt: skip
         self.norm = nn.LayerNorm(width, eps=1e-5)
-        initialise(self)
+        initialize(self)
 
     @property
     def embedding(self) -> Tensor:
@@ -71,7 +71,7 @@ class Gpt(TextBackbone):
         layers = self.blocks.states(self.dropout(x), inputs.attendable(), causal=True)
         layers[-1] = x = self.norm(layers[-1])
         read = last_real(inputs.real)
-        return Features(at(x, read), x, read=read, mask=inputs.real, layers=tuple(layers))
+        return Features(gather_tokens(x, read), x, read=read, mask=inputs.real, layers=tuple(layers))
 
     def layers(self) -> list[list[nn.Parameter]]:
         blocks = [list(block.parameters()) for block in self.blocks]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from sslrun.backbones.base import Features, backbones
-from sslrun.backbones.text import TextBackbone, at, last_real
+from sslrun.backbones.text import TextBackbone, gather_tokens, last_real
 from sslrun.data.specs import TextSpec
 from sslrun.data.text.sequences import Tokens
 from sslrun.registry import Options
@@ -61,10 +63,27 @@ class LstmStack(nn.Module):
         """States (B, T, D) of each layer; from the second on, each adds to what it was given (as ELMo's)."""
         found: list[Tensor] = []
         for number, cell in enumerate(self.cells):
-            states = cell(self.dropout(x))[0]
+            states = _states(cell, self.dropout(x))
             x = states + x if number else states
             found.append(x)
         return found
+
+
+def _states(cell: nn.Module, x: Tensor) -> Tensor:
+    """Run an LSTM over (B, T, C); in float32 where autocast asks for bf16 and oneDNN has no LSTM in it (AVX2)."""
+    if x.device.type == "cpu" and torch.is_autocast_enabled("cpu") and not _bf16_kernels():
+        with torch.autocast("cpu", enabled=False):
+            return cell(x.float())[0]
+    return cell(x)[0]
+
+
+@cache
+def _bf16_kernels() -> bool:
+    """Whether an LSTM in bf16 runs on this CPU: always without oneDNN, else where oneDNN has bf16 kernels.
+
+    It is asked of oneDNN, which honors ONEDNN_MAX_CPU_ISA.
+    """
+    return not torch.backends.mkldnn.is_available() or torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 class Recurrent(TextBackbone):
@@ -98,7 +117,7 @@ class Recurrent(TextBackbone):
         apart = UnpackedDocuments(inputs)
         rows, real_rows = apart.rows(x), apart.rows(real)
         layers = [apart.sequences(each) for each in self.ahead(rows)]
-        pooled = at(layers[-1], last_real(real))
+        pooled = gather_tokens(layers[-1], last_real(real))
         if self.back is not None:
             read = self.back(reversed_real(rows, real_rows))
             backward = [apart.sequences(reversed_real(each, real_rows)) for each in read]

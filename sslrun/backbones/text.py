@@ -56,7 +56,7 @@ def last_real(real: Tensor) -> Tensor:
     return torch.where(real, places, -1).amax(dim=1).clamp_min(0)
 
 
-def at(tokens: Tensor, places: Tensor) -> Tensor:
+def gather_tokens(tokens: Tensor, places: Tensor) -> Tensor:
     """(B, D): of tokens (B, T, D) those at places (B,); or (B, K, D) of places (B, K)."""
     index = places if places.ndim == 2 else places[:, None]
     found = tokens.gather(1, index[..., None].expand(-1, -1, tokens.shape[-1]))

@@ -231,7 +231,7 @@ STD = 0.02
 """Deviation of weights at the start, in ViT's and BERT's code."""
 
 
-def initialise(module: nn.Module, std: float = STD) -> None:
+def initialize(module: nn.Module, std: float = STD) -> None:
     """Linear maps truncated-normal with deviation `std`, embeddings with STD, biases zero, as in ViT's and BERT's code."""
     for each in module.modules():
         if isinstance(each, nn.Linear | nn.Embedding):

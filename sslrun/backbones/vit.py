@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sslrun.backbones.base import Features, backbones
 from sslrun.backbones.image import ImageBackbone
-from sslrun.backbones.transformer import Block, Stack, depth_rates, initialise
+from sslrun.backbones.transformer import Block, Stack, depth_rates, initialize
 from sslrun.data.specs import ImageSpec
 from sslrun.errors import UserError
 from sslrun.registry import Options
@@ -96,7 +96,7 @@ class ViT(ImageBackbone):
             for rate in depth_rates(options.drop_path, depth)
         )
         self.norm = nn.LayerNorm(width, eps=1e-6)
-        initialise(self.blocks)
+        initialize(self.blocks)
         nn.init.normal_(self.cls_token, std=1e-6)
         if self.reg_token is not None:
             nn.init.normal_(self.reg_token, std=1e-6)

@@ -1,10 +1,10 @@
-"""How claims came out: verdicts with their intervals, as text, Markdown and JSON."""
+"""Reports of claims: verdicts with their intervals, as text, Markdown and JSON."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,18 +13,17 @@ from rich.console import Group
 from rich.text import Text
 
 from sslrun.claims.schema import Claim
-from sslrun.claims.verdict import BOOTSTRAP_FROM, Inequality, Verdict, Word, together
-from sslrun.errors import UserError
+from sslrun.claims.verdict import BOOTSTRAP_FROM, Inequality, Verdict, Word, combine
+from sslrun.results.formats import Formats, table_formats
 from sslrun.results.table import Table
-from sslrun.runs import write_atomically
 
 
 @dataclass(frozen=True)
 class RunCost:
-    """What the runs behind a verdict took, whoever else reads them too."""
+    """What the runs behind a verdict took, including runs that other claims share."""
 
     seconds: float = 0.0
-    """One after the other."""
+    """Total of all runs, as if run one after the other."""
     core_hours: float = 0.0
     gpu_hours: float = 0.0
 
@@ -40,36 +39,43 @@ class Outcome:
 
     claim: Claim
     variant: str | None = None
-    """None: none fits the budget."""
+    """None: no variant fits the budget."""
     judged: list[tuple[Inequality, Verdict, bool]] = field(default_factory=list)
-    """Each inequality, what the seeds say of it, and whether it is reported only."""
+    """Each inequality, its verdict, and whether it is only reported."""
     table: Table | None = None
     cost: RunCost = RunCost()
     failure: str | None = None
-    """Why runs are missing, where one could not be made."""
+    """Why runs are missing, if one failed."""
 
     @property
     def word(self) -> Word:
-        return together([verdict for _, verdict, reported in self.judged if not reported])
+        return combine([verdict for _, verdict, reported in self.judged if not reported])
 
     @property
     def command(self) -> str | None:
-        """For a larger budget."""
+        """The command for a larger budget."""
         return self.claim.larger(self.variant)
 
     def lines(self) -> Iterator[str]:
-        """Each inequality with its interval."""
-        number = self.table.number.replace(".1f", ".2f") if self.table else ".2f"
+        """One line for each inequality with its interval, and for what is missing."""
         for inequality, verdict, reported in self.judged:
             means = inequality.means(self.table) if self.table else None
-            values = f" ({means[0]:{number}} against {means[1]:{number}})" if means else ""
-            yield f"{'reported only, ' if reported else ''}{inequality.text()}{values}: {verdict.text(number)}"
+            spec = self._format_spec(inequality) if means else ".2f"
+            values = f" ({means[0]:{spec}} against {means[1]:{spec}})" if means else ""
+            yield f"{'reported only, ' if reported else ''}{inequality.text()}{values}: {verdict.text(spec)}"
         if self.variant is None:
             yield "no variant fits this budget and this machine"
         elif self.table is None or self.failure:
             yield f"{'runs are missing' if self.table else 'nothing of it is computed'}: {self.failure or 'not run yet'}"
 
+    def _format_spec(self, inequality: Inequality) -> str:
+        """How the inequality's numbers are printed: as in the table, or with one digit more than the metric's."""
+        assert self.table is not None
+        metric = self.table.metric_of(inequality.places[0][1])
+        return self.table.format_spec or f".{max(2, metric.digits + 1)}f"
+
     def expense(self) -> str:
+        """What the variant takes, and what its runs took."""
         if self.variant is None:
             return "nothing was run"
         chosen = self.claim.variants[self.variant]
@@ -107,7 +113,7 @@ STYLES: dict[Word, str] = {"supported": "green", "contradicted": "red", "inconcl
 
 
 def rendered(outcomes: Sequence[Outcome], tables: bool) -> Group:
-    """For the terminal; with the tables that the verdicts were read from, where asked."""
+    """Lay verdicts out for the terminal, with the tables that they were read from if `tables`."""
     blocks: list[Any] = []
     for each in outcomes:
         claim = each.claim
@@ -127,15 +133,18 @@ def rendered(outcomes: Sequence[Outcome], tables: bool) -> Group:
 
 
 LEGEND = (
-    "Supported: of every inequality the 95 % interval of the mean difference, paired over seeds, lies above the margin. "
-    "Contradicted: of one it lies below. Else inconclusive. The interval is Student's t with fewer than "
-    f"{BOOTSTRAP_FROM} seeds, of which a bootstrap would be too narrow, and a bootstrap's from there on."
+    "Supported: for every inequality, the 95 % interval of the mean difference, paired over seeds, lies above the margin. "
+    "Contradicted: for one inequality it lies below. Otherwise inconclusive. The interval is Student's t with fewer than "
+    f"{BOOTSTRAP_FROM} seeds, for which a bootstrap would be too narrow, and a bootstrap with more."
 )
-"""How verdicts are to be read."""
+"""How to read verdicts."""
 
 
 def markdown(outcomes: Sequence[Outcome], made: str) -> str:
-    """The verdict table, and behind it each claim with its inequalities and its table. `made`: when, on what, by what."""
+    """The table of verdicts, then each claim with its inequalities and its table.
+
+    made: when, on what and by which command they were computed.
+    """
     lines = [
         "# The lecture's claims, tested",
         "",
@@ -160,12 +169,12 @@ def markdown(outcomes: Sequence[Outcome], made: str) -> str:
             lines += [f"What might explain it: {claim.otherwise}", ""]
         lines.append(each.expense() + (f". For a larger budget: `{each.command}`" if each.command else ""))
         if each.table is not None:
-            lines += ["", each.table.to_markdown()]
+            lines += ["", table_formats.text(".md", each.table)]
     return "\n".join(lines).rstrip() + "\n"
 
 
 def _plain(text: str) -> str:
-    """Markdown without its marks."""
+    """Markdown text without its marks."""
     return re.sub(r"\*+|\\", "", text)
 
 
@@ -173,19 +182,35 @@ def _cell_text(text: str) -> str:
     return text.replace("|", "\\|")
 
 
-FORMATS: dict[str, Callable[[Sequence[Outcome], str], str]] = {
-    ".md": markdown,
-    ".json": lambda outcomes, made: json.dumps([each.as_dict() for each in outcomes], indent=2),
-}
+@dataclass(frozen=True)
+class Report:
+    """Verdicts, and when, on what and by which command they were computed."""
+
+    outcomes: Sequence[Outcome]
+    made: str
+
+
+report_formats: Formats[Report] = Formats("verdicts")
+"""The formats of reports: file ending -> function of a `Report`."""
+
+
+@report_formats.register(".md")
+def to_markdown(report: Report) -> str:
+    """Format as Markdown."""
+    return markdown(report.outcomes, report.made)
+
+
+@report_formats.register(".json")
+def to_json(report: Report) -> str:
+    """Format as a JSON list."""
+    return json.dumps([outcome.as_dict() for outcome in report.outcomes], indent=2)
 
 
 def check_ending(path: Path) -> None:
-    """UserError: verdicts are not written to files of that ending."""
-    if path.suffix not in FORMATS:
-        raise UserError(f"{path}: verdicts are written to files that end in {' or '.join(FORMATS)}")
+    """Raise UserError if verdicts cannot be written to files with that ending."""
+    report_formats.check(path)
 
 
 def write(outcomes: Sequence[Outcome], path: Path, made: str) -> None:
-    """To a .md or .json file. UserError: another ending, or the file can't be written."""
-    check_ending(path)
-    write_atomically(path, FORMATS[path.suffix](outcomes, made), "name another place")
+    """Write verdicts to a file. UserError: no such format, or the file cannot be written."""
+    report_formats.write(path, Report(outcomes, made))

@@ -1,8 +1,7 @@
-"""Testing claims: what is missing is run as a sweep's runs are, and the verdicts are read from what is there."""
+"""Test claims: run what is missing as the runs of a sweep, and read the verdicts from what is finished."""
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import shlex
@@ -22,6 +21,7 @@ from sslrun.claims.report import Outcome, RunCost
 from sslrun.claims.schema import Claim
 from sslrun.claims.verdict import Inequality
 from sslrun.recipe import Named
+from sslrun.results.record import RunRecord
 from sslrun.results.table import Table
 from sslrun.runs import Run
 from sslrun.stages.context import Context, perform
@@ -29,7 +29,7 @@ from sslrun.stages.evaluate import cells
 from sslrun.stages.sweep import Job, Plan, places_of
 
 SEEDS = (0, 1, 2)
-"""Of a measurement whose variant names none."""
+"""The seeds of a measurement whose variant names none."""
 
 
 @dataclass(frozen=True)
@@ -49,11 +49,11 @@ class Measuring:
 
     @property
     def run(self) -> Run:
-        identity = {"options": self.measure.options.model_dump(mode="json"), "seed": self.seed}
+        identity = {"measure": self.measure.identity(), "seed": self.seed}
         return Run(self.root, self.measure.name, "measure", identity)
 
     def execute(self, context: Context) -> dict[str, Any]:
-        """Measure, unless it is done, and return the run's result."""
+        """Measure unless the run is finished, and return its result."""
         return perform(self.run, {"measure": self.measure.as_dict()}, context, partial(self._body, context))
 
     def _body(self, context: Context) -> dict[str, Any]:
@@ -61,14 +61,16 @@ class Measuring:
         began = time.monotonic()
         measurement = measurements[self.measure.name](self.measure.options)
         table = measurement.table(self.seed, context.compute, self.run.path, context.stop.check)
-        found = {
+        return {
             "stage": "measure",
             "measure": self.measure.name,
             "seed": self.seed,
-            "table": json.loads(table.to_json()),
+            "table": table.as_dict(),
+            "format_spec": table.format_spec,
+            "marks_best": table.marks_best,
+            "second": table.second,
+            "seconds": round(time.monotonic() - began, 3),
         }
-        looks = {"number": table.number, "rank": table.rank, "second": table.second}
-        return {**found, "looks": looks, "seconds": round(time.monotonic() - began, 3)}
 
 
 @dataclass(frozen=True)
@@ -83,17 +85,14 @@ class Measurements:
         return any(job.run.finished for job in self.jobs)
 
     def table(self) -> Table:
-        """Of the seeds that are finished; notes are the first one's."""
-        results = [job.run.result for job in self.jobs if job.run.finished]
+        """The table of the finished seeds, with the first one's notes."""
+        results = [RunRecord(job.run.path).result for job in self.jobs if job.run.finished]
         first = results[0]
-        looks = first["looks"]
-        table = Table(first["table"]["title"], first["table"]["metric"], number=looks["number"], rank=looks["rank"])
-        table.second = looks["second"]
-        table.notes = first["table"]["notes"]
+        table = Table(first["table"]["title"], format_spec=first["format_spec"], marks_best=first["marks_best"])
+        table.second = first["second"]
+        table.notes = list(first["table"]["notes"])
         for result in results:
-            for cell in result["table"]["cells"]:
-                for seed, value in cell["values"].items():
-                    table.add((cell["row"], cell["protocol"]), (cell["task"], cell["column"]), value, seed)
+            table.add_cells(result["table"])
         return table
 
 
@@ -103,20 +102,20 @@ class Trial:
 
     claim: Claim
     variant: str | None = None
-    """None: none fits the budget."""
+    """None: no variant fits the budget."""
     plan: Plan | Measurements | None = None
     asked: list[Inequality] | None = None
-    """None: those of a measurement, whose cells are known once it is done."""
+    """The inequalities; None for a measurement, whose cells are known once it is finished."""
 
     @classmethod
     def within(cls, budget: float, cuda: bool, claim: Claim, root: Path) -> Trial:
-        """Of the largest variant that fits the budget, in minutes. UserError: a mistake in it, or in its sweep."""
+        """Plan the largest variant that fits the budget in minutes. UserError: a mistake in it, or in its sweep."""
         variant = claim.choose(budget, cuda)
         return cls(claim) if variant is None else cls.of(claim, variant, root)
 
     @classmethod
     def of(cls, claim: Claim, variant: str, root: Path) -> Trial:
-        """Of a variant. UserError: any mistake in it that shows before it is run."""
+        """Plan a variant. UserError: any mistake in it that shows before it is run."""
         chosen, sweep = claim.variants[variant], claim.sweep(variant)
         if sweep is None:
             assert chosen.measure is not None
@@ -136,29 +135,30 @@ class Trial:
             return Outcome(self.claim, self.variant, failure=failure)
         table = self.plan.table()
         asked = self.asked if self.asked is not None else self.claim.inequalities(self.variant, list(table.cells))
-        told = self.claim.variants[self.variant].inequalities
-        judged = [(each, each.judge(table), said.reported) for each, said in zip(asked, told, strict=True)]
+        orderings = self.claim.variants[self.variant].inequalities
+        judged = [
+            (inequality, inequality.judge(table), ordering.reported)
+            for inequality, ordering in zip(asked, orderings, strict=True)
+        ]
         return Outcome(self.claim, self.variant, judged, table, cost(self.plan.jobs), failure)
 
 
 def cost(jobs: Sequence[Job]) -> RunCost:
-    """Of the jobs that are done."""
+    """What the finished jobs took."""
     seconds = cores = gpus = 0.0
-    for job in jobs:
-        if not job.run.finished:
+    for record in (RunRecord(job.run.path) for job in jobs):
+        if not record.finished:
             continue
-        took = job.run.result["seconds"]
-        on = json.loads((job.run.path / "environment.json").read_text(encoding="utf-8"))
-        seconds += took
-        if on["device"].endswith("threads)"):
-            cores += took * on["threads"] / 3600
+        seconds += record.seconds
+        if record.threads is not None:
+            cores += record.seconds * record.threads / 3600
         else:
-            gpus += took / 3600
+            gpus += record.seconds / 3600
     return RunCost(seconds, cores, gpus)
 
 
 def made_by(trials: Sequence[Trial], command: Sequence[str]) -> str:
-    """When, on what and by which command verdicts were computed, and what all of it took, shared runs once."""
+    """When, on what and by which command verdicts were computed, and what it took, counting shared runs once."""
     jobs = {job.run.path: job for trial in trials if trial.plan is not None for job in trial.plan.jobs}
     machine = f"{_processor()}, {os.cpu_count()} cores"
     if torch.cuda.is_available():
@@ -170,7 +170,7 @@ def made_by(trials: Sequence[Trial], command: Sequence[str]) -> str:
 
 
 def _processor() -> str:
-    """Its name, where the system tells."""
+    """The processor's name, if the system gives one."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))

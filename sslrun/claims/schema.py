@@ -1,8 +1,8 @@
-"""Claims: a sentence of the lecture, what tests it, and the inequalities that must hold; and how it came out.
+"""Claims: a sentence of the lecture, what tests it, and the inequalities that must hold.
 
-A claim is a YAML file. Its variants test it at different expense: a sweep, of which those cells alone are computed that
-the inequalities name, or a measurement. A cell is named as it stands in its table, from left to right and downwards:
-`[row, protocol, task, labels]`, without what the table leaves blank; out of distribution with the shift's name behind.
+A claim is a YAML file. Its variants test it at different expense. Each is a sweep, of which only the cells that the
+inequalities name are computed, or a measurement. A cell is named by what leads to it in its table, from left to right
+and downwards, without blank names: `[row, protocol, task, labels]`, and out of distribution the shift's name after it.
 """
 
 from __future__ import annotations
@@ -17,52 +17,74 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from sslrun.claims.measurements.base import measurements
-from sslrun.claims.verdict import Gain, Inequality, Place, Term
+from sslrun.claims.verdict import Gain, Inequality, Term
 from sslrun.errors import UserError
 from sslrun.recipe import Named, Sweep, load_sweep, validated
 from sslrun.recipe.places import Keys, Located, read_yaml
+from sslrun.recipe.shipped import claims_folder
 from sslrun.registry import did_you_mean
+from sslrun.results.address import Place, join_titles, place_parts
 
-Labels = tuple[str, ...]
-"""A cell by its names, those that are not blank."""
+CellName = tuple[str, ...]
+"""A cell by the names that lead to it."""
 
 
 class Difference(BaseModel):
     """What a cell gains over another."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    gain: Labels
-    over: Labels
+    gain: CellName
+    over: CellName
 
 
-def _term(given: Any) -> Any:
-    cell = isinstance(given, list) and given and all(isinstance(each, str) for each in given)
-    number = isinstance(given, int | float) and not isinstance(given, bool)
-    if not (cell or number or isinstance(given, dict)):
+def _parse_term(value: Any) -> Any:
+    cell = isinstance(value, list) and value and all(isinstance(name, str) for name in value)
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not (cell or number or isinstance(value, dict)):
         raise ValueError(
-            "should be a cell, as [row, protocol, task, 10 %] or [row, protocol, task, 10 %, shift], {gain: a cell, over: a cell}, or a number; all names text"
+            "should be a cell, as [row, protocol, task, 10 %] or [row, protocol, task, 10 %, shift], "
+            "{gain: a cell, over: a cell}, or a number; all names text"
         )
-    return tuple(given) if cell else given
+    return tuple(value) if cell else value
 
 
-Side = Annotated[Labels | float | Difference, BeforeValidator(_term)]
+Side = Annotated[CellName | float | Difference, BeforeValidator(_parse_term)]
 
 
 class Ordering(BaseModel):
-    """What must be greater than what, and by how much."""
+    """What must exceed what, and by how much: `greater` and `lesser` as numbers, or `better` and `worse` by the metric."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    greater: Side
-    lesser: Side
+    greater: Side | None = None
+    lesser: Side | None = None
+    better: Side | None = None
+    worse: Side | None = None
     margin: float = 0.0
+    """How much greater as a number, or how much better in the metric's unit."""
     reported: bool = False
-    """Told, and not counted in the verdict."""
+    """Print the inequality, and leave it out of the verdict."""
 
     @model_validator(mode="after")
-    def _has_a_cell(self) -> Ordering:
-        if isinstance(self.greater, float) and isinstance(self.lesser, float):
+    def _check_sides(self) -> Ordering:
+        given = [key for key in ("greater", "lesser", "better", "worse") if getattr(self, key) is not None]
+        if given not in (["greater", "lesser"], ["better", "worse"]):
+            raise ValueError(
+                "should have greater and lesser (numbers), or better and worse (by the metric's direction)"
+            )
+        if all(isinstance(side, float) for _, side in self.sides):
             raise ValueError("compares two numbers; one side at least should be a cell")
         return self
+
+    @property
+    def by_metric(self) -> bool:
+        """Whether the metric's direction decides, not the number."""
+        return self.better is not None
+
+    @property
+    def sides(self) -> list[tuple[str, CellName | float | Difference]]:
+        """The key and the term of both sides, the one that must exceed first."""
+        keys = ("better", "worse") if self.by_metric else ("greater", "lesser")
+        return [(key, getattr(self, key)) for key in keys]
 
 
 class Variant(BaseModel):
@@ -70,23 +92,21 @@ class Variant(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     minutes: float = Field(gt=0)
-    """What it takes where nothing of it is done yet."""
+    """Minutes that it takes if no run of it is finished yet."""
     measured: str | None = None
-    """On what its minutes were measured; None: they are a guess."""
+    """The machine that the minutes were measured on; None: they are a guess."""
     device: Literal["cpu", "cuda"] = "cpu"
-    """What it needs at least."""
+    """The least device that it needs."""
     sweep: Path | None = None
-    """From the claim's own folder."""
+    """The sweep's file, relative to the claim's folder."""
     measure: Named | None = None
     seeds: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(None, min_length=1)
-    """Default: the sweep's."""
+    """Seeds; default: the sweep's."""
     inequalities: tuple[Ordering, ...] = Field(min_length=1)
 
 
-FOLDER = Path("recipes/claims")
-"""Where claims are looked for by their name, unless told otherwise."""
 EXPENSE = {"minutes", "measured", "device"}
-"""Of a variant, what it takes."""
+"""The fields of a variant that say what it takes."""
 
 
 class Claim(BaseModel):
@@ -102,7 +122,7 @@ class Claim(BaseModel):
     """The slide, and the paper behind it."""
     variants: dict[str, Variant] = Field(min_length=1)
     otherwise: str
-    """What might explain that it comes out contradicted."""
+    """What might explain a contradiction."""
 
     _path: Path = PrivateAttr()
     _source: Located = PrivateAttr()
@@ -112,12 +132,19 @@ class Claim(BaseModel):
         return self._path.stem
 
     def described(self) -> dict[str, Any]:
-        """What `--list` says of it."""
+        """The claim as `sslrun claims --list --json` prints it."""
         variants = {name: each.model_dump(mode="json", include=EXPENSE) for name, each in self.variants.items()}
-        return {"number": self.number, "name": self.name, "title": self.title, "says": list(self.says), "source": self.source, "variants": variants}  # fmt: skip
+        return {
+            "number": self.number,
+            "name": self.name,
+            "title": self.title,
+            "says": list(self.says),
+            "source": self.source,
+            "variants": variants,
+        }
 
     def sweep(self, variant: str) -> Sweep | None:
-        """The variant's sweep, with the variant's seeds. UserError: any mistake in its file."""
+        """Load the variant's sweep, with the variant's seeds. UserError: any mistake in its file."""
         chosen = self.variants[variant]
         if chosen.sweep is None:
             return None
@@ -125,27 +152,25 @@ class Claim(BaseModel):
         return sweep if chosen.seeds is None else sweep.model_copy(update={"seeds": chosen.seeds})
 
     def inequalities(self, variant: str, places: Collection[Place]) -> list[Inequality]:
-        """The variant's inequalities, between cells of `places`. UserError: one of another name."""
-        known = {labels_of(place): place for place in places}
+        """The variant's inequalities between cells of `places`. UserError: one names another cell."""
+        known = {place_parts(place): place for place in places}
+        found = []
+        for index, ordering in enumerate(self.variants[variant].inequalities):
+            at: Keys = ("variants", variant, "inequalities", index)
+            greater, lesser = (self._term(side, known, (*at, key)) for key, side in ordering.sides)
+            found.append(Inequality(greater, lesser, ordering.margin, ordering.by_metric))
+        return found
 
-        def side(given: Labels | float | Difference, *keys: str | int) -> Term:
-            at = ("variants", variant, "inequalities", *keys)
-            if isinstance(given, Difference):
-                return Gain(self._cell(given.gain, known, (*at, "gain")), self._cell(given.over, known, (*at, "over")))
-            return given if isinstance(given, int | float) else self._cell(given, known, at)
+    def _term(self, side: CellName | float | Difference, known: Mapping[CellName, Place], at: Keys) -> Term:
+        if isinstance(side, Difference):
+            return Gain(self._cell(side.gain, known, (*at, "gain")), self._cell(side.over, known, (*at, "over")))
+        return side if isinstance(side, int | float) else self._cell(side, known, at)
 
-        return [
-            Inequality(side(each.greater, at, "greater"), side(each.lesser, at, "lesser"), each.margin)
-            for at, each in enumerate(self.variants[variant].inequalities)
-        ]
-
-    def _cell(self, labels: Labels, known: Mapping[Labels, Place], keys: Keys) -> Place:
-        if labels in known:
-            return known[labels]
-        cells = [" · ".join(each) for each in known]
-        raise self._source.error(
-            keys, f"no such cell of the table: '{' · '.join(labels)}'.{did_you_mean(' · '.join(labels), cells)}"
-        )
+    def _cell(self, name: CellName, known: Mapping[CellName, Place], at: Keys) -> Place:
+        if name in known:
+            return known[name]
+        title, titles = join_titles(*name), [join_titles(*each) for each in known]
+        raise self._source.error(at, f"no such cell of the table: '{title}'.{did_you_mean(title, titles)}")
 
     def choose(self, budget: float, cuda: bool) -> str | None:
         """The most expensive variant of at most `budget` minutes that this machine can run; None: there is none."""
@@ -162,72 +187,69 @@ class Claim(BaseModel):
             return None
         following = min(above, key=lambda each: each.minutes)
         gpu = " (needs a GPU)" if following.device == "cuda" else ""
-        named = self.name if self._path.parent == FOLDER else shlex.quote(str(self._path))
-        return f"sslrun claims {named} --budget {following.minutes:g}{gpu}"
-
-
-def labels_of(place: Place) -> Labels:
-    row, (task, what) = place
-    return tuple(filter(None, [*row, task, *what.split(" · ")]))
+        name = self.name if self._path.parent == claims_folder() else shlex.quote(str(self._path))
+        return f"sslrun claims {name} --budget {following.minutes:g}{gpu}"
 
 
 def load_claim(path: Path) -> Claim:
-    """The claim in a file. UserError: any mistake, with its file, line and key."""
+    """Load the claim in a file. UserError: any mistake, with its file, line and key."""
     source = read_yaml(path)
-    variants = {name: _variant(source.section("variants", name)) for name in source.section("variants").value}
-    # Their mistakes are found before the claim's own.
+    variants = {name: _load_variant(source.section("variants", name)) for name in source.section("variants").value}
+    # Mistakes in variants are reported before the claim's own.
     source = Located({**source.value, **({"variants": variants} if variants else {})}, source.places)
     claim = validated(Claim, source, "a claim")
     claim._path, claim._source = path, source
     return claim
 
 
-def _variant(source: Located) -> Variant:
-    given = dict(source.value)
-    if ("measure" in given) == ("sweep" in given):
+def _load_variant(source: Located) -> Variant:
+    values = dict(source.value)
+    if ("measure" in values) == ("sweep" in values):
         raise source.error((), "give either sweep, a file, or measure, a measurement")
-    if "measure" in given:
-        given["measure"] = _measurement(source)
-    return validated(Variant, Located(given, source.places, source.at), "a variant")
+    if "measure" in values:
+        values["measure"] = _load_measurement(source)
+    return validated(Variant, Located(values, source.places, source.at), "a variant")
 
 
-def _measurement(variant: Located) -> Named:
+def _load_measurement(variant: Located) -> Named:
     """The measurement that a variant names, `name` or `{name: ..., option: ...}`."""
-    given = variant.value["measure"]
-    name, options = given, Located({}, {(): variant.places[("measure",)]}, (*variant.at, "measure"))
-    if isinstance(given, dict):
+    value = variant.value["measure"]
+    name, options = value, Located({}, {(): variant.places[("measure",)]}, (*variant.at, "measure"))
+    if isinstance(value, dict):
         section = variant.section("measure")
-        name, options = given.get("name"), section.without("name")
+        name, options = value.get("name"), section.without("name")
     try:
         cls = measurements[str(name)]
     except UserError as error:
         raise variant.error(("measure",), str(error)) from None
-    return Named(name=str(name), options=validated(cls.Options, options, f"'{name}'"))
+    return Named(name=str(name), options=validated(cls.Options, options, f"'{name}'"), component=cls)
 
 
 def load_claims(names: Sequence[str], folder: Path) -> list[Claim]:
-    """The claims of these names in a folder, or of files; all of the folder's without names, as numbered.
+    """Load claims by number: those in a folder with these names, or in files of these names; without names, all.
 
-    UserError: no such claim.
+    Raises UserError for a claim that does not exist.
     """
     paths = {path.stem: path for path in sorted(folder.glob("*.yaml"))}
     if not paths and not all(name.endswith(".yaml") for name in names or ["all"]):
-        raise UserError(f"{folder}: no claims there; call sslrun where its recipes are, or name claims' files")
+        raise UserError(f"{folder}: no claims there; name a folder of claims with --recipes, or claims' files")
     chosen = []
     for name in names or paths:
         if not name.endswith(".yaml") and name not in paths:
             raise UserError(f"no such claim: '{name}'.{did_you_mean(name, list(paths))}")
         chosen.append(load_claim(paths.get(name, Path(name))))
-    return sorted(chosen, key=lambda each: (each.number, each.name))
+    return sorted(chosen, key=lambda claim: (claim.number, claim.name))
 
 
 def listing(claims: Sequence[Claim]) -> RichTable:
     """Claims and their variants, for the terminal."""
     table = RichTable("", "claim", "", "variants", box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for claim in claims:
-        variants = ", ".join(
-            f"{name} {each.minutes:g} min{'' if each.measured else ' (a guess)'}{' (GPU)' if each.device == 'cuda' else ''}"
-            for name, each in claim.variants.items()
-        )
+        variants = ", ".join(_describe_variant(name, variant) for name, variant in claim.variants.items())
         table.add_row(str(claim.number), Text(claim.name, style="bold"), Text(claim.title), Text(variants))
     return table
+
+
+def _describe_variant(name: str, variant: Variant) -> str:
+    guess = "" if variant.measured else " (a guess)"
+    return f"{name} {variant.minutes:g} min{guess}{' (GPU)' if variant.device == 'cuda' else ''}"

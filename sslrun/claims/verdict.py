@@ -1,4 +1,4 @@
-"""A claim's verdict from the numbers of each seed: supported, contradicted, or inconclusive, with the interval."""
+"""A claim's verdict from the values of each seed: supported, contradicted, or inconclusive, with the interval."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ from typing import Literal
 
 import numpy as np
 
-from sslrun.results.table import Column, Row, Table
+from sslrun.results.address import Place, place_title
+from sslrun.results.table import Table
 
 Word = Literal["supported", "contradicted", "inconclusive"]
 
 CONFIDENCE = 0.95
 BOOTSTRAP_FROM = 10
-"""Paired seeds from which on the interval is a bootstrap's."""
+"""The fewest paired seeds for which the interval is a bootstrap's."""
 RESAMPLES = 10_000
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the seeds say of one inequality, a > b + margin."""
+    """What the seeds say about one inequality, a > b + margin."""
 
     word: Word
     seeds: int
@@ -31,36 +32,38 @@ class Verdict:
     difference: float | None = None
     """Mean over seeds of a - b."""
     interval: tuple[float, float] | None = None
-    """95 %, of that mean."""
+    """95 % interval of that mean."""
     method: str = ""
     reason: str = ""
     """Why there is no interval."""
 
-    def text(self, number: str = ".2f") -> str:
-        """`number`: how a difference is printed."""
+    def text(self, format_spec: str = ".2f") -> str:
+        """For display; `format_spec` formats a difference."""
         if self.interval is None or self.difference is None:
             return f"{self.word}: {self.reason}"
         beyond = f", margin {self.margin:g}" if self.margin else ""
         seeds = f"{self.seeds} seed" + ("s" if self.seeds > 1 else "")
-        low, high = (f"{end:+{number}}" for end in self.interval)
-        return f"{self.word}: {self.difference:+{number}} [{low}, {high}] over {seeds} ({self.method}{beyond})"
+        low, high = (f"{end:+{format_spec}}" for end in self.interval)
+        return f"{self.word}: {self.difference:+{format_spec}} [{low}, {high}] over {seeds} ({self.method}{beyond})"
 
 
 def judge(a: Mapping[str, float], b: Mapping[str, float], margin: float = 0.0) -> Verdict:
-    """Whether a > b + margin, from values by seed, paired over the seeds that both have.
+    """Judge whether a > b + margin from values by seed, paired over the seeds that both have.
 
-    `supported` where the 95 % interval of the mean difference lies above the margin, `contradicted` where it lies below,
-    else `inconclusive`. The interval is over seeds:
+    `supported` if the 95 % interval of the mean difference lies above the margin, `contradicted` if it lies below,
+    otherwise `inconclusive`. The interval is over seeds:
 
-    - Two to nine: Student's t of the paired differences. A percentile bootstrap of n values is too narrow, by
-      sqrt((n - 1) / n) and by the normal's quantile in place of t's, so that on normal draws of three its 95 % are 75 %
-      (Hesterberg, "What Teachers Should Know About the Bootstrap", American Statistician 2015). t costs the assumption that differences are about normal, and is wide: with two
-      seeds the quantile is 12.7, so that only differences many times their spread are told.
-    - Ten and more: percentile bootstrap, 10 000 resamples of the paired differences, from a seeded generator, its
-      levels widened for n as Hesterberg does (the "expanded percentile" interval), so that n = 10 isn't cut off either.
-    - One, or seeds that all give the very same difference (nothing random between them): none, and inconclusive.
+    - Two to nine seeds: Student's t of the paired differences. A percentile bootstrap of n values is too narrow, by
+      sqrt((n - 1) / n) and by the normal quantile in place of t's: on normal draws of three seeds its 95 % are 75 %
+      (Hesterberg, "What Teachers Should Know About the Bootstrap", American Statistician 2015). The t interval assumes
+      that differences are about normal, and it is wide: with two seeds the quantile is 12.7, so that only differences
+      many times their spread are found.
+    - Ten seeds or more: percentile bootstrap, 10 000 resamples of the paired differences from a seeded generator, with
+      levels widened for n as Hesterberg does (the "expanded percentile" interval), so that n = 10 is not too narrow.
+    - One seed, or seeds that all give exactly the same difference (nothing random between them): no interval, and
+      inconclusive.
 
-    All that is about other seeds on these very test examples; what other examples would give is not in it.
+    All of this is about other seeds on the same test examples; what other examples would give is not covered.
     """
     seeds = sorted(a.keys() & b.keys())
     differences = np.array([a[seed] - b[seed] for seed in seeds], dtype=float)
@@ -73,15 +76,15 @@ def judge(a: Mapping[str, float], b: Mapping[str, float], margin: float = 0.0) -
     if len(seeds) == 1 or np.ptp(differences) == 0:
         why = "one seed alone" if len(seeds) == 1 else "the seeds all give the same difference"
         return Verdict("inconclusive", len(seeds), margin, mean, reason=f"{why} ({mean:+.2f})")
-    (below, above), method = _over_seeds(differences, np.random.default_rng(0))
+    (below, above), method = _interval(differences, np.random.default_rng(0))
     low, high = mean - below, mean + above
     word: Word = "supported" if low > margin else "contradicted" if high < margin else "inconclusive"
     return Verdict(word, len(seeds), margin, mean, (low, high), method)
 
 
-def _over_seeds(differences: np.ndarray, generator: np.random.Generator) -> tuple[tuple[float, float], str]:
-    """How far the interval reaches below and above the mean of differences (N,), and what it is."""
-    from scipy.stats import t  # a second to import
+def _interval(differences: np.ndarray, generator: np.random.Generator) -> tuple[tuple[float, float], str]:
+    """How far the interval reaches below and above the mean of differences (N,), and its method."""
+    from scipy.stats import t  # takes a second to import
 
     count = len(differences)
     quantile = float(t.ppf((1 + CONFIDENCE) / 2, count - 1))
@@ -95,32 +98,30 @@ def _over_seeds(differences: np.ndarray, generator: np.random.Generator) -> tupl
     return (max(0.0, differences.mean() - low), max(0.0, high - differences.mean())), "bootstrap"
 
 
-# ---------------------------------------------------------------- claims
-
-
-Place = tuple[Row, Column]
-"""Where a cell stands."""
+# ---------------------------------------------------------------- inequalities
 
 
 @dataclass(frozen=True)
 class Gain:
-    """By how much one cell is above another."""
+    """The difference of one cell over another; between cells of an inequality `by_metric`, the improvement."""
 
     cell: Place
     over: Place
 
 
 Term = Place | Gain | float
-"""What an inequality compares: a cell, what a cell gains over another, or a bound."""
+"""What an inequality compares: a cell, the gain of a cell over another, or a number."""
 
 
 @dataclass(frozen=True)
 class Inequality:
-    """One term is greater than another by more than a margin."""
+    """One term exceeds another by more than a margin: as a number or, `by_metric`, in the direction that is better."""
 
     greater: Term
     lesser: Term
     margin: float = 0.0
+    by_metric: bool = False
+    """Compare by the metric's direction: for errors, the lower one is better and comes first."""
 
     @property
     def places(self) -> list[Place]:
@@ -128,42 +129,53 @@ class Inequality:
         return [place for term in (self.greater, self.lesser) for place in _places(term)]
 
     def judge(self, table: Table) -> Verdict:
-        """On the table's values by seed.
+        """Judge by the table's values.
 
-        Where a term is a bound and every seed has the same value, nothing is random, and the inequality holds or not.
+        If one term is a number and every seed has the same value, nothing is random: the inequality holds or not.
         """
-        absent = [place for place in self.places if place not in table.cells]
-        if absent:
-            return Verdict("inconclusive", 0, self.margin, reason=f"not computed: {'; '.join(map(named, absent))}")
-        a, b = (_values(term, table) for term in (self.greater, self.lesser))
+        missing = [place for place in self.places if place not in table.cells]
+        if missing:
+            names = "; ".join(map(place_title, missing))
+            return Verdict("inconclusive", 0, self.margin, reason=f"not computed: {names}")
+        a, b = (self._directed(term, table) for term in (self.greater, self.lesser))
         bounded = isinstance(a, float) or isinstance(b, float)
         if isinstance(a, float):
             a = dict.fromkeys(b, a) if not isinstance(b, float) else {}
         if isinstance(b, float):
             b = dict.fromkeys(a, b)
-        found = judge(a, b, self.margin)
-        if bounded and found.interval is None and found.seeds > 1 and found.difference is not None:
-            word: Word = "supported" if found.difference > self.margin else "contradicted"
-            same = (found.difference, found.difference)
-            return Verdict(word, found.seeds, self.margin, found.difference, same, "the same at every seed")
-        return found
+        verdict = judge(a, b, self.margin)
+        if bounded and verdict.interval is None and verdict.seeds > 1 and verdict.difference is not None:
+            word: Word = "supported" if verdict.difference > self.margin else "contradicted"
+            same = (verdict.difference, verdict.difference)
+            return Verdict(word, verdict.seeds, self.margin, verdict.difference, same, "the same at every seed")
+        return verdict
+
+    def _directed(self, term: Term, table: Table) -> dict[str, float] | float:
+        """A term's values by seed (a number: itself), negated if better means lower.
+
+        A number beside a gain is an improvement already.
+        """
+        values = _values(term, table)
+        metric = table.metric_of(self.places[0][1])
+        gains = isinstance(self.greater, Gain) or isinstance(self.lesser, Gain)
+        if not self.by_metric or metric.better == "higher" or (isinstance(values, float) and gains):
+            return values
+        return -values if isinstance(values, float) else {seed: -value for seed, value in values.items()}
 
     def means(self, table: Table) -> tuple[float, float] | None:
-        """Of both sides, over their own seeds; None where a cell is not computed."""
+        """The mean of each side over its own seeds, as numbers; None if a cell is not computed."""
         if any(place not in table.cells for place in self.places):
             return None
         left, right = (_values(term, table) for term in (self.greater, self.lesser))
         return _mean(left), _mean(right)
 
     def text(self) -> str:
+        """For display: "a > b + 1", or "a is better than b by 1"."""
+        if self.by_metric:
+            margin = f" by {self.margin:g}" if self.margin else ""
+            return f"{_text(self.greater)} is better than {_text(self.lesser)}{margin}"
         margin = f" {'+' if self.margin > 0 else '-'} {abs(self.margin):g}" if self.margin else ""
         return f"{_text(self.greater)} > {_text(self.lesser)}{margin}"
-
-
-def named(place: Place) -> str:
-    """A cell by what stands before its row and above its column."""
-    row, column = place
-    return " · ".join(filter(None, [*row, *column]))
 
 
 def _places(term: Term) -> list[Place]:
@@ -171,7 +183,7 @@ def _places(term: Term) -> list[Place]:
 
 
 def _values(term: Term, table: Table) -> dict[str, float] | float:
-    """By seed; of a bound the bound."""
+    """Values by seed; a number is itself."""
     if isinstance(term, Gain):
         cell, over = table.cells[term.cell].values, table.cells[term.over].values
         return {seed: cell[seed] - over[seed] for seed in cell.keys() & over.keys()}
@@ -184,17 +196,17 @@ def _mean(values: dict[str, float] | float) -> float:
 
 def _text(term: Term) -> str:
     if isinstance(term, Gain):
-        return f"({named(term.cell)} - {named(term.over)})"
-    return f"{term:g}" if isinstance(term, int | float) else named(term)
+        return f"({place_title(term.cell)} - {place_title(term.over)})"
+    return f"{term:g}" if isinstance(term, int | float) else place_title(term)
 
 
-def together(verdicts: Sequence[Verdict]) -> Word:
-    """Of a claim of several inequalities: supported if all are, contradicted if any is, else inconclusive.
+def combine(verdicts: Sequence[Verdict]) -> Word:
+    """The verdict on a claim of several inequalities: supported if all are, contradicted if any is, else inconclusive.
 
-    That all hold needs no correction for their number (an intersection-union test: Berger, Technometrics 1982); that one
+    That all hold needs no correction for their number (an intersection-union test: Berger, Technometrics 1982). That one
     fails does: of k inequalities that hold with nothing to spare, 0.025 k are contradicted by chance.
     """
-    words = {each.word for each in verdicts}
+    words = {verdict.word for verdict in verdicts}
     if "contradicted" in words:
         return "contradicted"
     return "supported" if words == {"supported"} else "inconclusive"

@@ -1,4 +1,4 @@
-"""Data: sources and their splits, batches, and augmentation on the device. Knows nothing of networks."""
+"""Data sets, their splits, batches, and augmentation on the device. Independent of networks."""
 
 from sslrun.data import image as image
 from sslrun.data import text as text

@@ -1,4 +1,4 @@
-"""Where what is made of data sets is kept, so that it is made once."""
+"""The cache folder, which keeps decoded images and tokenized texts."""
 
 from __future__ import annotations
 
@@ -15,30 +15,40 @@ from sslrun.errors import UserError, disk_is_full
 
 
 def cache_root() -> Path:
-    """SSLRUN_CACHE, or ~/.cache/sslrun."""
+    """Return the cache folder: SSLRUN_CACHE, or ~/.cache/sslrun."""
     return Path(os.environ.get("SSLRUN_CACHE") or "~/.cache/sslrun").expanduser()
 
 
 def digest_of(key: Any) -> str:
-    """What names a thing in the cache: a digest of all (JSON values) that determines what it holds."""
+    """Return the digest that names a cache entry.
+
+    `key` holds the JSON values that determine the content of the entry; their order does not
+    matter.
+    """
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def unwritable(folder: Path, error: Exception) -> UserError:
-    """The mistake that a cache can't be written is."""
+def cache_error(folder: Path, error: Exception) -> UserError:
+    """Return the UserError for a cache folder that cannot be written."""
     cause = error.strerror if isinstance(error, OSError) and error.strerror else error
-    return UserError(f"{folder}: can't be written ({cause}): set SSLRUN_CACHE to another place")
+    return UserError(f"{folder}: cannot be written ({cause}): set SSLRUN_CACHE to another folder")
 
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """One process at a time makes `path`, a file or a folder; the others wait, and then find it made. The folder that it
-    is in exists from then on. UserError: it can't be, or the disk is full."""
+    """Hold the lock of `path`, a file or folder that one process makes while the others wait.
+
+    A process that waited must look again whether `path` exists. The parent folder of `path` is
+    created.
+
+    Raises:
+        UserError: The folder cannot be created, or the disk is full.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = open(path.with_suffix(".lock"), "w")  # noqa: SIM115
     except OSError as error:
-        raise unwritable(path.parent, error) from None
+        raise cache_error(path.parent, error) from None
     with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         try:
@@ -46,4 +56,4 @@ def locked(path: Path) -> Iterator[None]:
         except Exception as error:
             if isinstance(error, UserError) or not disk_is_full(error):
                 raise
-            raise unwritable(path.parent, error) from None
+            raise cache_error(path.parent, error) from None

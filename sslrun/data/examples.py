@@ -1,9 +1,9 @@
-"""Examples: what every source yields and every stage reads, whatever the kind of data."""
+"""Examples: what every source returns and every stage reads, for every kind of data."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -13,21 +13,26 @@ from torch import Tensor
 from sslrun.data.specs import InputSpec
 from sslrun.seeds import derive_seed
 
+ProgressCallback = Callable[[str, int, int], None]
+"""Called while data is read: (what is read, number done, total number; 0 if unknown) -> None."""
+
 
 class Batch(NamedTuple):
-    """Raw examples on the device, as stored: uint8 images, token ids."""
+    """Raw examples on the device, as they are stored: uint8 images or token ids."""
 
     inputs: Any
     labels: Tensor | None
-    """(B,) int64 class ids, or what else the task compares with; None where the set has no labels."""
+    """(B,) int64 class ids, or other targets of the task; None if the set has no labels."""
 
     def to(self, device: torch.device) -> Batch:
-        inputs = sent(self.inputs, device) if isinstance(self.inputs, Tensor) else self.inputs.to(device)
-        return Batch(inputs, self.labels if self.labels is None else sent(self.labels, device))
+        """Copy the batch to `device`."""
+        inputs = self.inputs
+        inputs = to_device(inputs, device) if isinstance(inputs, Tensor) else inputs.to(device)
+        return Batch(inputs, None if self.labels is None else to_device(self.labels, device))
 
 
-def sent(tensor: Tensor, device: torch.device) -> Tensor:
-    """The tensor on `device`. A GPU fetches it from pinned memory, for which nobody has to wait."""
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy a tensor to `device`; a GPU copies from pinned memory, so that the CPU does not wait."""
     if device.type == "cuda" and tensor.device.type == "cpu":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
@@ -36,65 +41,72 @@ def sent(tensor: Tensor, device: torch.device) -> Tensor:
 class Examples(ABC):
     """A split of a data set: a length, labels, and batches drawn by index.
 
-    Batches are asked for by index, so that the order of an epoch is a pure function of seed and epoch and a resumed
-    run starts at any batch at no cost.
+    Batches are drawn by index so that the order of an epoch is a pure function of seed and epoch. A
+    resumed run can then start at any batch at no cost.
     """
 
     spec: InputSpec
     labels: Tensor | None
-    """(N, ...) on the CPU, int64 class ids as a rule; None where the set has no labels."""
+    """(N, ...) on the CPU, usually int64 class ids; None if the set has no labels."""
     classes: tuple[str, ...]
 
     @property
     def strata(self) -> Tensor | None:
-        """(N,) int64: the classes that splits and shares of the labels keep in balance; None without labels."""
+        """(N,) int64 classes that splits and label fractions balance; None if unlabeled."""
         return self.labels
 
     @property
     def lengths(self) -> Tensor | None:
-        """(N,) how long each example is, where they differ and a batch is padded to its longest; None: all are alike."""
+        """(N,) lengths of examples that batches are padded to; None if all are equal."""
         return None
 
     @property
     def nbytes(self) -> int | None:
-        """What it takes on a device; None: it can't lie there."""
+        """Bytes that the set takes on a device; None if it cannot be placed there."""
         return None
 
     def to(self, device: torch.device) -> Examples:
-        """The same set on `device`, where batches are then drawn without a transfer. By default it can't."""
+        """Return the set placed on `device`, where batches are drawn without a transfer.
+
+        Raises:
+            NotImplementedError: The set cannot be placed on a device (`nbytes` is None).
+        """
         raise NotImplementedError
 
     def order(self, seed: int, epoch: int) -> Tensor:
-        """(N,) int64: the order in which an epoch visits the examples; by default a random one.
+        """Return the order (N,) int64 in which an epoch visits the examples; by default a random one.
 
-        A function of seed and epoch, and of `state_dict` where there is state: examples that are collected or
-        reweighted while training answer anew for each epoch.
+        It is a function of seed, epoch and `state_dict`. Examples that are collected or reweighted
+        while training return a new order for each epoch.
         """
         generator = torch.Generator().manual_seed(derive_seed(seed, epoch))
         return torch.randperm(len(self), generator=generator)
 
     def state_dict(self) -> dict[str, Any]:
-        """What `order` depends on besides seed and epoch: tensors and plain values, kept in checkpoints."""
+        """Return what `order` depends on besides seed and epoch, for checkpoints.
+
+        It holds tensors and plain values.
+        """
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what `state_dict` gave at the beginning of an epoch."""
+        """Restore what `state_dict` returned at the beginning of an epoch."""
 
     @abstractmethod
     def __len__(self) -> int: ...
 
     @abstractmethod
     def subset(self, indices: Tensor) -> Examples:
-        """The examples at `indices` (M,) int64, in that order."""
+        """Return the examples at `indices` (M,) int64, in that order."""
 
     @abstractmethod
     def batches(self, indices: Iterable[Tensor], device: torch.device) -> Iterator[Batch]:
-        """One batch on `device` for each tensor (B,) of indices."""
+        """Yield one batch on `device` for each tensor (B,) of indices."""
 
 
 @dataclass(frozen=True)
 class TensorExamples(Examples):
-    """A set small enough to lie in memory as one tensor: (N, ...) on the CPU or on the device."""
+    """A set that fits into memory as one tensor (N, ...), on the CPU or on the device."""
 
     inputs: Tensor
     labels: Tensor | None
@@ -105,7 +117,7 @@ class TensorExamples(Examples):
         return len(self.inputs)
 
     def subset(self, indices: Tensor) -> TensorExamples:
-        labels = self.labels if self.labels is None else self.labels[indices]
+        labels = None if self.labels is None else self.labels[indices]
         return replace(self, inputs=self.inputs[indices.to(self.inputs.device)], labels=labels)
 
     @property
@@ -116,6 +128,6 @@ class TensorExamples(Examples):
         return replace(self, inputs=self.inputs.to(device))
 
     def batches(self, indices: Iterable[Tensor], device: torch.device) -> Iterator[Batch]:
-        for chosen in indices:
-            labels = None if self.labels is None else self.labels[chosen]
-            yield Batch(self.inputs[sent(chosen, self.inputs.device)], labels).to(device)
+        for batch in indices:
+            labels = None if self.labels is None else self.labels[batch]
+            yield Batch(self.inputs[to_device(batch, self.inputs.device)], labels).to(device)

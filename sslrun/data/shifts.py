@@ -1,4 +1,4 @@
-"""Shifted test sets: what else a task is scored on, out of the distribution that it was learned from."""
+"""Shifted test sets: out-of-distribution data that a task is scored on."""
 
 from __future__ import annotations
 
@@ -11,155 +11,200 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from sslrun.data.examples import Examples
-from sslrun.data.image.corruptions import CORRUPTIONS, Corrupted
+from sslrun.data.image.corruptions import CORRUPTIONS, CorruptedExamples
 from sslrun.data.splits import Splits
 from sslrun.errors import UserError
 from sslrun.registry import did_you_mean
 
 ID, MEAN_SHIFT = "ID", "mean OOD"
-"""What stands beside the shifts: the task's own test, and the mean over them where they are several."""
+"""Column names beside the shifts: the task's own test split, and the mean over several shifts."""
 
 Severity = Annotated[int, Field(ge=1, le=5)]
 
 
 class Shift(BaseModel):
-    """One test set out of distribution: the test split of another set, or the task's own, corrupted."""
+    """One out-of-distribution test set: another set's test split, or the task's own, corrupted."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     data: Any = None
-    """Another set of the same kind of data: its test split (of a folder of images for each domain, one of them)."""
+    """Another data set of the same kind; its test split is used."""
     classes: dict[str, str | tuple[str, ...]] = {}
-    """With `data`: which of the task's classes a class of that set is, where they are not called the same; several,
-    where it knows no difference between them (HANS: {non-entailment: [neutral, contradiction]})."""
+    """Their class -> the task's class, for classes that are named differently; requires `data`.
+    Give a list if their class covers several of the task's, as in HANS: {non-entailment: [neutral,
+    contradiction]}."""
     corruption: str | tuple[str, ...] = ()
-    """Of the task's own test images, label-preserving, in the style of ImageNet-C; of several the mean is told."""
+    """Corruption of the task's own test images, as in ImageNet-C; a list is averaged."""
     severity: Severity | Annotated[tuple[Severity, ...], Field(min_length=1)] = 3
-    """Of the corruption: 1 to 5; of several the mean is told."""
+    """Severity of the corruption, from 1 to 5; a list is averaged."""
 
     @model_validator(mode="after")
-    def _consistent(self) -> Shift:
+    def _check(self) -> Shift:
         if (self.data is None) == (not self.corruption):
-            raise ValueError("give either data, another set, or corruption, of the test images")
+            raise ValueError("give either data (another set) or corruption (of the test images)")
         if self.classes and self.data is None:
-            raise ValueError("classes goes with data")
-        for each in _several(self.corruption):
-            if each not in CORRUPTIONS:
-                raise ValueError(f"no such corruption: '{each}'.{did_you_mean(each, list(CORRUPTIONS))}")
+            raise ValueError("classes requires data")
+        for name in _as_sequence(self.corruption):
+            if name not in CORRUPTIONS:
+                hint = did_you_mean(name, list(CORRUPTIONS))
+                raise ValueError(f"no such corruption: '{name}'.{hint}")
         return self
 
     def as_dict(self) -> dict[str, Any]:
-        """As a recipe gives it."""
-        given = self.model_dump(mode="json", exclude={"data"}, exclude_defaults=True)
-        return {"data": self.data.as_dict(), **given} if self.data is not None else given
+        """Return the shift as a recipe writes it."""
+        options = self.model_dump(mode="json", exclude={"data"}, exclude_defaults=True)
+        return {"data": self.data.as_dict(), **options} if self.data is not None else options
 
     def identity(self) -> dict[str, Any]:
-        """What tells it from another in a run's hash."""
-        given = self.as_dict()
-        return {**given, "data": self.data.identity()} if self.data is not None else given
+        """Return what distinguishes the shift in the hash of a run."""
+        options = self.as_dict()
+        return {**options, "data": self.data.identity()} if self.data is not None else options
 
 
 @dataclass(frozen=True)
 class Part:
-    """Examples to score a task on, labelled by the task's own classes."""
+    """Examples to score a task on, labeled with the task's own classes."""
 
     examples: Examples
-    same: tuple[tuple[int, ...], ...] = ()
-    """Classes that the set knows no difference between: any of them counts as the first."""
+    merged: tuple[tuple[int, ...], ...] = ()
+    """Groups of classes that the set does not tell apart: each counts as the first of its group."""
     dropped: Mapping[str, int] = field(default_factory=dict)
-    """Examples left out, by their class, which is none of the task's."""
+    """Number of examples left out, by their class, because the task has no such class."""
 
-    def told(self, outputs: Tensor) -> Tensor:
-        """Scores (N, C) in which the classes of `same` are one, the first."""
-        if not self.same:
+    def merge_classes(self, outputs: Tensor) -> Tensor:
+        """Merge the scores (N, C) of each group of `merged` classes into its first class.
+
+        That class gets the largest score of the group, and the others get -inf.
+        """
+        if not self.merged:
             return outputs
         outputs = outputs.clone()
-        for first, *rest in self.same:
+        for first, *rest in self.merged:
             outputs[:, first] = outputs[:, [first, *rest]].amax(dim=1)
             outputs[:, rest] = float("-inf")
         return outputs
 
 
-def parts_of(name: str, shift: Shift, own: Splits, other: Splits | None) -> dict[str, Part]:
-    """What a shift's score is the mean over: of several corruptions or severities one part each.
+def make_parts(name: str, shift: Shift, own: Splits, other: Splits | None) -> dict[str, Part]:
+    """Return the test sets whose mean score is the score of a shift, by name.
 
-    `other`: the splits of `shift.data`. UserError: the two sets have no class in common, or one that `classes` names is
-    none of theirs.
+    A shift by corruption has one part per corruption and severity; any other shift has one part,
+    named "". `own` holds the splits of the task, `other` those of `shift.data`.
+
+    Raises:
+        UserError: The sets have no class in common, or `classes` names one that they do not have.
     """
     if other is not None:
-        return {"": _relabelled(name, other.test, shift.classes, own)}
+        return {"": _relabel(name, other.test, shift.classes, own)}
     severities = shift.severity if isinstance(shift.severity, tuple) else (shift.severity,)
     return {
-        f"{each} {severity}": Part(Corrupted(own.test, each, severity))
-        for each in _several(shift.corruption)
+        f"{corruption} {severity}": Part(CorruptedExamples(own.test, corruption, severity))
+        for corruption in _as_sequence(shift.corruption)
         for severity in severities
     }
 
 
-def _relabelled(name: str, examples: Examples, given: Mapping[str, str | Sequence[str]], task: Splits) -> Part:
-    """Another set's examples under the task's own labels; those of a class that the task has not are dropped."""
+ClassNames = Mapping[str, str | Sequence[str]]
+"""A class of another set -> the class or classes of the task, as `Shift.classes` gives them."""
+
+
+def _relabel(name: str, examples: Examples, renamed: ClassNames, task: Splits) -> Part:
+    """Label another set's examples with the task's classes, and drop those of other classes."""
     if examples.strata is None:
-        raise UserError(f"shift '{name}': the set has no labels to score by")
+        raise UserError(f"shift '{name}': the set has no labels to score with")
     if _has_classes(examples) != _has_classes(task.test):
         raise UserError(
-            f"shift '{name}': what that set's labels are is not what the task's are: name a set of its kind"
+            f"shift '{name}': its labels are of another kind (classes, spans or tags) than the "
+            "task's; choose a data set of the same kind"
         )
     if not _has_classes(examples):
-        if given:
-            raise UserError(f"shift '{name}': classes is for tasks of which an example has one class")
-        return Part(examples)  # numbers, spans and tags mean the same everywhere
+        if renamed:
+            raise UserError(f"shift '{name}': classes is only for tasks with one class per example: remove it")
+        return Part(examples)  # numbers, spans and tags mean the same in every set
+    matches = _match_classes(name, examples.classes, renamed, task.classes)
     assert examples.labels is not None
-    classes = task.classes
-    own = {_plain(each): at for at, each in enumerate(classes)}
-    for theirs, ours in given.items():
-        if theirs not in examples.classes:
-            hint = did_you_mean(theirs, list(examples.classes))
-            raise UserError(f"shift '{name}': that set has no class '{theirs}'.{hint}")
-        for each in _several(ours):
-            if each not in classes:
-                raise UserError(f"shift '{name}': the task has no class '{each}'.{did_you_mean(each, list(classes))}")
-    places = torch.full((len(examples.classes),), -1)
-    same: list[tuple[int, ...]] = []
-    of: dict[int, str] = {}  # classes of which several are one there, and what they are called there
-    for at, theirs in enumerate(examples.classes):
-        mine = [classes.index(each) for each in _several(given[theirs])] if theirs in given else []
-        if not mine and _plain(theirs) in own:
-            mine = [own[_plain(theirs)]]
-        for own_class in mine:
-            if own_class in of or (len(mine) > 1 and own_class in places):
-                first = of.get(own_class) or examples.classes[int((places == torch.tensor(own_class)).nonzero()[0, 0])]
-                raise UserError(f"shift '{name}': '{classes[own_class]}' is said to be of '{first}' and of '{theirs}'")
-        if mine:
-            places[at] = mine[0]
-        if len(mine) > 1:
-            same.append(tuple(mine))
-            of |= dict.fromkeys(mine, theirs)
-    labels = places[examples.labels]
+    own_classes = torch.tensor([match[0] if match else -1 for match in matches])
+    labels = own_classes[examples.labels]
     kept = (labels >= 0).nonzero()[:, 0]
     if len(kept) == 0:
         raise UserError(
-            f"shift '{name}': none of its classes ({_some(examples.classes)}) is called as one of the task's "
-            f"({_some(classes)}): name them, as classes: {{theirs: ours}}"
+            f"shift '{name}': none of its classes ({_abbreviate(examples.classes)}) has the name "
+            f"of a class of the task ({_abbreviate(task.classes)}): match them, as in "
+            "classes: {theirs: ours}"
         )
-    counts = examples.labels[labels < 0].bincount(minlength=len(examples.classes)).tolist()
-    dropped = {theirs: count for theirs, count in zip(examples.classes, counts, strict=True) if count}
-    found: Any = examples.subset(kept)
-    return Part(replace(found, labels=labels[kept], classes=tuple(classes)), tuple(same), dropped)
+    dropped = examples.labels[labels < 0].bincount(minlength=len(examples.classes)).tolist()
+    counts = zip(examples.classes, dropped, strict=True)
+    subset: Any = examples.subset(kept)
+    return Part(
+        replace(subset, labels=labels[kept], classes=tuple(task.classes)),
+        tuple(match for match in matches if len(match) > 1),
+        {theirs: count for theirs, count in counts if count},
+    )
 
 
-def _several(names: str | Sequence[str]) -> Sequence[str]:
+def _match_classes(
+    name: str, classes: Sequence[str], renamed: ClassNames, own_classes: Sequence[str]
+) -> list[tuple[int, ...]]:
+    """Return the indices of the task's classes that each of another set's `classes` covers.
+
+    Classes are matched as `renamed` says, otherwise by name without case, spaces and punctuation.
+
+    Example: own classes (bird, frog, car) and classes (Bird, animal, kite) with {animal: [frog]}
+    give [(0,), (1,), ()].
+
+    Raises:
+        UserError: `renamed` names an unknown class, or one of several is matched twice.
+    """
+    _check_names(name, classes, renamed, own_classes)
+    by_name = {_normalize(own): index for index, own in enumerate(own_classes)}
+    matches: list[tuple[int, ...]] = []
+    matched_by: dict[int, str] = {}  # own class -> the first of their classes that covers it
+    in_group: set[int] = set()  # own classes that share one of their classes with others
+    for theirs in classes:
+        match = tuple(own_classes.index(own) for own in _as_sequence(renamed.get(theirs, ())))
+        if not match and (same_name := by_name.get(_normalize(theirs))) is not None:
+            match = (same_name,)
+        for index in match:
+            if index in in_group or (len(match) > 1 and index in matched_by):
+                raise UserError(
+                    f"shift '{name}': class '{own_classes[index]}' is matched to "
+                    f"'{matched_by[index]}' and to '{theirs}': only a class that is matched alone "
+                    "may be matched twice"
+                )
+        for index in match:
+            matched_by.setdefault(index, theirs)
+        if len(match) > 1:
+            in_group.update(match)
+        matches.append(match)
+    return matches
+
+
+def _check_names(name: str, classes: Sequence[str], renamed: ClassNames, own_classes: Sequence[str]) -> None:
+    """Raise UserError if `renamed` names a class that the set, or the task, does not have."""
+    for theirs, ours in renamed.items():
+        if theirs not in classes:
+            hint = did_you_mean(theirs, list(classes))
+            raise UserError(f"shift '{name}': that set has no class '{theirs}'.{hint}")
+        for own in _as_sequence(ours):
+            if own not in own_classes:
+                hint = did_you_mean(own, list(own_classes))
+                raise UserError(f"shift '{name}': the task has no class '{own}'.{hint}")
+
+
+def _as_sequence(names: str | Sequence[str]) -> Sequence[str]:
     return (names,) if isinstance(names, str) else names
 
 
 def _has_classes(examples: Examples) -> bool:
-    """Whether an example has one class, and not a number, a span or tags."""
+    """Return whether an example has one class, and not a number, a span or tags."""
     return bool(examples.classes) and examples.strata is examples.labels
 
 
-def _some(names: Sequence[str]) -> str:
+def _abbreviate(names: Sequence[str]) -> str:
+    """List the first five names."""
     return ", ".join([*names[:5], *(["..."] if len(names) > 5 else [])])
 
 
-def _plain(name: str) -> str:
-    """A class's name without case, spaces and dashes."""
-    return "".join(each for each in name.casefold() if each.isalnum())
+def _normalize(name: str) -> str:
+    """Return the name of a class without case, spaces and punctuation."""
+    return "".join(character for character in name.casefold() if character.isalnum())

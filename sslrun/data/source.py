@@ -3,83 +3,97 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from sslrun.data.examples import Batch, Examples
+from sslrun.data.examples import Batch, Examples, ProgressCallback
 from sslrun.data.specs import InputSpec
 from sslrun.data.stores import HubStore, Split
 from sslrun.errors import UserError
 from sslrun.hub import hub_or_offline
 from sslrun.registry import Options, Registry
 
-Progress = Callable[[str, int, int], None]
-"""(name of what is read, how much is done, how much there is; 0: unknown) -> None."""
-
 
 class Source(ABC):
-    """A data set: it knows its splits, and loads each when asked."""
+    """A data set. It knows its splits and loads each on request."""
 
     Options: ClassVar[type[Options]] = Options
     name: ClassVar[str]
     version: ClassVar[int] = 1
-    """Raised when the same options come to mean other data."""
+    """Raise it when the same options come to mean other data."""
     gives: ClassVar[type[InputSpec]]
-    """The class of its inputs' spec."""
+    """The class of the spec of its inputs."""
     shorthand: ClassVar[str | None] = None
-    """The option that a recipe may give behind a colon, as in `hub:OWNER/NAME`."""
+    """The option that a recipe may give after a colon, as in `hub:OWNER/NAME`."""
     task: ClassVar[str] = "classification"
-    """The task that its labels are for, where a recipe names none."""
+    """The task for its labels if a recipe names none."""
     suite: ClassVar[tuple[str, int] | None] = None
-    """The benchmark whose score is the mean over so many sets, of which this is one."""
+    """The benchmark that this set belongs to, and its number of sets: its score is their mean."""
 
-    def __init__(self, options: Any, progress: Progress | None = None) -> None:
+    def __init__(self, options: Any, progress: ProgressCallback | None = None) -> None:
         self.options = options
         self.progress = progress
 
     @property
     @abstractmethod
     def splits(self) -> tuple[Split, ...]:
-        """Those that the set itself has: always `train`. `sslrun.data.splits` carves what it lacks."""
+        """The splits of the set itself, always with `train`.
+
+        `sslrun.data.splits` carves the missing ones.
+        """
 
     @abstractmethod
     def load(self, split: Split) -> Examples:
-        """One of `splits`. UserError: it can't be found or read, each with what to do."""
+        """Load one of `splits`.
 
-    def find(self) -> None:
-        """UserError: it can be told at once, without asking the hub for it, that the set can't be had."""
-        splits = self.splits  # of a folder or a file that isn't there there are none
+        Raises:
+            UserError: The split cannot be found or read; the message says what to do.
+        """
+
+    def check_available(self) -> None:
+        """Check, without a download, that the set can be had.
+
+        Raises:
+            UserError: The set is neither on this machine nor can the hub be reached.
+        """
+        splits = self.splits  # raises if a local folder or file is missing
         if isinstance(getattr(self, "store", None), HubStore) and not hub_or_offline():
-            self.load(splits[0])  # from what is kept of it here
+            self.load(splits[0])  # succeeds if the set is in a cache
 
     @classmethod
     def describe(cls) -> dict[str, str]:
-        """What a user may want to know before naming it."""
+        """Describe the set for `sslrun show data`: heading -> text."""
         return {}
 
     @classmethod
     def count(cls) -> int | None:
-        """Examples there are to pretrain on, about; None where only loading would tell."""
+        """Return the approximate number of examples to pretrain on; None if not known yet."""
         return None
 
     @classmethod
-    def shared_with(cls, data: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-        """Options that an evaluation on such a set takes from the recipe's `data` (of the same kind), where those
-        `given` leave them open; they stand in place of those."""
+    def inherit_options(cls, data: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the options that an evaluation on this set takes from the recipe's `data`.
+
+        `data` holds the options of the recipe's data set, of the same kind; `options` those that
+        the evaluation gives itself. The result overrides `options`, so it must respect them.
+        """
         return {}
 
     @abstractmethod
     def sketch(self, count: int) -> tuple[InputSpec, Batch]:
-        """The set's inputs as far as can be told without loading it, and so many random ones: to estimate costs."""
+        """Return the spec, as far as it is known without loading, and `count` random inputs.
+
+        They serve to estimate costs.
+        """
 
 
 sources: Registry[Source] = Registry("data set", "data")
 
 
-def lacking(name: str, options: Any, progress: Progress | None = None) -> str | None:
-    """Why a data set can't be had, where that can be told at once; else None."""
+def explain_missing(name: str, options: Any, progress: ProgressCallback | None = None) -> str | None:
+    """Return why a data set cannot be had, if that is known without a download; else None."""
     try:
-        sources[name](options, progress).find()
+        sources[name](options, progress).check_available()
     except UserError as error:
         return str(error)
     return None

@@ -1,4 +1,4 @@
-"""Input specs: what a network must know of its inputs to be built, one class for each kind of data."""
+"""Input specs: what a network must know of its inputs to be built, one class per kind of data."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ if TYPE_CHECKING:
     from sslrun.data.text.tokenizer import Tokenizer
 
 SPEC = "spec.json"
-"""The file of a spec, beside the weights of every backbone."""
+"""Name of a spec's file, beside the weights of every backbone."""
 
 
 class InputSpec:
     """What inputs look like. Subclasses are frozen dataclasses with a `kind` of their own.
 
-    `save` writes the spec beside a backbone's weights and `InputSpec.load` reads it back, so that the
-    backbone can be rebuilt from its folder alone.
+    `save` writes the spec beside the weights of a backbone and `InputSpec.load` reads it back, so
+    that the backbone can be rebuilt from its folder alone.
     """
 
     kind: ClassVar[str]
-    """What the inputs are, as in "image": the name in files and messages."""
+    """What the inputs are, such as "image": the name in files and messages."""
     unit: ClassVar[str]
     """What progress counts, in the plural: "images"."""
     kinds: ClassVar[dict[str, type[InputSpec]]] = {}
-    """Every kind with its class."""
+    """Every kind -> its class."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -38,9 +38,9 @@ class InputSpec:
 
     @property
     def vocabulary(self) -> str | None:
-        """A digest of the tokens that ids stand for; None where inputs have no vocabulary.
+        """A digest of the tokens that ids stand for; None if inputs have no vocabulary.
 
-        Weights serve no other vocabulary than the one they were trained with.
+        Weights fit only the vocabulary that they were trained with.
         """
         return None
 
@@ -54,20 +54,24 @@ class InputSpec:
 
     @classmethod
     def restore(cls, fields: dict[str, Any], folder: Path) -> Self:
-        """The spec of this class from what `save` wrote into `folder`."""
+        """Build the spec of this class from the fields that `save` wrote into `folder`."""
         return cls(**fields)
 
     @staticmethod
     def load(folder: Path) -> InputSpec:
-        """Read the spec that `save` wrote, of whatever kind. UserError: missing, damaged, or of an unknown kind."""
+        """Read the spec of any kind that `save` wrote into `folder`.
+
+        Raises:
+            UserError: The file is missing, damaged, or of an unknown kind.
+        """
         path = folder / SPEC
         try:
             fields = json.loads(path.read_text(encoding="utf-8"))
             kind = fields.pop("kind")
         except FileNotFoundError:
-            raise UserError(f"{path}: no such file: it says what inputs the weights beside it take") from None
+            raise UserError(f"{path}: no such file: it describes the inputs of the weights beside it") from None
         except (OSError, ValueError, AttributeError, KeyError):
-            raise UserError(f"{path}: not a spec that sslrun wrote") from None
+            raise UserError(f"{path}: not a spec written by sslrun") from None
         if kind not in InputSpec.kinds:
             raise UserError(f"{path}: unknown kind of inputs '{kind}': import its plug-in with --import")
         try:
@@ -90,17 +94,18 @@ class ImageSpec(InputSpec):
 
 @dataclass(frozen=True)
 class TextSpec(InputSpec):
-    """Token sequences: their vocabulary and greatest length."""
+    """Token sequences: their vocabulary and maximum length."""
 
     kind = "text"
     unit = "sequences"
 
     tokenizer: Tokenizer
     length: int
-    """Tokens of a sequence at most, special ones included."""
+    """Maximum number of tokens per sequence, special tokens included."""
 
     @property
     def vocab(self) -> int:
+        """Size of the vocabulary."""
         return self.tokenizer.vocab
 
     @property

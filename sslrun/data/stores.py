@@ -1,16 +1,16 @@
-"""Where a set lies before it is read: a folder of images, the files of a table, or the Hugging Face hub."""
+"""Where a set is stored: folders of images, tables, CSV lists, or the Hugging Face hub."""
 
 from __future__ import annotations
 
 import csv
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -31,8 +31,9 @@ SPELLINGS: Mapping[Split, tuple[str, ...]] = {
     "test": ("test",),
     "unlabeled": ("unlabeled", "unlabelled"),
 }
-"""What a split's folder or file may be called."""
+"""Accepted names of the folder or file of a split."""
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+"""File endings of images."""
 
 
 class Store(ABC):
@@ -41,30 +42,65 @@ class Store(ABC):
     @property
     @abstractmethod
     def splits(self) -> tuple[Split, ...]:
-        """What it holds: `train`, and others."""
+        """The splits that the store holds, always with `train`."""
 
     @abstractmethod
     def identity(self, split: Split) -> Mapping[str, Any]:
-        """JSON values that change when the split's content does; for the hub, when its description does."""
+        """Return JSON values that change when the content of the split changes.
+
+        For a set on the hub they change when its description changes.
+        """
 
     @abstractmethod
     def open(self, split: Split) -> EncodedSplit:
-        """The split's images and labels. UserError: it can't be read, has no images, or only one class."""
+        """Return the images and labels of the split.
+
+        Raises:
+            UserError: The split cannot be read, has no images, or has only one class.
+        """
 
 
 def local_store(root: Path, label: str | None = None, test_on_val: bool = False) -> Store:
-    """The store for a folder of parquet files, or of images."""
+    """Return the store of a folder that holds parquet files or images."""
     if any(root.glob("*.parquet")):
         return ParquetStore(root, label=label, test_on_val=test_on_val)
     return FolderStore(root, test_on_val)
 
 
-def _by_split(found: Mapping[Split, T], test_on_val: bool) -> dict[Split, T]:
-    """What was found, by what it serves as: a validation split is the test split where there is no other."""
-    served = dict(found)
-    if "val" in served and (test_on_val or "test" not in served):
-        served["test"] = served.pop("val")
-    return served
+def _assign_roles(stored: Mapping[Split, T], test_on_val: bool) -> dict[Split, T]:
+    """Use the validation split as the test split if there is no other, or if `test_on_val`."""
+    splits = dict(stored)
+    if "val" in splits and (test_on_val or "test" not in splits):
+        splits["test"] = splits.pop("val")
+    return splits
+
+
+# ---------------------------------------------------------------- local copies of published sets
+
+
+def local_folders(name: str) -> list[Path]:
+    """Return the folders where a published set may be stored, in the order in which they are tried.
+
+    `name` is the set's name, or a path such as "vtab/dtd".
+    """
+    roots = [root for root in (os.environ.get("SSLRUN_DATA"), "data") if root]
+    return [Path(root).expanduser() / name for root in roots]
+
+
+def find_local_folder(name: str) -> Path | None:
+    """Return the first of the `local_folders` that exists; None if there is none."""
+    return next((folder for folder in local_folders(name) if folder.is_dir()), None)
+
+
+def describe_local_folders(name: str) -> str:
+    """Say which of the `local_folders` exist: "found at A, not found at B"."""
+    words = {True: "found", False: "not found"}
+    return ", ".join(f"{words[folder.is_dir()]} at {folder}" for folder in local_folders(name))
+
+
+def explain_download(folder: str, page: str) -> str:
+    """Say what to do if a published set is missing; `page` is its name for `sslrun show data`."""
+    return f"Put it at data/{folder}, or set SSLRUN_DATA; see `sslrun show data {page}`"
 
 
 # ---------------------------------------------------------------- folders
@@ -72,72 +108,75 @@ def _by_split(found: Mapping[Split, T], test_on_val: bool) -> dict[Split, T]:
 
 @dataclass
 class FolderStore(Store):
-    """Images in folders: `root/<split>/<class>/*.png`; or `root/<class>/*.png`, a training split alone.
+    """Images in folders: `root/<split>/<class>/*.png`, or `root/<class>/*.png` to train on.
 
-    Below a class's folder there may be others. Images with no folders beside them have no labels.
+    A class's folder may have subfolders. Images without a folder per class have no labels.
     """
 
     root: Path
     test_on_val: bool = False
-    """The set is tested on its validation split, even where there is a test split (which has no labels)."""
+    """Test on the validation split even if there is a test split (which then has no labels)."""
 
     @property
     def splits(self) -> tuple[Split, ...]:
-        return tuple(self._folders)
+        return tuple(self._split_folders)
 
     def identity(self, split: Split) -> Mapping[str, Any]:
-        return {"files": fingerprint(self._files(split)), "classes": self._classes}
+        return {"files": fingerprint(self._list_files(split)), "classes": self._classes}
 
     def open(self, split: Split) -> EncodedSplit:
-        files, folder, classes = self._files(split), self._folders[split], self._classes
+        files, folder = self._list_files(split), self._split_folders[split]
+        classes = self._classes
         if not classes or split == "unlabeled":
             return EncodedSplit(EncodedFiles(files), None, classes)
-        number = {name: index for index, name in enumerate(classes)}
-        labels = [number.get(_top(each, folder)) for each in files]
+        class_ids = {name: index for index, name in enumerate(classes)}
+        labels = [class_ids.get(_top_folder(file, folder)) for file in files]
         if None in labels:
             known = ", ".join(classes[:10])
-            raise UserError(f"{files[labels.index(None)]}: lies in none of the classes' folders ({known}): move it")
+            raise UserError(f"{files[labels.index(None)]}: not in the folder of a class ({known}): move it")
         return EncodedSplit(EncodedFiles(files), torch.tensor(labels), classes)
 
     @cached_property
-    def _folders(self) -> dict[Split, Path]:
+    def _split_folders(self) -> dict[Split, Path]:
         if not self.root.is_dir():
-            raise UserError(f"{self.root}: no such folder; it should hold train/<class>/, or <class>/, with images")
-        found = {
-            split: self.root / name
-            for split, names in SPELLINGS.items()
-            for name in names
-            if (self.root / name).is_dir()
-        }
-        return _by_split(found, self.test_on_val) if "train" in found else {"train": self.root}
+            raise UserError(f"{self.root}: no such folder; it should hold train/<class>/ or <class>/ with images")
+        folders: dict[Split, Path] = {}
+        for split, names in SPELLINGS.items():
+            for name in names:
+                if (self.root / name).is_dir():
+                    folders[split] = self.root / name
+        if "train" not in folders:
+            return {"train": self.root}
+        return _assign_roles(folders, self.test_on_val)
 
     @cached_property
     def _classes(self) -> tuple[str, ...]:
-        """The names of the folders in the training split's that hold images."""
-        train = self._folders["train"]
-        names = sorted({_top(each, train) for each in self._files("train")} - {""})
+        """The names of the training split's folders that hold images."""
+        train = self._split_folders["train"]
+        names = sorted({_top_folder(file, train) for file in self._list_files("train")} - {""})
         if len(names) == 1:
             raise UserError(
-                f"{train}: has only one class, '{names[0]}': give each class a folder of its own there; "
-                f"to go without labels, put the images right into {train}"
+                f"{train}: has only one class, '{names[0]}': make a folder there for each class; "
+                f"to go without labels, put the images directly into {train}"
             )
         return tuple(names)
 
-    def _files(self, split: Split) -> tuple[str, ...]:
-        folder = self._folders[split]
-        found = [
-            os.path.join(where, name)
-            for where, _, names in os.walk(folder, followlinks=True)
-            for name in names
-            if name.lower().endswith(SUFFIXES) and not name.startswith(".")
-        ]
-        if not found:
+    def _list_files(self, split: Split) -> tuple[str, ...]:
+        folder = self._split_folders[split]
+        files: list[str] = []
+        for parent, _, names in os.walk(folder, followlinks=True):
+            files += [os.path.join(parent, name) for name in names if _is_image(name)]
+        if not files:
             raise UserError(f"{folder}: holds no images ({', '.join(SUFFIXES)}): is it the right folder?")
-        return tuple(sorted(found))
+        return tuple(sorted(files))
 
 
-def _top(file: str, folder: Path) -> str:
-    """The first folder on the way from `folder` to `file`; empty where the file lies in `folder` itself."""
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(SUFFIXES) and not name.startswith(".")
+
+
+def _top_folder(file: str, folder: Path) -> str:
+    """Return the first folder on the path from `folder` to `file`; "" if there is none."""
     first, *rest = os.path.relpath(file, folder).split(os.sep)
     return first if rest else ""
 
@@ -146,36 +185,43 @@ def _top(file: str, folder: Path) -> str:
 
 
 class TableStore(Store):
-    """Images in a column of a table that `datasets` can load, and labels in another."""
+    """Images in one column of a table that `datasets` can load, and labels in another."""
 
     def __init__(self, name: str, image: str | None, label: str | None) -> None:
-        """`name`: for errors. `image`, `label`: columns; None: found by their types, or the column 'label'."""
+        """Set the columns.
+
+        `name` is the name in messages. `image` and `label` are columns; if None, they are found by
+        their types, and the label also by the names "label" and "labels".
+        """
         self.name = name
         self.image = image
         self.label = label
 
     @abstractmethod
     def table(self, split: Split) -> Any:
-        """The split as a `datasets.Dataset`. UserError: it can't be had."""
+        """Return the split as a `datasets.Dataset`. Raises UserError if it cannot be had."""
 
     def open(self, split: Split) -> EncodedSplit:
         table = self.table(split)
         if len(table) == 0:
             raise UserError(f"{self.name}: split '{split}' has no rows")
         image, label = self._image_column(table.features), self._label_column(table.features)
-        labels, classes = (None, ()) if label is None or split == "unlabeled" else self.labels(table, label, split)
-        return EncodedSplit(Rows(table.select_columns([image]), image, f"{self.name} {split}"), labels, classes)
+        images = TableImages(table.select_columns([image]), image, f"{self.name} {split}")
+        if label is None or split == "unlabeled":
+            return EncodedSplit(images, None, ())
+        return EncodedSplit(images, *self.labels(table, label, split))
 
     def _image_column(self, features: Mapping[str, Any]) -> str:
         columns = [name for name, feature in features.items() if _holds_images(feature)]
         if self.image is not None:
             if self.image not in columns:
-                raise UserError(f"{self.name}: no image column '{self.image}'.{did_you_mean(self.image, columns)}")
+                hint = did_you_mean(self.image, columns)
+                raise UserError(f"{self.name}: no image column '{self.image}'.{hint}")
             return self.image
-        if len(columns) != 1:
-            found = f"holds images in {', '.join(columns)}" if columns else "holds no images"
-            remedy = f"choose, as in image: {columns[0]}" if columns else "is it an image set?"
-            raise UserError(f"{self.name}: {found}, with the columns {', '.join(features)}: {remedy}")
+        if not columns:
+            raise UserError(f"{self.name}: holds no images in its columns ({', '.join(features)}): choose an image set")
+        if len(columns) > 1:
+            raise UserError(f"{self.name}: holds images in {', '.join(columns)}: choose one, as in image: {columns[0]}")
         return columns[0]
 
     def _label_column(self, features: Mapping[str, Any]) -> str | None:
@@ -183,51 +229,66 @@ class TableStore(Store):
 
         if self.label is not None:
             if self.label not in features:
-                raise UserError(f"{self.name}: no column '{self.label}'.{did_you_mean(self.label, list(features))}")
+                hint = did_you_mean(self.label, list(features))
+                raise UserError(f"{self.name}: no column '{self.label}'.{hint}")
             return self.label
-        columns = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
+        class_label = datasets.ClassLabel
+        columns = [name for name, feature in features.items() if isinstance(feature, class_label)]
         columns = columns or [name for name in ("label", "labels") if name in features]
         if len(columns) > 1:
-            raise UserError(f"{self.name}: has labels in {', '.join(columns)}: choose, as in label: {columns[0]}")
+            raise UserError(f"{self.name}: has labels in {', '.join(columns)}: choose one, as in label: {columns[0]}")
         return columns[0] if columns else None
 
     def labels(self, table: Any, column: str, split: Split) -> tuple[Tensor, tuple[str, ...]]:
-        """(N,) int64 and the classes' names. A column of plain numbers or words has the classes that train has."""
-        values = _values(table, column)
+        """Return the labels (N,) int64 and the names of the classes.
+
+        A column of plain numbers or words has the classes that occur in the training split.
+        """
+        values = _column_values(table, column)
         if None in values:
             raise UserError(f"{self.name}: split '{split}', row {values.index(None)}: has no {column}")
         classes = getattr(table.features[column], "names", None)
         if classes is None:
-            if not isinstance(values[0], str | int):
-                raise UserError(f"{self.name}: column '{column}' holds {type(values[0]).__name__}s: not classes")
-            known = "train" if "train" in self.splits else split
-            classes = sorted(set(values if split == known else _values(self.table(known), column)))
-            number = {value: index for index, value in enumerate(classes)}
-            values = [number.get(value, -1) for value in values]
+            classes = self._find_classes(values, column, split)
+            class_ids = {value: index for index, value in enumerate(classes)}
+            values = [class_ids.get(value, -1) for value in values]
         if len(classes) < 2:
-            raise UserError(f"{self.name}: column '{column}' has only one class, {classes[0]!r}: nothing to tell apart")
-        odd = next((at for at, value in enumerate(values) if not 0 <= value < len(classes)), None)
-        if odd is not None:
-            raise UserError(f"{self.name}: split '{split}', row {odd}: its {column} is no class of train")
+            raise UserError(
+                f"{self.name}: column '{column}' has only one class, {classes[0]!r}: at least two are needed"
+            )
+        unknown = (row for row, value in enumerate(values) if not 0 <= value < len(classes))
+        if (row := next(unknown, None)) is not None:
+            raise UserError(f"{self.name}: split '{split}', row {row}: its {column} is no class of train")
         return torch.tensor(values), tuple(map(str, classes))
+
+    def _find_classes(self, values: list[Any], column: str, split: Split) -> list[Any]:
+        """Return the sorted values that the column has in the training split."""
+        if not isinstance(values[0], str | int):
+            kind = type(values[0]).__name__
+            raise UserError(f"{self.name}: column '{column}' holds {kind} values, not classes")
+        reference: Split = "train" if "train" in self.splits else split
+        if split != reference:
+            values = _column_values(self.table(reference), column)
+        return sorted(set(values))
 
 
 def _holds_images(feature: Any) -> bool:
-    """Whether a column is of encoded images: declared so, or of bytes, bare or with a path beside them."""
+    """Return whether a column holds encoded images, by its declaration or as bytes."""
     import datasets
 
     if isinstance(feature, dict):
         return feature.keys() == {"bytes", "path"}
-    return isinstance(feature, datasets.Image) or getattr(feature, "dtype", None) in ("binary", "large_binary")
+    is_bytes = getattr(feature, "dtype", None) in ("binary", "large_binary")
+    return isinstance(feature, datasets.Image) or is_bytes
 
 
-def _values(table: Any, column: str) -> list[Any]:
+def _column_values(table: Any, column: str) -> list[Any]:
     return list(table.select_columns([column]).with_format("arrow")[:][column].to_pylist())
 
 
 @dataclass(frozen=True)
-class Rows:
-    """Images in a column of a table."""
+class TableImages:
+    """Encoded images in a column of a table."""
 
     table: Any
     column: str
@@ -237,7 +298,8 @@ class Rows:
         return len(self.table)
 
     def read(self, index: int) -> bytes:
-        cell = self.table.data.column(self.column)[index].as_py()  # from Arrow itself: `datasets` would decode it
+        # Read from Arrow directly, because `datasets` would decode the image.
+        cell = self.table.data.column(self.column)[index].as_py()
         if cell is None:
             raise OSError("it is empty")
         content: bytes | None = cell["bytes"] if isinstance(cell, dict) else cell
@@ -253,15 +315,20 @@ class Rows:
         column = self.table.data.column(self.column)
         if not pyarrow.types.is_struct(column.type):
             return [None] * len(self)
-        found: list[str | None] = pyarrow.compute.struct_field(column, "path").to_pylist()  # without the images' bytes
-        return found
+        # Select the paths in Arrow, without copying the bytes of the images.
+        paths: list[str | None] = pyarrow.compute.struct_field(column, "path").to_pylist()
+        return paths
 
 
 class ParquetStore(TableStore):
-    """Parquet files, `root/train.parquet` or `root/train-*.parquet`; or one file, a training split alone."""
+    """Parquet files `root/train.parquet` or `root/train-*.parquet`; or one file to train on."""
 
     def __init__(
-        self, root: Path, image: str | None = None, label: str | None = None, test_on_val: bool = False
+        self,
+        root: Path,
+        image: str | None = None,
+        label: str | None = None,
+        test_on_val: bool = False,
     ) -> None:
         super().__init__(str(root), image, label)
         self.root = root
@@ -272,8 +339,8 @@ class ParquetStore(TableStore):
         return tuple(self._files)
 
     def identity(self, split: Split) -> Mapping[str, Any]:
-        read = {split, "train"} & self._files.keys()  # train may say what the classes are
-        files = {each: fingerprint(self._files[each]) for each in sorted(read)}
+        splits = {split, "train"} & self._files.keys()  # train may determine the classes
+        files = {name: fingerprint(self._files[name]) for name in sorted(splits)}
         return {"files": files, "image": self.image, "label": self.label}
 
     def table(self, split: Split) -> Any:
@@ -281,32 +348,52 @@ class ParquetStore(TableStore):
 
         files = self._files[split]
         try:
-            with no_bars():
+            with quiet_datasets():
                 return datasets.load_dataset(
-                    "parquet", data_files={"split": files}, split="split", cache_dir=str(cache_root() / "tables")
+                    "parquet",
+                    data_files={"split": files},
+                    split="split",
+                    cache_dir=str(cache_root() / "tables"),
                 )
         except (datasets.exceptions.DatasetGenerationError, ValueError, OSError) as error:
-            raise UserError(f"{files[0]}: can't be read as parquet: {_line(error.__cause__ or error)}") from None
+            cause = _one_line(error.__cause__ or error)
+            raise UserError(f"{files[0]}: cannot be read as parquet: {cause}") from None
 
     @cached_property
     def _files(self) -> dict[Split, list[str]]:
         if self.root.is_file():
             return {"train": [str(self.root)]}
-        found: dict[Split, list[str]] = {}
+        stored: dict[Split, list[str]] = {}
         for split, names in SPELLINGS.items():
-            files = [each for name in names for part in ("", "-*") for each in self.root.glob(f"{name}{part}.parquet")]
+            files: list[Path] = []
+            for name in names:
+                files += self.root.glob(f"{name}.parquet")
+                files += self.root.glob(f"{name}-*.parquet")
             if files:
-                found[split] = sorted(map(str, files))
-        if not found:
+                stored[split] = sorted(map(str, files))
+        if not stored:
             raise UserError(f"{self.root}: should hold train.parquet (and test.parquet), or be one parquet file")
-        return _by_split(found, self.test_on_val)
+        return _assign_roles(stored, self.test_on_val)
 
 
 class FileStore(TableStore):
-    """EncodedFiles of a table of text: `<path>/train.parquet` (or .csv, .tsv, .json, .jsonl) or parts `train-*.parquet`, test and
-    val; or one file."""
+    """The files of a table of text: `<path>/train.parquet`, test and val; or one file.
 
-    FORMATS: ClassVar = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json"}
+    A file may also be .csv, .tsv, .json or .jsonl, and may come in parts, `train-*.parquet`.
+    """
+
+    FORMATS: ClassVar = {
+        ".parquet": "parquet",
+        ".csv": "csv",
+        ".tsv": "csv",
+        ".json": "json",
+        ".jsonl": "json",
+    }
+    NAMES: ClassVar[Mapping[Split, tuple[str, ...]]] = {
+        "train": ("train",),
+        "val": ("validation", "val", "dev"),
+        "test": ("test",),
+    }
 
     def __init__(self, path: Path, label: str | None = None) -> None:
         super().__init__(str(path), None, label)
@@ -317,36 +404,39 @@ class FileStore(TableStore):
         return tuple(self._files)
 
     def identity(self, split: Split) -> Any:
-        return fingerprint([str(each) for each in self._parts(split)])
+        return fingerprint([str(file) for file in self._split_files(split)])
 
     def table(self, split: Split) -> Any:
         import datasets
 
-        parts = self._parts(split)
-        file = parts[0]
-        more: dict[str, Any] = {}
-        if file.suffix in (".csv", ".tsv"):  # an empty cell is nothing; "None", "NA" and "null" are words
-            more = {"keep_default_na": False, "na_values": [""]}
-        if file.suffix == ".tsv":  # without quotes, as GLUE's: a lone one would swallow the lines up to the next
-            more |= {"sep": "\t", "quoting": csv.QUOTE_NONE}
+        files = self._split_files(split)
+        first = files[0]
+        file_format = self.FORMATS[first.suffix]
+        options: dict[str, Any] = {}
+        if file_format == "csv":  # an empty cell is missing; "None", "NA" and "null" are words
+            options = {"keep_default_na": False, "na_values": [""]}
+        if first.suffix == ".tsv":  # GLUE has unbalanced quotes, which would join lines
+            options |= {"sep": "\t", "quoting": csv.QUOTE_NONE}
         try:
-            with no_bars():
+            with quiet_datasets():
                 return datasets.load_dataset(
-                    self.FORMATS[file.suffix], data_files=[str(each) for each in parts], split="train",
-                    cache_dir=str(cache_root() / "tables"), **more,
-                )  # fmt: skip
-        except Exception as error:  # pandas, Arrow and datasets each have their own
-            cause = _line(error.__cause__ or error)[:200]
-            if "corresponds to no data" in cause or not any(each.stat().st_size for each in parts):
-                raise UserError(f"{file}: holds no rows") from None
-            raise UserError(f"{file}: can't be read as {self.FORMATS[file.suffix]}: {cause}") from None
+                    file_format,
+                    data_files=[str(file) for file in files],
+                    split="train",
+                    cache_dir=str(cache_root() / "tables"),
+                    **options,
+                )
+        except Exception as error:  # pandas, Arrow and datasets each raise errors of their own
+            cause = _one_line(error.__cause__ or error)[:200]
+            if "corresponds to no data" in cause or not any(file.stat().st_size for file in files):
+                raise UserError(f"{first}: holds no rows") from None
+            raise UserError(f"{first}: cannot be read as {file_format}: {cause}") from None
 
-    def _parts(self, split: Split) -> list[Path]:
+    def _split_files(self, split: Split) -> list[Path]:
         if split not in self._files:
-            there = ", ".join(each[0].name for each in self._files.values())
-            raise UserError(
-                f"{self.path}: holds {there} alone, and nothing to {'train on' if split == 'train' else split}"
-            )
+            present = ", ".join(files[0].name for files in self._files.values())
+            purpose = "train on" if split == "train" else split
+            raise UserError(f"{self.path}: holds only {present}, and nothing to {purpose}")
         return self._files[split]
 
     @cached_property
@@ -355,39 +445,43 @@ class FileStore(TableStore):
             if self.path.suffix not in self.FORMATS:
                 raise UserError(f"{self.path}: should end with one of {', '.join(self.FORMATS)}")
             return {"train": [self.path]}
-        spellings: dict[Split, tuple[str, ...]] = {
-            "train": ("train",), "val": ("validation", "val", "dev"), "test": ("test",)
-        }  # fmt: skip
-        found: dict[Split, list[Path]] = {
-            split: files
-            for split, names in spellings.items()
-            for name in names
-            for suffix in self.FORMATS
-            if (files := [*self.path.glob(f"{name}{suffix}")] or sorted(self.path.glob(f"{name}-*{suffix}")))
-        }
-        if not found:
+        stored: dict[Split, list[Path]] = {}
+        for split, names in self.NAMES.items():
+            for name in names:
+                for suffix in self.FORMATS:
+                    whole = list(self.path.glob(f"{name}{suffix}"))
+                    if files := whole or sorted(self.path.glob(f"{name}-*{suffix}")):
+                        stored[split] = files
+        if not stored:
             raise UserError(f"{self.path}: should be a file, or a folder with train{{{','.join(self.FORMATS)}}}")
-        return _by_split(found, test_on_val=False)
+        return _assign_roles(stored, test_on_val=False)
 
 
 @dataclass(frozen=True)
 class Hub:
-    """A set on the Hugging Face hub, or one of its configurations."""
+    """Where a set, or one of its configurations, is on the Hugging Face hub."""
 
     repository: str
     splits: Mapping[Split, str]
-    """What each split is called there."""
+    """Split -> its name in the repository."""
     config: str | None = None
     revision: str | None = None
     files: Mapping[str, str] | None = None
-    """Name of a split there -> pattern of its files; None: as the repository says."""
+    """Name of a split in the repository -> pattern of its files; None: as the repository says."""
 
 
 class HubStore(TableStore):
-    """A set that `datasets` downloads from the hub, and keeps."""
+    """A set that `datasets` downloads from the hub and caches."""
 
-    def __init__(self, name: str, hub: Hub, remedy: str, image: str | None = None, label: str | None = None) -> None:
-        """`remedy`: what to do where the hub can't be reached."""
+    def __init__(
+        self,
+        name: str,
+        hub: Hub,
+        remedy: str,
+        image: str | None = None,
+        label: str | None = None,
+    ) -> None:
+        """Set where the set is; `remedy` says what to do if the hub cannot be reached."""
         super().__init__(name, image, label)
         self.hub = hub
         self.remedy = remedy
@@ -404,8 +498,10 @@ class HubStore(TableStore):
     def table(self, split: Split) -> Any:
         name = self.hub.splits[split]
         if name not in self._tables:
-            there = ", ".join(self._tables)
-            raise UserError(f"{self.name}: no split '{name}' on the hub; there is {there}: name one under '{split}'")
+            known = ", ".join(self._tables)
+            raise UserError(
+                f"{self.name}: no split '{name}' on the hub, only {known}: name one of them under '{split}'"
+            )
         return self._tables[name]
 
     @cached_property
@@ -413,41 +509,245 @@ class HubStore(TableStore):
         import datasets
 
         hub = self.hub
-        endpoint = datasets.config.HF_ENDPOINT
         hub_or_offline()
         try:
             return datasets.load_dataset(hub.repository, hub.config, revision=hub.revision, data_files=hub.files)
         except datasets.exceptions.DatasetNotFoundError as error:
-            page = f"{endpoint}/datasets/{hub.repository}"
+            page = f"{datasets.config.HF_ENDPOINT}/datasets/{hub.repository}"
             if "gated" in str(error):
-                why = f"wants its terms accepted at {page}, and you logged in: `hf auth login`"
+                cause = f"accept its terms at {page} and log in with `hf auth login`"
             else:
-                why = f"there is no data set at {page}, or it is private: then `hf auth login`"
-            raise UserError(f"{self.name}: {why}") from None
+                cause = f"there is no data set at {page}; if it is private, run `hf auth login`"
+            raise UserError(f"{self.name}: {cause}") from None
         except ConnectionError:
-            raise UserError(f"{self.name}: not on this machine and the hub can't be reached. {self.remedy}") from None
-        except (datasets.exceptions.DatasetGenerationError, ValueError, OSError, RuntimeError) as error:
-            raise UserError(f"{self.name}: can't be loaded from the hub: {_line(error.__cause__ or error)}") from None
+            raise UserError(f"{self.name}: not on this machine and the hub cannot be reached. {self.remedy}") from None
+        except (
+            datasets.exceptions.DatasetGenerationError,
+            ValueError,
+            OSError,
+            RuntimeError,
+        ) as error:
+            cause = _one_line(error.__cause__ or error)
+            raise UserError(f"{self.name}: cannot be loaded from the hub: {cause}") from None
+
+
+# ---------------------------------------------------------------- lists of images
+
+
+class ListedImage(NamedTuple):
+    """One row of a CSV list of images."""
+
+    table: str
+    """Path of the CSV file, for messages."""
+    line: int
+    """Line of the row, from 1."""
+    path: str
+    """Path of the image as the row has it."""
+    file: str
+    """Path of the image, resolved against the folder of the CSV file."""
+    label: str
+    """The label, "" if it is missing."""
+
+    @property
+    def place(self) -> str:
+        """The row's place in messages."""
+        return f"{self.table}:{self.line}"
+
+
+@dataclass(frozen=True)
+class ListedImages:
+    """Encoded images in files that a CSV file lists."""
+
+    rows: Sequence[ListedImage]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def read(self, index: int) -> bytes:
+        return Path(self.rows[index].file).read_bytes()
+
+    def name(self, index: int) -> str:
+        row = self.rows[index]
+        return f"{row.place}: {row.path}"
+
+    def files(self) -> Sequence[str | None]:
+        return [row.file for row in self.rows]
+
+
+@dataclass
+class CsvImageStore(Store):
+    """Images listed in CSV files: one row per image, with its path and its label.
+
+    `path` is one CSV file, or a folder with `train.csv` and others. Paths of images are relative to
+    the folder of the CSV file. A `.tsv` file is separated by tabs.
+    """
+
+    path: Path
+    image: str = "path"
+    """Column of the images' paths."""
+    label: str | None = None
+    """Column of the labels; None: the column "label" if there is one, otherwise no labels."""
+    split: str | None = None
+    """Column of the splits; None: the column "split" if there is one. Only for one file."""
+
+    @property
+    def splits(self) -> tuple[Split, ...]:
+        return tuple(self._rows)
+
+    @property
+    def images(self) -> list[Path]:
+        """The files of all images. Raises UserError if the CSV file cannot be read."""
+        return [Path(row.file) for rows in self._rows.values() for row in rows]
+
+    def identity(self, split: Split) -> Mapping[str, Any]:
+        rows = self._rows[split]
+        files = []
+        for row in rows:
+            try:
+                files += fingerprint([row.file])
+            except OSError:
+                raise UserError(f"{row.place}: no such file {row.path}") from None
+        labels = None if split == "unlabeled" else [row.label for row in rows]
+        return {"files": files, "labels": labels, "classes": self._classes}
+
+    def open(self, split: Split) -> EncodedSplit:
+        rows, classes = self._rows[split], self._classes
+        if not classes or split == "unlabeled":
+            return EncodedSplit(ListedImages(rows), None, classes)
+        class_ids = {name: index for index, name in enumerate(classes)}
+        for row in rows:
+            if row.label not in class_ids:
+                cause = f"label '{row.label}' does not occur in train" if row.label else "has no label"
+                raise UserError(f"{row.place}: {cause}: it should be one of {', '.join(classes[:10])}")
+        labels = torch.tensor([class_ids[row.label] for row in rows])
+        return EncodedSplit(ListedImages(rows), labels, classes)
+
+    @cached_property
+    def _classes(self) -> tuple[str, ...]:
+        """The labels of the training split, sorted (as numbers if they all are); () if none."""
+        rows = self._rows.get("train", next(iter(self._rows.values())))
+        labels = {row.label for row in rows} - {""}
+        if len(labels) == 1:
+            raise UserError(
+                f"{rows[0].table}: has only one class, '{labels.pop()}': at least two are needed; "
+                "to go without labels, remove the column"
+            )
+        if all(label.isdecimal() for label in labels):
+            return tuple(sorted(labels, key=int))
+        return tuple(sorted(labels))
+
+    @cached_property
+    def _rows(self) -> dict[Split, list[ListedImage]]:
+        if not self.path.is_dir():
+            return _assign_roles(self._read_splits(self.path), test_on_val=False)
+        stored: dict[Split, list[ListedImage]] = {}
+        for split, names in SPELLINGS.items():
+            for name in names:
+                for suffix in (".csv", ".tsv"):
+                    file = self.path / f"{name}{suffix}"
+                    if file.is_file():
+                        stored[split] = [row for row, _ in self._read(file, split != "unlabeled")]
+        if not stored:
+            raise UserError(f"{self.path}: should be a CSV file, or a folder with train.csv (and test.csv)")
+        return _assign_roles(stored, test_on_val=False)
+
+    def _read_splits(self, file: Path) -> dict[Split, list[ListedImage]]:
+        """Read one CSV file and group its rows by their split."""
+        by_spelling = {name: split for split, names in SPELLINGS.items() for name in names}
+        stored: dict[Split, list[ListedImage]] = {}
+        for row, spelling in self._read(file):
+            split = "train" if spelling is None else by_spelling.get(spelling.lower())
+            if split is None:
+                known = ", ".join(by_spelling)
+                raise UserError(f"{row.place}: split '{spelling}' should be one of {known}")
+            stored.setdefault(split, []).append(row)
+        return {split: stored[split] for split in SPELLINGS if split in stored}
+
+    def _read(self, file: Path, labeled: bool = True) -> Iterator[tuple[ListedImage, str | None]]:
+        """Yield each row with its split; None if there is no column of splits.
+
+        If not `labeled`, the column of labels is not read.
+        """
+        rows = _read_csv(file)
+        _, header = next(rows)
+        image = self._find_column(file, header, self.image, "image")
+        label = self._find_optional(file, header, "label", self.label) if labeled else None
+        split = self._find_optional(file, header, "split", self.split)
+        empty = True
+        for line, cells in rows:
+            empty = False
+            if len(cells) != len(header):
+                raise UserError(f"{file}:{line}: should have {len(header)} cells, like the header, not {len(cells)}")
+            path = cells[image]
+            if not path:
+                raise UserError(f"{file}:{line}: the column '{header[image]}' is empty")
+            resolved = os.path.join(file.parent, os.path.expanduser(path))
+            text = "" if label is None else cells[label]
+            listed = ListedImage(str(file), line, path, resolved, text)
+            yield listed, None if split is None else cells[split]
+        if empty:
+            raise UserError(f"{file}: lists no images: add a row for each")
+
+    def _find_optional(self, file: Path, header: list[str], default: str, column: str | None) -> int | None:
+        if column is None:
+            return header.index(default) if default in header else None
+        return self._find_column(file, header, column, default)
+
+    @staticmethod
+    def _find_column(file: Path, header: list[str], column: str, option: str) -> int:
+        if column not in header:
+            hint = did_you_mean(column, header)
+            raise UserError(f"{file}:1: no column '{column}'.{hint} Name it, as in {option}: {header[0]}")
+        return header.index(column)
+
+
+def _read_csv(file: Path) -> Iterator[tuple[int, list[str]]]:
+    """Yield the header and then each row that is not blank, with the line on which it begins.
+
+    Raises:
+        UserError: The file is missing, has no header, or is not CSV in UTF-8.
+    """
+    try:
+        # A spreadsheet's byte order mark is not part of the first column's name.
+        with open(file, encoding="utf-8-sig", newline="") as text:
+            reader = csv.reader(text, delimiter="\t" if file.suffix == ".tsv" else ",", strict=True)
+            line, has_header = 1, False
+            try:
+                for cells in reader:
+                    if any(cells):
+                        has_header = True
+                        yield line, [cell.strip() for cell in cells]
+                    line = reader.line_num + 1
+            except csv.Error as error:
+                raise UserError(f"{file}:{line}: cannot be read as CSV: {error}") from None
+    except FileNotFoundError:
+        raise UserError(f"{file}: no such file; it should be a CSV file that lists images") from None
+    except (OSError, UnicodeError) as error:
+        raise UserError(f"{file}: cannot be read as CSV: {_one_line(error)}") from None
+    if not has_header:
+        raise UserError(f"{file}: is empty: the first line should name the columns")
 
 
 # ---------------------------------------------------------------- shared
 
 
-def fingerprint(files: Sequence[str]) -> list[tuple[str, int, int]]:
-    """Paths, sizes and times of change."""
-    found = ((os.path.abspath(each), os.stat(each)) for each in files)
-    return [(path, stat.st_size, stat.st_mtime_ns) for path, stat in found]
+def fingerprint(files: Iterable[str]) -> list[tuple[str, int, int]]:
+    """Return the absolute path, size and modification time (ns) of each file."""
+    stats = ((os.path.abspath(file), os.stat(file)) for file in files)
+    return [(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats]
 
 
-def _line(error: BaseException) -> str:
-    """The beginning of an error's message, in one line."""
+def _one_line(error: BaseException) -> str:
+    """Return the first 300 characters of an error's message, in one line."""
     return " ".join(str(error).split())[:300]
 
 
 @contextmanager
-def no_bars() -> Iterator[None]:
-    """`datasets` without its progress bars and its log: the reading of a local file is nothing to watch, and what goes
-    wrong is told by whoever catches it."""
+def quiet_datasets() -> Iterator[None]:
+    """Silence the progress bars and the log of `datasets`.
+
+    Reading a local file needs no progress bar, and the caller reports its errors.
+    """
     import datasets
 
     verbosity = datasets.logging.get_verbosity()

@@ -1,4 +1,4 @@
-"""Barlow Twins (Zbontar et al., ICML 2021)."""
+"""Barlow Twins (Zbontar et al., ICML 2021, arXiv:2103.03230)."""
 
 from __future__ import annotations
 
@@ -17,17 +17,20 @@ from sslrun.training.learner import Output
 
 @pretexts.register("barlow")
 class BarlowTwins(TwoViews):
-    """Make the two views' projections correlate dimension by dimension, and no others. Zbontar et al., ICML 2021."""
+    """Correlate each dimension of two views' projections with itself and with no other.
+
+    Zbontar et al., ICML 2021 (arXiv:2103.03230).
+    """
 
     class Options(TwoViewOptions):
         augmentation: Augmentation = Augmentation.byol_first()
-        """How the first view is made: as BYOL's."""
+        """Augmentation of the first view; default: BYOL's."""
         second: Augmentation | None = Augmentation.byol_second()
-        """How the second view is made: as BYOL's."""
+        """Augmentation of the second view; default: BYOL's."""
         width: int = Field(default=8192, ge=2)
         """Width of the projector's three layers."""
         off_diagonal: float = Field(default=0.0051, gt=0)
-        """Weight lambda of the redundancy term."""
+        """Weight lambda of the redundancy term (the squared off-diagonal correlations)."""
 
     options: Options
 
@@ -41,7 +44,11 @@ class BarlowTwins(TwoViews):
 
 
 def barlow_loss(first: Tensor, second: Tensor, off_diagonal: float) -> Tensor:
-    """sum_i (1 - C_ii)^2 + lambda sum_{i != j} C_ij^2, C the correlation of projections (B, D) over all ranks' batches."""
+    """Barlow Twins' loss of two views' projections (B, D), as a 0-d tensor.
+
+    sum_i (1 - C_ii)^2 + lambda sum_{i != j} C_ij^2, where C (D, D) is the correlation of the two
+    projections over the batches of all ranks, and lambda is `off_diagonal`.
+    """
     with torch.autocast(first.device.type, enabled=False):
         first, second = (distributed.gather(each.float()) for each in (first, second))
         a, b = ((each - each.mean(dim=0)) / (each.var(dim=0, correction=0) + 1e-5).sqrt() for each in (first, second))

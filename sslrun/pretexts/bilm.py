@@ -1,4 +1,4 @@
-"""A language model in each direction."""
+"""Language models in both directions (ELMo; Peters et al., NAACL 2018, arXiv:1802.05365)."""
 
 from __future__ import annotations
 
@@ -16,8 +16,11 @@ from sslrun.training.learner import Output
 
 @pretexts.register("bilm")
 class BiLm(LanguagePretext):
-    """Name each token from those before it, and again from those after it, by two networks that share their embeddings
-    and their softmax. ELMo: Peters et al., NAACL 2018. The loss is the mean of both directions."""
+    """Predict each token from the tokens before it, and separately from the tokens after it.
+
+    ELMo: Peters et al., NAACL 2018 (arXiv:1802.05365). Two networks share their embeddings and their softmax.
+    The loss is the mean of both directions.
+    """
 
     class Options(LanguageOptions):
         pairs: Pairs = "drop"
@@ -28,7 +31,7 @@ class BiLm(LanguagePretext):
         super().__init__(options, backbone)
         if not isinstance(backbone, Recurrent) or backbone.back is None:
             raise UserError(
-                f"pretext 'bilm' needs two directions that don't see each other, and '{backbone.name}' has not: "
+                f"pretext 'bilm' needs a backbone with two separate directions, which '{backbone.name}' does not have: "
                 "take backbone 'elmo', or 'lstm' with bidirectional: true"
             )
         self.head = TokenHead(backbone.width // 2, backbone.spec.vocab, None)

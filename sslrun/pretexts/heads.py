@@ -1,4 +1,4 @@
-"""Heads of pretext tasks."""
+"""Heads that pretext tasks put on a backbone."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ from torch import nn
 def mlp(
     widths: list[int], *, norm: bool = True, last_norm: bool = False, last_affine: bool = True, last_bias: bool = True
 ) -> nn.Sequential:
-    """Linear maps between `widths`, with batch norm (if `norm`) and ReLU between them.
+    """A multilayer perceptron: linear maps between `widths`, with batch norm (if `norm`) and ReLU between them.
 
-    `last_norm`: a batch norm, with scale and shift if `last_affine`, after the last map, which then has no bias.
+    `last_norm` adds a batch norm after the last map, with scale and shift if `last_affine`; a linear map before a
+    batch norm has no bias. `last_bias` gives the last map a bias if no norm follows it.
     """
     layers: list[nn.Module] = []
     last = len(widths) - 2
-    for at, (before, after) in enumerate(itertools.pairwise(widths)):
-        normed = norm if at < last else last_norm
-        layers.append(nn.Linear(before, after, bias=not normed and (at < last or last_bias)))
+    for index, (before, after) in enumerate(itertools.pairwise(widths)):
+        normed = norm if index < last else last_norm
+        layers.append(nn.Linear(before, after, bias=not normed and (index < last or last_bias)))
         if normed:
-            layers.append(nn.BatchNorm1d(after, affine=at < last or last_affine))
-        if at < last:
+            layers.append(nn.BatchNorm1d(after, affine=index < last or last_affine))
+        if index < last:
             layers.append(nn.ReLU(inplace=True))
     return nn.Sequential(*layers)

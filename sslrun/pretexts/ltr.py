@@ -1,4 +1,4 @@
-"""Left-to-right language modelling."""
+"""Left-to-right language modeling (GPT; Radford et al. 2018)."""
 
 from __future__ import annotations
 
@@ -15,8 +15,11 @@ from sslrun.training.learner import Output
 
 @pretexts.register("ltr")
 class Ltr(LanguagePretext):
-    """Name each token from those before it, and no masking: GPT's objective (Radford et al. 2018), and the left-to-right
-    row of BERT's Table 5 with BERT's inputs and head. The backbone must be causal, and stays so when it is fine-tuned."""
+    """Predict each token from the tokens before it, without masking.
+
+    GPT's objective (Radford et al. 2018). With BERT's inputs and head it is the left-to-right row of BERT's
+    Table 5 (Devlin et al., NAACL 2019). The backbone must be causal, and stays causal when it is fine-tuned.
+    """
 
     class Options(LanguageOptions):
         pass
@@ -27,8 +30,8 @@ class Ltr(LanguagePretext):
         super().__init__(options, backbone)
         if not backbone.causal:
             raise UserError(
-                f"pretext 'ltr' predicts the next token, which every token of '{backbone.name}' sees: "
-                "set backbone.causal: true of a bert, take a gpt or an lstm of one direction, or pretext 'mlm'"
+                f"pretext 'ltr' predicts the next token, but '{backbone.name}' lets every token see the next one: "
+                "set backbone.causal: true for a bert, or take a gpt, a one-directional lstm, or pretext 'mlm'"
             )
         self.head = TokenHead(backbone.width, backbone.spec.vocab, backbone.embedding.shape[1])
 

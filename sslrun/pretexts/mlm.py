@@ -1,4 +1,4 @@
-"""Masked language modelling, with or without next-sentence prediction."""
+"""Masked language modeling, with or without next-sentence prediction (BERT)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from sslrun.backbones.text import TextBackbone, at
+from sslrun.backbones.text import TextBackbone, gather_tokens
 from sslrun.data.examples import Batch, Examples
 from sslrun.data.text.sequences import IGNORED, Documents, Tokens
 from sslrun.errors import UserError
@@ -18,45 +18,48 @@ from sslrun.pretexts.language import LanguageOptions, LanguagePretext, TokenHead
 from sslrun.training.learner import Output
 
 RATE = 0.15
-"""BERT's share of chosen tokens; every held-out loss is taken at it, that losses of other rates may be compared."""
+"""BERT's share of chosen tokens. Every held-out loss is measured at it, so that losses of other rates compare."""
 
 
-class Masked(NamedTuple):
+class MaskedViews(NamedTuple):
     """Sequences with some tokens hidden."""
 
     tokens: Tokens
-    """As the backbone is given them."""
+    """What the backbone reads."""
     places: Tensor
-    """(B, K) where tokens were chosen; K is the same for all, and what is too many has no target."""
+    """(B, K) positions of the chosen tokens. K is the same for all sequences; surplus positions have no target."""
     targets: Tensor
-    """(B, K) what stood there."""
+    """(B, K) the original tokens; `IGNORED` at surplus positions."""
     related: Tensor | None
-    """(B,) 0 where the second segment goes on from the first, 1 where it is from elsewhere."""
+    """(B,) 0 where the second segment continues the first, 1 where it is from elsewhere; None without pairs."""
 
 
 @pretexts.register("mlm")
 class Mlm(LanguagePretext):
-    """Name hidden tokens from both sides. BERT: Devlin et al., NAACL 2019.
+    """Predict hidden tokens from both sides.
 
-    Of each sequence exactly `round(rate * tokens)` are chosen (at least one, never special ones), of which 80 % become
-    [MASK], 10 % a random token, 10 % stay; the loss is of the chosen ones alone, and so is the head's work. With `nsp`,
-    whether the second segment goes on from the first is told from [CLS]. Chosen anew each time a sequence is seen;
-    BERT's own code chose ten times, once for each of its `dupes`.
+    BERT: Devlin et al., NAACL 2019 (arXiv:1810.04805). In each sequence exactly `round(rate * tokens)` tokens are
+    chosen: at least one, and never a special one. 80 % of them become [MASK], 10 % a random token, and 10 % stay. Loss
+    and head cover the chosen tokens only. With `nsp`, [CLS] predicts whether the second segment continues the first.
+
+    Deviation: tokens are chosen again each time a sequence is read. BERT's own code chose ten times, once for each of
+    its `dupes`; `masking: static` comes close to it.
     """
 
     class Options(LanguageOptions):
         nsp: bool = False
-        """Add next-sentence prediction to the loss, as BERT."""
+        """Add next-sentence prediction to the loss, as BERT does."""
         rate: float = Field(RATE, gt=0, lt=1)
-        """Share of the tokens chosen."""
+        """Share of tokens that are chosen."""
         mask: float = Field(0.8, ge=0, le=1)
-        """Share of the chosen that become [MASK]."""
+        """Share of the chosen tokens that become [MASK]."""
         replace: float = Field(0.1, ge=0, le=1)
-        """Share of the chosen that become a random token; the rest stays."""
+        """Share of the chosen tokens that become a random token; the rest stay."""
         whole_words: bool = False
-        """Choose all pieces of a word or none."""
+        """Choose either all pieces of a word or none."""
         masking: Literal["dynamic", "static"] = "dynamic"
-        """static: the same tokens of a sequence are chosen each time it is seen, as in BERT's own code."""
+        """dynamic: tokens are chosen again each time a sequence is read. static: always the same tokens of a
+        sequence, as in BERT's own code."""
 
         @model_validator(mode="after")
         def _consistent(self) -> Mlm.Options:
@@ -70,9 +73,9 @@ class Mlm(LanguagePretext):
             if self.nsp:
                 return []
             if self.pairs == "keep":
-                return ["without next-sentence prediction the pairs of segments are kept, its loss alone is dropped"]
+                return ["without next-sentence prediction the pairs of segments stay, and only its loss is dropped"]
             if self.pairs == "next":
-                return ["without next-sentence prediction the second segment of a pair always goes on from the first"]
+                return ["without next-sentence prediction the second segment of a pair always continues the first"]
             return ["without next-sentence prediction full sequences of running text take the place of pairs"]
 
     options: Options
@@ -82,7 +85,7 @@ class Mlm(LanguagePretext):
         super().__init__(options, backbone)
         if backbone.causal:
             raise UserError(
-                f"pretext 'mlm' names tokens from both sides, and '{backbone.name}' sees one alone: "
+                f"pretext 'mlm' predicts tokens from both sides, but '{backbone.name}' sees only one: "
                 "take pretext 'ltr', or a backbone that is not causal"
             )
         self.tokenizer = backbone.spec.tokenizer
@@ -94,18 +97,20 @@ class Mlm(LanguagePretext):
     def arrange(self, examples: Examples, seed: int) -> Examples:
         if self.options.nsp and not isinstance(examples, Documents):
             raise UserError(
-                "next-sentence prediction needs documents of sentences, and the data has labelled texts: name a corpus, "
-                "or set pretext.nsp to false"
+                "next-sentence prediction needs documents of several sentences, but the data are labeled texts: "
+                "name a corpus, or set pretext.nsp to false"
             )
         return super().arrange(examples, seed)
 
-    def views(self, batch: Batch, generator: torch.Generator) -> Masked:
-        return self._masked(batch, generator, self.options.rate)
+    def views(self, batch: Batch, generator: torch.Generator) -> MaskedViews:
+        return self._mask(batch, generator, self.options.rate)
 
-    def forward(self, views: Masked) -> Output:
+    def forward(self, views: MaskedViews) -> Output:
         features = self.backbone(views.tokens)
         assert features.tokens is not None
-        loss, accuracy = self.head.loss(at(features.tokens, views.places), embedding_of(self.backbone), views.targets)
+        loss, accuracy = self.head.loss(
+            gather_tokens(features.tokens, views.places), embedding_of(self.backbone), views.targets
+        )
         metrics = {"mlm_loss": loss.detach(), "mlm_accuracy": accuracy}
         if self.nsp is not None and views.related is not None:
             related = self.nsp(features.pooled).float()
@@ -116,29 +121,32 @@ class Mlm(LanguagePretext):
         return Output(loss, metrics)
 
     def held_out(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        """At BERT's rate; the loss is that of the masked tokens alone, whatever else is trained on."""
-        metrics = self(self._masked(batch, generator, RATE)).metrics
+        """Metrics at BERT's rate. The loss is that of the masked tokens, without next-sentence prediction."""
+        metrics = self(self._mask(batch, generator, RATE)).metrics
         return {
             "held_out_loss": metrics["mlm_loss"],
             **{f"held_out_{k}": v for k, v in metrics.items() if k != "mlm_loss"},
         }
 
     def without_context(self, shares: Tensor) -> float:
-        """Of what stands under [MASK] its entropy; of the other chosen tokens the entropy given what is shown, which may
-        be the token itself."""
+        """The loss of a model that knows only how often tokens occur.
+
+        Under [MASK] it is the entropy of tokens. For the other chosen tokens it is the entropy given the token that is
+        shown, which may be the original one: H(original, shown) - H(shown).
+        """
         mask, replace = self.options.mask, self.options.replace
         kept = (1 - mask - replace) * shares
         replaced = replace * shares / len(shares)  # by each token of the vocabulary
-        both = (len(shares) - 1) * entropy(replaced) + entropy(kept + replaced)  # what stood there, and what is shown
+        both = (len(shares) - 1) * entropy(replaced) + entropy(kept + replaced)  # original and shown
         shown = entropy(kept + replace / len(shares))
         return mask * entropy(shares) + both - shown
 
-    def _masked(self, batch: Batch, generator: torch.Generator, rate: float) -> Masked:
+    def _mask(self, batch: Batch, generator: torch.Generator, rate: float) -> MaskedViews:
         tokens = self.tokens(batch)
         ids, tokenizer = tokens.ids, self.tokenizer
-        noise = _static(ids, tokens.real) if self.options.masking == "static" else _drawn(ids, generator)
+        noise = _static_noise(ids, tokens.real) if self.options.masking == "static" else _noise(ids, generator)
         allowed = tokens.real & (ids != tokenizer.cls) & (ids != tokenizer.sep) & (ids != tokenizer.pad)
-        wanted, most = _wanted(tokens.real.sum(dim=1), rate), max(1, round(ids.shape[1] * rate))
+        wanted, most = _chosen_counts(tokens.real.sum(dim=1), rate), max(1, round(ids.shape[1] * rate))
         order = noise[0]
         if self.options.whole_words:
             order, allowed = self._whole_words(order, ids, allowed, wanted, most)
@@ -150,13 +158,16 @@ class Mlm(LanguagePretext):
         random = (fate >= self.options.mask) & (fate < self.options.mask + self.options.replace)
         new = torch.where(random, (other * tokenizer.vocab).long().clamp_max(tokenizer.vocab - 1), new)
         new = torch.where(chosen, new, ids.gather(1, places))
-        return Masked(tokens._replace(ids=ids.scatter(1, places, new)), places, targets, batch.labels)
+        return MaskedViews(tokens._replace(ids=ids.scatter(1, places, new)), places, targets, batch.labels)
 
     def _whole_words(
         self, noise: Tensor, ids: Tensor, allowed: Tensor, wanted: Tensor, most: int
     ) -> tuple[Tensor, Tensor]:
-        """(B, T) an order in which the pieces of a word follow one another, and which pieces may be chosen: word after
-        word at random, but for those with more pieces than are still wanted (as BERT's own code)."""
+        """Choose words at random until `wanted` (B,) pieces are chosen, as BERT's own code does.
+
+        Returns an order (B, T) in which the pieces of a word are adjacent, and which pieces (B, T) may be chosen. Words
+        with more pieces than are still wanted are skipped.
+        """
         first = ~self.continues[ids]
         first[:, 0] = True
         places = torch.arange(ids.shape[1], device=ids.device)
@@ -172,28 +183,32 @@ class Mlm(LanguagePretext):
         return order, chosen
 
 
-def _wanted(lengths: Tensor, rate: float) -> Tensor:
-    """How many tokens of sequences are chosen: in float64, as Python's own, since float32 rounds some halves the other
-    way (but for Apple's GPUs, which have no other)."""
+def _chosen_counts(lengths: Tensor, rate: float) -> Tensor:
+    """The number of tokens (B,) to choose in sequences of such lengths, at least one.
+
+    Computed in float64, as Python does, because float32 rounds some halves the other way. Apple's GPUs have no float64.
+    """
     exact = lengths.float() if lengths.device.type == "mps" else lengths.double()
     return (exact * rate).round().clamp_min(1).long()
 
 
-def _drawn(ids: Tensor, generator: torch.Generator) -> Tensor:
-    """(3, B, T) uniform in [0, 1)."""
+def _noise(ids: Tensor, generator: torch.Generator) -> Tensor:
+    """Uniform noise (3, B, T) in [0, 1)."""
     return torch.rand(3, *ids.shape, generator=generator, device=ids.device)
 
 
-def _static(ids: Tensor, real: Tensor) -> Tensor:
-    """(3, B, T) like uniform in [0, 1), but a function of the sequence alone, however far it is padded: a hash
-    (splitmix64) of ids and place."""
+def _static_noise(ids: Tensor, real: Tensor) -> Tensor:
+    """Noise (3, B, T) in [0, 1) that is a function of the sequence alone, however far it is padded.
+
+    It is a hash (splitmix64) of the ids and the position.
+    """
     place = torch.arange(ids.shape[1], device=ids.device)
-    sequence = ((ids + 1) * _mixed(place + 1) * real).sum(dim=1, keepdim=True)
+    sequence = ((ids + 1) * _splitmix(place + 1) * real).sum(dim=1, keepdim=True)
     kinds = torch.arange(3, device=ids.device)[:, None, None]
-    return ((_mixed(sequence + _mixed(place) + _mixed(kinds + 7919)) >> 11) & (2**24 - 1)).float() / 2**24
+    return ((_splitmix(sequence + _splitmix(place) + _splitmix(kinds + 7919)) >> 11) & (2**24 - 1)).float() / 2**24
 
 
-def _mixed(x: Tensor) -> Tensor:
+def _splitmix(x: Tensor) -> Tensor:
     x = x * -7046029254386353131
     x = (x ^ (x >> 30)) * -4658895280553007687
     x = (x ^ (x >> 27)) * -7723592293110705685

@@ -1,4 +1,4 @@
-"""Momentum contrast, v2 (He et al., CVPR 2020; Chen, Fan, Girshick & He 2020)."""
+"""Momentum contrast, version 2 (He et al., CVPR 2020, arXiv:1911.05722; Chen et al. 2020, arXiv:2003.04297)."""
 
 from __future__ import annotations
 
@@ -17,19 +17,20 @@ from sslrun.training.learner import Output
 
 @pretexts.register("moco")
 class MoCo(TwoViews):
-    """Tell the other view of the same image from a queue of earlier ones. MoCo v2: He et al. 2020, Chen et al. 2020.
+    """Recognize the other view of the same image among a queue of earlier ones.
 
-    Deviation: keys are not shuffled across devices before the key encoder. Queries and keys have batch statistics of
-    their own in any case, since the two views go through different networks one after the other.
+    MoCo v2: He et al., CVPR 2020 (arXiv:1911.05722); Chen et al. 2020 (arXiv:2003.04297).
+    Deviation: keys are not shuffled across devices before the key encoder. Queries and keys have separate batch
+    statistics anyway, because the two views go through different networks one after the other.
     """
 
     class Options(TwoViewOptions):
         queue: int = Field(default=65536, ge=1)
-        """Keys kept; 4096 in the authors' CIFAR demonstration."""
+        """Number of keys kept; 4096 in the authors' CIFAR demonstration."""
         momentum: float = Field(default=0.999, ge=0, le=1)
-        """Of the key encoder; 0.99 in the authors' CIFAR demonstration."""
+        """Momentum of the key encoder; 0.99 in the authors' CIFAR demonstration."""
         temperature: float = Field(default=0.2, gt=0)
-        """Of the softmax."""
+        """Temperature of the softmax."""
         projection: int = Field(default=128, ge=2)
         """Width of the vectors that are compared."""
 
@@ -44,7 +45,7 @@ class MoCo(TwoViews):
         self.register_buffer("queue", F.normalize(torch.randn(options.queue, options.projection), dim=1))
         self.register_buffer("place", torch.zeros((), dtype=torch.int64))
         self._keys: list[Tensor] = []
-        """Of the batch so far: one for each part that it is computed in."""
+        """Keys of the current batch: one tensor for each part that the batch is computed in."""
 
     def forward(self, views: tuple[Tensor, Tensor]) -> Output:
         queries = F.normalize(self.head(self.backbone(views[0]).pooled).float(), dim=1)
@@ -56,19 +57,20 @@ class MoCo(TwoViews):
 
     @torch.no_grad()
     def after_step(self, progress: float) -> None:
-        """Move the key encoder; the batch's keys take the places of the oldest."""
+        """Move the key encoder, and replace the oldest keys of the queue by the batch's."""
         self.teacher.follow(self.backbone, self.head, self.options.momentum)
         keys = torch.cat(self._keys)[-self.options.queue :]
-        at = (self.place + torch.arange(len(keys), device=keys.device)) % self.options.queue
-        self.queue[at] = keys
+        slots = (self.place + torch.arange(len(keys), device=keys.device)) % self.options.queue
+        self.queue[slots] = keys
         self.place.copy_((self.place + len(keys)) % self.options.queue)
         self._keys.clear()
 
 
 def info_nce(queries: Tensor, keys: Tensor, queue: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """InfoNCE of unit vectors (B, D) against their keys (B, D) and a queue (K, D); and the share of keys ranked first.
+    """InfoNCE loss of unit vectors (B, D) against their keys (B, D) and a queue (K, D).
 
     -log exp(q.k / t) / (exp(q.k / t) + sum over the queue of exp(q.n / t)), averaged over the batch.
+    Returns the loss and the share of queries whose own key is the most similar, both 0-d.
     """
     with torch.autocast(queries.device.type, enabled=False):
         positive = (queries * keys).sum(dim=1, keepdim=True)

@@ -1,4 +1,4 @@
-"""Rotation prediction (Gidaris, Singh & Komodakis, ICLR 2018)."""
+"""Rotation prediction (Gidaris, Singh & Komodakis, ICLR 2018, arXiv:1803.07728)."""
 
 from __future__ import annotations
 
@@ -18,19 +18,20 @@ from sslrun.training.learner import Output
 
 @pretexts.register("rotation")
 class Rotation(Pretext):
-    """Predict which quarter turn an image was given. Gidaris et al., ICLR 2018.
+    """Predict by which quarter turn an image was rotated.
 
-    All turns of every image are in one batch, which the paper found clearly better than one turn each: B images cost
-    as much as 4B. Turns are exact, without interpolation, which would give them away.
+    Gidaris et al., ICLR 2018 (arXiv:1803.07728). All turns of every image are in one batch, which the paper found
+    clearly better than one turn each: B images cost as much as 4B. Turns are exact, because interpolation would give
+    them away.
     """
 
     reads = ImageSpec
 
     class Options(PretextOptions):
         turns: Literal[2, 4] = 4
-        """4: by 0, 90, 180, 270 degrees; 2: by 0 and 180 (Table 2 of the paper)."""
+        """Number of classes. 4: rotations by 0, 90, 180 and 270 degrees; 2: by 0 and 180 (Table 2 of the paper)."""
         augmentation: Augmentation = Augmentation(flip=0.5)
-        """What is done to images before they are turned; the paper's: flips, and crops where images allow."""
+        """Augmentation before the rotation; the paper's: flips, and crops where images are large enough."""
 
     options: Options
 
@@ -39,7 +40,7 @@ class Rotation(Pretext):
         self.head = nn.Linear(backbone.width, options.turns)
 
     def views(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Images (turns * B, 3, H, W), turn by turn, and the class (turns * B,) of each one's turn."""
+        """Rotated images (turns * B, 3, H, W), ordered by turn, and the class (turns * B,) of each turn."""
         images = self.options.augmentation(batch.inputs, batch.inputs.shape[-1], generator)
         targets = torch.arange(self.options.turns, device=images.device).repeat_interleave(len(images))
         turned = quarter_turns(images.repeat(self.options.turns, 1, 1, 1), targets * (4 // self.options.turns))

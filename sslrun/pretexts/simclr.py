@@ -1,4 +1,4 @@
-"""SimCLR (Chen, Kornblith, Norouzi & Hinton, ICML 2020)."""
+"""SimCLR (Chen, Kornblith, Norouzi & Hinton, ICML 2020, arXiv:2002.05709)."""
 
 from __future__ import annotations
 
@@ -17,18 +17,19 @@ from sslrun.training.learner import Output
 
 @pretexts.register("simclr")
 class SimCLR(TwoViews):
-    """Tell the other view of the same image from all other views of the batch. Chen et al., ICML 2020.
+    """Recognize the other view of the same image among all other views of the batch.
 
-    Both views go through the network together, as in the authors' code; batch norm's statistics are of one device.
+    Chen et al., ICML 2020 (arXiv:2002.05709). Both views go through the network together, as in the authors' code.
+    Deviation: with several devices, batch norm's statistics are each device's own.
     """
 
     class Options(TwoViewOptions):
         temperature: float = Field(default=0.1, gt=0)
-        """Of the softmax; 0.1 for ImageNet, 0.5 for CIFAR-10 in the paper."""
+        """Temperature of the softmax; 0.1 for ImageNet and 0.5 for CIFAR-10 in the paper."""
         projection: int = Field(default=128, ge=2)
         """Width of the vectors that are compared."""
         hidden: int | None = Field(default=None, ge=2)
-        """Width of the projection head's hidden layer; default: the backbone's."""
+        """Width of the projection head's hidden layer; default: the backbone's width."""
 
     options: Options
 
@@ -46,17 +47,18 @@ class SimCLR(TwoViews):
 
 
 def nt_xent(first: Tensor, second: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """NT-Xent of projections (B, D) of two views, and the share of views whose other view is the most similar.
+    """NT-Xent loss of two views' projections (B, D).
 
-    l(i, j) = -log exp(s_ij / t) / sum over k != i of exp(s_ik / t), s the cosine similarity, averaged over all 2N
-    ordered positive pairs of all ranks' batches. Each rank gives the mean over its own: the mean over ranks, which is
-    what gradients are averaged to, is the whole batch's loss.
+    l(i, j) = -log exp(s_ij / t) / sum over k != i of exp(s_ik / t), with s the cosine similarity, averaged over all
+    2N ordered positive pairs of the batches of all ranks. Each rank returns the mean over its own pairs; averaging
+    gradients over ranks then gives the gradient of the whole batch's loss.
+    Returns the loss and the share of views whose other view is the most similar, both 0-d.
     """
     with torch.autocast(first.device.type, enabled=False):
         own = F.normalize(torch.cat([first, second]).float(), dim=1)
         count, rank = len(first), distributed.rank()
         everyone = distributed.gather(own)
-        # Rank by rank: that rank's first views, then its second ones.
+        # `everyone` is ordered by rank; within a rank the first views come before the second.
         place = torch.arange(2 * count, device=own.device)
         positive = rank * 2 * count + (place + count) % (2 * count)
         similarity = own @ everyone.T / temperature

@@ -1,4 +1,4 @@
-"""SimSiam (Chen & He, CVPR 2021)."""
+"""SimSiam (Chen & He, CVPR 2021, arXiv:2011.10566)."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ from sslrun.training.learner import Output
 
 @pretexts.register("simsiam")
 class SimSiam(TwoViews):
-    """Predict the projection of the other view, whose gradient is stopped. Chen & He, CVPR 2021.
+    """Predict the projection of the other view, whose gradient is stopped.
 
-    The two views go through the network one after the other, as in the authors' code. Deviation: the predictor's
-    learning rate follows the schedule like the rest (the authors hold it fixed, which gained them 0.4 points).
+    Chen & He, CVPR 2021 (arXiv:2011.10566). The two views go through the network one after the other, as in the
+    authors' code. Deviation: the predictor's learning rate follows the schedule like all others. The authors hold
+    it fixed, which gained them 0.4 points.
     """
 
     class Options(TwoViewOptions):
         hidden: int = Field(default=2048, ge=2)
-        """Width of the projector, hidden and out."""
+        """Width of the projector's hidden and output layers."""
         depth: int = Field(default=3, ge=2)
-        """Layers of the projector; 2 for CIFAR-10 in the paper."""
+        """Number of layers of the projector; 2 for CIFAR-10 in the paper."""
         bottleneck: int = Field(default=512, ge=2)
         """Width of the predictor's hidden layer."""
 
@@ -39,10 +40,10 @@ class SimSiam(TwoViews):
 
     def forward(self, views: tuple[Tensor, Tensor]) -> Output:
         projected = [self.projector(self.backbone(view).pooled) for view in views]
-        predicted = [self.predictor(each) for each in projected]
+        predicted = [self.predictor(vectors) for vectors in projected]
         return Output(simsiam_loss(predicted[0], projected[1]) / 2 + simsiam_loss(predicted[1], projected[0]) / 2)
 
 
 def simsiam_loss(predicted: Tensor, target: Tensor) -> Tensor:
-    """Mean over the batch of -cos(p, z), for (B, D); z gets no gradient."""
+    """Mean over the batch of -cos(p, z) for p and z (B, D); z gets no gradient."""
     return -F.cosine_similarity(predicted.float(), target.detach().float(), dim=1).mean()

@@ -1,4 +1,4 @@
-"""VICReg (Bardes, Ponce & LeCun, ICLR 2022)."""
+"""VICReg (Bardes, Ponce & LeCun, ICLR 2022, arXiv:2105.04906)."""
 
 from __future__ import annotations
 
@@ -18,19 +18,22 @@ from sslrun.training.learner import Output
 
 @pretexts.register("vicreg")
 class VICReg(TwoViews):
-    """Invariance between views, variance of every dimension, no covariance between them. Bardes et al., ICLR 2022."""
+    """Pull views together, keep each dimension's variance up and the covariances down.
+
+    Bardes, Ponce & LeCun, ICLR 2022 (arXiv:2105.04906).
+    """
 
     class Options(TwoViewOptions):
         augmentation: Augmentation = Augmentation.byol_first()
-        """How the first view is made: as BYOL's."""
+        """Augmentation of the first view; default: BYOL's."""
         second: Augmentation | None = Augmentation.byol_second()
-        """How the second view is made: as BYOL's."""
+        """Augmentation of the second view; default: BYOL's."""
         width: int = Field(default=8192, ge=2)
         """Width of the projector's three layers."""
         invariance: float = Field(default=25.0, ge=0)
-        """Weight of the views' squared distance."""
+        """Weight of the squared distance between views."""
         variance: float = Field(default=25.0, ge=0)
-        """Weight of the hinge on each dimension's deviation."""
+        """Weight of the hinge loss on each dimension's standard deviation."""
         covariance: float = Field(default=1.0, ge=0)
         """Weight of the squared covariances."""
 
@@ -50,10 +53,13 @@ class VICReg(TwoViews):
 
 
 def vicreg_terms(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Invariance, variance and covariance of projections (B, D) of two views, over all ranks' batches.
+    """The invariance, variance and covariance terms of two views' projections (B, D), over the batches of all ranks.
 
-    mean squared difference; sum over views of mean_d relu(1 - sqrt(var_d + 1e-4)) / 2; sum over views of
-    sum_{i != j} cov_ij^2 / D. Variances and covariances have N - 1 below.
+    - invariance: the mean squared difference of the views
+    - variance: the sum over views of mean_d relu(1 - sqrt(var_d + 1e-4)) / 2
+    - covariance: the sum over views of sum_{i != j} cov_ij^2 / D
+
+    Variances and covariances divide by N - 1.
     """
     with torch.autocast(first.device.type, enabled=False):
         first, second = (distributed.gather(each.float()) for each in (first, second))
@@ -61,8 +67,8 @@ def vicreg_terms(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor, Tensor]
         variance, covariance = invariance.new_zeros(()), invariance.new_zeros(())
         for each in (first, second):
             variance = variance + F.relu(1 - (each.var(dim=0) + 1e-4).sqrt()).mean() / 2
-            centred = each - each.mean(dim=0)
-            matrix = centred.T @ centred / (len(each) - 1)
+            centered = each - each.mean(dim=0)
+            matrix = centered.T @ centered / (len(each) - 1)
             off_diagonal = matrix.square().sum() - matrix.diagonal().square().sum()
             covariance = covariance + off_diagonal / each.shape[1]
         return invariance, variance, covariance

@@ -1,4 +1,4 @@
-"""What the pretext tasks of two views share: the views, and a teacher that follows slowly."""
+"""Parts of pretext tasks that compare two views: the views, and a teacher that follows slowly."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from sslrun.pretexts.base import Pretext, PretextOptions
 
 
 class TwoViewOptions(PretextOptions):
-    """Settings of every task of two views."""
+    """Settings of every pretext task that compares two views."""
 
     augmentation: Augmentation = Augmentation.simclr()
-    """How a view is made of an image."""
+    """Augmentation that makes a view from an image."""
     second: Augmentation | None = None
-    """How the second view is made; default: as the first."""
+    """Augmentation of the second view; default: that of the first."""
     size: int | None = Field(default=None, ge=4)
-    """Side of a view, in pixels; default: the image's."""
+    """Side of a view, in pixels; default: the image's side."""
 
 
 class TwoViews(Pretext):
@@ -34,7 +34,7 @@ class TwoViews(Pretext):
     options: TwoViewOptions
 
     def views(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Two views of every image, each (B, 3, size, size)."""
+        """Two random views of every image, each (B, 3, size, size)."""
         size = self.options.size or batch.inputs.shape[-1]
         policies = (self.options.augmentation, self.options.second or self.options.augmentation)
         first, second = (policy(batch.inputs, size, generator) for policy in policies)
@@ -42,7 +42,7 @@ class TwoViews(Pretext):
 
 
 class Teacher(nn.Module):
-    """A copy of a backbone and its head that learns nothing by gradient."""
+    """A copy of a backbone and its head that gets no gradient and follows them slowly."""
 
     def __init__(self, backbone: Backbone, head: nn.Module) -> None:
         super().__init__()
@@ -52,21 +52,21 @@ class Teacher(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        """The head's output (B, D); batch norms as in the mode the teacher is in, which is the student's."""
+        """The head's output (B, D). The teacher is in the same mode (train or eval) as the student."""
         return self.head(self.backbone(images).pooled)
 
     def follow(self, backbone: Backbone, head: nn.Module, momentum: float) -> None:
-        """Move towards the student: momentum * own + (1 - momentum) * its, parameter by parameter."""
+        """Move toward the student: teacher <- momentum * teacher + (1 - momentum) * student, for each parameter."""
         follow(self.backbone, backbone, momentum)
         follow(self.head, head, momentum)
 
 
 @torch.no_grad()
 def follow(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
-    """teacher <- momentum * teacher + (1 - momentum) * student, parameter by parameter.
+    """teacher <- momentum * teacher + (1 - momentum) * student, for each parameter.
 
-    Buffers are left alone: the teacher's batch norms keep statistics of what the teacher sees.
+    Buffers stay: the teacher's batch norms keep the statistics of what the teacher itself reads.
     """
-    mine: list[Tensor] = list(teacher.parameters())
-    if mine:
-        torch._foreach_lerp_(mine, list(student.parameters()), 1 - momentum)
+    weights: list[Tensor] = list(teacher.parameters())
+    if weights:
+        torch._foreach_lerp_(weights, list(student.parameters()), 1 - momentum)

@@ -188,7 +188,7 @@ class Protocol:
 
     def identity(self) -> dict[str, Any]:
         """The options that determine the result of one run, as JSON values."""
-        return self.options.model_dump(mode="json")
+        return self.options.non_defaults()
 
     def run(self, bench: Bench) -> Scores:
         """Learn the task and score it.

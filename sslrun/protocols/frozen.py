@@ -117,7 +117,7 @@ class Fewshot(VectorProtocol):
 
     def identity(self) -> dict[str, Any]:
         """Without `shots`: each is a run of its own, which other shots do not change."""
-        return self.options.model_dump(mode="json", exclude={"shots"})
+        return self.options.non_defaults(exclude={"shots"})
 
     def classify(self, bench: Bench) -> Scores:
         head = least_squares(*bench.features("train"), len(bench.task.classes), self.options.l2)

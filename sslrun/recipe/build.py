@@ -28,6 +28,7 @@ from sslrun.protocols.base import inheritance, protocols, unsupported
 from sslrun.recipe.fit import misfit
 from sslrun.recipe.places import Keys, Located, override, read_yaml
 from sslrun.recipe.schema import Evaluation, Named, Pretrain, Recipe, Sweep
+from sslrun.recipe.shipped import find
 from sslrun.registry import Options, Registry, did_you_mean
 from sslrun.tasks.base import tasks
 
@@ -35,8 +36,11 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe in a file, with `key=value` overrides. UserError: any mistake, with its file, line and key."""
-    source = read_yaml(path)
+    """Read the recipe in a file, or the shipped one of that name, with `key=value` overrides.
+
+    UserError: any mistake, with its file, line and key.
+    """
+    source = read_yaml(find(path))
     if "rows" in source.value:
         raise UserError(f"{path}: is a sweep: run it with `sslrun sweep {path}`")
     override(source, overrides)
@@ -44,7 +48,11 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
-    """The sweep in a file; a recipe counts as a sweep of one row. Overrides change the base, before the rows do."""
+    """Read the sweep in a file, or the shipped one of that name; a recipe counts as a sweep of one row.
+
+    Overrides change the base, before the rows do. UserError: any mistake, with its file, line and key.
+    """
+    path = find(path)
     source = read_yaml(path)
     if "rows" not in source.value:
         override(source, overrides)
@@ -206,8 +214,8 @@ def _named(
     except UserError as error:
         raise section.error((), str(error)) from None
     if like is not None and sources[like.name].gives is cls.gives:
-        given.value = {**given.value, **cls.shared_with(like.as_dict(), given.value)}
-    return Named(name=str(name), options=validated(cls.Options, given, f"'{name}'"))
+        given.value = {**given.value, **cls.inherit_options(like.as_dict(), given.value)}
+    return Named(name=str(name), options=validated(cls.Options, given, f"'{name}'"), component=cls)
 
 
 def validated(model: type[Model], source: Located, owner: str, also: Iterable[str] = ()) -> Model:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,7 +19,7 @@ from pydantic import (
 from sslrun.data.shifts import ID, MEAN_SHIFT, Shift
 from sslrun.protocols.base import Protocol, protocols
 from sslrun.registry import Options
-from sslrun.runs import contents
+from sslrun.runs import component_identity, contents
 from sslrun.tasks.base import TaskOptions
 from sslrun.training.schedule import Schedule
 
@@ -31,14 +30,26 @@ class Named(BaseModel):
     model_config = ConfigDict(frozen=True)
     name: str
     options: SerializeAsAny[Options]
+    component: type[Any] | None = Field(None, exclude=True, repr=False)
+    """The class that the name stands for; its version and, for a plug-in, its source are part of a run's hash."""
 
     def as_dict(self) -> dict[str, Any]:
+        """The component as a recipe writes it, with every default."""
         return {"name": self.name, **self.options.model_dump(mode="json")}
 
     def identity(self) -> dict[str, Any]:
-        """What tells it from another in a run's hash: its options, and what is in the files that they name."""
-        found = [digest for path in self.options.files() if (digest := contents(path)) is not None]
-        return {**self.as_dict(), "files": found} if found else self.as_dict()
+        """What the component adds to a run's hash, as JSON values.
+
+        Its name, the options that differ from the defaults, digests of the files that they name, and what
+        `component_identity` says of its class. Keys with a dot cannot be mistaken for options.
+        """
+        digests = [digest for path in self.options.files() if (digest := contents(path)) is not None]
+        return {
+            "name": self.name,
+            **self.options.non_defaults(),
+            **({"component.files": digests} if digests else {}),
+            **(component_identity(self.component) if self.component else {}),
+        }
 
 
 class Pretrain(Schedule):
@@ -68,8 +79,8 @@ def _share_or_count(labels: float) -> float:
 
 
 def _shift_name(name: str) -> str:
-    if not name or re.search("[·,:]", name):
-        raise ValueError("a shift's name should have neither '·' nor ',' nor ':', which separate the parts of a column")
+    if not name:
+        raise ValueError("a shift's name should not be empty")
     if name in (ID, MEAN_SHIFT):
         raise ValueError(f"'{name}' is a column of the table already; name the shift otherwise")
     return name
@@ -78,10 +89,13 @@ def _shift_name(name: str) -> str:
 class Evaluation(BaseModel):
     """One task of a recipe: its data, how it is learned, and from how many labels."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
     data: Named
+    """Labeled data; default: the data set that the evaluation is named after."""
     task: Named
+    """What is learned from the labels; default: the task that the data's labels are for."""
     protocols: tuple[str, ...]
+    """Ways to learn the task; see `sslrun show protocol`."""
     labels: tuple[Annotated[float, AfterValidator(_share_or_count)], ...] = Field((1.0,), min_length=1)
     """Shares of the training labels, class-balanced and nested; a whole number above 1 is labels a class."""
     restarts: int = Field(1, ge=1)
@@ -114,14 +128,13 @@ class Evaluation(BaseModel):
 class Weights(BaseModel):
     """A file of pretrained weights, in place of pretraining."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
     file: Path
-    """A pretraining's folder, or a file of ours, of timm's, torchvision's or transformers' names; from where sslrun is
-    called."""
+    """A pretraining run's folder, or a .safetensors file with the names of sslrun, timm, torchvision or transformers."""
     mean: tuple[float, float, float] | None = None
-    """What its images were centred by, in each channel of [0, 1]; default: what the file says, else ImageNet's."""
+    """Per-channel mean that images in [0, 1] are normalized by; default: the file's own, else ImageNet's."""
     std: tuple[float, float, float] | None = None
-    """And divided by."""
+    """Per-channel standard deviation; default: the file's own, else ImageNet's."""
 
     @model_validator(mode="before")
     @classmethod
@@ -132,17 +145,23 @@ class Weights(BaseModel):
 class Recipe(BaseModel):
     """One experiment: a backbone, a pretext task, data, a schedule, and evaluations."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    """Names the folder of the runs: letters, digits, '.', '_' and '-'."""
     backbone: Named
+    """The network; see `sslrun show backbone`."""
     pretext: Named | None = None
-    """None: no pretraining; protocols then read the backbone as initialised."""
+    """The pretext task; null: no pretraining, evaluations start from the initial weights. See `sslrun show pretext`."""
     data: Named
+    """The data to pretrain on; see `sslrun show data`."""
     pretrain: Pretrain | None = None
+    """The schedule of pretraining; see `sslrun show section pretrain`."""
     weights: Weights | None = None
-    """What evaluations start from, where nothing is pretrained and no --from is given."""
+    """Weights that evaluations start from if nothing is pretrained and --from is not given."""
     watch: Watch = Watch()
+    """What is monitored during training; see `sslrun show section watch`."""
     evaluate: dict[str, Evaluation] = {}
+    """Evaluations by name; see `sslrun show section evaluation`."""
 
     @property
     def choices(self) -> list[str]:
@@ -183,24 +202,29 @@ class Recipe(BaseModel):
 class Against(BaseModel):
     """A published table that a sweep's stands beside."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
     table: str
+    """Name of the published table; see `sslrun show table`."""
     columns: dict[str, str] = {}
-    """Our tasks -> the published columns that they stand in for: of the same kind, on other data."""
+    """Task of the sweep -> the published column that it stands in for: of the same kind, on other data."""
 
 
 class Sweep(BaseModel):
     """A base recipe, rows (named changes to it), columns (tasks), and seeds."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
     name: str
+    """Names the folder of the sweep's tables."""
     rows: dict[str, Recipe]
+    """Changes to `base` by row of the table; keys may be dotted, as `pretrain.epochs`."""
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0,), min_length=1)
+    """Seeds that every row is run with."""
     title: str | None = None
+    """Title of the table; default: the name."""
     against: Against | None = None
     """The published table that this sweep's table stands beside: its name, or `{table: ..., columns: ...}`."""
     jobs: int = Field(1, ge=1)
-    """Worker processes that share the runs, where --jobs does not say."""
+    """Worker processes that share the runs; --jobs takes precedence."""
 
     _against_at: str | None = PrivateAttr(None)
 

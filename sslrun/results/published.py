@@ -1,4 +1,4 @@
-"""Published numbers, each with its source."""
+"""Published tables: numbers from papers, each with its source."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import yaml
 
 from sslrun.errors import UserError
 from sslrun.registry import did_you_mean
+from sslrun.results.record import YAML_LOADER
 
 
 @dataclass(frozen=True)
@@ -20,14 +21,14 @@ class Number:
     value: float
     deviation: float | None
     verified: bool
-    """False: recalled, not seen; never shown without a mark."""
+    """False: recalled from memory, not seen in the source; always printed with a mark."""
     note: str | None = None
     unit: str | None = None
-    """None: its table's."""
+    """The number's unit; None: its table's."""
     where: str | None = None
-    """Where in the paper; None: where its table is."""
+    """The place in the paper; None: its table's."""
     evidence: str = ""
-    """How it is known; see the head of published.yaml."""
+    """How the number is known; see the head of published.yaml."""
 
 
 @dataclass(frozen=True)
@@ -40,22 +41,22 @@ class Published:
     unit: str
     rows: dict[str, dict[str, Number]]
     spread: str | None = None
-    """What the numbers' deviations are, where the source says."""
+    """What the deviations are, if the source says."""
     setting: dict[str, Any] = field(default_factory=dict)
-    """What the numbers were measured on (data, steps, parameters …), as far as the source says."""
+    """How the numbers were measured (data, steps, parameters …), as far as the source says."""
     aliases: dict[str, list[str]] = field(default_factory=dict)
-    """Other names of its rows and columns."""
+    """Row or column -> its other names."""
     task: str | None = None
-    """What it is of, where its columns are protocols."""
+    """The task, if the columns are protocols."""
 
 
 def names() -> list[str]:
-    """The published tables there are."""
+    """The names of all published tables."""
     return list(_tables())
 
 
 def short_names() -> dict[str, list[str]]:
-    """What the tables of a paper are called together -> their names."""
+    """Short name of a paper's tables -> their names."""
     found: dict[str, list[str]] = {}
     for name, table in _tables().items():
         if "short" in table:
@@ -64,7 +65,7 @@ def short_names() -> dict[str, list[str]]:
 
 
 def published(name: str) -> Published:
-    """A published table by name. UserError: there is none."""
+    """Get a published table by name. UserError: there is none."""
     if name not in _tables():
         raise _unknown(name)
     table = _tables()[name]
@@ -80,7 +81,7 @@ def published(name: str) -> Published:
 
 
 def published_as(name: str) -> list[Published]:
-    """The table of that name, or those of that short name. UserError: there is none."""
+    """Get the table of that name, or those of that short name. UserError: there is none."""
     if name not in _tables() and name not in short_names():
         raise _unknown(name)
     return [published(each) for each in short_names().get(name, [name])]
@@ -89,14 +90,15 @@ def published_as(name: str) -> list[Published]:
 def _unknown(name: str) -> UserError:
     known = [*short_names(), *names()]
     hint = did_you_mean(name, known)
-    if "Did you mean" not in hint:  # all of them would be no line
+    if "Did you mean" not in hint:  # listing all would not fit a line
         hint = f" There is: {', '.join(short_names())}; and more, see `sslrun show table`."
     return UserError(f"no such published table: '{name}'.{hint}")
 
 
 @cache
 def _tables() -> dict[str, Any]:
-    return yaml.safe_load((files("sslrun.results") / "published.yaml").read_text(encoding="utf-8"))
+    text = (files("sslrun.results") / "published.yaml").read_text(encoding="utf-8")
+    return yaml.load(text, YAML_LOADER)
 
 
 def _number(cell: Any, evidence: str) -> Number:

@@ -19,10 +19,10 @@ from sslrun.backbones import build_backbone, load_into, save_backbone
 from sslrun.backbones.base import Backbone
 from sslrun.backbones.weights import WEIGHTS
 from sslrun.data.examples import Batch, Examples
-from sslrun.data.shifts import ID, Part, Shift, parts_of
+from sslrun.data.shifts import ID, Part, Shift, make_parts
 from sslrun.data.source import sources
 from sslrun.data.specs import ImageSpec
-from sslrun.data.splits import Splits, labelled, load_splits
+from sslrun.data.splits import Splits, load_splits, select_labeled
 from sslrun.files import replacing
 from sslrun.protocols import Bench
 from sslrun.protocols.features import extract
@@ -96,7 +96,7 @@ class CellBench(Bench):
         if not self.method.learns:
             return torch.arange(len(train))
         labels, seed = self.cell.labels, self.cell.seed
-        return labelled(train, labels, seed, a_class=self.method.per_class)
+        return select_labeled(train, labels, seed, per_class=self.method.per_class)
 
     # ------------------------------------------------------------ splits
 
@@ -161,8 +161,8 @@ class CellBench(Bench):
 
         They are kept for the next cell of the same backbone, data and task.
         """
-        shift = split.split(":")[0]
-        definition = repr(self.evaluation.shifts[shift]) if split in self.parts else ""
+        shifts = [shift for shift, parts in self.shifted.items() if split in {f"{shift}: {name}" for name in parts}]
+        definition = repr([self.evaluation.shifts[shift] for shift in shifts])
         same = repr(self.cell.origin), repr(self.evaluation.data), repr(self.evaluation.task)
         key = (*same, split, definition)
         kept = self.context.features
@@ -261,7 +261,7 @@ class CellBench(Bench):
 
     def score(self, split: str, outputs: Tensor) -> dict[str, float]:
         if split in self.parts:
-            outputs = self.parts[split].told(outputs)
+            outputs = self.parts[split].merge_classes(outputs)
         return self.task.score(outputs, self._whole(split))
 
     # ------------------------------------------------------------ what is kept
@@ -308,7 +308,7 @@ def _load_parts(name: str, options: str, shifts: str) -> dict[str, dict[str, Par
         if other is not None and isinstance(own.spec, ImageSpec):
             other["size"] = own.spec.size  # in place of its own
         splits = other and _load_splits(other.pop("name"), json.dumps(other))
-        parts[shift] = parts_of(shift, Shift(**given), own, splits)
+        parts[shift] = make_parts(shift, Shift(**given), own, splits)
     return parts
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,28 +15,67 @@ from rich.text import Text
 from torch import Tensor, nn
 
 from sslrun.backbones import build_backbone
-from sslrun.data.source import lacking, sources
+from sslrun.data.source import explain_missing, sources
+from sslrun.data.specs import InputSpec
 from sslrun.pretexts.base import pretexts
 from sslrun.recipe import Pretrain, Recipe
+from sslrun.tasks.base import tasks
 from sslrun.training.device import Compute
 from sslrun.training.flops import flop_counter
 
 TIMED_STEPS = 3
 """Steps that are timed; the quickest counts, as others are slowed by whatever else runs."""
 PROBE_BATCH = 8
-"""Examples that FLOPs are counted and time is measured on."""
+"""Examples that FLOPs are counted and time is measured on, if there is time."""
+LEAST_BATCH = 2
+"""Examples of the first pass, which tells how many fit into the time; some losses compare examples with each other."""
+SECONDS = 15.0
+"""The longest that all recipes of one `check` are measured for together, so that it ends within 20 s."""
 
 
-def checked(row: str, recipe: Recipe, compute: Compute) -> dict[str, Any]:
+class Budget:
+    """The time left to measure the recipes of one `check`, shared evenly among those still to come."""
+
+    def __init__(self, recipes: int = 1, seconds: float = SECONDS) -> None:
+        self.recipes = recipes
+        self.end = time.perf_counter() + seconds
+        self.measured: dict[str, Measured] = {}
+        """What each network took, so that recipes that train the same one measure it once."""
+
+    def next(self) -> float:
+        """The share of the next recipe, in seconds; 0 when none is left."""
+        share = max(0.0, self.end - time.perf_counter()) / max(1, self.recipes)
+        self.recipes -= 1
+        return share
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a step of pretraining on `count` examples took."""
+
+    count: int
+    flops: int
+    seconds: float
+    kept: dict[int, int]
+    """Bytes kept for the backward pass by number of examples, for two numbers."""
+
+    def activations(self, examples: int) -> float:
+        """Bytes kept for the backward pass of a batch, extrapolated from the two that were measured."""
+        (few, of_few), (many, of_many) = sorted(self.kept.items())
+        return of_many + (of_many - of_few) / (many - few) * (examples - many)
+
+
+def checked(row: str, recipe: Recipe, compute: Compute, budget: Budget | None = None) -> dict[str, Any]:
     """What one recipe costs. Numbers of the data are None where only loading it would tell.
 
     FLOPs are of forward and backward, as torch counts them (2 a multiplication and addition). Memory is weights,
     gradients, the optimizer's state, and what a batch, or a part of it, keeps for the backward pass: extrapolated from
-    two small ones, since some of it is of any batch. The time is measured on a few examples.
+    two small ones, since some of it is of any batch. The time is measured on a few examples: as many as `budget` leaves
+    time for, and `measured_on` says how many. 0: there was no time left, and what is measured is missing.
     """
     source = sources[recipe.data.name](recipe.data.options)
     spec, _ = source.sketch(PROBE_BATCH)
-    backbone = build_backbone(recipe.backbone.name, recipe.backbone.options, spec)
+    backbone = build_backbone(recipe.backbone.name, recipe.backbone.options, _backbone_spec(recipe, spec))
     found: dict[str, Any] = {
         "row": row,
         "backbone": recipe.backbone.name,
@@ -50,51 +90,98 @@ def checked(row: str, recipe: Recipe, compute: Compute) -> dict[str, Any]:
     }
     if recipe.pretext is None or recipe.pretrain is None:
         return found
-    pretext: Any = compute.put(pretexts[recipe.pretext.name](recipe.pretext.options, backbone))
     schedule = recipe.pretrain
-    batches = {count: source.sketch(count)[1].to(compute.device) for count in (PROBE_BATCH, PROBE_BATCH // 2)}
-    generator = compute.generator()
-
-    def forward(count: int) -> Tensor:
-        with torch.no_grad():
-            views = pretext.views(batches[count], generator)
-        with compute.autocast(schedule.precision):
-            return pretext(views).loss
-
-    def step() -> None:
-        forward(PROBE_BATCH).backward()
-
-    with flop_counter() as counter, _kept_for_backward(pretext) as kept:
-        step()
-    with _kept_for_backward(pretext) as kept_of_half:
-        forward(PROBE_BATCH // 2)
-    seconds = min(_timed(step, compute) for _ in range(TIMED_STEPS)) / PROBE_BATCH
+    budget = Budget() if budget is None else budget
+    network = repr((recipe.data, recipe.backbone, recipe.pretext, schedule.precision))
+    pretext = compute.put(pretexts[recipe.pretext.name](recipe.pretext.options, backbone))
+    share = budget.next()  # of what building the networks left
+    measured = budget.measured.get(network)
+    if measured is None and share > 0:
+        measured = budget.measured[network] = _measure(pretext, source, schedule, compute, share)
     count = source.count()
     steps = None if count is None and schedule.steps is None else schedule.total_steps(count or schedule.batch)
     examples = None if steps is None else steps * schedule.batch
-    flops = counter.get_total_flops() / PROBE_BATCH
-    whole, half = sum(kept.values()), sum(kept_of_half.values())
-    part = schedule.batch // schedule.accumulate
-    activations = whole + (whole - half) / (PROBE_BATCH / 2) * (part - PROBE_BATCH)
     state = _state_bytes(pretext, schedule)
+    found |= {"pretext": recipe.pretext.name, "examples": count, "steps": steps, "state_bytes": state}
+    if measured is None:
+        return found | {"measured_on": 0}
+    flops, seconds = measured.flops / measured.count, measured.seconds / measured.count
+    activations = measured.activations(schedule.batch // schedule.accumulate)
     return found | {
-        "pretext": recipe.pretext.name,
-        "examples": count,
-        "steps": steps,
+        "measured_on": measured.count,
         "flops_an_example": flops,
         "flops": None if examples is None else flops * examples,
         "examples_a_second": 1 / seconds,
         "seconds": None if examples is None else examples * seconds,
-        "state_bytes": state,
         "activation_bytes": round(activations),
         "memory_bytes": round(state + activations),
     }
 
 
+def _measure(pretext: nn.Module, source: Any, schedule: Pretrain, compute: Compute, share: float) -> Measured:
+    """Measure a step of pretraining on as many examples, up to PROBE_BATCH, as `share` seconds allow."""
+    end = time.perf_counter() + share
+    generator = compute.generator()
+    learner: Any = pretext
+
+    def forward(batch: Any) -> Tensor:
+        with torch.no_grad():
+            views = learner.views(batch, generator)
+        with compute.autocast(schedule.precision):
+            return learner(views).loss
+
+    def step(batch: Any) -> None:
+        forward(batch).backward()
+
+    def examples(count: int) -> Any:
+        return source.sketch(count)[1].to(compute.device)
+
+    kept: dict[int, int] = {}
+
+    def look(count: int) -> float:
+        """Seconds of a forward pass of `count` examples, whose bytes for the backward pass are noted."""
+        batch = examples(count)
+        with _kept_for_backward(pretext) as storages:
+            seconds = _timed(lambda: forward(batch), compute)
+        kept[count] = sum(storages.values())
+        return seconds
+
+    # A step takes about three times as long as its forward pass. The first pass is slower than those after it.
+    with flop_counter() as counter:
+        ahead = look(LEAST_BATCH)
+    affordable = LEAST_BATCH * (end - time.perf_counter()) / max(3 * ahead, 1e-9)
+    if affordable < LEAST_BATCH:
+        return Measured(LEAST_BATCH, 3 * counter.get_total_flops(), 3 * ahead, kept | {0: 0})
+    count = next((each for each in (PROBE_BATCH, PROBE_BATCH // 2) if each <= affordable), LEAST_BATCH)
+    batch = examples(count)
+    with flop_counter() as counter, _kept_for_backward(pretext) as storages:
+        seconds = _timed(lambda: step(batch), compute)
+    kept[count] = sum(storages.values())
+    if len(kept) == 1 and time.perf_counter() + seconds < end:
+        look(2 * LEAST_BATCH)
+    elif len(kept) == 1:
+        kept[0] = 0  # no time for a second number: all of it is assumed to grow with the batch
+    timed = [seconds]
+    while len(timed) <= TIMED_STEPS and time.perf_counter() + seconds < end:
+        timed.append(_timed(lambda: step(batch), compute))
+    return Measured(count, counter.get_total_flops(), min(timed), kept)
+
+
+def _backbone_spec(recipe: Recipe, spec: InputSpec) -> InputSpec:
+    """The spec that the recipe's pretext task, or else its first evaluation, gives the backbone for such data."""
+    if recipe.pretext is not None:
+        return pretexts[recipe.pretext.name].backbone_spec(recipe.pretext.options, spec)
+    for evaluation in recipe.evaluate.values():
+        task = tasks[evaluation.task.name]
+        if evaluation.data == recipe.data and task.gives is not None:
+            return task(evaluation.task.options, spec, ()).backbone_spec
+    return spec
+
+
 def _lacking(recipe: Recipe) -> list[str]:
     """Why data sets that the recipe reads can't be had, where that can be told at once."""
     read = (recipe.data, *(each for evaluation in recipe.evaluate.values() for each in evaluation.reads))
-    return list(dict.fromkeys(filter(None, (lacking(data.name, data.options) for data in read))))
+    return list(dict.fromkeys(filter(None, (explain_missing(data.name, data.options) for data in read))))
 
 
 @contextmanager
@@ -121,7 +208,7 @@ def _state_bytes(module: nn.Module, schedule: Pretrain) -> int:
     return every * (2 if schedule.ema else 1) + trained * (1 + moments)
 
 
-def _timed(step: Callable[[], None], compute: Compute) -> float:
+def _timed(step: Callable[[], object], compute: Compute) -> float:
     """Seconds that a step takes."""
     began = time.perf_counter()
     step()
@@ -144,11 +231,20 @@ def shown(rows: Sequence[dict[str, Any]]) -> Group:
             str(each["cells"]),
         )  # fmt: skip
     note = (
-        f"valid · FLOPs, memory and time are of pretraining: the time by measuring {PROBE_BATCH} examples on this device, "
+        f"valid · FLOPs, memory and time are of pretraining: the time by measuring {_examples(rows)} on this device, "
         "the memory for weights, optimizer and a batch's activations on one device"
     )
     lacking = dict.fromkeys(each for row in rows for each in row.get("lacking", ()))
     return Group(table, Text(), Text(note), *(Text(f"not there yet: {each}") for each in lacking))
+
+
+def _examples(rows: Sequence[dict[str, Any]]) -> str:
+    """How many examples were measured, in words, and of how many recipes none were."""
+    counts = sorted({row["measured_on"] for row in rows if row.get("measured_on")})
+    missing = sum(row.get("measured_on") == 0 for row in rows)
+    numbers = " or ".join(map(str, counts))
+    text = f"{numbers or 'no'} examples"
+    return f"{text} (recipes not measured, since {SECONDS:.0f} s had passed: {missing})" if missing else text
 
 
 def _count(steps: int | None) -> str:

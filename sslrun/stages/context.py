@@ -1,4 +1,4 @@
-"""What every stage is given besides its recipe: where to write, on what to run, how to report, when to stop."""
+"""What every stage gets besides its recipe: where to write, which device to use, how to report, when to stop."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sslrun import distributed
 from sslrun.errors import UserError
-from sslrun.runs import Run, environment, report_disk_full
+from sslrun.runs import Run, check_root, environment, report_disk_full
 from sslrun.stages.reporting import Reporter
 from sslrun.training.device import Compute, compute
 
@@ -33,19 +33,19 @@ class Interrupted(UserError):
 
 
 AGAIN_SECONDS = 2.0
-"""A signal sooner after another is the same one: torchrun passes on what the terminal has sent already."""
+"""Seconds within which a second signal counts as the same one: torchrun repeats what the terminal has sent."""
 
 
 @dataclass
 class Stop:
-    """Set by SIGINT and SIGTERM: training saves and ends at the next step; a second SIGINT ends at once."""
+    """A request to stop, by SIGINT or SIGTERM: training saves and ends at the next step; a second SIGINT ends at once."""
 
     leads: bool = True
-    """False: another process saves for all, and this one goes on for as long as that needs it."""
+    """False: another process saves for all, and this one continues until that one stops."""
     signal: signal.Signals | None = None
     since: float = 0.0
     at_once: bool = False
-    """The first signal ends at once, too."""
+    """Whether the first signal ends the process at once, too."""
 
     @property
     def due(self) -> bool:
@@ -58,7 +58,7 @@ class Stop:
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """While data are read, for hours perhaps, nothing has to be saved first: caches keep what is read."""
+        """While inside, a signal ends the process at once: data are being read, and caches keep what was read."""
         self.check()
         self.at_once = self.leads
         try:
@@ -76,7 +76,7 @@ class Stop:
             self.signal, self.since = signal.Signals(number), time.monotonic()
 
     def check(self, remedy: str = "give the same command again to continue") -> None:
-        """Raise `Interrupted` if a signal came."""
+        """Raise `Interrupted` if a signal was received."""
         if self.due:
             assert self.signal is not None
             raise Interrupted(f"stopped by {self.signal.name}; everything finished is saved: {remedy}")
@@ -84,27 +84,33 @@ class Stop:
 
 @dataclass
 class Context:
-    """The surroundings of a stage; none of it changes what a stage computes but for the device's rounding."""
+    """The surroundings of a stage. Nothing in it changes a result, except by the device's rounding."""
 
     runs: Path
     compute: Compute
     reporter: Reporter = field(default_factory=Reporter)
     fresh: bool = False
-    """Forget what the runs asked for have already done."""
+    """Delete what the runs have already computed."""
+    profile: bool = False
+    """Trace some steps of the first training."""
     stop: Stop = field(default_factory=Stop)
     features: dict[tuple[str, ...], tuple[Tensor, float]] = field(default_factory=dict)
-    """Frozen features, and the FLOPs of an example's, that the next evaluation may read again, by what determines them."""
+    """Frozen features and their FLOPs per example, kept for the next evaluation that reads the same ones."""
 
     @classmethod
-    def open(cls, device: str, runs: Path, fresh: bool = False) -> Context:
-        """For a command: on a device by name, among the processes that torchrun started, listening to signals."""
+    def open(cls, device: str, runs: Path, fresh: bool = False, profile: bool = False) -> Context:
+        """Open the context of a command: on a device by name, among torchrun's processes, listening to signals.
+
+        UserError: no such device, or no place for runs.
+        """
+        check_root(runs)
         local = os.environ.get("LOCAL_RANK")
         made = compute(
             f"cuda:{local}" if local and device in ("auto", "cuda") and torch.cuda.is_available() else device
         )
         distributed.setup(made.device)
         main = distributed.is_main()
-        context = cls(runs, made, Reporter(quiet=not main), fresh, Stop(leads=main))
+        context = cls(runs, made, Reporter(quiet=not main), fresh, profile, Stop(leads=main))
         context.stop.listen()
         return context
 
@@ -112,11 +118,13 @@ class Context:
 def perform(
     run: Run, recipe: Mapping[str, Any], context: Context, body: Callable[[], dict[str, Any]]
 ) -> dict[str, Any]:
-    """The run's result: read where the run is finished, else made by `body` and kept. Busy: it is being made.
+    """Return the run's result: read it if the run is finished, else compute it by `body` and keep it.
 
-    recipe: what the run's recipe.yaml says.
+    `recipe`: the content of the run's recipe.yaml. Busy: another process is computing it.
     """
     if run.finished and not context.fresh:
+        if context.profile:
+            context.reporter.say(f"{run.path}: is finished, so that nothing is profiled; add --fresh to run it again")
         return run.result
     if not distributed.is_main():
         try:
@@ -136,7 +144,7 @@ def perform(
         if not run.finished:
             run.start(recipe, environment(str(context.compute), distributed.world_size()))
             distributed.wait()  # the others must not look for checkpoints before old ones are gone
-            with report_disk_full(run.path):
+            with report_disk_full(run.path), context.reporter.job(f"{run.recipe} · {run.stage}"):
                 run.finish(body())
             distributed.wait()
         return run.result

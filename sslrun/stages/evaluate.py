@@ -18,7 +18,7 @@ from sslrun.errors import UserError
 from sslrun.protocols import Scores, protocols
 from sslrun.protocols.base import unsupported
 from sslrun.recipe import Evaluation, Named, Recipe
-from sslrun.runs import Run
+from sslrun.runs import Run, component_identity
 from sslrun.stages.bench import CellBench
 from sslrun.stages.context import Context, perform
 from sslrun.stages.pretrain import Pretraining
@@ -103,13 +103,14 @@ class Cell:
     @cached_property
     def run(self) -> Run:
         evaluation = self.evaluation
+        protocol = evaluation.protocol(self.protocol)
         identity = {
             "origin": self.origin.identity,
             "backbone": self.recipe.backbone.identity(),
             "data": evaluation.data.identity(),
             "task": evaluation.task.identity(),
             "labels": self.labels,
-            "options": evaluation.protocol(self.protocol).identity() or None,
+            "options": {**protocol.identity(), **component_identity(type(protocol))} or None,
             "head": None if self.follows is None else self.follows.run.hash,
             "seed": self.training_seed,
         }

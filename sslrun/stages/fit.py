@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from sslrun.data.examples import Examples
 from sslrun.runs import Run
 from sslrun.stages.context import Context
 from sslrun.stages.logging import Log
+from sslrun.stages.profiling import step_profiler
 from sslrun.training.checkpoint import latest, restore, save
 from sslrun.training.device import memory_in_use
 from sslrun.training.loop import NonFinite, Step, Training, train
@@ -47,10 +49,14 @@ def fit(
         run.forget_after(training.step)
     total = training.schedule.total_steps(len(examples))
     saved = time.monotonic()
-    with context.reporter.stage(name, total, training.step, examples.spec.unit) as show:
+    with (
+        context.reporter.stage(name, total, training.step, examples.spec.unit) as show,
+        _profiler(run, context) as after_step,
+    ):
         speed = _Speed(training)
         try:
             for step in train(training, examples, seed):
+                after_step()
                 speed.wait(step.data_seconds)
                 if step.last or speed.elapsed > LOG_SECONDS:
                     record = step.record() | speed.read(step)
@@ -102,3 +108,14 @@ class _Speed:
         }
         self.examples, self.since, self.waited = step.examples, time.monotonic(), 0.0
         return record
+
+
+@contextmanager
+def _profiler(run: Run, context: Context) -> Iterator[Callable[[], None]]:
+    """Trace the first training of a command with --profile; the yielded function is called after every step."""
+    if not context.profile or not distributed.is_main():
+        yield lambda: None
+        return
+    context.profile = False
+    with step_profiler(run.path, context.compute.device, context.reporter.say) as after_step:
+        yield after_step

@@ -1,4 +1,4 @@
-"""Metrics of a run on their way out: metrics.jsonl always, TensorBoard and Weights & Biases when asked."""
+"""Logs of a run's metrics: metrics.jsonl always, TensorBoard and Weights & Biases on request."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ Log = Callable[[Mapping[str, Any]], None]
 
 @contextmanager
 def logs(run: Run, to: Iterable[str]) -> Iterator[Log]:
-    """Yields a function that logs a record {"step": int, name: number, ...} to the run and to each of `to`.
+    """Yield a function that logs a record {"step": int, name: number, ...} to the run and to each of `to`.
 
-    Among many processes the first alone logs.
+    Of several processes only the first logs.
     """
     if not distributed.is_main():
         yield lambda record: None

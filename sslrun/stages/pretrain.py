@@ -61,7 +61,7 @@ class Pretraining:
             "backbone": recipe.backbone.identity(),
             "pretext": self.pretext.identity(),
             "data": recipe.data.identity(),
-            "pretrain": self.schedule.model_dump(mode="json", exclude={"seed"}),
+            "pretrain": self.schedule.non_defaults(exclude={"seed"}),
             "seed": self.seed,
         }
         return Run(self.root, recipe.name, "pretrain", identity)

@@ -1,22 +1,31 @@
-"""What a person sees while stages run: progress on stderr, on a terminal as live bars, elsewhere as plain lines."""
+"""Progress on stderr: on a terminal live bars, elsewhere a line at least every ten seconds."""
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, Task, TaskID, TextColumn
 from rich.table import Column
 from rich.text import Text
+
+from sslrun.errors import UserError
+from sslrun.runs import Run
 
 Update = Callable[[int, float, float], None]
 """(steps done, loss, examples a second) -> None."""
 
-PLAIN_SECONDS = 30.0
-"""Between two lines about one stage where there is no terminal to draw on."""
+PLAIN_SECONDS = 9.0
+"""Between two lines where there is no terminal."""
+TICK_SECONDS = 1.0
+"""Between two looks of the ticker: at the clock, and at the runs that other workers finish."""
 NUMBERS_WIDTH = 80
 """Columns of a terminal that a bar and the numbers beside it take."""
 
@@ -34,104 +43,318 @@ class _Name(TextColumn):
         return text
 
 
+@dataclass
+class _Stage:
+    """Training in steps: how far it is."""
+
+    name: str
+    total: int
+    done: int
+    note: str = ""
+    first: int = field(init=False)
+    """Steps that were done before it was resumed."""
+    began: float = field(default_factory=lambda: time.monotonic())
+
+    def __post_init__(self) -> None:
+        self.first = self.done
+
+    @property
+    def left(self) -> float | None:
+        """Seconds left, at the pace so far; None before the first step."""
+        steps = self.done - self.first
+        return (time.monotonic() - self.began) / steps * (self.total - self.done) if steps > 0 else None
+
+
+@dataclass
+class _Job:
+    """What runs at the moment."""
+
+    title: str
+    run_stage: str = ""
+    """The stage of its run, as `pretrain` or `probe`."""
+    began: float = field(default_factory=lambda: time.monotonic())
+    stage: _Stage | None = None
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.began
+
+    @property
+    def left(self) -> float | None:
+        """Seconds left of its training; None: it has no steps, or has done none."""
+        return None if self.stage is None else self.stage.left
+
+
+class Pace:
+    """How far a plan is, and how long the rest will take, by what finished runs of the same stage took."""
+
+    def __init__(self, runs: Sequence[Run], workers: int = 1) -> None:
+        self.runs = {run.path: run for run in runs}
+        self.workers = workers
+        self.settled: set[Path] = set()
+        self.seconds: dict[Path, float] = {}
+        """What finished runs took."""
+
+    def look(self) -> None:
+        """Count the runs that are finished, by whichever worker."""
+        for path, run in self.runs.items():
+            if path not in self.settled and run.finished:
+                self.settle(run)
+
+    def settle(self, run: Run) -> None:
+        """Count a run that is finished or has failed."""
+        self.settled.add(run.path)
+        try:
+            self.seconds[run.path] = float(run.result.get("seconds", 0.0))
+        except (UserError, TypeError):
+            return  # it failed, or is damaged: whoever reads it says so
+
+    def estimates(self, job: _Job | None = None) -> dict[Path, float]:
+        """Seconds that each run took or will take; runs of stages that nothing is known about are missing.
+
+        An unfinished run takes as long as the mean of the finished ones of its stage. Before any of them is finished,
+        it takes as long as the steps of the current `job` tell, if that is of its stage.
+        """
+        by_stage: dict[str, list[float]] = {}
+        for path, seconds in self.seconds.items():
+            by_stage.setdefault(self.runs[path].stage, []).append(seconds)
+        means = {stage: fmean(values) for stage, values in by_stage.items()}
+        if job is not None and job.run_stage and job.left is not None:
+            means.setdefault(job.run_stage, job.seconds + job.left)
+        known = {path: means[run.stage] for path, run in self.runs.items() if run.stage in means}
+        return known | self.seconds
+
+    def left(self, job: _Job | None) -> tuple[float | None, bool]:
+        """Seconds until all runs are settled, and whether that covers all; None while nothing is known."""
+        estimates = self.estimates(job)
+        waiting = [path for path in self.runs if path not in self.settled]
+        if waiting and not any(path in estimates for path in waiting) and (job is None or job.left is None):
+            return None, False
+        seconds = sum(estimates.get(path, 0.0) for path in waiting)
+        if job is not None:
+            seconds = max(job.left or 0.0, seconds - job.seconds)
+        return seconds / self.workers, all(path in estimates for path in waiting)
+
+    def share(self, left: float | None) -> float:
+        """The share of the plan that is done, by time where it is known, else by count."""
+        spent = sum(self.seconds.values())
+        if left is None or spent <= 0:
+            return len(self.settled) / max(1, len(self.runs))
+        return spent / (spent + left * self.workers)
+
+
 class Reporter:
-    """Says things, and shows bars: one for the whole plan, if there is one, and one for the stage that runs."""
+    """Prints messages and shows progress: of the whole plan, if there is one, and of the stage that runs."""
 
     def __init__(self, console: Console | None = None, quiet: bool = False) -> None:
         self.console = console or Console(stderr=True, highlight=False, soft_wrap=True, quiet=quiet)
         self.progress = Progress(
             _Name(self.console),
             BarColumn(bar_width=24),  # on a narrow terminal the bar shrinks, and nothing else
-            MofNCompleteColumn(table_column=Column(no_wrap=True)),
-            TextColumn("{task.fields[note]}"),
-            TimeRemainingColumn(compact=True, table_column=Column(no_wrap=True)),
-            TextColumn("left"),
+            TextColumn("{task.fields[count]}", table_column=Column(no_wrap=True)),
+            TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True)),
+            TextColumn("{task.fields[left]}", table_column=Column(no_wrap=True)),
             console=self.console,
             refresh_per_second=4,
             transient=True,
             disable=not self.console.is_terminal,
         )
+        self._name = ""
+        self._pace: Pace | None = None
+        self._plan_bar: TaskID | None = None
+        self._job: _Job | None = None
+        self._reading = ""
+        self._spoken = time.monotonic()
+        self._depth = 0
+        self._lock = threading.RLock()
+        """Held while the plan's progress is read or changed, by the ticker or by the thread that works."""
+        self._stop = threading.Event()
+        self._ticker: threading.Thread | None = None
 
     def say(self, message: str) -> None:
-        """One line, above the bars."""
+        """Print one line, above the bars."""
         self.console.print(escape(message))
 
-    def _now_and_then(self) -> Callable[[str], None]:
-        """Says what it is called with where there is no terminal, but no oftener than every PLAIN_SECONDS."""
-        spoken = time.monotonic()
-
-        def say(message: str) -> None:
-            nonlocal spoken
-            if not self.console.is_terminal and time.monotonic() - spoken > PLAIN_SECONDS:
-                spoken = time.monotonic()
-                self.say(message)
-
-        return say
+    # ------------------------------------------------------------ what runs
 
     @contextmanager
-    def reading(self) -> Iterator[Callable[[str, int, int], None]]:
-        """Bars of the data sets that are read meanwhile because no cache has them; call what it yields with the name of
-        one, how much of it is done, and how much there is (0: not known yet)."""
-        say = self._now_and_then()
-        bars: dict[str, TaskID] = {}
+    def plan(self, name: str, runs: Sequence[Run], workers: int = 1) -> Iterator[Callable[[Run], None]]:
+        """Show a bar over all `runs`; call the yielded function with each one that is finished or has failed.
 
-        def update(name: str, done: int, total: int) -> None:
-            if name not in bars:
-                bars[name] = self.progress.add_task(escape(name), total=None, note="read")
-            self.progress.update(bars[name], completed=done, total=total or None)
-            say(f"{name}: {done:,}{f' of {total:,}' if total else ''} read")
-
-        with self._drawn():
+        Runs that other workers finish are counted as well.
+        """
+        self._name, self._pace = name, Pace(runs, workers)
+        self._pace.look()
+        with self._running():
+            self._plan_bar = self.progress.add_task(
+                f"[bold]{escape(name)}", total=1.0, count=f"0/{len(runs)} runs", note="", left=""
+            )
+            self._draw()
             try:
-                yield update
+                yield self._settle
             finally:
-                for bar in bars.values():
-                    self.progress.remove_task(bar)
+                with self._lock:
+                    self.progress.remove_task(self._plan_bar)
+                    self._plan_bar = self._pace = None
+
+    def _settle(self, run: Run) -> None:
+        assert self._pace is not None
+        with self._lock:
+            self._pace.settle(run)
+            self._draw()
 
     @contextmanager
-    def _drawn(self) -> Iterator[None]:
-        """The bars on the terminal, unless they are there already."""
-        outer = self.progress.live.is_started
-        if not outer:
-            self.progress.start()
-        try:
+    def job(self, title: str, run_stage: str = "") -> Iterator[None]:
+        """Name what runs, whether or not it is counted in steps; inside another job nothing changes."""
+        if self._job is not None:
             yield
-        finally:
-            if not outer:
-                self.progress.stop()
-
-    @contextmanager
-    def plan(self, name: str, total: int) -> Iterator[Callable[[], None]]:
-        """A bar over `total` runs; call what it yields after each."""
-        say = self._now_and_then()
-        done = 0
-
-        def advance() -> None:
-            nonlocal done
-            done += 1
-            self.progress.advance(bar)
-            say(f"{name}: {done}/{total} runs")
-
-        with self.progress:
-            bar = self.progress.add_task(f"[bold]{escape(name)}", total=total, note="runs")
+            return
+        self._job = _Job(title, run_stage)
+        with self._running():
             try:
-                yield advance
+                yield
             finally:
-                self.progress.remove_task(bar)
+                self._job = None
 
     @contextmanager
     def stage(self, name: str, total: int, done: int = 0, unit: str = "examples") -> Iterator[Update]:
-        """A bar over `total` steps with the loss and the speed; call what it yields after steps."""
-        say = self._now_and_then()
+        """Show a bar over `total` steps with the loss and the speed; call the yielded function after steps."""
+        stage = _Stage(name, total, done)
 
         def update(step: int, loss: float, speed: float) -> None:
-            note = f"loss {loss:.3f} · {speed:,.0f} {unit}/s"
-            self.progress.update(bar, completed=step, note=note)
-            say(f"{name}: step {step}/{total} · {note}")
+            stage.done, stage.note = step, f"loss {loss:.3f} · {speed:,.0f} {unit}/s"
+            self._draw_stage(bar, stage)
 
-        with self._drawn():
-            bar = self.progress.add_task(escape(name), total=total, completed=done, note="")
+        with self.job(name), self._running():
+            assert self._job is not None
+            outer, self._job.stage = self._job.stage, stage
+            bar = self.progress.add_task(escape(name), total=total, completed=done, count="", note="", left="")
+            self._draw_stage(bar, stage)
             try:
                 yield update
             finally:
+                self._job.stage = outer
                 self.progress.remove_task(bar)
+
+    @contextmanager
+    def reading(self) -> Iterator[Callable[[str, int, int], None]]:
+        """Show bars of the data sets that are being read because no cache has them.
+
+        Call the yielded function with the name of one, how much of it is done, and how much there is (0: unknown).
+        """
+        bars: dict[str, TaskID] = {}
+
+        def update(name: str, done: int, total: int) -> None:
+            self._reading = f"{name}: {done:,}{f' of {total:,}' if total else ''} read"
+            count = f"{done:,}/{f'{total:,}' if total else '?'}"
+            if name not in bars:
+                bars[name] = self.progress.add_task(escape(name), total=None, count=count, note="read", left="")
+            self.progress.update(bars[name], completed=done, total=total or None, count=count)
+
+        with self._running():
+            try:
+                yield update
+            finally:
+                self._reading = ""
+                for bar in bars.values():
+                    self.progress.remove_task(bar)
+
+    # ------------------------------------------------------------ how it is shown
+
+    @contextmanager
+    def _running(self) -> Iterator[None]:
+        """Keep the bars on the terminal, or lines coming, while inside; nested uses share one ticker."""
+        self._depth += 1
+        if self._depth == 1:
+            self._spoken = time.monotonic()
+            self.progress.start()
+            if not self.console.quiet:
+                self._stop.clear()
+                self._ticker = threading.Thread(target=self._tick, daemon=True, name="progress")
+                self._ticker.start()
+        try:
+            yield
+        finally:
+            self._depth -= 1
+            if self._depth == 0:
+                self._stop.set()
+                if self._ticker is not None:
+                    self._ticker.join()
+                    self._ticker = None
+                self.progress.stop()
+
+    def _tick(self) -> None:
+        """Refresh what time alone changes, and print a line now and then; runs in a thread of its own."""
+        while not self._stop.wait(TICK_SECONDS):
+            with self._lock:
+                if self._pace is not None:
+                    self._pace.look()
+                    self._draw()
+                line = self.line()
+            if line and not self.console.is_terminal and time.monotonic() - self._spoken >= PLAIN_SECONDS:
+                self._spoken = time.monotonic()
+                self.say(line)
+
+    def line(self) -> str:
+        """All progress in one line: the plan, what runs, and the time left; empty if nothing runs."""
+        pace, job = self._pace, self._job
+        parts = []
+        if pace is not None:
+            parts.append(f"{self._name}: {len(pace.settled)}/{len(pace.runs)} runs")
+            parts.append(_left(*pace.left(job)))
+        if job is not None:
+            parts.append(job.title)
+            stage = job.stage
+            if stage is not None:
+                parts += [f"step {stage.done:,}/{stage.total:,}", stage.note]
+                parts.append("" if pace is not None else _left(stage.left))
+            else:
+                parts.append("" if self._reading else f"running for {_duration(job.seconds)}")
+        elif pace is not None and len(pace.settled) < len(pace.runs) and not self._reading:
+            parts.append("waiting for other workers")
+        parts.append(self._reading)
+        return " · ".join(filter(None, parts))
+
+    def _draw(self) -> None:
+        """Bring the plan's bar up to date."""
+        pace, bar = self._pace, self._plan_bar
+        if pace is None or bar is None:
+            return
+        job = self._job
+        left, whole = pace.left(job)
+        working = job is not None and job.stage is None
+        self.progress.update(
+            bar,
+            completed=pace.share(left if whole else None),
+            count=f"{len(pace.settled)}/{len(pace.runs)} runs",
+            note=f"running for {_duration(job.seconds)}" if job is not None and working else "",
+            left=_clock(left, whole),
+        )
+
+    def _draw_stage(self, bar: TaskID, stage: _Stage) -> None:
+        count = f"{stage.done}/{stage.total}"
+        self.progress.update(bar, completed=stage.done, count=count, note=stage.note, left=_clock(stage.left))
+
+
+def _left(seconds: float | None, whole: bool = True) -> str:
+    """The time left; not `whole`: that of a part, as nothing is known about the rest yet."""
+    return "" if seconds is None else f"{'' if whole else 'over '}{_duration(seconds)} left"
+
+
+def _clock(seconds: float | None, whole: bool = True) -> str:
+    """The time left as bars have it, in few columns: 1:40 left."""
+    if seconds is None:
+        return ""
+    minutes, rest = divmod(round(seconds), 60)
+    clock = f"{minutes}:{rest:02d}" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+    return f"{'' if whole else '> '}{clock} left"
+
+
+def _duration(seconds: float) -> str:
+    """Seconds in one or two units."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

@@ -1,9 +1,9 @@
-"""What there is to name in a recipe, and every option with its default and its paper."""
+"""Describe what a recipe can name, and every option with its default."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from typing import Any
 
@@ -12,39 +12,46 @@ from rich.console import Group
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from sslrun.backbones.base import backbones
-from sslrun.claims.measurements.base import measurements
 from sslrun.data.image.corruptions import CORRUPTIONS
-from sslrun.data.source import sources
 from sslrun.errors import UserError
-from sslrun.pretexts.base import pretexts
-from sslrun.protocols import protocols
-from sslrun.recipe import Pretrain, Watch
+from sslrun.metric import Metric
+from sslrun.recipe.json_schema import SECTIONS, recipe_schema
 from sslrun.registry import Registry, did_you_mean
 from sslrun.results import published
-from sslrun.results.compare import KINDS as SETTINGS
-from sslrun.results.compare import TextCell
-from sslrun.results.table import Table
-from sslrun.tasks.base import tasks
+from sslrun.results.address import Column, Row
+from sslrun.results.settings import KINDS as SETTINGS
+from sslrun.results.table import Table, TextCell
 
-REGISTRIES: dict[str, Registry[Any]] = {
-    "backbone": backbones,
-    "pretext": pretexts,
-    "data": sources,
-    "task": tasks,
-    "measurement": measurements,
+OTHER_KINDS = ("corruption", "section", "table")
+HIDDEN = {"evaluation": {"options"}}
+"""Fields of a section's model that are no keys of a recipe."""
+BASE = {
+    "name": "base",
+    "type": "str | Recipe",
+    "default": "required",
+    "about": "The recipe that the rows change: a file, or the recipe itself.",
 }
-SECTIONS: dict[str, type[BaseModel]] = {"pretrain": Pretrain, "watch": Watch}
-KINDS = (*REGISTRIES, "corruption", "protocol", "section", "table")
 
 
-def described(kind: str | None, name: str | None) -> dict[str, Any]:
-    """All kinds and their names; a kind's names with a line each; or one thing whole. UserError: no such kind, name."""
+def kinds() -> list[str]:
+    """What `sslrun show` knows, the registries of plug-ins included."""
+    return [*Registry.kinds, *OTHER_KINDS, "schema"]
+
+
+def describe(kind: str | None, name: str | None) -> dict[str, Any]:
+    """Describe all kinds, the names of one kind, or one thing with its options; as JSON values.
+
+    UserError: no such kind, or no such name of the kind.
+    """
+    known = kinds()
     if kind is None:
-        return {"kinds": {each: list(_summaries(each)) for each in KINDS}}
-    kind = kind.removesuffix("s") if kind not in KINDS and kind.removesuffix("s") in KINDS else kind
-    if kind not in KINDS:
-        raise UserError(f"no such kind: '{kind}'.{did_you_mean(kind, list(KINDS))}")
+        return {"kinds": {kind: list(_summaries(kind)) for kind in known if kind != "schema"}}
+    if kind not in known and kind.removesuffix("s") in known:
+        kind = kind.removesuffix("s")
+    if kind not in known:
+        raise UserError(f"no such kind: '{kind}'.{did_you_mean(kind, known)}")
+    if kind == "schema":
+        return recipe_schema()
     if name is None:
         return {"kind": kind, "names": _summaries(kind)}
     if name not in _summaries(kind):
@@ -53,11 +60,9 @@ def described(kind: str | None, name: str | None) -> dict[str, Any]:
 
 
 def _summaries(kind: str) -> dict[str, str]:
-    """Name -> one line."""
-    if kind in REGISTRIES:
-        return {name: _first_line(REGISTRIES[kind][name]) for name in REGISTRIES[kind]}
-    if kind == "protocol":
-        return {name: protocols[name].about() for name in protocols.in_order}
+    """Each name of a kind, with one line about it."""
+    if kind in Registry.kinds:
+        return {name: _first_line(Registry.kinds[kind][name]) for name in Registry.kinds[kind]}
     if kind == "corruption":
         return {
             name: f"{_first_line(of).rstrip('.')}: {_listed(constants)}"
@@ -70,9 +75,9 @@ def _summaries(kind: str) -> dict[str, str]:
 
 
 def _whole(kind: str, name: str) -> dict[str, Any]:
-    """Everything about one thing: its text, and its options where it has any."""
-    if kind in REGISTRIES:
-        cls = REGISTRIES[kind][name]
+    """Describe one thing: its docstring, and its options if it has any."""
+    if kind in Registry.kinds:
+        cls = Registry.kinds[kind][name]
         found: dict[str, Any] = {
             "about": inspect.getdoc(cls) or "",
             "inputs": _inputs(cls),
@@ -81,16 +86,15 @@ def _whole(kind: str, name: str) -> dict[str, Any]:
         if kind == "data":
             found["where"] = cls.describe()
         return found
-    if kind == "protocol":
-        return {"about": inspect.getdoc(protocols[name]), "options": _options(protocols[name].Options)}
     if kind == "corruption":
         return {"about": f"{_summaries(kind)[name]}, at severity 1 to 5", "options": []}
     if kind == "section":
-        return {"about": inspect.getdoc(SECTIONS[name]) or "", "options": _options(SECTIONS[name])}
+        options = [option for option in _options(SECTIONS[name]) if option["name"] not in HIDDEN.get(name, ())]
+        return {"about": inspect.getdoc(SECTIONS[name]) or "", "options": [BASE] * (name == "sweep") + options}
     tables = published.published_as(name)
     found = {"about": "\n".join(f"{each.name}: {_source(each)}" for each in tables), "options": []}
     if len(tables) == 1:
-        found["where"] = {kind: tables[0].setting.get(kind, "not told") for kind in SETTINGS}
+        found["where"] = {kind: tables[0].setting.get(kind, "not reported") for kind in SETTINGS}
     found["tables"] = {
         each.name: {"unit": each.unit, "rows": {row: {column: asdict(number) for column, number in cells.items()}
                                                 for row, cells in each.rows.items()}}
@@ -100,20 +104,22 @@ def _whole(kind: str, name: str) -> dict[str, Any]:
 
 
 def _inputs(component: type[Any]) -> str | None:
-    """The kind of data that a component is for."""
+    """The kind of data that a component reads; None: any."""
     specs = (getattr(component, name, None) for name in ("takes", "reads", "gives"))
     return next((spec.kind for spec in specs if spec is not None), None)
 
 
 def _numbers(table: published.Published) -> Table:
-    """A published table as it was published."""
-    made = Table(f"{table.name}, {table.unit}", table.unit, rank=None)
+    """Render a published table as it was published."""
+    made = Table(f"{table.name}, {table.unit}", marks_best=False)
     remarks: dict[str, list[str]] = {}
     for row, cells in table.rows.items():
         for column, number in cells.items():
             deviation = "" if number.deviation is None else f" ± {number.deviation:,}"
             mark = "" if number.verified else " †"
-            made.cells[(row, ""), ("", column)] = TextCell(words=f"{number.value:,}{deviation}{mark}")
+            made.cells[Row(row), Column(metric=Metric(column, table.unit))] = TextCell(
+                words=f"{number.value:,}{deviation}{mark}"
+            )
             remark = "; ".join(filter(None, [number.unit and f"in {number.unit}", number.where, number.note]))
             remarks.setdefault(remark, []).append(f"{row}, {column}")
     made.notes += [f"{'; '.join(places)}: {remark}" for remark, places in remarks.items() if remark]
@@ -125,7 +131,7 @@ def _numbers(table: published.Published) -> Table:
 
 
 def _source(table: published.Published) -> str:
-    """Where a published table's numbers are from, and how many of them were not seen there."""
+    """Where a published table's numbers are from, and how many of them were recalled, not checked."""
     numbers = [number for cells in table.rows.values() for number in cells.values()]
     recalled = sum(not number.verified for number in numbers)
     return f"{table.paper}, {table.where}: {len(numbers)} numbers" + (
@@ -164,18 +170,18 @@ def _first_line(thing: Any) -> str:
     return (inspect.getdoc(thing) or "").split("\n")[0]
 
 
-def shown(found: dict[str, Any]) -> Any:
-    """What `described` found, to print."""
+def render(found: dict[str, Any]) -> Any:
+    """Render what `describe` returned."""
     return Group(*_blocks(found))
 
 
 def _blocks(found: dict[str, Any]) -> Iterator[Any]:
     if "kinds" in found:
-        yield _grid((kind, ", ".join(names)) for kind, names in found["kinds"].items())
+        yield grid((kind, ", ".join(names)) for kind, names in found["kinds"].items())
         yield Text("\nsslrun show KIND lists one kind; sslrun show KIND NAME gives every option.")
         return
     if "names" in found:
-        yield _grid(found["names"].items())
+        yield grid(found["names"].items())
         return
     yield Text(f"{found['kind']} {found['name']}\n", style="bold")
     yield Text(found["about"] + "\n")
@@ -190,8 +196,11 @@ def _blocks(found: dict[str, Any]) -> Iterator[Any]:
         yield table
 
 
-def _grid(rows: Any) -> RichTable:
+def grid(rows: Iterable[tuple[str, str]], *, one_line: bool = False) -> RichTable:
+    """Names and what they are, in two columns; `one_line` cuts the text off where the line ends."""
     table = RichTable.grid(padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=one_line, overflow="ellipsis" if one_line else "fold")
     for left, right in rows:
         table.add_row(Text(left, style="bold"), Text(right))
     return table

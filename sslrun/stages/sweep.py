@@ -6,28 +6,29 @@ taken. Killing a worker, or starting another on a second machine that sees the s
 
 from __future__ import annotations
 
-import os
-import shlex
-import shutil
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from sslrun.claims.verdict import Place
-from sslrun.data.source import lacking
+from sslrun.data.source import explain_missing
 from sslrun.errors import UserError
+from sslrun.launch import local
 from sslrun.recipe import Named, Sweep, load_sweep
-from sslrun.results.compare import Comparisons, check_stand_ins, compare_all, facts
-from sslrun.results.compute import add_compute, spent
+from sslrun.results.address import UNKNOWN_METRIC, Labels, Place, Row
+from sslrun.results.compare import Comparisons, compare_all
+from sslrun.results.compute import add_compute
+from sslrun.results.formats import table_formats
+from sslrun.results.known_protocols import counts_per_class
+from sslrun.results.matching import check_stand_ins
 from sslrun.results.published import published_as
+from sslrun.results.record import RunRecord, find_records
 from sslrun.results.table import Table, columns_of
-from sslrun.runs import Run, read_result
+from sslrun.runs import Run
 from sslrun.stages.context import Busy, Context, Interrupted
 from sslrun.stages.evaluate import Cell, cells
 from sslrun.stages.pretrain import Pretraining
@@ -63,12 +64,12 @@ WAIT_SECONDS = 0.5
 
 @dataclass(frozen=True)
 class Plan:
-    """What a sweep comes to: its jobs in the order that shares most, and the cells of its table."""
+    """A sweep's jobs, in the order that shares most, and the cells of its table."""
 
     sweep: Sweep
     root: Path
     jobs: tuple[Job, ...]
-    """Each run once; a job stands behind those it needs."""
+    """Each run once; a job stands after those that it needs."""
     cells: tuple[tuple[str, Cell], ...]
     """Row and cell."""
 
@@ -78,7 +79,7 @@ class Plan:
 
     @classmethod
     def of(cls, sweep: Sweep, root: Path, places: AbstractSet[Place] | None = None) -> Plan:
-        """places: the cells of the table that are wanted, where not all are. UserError: no such table to stand beside."""
+        """Plan a sweep; only the cells at some `places`, if given. UserError: no such table to stand beside."""
         _check_against(sweep)
         jobs: dict[Path, Job] = {}
         found: list[tuple[str, Cell]] = []
@@ -97,13 +98,13 @@ class Plan:
 
     @property
     def finished(self) -> bool:
-        """Whether there is anything to make a table of."""
+        """Whether any cell is finished, so that there is a table."""
         return any(cell.run.finished for _, cell in self.cells)
 
     def table(self) -> Table:
-        """The table of what is finished."""
-        results = [_result(cell, row) for row, cell in self.cells if cell.run.finished]
-        table = Table.from_results(results, title=self.sweep.title or self.sweep.name)
+        """The table of the finished cells."""
+        records = self.records()
+        table = Table.from_records(records, title=self.sweep.title or self.sweep.name)
         if self.sweep.against:
             every = published_as(self.sweep.against.table)
             table.stand_ins = {each.name: self.sweep.against.columns for each in every}
@@ -112,7 +113,7 @@ class Plan:
             table.note(f"pretrained on: {'; '.join(read)}")
         for choice, rows in _choices(self.sweep).items():
             table.note(f"{', '.join(rows)}: {choice} (a choice: the paper leaves it open)")
-        missing = len(self.cells) - len(results)
+        missing = len(self.cells) - len(records)
         if missing:
             table.note(f"{missing} of {len(self.cells)} cells are not computed")
         for row, cell in self.cells:
@@ -121,18 +122,23 @@ class Plan:
                     table.leave_empty(*place, reason)
         return table
 
+    def records(self) -> list[RunRecord]:
+        """The finished cells."""
+        return [RunRecord(cell.run.path, row) for row, cell in self.cells if cell.run.finished]
+
     def _pretrained(self, row: str) -> str | None:
-        """How much text a row's first pretraining read, and for how long; None: it isn't done, or there is none."""
-        jobs = [
-            need.run for of, cell in self.cells if of == row for need in cell.needs if isinstance(need, Pretraining)
-        ]
-        result = jobs[0].result if jobs and jobs[0].finished else {}
-        if not result.get("tokens"):
+        """How much text a row's first pretraining read, and for how long; None: it is not finished, or reads no text."""
+        of_row = [cell for name, cell in self.cells if name == row]
+        runs = [need.run for cell in of_row for need in cell.needs if isinstance(need, Pretraining)]
+        if not runs or not runs[0].finished:
             return None
-        return f"{row}: {result['tokens'] / 1e6:,.1f} M tokens in {result['steps']:,} steps, {result['seconds']:,.0f} s"
+        record = RunRecord(runs[0].path)
+        if not record.tokens:
+            return None
+        return f"{row}: {record.tokens / 1e6:,.1f} M tokens in {record.steps:,} steps, {record.seconds:,.0f} s"
 
     def comparison(self) -> Comparisons | None:
-        """The table, with what it cost, beside the published ones that the sweep names."""
+        """The table with its cost, beside the published ones that the sweep names; None: it names none."""
         if not self.sweep.against:
             return None
         table = self.table()
@@ -140,16 +146,17 @@ class Plan:
         return compare_all(table, published_as(self.sweep.against.table))
 
     def write_tables(self) -> None:
-        """The table, and its comparison, in every format, beside the runs."""
+        """Write the table and its comparison in every format, beside the runs."""
         table, comparison = self.table(), self.comparison()
-        for suffix in ("md", "tex", "csv", "json"):
-            table.write(self.root / self.sweep.name / f"table.{suffix}")
+        folder = self.root / self.sweep.name
+        for ending in table_formats:
+            table.write(folder / f"table{ending}")
             if comparison is not None:
-                comparison.write(self.root / self.sweep.name / f"comparison.{suffix}")
+                comparison.write(folder / f"comparison{ending}")
 
 
 def _check_against(sweep: Sweep) -> None:
-    """UserError: it names a published table, or columns of it or tasks, that are not there."""
+    """Raise UserError if the sweep names a published table, a column or a task that does not exist."""
     if sweep.against is None:
         return
     tasks = list(dict.fromkeys(task for recipe in sweep.rows.values() for task in recipe.evaluate))
@@ -160,7 +167,7 @@ def _check_against(sweep: Sweep) -> None:
 
 
 def _choices(sweep: Sweep) -> dict[str, list[str]]:
-    """What was chosen where a paper is open, and the rows that it holds for."""
+    """What was chosen where a paper is silent, and the rows that it holds for."""
     found: dict[str, list[str]] = {}
     for row, recipe in sweep.rows.items():
         for choice in recipe.choices:
@@ -169,33 +176,25 @@ def _choices(sweep: Sweep) -> dict[str, list[str]]:
 
 
 def places_of(row: str, cell: Cell) -> list[Place]:
-    """Where a cell's numbers stand in its sweep's table: the test's, and those of its shifts."""
-    shifts = list(cell.evaluation.shifts)
-    about = {"task": cell.task, "protocol": cell.protocol, "labels": cell.labels, "shifts": shifts}
-    return [((row, cell.protocol), column) for column in columns_of(about)]
+    """The places of a cell's numbers in its sweep's table: the test's, and those of its shifts."""
+    labels = Labels.of(cell.labels, counts_per_class(cell.protocol))
+    columns = columns_of(cell.task, labels, cell.evaluation.shifts, UNKNOWN_METRIC)
+    return [(Row(row, cell.protocol), column) for column in columns]
 
 
-def _result(cell: Cell, row: str) -> dict[str, Any]:
-    """What a table needs of a finished cell."""
-    return {**of_run(cell.run.path), "row": row}
+def work(plans: Sequence[Jobs], context: Context, workers: int = 1) -> list[str]:
+    """Do every job that is neither finished nor in the hands of another worker; wait for those that are.
 
-
-def of_run(path: Path) -> dict[str, Any]:
-    """What a table needs of a finished evaluation's folder."""
-    return {**read_result(path), "facts": facts(path), "spent": spent(path)}
-
-
-def work(plans: Sequence[Jobs], context: Context) -> list[str]:
-    """Do every job that is not done and nobody else does; wait for those that others do. Returns the failures' reasons.
-
-    A job that fails takes down those that need it, and no others. UserError: none can be done, for want of data.
+    Returns the failures' reasons. A job that fails takes down those that need it, and no others. `workers`: how many
+    share the jobs, to estimate the time left. UserError: no job can be done, as its data are missing.
     """
     waiting = [job for plan in plans for job in plan.jobs]
     failed = without_data(waiting, context.reporter)
     if waiting and len(failed) == len(waiting):
         raise UserError("\n".join(dict.fromkeys(failed.values())))
-    say_failed(failed, len(waiting), context.reporter)
-    with context.reporter.plan(", ".join(plan.name for plan in plans), len(waiting)) as advance:
+    report_missing(failed, len(waiting), context.reporter)
+    runs = [job.run for job in waiting]
+    with context.reporter.plan(", ".join(plan.name for plan in plans), runs, workers) as settle:
         while waiting:
             later: list[Job] = []
             for job in waiting:
@@ -209,7 +208,8 @@ def work(plans: Sequence[Jobs], context: Context) -> list[str]:
                     continue
                 else:
                     try:
-                        job.execute(context)
+                        with context.reporter.job(job.title, job.run.stage):
+                            job.execute(context)
                     except Busy:
                         later.append(job)
                         continue
@@ -220,7 +220,7 @@ def work(plans: Sequence[Jobs], context: Context) -> list[str]:
                             context.reporter.say(f"{job.title}: failed: {error}")
                         failed[job.run.path] = str(error)
                         job.run.fail(str(error))
-                advance()
+                settle(job.run)
             if len(later) == len(waiting):
                 time.sleep(WAIT_SECONDS)
                 context.stop.check()
@@ -229,8 +229,7 @@ def work(plans: Sequence[Jobs], context: Context) -> list[str]:
 
 
 def without_data(jobs: Sequence[Job], reporter: Reporter) -> dict[Path, str]:
-    """Of the jobs that aren't done those that can't be, as their data, or that of a job they need, can't be had; and the
-    reason."""
+    """Find the unfinished jobs whose data, or the data of a job that they need, are missing; and the reasons."""
     found: dict[str, str | None] = {}
     failed: dict[Path, str] = {}
     with reporter.reading() as progress:
@@ -239,7 +238,7 @@ def without_data(jobs: Sequence[Job], reporter: Reporter) -> dict[Path, str]:
                 continue
             for data in job.reads:
                 if repr(data) not in found:
-                    found[repr(data)] = lacking(data.name, data.options, progress)
+                    found[repr(data)] = explain_missing(data.name, data.options, progress)
             reasons = [found[repr(data)] for data in job.reads]
             reasons += [failed.get(need.run.path) for need in job.needs]
             if reason := next(filter(None, reasons), None):
@@ -247,26 +246,27 @@ def without_data(jobs: Sequence[Job], reporter: Reporter) -> dict[Path, str]:
     return failed
 
 
-def say_failed(failed: Mapping[Path, str], total: int, reporter: Reporter) -> None:
-    """How many of the runs can't be made on this machine, and why: a line a reason."""
+def report_missing(failed: Mapping[Path, str], total: int, reporter: Reporter) -> None:
+    """Print how many of the runs cannot be made on this machine, one line for each reason."""
     for reason, count in Counter(failed.values()).items():
         reporter.say(f"{count} of {total} runs can't be made here: {reason}")
 
 
-def told_failures(failures: Sequence[str], plans: Sequence[Jobs]) -> str:
-    """How many runs failed, and for which reasons."""
+def describe_failures(failures: Sequence[str], plans: Sequence[Jobs]) -> str:
+    """Describe how many runs failed, and for which reasons."""
     total = sum(len(plan.jobs) for plan in plans)
     reasons = Counter(failures)
-    told = f"{len(failures)} of {total} runs failed" + (", the others are done" if len(failures) < total else "")
+    summary = f"{len(failures)} of {total} runs failed" + (", the others are done" if len(failures) < total else "")
     if len(reasons) == 1:
-        return f"{told}: {failures[0]}"
-    return "\n".join([f"{told}:", *(f"  {count}: {reason}" for reason, count in reasons.items())])
+        return f"{summary}: {failures[0]}"
+    return "\n".join([f"{summary}:", *(f"  {count}: {reason}" for reason, count in reasons.items())])
 
 
 def launch(plans: Sequence[Jobs], context: Context, workers: int, arguments: Sequence[str]) -> list[str]:
-    """`work`, in this process or shared with `workers - 1` others, each with its share of the cores.
+    """Do the `work` in this process, or share it with `workers - 1` others; returns the failures' reasons.
 
-    `arguments`: the command of sslrun by which the other workers read the same plan.
+    Each worker has its share of the cores and, unless the device is named, a GPU of its own in turn. `arguments`:
+    sslrun's, by which the other workers read the same plan.
     """
     if context.fresh:
         for plan in plans:
@@ -275,62 +275,25 @@ def launch(plans: Sequence[Jobs], context: Context, workers: int, arguments: Seq
         context = replace(context, fresh=False)
     if workers == 1:
         return work(plans, context)
-    threads = max(1, (os.cpu_count() or 1) // workers)
+    threads = local.threads_of(workers)
     context.compute.use_threads(threads)
-    command = [sys.executable, "-m", "sslrun", *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    others = [
-        subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        for _ in range(workers - 1)
-    ]
-    try:
-        failures = work(plans, context)
-        for other in others:
-            other.wait()
-        return failures
-    finally:
-        for other in others:
-            other.terminate()
-        for other in others:  # they save what they have, before it is said that all is saved
-            other.wait()
-
-
-def submit(arguments: Sequence[str], workers: int, options: str) -> str:
-    """Submit `workers` workers as one Slurm array, requeued when preempted; returns what sbatch says.
-
-    Two minutes before its time is up a worker saves: `B:` sends the signal to it, as it has the batch shell's place.
-    """
-    if shutil.which("sbatch") is None:
-        raise UserError("--slurm: no sbatch on this machine; run the sweep on a login node of the cluster")
-    try:
-        given = shlex.split(options)
-    except ValueError as error:
-        raise UserError(f"--slurm {options}: not options of sbatch: {error}") from None
-    command = shlex.join([sys.executable, "-m", "sslrun", *arguments])
-    sbatch = [
-        "sbatch", f"--array=1-{workers}", "--requeue", "--signal=B:TERM@120", "--job-name=sslrun",
-        *given, "--wrap", f"exec {command}",
-    ]  # fmt: skip
-    done = subprocess.run(sbatch, capture_output=True, text=True)
-    if done.returncode:
-        said = [line.removeprefix("sbatch: error: ") for line in done.stderr.splitlines() if line.strip()]
-        raise UserError(f"sbatch refused: {'; '.join(said) or f'it ended with {done.returncode}'}")
-    return done.stdout.strip()
+    _, *devices = local.spread(context.compute.device, workers)  # the first is this process's own
+    commands = [local.command_on(arguments, device) for device in devices]
+    return local.beside(partial(work, plans, context, workers), commands, threads)
 
 
 def table_of(targets: Sequence[Path], root: Path) -> Table:
-    """The table of sweep files and of folders that hold finished runs."""
-    results = []
+    """The table of sweep files and of folders with finished runs. UserError: there is no finished evaluation."""
+    records: list[RunRecord] = []
     for target in targets:
         if target.suffix in (".yaml", ".yml"):
             plan = Plan.of(load_sweep(target), root)
             if len(targets) == 1:
                 return plan.table()
-            results += [_result(cell, row) for row, cell in plan.cells if cell.run.finished]
+            records += plan.records()
         else:
-            found = sorted(target.rglob("result.json"), key=lambda path: path.stat().st_mtime)
-            results += [of_run(path.parent) for path in found if read_result(path.parent).get("protocol")]
-    if not results:
+            records += [record for record in find_records(target) if record.is_evaluation]
+    if not records:
         named = ", ".join(map(str, targets))
         raise UserError(f"{named}: no finished evaluation there; run `sslrun sweep` or `sslrun probe` first")
-    return Table.from_results(results)
+    return Table.from_records(records)

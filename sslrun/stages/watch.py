@@ -45,7 +45,7 @@ class Watcher:
     def __init__(self, splits: Splits, pretext: Pretext, options: Watch, compute: Compute, seed: int) -> None:
         self.compute = compute
         task = tasks[splits.source.task]
-        self.inputs = task(task.Options(), splits.spec, splits.classes).inputs
+        self.task = task(task.Options(), splits.spec, splits.classes)
         self.classes = len(splits.classes)
         self.bank = _sample(splits.train, options.examples, seed)
         self.queries = _sample(splits.val, options.examples, seed)
@@ -88,7 +88,7 @@ class Watcher:
 
     def _features(self, backbone: Backbone, examples: Examples) -> Tensor:
         with self.compute.autocast():
-            return extract(backbone, examples, self.inputs, self.compute.device, BATCH)
+            return extract(backbone, examples, self.task.inputs, self.compute.device, BATCH, self.task.vector)
 
 
 def _stuck(loss: float, floor: float) -> str:

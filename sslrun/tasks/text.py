@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from sslrun.backbones.base import Features
 from sslrun.backbones.lstm import LstmStack, reversed_real
-from sslrun.backbones.text import at
+from sslrun.backbones.text import gather_tokens
 from sslrun.data.examples import Examples
 from sslrun.data.specs import TextSpec
 from sslrun.data.text.sequences import IGNORED, Sequences
@@ -133,10 +133,10 @@ class TextHead(nn.Module):
             ahead, back = self.bilstm(tokens, real)
             if self.whole:
                 last = real.sum(dim=1) - 1
-                return self.linear(torch.cat([at(ahead, last), back[:, 0]], dim=-1))
+                return self.linear(torch.cat([gather_tokens(ahead, last), back[:, 0]], dim=-1))
             tokens = torch.cat([ahead, back], dim=-1)
         if self.whole:
-            return self.linear(at(tokens, read))
+            return self.linear(gather_tokens(tokens, read))
         return self.linear(tokens).masked_fill(~real[..., None], float("-inf"))
 
 
@@ -195,11 +195,11 @@ class Sentences(Task):
         assert read is not None
         match self.options.pool:
             case "cls":
-                return at(tokens, read)
+                return gather_tokens(tokens, read)
             case "mean":
                 return (tokens * real[..., None]).sum(dim=1) / real.sum(dim=1, keepdim=True)
             case "last4":
-                return torch.cat([at(layer, read) for layer in features.layers[-4:]], dim=-1)
+                return torch.cat([gather_tokens(layer, read) for layer in features.layers[-4:]], dim=-1)
         return features.pooled
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import resource
 import shutil
 import sys
-import time
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -43,10 +42,13 @@ class Compute:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=bf16)
 
     def put(self, module: nn.Module) -> nn.Module:
-        """The module on the device; channels last where it has convolutions, which are faster so."""
-        convolutional = any(isinstance(each, nn.Conv2d) for each in module.modules())
+        """Move the module to the device, in channels_last where its convolutions are faster and safe in it."""
+        convolutions = [layer for layer in module.modules() if isinstance(layer, nn.Conv2d)]
         module.to(self.device)
-        return module.to(memory_format=torch.channels_last) if convolutional else module
+        unsafe = self.device.type == "cpu" and any(map(_corrupts_memory, convolutions))
+        if not convolutions or unsafe:
+            return module
+        return module.to(memory_format=torch.channels_last)
 
     def place(self, examples: Examples) -> Examples:
         """The examples on the device, where they can lie there and take less than half of its free memory."""
@@ -104,30 +106,44 @@ def _devices() -> list[str]:
     return [*found, "mps"] if torch.backends.mps.is_available() else found
 
 
+SAFE_CHANNELS = 16
+"""Input channels from which a strided 1x1 convolution is safe in channels_last on every CPU: see below."""
+
+
+def _corrupts_memory(layer: nn.Conv2d) -> bool:
+    """Whether oneDNN writes outside its workspace in the backward pass of this layer in channels_last.
+
+    The weight gradient of a 1x1 convolution with a stride copies its input into a workspace first, and spaces the
+    copies by the vector's length (8 float32 numbers with AVX2, 16 with AVX-512), although the workspace was sized by
+    the real number of channels (https://github.com/uxlfoundation/oneDNN/issues/6035; torch 2.14). With fewer channels
+    than that, the process aborts, hangs or trains on wrong gradients: a ResNet-18 with `channels: 4` aborts with AVX2
+    and, on larger images, with AVX-512. Other kernel sizes, unit strides, groups and the contiguous format are not
+    affected. One limit for every CPU, so that a recipe is computed in the same format on each.
+    """
+    pointwise = layer.kernel_size == (1, 1) and max(layer.stride) > 1 and layer.groups == 1
+    return pointwise and layer.in_channels < SAFE_CHANNELS
+
+
+NO_BF16_INSTRUCTIONS = {"AVX512_CORE", "AVX512_CORE_VNNI"}
+"""Values of ONEDNN_MAX_CPU_ISA with which oneDNN has bf16 kernels that emulate the arithmetic in float32."""
+
+
 @cache
 def fast_bf16(device: torch.device) -> bool:
-    """Whether the device multiplies bf16 matrices faster than float32 ones, natively."""
+    """Whether the device multiplies bf16 matrices natively, faster than float32 ones."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    if device.type != "cpu":
+    if device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return False
-    try:
-        flags = Path("/proc/cpuinfo").read_text()
-        return "avx512_bf16" in flags or "amx_bf16" in flags
-    except OSError:
-        return _measured(torch.bfloat16) < 0.7 * _measured(torch.float32)
-
-
-def _measured(dtype: torch.dtype) -> float:
-    """Seconds that a product of matrices takes on the CPU, the best of a few."""
-    a = torch.ones(512, 512, dtype=dtype)
-    a @ a
-    times = []
-    for _ in range(5):
-        began = time.perf_counter()
-        a @ a
-        times.append(time.perf_counter() - began)
-    return min(times)
+    # Three questions, since no one of them is enough. oneDNN says whether its bf16 kernels may run, and honors
+    # ONEDNN_MAX_CPU_ISA, but says yes to emulation too. torch's own kernels honor ATEN_CPU_CAPABILITY alone. The
+    # instructions of the hardware honor neither.
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return False
+    limited = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper() in NO_BF16_INSTRUCTIONS
+    if limited or "AVX512" not in torch.backends.cpu.get_cpu_capability():
+        return False
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def memory_in_use(device: torch.device) -> int:

@@ -35,17 +35,6 @@ finetune: {steps: 3, batch: 32, lr: [0.001, 0.01]}
 """
 
 
-def sslrun(*arguments, cwd, code=0, **environment):
-    done = subprocess.run(
-        [sys.executable, "-m", "sslrun", *map(str, arguments)],
-        cwd=cwd, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-    )  # fmt: skip
-    assert done.returncode == code, done.stderr
-    assert "\x1b" not in done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
-    return done
-
-
 @pytest.fixture
 def folder(tmp_path):
     (tmp_path / "tiny.yaml").write_text(RECIPE)
@@ -57,7 +46,7 @@ def result(folder, stage):
     return json.loads(path.read_text())
 
 
-def test_pretrain_then_every_protocol_then_the_table(folder):
+def test_pretrain_then_every_protocol_then_the_table(folder, sslrun):
     missing = sslrun("probe", "tiny.yaml", cwd=folder, code=2).stderr
     assert "run `sslrun pretrain tiny.yaml` first, or pass --from" in missing
     path = Path(folder / sslrun("pretrain", "tiny.yaml", cwd=folder).stdout.strip())
@@ -89,9 +78,9 @@ def test_pretrain_then_every_protocol_then_the_table(folder):
     assert "this checkpoint is of 'resnet18'" in other
 
 
-def test_a_killed_pretraining_continues_to_the_same_bits(folder):
-    whole = Path(folder / sslrun("pretrain", "tiny.yaml", "pretrain.epochs=25", cwd=folder).stdout.strip())
-    command = [sys.executable, "-m", "sslrun", "pretrain", "tiny.yaml", "pretrain.epochs=25", "--runs", "other"]
+def test_a_killed_pretraining_continues_to_the_same_bits(folder, sslrun):
+    whole = Path(folder / sslrun("pretrain", "tiny.yaml", "pretrain.epochs=6", cwd=folder).stdout.strip())
+    command = [sys.executable, "-m", "sslrun", "pretrain", "tiny.yaml", "pretrain.epochs=6", "--runs", "other"]
     process = subprocess.Popen(
         command, cwd=folder, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
     )
@@ -102,13 +91,13 @@ def test_a_killed_pretraining_continues_to_the_same_bits(folder):
     assert process.returncode == 130
     assert "stopped by SIGINT" in told
     assert "same command again" in told
-    again = sslrun("pretrain", "tiny.yaml", "pretrain.epochs=25", "--runs", "other", cwd=folder)
+    again = sslrun("pretrain", "tiny.yaml", "pretrain.epochs=6", "--runs", "other", cwd=folder)
     assert re.search(r"continues after step \d+", again.stderr)
     resumed = folder / again.stdout.strip()
     assert (resumed / "backbone.safetensors").read_bytes() == (whole / "backbone.safetensors").read_bytes()
 
 
-def test_kill_9_loses_only_what_came_after_the_last_checkpoint(folder):
+def test_kill_9_loses_only_what_came_after_the_last_checkpoint(folder, sslrun):
     whole = Path(folder / sslrun("pretrain", "tiny.yaml", "pretrain.epochs=4", cwd=folder).stdout.strip())
     changes = ["pretrain.epochs=4", "watch.checkpoint=1.0e-6"]
     command = [sys.executable, "-m", "sslrun", "pretrain", "tiny.yaml", *changes, "--runs", "other"]
@@ -126,7 +115,7 @@ def test_kill_9_loses_only_what_came_after_the_last_checkpoint(folder):
     assert not (resumed / "checkpoint").exists()
 
 
-def test_a_sweep_shares_runs_among_rows_and_workers(folder):
+def test_a_sweep_shares_runs_among_rows_and_workers(folder, sslrun):
     (folder / "few.yaml").write_text(
         "name: few\nbase: tiny.yaml\nrows:\n"
         "  one: {evaluate.digits.protocols: [knn]}\n  two: {evaluate.digits.protocols: [knn, probe]}\n"
@@ -140,7 +129,7 @@ def test_a_sweep_shares_runs_among_rows_and_workers(folder):
     assert "one" in sslrun("table", "few.yaml", cwd=folder).stdout
 
 
-def test_mistakes_leave_nothing_behind(folder):
+def test_mistakes_leave_nothing_behind(folder, sslrun):
     for arguments, words in (
         (["pretrain", "tiny.yaml", "pretrain.epoch=3"], "Did you mean 'epochs'?"),
         (["pretrain", "none.yaml"], "no such file"),
@@ -158,10 +147,8 @@ def test_mistakes_leave_nothing_behind(folder):
     assert not list(folder.rglob("result.json"))
 
 
-def test_help_show_and_check(folder):
-    began = time.perf_counter()
-    assert "pretrain" in sslrun("--help", cwd=folder).stdout
-    assert time.perf_counter() - began < 5  # the promise of 0.5 s is a benchmark's; this only keeps torch out
+def test_help_show_and_check(folder, sslrun):
+    assert b"pretrain" in subprocess.check_output([sys.executable, "-m", "sslrun", "--help"], cwd=folder)
     loaded = "import sys, sslrun.cli; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", loaded]).returncode == 0
     assert "simclr" in sslrun("show", cwd=folder).stdout
@@ -251,7 +238,7 @@ rows:
 """
 
 
-def test_claims_run_what_is_missing_and_say_what_came_out(folder):
+def test_claims_run_what_is_missing_and_say_what_came_out(folder, sslrun):
     claims = folder / "recipes/claims"
     claims.mkdir(parents=True)
     (folder / "sweep.yaml").write_text(CLAIMED)

@@ -79,7 +79,7 @@ PRETRAIN = [
     ("an empty corpus", ["data={name: text, path: empty.txt}"], "sslrun: empty.txt: holds no words to train a tokenizer on"),
     ("no file", ["data={name: text, path: none.txt}"], "none.txt: no such file or folder"),
     ("a folder without text", ["data={name: text, path: pictures}"], "pictures: holds no text"),
-    ("one sentence", ["data={name: text, path: one.txt}"], "there is only 1 example (of a corpus: document)"),
+    ("one sentence", ["data={name: text, path: one.txt}"], "there is only 1 example (for a corpus: document)"),
     ("few documents", ["data={name: text, path: few.txt}"], "pairs of segments draw the second from another document"),
     ("a binary file", ["data={name: text, path: binary.txt}"], "sslrun: binary.txt:1: is no text but binary"),
     ("another encoding", ["data={name: text, path: latin.txt}"], "latin.txt: is no UTF-8 text (byte "),
@@ -87,7 +87,7 @@ PRETRAIN = [
     ("too few for a sequence", ["data={name: text, path: few.txt}", "pretext.nsp=false", "pretext.pairs=drop"], "less than one sequence of 128"),
     ("too long", ["data.length=200"], "data.length: sequences of 200 tokens are longer than the 128 positions of 'bert-tiny': lower it to 128"),
     ("too long in an evaluation", ["evaluate.task.data.length=129"], "evaluate.task.data.length: sequences of 129 tokens are longer than the 128 positions"),
-    ("not causal", ["pretext=ltr"], "set backbone.causal: true of a bert, take a gpt or an lstm of one direction, or pretext 'mlm'"),
+    ("not causal", ["pretext=ltr"], "set backbone.causal: true for a bert, or take a gpt, a one-directional lstm, or pretext 'mlm'"),
     ("masks on a causal one", ["backbone=gpt-tiny"], "take pretext 'ltr'"),
     ("one direction", ["pretext=bilm"], "take backbone 'elmo'"),
     ("layers that an evaluation reads in vain", ["evaluate.task.task.pool=last4"], "pool last4 reads 4 layers, and the backbone has 2"),
@@ -170,7 +170,7 @@ EVALUATE = [
     ("no file", ["evaluate.task.data={name: sentences, path: none.csv}"], "none.csv: should be a file, or a folder"),
     ("a kind of file", ["evaluate.task.data={name: sentences, path: docs.txt}"], "docs.txt: should end with one of .parquet"),
     ("a corpus has no labels", ["evaluate.task.data={name: text, path: docs.txt}"], "no labels to learn from"),
-    ("a broken table", ["evaluate.task.data={name: sentences, path: broken.parquet}"], "broken.parquet: can't be read as parquet"),
+    ("a broken table", ["evaluate.task.data={name: sentences, path: broken.parquet}"], "broken.parquet: cannot be read as parquet"),
 ]  # fmt: skip
 
 

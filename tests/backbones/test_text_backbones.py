@@ -5,7 +5,7 @@ import torch
 
 from sslrun.backbones import build_backbone, load_into, save_backbone
 from sslrun.backbones.lstm import reversed_real
-from sslrun.backbones.text import at, last_real
+from sslrun.backbones.text import gather_tokens, last_real
 from sslrun.data.examples import Batch
 from sslrun.data.specs import TextSpec
 from sslrun.data.text.sequences import Tokens
@@ -206,7 +206,7 @@ def test_a_model_of_transformers_that_reads_left_to_right_is_a_causal_one(tmp_pa
     with torch.no_grad():
         differs = (ours(packed).tokens[0] != ours(changed).tokens[0]).any(dim=1)
     assert differs.tolist() == [place >= 15 for place in range(24)]
-    with pytest.raises(UserError, match="sees one alone: take pretext 'ltr'"):
+    with pytest.raises(UserError, match="sees only one: take pretext 'ltr'"):
         pretexts["mlm"](pretexts["mlm"].Options(), ours)
     two = transformers.T5Config(vocab_size=VOCAB, d_model=32, d_ff=64, num_layers=1, num_heads=2, d_kv=16)
     transformers.T5Model(two).save_pretrained(tmp_path / "t5")
@@ -309,8 +309,8 @@ def test_helpers_by_hand():
     assert last_real(real).tolist() == [2, 0]
     assert reversed_real(x, real)[..., 0].tolist() == [[2, 1, 0], [3, 4, 5]]
     assert torch.equal(reversed_real(reversed_real(x, real), real), x)
-    assert at(x, torch.tensor([2, 0]))[..., 0].tolist() == [2, 3]
-    assert at(x, torch.tensor([[2, 1], [0, 0]]))[..., 0].tolist() == [[2, 1], [3, 3]]
+    assert gather_tokens(x, torch.tensor([2, 0]))[..., 0].tolist() == [2, 3]
+    assert gather_tokens(x, torch.tensor([[2, 1], [0, 0]]))[..., 0].tolist() == [[2, 1], [3, 3]]
 
 
 @pytest.mark.parametrize("name", [*ALL])

@@ -9,7 +9,7 @@ import pytest
 
 from sslrun.claims.measurements import speed
 from sslrun.claims.report import markdown, write
-from sslrun.claims.run import Measuring, Trial
+from sslrun.claims.run import Measurements, Measuring, Trial
 from sslrun.claims.schema import load_claim, load_claims
 from sslrun.errors import UserError
 from sslrun.recipe import Named
@@ -56,6 +56,7 @@ variants:
     sweep: sweep.yaml
     inequalities: [{greater: [wide, knn, digits, 100 %], lesser: [narrow, knn, digits, 100 %]}]
 """
+METRIC = {"name": "accuracy", "unit": "%", "better": "higher", "digits": 1}
 
 
 @pytest.fixture
@@ -72,7 +73,7 @@ def plant(trial, values):
         cell.run.start({}, {"device": "cpu (2 threads)", "threads": 2})
         cell.run.finish({
             "stage": cell.protocol, "protocol": cell.protocol, "recipe": "planted", "backbone": "mlp", "pretext": None,
-            "task": cell.task, "labels": cell.labels, "seed": cell.seed, "metric": "accuracy",
+            "task": cell.task, "labels": cell.labels, "seed": cell.seed, "metric": METRIC,
             "metrics": {"test": {"accuracy": value}}, "seconds": 3.6,
         })  # fmt: skip
 
@@ -260,5 +261,6 @@ def test_the_cells_of_a_measurement_are_those_that_its_claim_names(name, tmp_pat
         job = Measuring(measure, 0, tmp_path)
         result = job.execute(Context(tmp_path, compute("cpu")))
         assert result == job.execute(Context(tmp_path, compute("cpu")))  # read, not measured again
-        cells = {(each["row"], each["protocol"], each["task"], each["column"]) for each in result["table"]["cells"]}
-        assert claim.inequalities(variant, [((a, b), (c, d)) for a, b, c, d in cells])
+        table = Measurements("", (job,)).table()
+        assert len(table.cells) == len(result["table"]["cells"])
+        assert claim.inequalities(variant, list(table.cells))

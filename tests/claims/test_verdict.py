@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
-from sslrun.claims.verdict import Gain, Inequality, Verdict, judge, together
+from sslrun.claims.verdict import Gain, Inequality, Verdict, combine, judge
+from sslrun.metric import Metric
+from sslrun.results.address import Column, Labels, Row
 from sslrun.results.table import Table
 
 
@@ -70,30 +72,30 @@ def test_only_seeds_of_both_sides_count():
 
 def test_a_claim_is_supported_by_all_of_its_inequalities_and_contradicted_by_any():
     yes, no, perhaps = (Verdict(word, 3) for word in ("supported", "contradicted", "inconclusive"))
-    assert together([yes, yes]) == "supported"
-    assert together([yes, perhaps]) == "inconclusive"
-    assert together([perhaps, no, yes]) == "contradicted"
-    assert together([]) == "inconclusive"
+    assert combine([yes, yes]) == "supported"
+    assert combine([yes, perhaps]) == "inconclusive"
+    assert combine([perhaps, no, yes]) == "contradicted"
+    assert combine([]) == "inconclusive"
 
 
 def test_inequalities_read_a_tables_cells():
-    table, column = Table("t"), ("digits", "10 %")
+    table, column = Table("t"), Column("digits", Labels(0.1))
     for seed, (low, high) in enumerate([(60, 80), (61, 80.5), (62, 83)]):
-        table.add(("no pretraining", "probe"), column, low, seed)
-        table.add(("SimCLR", "probe"), column, high, seed)
-    places = (("SimCLR", "probe"), column), (("no pretraining", "probe"), column)
+        table.add(Row("no pretraining", "probe"), column, low, seed)
+        table.add(Row("SimCLR", "probe"), column, high, seed)
+    places = (Row("SimCLR", "probe"), column), (Row("no pretraining", "probe"), column)
     assert Inequality(*places).judge(table).word == "supported"
     assert Inequality(*reversed(places)).judge(table).word == "contradicted"
     assert Inequality(*places, margin=20).judge(table).word == "inconclusive"
-    assert "not computed: BYOL · probe · digits · 10 %" in Inequality((("BYOL", "probe"), column), places[1]).judge(table).text()  # fmt: skip
+    assert "not computed: BYOL · probe · digits · 10 %" in Inequality((Row("BYOL", "probe"), column), places[1]).judge(table).text()  # fmt: skip
 
 
-def planted(**cells):
-    table = Table("t")
+def planted(metric=None, **cells):
+    table, column = Table("t"), Column(metric=metric or Metric("x"))
     for name, values in cells.items():
         for seed, value in enumerate(values):
-            table.add((name, ""), ("", "x"), value, str(seed))
-    return table, {name: ((name, ""), ("", "x")) for name in cells}
+            table.add(Row(name), column, value, str(seed))
+    return table, {name: (Row(name), column) for name in cells}
 
 
 def test_a_gain_is_paired_seed_by_seed():
@@ -117,3 +119,20 @@ def test_a_bound_needs_no_spread():
     assert Inequality(at["c"], 2.0).judge(table).word == "contradicted"
     assert Inequality(1e-12, at["one"]).judge(table).word == "inconclusive"  # one seed is no rule
     assert Inequality(at["c"], at["a"]).judge(table).word == "inconclusive"  # between cells it may be by chance
+
+
+def test_better_and_worse_ask_the_metric_and_greater_and_lesser_the_number():
+    values = {"a": [1.0, 2.1, 3.0], "b": [5.0, 6.0, 7.3]}
+    table, at = planted(Metric("mae", "eV", "lower"), **values)
+    assert Inequality(at["a"], at["b"]).judge(table).word == "contradicted"
+    better = Inequality(at["a"], at["b"], 3.0, by_metric=True)
+    assert better.judge(table).word == "supported"
+    assert better.means(table) == pytest.approx((6.1 / 3, 18.3 / 3))  # numbers as they are
+    assert better.text() == "a · mae is better than b · mae by 3"
+    assert Inequality(at["b"], at["a"], by_metric=True).judge(table).word == "contradicted"
+    assert Inequality(at["a"], 9.0, by_metric=True).judge(table).word == "supported"
+    gain = Gain(at["a"], at["b"])  # an improvement by 4
+    assert Inequality(gain, 3.0, by_metric=True).judge(table).word == "supported"
+    assert Inequality(gain, 3.0).judge(table).word == "contradicted"
+    higher, at = planted(Metric("r2", ""), **values)
+    assert Inequality(at["b"], at["a"], 3.0, by_metric=True).judge(higher).word == "supported"

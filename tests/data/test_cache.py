@@ -54,7 +54,7 @@ def test_one_at_a_time_makes_a_thing(tmp_path):
     ids=["python's", "tokenizers'"],
 )
 def test_a_full_disk_is_the_cache_s_and_not_the_run_s(tmp_path, full):
-    said = rf"{re.escape(str(tmp_path))}: can't be written .*No space left.*: set SSLRUN_CACHE to another"
+    said = rf"{re.escape(str(tmp_path))}: cannot be written .*No space left.*: set SSLRUN_CACHE to another"
     with pytest.raises(UserError, match=said), locked(tmp_path / "thing"):
         raise full
 
@@ -70,7 +70,7 @@ def test_a_set_of_text_names_the_remedy_where_the_cache_cannot_be_written(tmp_pa
     documents = corpus.load("train")
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("SSLRUN_CACHE", str(tmp_path / "file"))
-    remedy = r"can't be written.*set SSLRUN_CACHE"
+    remedy = r"cannot be written.*set SSLRUN_CACHE"
     with pytest.raises(UserError, match=remedy):  # tokens, by a tokenizer that is there
         corpus.load("train")
     with pytest.raises(UserError, match=remedy):

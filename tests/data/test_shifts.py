@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 from sslrun.data.examples import TensorExamples
-from sslrun.data.image.corruptions import Corrupted
-from sslrun.data.shifts import Shift, parts_of
+from sslrun.data.image.corruptions import CorruptedExamples
+from sslrun.data.shifts import Shift, make_parts
 from sslrun.data.source import sources
 from sslrun.data.specs import ImageSpec
 from sslrun.data.splits import load_splits
@@ -28,18 +28,18 @@ OWN = splits(["airplane", "automobile", "bird", "frog"], [0, 1, 2, 3])
 
 def test_classes_are_matched_by_name_or_as_told_and_the_rest_is_left_out():
     other = splits(["Bird", "car", "monkey", "air plane", "whale"], [0, 0, 1, 2, 2, 3, 0])
-    part = parts_of("stl", Shift(data="x", classes={"car": "automobile"}), OWN, other)[""]
+    part = make_parts("stl", Shift(data="x", classes={"car": "automobile"}), OWN, other)[""]
     assert part.examples.labels.tolist() == [2, 2, 1, 0, 2]  # in the task's own numbers
     assert part.examples.classes == OWN.classes
     assert part.examples.inputs[:, 0, 0, 0].tolist() == [0, 1, 2, 5, 6]
     assert part.dropped == {"monkey": 2}  # and no word of whales, of which there are none
-    without = parts_of("stl", Shift(data="x"), OWN, other)[""]
+    without = make_parts("stl", Shift(data="x"), OWN, other)[""]
     assert without.dropped == {"car": 1, "monkey": 2}
 
 
 def test_several_of_theirs_may_be_one_of_ours():
     other = splits(["jet", "glider", "bird"], [0, 1, 2])
-    part = parts_of("kinds", Shift(data="x", classes={"jet": "airplane", "glider": "airplane"}), OWN, other)[""]
+    part = make_parts("kinds", Shift(data="x", classes={"jet": "airplane", "glider": "airplane"}), OWN, other)[""]
     assert part.examples.labels.tolist() == [0, 0, 2]
 
 
@@ -48,10 +48,10 @@ def test_where_a_set_knows_fewer_classes_any_of_ours_that_are_one_there_is_right
     own = splits(["entailment", "neutral", "contradiction"], [0, 1, 2])
     other = splits(["entailment", "non-entailment"], [0, 1, 1])
     shift = Shift(data="hans", classes={"non-entailment": ("neutral", "contradiction")})
-    part = parts_of("hans", shift, own, other)[""]
+    part = make_parts("hans", shift, own, other)[""]
     scores = torch.tensor([[3.0, 1.0, 2.0], [0.0, 1.0, 2.0], [1.5, 1.0, 1.4]])
-    told = part.told(scores)
-    assert told.argmax(dim=1).tolist() == [0, 1, 0]
+    merged = part.merge_classes(scores)
+    assert merged.argmax(dim=1).tolist() == [0, 1, 0]
     assert part.examples.labels.tolist() == [0, 1, 1]
     assert scores[1].tolist() == [0.0, 1.0, 2.0]  # what was given stays
 
@@ -62,16 +62,16 @@ def test_where_a_set_knows_fewer_classes_any_of_ours_that_are_one_there_is_right
         (
             {},
             ["cat", "dog"],
-            r"shift 's': none of its classes \(cat, dog\) is called as one of the task's \(airplane, ",
+            r"shift 's': none of its classes \(cat, dog\) has the name of a class of the task \(airplane, ",
         ),
         ({"caat": "bird"}, ["cat", "bird"], r"shift 's': that set has no class 'caat'\. Did you mean 'cat'"),
         ({"cat": "brid"}, ["cat", "bird"], r"shift 's': the task has no class 'brid'\. Did you mean 'bird'"),
-        ({"a": ("bird", "frog"), "b": "frog"}, ["a", "b"], r"shift 's': 'frog' is said to be of 'a' and of 'b'"),
+        ({"a": ("bird", "frog"), "b": "frog"}, ["a", "b"], r"shift 's': class 'frog' is matched to 'a' and to 'b'"),
     ],
 )
 def test_a_mistake_in_the_classes_is_told_in_a_line(classes, theirs, words):
     with pytest.raises(UserError, match=words) as error:
-        parts_of("s", Shift(data="x", classes=classes), OWN, splits(theirs, [0, 1]))
+        make_parts("s", Shift(data="x", classes=classes), OWN, splits(theirs, [0, 1]))
     assert "\n" not in str(error.value)
 
 
@@ -79,14 +79,14 @@ def test_a_set_without_labels_is_no_test():
     other = splits(["bird", "frog"], [0, 1])
     other.test = TensorExamples(other.test.inputs, None, (), ImageSpec(4))
     with pytest.raises(UserError, match="shift 's': the set has no labels"):
-        parts_of("s", Shift(data="x"), OWN, other)
+        make_parts("s", Shift(data="x"), OWN, other)
 
 
 def test_corruptions_and_severities_are_parts_of_one_shift():
     shift = Shift(corruption=("fog", "contrast"), severity=(1, 5))
-    parts = parts_of("weather", shift, OWN, None)
+    parts = make_parts("weather", shift, OWN, None)
     assert list(parts) == ["fog 1", "fog 5", "contrast 1", "contrast 5"]
-    assert parts["fog 5"].examples == Corrupted(OWN.test, "fog", 5)
+    assert parts["fog 5"].examples == CorruptedExamples(OWN.test, "fog", 5)
 
 
 def test_a_folder_of_a_domain_is_a_shift_of_another_domains_folder(tmp_path, monkeypatch):
@@ -102,7 +102,7 @@ def test_a_folder_of_a_domain_is_a_shift_of_another_domains_folder(tmp_path, mon
     own, other = (
         load_splits("folder", sources["folder"].Options(path=tmp_path / domain)) for domain in ("sketch", "real")
     )
-    part = parts_of("real", Shift(data="folder"), own, other)[""]
+    part = make_parts("real", Shift(data="folder"), own, other)[""]
     assert part.dropped == {"ape": 2}  # a quarter of the domain is its test split
     assert part.examples.labels.bincount(minlength=3).tolist() == [2, 0, 2]
     assert part.examples.classes == ("cat", "dog", "owl")

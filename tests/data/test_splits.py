@@ -8,7 +8,7 @@ from sslrun.data import splits as module
 from sslrun.data.examples import Batch, Examples, TensorExamples
 from sslrun.data.source import sources
 from sslrun.data.specs import ImageSpec
-from sslrun.data.splits import PooledExamples, Splits, carve, label_fraction, labelled, load_splits, pooled
+from sslrun.data.splits import PooledExamples, Splits, carve, load_splits, pool, select_fraction, select_labeled
 from sslrun.errors import UserError
 
 CPU = torch.device("cpu")
@@ -77,44 +77,44 @@ def test_carving_without_labels():
 
 
 def test_label_fractions_are_balanced_and_nested():
-    nested = [label_fraction(UNEVEN, fraction, 0) for fraction in (0.02, 0.1, 0.5, 1.0)]
+    nested = [select_fraction(UNEVEN, fraction, 0) for fraction in (0.02, 0.1, 0.5, 1.0)]
     assert UNEVEN[nested[1]].bincount().tolist() == [5, 20, 3]
     for small, large in pairwise(nested):
         assert set(small.tolist()) < set(large.tolist())
-    assert not torch.equal(nested[1], label_fraction(UNEVEN, 0.1, 1))
+    assert not torch.equal(nested[1], select_fraction(UNEVEN, 0.1, 1))
 
 
 def test_one_percent_of_115_a_class_is_one_each():
     labels = torch.arange(10).repeat(115)
-    assert labels[label_fraction(labels, 0.01, 0)].bincount().tolist() == [1] * 10
+    assert labels[select_fraction(labels, 0.01, 0)].bincount().tolist() == [1] * 10
 
 
 def test_number_of_labels_a_class():
     for count in (4, 4.0):
-        assert UNEVEN[label_fraction(UNEVEN, count, 0)].bincount().tolist() == [4, 4, 4]
-    assert set(label_fraction(UNEVEN, 4, 0).tolist()) < set(label_fraction(UNEVEN, 0.5, 0).tolist())
-    with pytest.raises(UserError, match=r"class 'c' has 30 training examples"):
-        label_fraction(UNEVEN, 31, 0, ("a", "b", "c"))
+        assert UNEVEN[select_fraction(UNEVEN, count, 0)].bincount().tolist() == [4, 4, 4]
+    assert set(select_fraction(UNEVEN, 4, 0).tolist()) < set(select_fraction(UNEVEN, 0.5, 0).tolist())
+    with pytest.raises(UserError, match=r"class 'c' has only 30 training examples"):
+        select_fraction(UNEVEN, 31, 0, ("a", "b", "c"))
 
 
 def test_empty_class_is_named_with_the_smallest_fraction_that_works():
     with pytest.raises(UserError, match=r"0.01 leaves class 'c', which has 30.*smallest.*works is 0.0167") as error:
-        label_fraction(UNEVEN, 0.01, 0, ("a", "b", "c"))
+        select_fraction(UNEVEN, 0.01, 0, ("a", "b", "c"))
     least = float(str(error.value).split()[-1])
-    assert (UNEVEN[label_fraction(UNEVEN, least, 0)].bincount() > 0).all()
+    assert (UNEVEN[select_fraction(UNEVEN, least, 0)].bincount() > 0).all()
     with pytest.raises(UserError, match=r"class 'd' has no training example"):
-        label_fraction(UNEVEN, 0.1, 0, ("a", "b", "c", "d"))
+        select_fraction(UNEVEN, 0.1, 0, ("a", "b", "c", "d"))
 
 
 @pytest.mark.parametrize("fraction", [0, -0.1, 1.5])
 def test_meaningless_fraction(fraction):
-    with pytest.raises(UserError, match=r"neither a share of the labels"):
-        label_fraction(UNEVEN, fraction, 0)
+    with pytest.raises(UserError, match=r"neither a fraction of the labels"):
+        select_fraction(UNEVEN, fraction, 0)
 
 
 def test_no_labels_to_choose_from():
     with pytest.raises(UserError, match=r"no labels to learn from"):
-        label_fraction(None, 0.1, 0)
+        select_fraction(None, 0.1, 0)
 
 
 # ---------------------------------------------------------------- splits
@@ -173,12 +173,12 @@ class Streamed(Examples):
 
 
 def test_pool_of_a_tensor_and_a_stream_gives_the_asked_order():
-    pool = pooled(examples(10), Streamed(examples(5, 10)))
-    assert isinstance(pool, PooledExamples)
+    joined = pool(examples(10), Streamed(examples(5, 10)))
+    assert isinstance(joined, PooledExamples)
     order = [torch.tensor([12, 0, 14, 3]), torch.tensor([1, 2]), torch.tensor([11])]
-    found = [batch.inputs[:, 0, 0, 0].tolist() for batch in pool.batches(iter(order), CPU)]
+    found = [batch.inputs[:, 0, 0, 0].tolist() for batch in joined.batches(iter(order), CPU)]
     assert found == [[12, 0, 14, 3], [1, 2], [11]]
-    part = pool.subset(torch.tensor([14, 9, 10]))
+    part = joined.subset(torch.tensor([14, 9, 10]))
     assert len(part) == 3
     (batch,) = part.batches([torch.tensor([2, 0, 1])], CPU)
     assert batch.inputs[:, 0, 0, 0].tolist() == [10, 14, 9]
@@ -187,7 +187,7 @@ def test_pool_of_a_tensor_and_a_stream_gives_the_asked_order():
 def test_pool_of_two_sizes_is_refused():
     other = TensorExamples(torch.zeros(2, 3, 4, 4), None, (), ImageSpec(4))
     with pytest.raises(UserError, match=r"give one size"):
-        pooled(examples(4), other)
+        pool(examples(4), other)
 
 
 def test_digits_as_a_run_sees_them():
@@ -195,7 +195,7 @@ def test_digits_as_a_run_sees_them():
     sizes = [len(each) for each in (splits.train, splits.val, splits.test)]
     assert sum(sizes) == 1797
     assert splits.spec == ImageSpec(16)
-    assert len(label_fraction(splits.train.labels, 0.01, 0)) == 10
+    assert len(select_fraction(splits.train.labels, 0.01, 0)) == 10
     for each in (splits.val, splits.test):
         counts = each.labels.bincount()
         assert counts.max() - counts.min() <= 2
@@ -210,18 +210,18 @@ def test_a_share_of_tagged_sentences_needs_no_class_of_theirs():
     tagged = load_splits(
         "world-tagging", sources["world-tagging"].Options(train=50, held_out=8, tokenizer={"vocab": 200})
     )
-    assert len(labelled(tagged.train, 0.1, 0)) == 5
+    assert len(select_labeled(tagged.train, 0.1, 0)) == 5
     digits = load_splits("digits", sources["digits"].Options(size=8)).train
-    assert digits.labels[labelled(digits, 0.01, 0)].bincount().tolist() == [1] * 10
+    assert digits.labels[select_labeled(digits, 0.01, 0)].bincount().tolist() == [1] * 10
 
 
 def test_a_number_of_labels_a_class_may_be_one():
     digits = load_splits("digits", sources["digits"].Options(size=8)).train
-    one, five = (set(labelled(digits, count, 0, a_class=True).tolist()) for count in (1, 5))
+    one, five = (set(select_labeled(digits, count, 0, per_class=True).tolist()) for count in (1, 5))
     assert (len(one), len(five)) == (10, 50)
     assert one < five
-    assert five == set(labelled(digits, 5, 0).tolist())
-    assert len(labelled(digits, 1, 0)) == len(digits)  # a share: all
-    assert one != set(labelled(digits, 1, 1, a_class=True).tolist())
-    with pytest.raises(UserError, match="ask for no more than that a class"):
-        labelled(digits, 1000, 0, a_class=True)
+    assert five == set(select_labeled(digits, 5, 0).tolist())
+    assert len(select_labeled(digits, 1, 0)) == len(digits)  # a share: all
+    assert one != set(select_labeled(digits, 1, 1, per_class=True).tolist())
+    with pytest.raises(UserError, match=r"give at most \d+ labels per class"):
+        select_labeled(digits, 1000, 0, per_class=True)

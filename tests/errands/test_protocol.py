@@ -181,8 +181,8 @@ def test_a_protocol_of_ones_own_is_a_command_and_a_row_of_the_table(plugin, sslr
 
     code, out, err = sslrun("table", "runs", "--json")
     assert code == 0, err
-    cells = {each["column"]: each["mean"] for each in json.loads(out)["cells"]}
-    assert cells["50 %"] == found[0.5]["metrics"]["test"]["distance"]
+    cells = {(each["labels"], each["shift"]): each["mean"] for each in json.loads(out)["cells"]}
+    assert cells[0.5, None] == found[0.5]["metrics"]["test"]["distance"]
 
 
 def test_a_protocol_that_learns_nothing_runs_once(plugin, sslrun, tmp_path):

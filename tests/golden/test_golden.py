@@ -1,19 +1,24 @@
-"""Golden losses: five steps of one recipe for each pretext task, and the scores of the protocols, bit for bit.
+"""Golden losses: five steps of one recipe for each pretext task, and the protocols' losses and scores, bit for bit.
 
-A refactoring must not change them. Where a change is meant to, renew them and say why in the commit:
+A refactoring must not change them. If a change is meant to, renew the files and say why in the commit:
 
-    python tests/golden/test_golden.py [NAME...]
+    python tests/golden/renew.py [NAME...]
 
-prints what changed. Losses are compared exactly on the processor and torch that made the files (see
-"environment" in them), and within `TOLERANCE` elsewhere, where sums are added up in another order.
+It prints each number that changed. Losses are compared exactly on the processor and packages that made the files
+(see "environment" in them), and within a tolerance elsewhere, because sums are added up in another order there.
 """
 
 from __future__ import annotations
 
 import json
+import math
+import os
 import platform
-import sys
+import signal
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,43 +28,68 @@ import yaml
 from safetensors.torch import load_file
 
 from sslrun import cli
-from sslrun.stages import fit
+from sslrun.stages import fit  # for LOG_SECONDS, the only internal name used here
 
 HERE = Path(__file__).parent
 RECIPES = yaml.safe_load((HERE / "recipes.yaml").read_text())["recipes"]
-TOLERANCE = 2e-3
-"""Relative difference of losses and of weights between instruction sets, after five steps in float32."""
-SCORE_TOLERANCE = 3.0
+TOLERANCE = 5e-4
+"""Relative difference of losses and weights on another processor: training amplifies the rounding of differently ordered
+sums. Measured between AVX-512 and AVX2: at most 7e-5 (simclr, step 4), 5e-5 after 12 steps of fine-tuning (digits)."""
+NEAR_ZERO = 1e-5
+"""Absolute difference that is always allowed: a loss of cosines may be as small as 0.003."""
+SCORE_TOLERANCE = 2.0
 """Points between scores of a few hundred test examples, some of which lie at a decision boundary."""
 
 
 def environment() -> dict[str, str]:
     """What the last bits depend on."""
+    packages = {name: version(name) for name in ("torch", "numpy", "scikit-learn", "tokenizers")}
+    return {**packages, "instructions": torch.backends.cpu.get_cpu_capability(), "processor": processor()}
+
+
+def processor() -> str:
+    """Name, family, model and stepping: on virtual machines, several generations share one name."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return {
-        "torch": torch.__version__,
-        "instructions": torch.backends.cpu.get_cpu_capability(),
-        "processor": names[0] if names else platform.machine(),
-    }
+    facts = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    if "model name" not in facts:
+        return platform.processor() or platform.machine()
+    numbers = [facts.get(name, "?") for name in ("cpu family", "model", "stepping")]
+    return f"{facts['model name']} ({'/'.join(numbers)})"
 
 
-def measure(name: str, folder: Path) -> dict[str, Any]:
-    """Run a recipe through the command line on one thread; losses, weights and scores as hexadecimal floats."""
-    recipe = folder / f"{name}.yaml"
-    given = {key: value for key, value in RECIPES[name].items() if value is not None}
-    recipe.write_text(yaml.safe_dump({"name": name, **given}))
-    threads, pause = torch.get_num_threads(), fit.LOG_SECONDS
+@contextmanager
+def reproducible(folder: Path) -> Iterator[None]:
+    """One thread, every step logged, and nothing read from an earlier code's cache; all restored afterwards."""
+    threads, pause, cache = torch.get_num_threads(), fit.LOG_SECONDS, os.environ.get("SSLRUN_CACHE")
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     torch.set_num_threads(1)
-    fit.LOG_SECONDS = -1.0  # every step is logged
+    fit.LOG_SECONDS = -1.0
+    os.environ["SSLRUN_CACHE"] = str(folder / "cache")
     try:
-        command = "sweep" if "evaluate" in given else "pretrain"
-        cli.app([command, str(recipe), "--runs", str(folder), "--device", "cpu"], standalone_mode=False)
+        yield
     finally:
         torch.set_num_threads(threads)
         fit.LOG_SECONDS = pause
-    runs = {path.parent.name: path.parent for path in sorted(folder.glob(f"{name}/*/result.json"))}
+        if cache is None:
+            del os.environ["SSLRUN_CACHE"]
+        else:
+            os.environ["SSLRUN_CACHE"] = cache
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def measure(name: str, folder: Path) -> dict[str, Any]:
+    """Run a recipe through the command line; losses, weights and scores as hexadecimal floats."""
+    recipe = folder / f"{name}.yaml"
+    recipe.write_text(yaml.safe_dump({"name": name, **RECIPES[name]}))
+    command = "sweep" if "evaluate" in RECIPES[name] else "pretrain"
+    with reproducible(folder):
+        cli.app([command, str(recipe), "--runs", str(folder), "--device", "cpu"], standalone_mode=False)
+    runs: dict[str, Path] = {}
+    for result in sorted(folder.glob(f"{name}/*/result.json")):
+        assert key(result.parent) not in runs, f"two runs are {key(result.parent)}: one would hide the other"
+        runs[key(result.parent)] = result.parent
     return {"losses": losses(runs), "weights": weights(runs), "scores": scores(runs)}
 
 
@@ -71,34 +101,33 @@ def key(run: Path) -> str:
 
 def losses(runs: dict[str, Path]) -> dict[str, list[str]]:
     found = {}
-    for run in runs.values():
+    for name, run in runs.items():
         log = run / "metrics.jsonl"
         records = [json.loads(line) for line in log.read_text().splitlines()] if log.is_file() else []
         if records:
-            found[key(run)] = [record["loss"].hex() for record in records if "loss" in record]
+            found[name] = [record["loss"].hex() for record in records if "loss" in record]
     return found
 
 
 def weights(runs: dict[str, Path]) -> dict[str, str]:
-    """The sum of squares of each run's saved backbone, in float64."""
+    """The sum of squares of each run's saved backbone, in float64: exact, as torch's sum depends on alignment."""
     found = {}
-    for run in runs.values():
+    for name, run in runs.items():
         path = run / "backbone.safetensors"
         if path.is_file():
-            tensors = load_file(path)
-            squares = [tensors[name].double().square().sum().item() for name in sorted(tensors)]
-            found[key(run)] = sum(squares).hex()
+            values = [value for tensor in load_file(path).values() for value in tensor.double().flatten().tolist()]
+            found[name] = math.fsum(value * value for value in values).hex()
     return found
 
 
 def scores(runs: dict[str, Path]) -> dict[str, dict[str, str]]:
     """Every metric of every split and shift."""
     found = {}
-    for run in runs.values():
+    for name, run in runs.items():
         result = json.loads((run / "result.json").read_text())
         splits = {**result.get("metrics", {}), **result.get("shifts", {})}
         if splits:
-            found[key(run)] = {
+            found[name] = {
                 f"{split} {metric}": float(value).hex()
                 for split, metrics in sorted(splits.items())
                 for metric, value in sorted(metrics.items())
@@ -137,26 +166,27 @@ def close(now: Any, golden: Any, relative: float, absolute: float) -> bool:
 def test_losses_are_golden(name, tmp_path, capsys):
     golden = json.loads((HERE / f"{name}.json").read_text())
     now = measure(name, tmp_path)
-    if golden.pop("environment") == environment():
-        assert differences(now, golden) == []
+    same_environment = golden.pop("environment") == environment()
+    changed = "\n".join(differences(now, golden))
+    if same_environment:
+        assert not changed, changed
         return
-    told = "\n".join(differences(now, golden))
-    for part, absolute in (("losses", 1e-3), ("weights", 0.0)):
-        assert close(now[part], golden[part], TOLERANCE, absolute), told
-    assert close(now["scores"], golden["scores"], 0.0, SCORE_TOLERANCE), told
+    for part, absolute in (("losses", NEAR_ZERO), ("weights", 0.0)):
+        assert close(now[part], golden[part], TOLERANCE, absolute), changed
+    assert close(now["scores"], golden["scores"], 0.0, SCORE_TOLERANCE), changed
 
 
 def test_a_changed_loss_is_noticed():
     golden = json.loads((HERE / "simclr.json").read_text())
     changed = json.loads((HERE / "simclr.json").read_text())
     first = float.fromhex(golden["losses"]["pretrain"][0])
-    changed["losses"]["pretrain"][0] = (first * 1.003).hex()
+    changed["losses"]["pretrain"][0] = (first * 1.001).hex()
     assert len(differences(changed, golden)) == 1
-    assert not close(changed["losses"], golden["losses"], TOLERANCE, 1e-3)
+    assert not close(changed["losses"], golden["losses"], TOLERANCE, NEAR_ZERO)
 
 
 def renew(names: list[str]) -> None:
-    """Write the golden files anew, and print what changed."""
+    """Rewrite the golden files, and print what changed."""
     for name in names or list(RECIPES):
         path = HERE / f"{name}.json"
         golden = json.loads(path.read_text()) if path.is_file() else {}
@@ -165,8 +195,4 @@ def renew(names: list[str]) -> None:
             now = measure(name, Path(folder))
         path.write_text(json.dumps({"environment": environment(), **now}, indent=1) + "\n")
         changed = differences(now, golden) if golden else ["new"]
-        print(f"{name}: {len(changed)} changed", *changed, sep="\n  ")
-
-
-if __name__ == "__main__":
-    renew(sys.argv[1:])
+        print(f"{name}: {len(changed)} changed", *changed, sep="\n  ")  # noqa: T201

@@ -475,7 +475,7 @@ def test_input_and_target_make_the_text_again(make, shape):
             assert told[-1] == TOKENIZER.sep
             assert rebuilt(short, told[:-1]) == batch.inputs.ids[row][batch.inputs.real[row]].tolist()
             assert short.count(TOKENIZER.sep) == (batch.inputs.ids[row] == TOKENIZER.sep).sum()
-        of, given = views.documents, views.given
+        of, given = views.documents, views.decoder_ids
         begins = of.diff(dim=1, prepend=torch.zeros_like(of[:, :1])) != 0
         inside = (of > 0) & ~begins
         assert (given[begins & (of > 0)] == TOKENIZER.cls).all()
@@ -498,7 +498,7 @@ def test_spans_have_t5s_share_and_length():
 def test_the_decoder_sees_the_text_and_its_own_past_within_a_document():
     denoise = made("denoise").eval()
     views = denoise.views(packed(), generator())
-    row = next(row for row in range(len(views.given)) if views.documents[row].max() > 1)
+    row = next(row for row in range(len(views.decoder_ids)) if views.documents[row].max() > 1)
     scores = []
     handle = denoise.head.dense.register_forward_hook(lambda module, given, out: scores.append(given[0]))
     kept = []
@@ -540,7 +540,7 @@ def test_every_pretext_on_text_learns_and_its_views_follow_from_the_generator(na
     pretext, batch = made(name, backbone), packed() if name != "mlm" else pairs()
     optimizer = torch.optim.AdamW(pretext.parameters(), lr=0.01)
     losses = []
-    for _ in range(12):
+    while len(losses) < 12 and (not losses or losses[-1] > 0.9 * losses[0]):
         output = pretext(pretext.views(batch, generator(7)))
         output.loss.backward()
         optimizer.step()
@@ -561,7 +561,7 @@ def test_every_pretext_on_text_learns_and_its_views_follow_from_the_generator(na
     ("name", "backbone", "options", "words"),
     [
         ("ltr", "bert", {}, "set backbone.causal: true"),
-        ("ltr", "elmo", {}, "which every token of 'elmo' sees"),
+        ("ltr", "elmo", {}, "but 'elmo' lets every token see the next one"),
         ("mlm", "gpt", {}, "take pretext 'ltr'"),
         ("mlm", "causal", {}, "take pretext 'ltr'"),
         ("bilm", "bert", {}, "take backbone 'elmo'"),
@@ -577,7 +577,7 @@ def test_a_pretext_refuses_a_backbone_that_would_see_the_answer_or_nothing(name,
 def test_classes_of_a_task_are_no_sentence_order():
     texts = build_labeled([[5], [6]], None, torch.tensor([0, 1]), ("sorry", "glad"), TextSpec(TOKENIZER, 16))
     assert made("mlm").arrange(texts, 0) is texts
-    with pytest.raises(UserError, match="needs documents of sentences"):
+    with pytest.raises(UserError, match="needs documents of several sentences"):
         made("mlm", nsp=True).arrange(texts, 0)
     for wrong in ({"nsp": True, "pairs": "drop"}, {"mask": 0.8, "replace": 0.3}):
         with pytest.raises(ValueError, match=r"needs pairs: keep|together 1 at most"):

@@ -15,7 +15,7 @@ from sslrun.pretexts.barlow import barlow_loss
 from sslrun.pretexts.base import pretexts
 from sslrun.pretexts.byol import byol_loss
 from sslrun.pretexts.moco import info_nce
-from sslrun.pretexts.position import NEIGHBOURS, drop_colors, project_colors
+from sslrun.pretexts.position import NEIGHBORS, drop_colors, project_colors
 from sslrun.pretexts.simclr import nt_xent
 from sslrun.pretexts.simsiam import simsiam_loss
 from sslrun.pretexts.vicreg import vicreg_terms
@@ -26,12 +26,10 @@ CHEAP = {"byol": {"hidden": 32}, "barlow": {"width": 32}, "vicreg": {"width": 32
          "simsiam": {"hidden": 32, "bottleneck": 8}, "position": {"hidden": 32}, "simclr": {"temperature": 0.5}}  # fmt: skip
 
 
-def made(name, backbone="resnet18", **options):
+def made(name, backbone="resnet18", stem="small", **options):
     torch.manual_seed(0)
     shape = (
-        {"channels": 8, "stem": "small"}
-        if backbone == "resnet18"
-        else {"patch": 4, "depth": 1, "width": 24, "heads": 3}
+        {"channels": 8, "stem": stem} if backbone == "resnet18" else {"patch": 4, "depth": 1, "width": 24, "heads": 3}
     )
     cls = pretexts[name]
     built = build_backbone(backbone, shape, ImageSpec(SIZE))
@@ -58,7 +56,7 @@ def pair(count=6, width=5):
 @pytest.mark.parametrize("name", IMAGE_PRETEXTS)
 def test_every_pretext_learns_on_every_backbone(name):
     for backbone in ("resnet18", "vit-tiny"):
-        pretext = made(name, backbone)
+        pretext = made(name, backbone, stem="imagenet")
         learned = [each for each in pretext.parameters() if each.requires_grad]
         optimizer = torch.optim.AdamW(learned, lr=0.003)
         losses = []
@@ -200,18 +198,18 @@ def test_all_turns_of_every_image_are_in_one_batch():
 
 
 def test_position_crops_the_neighbour_it_names():
-    pretext = made("position", patch=6, gap=4, jitter=1, color="none", neighbours=8)
+    pretext = made("position", patch=6, gap=4, jitter=1, color="none", neighbors=8)
     column = torch.arange(SIZE).repeat(SIZE, 1)
     place = torch.stack([column.T, column, column]).byte().repeat(5, 1, 1, 1)
     found, targets = pretext.views(Batch(place, None), generator())
     corners = (found[:, :2, 0, 0] * 255).round().unflatten(0, (9, 5))
     for image, at in itertools.product(range(5), range(8)):
-        row, column = NEIGHBOURS[targets[image, at]]
+        row, column = NEIGHBORS[targets[image, at]]
         offset = corners[1 + at, image] - corners[0, image]
         expected = torch.tensor([(row - 1) * 10.0, (column - 1) * 10.0])
         assert (offset - expected).abs().max() <= 2  # the jitter of both
     # To exchange the patches of a pair is to name the opposite neighbour.
-    assert all((2 - r, 2 - c) == NEIGHBOURS[7 - at] for at, (r, c) in enumerate(NEIGHBOURS))
+    assert all((2 - r, 2 - c) == NEIGHBORS[7 - at] for at, (r, c) in enumerate(NEIGHBORS))
 
 
 def test_kernels_of_the_last_stage_learn_from_enlarged_patches_alone():

@@ -21,7 +21,7 @@ from sslrun.protocols.logistic import LogisticOptions, LogisticRegression, logis
 from sslrun.protocols.neighbors import KnnOptions, weighted_knn
 from sslrun.registry import Options
 
-CLASSICAL = ("nearest-neighbours", "logistic-regression", "random-forest", "svm")
+CLASSICAL = ("nearest-neighbors", "logistic-regression", "random-forest", "svm")
 CPU = torch.device("cpu")
 
 

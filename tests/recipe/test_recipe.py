@@ -160,7 +160,7 @@ def test_a_component_that_is_a_name_alone_takes_options(write):
             "temperature: 0.5",
             "augmentation: {crop: [1.0, 0.2]}",
             5,
-            ["augmentation.crop", "the least, then the greatest"],
+            ["augmentation.crop", "the smallest value first, then the largest"],
         ),
         ("temperature: 0.5", "augmentation: {ratio: [0, 1]}", 5, ["augmentation.ratio", "greater than 0"]),
         ("temperature: 0.5", "augmentation: {sigma: [0, 1]}", 5, ["augmentation.sigma", "greater than 0"]),

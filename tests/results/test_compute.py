@@ -9,61 +9,88 @@ from rich.console import Console
 from sslrun.recipe import Sweep, parse
 from sslrun.recipe.places import Located
 from sslrun.results.compare import compare
-from sslrun.results.compute import ALL, CORE_DAYS, PRETRAINING, add_compute, core_days, spent, utilisations
+from sslrun.results.compute import ALL, CORE_DAYS, PRETRAINING, add_compute, core_days, expenses, utilizations
+from sslrun.results.formats import to_markdown
 from sslrun.results.published import published
-from sslrun.results.table import Table, amount
+from sslrun.results.record import RunRecord
+from sslrun.results.table import Table, format_amount
 from sslrun.runs import Run
 from sslrun.stages.context import Context
 from sslrun.stages.reporting import Reporter
-from sslrun.stages.sweep import Plan, of_run, work
+from sslrun.stages.sweep import Plan, work
 from sslrun.training.device import compute
+from sslrun.training.flops import COUNTED_STEPS
+
+METRIC = {"name": "accuracy", "unit": "%", "better": "higher", "digits": 1}
 
 
-def stage(run, stage, flops, seconds=3600, device="GPU", devices=1):
-    return {"run": run, "stage": stage, "flops": flops, "seconds": seconds, "device": device, "devices": devices}
+@pytest.fixture
+def stage(tmp_path):
+    """Plant a finished run and return it."""
+
+    def plant(name, stage, flops, seconds=3600, device="GPU", devices=1, identity=(), **result):
+        run = Run(tmp_path, "r", stage, {"name": name, **dict(identity)})
+        run.start({}, {"device": device, "devices": devices})
+        run.finish({"stage": stage, "flops": flops, "seconds": seconds, **result})
+        return run
+
+    return plant
 
 
-def result(row, protocol, seed, runs, task="ImageNet"):
-    return {"row": row, "recipe": "r", "backbone": "b", "pretext": "p", "task": task, "protocol": protocol, "labels": 1.0,
-            "seed": seed, "metric": "accuracy", "metrics": {"test": {"accuracy": 50.0}}, "spent": runs}  # fmt: skip
+@pytest.fixture
+def result(stage):
+    """Plant an evaluation, perhaps of a pretraining, and return its record."""
+
+    def plant(row, protocol, seed, flops, pretraining=None, task="ImageNet", **more):
+        identity = {"origin": {"pretrain": pretraining.hash}} if pretraining else {}
+        about = {"recipe": "r", "backbone": "b", "pretext": "p", "task": task, "protocol": protocol, "labels": 1.0,
+                 "seed": seed, "metric": METRIC, "metrics": {"test": {"accuracy": 50.0}}}  # fmt: skip
+        run = stage(f"{row} {task} {seed}", protocol, flops, identity=identity, **more, **about)
+        return RunRecord(run.path, row)
+
+    return plant
 
 
 def test_core_days_are_those_of_the_papers_own_models():
     # 43 % of 61.5 TFLOP/s for a day is 2.3 exaFLOPs; ViT-L/16's 1567 are then its 680 core-days.
-    for (name, share), (flops, days) in zip(utilisations().items(), ((1567, 680), (4262, 2500)), strict=True):
+    for (name, share), (flops, days) in zip(utilizations().items(), ((1567, 680), (4262, 2500)), strict=True):
         assert flops * 1e18 / (share * 61.5e12 * 86400) == pytest.approx(days), name
         assert core_days(flops * 1e18) == pytest.approx(days, rel=0.18)
-    assert [round(share, 3) for share in utilisations().values()] == [0.434, 0.321]
+    assert [round(share, 3) for share in utilizations().values()] == [0.434, 0.321]
 
 
-def test_a_run_counts_once_a_row_and_seed():
+def test_a_run_counts_once_a_row_and_seed(stage, result):
     pretraining = {seed: stage(f"pretrain-{seed}", "pretrain", 2e15 + seed * 1e15, 7200, devices=8) for seed in (0, 1)}
-    results = [
-        result("A", "probe", seed, [pretraining[seed], stage(f"{task}-{seed}", "probe", 1e15)], task)
-        for task in ("ImageNet", "CIFAR-10") for seed in (0, 1)
-    ]  # fmt: skip
-    results.append(result("B", "scratch", 0, [stage("scratch", "scratch", 5e15, device="CPU")]))
-    results.append(result("C", "knn", 0, [stage("old", "pretrain", None), stage("knn", "knn", 1e12)]))
-    table = Table.from_results(results)
+    records = [
+        result("A", "probe", seed, 1e15, pretraining[seed], task)
+        for task in ("ImageNet", "CIFAR-10")
+        for seed in (0, 1)
+    ]
+    records.append(result("B", "scratch", 0, 5e15, device="CPU"))
+    records.append(result("C", "knn", 0, 1e12, stage("old", "pretrain", None)))
+    table = Table.from_records(records)
     add_compute(table)
-    cells = {(row[0], column[1]): cell for (row, column), cell in table.cells.items() if column[0] == "compute"}
+    cells = {
+        (row.name, column.metric.name): cell for (row, column), cell in table.cells.items() if column in table.costs
+    }
     assert cells["A", PRETRAINING].values == {"0": 2.0, "1": 3.0}
     assert cells["A", ALL].values == {"0": 4.0, "1": 5.0}
     assert cells["A", CORE_DAYS].values["0"] == pytest.approx(core_days(2e15))
     assert cells["A", "hours on GPU"].mean == 2 * 8 + 2
     assert cells["A", ALL].text() == "4.5 ± 0.707"
-    assert [amount(each) for each in (1.234e-7, 12.34, 2500.4)] == ["1.23e-07", "12.3", "2,500"]
+    assert [format_amount(each) for each in (1.234e-7, 12.34, 2500.4)] == ["1.23e-07", "12.3", "2,500"]
     assert ("B", PRETRAINING) not in cells
     assert ("B", CORE_DAYS) not in cells
     assert cells["B", "hours on CPU"].mean == 1
     assert ("C", ALL) not in cells
-    assert "FLOPs not known, since they were not counted or weights are from elsewhere: C · knn" in table.notes
-    assert "**" not in next(line for line in table.to_markdown().splitlines() if line.startswith("| B")).split("|")[-4]
+    assert "FLOPs unknown, since they were not counted or weights are from elsewhere: C · knn" in table.notes
+    assert any(f"for texts, in {COUNTED_STEPS} steps" in note for note in table.notes)
+    assert "**" not in next(line for line in to_markdown(table).splitlines() if line.startswith("| B")).split("|")[-4]
 
 
-def test_the_last_row_of_the_vit_table_is_filled_in():
-    runs = [stage("p", "pretrain", 1567e18), stage("f", "finetune", 1e18)]
-    table = Table.from_results([result("Ours-JFT (ViT-L/16)", "finetune", 0, runs)])
+def test_the_last_row_of_the_vit_table_is_filled_in(stage, result):
+    pretraining = stage("p", "pretrain", 1567e18)
+    table = Table.from_records([result("Ours-JFT (ViT-L/16)", "finetune", 0, 1e18, pretraining)])
     add_compute(table)
     made = compare(table, published("vit_table2"))
     (cost,) = [pair for pair in made.pairs if pair.published_row == CORE_DAYS or pair.published_column == CORE_DAYS]
@@ -85,19 +112,19 @@ def test_runs_say_what_they_took(tmp_path):
     recipe = parse(Located(given, {(): "tiny.yaml:1"}))
     plan = Plan.of(Sweep(name="tiny", rows={"tiny": recipe}), tmp_path)
     assert not work([plan], Context(tmp_path, compute("cpu"), Reporter(quiet=True)))
-    stages = {cell.protocol: of_run(cell.run.path)["spent"] for _, cell in plan.cells}
-    assert [each["stage"] for each in stages["probe"]] == ["pretrain", "probe"]
-    assert [each["stage"] for each in stages["lpft"]] == ["pretrain", "probe", "lpft"]
+    stages = {record.protocol: expenses(record) for record in plan.records()}
+    assert [each.stage for each in stages["probe"]] == ["pretrain", "probe"]
+    assert [each.stage for each in stages["lpft"]] == ["pretrain", "probe", "lpft"]
     pretraining, probe, lpft = stages["lpft"]
     result = json.loads(next(tmp_path.glob("tiny/lpft-*/result.json")).read_text())
     forward = 2 * 192 * 8  # of one image through the network's one layer, whose inputs need no gradient
     head = 2 * 8 * 10
-    assert probe["flops"] == forward * result["labelled"]
-    assert lpft["flops"] == 2 * 2 * 16 * (2 * forward + 3 * head)  # two rates, two steps
-    assert pretraining["flops"] % (2 * 2 * 16) == 0
-    assert pretraining["devices"] == 1
-    assert "threads" in pretraining["device"]
-    assert spent(tmp_path) == []
+    assert probe.flops == forward * result["labelled"]
+    assert lpft.flops == 2 * 2 * 16 * (2 * forward + 3 * head)  # two rates, two steps
+    assert pretraining.flops % (2 * 2 * 16) == 0
+    assert pretraining.devices == 1
+    assert "threads" in pretraining.device
+    assert expenses(RunRecord(tmp_path)) == []
 
 
 @pytest.mark.parametrize(
@@ -112,9 +139,11 @@ def test_runs_say_what_they_took(tmp_path):
 def test_what_was_pretrained_elsewhere_has_no_cost_of_all_stages(tmp_path, stage, origin, known):
     made = Run(tmp_path, "r", stage, {"origin": origin})
     made.start({}, {"device": "GPU"})
-    made.finish({"stage": stage, "flops": 2e15, "seconds": 3600})
-    table = Table.from_results([result("A", stage, 0, spent(made.path))])
+    about = {"recipe": "r", "backbone": "b", "pretext": "p", "task": "t", "protocol": stage, "labels": 1.0, "seed": 0,
+             "metric": METRIC, "metrics": {"test": {"accuracy": 50.0}}}  # fmt: skip
+    made.finish({"stage": stage, "flops": 2e15, "seconds": 3600, **about})
+    table = Table.from_records([RunRecord(made.path, "A")])
     add_compute(table)
-    columns = {column[1]: cell.mean for (_, column), cell in table.cells.items() if column[0] == "compute"}
+    columns = {column.metric.name: cell.mean for (_, column), cell in table.cells.items() if column in table.costs}
     assert columns == {"hours on GPU": 1.0, **({ALL: 2.0} if known else {})}
-    assert any(note.startswith("FLOPs not known") for note in table.notes) != known
+    assert any(note.startswith("FLOPs unknown") for note in table.notes) != known

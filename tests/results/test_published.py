@@ -12,8 +12,12 @@ from typer.testing import CliRunner
 
 from sslrun.cli import app
 from sslrun.errors import UserError
-from sslrun.results.compare import ALWAYS, KINDS, compare, compare_all
+from sslrun.metric import Metric
+from sslrun.results.address import Column, Labels, Row
+from sslrun.results.compare import compare, compare_all
+from sslrun.results.formats import table_formats
 from sslrun.results.published import names, published, published_as, short_names
+from sslrun.results.settings import ALWAYS, KINDS
 from sslrun.results.table import Table
 
 EVIDENCE = {"paper_text", "official_repo", "paper_text_translation", "secondary_quote", "lecture", "memory"}
@@ -97,7 +101,7 @@ def test_short_names_are_no_tables_and_unknown_ones_are_told_of_in_a_line():
 def test_tables_are_shown_with_their_settings():
     shown = CliRunner().invoke(app, ["show", "table", "bert_table5"]).output
     assert "steps: 1000000" in shown
-    assert "epochs: not told" in shown
+    assert "epochs: not reported" in shown
     assert (
         "kumar2022lpft, Table 1 (ID): 24 numbers, 6 recalled"
         in CliRunner().invoke(app, ["show", "table", "lpft"]).output
@@ -124,22 +128,22 @@ def test_every_number_of_a_table_is_shown_as_it_was_published():
 def ours(task, rows):
     made = Table("mine")
     for row, value in rows.items():
-        made.add((row, "lpft"), (task, "100 %"), value)
+        made.add(Row(row, "lpft"), Column(task, Labels(1.0), None, Metric("accuracy")), value)
     return made
 
 
 def test_of_the_tables_of_a_paper_those_that_share_a_cell_are_shown(tmp_path):
     made = compare_all(ours("CIFAR-10", {"x": 90.0}), published_as("lpft"))
-    assert [each.against for each in made.made] == ["kumar_table1_id"]
-    assert "no cell of ours stands in: Table 2 (OOD) (kumar_table2_ood)" in made.made[0].notes[-1]
-    (nothing,) = compare_all(ours("nothing", {"x": 90.0}), published_as("lpft")).made
+    assert [each.against for each in made.tables] == ["kumar_table1_id"]
+    assert "no cell of ours stands in: Table 2 (OOD) (kumar_table2_ood)" in made.tables[0].notes[-1]
+    (nothing,) = compare_all(ours("nothing", {"x": 90.0}), published_as("lpft")).tables
     assert not nothing.pairs
     assert nothing.notes[-1].startswith("no cell of ours stands in: ")
     assert nothing.notes[-1].count("(kumar_") == len(published_as("lpft")) - 1
     both = ours("CIFAR-10", {"x": 90.0})
-    both.add(("x", "lpft"), ("CIFAR-10", "100 % · STL-10"), 80.0)
-    for suffix in ("md", "tex", "csv", "json"):
-        compare_all(both, published_as("lpft")).write(tmp_path / f"t.{suffix}")
+    both.add(Row("x", "lpft"), Column("CIFAR-10", Labels(1.0), "STL-10", Metric("accuracy")), 80.0)
+    for ending in table_formats:
+        compare_all(both, published_as("lpft")).write(tmp_path / f"t{ending}")
     lines = (tmp_path / "t.csv").read_text().splitlines()
     assert [line.split(",")[0] for line in lines] == ["table", "kumar_table1_id", "kumar_table2_ood"]
     assert "90.7" in (tmp_path / "t.md").read_text()

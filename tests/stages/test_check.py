@@ -2,13 +2,15 @@
 
 import io
 
+import pytest
 import torch
 from rich.console import Console
 from torch import nn
 
 from sslrun.recipe import parse
 from sslrun.recipe.places import Located
-from sslrun.stages.check import _kept_for_backward, _state_bytes, checked, shown
+from sslrun.stages import check
+from sslrun.stages.check import Budget, _kept_for_backward, _state_bytes, checked, shown
 from sslrun.training.device import compute
 
 CPU = compute("cpu")
@@ -45,7 +47,7 @@ def test_cells_count_restarts_and_data_that_is_not_there_is_told(tmp_path, monke
     console = Console(file=io.StringIO(), width=200)
     console.print(shown([found, found]))
     assert (
-        console.file.getvalue().count("not there yet: cifar10: not on this machine and the hub can't be reached") == 1
+        console.file.getvalue().count("not there yet: cifar10: not on this machine and the hub cannot be reached") == 1
     )
 
 
@@ -66,3 +68,67 @@ def test_memory_counts_what_the_optimizer_and_the_average_keep():
     assert sgd == 4 * (100 + 90 + 90)  # weights, gradients, momentum
     assert adamw == sgd + 4 * 90
     assert averaged == sgd + 4 * 100
+
+
+def slowed(monkeypatch, seconds):
+    """Make every example take `seconds` in a forward pass and twice that in a backward pass; returns the clock."""
+    clock, real = [0.0], check.pretexts["rotation"]
+    forward = real.forward
+
+    def counted(self, views):
+        output = forward(self, views)
+        took = seconds * len(views[0]) / 4  # four turns of each image
+        clock[0] += took
+
+        def backward(gradient):
+            clock[0] += 2 * took
+
+        output.loss.register_hook(backward)
+        return output
+
+    monkeypatch.setattr(real, "forward", counted)
+    monkeypatch.setattr("sslrun.stages.check.time.perf_counter", lambda: clock[0])
+    return clock
+
+
+@pytest.mark.parametrize(("seconds", "count"), [(0.01, 8), (0.1, 8), (0.5, 8), (0.9, 4), (1.4, 2), (2.9, 2), (7.0, 2)])
+def test_a_slow_network_is_measured_on_fewer_examples(monkeypatch, seconds, count):
+    slowed(monkeypatch, 0.001)
+    quick = checked("", recipe(), CPU)
+    clock = slowed(monkeypatch, seconds)
+    slow = checked("", recipe(), CPU)
+    assert clock[0] <= max(15, 2 * seconds)
+    assert (quick["measured_on"], slow["measured_on"]) == (8, count)
+    assert slow["flops"] == pytest.approx(quick["flops"], rel=0.05)
+    assert slow["memory_bytes"] == pytest.approx(quick["memory_bytes"], rel=0.2)
+    console = Console(file=io.StringIO(), width=400)
+    console.print(shown([slow]))
+    assert f"the time by measuring {count} examples on this device" in console.file.getvalue()
+
+
+def test_a_sweep_stops_measuring_when_the_time_is_over_and_says_so(monkeypatch):
+    clock = slowed(monkeypatch, 0.3)
+    recipes = [recipe(steps=steps) for steps in (5, 10)]
+    other = recipes[0].model_copy(update={"name": "other", "pretext": recipe().pretext})
+    budget = Budget(3)
+    first, second = (checked("", each, CPU, budget) for each in recipes)
+    assert second["flops"] == 2 * first["flops"]  # the same network: measured once
+    budget.measured.clear()
+    clock[0] = 21.0
+    third = checked("", other, CPU, budget)
+    assert third["measured_on"] == 0
+    assert "seconds" not in third
+    assert third["state_bytes"] == first["state_bytes"]
+    assert clock[0] == 21.0
+    console = Console(file=io.StringIO(), width=400)
+    console.print(shown([first, third]))
+    assert "4 examples (recipes not measured, since 15 s had passed: 1)" in console.file.getvalue()
+
+
+def test_time_of_a_check_is_shared_evenly_among_recipes(monkeypatch):
+    clock = slowed(monkeypatch, 0.0)
+    budget = Budget(2, seconds=10.0)
+    assert budget.next() == 5.0
+    clock[0] = 3.0
+    assert budget.next() == 7.0
+    assert Budget(1, seconds=0.0).next() == 0.0

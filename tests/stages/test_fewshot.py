@@ -5,6 +5,7 @@ import pytest
 from sslrun.errors import UserError
 from sslrun.recipe import Sweep, parse
 from sslrun.recipe.places import Located
+from sslrun.results.address import Column, Labels, Row
 from sslrun.results.table import Table
 from sslrun.stages.check import checked
 from sslrun.stages.context import Context
@@ -40,12 +41,12 @@ def test_images_from_one_a_class_on(tmp_path, monkeypatch):
     monkeypatch.setenv("SSLRUN_CACHE", str(tmp_path))
     made, plan, recipe = table(DIGITS, tmp_path, seeds=(0, 1))
     assert made.columns == [
-        ("digits", "10 %"),
-        ("digits", "1 a class"),
-        ("digits", "5 a class"),
-        ("digits", "25 a class"),
+        Column("digits", Labels(0.1)),
+        Column("digits", Labels(1, per_class=True)),
+        Column("digits", Labels(5, per_class=True)),
+        Column("digits", Labels(25, per_class=True)),
     ]
-    scores = [made.cells[("tiny", "fewshot"), column] for column in made.columns[1:]]
+    scores = [made.cells[Row("tiny", "fewshot"), column] for column in made.columns[1:]]
     means = [cell.mean for cell in scores]
     assert 25 < means[0] < means[1] < means[2]
     assert means[2] > 85
@@ -68,7 +69,7 @@ def test_text_and_tasks_without_one_class_an_example(tmp_path, monkeypatch):
     monkeypatch.setenv("SSLRUN_CACHE", str(tmp_path))
     made, plan, _ = table(TEXT, tmp_path)
     assert isinstance(made, Table)
-    assert made.columns == [("task", "2 a class")]
+    assert made.columns == [Column("task", Labels(2, per_class=True))]
     assert plan.cells[0][1].run.result["labelled"] == 4
     tagging = {**TEXT, "evaluate": {"task": {"data": {"name": "world-tagging"}, "protocols": ["fewshot"]}}}
     with pytest.raises(

@@ -1,66 +1,166 @@
 """What a person sees while stages run."""
 
 import io
+import time
 
 import pytest
 from rich.console import Console
 
+from sslrun.runs import Run
 from sslrun.stages import reporting
-from sslrun.stages.reporting import Reporter
+from sslrun.stages.reporting import Pace, Reporter
 
 NAME = "a-recipe-of-a-long-name · resnet18 · pretrain rotation · seed 0"
 
 
-def drawn(width):
-    """The two bars of a sweep as they stand on a terminal of so many columns."""
-    console = Console(file=io.StringIO(), force_terminal=True, width=width)
-    reporter = Reporter(console)
-    with reporter.plan("few", 5) as advance, reporter.stage(NAME, 1080, unit="images") as update:
-        advance()
-        update(540, 0.387, 1735.4)
-        paper = Console(file=io.StringIO(), width=width)
-        paper.print(reporter.progress.get_renderable())
-    return paper.file.getvalue().splitlines()
+@pytest.fixture
+def runs(tmp_path):
+    """Five runs: two pretrainings and three probes."""
+    stages = ["pretrain", "pretrain", "probe", "probe", "probe"]
+    return [Run(tmp_path, "few", stage, {"at": at}) for at, stage in enumerate(stages)]
+
+
+def finish(run, seconds):
+    run.path.mkdir(parents=True)
+    run.finish({"seconds": seconds})
+
+
+def wait_for(condition):
+    until = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.01)
 
 
 @pytest.mark.parametrize("width", [80, 100, 140])
-def test_bars_show_stage_loss_speed_and_time_left_on_any_terminal(width):
-    plan, stage = drawn(width)
-    assert "1/5" in plan
+def test_bars_show_stage_loss_speed_and_time_left_on_any_terminal(width, runs):
+    console = Console(file=io.StringIO(), force_terminal=True, width=width)
+    reporter = Reporter(console)
+    finish(runs[0], 100.0)
+    with reporter.plan("few", runs) as settle, reporter.stage(NAME, 1080, unit="images") as update:
+        settle(runs[0])
+        update(540, 0.387, 1735.4)
+        paper = Console(file=io.StringIO(), width=width)
+        paper.print(reporter.progress.get_renderable())
+    plan, stage = paper.file.getvalue().splitlines()
+    assert "1/5 runs" in plan
+    assert "> 1:40 left" in plan
     for words in ("a-recipe-of-a-long-name", "540/1080", "loss 0.387 · 1,735 images/s", "left", "━"):
         assert words in stage
     assert len(stage) <= width
+    assert not reporter.progress.tasks
+    assert not reporter.progress.live.is_started
 
 
-def test_where_there_is_no_terminal_a_line_is_said_now_and_then(monkeypatch):
+@pytest.fixture
+def plain(monkeypatch):
+    """A reporter without a terminal that prints at every tick, and what it has printed."""
+    monkeypatch.setattr(reporting, "PLAIN_SECONDS", 0.0)
+    monkeypatch.setattr(reporting, "TICK_SECONDS", 0.02)
     console = Console(file=io.StringIO(), width=300)
-    reporter = Reporter(console)
-    with reporter.plan("few", 4) as advance, reporter.stage("mine", 10, unit="images") as update:
-        update(1, 2.0, 100.0)
-        advance()
-        monkeypatch.setattr(reporting, "PLAIN_SECONDS", 0.0)
+    return Reporter(console), lambda: console.file.getvalue()
+
+
+def test_a_line_comes_within_ten_seconds():
+    assert reporting.PLAIN_SECONDS + reporting.TICK_SECONDS <= 10
+
+
+def test_without_a_terminal_a_line_says_all(plain, runs):
+    reporter, printed = plain
+    finish(runs[0], 100.0)
+    with reporter.plan("few", runs) as settle, reporter.stage("mine", 10, unit="images") as update:
+        settle(runs[0])
         update(5, 1.0, 2000.0)
-        advance()
-    assert console.file.getvalue() == "mine: step 5/10 · loss 1.000 · 2,000 images/s\nfew: 2/4 runs\n"
+        wait_for(lambda: "loss 1.000" in printed())
+    line = next(line for line in printed().splitlines() if "loss 1.000" in line)
+    assert line.startswith("few: 1/5 runs · ")
+    assert line.endswith("left · mine · step 5/10 · loss 1.000 · 2,000 images/s")
+
+
+def test_a_job_without_steps_has_lines_too(plain):
+    reporter, printed = plain
+    with reporter.job("digits 1 · resnet18 · knn · seed 0"), reporter.job("another name for the same"):
+        wait_for(lambda: printed().count("\n") >= 2)
+    assert set(printed().splitlines()) <= {f"digits 1 · resnet18 · knn · seed 0 · running for {s} s" for s in range(20)}
+    length = len(printed())
+    time.sleep(0.1)
+    assert len(printed()) == length  # nothing runs, nothing is printed
+
+
+def test_a_thread_that_computes_does_not_silence_it(plain):
+    import torch
+
+    reporter, printed = plain
+    with reporter.job("a job"):
+        until = time.monotonic() + 1.0
+        while time.monotonic() < until:
+            torch.ones(300, 300) @ torch.ones(300, 300)
+    assert printed().count("\n") >= 2
+
+
+def test_runs_that_others_finish_are_counted(plain, runs):
+    reporter, printed = plain
+    with reporter.plan("few", runs, workers=2), reporter.job("mine"):
+        wait_for(lambda: "few: 0/5 runs" in printed())
+        finish(runs[3], 10.0)
+        finish(runs[4], 10.0)
+        wait_for(lambda: "few: 2/5 runs" in printed())
+
+
+def test_the_time_left_goes_by_what_runs_of_the_same_stage_took(runs):
+    pace = Pace(runs, workers=2)
+    assert pace.left(None) == (None, False)
+    assert pace.share(None) == 0.0
+    finish(runs[0], 100.0)
+    pace.look()
+    assert pace.left(None) == (100 / 2, False)  # nothing is known about probes
+    finish(runs[2], 10.0)
+    pace.look()
+    left, whole = pace.left(None)
+    assert (left, whole) == ((100 + 10 + 10) / 2, True)
+    assert pace.share(left) == pytest.approx(110 / 230)
+    pace.settle(runs[1])  # it failed
+    assert pace.left(None) == ((10 + 10) / 2, True)
+
+
+def test_steps_of_what_runs_tell_the_time_left(runs, monkeypatch):
+    now = 1000.0
+    monkeypatch.setattr(reporting.time, "monotonic", lambda: now)
+    job = reporting._Job("first", "pretrain")
+    job.stage = reporting._Stage("first", total=100, done=40)  # resumed after step 40
+    now += 30
+    assert job.stage.left is None
+    job.stage.done = 60
+    assert job.stage.left == 60.0
+    assert Pace(runs).left(job) == (2 * (30 + 60) - 30, False)  # of two pretrainings; nothing is known about probes
+    assert reporting._left(*Pace(runs).left(job)) == "over 2 min 30 s left"
 
 
 def test_a_process_that_is_not_the_first_says_nothing(capsys):
-    Reporter(quiet=True).say("a word")
+    reporter = Reporter(quiet=True)
+    reporter.say("a word")
+    with reporter.job("quiet"):
+        assert reporter._ticker is None
     assert capsys.readouterr().err == ""
 
 
-def test_the_reading_of_a_data_set_is_shown(monkeypatch):
-    monkeypatch.setattr(reporting, "PLAIN_SECONDS", 0.0)
-    plain = Console(file=io.StringIO(), width=300)
-    with Reporter(plain).reading() as progress:
-        progress("books.txt", 1200, 0)
-        progress("cats", 5, 10)
-    assert plain.file.getvalue() == "books.txt: 1,200 read\ncats: 5 of 10 read\n"
-    reporter = Reporter(Console(file=io.StringIO(), force_terminal=True, width=100))
+def test_the_reading_of_a_data_set_is_shown(plain):
+    reporter, printed = plain
     with reporter.reading() as progress:
         progress("books.txt", 1200, 0)
+        wait_for(lambda: "books.txt: 1,200 read\n" in printed())
+        progress("cats", 5, 10)
+        wait_for(lambda: "cats: 5 of 10 read\n" in printed())
+    drawn = Reporter(Console(file=io.StringIO(), force_terminal=True, width=100))
+    with drawn.reading() as progress:
+        progress("books.txt", 1200, 0)
         paper = Console(file=io.StringIO(), width=100)
-        paper.print(reporter.progress.get_renderable())
-        assert "1200/?" in paper.file.getvalue()
-    assert not reporter.progress.tasks
-    assert not reporter.progress.live.is_started
+        paper.print(drawn.progress.get_renderable())
+        assert "1,200/?" in paper.file.getvalue()
+    assert not drawn.progress.tasks
+    assert not drawn.progress.live.is_started
+
+
+@pytest.mark.parametrize(("seconds", "words"), [(4.4, "4 s"), (75, "1 min 15 s"), (7260, "2 h 01 min")])
+def test_durations(seconds, words):
+    assert reporting._duration(seconds) == words

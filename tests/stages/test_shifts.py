@@ -17,7 +17,9 @@ from sslrun.errors import UserError
 from sslrun.protocols.finetune import Finetune
 from sslrun.recipe import load
 from sslrun.results.compare import compare_all
+from sslrun.results.formats import to_markdown
 from sslrun.results.published import published_as
+from sslrun.results.record import RunRecord, find_records
 from sslrun.results.table import Table
 from sslrun.stages.bench import CellBench
 from sslrun.stages.context import Context
@@ -33,7 +35,7 @@ RECIPE = {
     "finetune": {"epochs": 4, "batch": 32, "optimizer": "sgd", "lr": [0.01, 0.1], "keep": "best"},
     "evaluate": {
         "digits": {
-            "protocols": ["knn", "probe", "fewshot", "finetune", "lpft", "scratch", "nearest-neighbours"],
+            "protocols": ["knn", "probe", "fewshot", "finetune", "lpft", "scratch", "nearest-neighbors"],
             "labels": [0.1],
             "fewshot": {"shots": [5]},
             "task": {"augmentation": {"crop": [0.8, 1.0]}},
@@ -45,6 +47,8 @@ SHIFTS = {
     "turned": {"corruption": "rotation", "severity": 5},
 }
 
+HARD = "a · b: c, d"
+"""A shift's name with every separator of titles in it."""
 
 SWEEP = {"name": "swept", "seeds": [0, 1], "rows": {"MLP": {}}}
 CLAIM = {
@@ -60,7 +64,7 @@ CLAIM = {
             "inequalities": [
                 {
                     "greater": ["MLP", "lpft", "digits", "10 %", "mean OOD"],
-                    "lesser": ["MLP", "probe", "digits", "10 %", "noise"],
+                    "lesser": ["MLP", "probe", "digits", "10 %", HARD],
                     "margin": -100,
                 }
             ],
@@ -114,23 +118,27 @@ def test_every_protocol_is_scored_on_every_shift_and_in_distribution_nothing_cha
         assert shifted[protocol]["shifts"]["noise"]["accuracy"] == pytest.approx(mean)
 
 
-def test_the_papers_numbers_stand_beside_those_of_its_sets(evaluated):
+def test_the_papers_numbers_stand_beside_those_of_its_sets(evaluated, tmp_path):
     result = evaluated({"CIFAR-10.1": "fog", "STL-10": "contrast"})["lpft"]
-    table = Table.from_results([{**result, "task": "cifar10"}], "t")
+    path = next(tmp_path.glob("runs/shifted/lpft-*/result.json"))
+    path.write_text(json.dumps({**result, "task": "cifar10"}))
+    table = Table.from_records([RunRecord(path.parent)], "t")
     beside = compare_all(table, published_as("lpft"))
-    pairs = {(pair.column[1], pair.published.value) for each in beside.made for pair in each.pairs}
+    pairs = {(pair.column.label, pair.published.value) for each in beside.tables for pair in each.pairs}
     assert pairs == {("10 %", 97.5), ("10 % · CIFAR-10.1", 93.5), ("10 % · STL-10", 90.7)}
 
 
 def test_a_claim_names_a_shift_behind_the_share_of_labels(tmp_path):
-    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump({**SWEEP, "base": {**RECIPE, "evaluate": {"digits": {**RECIPE["evaluate"]["digits"], "shifts": SHIFTS}}}}))  # fmt: skip
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump({**SWEEP, "base": {**RECIPE, "evaluate": {"digits": {**RECIPE["evaluate"]["digits"], "shifts": {HARD: SHIFTS["noise"], "turned": SHIFTS["turned"]}}}}}))  # fmt: skip
     path = tmp_path / "claim.yaml"
     path.write_text(yaml.safe_dump(CLAIM))
     trial = Trial.of(load_claim(path), "small", tmp_path / "runs")
     assert {cell.protocol for _, cell in trial.plan.cells} == {"probe", "lpft"}
     work([trial.plan], Context(tmp_path / "runs", compute("cpu")))
     ((inequality, verdict, _),) = trial.outcome().judged
-    assert inequality.text() == "MLP · lpft · digits · 10 % · mean OOD > MLP · probe · digits · 10 % · noise - 100"
+    assert (
+        inequality.text() == "MLP · lpft · digits · 10 % · mean OOD > MLP · probe · digits · 10 % · a · b: c, d - 100"
+    )
     assert verdict.word == "supported"
     CLAIM["variants"]["small"]["inequalities"][0]["lesser"][-1] = "noize"
     path.write_text(yaml.safe_dump(CLAIM))
@@ -149,20 +157,20 @@ def test_labels_out_of_distribution_choose_nothing(evaluated, tmp_path):
     assert any(a[protocol]["shifts"] != b[protocol]["shifts"] for protocol in a)
 
 
-def test_the_table_has_columns_for_each_shift_and_their_mean(evaluated):
-    results = list(evaluated(SHIFTS).values())
-    results = [each for each in results if each["protocol"] != "fewshot"]
-    table = Table.from_results(results, "t")
-    probe = next(each for each in results if each["protocol"] == "probe")
-    cells = {column[1]: cell.mean for (row, column), cell in table.cells.items() if row[1] == "probe"}
-    noise, turned = (each["accuracy"] for each in probe["shifts"].values())
+def test_the_table_has_columns_for_each_shift_and_their_mean(evaluated, tmp_path):
+    evaluated(SHIFTS)
+    records = [record for record in find_records(tmp_path / "runs") if record.protocol != "fewshot"]
+    table = Table.from_records(records, "t")
+    probe = next(record for record in records if record.protocol == "probe")
+    cells = {column.label: cell.mean for (row, column), cell in table.cells.items() if row.protocol == "probe"}
+    noise, turned = (each["accuracy"] for each in probe.shifts.values())
     assert cells == {
-        "10 %": probe["metrics"]["test"]["accuracy"],
+        "10 %": probe.test["accuracy"],
         "10 % · noise": noise,
         "10 % · turned": turned,
         "10 % · mean OOD": pytest.approx((noise + turned) / 2),
     }
-    head = next(line for line in table.to_markdown().splitlines() if line.startswith("|"))
+    head = next(line for line in to_markdown(table).splitlines() if line.startswith("|"))
     assert [each.strip() for each in head.split("|")[3:-1]] == ["ID", "noise", "turned", "mean OOD"]
 
 
@@ -267,9 +275,8 @@ def test_distortion_is_nothing_where_nothing_moves_and_more_where_more_does(eval
         cli.main()
     assert exit.value.code == 0
     told = json.loads(capsys.readouterr().out)
-    assert {each["column"]: each["mean"] for each in told["cells"]} == {
-        f"10 % · {name}": value for name, value in far["finetune"]["distortion"].items()
-    }
+    assert {each["shift"] or "ID": each["mean"] for each in told["cells"]} == far["finetune"]["distortion"]
+    assert {each["labels"] for each in told["cells"]} == {0.1}
 
 
 @pytest.mark.parametrize(
@@ -279,13 +286,13 @@ def test_distortion_is_nothing_where_nothing_moves_and_more_where_more_does(eval
         ({"s": {"corruption": "fog", "severity": 6}}, "evaluate.digits.shifts.s.severity: should be less than or equal to 5"),
         ({"s": {"corruption": "fog", "severity": [1, 6]}}, "shifts.s.severity: should be less than or equal to 5, not 6"),
         ({"s": {"corruption": "fog", "severity": []}}, "shifts.s.severity: Tuple should have at least 1 item"),
-        ({"s": {"severity": 2}}, "give either data, another set, or corruption"),
-        ({"s": {"data": "digits", "corruption": "fog"}}, "give either data, another set, or corruption"),
-        ({"s": {"corruption": "fog", "classes": {"a": "b"}}}, "classes goes with data"),
+        ({"s": {"severity": 2}}, "give either data (another set) or corruption"),
+        ({"s": {"data": "digits", "corruption": "fog"}}, "give either data (another set) or corruption"),
+        ({"s": {"corruption": "fog", "classes": {"a": "b"}}}, "classes requires data"),
         ({"s": {"corruption": "fog", "severty": 2}}, "no such option of the shift 's'. Did you mean 'severity'?"),
         ({"s": {"data": "cifar"}}, "no such data set: 'cifar'"),
         ({"s": {"data": "sst2"}}, "'sst2' is text data, but 'digits' is image data"),
-        ({"a · b": "fog"}, "evaluate.digits.shifts.a · b: a shift's name should have neither"),
+        ({"": "fog"}, "a shift's name should not be empty"),
         ({"ID": "fog"}, "evaluate.digits.shifts.ID: 'ID' is a column of the table already"),
         ({"mean OOD": "fog"}, "'mean OOD' is a column of the table already"),
         (["fog", "cifar"], "no such data set: 'cifar'"),

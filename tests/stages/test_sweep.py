@@ -81,7 +81,7 @@ def test_a_refusal_of_slurm_is_one_line(sweep, sbatch, capsys):
     ("arguments", "words"),
     [
         (["--slurm", "--comment 'open"], "not options of sbatch: No closing quotation"),
-        (["--slurm", "", "--fresh"], "not with --slurm"),
+        (["--slurm", "", "--fresh"], "does not go with --slurm"),
     ],
 )
 def test_nothing_is_submitted_by_mistake(arguments, words, sweep, sbatch, capsys):
@@ -130,7 +130,7 @@ def test_a_table_stands_beside_the_published_one_and_says_what_was_chosen(tmp_pa
     )
     result = next(job.run.result for job in plan.jobs if "pretrain" in job.run.path.name)
     assert 4 * 8 < result["tokens"] <= 4 * 16
-    found = {(pair.published_row, pair.published_column) for pair in plan.comparison().made[0].pairs}
+    found = {(pair.published_row, pair.published_column) for pair in plan.comparison().tables[0].pairs}
     rows = ("No NSP", "LTR & No NSP", "LTR & No NSP + BiLSTM")
     assert found == {(row, "SST-2 (Acc)") for row in rows}
 
@@ -191,7 +191,7 @@ def lacking(tmp_path, monkeypatch, capsys):
     return called
 
 
-NOWHERE = "not on this machine and the hub can't be reached. Put it at data/"
+NOWHERE = "not on this machine and the hub cannot be reached. Put it at data/"
 
 
 def test_where_all_data_is_missing_one_line_says_so_and_nothing_is_written(lacking, tmp_path):

@@ -159,7 +159,9 @@ def test_max_context_is_the_official_one_but_for_ties():
                 assert told
             elif told:  # as much as the first of the best has
                 mine = _context_score(start + place, start, start + length)
-                assert mine == max(_context_score(start + place, s, s + n) for s, n in spans if s <= start + place < s + n)
+                assert mine == max(
+                    _context_score(start + place, s, s + n) for s, n in spans if s <= start + place < s + n
+                )
     assert not found.extra.best[:, :4].any()
     assert _window_starts(10, 10, 4) == [0]
     assert _window_starts(11, 10, 4) == [0, 4]

@@ -1,4 +1,4 @@
-"""Measurements: what a claim can rest on besides a sweep. Each gives cells of a table, seed by seed."""
+"""Measurements: what a claim can rest on other than a sweep. Each gives cells of a table, seed by seed."""
 
 from __future__ import annotations
 

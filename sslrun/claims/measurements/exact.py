@@ -11,7 +11,9 @@ from pydantic import Field, model_validator
 
 from sslrun.claims.measurements.base import Measurement, measurements
 from sslrun.claims.theory import convolution, distortion
+from sslrun.metric import Metric
 from sslrun.registry import Options
+from sslrun.results.address import Column, Row
 from sslrun.results.table import Table
 from sslrun.training.device import Compute
 
@@ -38,16 +40,15 @@ class Convolution(Measurement):
     options: Options
 
     def table(self, seed: int, compute: Compute, folder: Path, check: Callable[[], None]) -> Table:
-        made = Table(
-            "self-attention as a convolution", "largest absolute difference from conv2d", number=".1e", rank=None
-        )
+        made = Table("self-attention as a convolution", format_spec=".1e", marks_best=False)
         made.second = "kernel"
         for kernel in self.options.kernels:
             found = convolution.errors((*self.options.alphas, math.inf), kernel, self.options.size, seed)
             for alpha, row in found.items():
                 name = "hard attention" if math.isinf(alpha) else f"alpha {alpha:g}"
                 for what, value in row.items():
-                    made.add((name, f"{kernel} x {kernel}"), ("", what), value, str(seed))
+                    column = Column(metric=Metric(what, unit="", better="lower"))
+                    made.add(Row(name, f"{kernel} x {kernel}"), column, value, str(seed))
         made.note(
             f"largest absolute difference from conv2d, float64, random kernels and images of {self.options.size} x "
             f"{self.options.size}; a K x K kernel takes K² heads, and the bound is the attention that misses its pixel"

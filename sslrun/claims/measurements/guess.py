@@ -11,7 +11,7 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from sslrun.backbones import build_backbone
-from sslrun.backbones.text import TextBackbone, at
+from sslrun.backbones.text import TextBackbone, gather_tokens
 from sslrun.claims.measurements.base import Measurement, measurements
 from sslrun.data.examples import Batch
 from sslrun.data.source import sources
@@ -19,16 +19,19 @@ from sslrun.data.specs import TextSpec
 from sslrun.data.splits import Splits, load_splits
 from sslrun.data.text.sequences import Tokens
 from sslrun.errors import UserError
+from sslrun.metric import Metric
 from sslrun.pretexts.language import LanguagePretext
 from sslrun.pretexts.ltr import Ltr
-from sslrun.pretexts.mlm import Masked, Mlm
+from sslrun.pretexts.mlm import MaskedViews, Mlm
 from sslrun.registry import Options
+from sslrun.results.address import Column, Row
 from sslrun.results.table import Table
 from sslrun.training.device import Compute
 from sslrun.training.loop import Training, train
 from sslrun.training.schedule import Schedule
 
 GAP = "___"
+ENTROPY, SURPRISE = (Column(metric=Metric(name, "nats", "lower", digits=2)) for name in ("entropy", "surprise"))
 SHOWN = 3
 """Guesses that are told of a sentence."""
 
@@ -57,7 +60,7 @@ class TruncatedMlm(Mlm):
     other reason than that it is at home again. A left-to-right one meets every beginning anyway.
     """
 
-    def views(self, batch: Batch, generator: torch.Generator) -> Masked:
+    def views(self, batch: Batch, generator: torch.Generator) -> MaskedViews:
         tokens: Tokens = batch.inputs
         real = tokens.real.sum(dim=1)
         whole, end = torch.rand(2, len(real), generator=generator, device=real.device)
@@ -122,7 +125,7 @@ class GuessMeasurement(Measurement):
         given = self.options
         options = {key: value for key, value in given.data.items() if key != "name"}
         splits = load_splits(given.data["name"], sources[given.data["name"]].Options.model_validate(options))
-        made = Table("the guess at a gap", "nats", number=".2f", rank=None)
+        made = Table("the guess at a gap", marks_best=False)
         made.second = "told"
         assert isinstance(splits.spec, TextSpec)
         held_out, truth = self._gaps(splits, splits.spec, seed)
@@ -135,11 +138,11 @@ class GuessMeasurement(Measurement):
             for right in (*given.right, None):
                 told = "all to the right" if right is None else f"{right} to the right"
                 log = guess(held_out, right)
-                made.add((row, told), ("", "entropy"), entropy(log).mean().item(), str(seed))
-                made.add((row, told), ("", "surprise"), -log.gather(1, truth[:, None]).mean().item(), str(seed))
+                made.add(Row(row, told), ENTROPY, entropy(log).mean().item(), str(seed))
+                made.add(Row(row, told), SURPRISE, -log.gather(1, truth[:, None]).mean().item(), str(seed))
             for sentence in given.sentences:
                 log = guess(gapped(sentence, splits.spec), None)
-                made.add((row, sentence), ("", "entropy"), entropy(log).item(), str(seed))
+                made.add(Row(row, sentence), ENTROPY, entropy(log).item(), str(seed))
                 best = log[0].topk(SHOWN)
                 words = (splits.spec.tokenizer.strings[each] for each in best.indices.tolist())
                 shown = zip(words, best.values.exp().tolist(), strict=True)
@@ -189,7 +192,7 @@ def guesses(model: Any, guess: Guess, right: int | None, device: torch.device) -
     for tokens, gap in _batches(guess.seen(right), guess.gap):
         features = model.backbone(tokens.to(device)).tokens
         place = gap - 1 if model.backbone.causal else gap
-        scores = model.head(at(features, place.to(device)), model.backbone.embedding)
+        scores = model.head(gather_tokens(features, place.to(device)), model.backbone.embedding)
         found.append(scores.float().log_softmax(dim=-1).cpu())
     return torch.cat(found)
 

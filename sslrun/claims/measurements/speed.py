@@ -17,7 +17,9 @@ from sslrun.claims.measurements.base import Measurement, measurements
 from sslrun.data.specs import TextSpec
 from sslrun.data.text.sequences import Tokens
 from sslrun.data.text.tokenizer import blank_tokenizer
+from sslrun.metric import Metric
 from sslrun.registry import Options
+from sslrun.results.address import Column, Row
 from sslrun.results.table import Table
 from sslrun.training.device import Compute
 
@@ -83,15 +85,16 @@ class Speed(Measurement):
             "LSTM, both ways, token by token": step_by_step(build_backbone("lstm", lstm, spec)),
             "Transformer": build_backbone("bert-tiny", transformer, spec),
         }
-        made = Table("time a token by length of the sequence", "µs a token", number=".2f", rank="low")
+        made = Table("time a token by length of the sequence")
         for network in networks.values():
             network.to(compute.device)
         for length in given.lengths:
             batch = _tokens(given.tokens // length, length, compute.device)
             check()
             steps = {name: _step(network, batch) for name, network in networks.items()}
+            column = Column(metric=Metric(f"{length} tokens", "µs a token", "lower", digits=2))
             for name, seconds in _fastest(steps, given.rounds, compute.device).items():
-                made.add((name, ""), ("", f"{length} tokens"), 1e6 * seconds / batch.ids.numel(), str(seed))
+                made.add(Row(name), column, 1e6 * seconds / batch.ids.numel(), str(seed))
         counts = ", ".join(
             f"{name} {sum(each.numel() for each in network.parameters()):,}" for name, network in networks.items()
         )

@@ -30,6 +30,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sslrun.backbones.transformer import Attention
+from sslrun.metric import Metric
+from sslrun.results.address import Column, Row
 from sslrun.results.table import Table
 
 Padding = Literal["replicate", "zeros"]
@@ -131,15 +133,16 @@ def table(
     """The errors of random images and kernels, rows by alpha."""
     made = Table(
         f"self-attention as a {kernel} x {kernel} convolution ({kernel**2} heads, {size} x {size} pixels)",
-        "largest absolute difference from conv2d, float64", number=".1e", rank=None,
+        format_spec=".1e", marks_best=False,
     )  # fmt: skip
     for seed in seeds:
         for alpha, row in errors(alphas, kernel, size, seed).items():
             for what, value in row.items():
-                made.add(
-                    ("hard attention" if math.isinf(alpha) else f"alpha {alpha:g}", ""), ("", what), value, str(seed)
-                )
-    made.note(f"{made.metric}, mean ± standard deviation over {len(seeds)} random images and kernels")
+                name = "hard attention" if math.isinf(alpha) else f"alpha {alpha:g}"
+                made.add(Row(name), Column(metric=Metric(what, unit="", better="lower")), value, str(seed))
+    made.note(
+        f"largest absolute difference from conv2d, float64, mean ± standard deviation over {len(seeds)} random images and kernels"
+    )
     made.note(
         "bound: (T - 1) exp(-alpha) of the attention misses; hard attention differs by the order of summation alone"
     )

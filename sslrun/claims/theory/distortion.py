@@ -30,6 +30,8 @@ from pathlib import Path
 import numpy as np
 
 from sslrun.errors import UserError
+from sslrun.metric import Metric
+from sslrun.results.address import Column, Row
 from sslrun.results.table import Table
 
 Array = np.ndarray
@@ -230,7 +232,7 @@ NOISE = {"perfect features": 0.0, "nearly perfect features": 0.01, "good feature
 
 def table(seeds: Sequence[int] = range(5), noise: dict[str, float] = NOISE, **sizes: int) -> Table:
     """ID error, OOD error, features' change and the bound, of LP, FT and LP-FT, over random problems."""
-    made = Table("two-layer linear networks", "mean squared error, root mean square change", number=".2g", rank=None)
+    made = Table("two-layer linear networks", format_spec=".2g", marks_best=False)
     drift = 0.0
     for name, share in noise.items():
         for seed in seeds:
@@ -243,13 +245,17 @@ def table(seeds: Sequence[int] = range(5), noise: dict[str, float] = NOISE, **si
                     ("features' change in span", in_span),
                     ("orthogonal to it", orthogonal),
                 ):
-                    made.add((name, protocol), ("", what), value, str(seed))
+                    made.add(Row(name, protocol), _column(what), value, str(seed))
                 if protocol == "FT":
-                    made.add((name, protocol), ("", "OOD error at least"), problem.bound, str(seed))
+                    made.add(Row(name, protocol), _column("OOD error at least"), problem.bound, str(seed))
                 drift = max(drift, path.drift if protocol != "LP" else 0.0)
     made.note(f"mean ± standard deviation over {len(seeds)} random problems; Kumar et al., ICLR 2022, section 3")
     made.note(f"v vᵀ - B Bᵀ, which gradient flow conserves, drifted by at most {drift:.1g}")
     return made
+
+
+def _column(quantity: str) -> Column:
+    return Column(metric=Metric(quantity, unit="", better="lower"))
 
 
 def plot(path: Path, noise: float = 0.01, seed: int = 0, **sizes: int) -> str:

@@ -1,4 +1,4 @@
-"""Images: sources, decoding, augmentation and corruptions. Importing this package registers its data sets."""
+"""Images: sources, decoding, augmentation and corruptions. Importing it registers the data sets."""
 
 from sslrun.data.image import sources as sources
 from sslrun.data.image import vtab as vtab

@@ -1,8 +1,9 @@
-"""Augmentation of image batches on their device, every image with random parameters of its own.
+"""Augmentation of image batches on their device; each image gets random parameters of its own.
 
-Each augmentation has a deterministic part, which takes one parameter an image and equals torchvision's function on it,
-and a draw of those parameters from a seeded generator. Resampling and blur are products with small matrices made for
-each image, so that they cost what a batched matrix product costs, on any device. No call waits for the device.
+Each augmentation has a deterministic part, which takes one parameter per image and equals
+torchvision's function on that image, and a part that draws the parameters from a seeded generator.
+Resampling and blur are products with small matrices, one per image, so that they cost one batched
+matrix product on any device. No call waits for the device.
 
 Images are float32 (B, 3, H, W) in [0, 1] unless said otherwise.
 """
@@ -20,18 +21,18 @@ from torch import Tensor
 from sslrun.registry import Options
 
 CHUNK = 64
-"""Images augmented at a time on the CPU: what their intermediate results take stays in the cache."""
+"""Images augmented at a time on the CPU, so that intermediate results fit into its cache."""
 LUMA = (0.2989, 0.587, 0.114)
-"""Weights of red, green and blue in grey (ITU-R 601, as torchvision's)."""
+"""Weights of red, green and blue in gray (ITU-R BT.601, as in torchvision)."""
 
 
 def to_float(images: Tensor) -> Tensor:
-    """uint8 as float32 in [0, 1]; float images as they are."""
+    """Convert uint8 images to float32 in [0, 1]; float images are returned as they are."""
     return images.float().div_(255) if images.dtype == torch.uint8 else images
 
 
 def resize(images: Tensor, size: int) -> Tensor:
-    """To (B, 3, size, size): bilinear, antialiased."""
+    """Resize images to (B, 3, size, size): bilinear, antialiased."""
     if images.shape[-2:] == (size, size):
         return images
     return F.interpolate(images, (size, size), mode="bilinear", antialias=True)
@@ -48,153 +49,200 @@ def crop_boxes(
     ratio: tuple[float, float],
     generator: torch.Generator,
 ) -> Tensor:
-    """Boxes (B, 4) int64 of top, left, height, width, as RandomResizedCrop draws them (Szegedy et al. 2015).
+    """Draw boxes (B, 4) int64 of (top, left, height, width), as RandomResizedCrop does.
 
-    Areas are a uniform share in `scale` of the image's, aspect ratios log-uniform in `ratio`; of ten such boxes the
-    first that fits is taken, else the largest central one of a ratio within bounds.
+    The share of the image's area is uniform in `scale` and the aspect ratio log-uniform in `ratio`
+    (Szegedy et al. 2015, arXiv:1409.4842). Of ten such boxes the first that fits into the image is
+    taken; if none fits, the largest central box with a ratio within bounds.
     """
-    device = generator.device
-
-    def uniform(low: float, high: float, *shape: int) -> Tensor:
-        return torch.rand(*shape, generator=generator, device=device) * (high - low) + low
-
-    area = height * width * uniform(*scale, count, 10)
-    aspect = uniform(math.log(ratio[0]), math.log(ratio[1]), count, 10).exp()
-    widths, heights = (area * aspect).sqrt().round(), (area / aspect).sqrt().round()
+    # Ten candidates per image, (B, 10), and the first that fits, (B, 1).
+    heights, widths = _draw_sizes(count, height * width, scale, ratio, generator)
     fits = (widths >= 1) & (widths <= width) & (heights >= 1) & (heights <= height)
     first = fits.to(torch.uint8).argmax(dim=1, keepdim=True)
-    central = min(max(width / height, ratio[0]), ratio[1])
-    fallback = (min(height, round(width / central)), min(width, round(height * central)))
-    fitted = fits.gather(1, first)
-    heights = torch.where(fitted, heights.gather(1, first), fallback[0])[:, 0]
-    widths = torch.where(fitted, widths.gather(1, first), fallback[1])[:, 0]
-    corner = uniform(0, 1, 2, count)
-    top, left = (corner[0] * (height - heights + 1)).floor(), (corner[1] * (width - widths + 1)).floor()
-    middle = ((height - heights) / 2).round(), ((width - widths) / 2).round()
-    top, left = (torch.where(fitted[:, 0], *pair) for pair in zip((top, left), middle, strict=True))
+    # One box per image, (B,).
+    fitting = fits.gather(1, first)[:, 0]
+    central_ratio = min(max(width / height, ratio[0]), ratio[1])
+    central_height = min(height, round(width / central_ratio))
+    central_width = min(width, round(height * central_ratio))
+    heights = torch.where(fitting, heights.gather(1, first)[:, 0], central_height)
+    widths = torch.where(fitting, widths.gather(1, first)[:, 0], central_width)
+    position = torch.rand(2, count, generator=generator, device=generator.device)
+    top = _place_boxes(height - heights, position[0], fitting)
+    left = _place_boxes(width - widths, position[1], fitting)
     return torch.stack([top, left, heights, widths], dim=1).long()
 
 
-def crop_resize(images: Tensor, boxes: Tensor, size: int, flipped: Tensor | None = None) -> Tensor:
-    """Each image's box, resized to (B, 3, size, size): bilinear, antialiased, within 1e-5 of `resized_crop`.
+def _draw_sizes(
+    count: int,
+    area: int,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+    generator: torch.Generator,
+) -> tuple[Tensor, Tensor]:
+    """Draw the heights and widths (B, 10) of ten boxes per image, whole numbers as floats."""
 
-    `flipped` (B,) bool: images to mirror left to right, at no further cost.
+    def uniform(low: float, high: float) -> Tensor:
+        draws = torch.rand(count, 10, generator=generator, device=generator.device)
+        return draws * (high - low) + low
+
+    areas = area * uniform(*scale)
+    aspects = uniform(math.log(ratio[0]), math.log(ratio[1])).exp()
+    return (areas / aspects).sqrt().round(), (areas * aspects).sqrt().round()
+
+
+def _place_boxes(spare: Tensor, position: Tensor, fitting: Tensor) -> Tensor:
+    """Return the first pixel (B,) of each box along one axis.
+
+    `spare` (B,) is the number of pixels outside the box. A `fitting` (B,) box is placed by its
+    `position` (B,) in [0, 1); any other box is centered.
     """
-    rows = _resampling(boxes[:, 0], boxes[:, 2], images.shape[-2], size)
-    columns = _resampling(boxes[:, 1], boxes[:, 3], images.shape[-1], size)
+    return torch.where(fitting, (position * (spare + 1)).floor(), (spare / 2).round())
+
+
+def crop_resize(images: Tensor, boxes: Tensor, size: int, flipped: Tensor | None = None) -> Tensor:
+    """Crop each image to its box (B, 4) and resize it to (B, 3, size, size): bilinear, antialiased.
+
+    Equals torchvision's `resized_crop` within 1e-5. Images where `flipped` (B,) bool is true are
+    also mirrored left to right, at no further cost.
+    """
+    rows = _resampling_weights(boxes[:, 0], boxes[:, 2], images.shape[-2], size)
+    columns = _resampling_weights(boxes[:, 1], boxes[:, 3], images.shape[-1], size)
     if flipped is not None:
         columns = torch.where(flipped[:, None, None], columns.flip(1), columns)
-    return _product(rows, images, columns)
+    return _resample(rows, images, columns)
 
 
-def _resampling(start: Tensor, length: Tensor, side: int, size: int) -> Tensor:
-    """(B, size, side): weights of the pixels of [start, start + length) in each of `size` output pixels.
+def _resampling_weights(start: Tensor, length: Tensor, side: int, size: int) -> Tensor:
+    """Return the weights (B, size, side) of the input pixels in each output pixel, along one axis.
 
-    A triangle around the output pixel's centre, one input pixel wide to each side, or one output pixel where that is
-    more (antialiasing); weights sum to 1.
+    The `size` output pixels cover the input pixels in [start, start + length). The weights form a
+    triangle around the center of the output pixel, whose half-width is one input pixel, or one
+    output pixel if that is wider (antialiasing). They sum to 1.
+
+    Example: start 0, length 4, side 4 and size 2. The output pixels are 2 input pixels wide and
+    have their centers at 1 and 3; the input pixels have theirs at 0.5, 1.5, 2.5 and 3.5. Before
+    they are normalized, the weights in the first output pixel are 0.75, 0.75, 0.25 and 0.
     """
     pixels = torch.arange(side, device=start.device) + 0.5
     start, length = start[:, None].float(), length[:, None].float()
     step = length / size
-    centres = start + step * (torch.arange(size, device=start.device) + 0.5)
-    reach = step.clamp(min=1.0)[:, :, None]
-    weights = (1 - (pixels - centres[:, :, None]).abs_().div_(reach)).clamp_(min=0)
+    centers = start + step * (torch.arange(size, device=start.device) + 0.5)
+    half_width = step.clamp(min=1.0)[:, :, None]
+    weights = (1 - (pixels - centers[:, :, None]).abs_().div_(half_width)).clamp_(min=0)
     inside = (pixels > start) & (pixels < start + length)
     weights.mul_(inside[:, None, :])
     return weights.div_(weights.sum(dim=2, keepdim=True))
 
 
-def _product(rows: Tensor, images: Tensor, columns: Tensor) -> Tensor:
-    """rows @ image @ columns' for each channel of each image: (B, R, H), (B, C, H, W), (B, S, W) -> (B, C, R, S)."""
+def _resample(rows: Tensor, images: Tensor, columns: Tensor) -> Tensor:
+    """Return rows @ channel @ columns.T for each channel of each image.
+
+    Shapes: rows (B, R, H), images (B, C, H, W) and columns (B, S, W) give (B, C, R, S).
+    """
     count, channels, height, _ = images.shape
     wide = torch.bmm(images.reshape(count, channels * height, -1), columns.transpose(1, 2))
     return rows[:, None] @ wide.view(count, channels, height, -1)
 
 
 def flip(images: Tensor, mask: Tensor) -> Tensor:
-    """Mirror left to right where `mask` (B,)."""
+    """Mirror images left to right where `mask` (B,) is true."""
     return torch.where(mask[:, None, None, None], images.flip(3), images)
 
 
 def quarter_turns(images: Tensor, turns: Tensor) -> Tensor:
-    """Turn square images by `turns` (B,) of 0 to 3 quarters, counter-clockwise as `rot90`; exact, of any dtype.
+    """Rotate square images counterclockwise by `turns` (B,) of 0 to 3 quarters, exactly.
 
-    90 degrees: transpose, then flip vertically; 180: flip both ways; 270: flip vertically, then transpose.
+    Equals `torch.rot90`. 90 degrees: transpose, then flip vertically. 180: flip both ways. 270:
+    flip vertically, then transpose.
     """
-    which = turns[:, None, None, None]
-    turned = torch.where(which % 2 == 1, images.transpose(2, 3), images)
-    turned = torch.where((which == 1) | (which == 2), turned.flip(2), turned)
-    return torch.where((which == 2) | (which == 3), turned.flip(3), turned)
+    turns = turns[:, None, None, None]
+    turned = torch.where(turns % 2 == 1, images.transpose(2, 3), images)
+    turned = torch.where((turns == 1) | (turns == 2), turned.flip(2), turned)
+    return torch.where((turns == 2) | (turns == 3), turned.flip(3), turned)
 
 
 def patches(images: Tensor, corners: Tensor, size: int) -> Tensor:
-    """The square (B, C, size, size) of each image whose top left pixel is `corners` (B, 2), of any dtype."""
+    """Cut a square (B, C, size, size) from each image of any dtype.
+
+    `corners` (B, 2) holds the row and column of its top left pixel.
+    """
+    # The four index tensors broadcast to (B, C, size, size).
     steps = torch.arange(size, device=images.device)
     rows = (corners[:, :1] + steps)[:, None, :, None]
     columns = (corners[:, 1:] + steps)[:, None, None, :]
-    which = torch.arange(len(images), device=images.device)[:, None, None, None]
+    batch = torch.arange(len(images), device=images.device)[:, None, None, None]
     channels = torch.arange(images.shape[1], device=images.device)[:, None, None]
-    return images[which, channels, rows, columns]
+    return images[batch, channels, rows, columns]
 
 
 def pad_crop(images: Tensor, padding: int, generator: torch.Generator) -> Tensor:
-    """Pad with zeros on all sides, then crop to the old size at random (He et al. 2016, for CIFAR)."""
-    corners = torch.randint(0, 2 * padding + 1, (len(images), 2), generator=generator, device=images.device)
+    """Pad all sides with zeros, then crop randomly to the original size.
+
+    He et al. 2016 (arXiv:1512.03385), for CIFAR.
+    """
+    shape, device = (len(images), 2), images.device
+    corners = torch.randint(0, 2 * padding + 1, shape, generator=generator, device=device)
     return patches(F.pad(images, (padding,) * 4), corners, images.shape[-1])
 
 
 def cutout(images: Tensor, size: int, generator: torch.Generator) -> Tensor:
-    """Blank a square of `size` around a random pixel, cut off at the border (DeVries & Taylor 2017)."""
-    kept = images.new_zeros(())
-    centres = torch.rand(len(images), 2, generator=generator, device=images.device)
+    """Set a square of side `size` around a random pixel to zero, clipped at the border.
+
+    DeVries and Taylor 2017 (arXiv:1708.04552).
+    """
+    zero = images.new_zeros(())
+    centers = torch.rand(len(images), 2, generator=generator, device=images.device)
     inside = []
     for axis, side in enumerate(images.shape[-2:]):
-        start = (centres[:, axis] * side).floor()[:, None] - size // 2
+        start = (centers[:, axis] * side).floor()[:, None] - size // 2
         pixels = torch.arange(side, device=images.device)
         inside.append((pixels >= start) & (pixels < start + size))
-    box = inside[0][:, None, :, None] & inside[1][:, None, None, :]
-    return torch.where(box, kept, images)
+    square = inside[0][:, None, :, None] & inside[1][:, None, None, :]
+    return torch.where(square, zero, images)
 
 
-# ---------------------------------------------------------------- colour
+# ---------------------------------------------------------------- color
 
 
 def adjust_brightness(images: Tensor, factor: Tensor) -> Tensor:
-    """Each image times its `factor` (B,), clamped."""
+    """Multiply each image by its `factor` (B,) and clamp."""
     return (images * factor[:, None, None, None]).clamp_(0, 1)
 
 
 def adjust_contrast(images: Tensor, factor: Tensor) -> Tensor:
-    """Each image blended with the mean of its grey, which has weight 1 - `factor` (B,)."""
-    none = torch.zeros_like(factor)
-    return _blend_(images.clone(), factor, none, 1 - factor)
+    """Blend each image with its mean gray, which has the weight 1 - `factor` (B,)."""
+    zero = torch.zeros_like(factor)
+    return _blend_(images.clone(), factor, zero, 1 - factor)
 
 
 def adjust_saturation(images: Tensor, factor: Tensor) -> Tensor:
-    """Each image blended with its grey, which has weight 1 - `factor` (B,)."""
+    """Blend each image with its gray version, which has the weight 1 - `factor` (B,)."""
     return _blend_(images.clone(), factor, 1 - factor, torch.zeros_like(factor))
 
 
-def _blend_(images: Tensor, own: Tensor, grey: Tensor, mean: Tensor) -> Tensor:
-    """In place: own * image + grey * its grey + mean * its mean grey, clamped; weights (B,)."""
+def _blend_(images: Tensor, own: Tensor, gray: Tensor, mean: Tensor) -> Tensor:
+    """Compute own * image + gray * gray version + mean * mean gray in place, and clamp.
+
+    The weights `own`, `gray` and `mean` are (B,).
+    """
     luma = _luma(images)
     average = luma.mean(dim=(1, 2, 3), keepdim=True)
-    luma.mul_(grey[:, None, None, None]).add_(average * mean[:, None, None, None])
+    luma.mul_(gray[:, None, None, None]).add_(average * mean[:, None, None, None])
     return images.mul_(own[:, None, None, None]).add_(luma).clamp_(0, 1)
 
 
 def _luma(images: Tensor) -> Tensor:
-    """Grey (B, 1, H, W)."""
+    """Return the gray version (B, 1, H, W)."""
     red, green, blue = images.split(1, dim=1)
     return (red * LUMA[0]).add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2])
 
 
 def adjust_hue(images: Tensor, shift: Tensor) -> Tensor:
-    """Each image's hue turned by its `shift` (B,) in [-0.5, 0.5] of the colour circle."""
+    """Rotate the hue of each image by its `shift` (B,) in [-0.5, 0.5] of the color circle."""
     red, green, blue = images.split(1, dim=1)
     value, low = images.amax(dim=1, keepdim=True), images.amin(dim=1, keepdim=True)
     chroma = value - low
-    # Sixths of the circle. Where there is no chroma the hue is of no consequence, but must be finite.
+    # The hue is in sixths of the circle. It does not matter where chroma is 0, but must be finite.
     scale = 1 / chroma.clamp(min=torch.finfo(images.dtype).tiny ** 0.5)
     hue = torch.where(
         value == red,
@@ -202,7 +250,8 @@ def adjust_hue(images: Tensor, shift: Tensor) -> Tensor:
         torch.where(value == green, 2 + (blue - red) * scale, 4 + (red - green) * scale),
     )
     hue.add_(6 * shift[:, None, None, None])
-    # channel(n) = value - chroma * clamp(min(k, 4 - k), 0, 1), k = (n + hue) mod 6, n = 5, 3, 1.
+    # HSV to RGB: channel n = value - chroma * clamp(min(k, 4 - k), 0, 1), where k = (n + hue) mod 6
+    # and n is 5 for red, 3 for green and 1 for blue.
     offset = images.new_tensor([5.0, 3.0, 1.0])[:, None, None]
     turned = hue + offset
     turned.sub_((turned / 6).floor_().mul_(6))
@@ -216,73 +265,94 @@ def color_jitter(
     p: float,
     generator: torch.Generator,
 ) -> Tensor:
-    """Brightness, contrast, saturation and hue changed in a random order, image by image, each image with chance `p`.
+    """Jitter brightness, contrast, saturation and hue in random order, with probability `p`.
 
-    `strengths` s: factors are uniform in [max(0, 1 - s), 1 + s], the shift of hue in [-s, s]. All 24 orders are equally
-    likely. To do hue, which costs most, once an image, a quarter of the batch, drawn at random, has it at each of the
-    four places.
+    For a strength s the factors are uniform in [max(0, 1 - s), 1 + s]; the shift of the hue is
+    uniform in [-s, s]. All 24 orders are equally likely. The hue costs most and is computed once
+    per image: a random quarter of the batch has it at each of the four positions of the order.
     """
-    factors, order = jitter_parameters(len(images), strengths, generator)
-    drawn = torch.rand(len(images), generator=generator, device=images.device) < p
-    shuffled = torch.rand(len(images), generator=generator, device=images.device).argsort()
+    count, device = len(images), images.device
+    factors, order = jitter_parameters(count, strengths, generator)
+    selected = torch.rand(count, generator=generator, device=device) < p
+    shuffled = torch.rand(count, generator=generator, device=device).argsort()
     jittered = apply_jitter(images[shuffled], factors, order)
-    back = torch.empty_like(shuffled)
-    back[shuffled] = torch.arange(len(images), device=images.device)
-    return torch.where(drawn[:, None, None, None], jittered[back], images)
+    inverse = torch.empty_like(shuffled)
+    inverse[shuffled] = torch.arange(count, device=device)
+    return torch.where(selected[:, None, None, None], jittered[inverse], images)
 
 
 def jitter_parameters(
     count: int, strengths: tuple[float, float, float, float], generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Factors (B, 4) of brightness, contrast and saturation and the shift of hue; and the order (B, 3) of the first
-    three, as numbers 0, 1, 2."""
+    """Draw the parameters of `apply_jitter`.
+
+    Returns factors (B, 4) of brightness, contrast and saturation with the shift of the hue, and the
+    order (B, 3) of the first three, as the numbers 0, 1 and 2.
+    """
     device = generator.device
-    high = torch.tensor([1 + each for each in strengths[:3]] + [strengths[3]], device=device)
-    low = torch.tensor([max(0.0, 1 - each) for each in strengths[:3]] + [-strengths[3]], device=device)
+    *factor_strengths, hue = strengths
+    highest = [1 + strength for strength in factor_strengths]
+    lowest = [max(0.0, 1 - strength) for strength in factor_strengths]
+    high = torch.tensor([*highest, hue], device=device)
+    low = torch.tensor([*lowest, -hue], device=device)
     factors = torch.rand(count, 4, generator=generator, device=device) * (high - low) + low
     return factors, torch.rand(count, 3, generator=generator, device=device).argsort(dim=1)
 
 
 def apply_jitter(images: Tensor, factors: Tensor, order: Tensor) -> Tensor:
-    """Jitter with the parameters of `jitter_parameters`: the first quarter of the images have their hue turned first,
-    the second quarter second, and so on."""
+    """Jitter images with the parameters of `jitter_parameters`.
+
+    The hue of the first quarter of the batch is changed first, that of the second quarter second,
+    and so on. Example: an image of the second quarter with the order 2 0 1 gets saturation, hue,
+    brightness, contrast.
+    """
     quarter = -(-len(images) // 4)
     jittered = []
-    for hue_at, start in enumerate(range(0, len(images), quarter)):
+    for hue_position, start in enumerate(range(0, len(images), quarter)):
         part = slice(start, start + quarter)
-        some = images[part].clone()
-        ops = iter(order[part].T)
-        for at in range(4):
-            if at == hue_at:
-                some = adjust_hue(some, factors[part, 3])
+        images_part = images[part].clone()
+        operations = iter(order[part].T)
+        for position in range(4):
+            if position == hue_position:
+                images_part = adjust_hue(images_part, factors[part, 3])
             else:
-                op = next(ops)
-                factor = factors[part].gather(1, op[:, None])[:, 0]
-                grey = torch.where(op == 2, 1 - factor, 0.0)
-                mean = torch.where(op == 1, 1 - factor, 0.0)
-                _blend_(some, factor, grey, mean)
-        jittered.append(some)
+                # (B / 4,): 0 is brightness, 1 contrast, 2 saturation; all three are blends.
+                operation = next(operations)
+                factor = factors[part].gather(1, operation[:, None])[:, 0]
+                gray = torch.where(operation == 2, 1 - factor, 0.0)
+                mean = torch.where(operation == 1, 1 - factor, 0.0)
+                _blend_(images_part, factor, gray, mean)
+        jittered.append(images_part)
     return torch.cat(jittered)
 
 
 def grayscale(images: Tensor, mask: Tensor) -> Tensor:
-    """Grey in all three channels where `mask` (B,)."""
+    """Replace all three channels by gray where `mask` (B,) is true."""
     return torch.where(mask[:, None, None, None], _luma(images), images)
 
 
 def solarize(images: Tensor, threshold: float, mask: Tensor) -> Tensor:
-    """Invert pixels at or above `threshold` where `mask` (B,)."""
+    """Invert the pixels at or above `threshold` where `mask` (B,) is true."""
     return torch.where((images >= threshold) & mask[:, None, None, None], 1 - images, images)
 
 
 def gaussian_blur(images: Tensor, sigma: Tensor, kernel: int, mask: Tensor | None = None) -> Tensor:
-    """Blur each image by its `sigma` (B,), with an odd `kernel` and reflected borders, where `mask` (B,) or all."""
-    rows, columns = (_blurring(sigma, kernel, side, mask) for side in images.shape[-2:])
-    return _product(rows, images, columns)
+    """Blur each image by its `sigma` (B,) where `mask` (B,) is true; all images without a mask.
+
+    `kernel` is the odd width of the kernel, in pixels. Borders are reflected.
+    """
+    rows, columns = (_blur_weights(sigma, kernel, side, mask) for side in images.shape[-2:])
+    return _resample(rows, images, columns)
 
 
-def _blurring(sigma: Tensor, kernel: int, side: int, mask: Tensor | None) -> Tensor:
-    """(B, side, side): weights of the input pixels in each output pixel."""
+def _blur_weights(sigma: Tensor, kernel: int, side: int, mask: Tensor | None) -> Tensor:
+    """Return the weights (B, side, side) of the input pixels in each output pixel, along one axis.
+
+    Example: side 4 and kernel 3. `source` lists, for each output pixel, the input pixel at each
+    offset: 1 0 1, 0 1 2, 1 2 3, 2 3 2, where -1 is reflected to 1 and 4 to 2. `spread` (kernel,
+    side * side) is its one-hot encoding. The product with the kernel's weights (B, kernel) adds up
+    reflected pixels.
+    """
     device, radius = sigma.device, kernel // 2
     offsets = torch.arange(-radius, radius + 1, device=device)
     weights = torch.exp(-0.5 * (offsets / sigma[:, None]) ** 2)
@@ -290,7 +360,8 @@ def _blurring(sigma: Tensor, kernel: int, side: int, mask: Tensor | None) -> Ten
     pixels = torch.arange(side, device=device)
     source = (pixels[:, None] + offsets).abs()
     source = torch.where(source >= side, 2 * (side - 1) - source, source)
-    spread = (source[:, :, None] == pixels).to(weights.dtype).transpose(0, 1).reshape(kernel, side * side)
+    one_hot = (source[:, :, None] == pixels).to(weights.dtype)  # (side, kernel, side)
+    spread = one_hot.transpose(0, 1).reshape(kernel, side * side)
     matrices = (weights @ spread).view(-1, side, side)
     if mask is None:
         return matrices
@@ -303,90 +374,118 @@ def _blurring(sigma: Tensor, kernel: int, side: int, mask: Tensor | None) -> Ten
 Share = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Strength = Annotated[float, Field(ge=0)]
+HueStrength = Annotated[float, Field(ge=0, le=0.5)]
 
 
 class Augmentation(Options):
-    """A policy: what is done to an image, in this order. Called with images it gives views."""
+    """An augmentation policy: its operations in the order in which they are applied.
+
+    Call it with images to get views. Example:
+
+        views = Augmentation.simclr()(images, size=32, generator=generator)  # (B, 3, 32, 32)
+    """
 
     crop: tuple[Share, Share] | None = None
-    """Random resized crop: least and greatest share of the image's area."""
+    """Smallest and largest share of the image's area in a random resized crop; null: no crop."""
     ratio: tuple[Positive, Positive] = (3 / 4, 4 / 3)
-    """Least and greatest aspect ratio of that crop."""
+    """Smallest and largest aspect ratio of the random resized crop."""
     padding: int = Field(default=0, ge=0)
-    """Crop to the image's size after padding it by so many pixels with zeros."""
+    """Pixels of zero padding before a random crop to the original size; only without `crop`."""
     flip: float = Field(default=0.0, ge=0, le=1)
-    """Chance to mirror left to right."""
-    jitter: tuple[Strength, Strength, Strength, Annotated[float, Field(ge=0, le=0.5)]] | None = None
-    """Colour jitter: strengths of brightness, contrast, saturation (factors of 1 - s to 1 + s) and hue (turns)."""
+    """Probability of mirroring left to right."""
+    jitter: tuple[Strength, Strength, Strength, HueStrength] | None = None
+    """Color jitter: strengths s of brightness, contrast and saturation (factors from 1 - s to 1 +
+    s) and of hue (shifts from -s to s of the color circle); null: no color jitter."""
     jitter_p: float = Field(default=0.8, ge=0, le=1)
-    """Chance of colour jitter."""
+    """Probability of color jitter."""
     gray: float = Field(default=0.0, ge=0, le=1)
-    """Chance to lose all colour."""
+    """Probability of conversion to gray."""
     blur: float = Field(default=0.0, ge=0, le=1)
-    """Chance of Gaussian blur, with a kernel of a tenth of the side."""
+    """Probability of Gaussian blur; its kernel is a tenth of the side."""
     sigma: tuple[Positive, Positive] = (0.1, 2.0)
-    """Least and greatest deviation of the blur, in pixels."""
+    """Smallest and largest standard deviation of the blur, in pixels."""
     solarize: float = Field(default=0.0, ge=0, le=1)
-    """Chance to invert what is brighter than half."""
+    """Probability of inverting the pixels at or above half brightness."""
     cutout: int = Field(default=0, ge=0)
-    """Side of a square that is blanked, in pixels."""
+    """Side of a square that is set to zero, in pixels; 0: no cutout."""
 
     @field_validator("crop", "ratio", "sigma")
     @classmethod
-    def _ascending(cls, given: tuple[float, float] | None) -> tuple[float, float] | None:
-        if given is not None and given[0] > given[1]:
-            raise ValueError("should be the least, then the greatest")
-        return given
+    def _check_order(cls, bounds: tuple[float, float] | None) -> tuple[float, float] | None:
+        if bounds is not None and bounds[0] > bounds[1]:
+            raise ValueError("give the smallest value first, then the largest")
+        return bounds
 
     @classmethod
     def simclr(cls, strength: float = 1.0, blur: float = 0.5) -> Augmentation:
-        """SimCLR's (Chen et al. 2020, A); for CIFAR-10 (B.9) strength 0.5 and no blur."""
+        """Return SimCLR's policy (Chen et al. 2020, arXiv:2002.05709, appendix A).
+
+        For CIFAR-10 (appendix B.9) the strength is 0.5, without blur.
+        """
         s = 0.8 * strength
         return cls(crop=(0.08, 1.0), flip=0.5, jitter=(s, s, s, s / 4), gray=0.2, blur=blur)
 
     @classmethod
     def byol_first(cls) -> Augmentation:
-        """BYOL's first view (Grill et al. 2020, B): always blurred."""
+        """Return the policy of BYOL's first view (Grill et al. 2020, arXiv:2006.07733, appendix B).
+
+        It always blurs.
+        """
         return cls(crop=(0.08, 1.0), flip=0.5, jitter=(0.4, 0.4, 0.2, 0.1), gray=0.2, blur=1.0)
 
     @classmethod
     def byol_second(cls) -> Augmentation:
-        """BYOL's second view: seldom blurred, sometimes solarized."""
+        """Return the policy of BYOL's second view: it rarely blurs, and sometimes solarizes."""
         return cls.byol_first().model_copy(update={"blur": 0.1, "solarize": 0.2})
 
     def __call__(self, images: Tensor, size: int, generator: torch.Generator) -> Tensor:
-        """Views (B, 3, size, size) float32 in [0, 1] of images (B, 3, H, W), uint8 or float, on the generator's device."""
+        """Augment images (B, 3, H, W), uint8 or float, on the generator's device.
+
+        Returns views (B, 3, size, size) float32 in [0, 1].
+        """
         if images.device.type == "cpu" and len(images) > CHUNK:
-            return torch.cat([self._applied(part, size, generator) for part in images.split(CHUNK)])
-        return self._applied(images, size, generator)
+            chunks = [self._augment(chunk, size, generator) for chunk in images.split(CHUNK)]
+            return torch.cat(chunks)
+        return self._augment(images, size, generator)
 
-    def _applied(self, images: Tensor, size: int, generator: torch.Generator) -> Tensor:
-        count, device = len(images), images.device
-
-        def chance(p: float) -> Tensor:
-            return torch.rand(count, generator=generator, device=device) < p
-
-        images = to_float(images)
-        if self.crop is not None:
-            height, width = images.shape[-2:]
-            boxes = crop_boxes(count, height, width, self.crop, self.ratio, generator)
-            images = crop_resize(images, boxes, size, chance(self.flip) if self.flip else None)
-        else:
-            images = resize(images, size)
-            if self.padding:
-                images = pad_crop(images, self.padding, generator)
-            if self.flip:
-                images = flip(images, chance(self.flip))
-        if self.jitter is not None:
-            images = color_jitter(images, self.jitter, self.jitter_p, generator)
-        if self.gray:
-            images = grayscale(images, chance(self.gray))
-        if self.blur:
-            low, high = self.sigma
-            sigma = torch.rand(count, generator=generator, device=device) * (high - low) + low
-            images = gaussian_blur(images, sigma, max(3, size // 10 | 1), chance(self.blur))
-        if self.solarize:
-            images = solarize(images, 0.5, chance(self.solarize))
+    def _augment(self, images: Tensor, size: int, generator: torch.Generator) -> Tensor:
+        images = self._change_geometry(to_float(images), size, generator)
+        images = self._change_color(images, size, generator)
         if self.cutout:
             images = cutout(images, self.cutout, generator)
         return images
+
+    def _change_geometry(self, images: Tensor, size: int, generator: torch.Generator) -> Tensor:
+        """Crop, resize and mirror."""
+        if self.crop is not None:
+            height, width = images.shape[-2:]
+            boxes = crop_boxes(len(images), height, width, self.crop, self.ratio, generator)
+            flipped = _draw_mask(images, self.flip, generator) if self.flip else None
+            return crop_resize(images, boxes, size, flipped)
+        images = resize(images, size)
+        if self.padding:
+            images = pad_crop(images, self.padding, generator)
+        if self.flip:
+            images = flip(images, _draw_mask(images, self.flip, generator))
+        return images
+
+    def _change_color(self, images: Tensor, size: int, generator: torch.Generator) -> Tensor:
+        """Jitter, convert to gray, blur and solarize."""
+        if self.jitter is not None:
+            images = color_jitter(images, self.jitter, self.jitter_p, generator)
+        if self.gray:
+            images = grayscale(images, _draw_mask(images, self.gray, generator))
+        if self.blur:
+            low, high = self.sigma
+            uniform = torch.rand(len(images), generator=generator, device=images.device)
+            sigma = uniform * (high - low) + low
+            mask = _draw_mask(images, self.blur, generator)
+            images = gaussian_blur(images, sigma, max(3, size // 10 | 1), mask)
+        if self.solarize:
+            images = solarize(images, 0.5, _draw_mask(images, self.solarize, generator))
+        return images
+
+
+def _draw_mask(images: Tensor, p: float, generator: torch.Generator) -> Tensor:
+    """Draw a mask (B,) that is true with probability `p`."""
+    return torch.rand(len(images), generator=generator, device=images.device) < p

@@ -1,10 +1,15 @@
-"""Corruptions of images that keep their label, at five severities, in the style of ImageNet-C and CIFAR-10-C.
+"""Label-preserving image corruptions at five severities, as in ImageNet-C and CIFAR-10-C.
 
-Hendrycks and Dietterich, ICLR 2019. The noises, blurs, fog, brightness, contrast and JPEG take the constants of
-CIFAR-10-C, with lengths in pixels of an image 32 wide: wider images are corrupted in proportion. Deviations: the fog
-is a sum of octaves of smooth noise where theirs is plasma, and motion blur moves the image where theirs calls
-ImageMagick. Pixelation is stronger, so that each severity is. Rotation, translation and inversion are ours, for sets whose
-shift is one of style. What comes out is rounded to whole levels, as in the sets that they published.
+Hendrycks and Dietterich, ICLR 2019 (arXiv:1903.12261). The noises, blurs, fog, brightness, contrast
+and JPEG take the constants of CIFAR-10-C; their lengths are in pixels of an image 32 wide, and
+wider images are corrupted in proportion. Values are rounded to whole levels, as in the published
+sets.
+
+Deviations:
+- Fog is a sum of octaves of smooth noise, where theirs is plasma noise.
+- Motion blur averages shifted images, where theirs calls ImageMagick.
+- Pixelation is stronger, so that each severity has an effect on small images.
+- Rotation, translation and inversion are additions, for sets whose shift is one of style.
 """
 
 from __future__ import annotations
@@ -29,29 +34,30 @@ from sslrun.errors import UserError
 from sslrun.registry import did_you_mean
 
 Corruption = Callable[[Tensor, Any, Generator], Tensor]
-"""Images (B, C, H, W) in [0, 1], a severity's constant, a generator -> images, possibly out of range."""
+"""(images (B, C, H, W) in [0, 1], severity's constant, generator) -> images, not yet clamped."""
 
 
-def corrupted(images: Tensor, name: str, severity: int, generator: Generator) -> Tensor:
-    """Images (B, C, H, W) uint8, each corrupted by draws of its own from a generator on their device.
+def corrupt(images: Tensor, name: str, severity: int, generator: Generator) -> Tensor:
+    """Corrupt images (B, C, H, W) uint8, each by draws of its own from a generator on their device.
 
-    UserError: no such corruption, or a severity that is not 1 to 5.
+    Raises:
+        UserError: There is no such corruption, or the severity is not from 1 to 5.
     """
     if name not in CORRUPTIONS:
         raise UserError(f"no such corruption: '{name}'.{did_you_mean(name, list(CORRUPTIONS))}")
     if not 1 <= severity <= 5:
-        raise UserError(f"corruption '{name}': severity {severity} is not one of 1 to 5")
-    corrupt, constants = CORRUPTIONS[name]
-    made = corrupt(to_float(images), constants[severity - 1], generator)
-    return made.clamp(0, 1).mul_(255).round_().to(torch.uint8)
+        raise UserError(f"corruption '{name}': severity {severity} should be from 1 to 5")
+    function, constants = CORRUPTIONS[name]
+    result = function(to_float(images), constants[severity - 1], generator)
+    return result.clamp(0, 1).mul_(255).round_().to(torch.uint8)
 
 
 @dataclass(frozen=True)
-class Corrupted(Examples):
-    """Images that are corrupted as they are drawn, on the device.
+class CorruptedExamples(Examples):
+    """Images that are corrupted on the device as they are drawn.
 
-    A batch's draws depend on the corruption, the severity and the batch's first place, on nothing else: whatever is
-    tested in the same batches, by whatever seed it was trained, sees the same images.
+    The draws of a batch depend only on the corruption, the severity and the first index of the
+    batch. Every run that is tested in the same batches sees the same images, whatever its seed.
     """
 
     images: Examples
@@ -73,44 +79,51 @@ class Corrupted(Examples):
     def __len__(self) -> int:
         return len(self.images)
 
-    def subset(self, indices: Tensor) -> Corrupted:
+    def subset(self, indices: Tensor) -> CorruptedExamples:
         return replace(self, images=self.images.subset(indices))
 
     def batches(self, indices: Iterable[Tensor], device: torch.device) -> Iterator[Batch]:
         generator = Generator(device)
-        places, drawn = tee(indices)
-        for place, batch in zip(places, self.images.batches(drawn, device), strict=True):
-            key = hashlib.sha256(f"{self.corruption} {self.severity} {int(place[0])}".encode()).digest()
-            generator.manual_seed(int.from_bytes(key[:8], "little") >> 1)
-            yield batch._replace(inputs=corrupted(batch.inputs, self.corruption, self.severity, generator))
+        for_seeds, for_images = tee(indices)
+        batches = self.images.batches(for_images, device)
+        for batch_indices, batch in zip(for_seeds, batches, strict=True):
+            key = f"{self.corruption} {self.severity} {int(batch_indices[0])}"
+            digest = hashlib.sha256(key.encode()).digest()
+            generator.manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+            images = corrupt(batch.inputs, self.corruption, self.severity, generator)
+            yield batch._replace(inputs=images)
 
 
 def _scale(images: Tensor) -> float:
-    """How much wider than CIFAR's the images are."""
+    """Return the width of the images in units of CIFAR's 32 pixels, at least 1."""
     return max(1.0, images.shape[-1] / 32)
 
 
 def _uniform(images: Tensor, low: float, high: float, generator: Generator) -> Tensor:
-    """(B,) one draw an image."""
+    """Draw one number per image, (B,)."""
     return low + (high - low) * torch.rand(len(images), generator=generator, device=images.device)
 
+
+# `sslrun show corruption` prints the first line of each docstring below, before the constants.
 
 # ---------------------------------------------------------------- noise
 
 
 def _gaussian_noise(images: Tensor, deviation: float, generator: Generator) -> Tensor:
-    """Of this deviation."""
-    return images + deviation * torch.randn(images.shape, generator=generator, device=images.device)
+    """Gaussian noise, by its standard deviation."""
+    noise = torch.randn(images.shape, generator=generator, device=images.device)
+    return images + deviation * noise
 
 
 def _shot_noise(images: Tensor, photons: float, generator: Generator) -> Tensor:
-    """Photons that make a white pixel."""
+    """Poisson noise, by the number of photons of a white pixel."""
     return torch.poisson(images * photons, generator=generator) / photons
 
 
 def _impulse_noise(images: Tensor, share: float, generator: Generator) -> Tensor:
-    """Share of the values that become black or white."""
-    hit, salt = torch.rand((2, *images.shape), generator=generator, device=images.device)
+    """Salt-and-pepper noise, by the share of values that become black or white."""
+    draws = torch.rand((2, *images.shape), generator=generator, device=images.device)
+    hit, salt = draws
     return torch.where(hit < share, (salt < 0.5).float(), images)
 
 
@@ -118,69 +131,75 @@ def _impulse_noise(images: Tensor, share: float, generator: Generator) -> Tensor
 
 
 def _gaussian_blur(images: Tensor, sigma: float, generator: Generator) -> Tensor:
-    """Sigma, in pixels."""
+    """Gaussian blur, by its standard deviation in pixels."""
     sigma *= _scale(images)
     kernel = min(2 * math.ceil(4 * sigma) + 1, 2 * images.shape[-1] - 1)
-    return gaussian_blur(images, torch.full((len(images),), sigma, device=images.device), kernel)
+    sigmas = torch.full((len(images),), sigma, device=images.device)
+    return gaussian_blur(images, sigmas, kernel)
 
 
 def _defocus_blur(images: Tensor, disk: tuple[float, float], generator: Generator) -> Tensor:
-    """A disk: its radius, and the sigma that its edge is smoothed with, in pixels."""
-    radius, edge = (each * _scale(images) for each in disk)
+    """Blur by a disk, by its radius and the standard deviation that smooths its edge, in pixels."""
+    radius, edge = (length * _scale(images) for length in disk)
     reach = min(math.ceil(radius) + 1, images.shape[-1] - 1)
-    at = torch.arange(-reach, reach + 1, device=images.device, dtype=torch.float32)
-    kernel = (at[:, None] ** 2 + at**2 <= radius**2).float()
-    near = torch.exp(-0.5 * (torch.arange(-1, 2, device=images.device) / edge) ** 2)
-    smooth = (near[:, None] * near / near.sum() ** 2)[None, None]
-    kernel = F.conv2d(kernel[None, None], smooth, padding=1)
-    channels = images.shape[1]
+    offsets = torch.arange(-reach, reach + 1, device=images.device, dtype=torch.float32)
+    sharp = (offsets[:, None] ** 2 + offsets**2 <= radius**2).float()
+    # Smooth the disk with a 3 x 3 Gaussian kernel.
+    gaussian = torch.exp(-0.5 * (torch.arange(-1, 2, device=images.device) / edge) ** 2)
+    smoothing = (gaussian[:, None] * gaussian / gaussian.sum() ** 2)[None, None]
+    kernel = F.conv2d(sharp[None, None], smoothing, padding=1)
+    kernel = (kernel / kernel.sum()).expand(images.shape[1], 1, -1, -1)
     padded = F.pad(images, (reach,) * 4, mode="reflect")
-    return F.conv2d(padded, (kernel / kernel.sum()).expand(channels, 1, -1, -1), groups=channels)
+    return F.conv2d(padded, kernel, groups=images.shape[1])
 
 
 def _motion_blur(images: Tensor, motion: tuple[float, float], generator: Generator) -> Tensor:
-    """How many pixels an image moves, and the sigma of how long it stays at each."""
-    radius, sigma = (each * _scale(images) for each in motion)
+    """Motion blur, by its length and the standard deviation of the weights along it, in pixels."""
+    radius, sigma = (length * _scale(images) for length in motion)
     angle = _uniform(images, -math.pi / 4, math.pi / 4, generator)
     weights = torch.exp(-0.5 * (torch.arange(round(radius) + 1) / sigma) ** 2)
-    moved = torch.zeros_like(images)
+    blurred = torch.zeros_like(images)
     for step, weight in enumerate((weights / weights.sum()).tolist()):
-        moved += weight * _moved(images, x=step * angle.cos(), y=step * angle.sin())
-    return moved
+        blurred += weight * _shift(images, x=step * angle.cos(), y=step * angle.sin())
+    return blurred
 
 
 # ---------------------------------------------------------------- weather and light
 
 
 def _fog(images: Tensor, fog: tuple[float, float], generator: Generator) -> Tensor:
-    """Its density, and by how much each octave of its structure is weaker than the coarser one before."""
+    """Fog, by its density and the factor by which each finer octave of its structure is weaker."""
     density, decay = fog
     side = images.shape[-2:]
-    field, weight, cells = torch.zeros(len(images), 1, *side, device=images.device), 1.0, 2
+    field = torch.zeros(len(images), 1, *side, device=images.device)
+    weight, cells = 1.0, 2
     while cells <= max(side):
-        noise = torch.rand((len(images), 1, cells, cells), generator=generator, device=images.device)
+        shape = (len(images), 1, cells, cells)
+        noise = torch.rand(shape, generator=generator, device=images.device)
         field += weight * F.interpolate(noise, side, mode="bilinear", align_corners=True)
         weight, cells = weight / decay, 2 * cells
-    low, high = field.amin(dim=(1, 2, 3), keepdim=True), field.amax(dim=(1, 2, 3), keepdim=True)
+    low = field.amin(dim=(1, 2, 3), keepdim=True)
+    high = field.amax(dim=(1, 2, 3), keepdim=True)
     brightest = images.amax(dim=(1, 2, 3), keepdim=True)
-    return (images + density * (field - low) / (high - low)) * brightest / (brightest + density)
+    foggy = images + density * (field - low) / (high - low)
+    return foggy * brightest / (brightest + density)
 
 
-def _brightness(images: Tensor, more: float, generator: Generator) -> Tensor:
-    """What HSV's value is raised by: the brightest channel, the others in proportion."""
+def _brightness(images: Tensor, increase: float, generator: Generator) -> Tensor:
+    """Brightness, by the increase of the brightest channel; the others follow in proportion."""
     value = images.amax(dim=1, keepdim=True)
-    raised = (value + more).clamp(max=1)
+    raised = (value + increase).clamp(max=1)
     return torch.where(value > 0, images * raised / value.clamp(min=1e-6), raised)
 
 
 def _contrast(images: Tensor, factor: float, generator: Generator) -> Tensor:
-    """Of the image's own, around its mean."""
+    """Lower contrast, by the factor on the distance from the image's mean."""
     mean = images.mean(dim=(2, 3), keepdim=True)
     return (images - mean) * factor + mean
 
 
 def _inversion(images: Tensor, share: float, generator: Generator) -> Tensor:
-    """How much of the way to the negative, which is at 1."""
+    """Inversion, by the share of the way to the negative."""
     return images + share * (1 - 2 * images)
 
 
@@ -188,15 +207,18 @@ def _inversion(images: Tensor, share: float, generator: Generator) -> Tensor:
 
 
 def _pixelate(images: Tensor, share: float, generator: Generator) -> Tensor:
-    """Side of what the image is reduced to and enlarged from, as a share."""
+    """Pixelation, by the share of its side that the image is reduced to before it is enlarged."""
     side = images.shape[-2:]
-    small = F.interpolate(images, [max(1, int(each * share / _scale(images) ** 0.5)) for each in side], mode="area")
+    scale = _scale(images) ** 0.5
+    small_side = [max(1, int(length * share / scale)) for length in side]
+    small = F.interpolate(images, small_side, mode="area")
     return F.interpolate(small, side, mode="nearest-exact")
 
 
 def _jpeg(images: Tensor, quality: int, generator: Generator) -> Tensor:
-    """Quality of the file that it goes through, image by image."""
-    from torchvision.transforms.functional import pil_to_tensor, to_pil_image  # takes longer than all of sslrun's
+    """JPEG compression, by its quality."""
+    # Imported here, because it takes longer than importing all of sslrun.
+    from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
     decoded = []
     for image in (images * 255).round().to(torch.uint8).cpu():
@@ -210,28 +232,30 @@ def _jpeg(images: Tensor, quality: int, generator: Generator) -> Tensor:
 
 
 def _rotation(images: Tensor, degrees: float, generator: Generator) -> Tensor:
-    """Degrees, counter-clockwise or clockwise, the border's pixels repeated beyond it."""
+    """Rotation to either side, by its degrees; the border is repeated beyond it."""
     angle = math.radians(degrees) * torch.sign(_uniform(images, -1, 1, generator))
     cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
-    return _resampled(images, torch.stack([cos, -sin, zero, sin, cos, zero], dim=1).view(-1, 2, 3))
+    matrices = torch.stack([cos, -sin, zero, sin, cos, zero], dim=1).view(-1, 2, 3)
+    return _transform(images, matrices)
 
 
 def _translation(images: Tensor, share: float, generator: Generator) -> Tensor:
-    """Share of the side, in any direction."""
-    angle, by = _uniform(images, 0, 2 * math.pi, generator), share * images.shape[-1]
-    return _moved(images, by * angle.cos(), by * angle.sin())
+    """Translation in a random direction, by the share of the side; the border is repeated."""
+    angle = _uniform(images, 0, 2 * math.pi, generator)
+    distance = share * images.shape[-1]
+    return _shift(images, distance * angle.cos(), distance * angle.sin())
 
 
-def _moved(images: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """Each image by its own `x` and `y` (B,), in pixels."""
+def _shift(images: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """Shift each image by its own `x` and `y` (B,), in pixels."""
     one, zero = torch.ones_like(x), torch.zeros_like(x)
-    width, height = images.shape[-1], images.shape[-2]
-    return _resampled(
-        images, torch.stack([one, zero, -2 * x / width, zero, one, -2 * y / height], dim=1).view(-1, 2, 3)
-    )
+    height, width = images.shape[-2:]
+    rows = [one, zero, -2 * x / width, zero, one, -2 * y / height]
+    return _transform(images, torch.stack(rows, dim=1).view(-1, 2, 3))
 
 
-def _resampled(images: Tensor, matrices: Tensor) -> Tensor:
+def _transform(images: Tensor, matrices: Tensor) -> Tensor:
+    """Apply an affine map (2, 3) per image; it takes output to input positions in [-1, 1]."""
     grid = F.affine_grid(matrices, list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
 
@@ -252,4 +276,4 @@ CORRUPTIONS: dict[str, tuple[Corruption, tuple[Any, ...]]] = {
     "translation": (_translation, (1 / 16, 1 / 8, 3 / 16, 1 / 4, 5 / 16)),
     "inversion": (_inversion, (0.2, 0.4, 0.6, 0.8, 1.0)),
 }
-"""Name -> what does it, its docstring saying what its constant is, and that constant at each severity."""
+"""Name -> (function, constant at each severity); the docstring explains the constant."""

@@ -1,4 +1,4 @@
-"""Images: decoded once into one uint8 tensor that is kept on disk, or, where that would be too large, streamed."""
+"""Decode images once into a uint8 tensor that is cached on disk, or stream a large set."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from sslrun.data.cache import cache_root, digest_of, locked, unwritable
-from sslrun.data.examples import Batch, Examples, TensorExamples
+from sslrun.data.cache import cache_error, cache_root, digest_of, locked
+from sslrun.data.examples import Batch, Examples, ProgressCallback, TensorExamples
 from sslrun.data.specs import ImageSpec
 from sslrun.errors import UserError
 from sslrun.files import replacing
 
 MAX_TENSOR_BYTES = 8 * 2**30
-"""A split that would take more than this as one uint8 tensor is streamed instead."""
+"""A split that takes more bytes than this as one uint8 tensor is streamed instead."""
 
 CACHE_FORMAT = 1
-"""Part of every cache key; raised when decoding changes."""
+"""Part of every cache key. Raise it when decoding changes."""
 
-Progress = Callable[[str, int, int], None]
-"""Told, now and then, what is being read, how many images of it are done, and how many there are."""
+CHUNK = 256
+"""Images that a decoding thread takes at a time."""
 
 log = logging.getLogger(__name__)
 
@@ -40,23 +40,23 @@ log = logging.getLogger(__name__)
 # ---------------------------------------------------------------- encoded images
 
 
-class Encoded(Protocol):
-    """Images as they are stored: JPEG, PNG, or whatever else Pillow reads. Picklable, for decoding workers."""
+class EncodedImages(Protocol):
+    """Images as they are stored, in a format that Pillow reads. Picklable, for decoding workers."""
 
     def __len__(self) -> int: ...
 
     def read(self, index: int) -> bytes: ...
 
     def name(self, index: int) -> str:
-        """What an error calls the image."""
+        """Return the name of the image in messages."""
 
     def files(self) -> Sequence[str | None]:
-        """What each image's file is or was called, with or without its folder; None where nobody wrote it down."""
+        """Return each image's file name, with or without its folder; None if unknown."""
 
 
 @dataclass(frozen=True)
 class EncodedFiles:
-    """Images in files."""
+    """Encoded images in files."""
 
     paths: Sequence[str]
 
@@ -75,30 +75,30 @@ class EncodedFiles:
 
 @dataclass(frozen=True)
 class EncodedSubset:
-    """EncodedSubset of the images of others."""
+    """The encoded images at some indices of others."""
 
-    images: Encoded
-    chosen: Sequence[int]
+    images: EncodedImages
+    indices: Sequence[int]
 
     def __len__(self) -> int:
-        return len(self.chosen)
+        return len(self.indices)
 
     def read(self, index: int) -> bytes:
-        return self.images.read(self.chosen[index])
+        return self.images.read(self.indices[index])
 
     def name(self, index: int) -> str:
-        return self.images.name(self.chosen[index])
+        return self.images.name(self.indices[index])
 
     def files(self) -> Sequence[str | None]:
-        every = self.images.files()
-        return [every[index] for index in self.chosen]
+        files = self.images.files()
+        return [files[index] for index in self.indices]
 
 
 @dataclass(frozen=True)
 class EncodedSplit:
-    """A split before it is decoded."""
+    """A split before its images are decoded."""
 
-    images: Encoded
+    images: EncodedImages
     labels: Tensor | None
     """(N,) int64."""
     classes: tuple[str, ...]
@@ -109,36 +109,42 @@ class EncodedSplit:
 
 @dataclass(frozen=True)
 class Decoder:
-    """Makes every image of a split one square of a given side.
+    """Decode every image of a split to a square of one size.
 
-    The shorter side is resized to `size` (bilinear, antialiased) and the centre cropped, as is customary for ImageNet.
-    Orientation tags are applied; grey, palette, CMYK and transparent images become RGB.
+    The shorter side is resized to `size` (bilinear, antialiased) and the center is cropped, as is
+    usual for ImageNet. EXIF orientation is applied. Gray, palette, CMYK and transparent images
+    become RGB.
     """
 
     size: int
     resize: bool = True
-    """False: an image that isn't size x size already is an error, since nobody said what to make of it."""
+    """If False, an image that is not size x size is an error, because the user gave no size."""
     squash: bool = False
-    """Both sides are resized to `size`, and nothing is cropped."""
+    """Resize both sides to `size` and crop nothing."""
 
-    def __call__(self, images: Encoded, index: int) -> np.ndarray:
-        """(size, size, 3) uint8. UserError: it can't be decoded, or has another size and may not be resized."""
-        with _readable(images, index) as image:
+    def __call__(self, images: EncodedImages, index: int) -> np.ndarray:
+        """Return the image as (size, size, 3) uint8.
+
+        Raises:
+            UserError: It cannot be decoded, or has another size and must not be resized.
+        """
+        with _open_image(images, index) as image:
             if not self.resize and image.size != (self.size, self.size):
                 width, height = image.size
                 raise UserError(
-                    f"{images.name(index)}: is {width}x{height}, and others are {self.size}x{self.size}: "
-                    f"say at which side to store them, as in size: {self.size}"
+                    f"{images.name(index)}: is {width}x{height}, but others are "
+                    f"{self.size}x{self.size}: give the side to store them at, as in "
+                    f"size: {self.size}"
                 )
-            return np.asarray(self._square(image))
+            return np.asarray(self._make_square(image))
 
-    def _square(self, image: Any) -> Any:
+    def _make_square(self, image: Any) -> Any:
         from PIL import Image, ImageOps
 
-        # Decodes large JPEGs at a half, a quarter or an eighth, never below twice the side.
+        # Decode a large JPEG at 1/2, 1/4 or 1/8 scale, but never below twice the final side.
         image.draft("RGB", (2 * self.size, 2 * self.size))
         ImageOps.exif_transpose(image, in_place=True)
-        image = _rgb(image)
+        image = _to_rgb(image)
         if image.size != (self.size, self.size):
             scale = self.size / min(image.size)
             sides = (0, 0) if self.squash else image.size
@@ -150,12 +156,16 @@ class Decoder:
 
 
 class UnreadableError(UserError):
-    """An image that can't be decoded."""
+    """An image that cannot be decoded."""
 
 
 @contextmanager
-def _readable(images: Encoded, index: int) -> Iterator[Any]:
-    """The opened image. UnreadableError: it, or what is done with it inside, fails as a damaged file does."""
+def _open_image(images: EncodedImages, index: int) -> Iterator[Any]:
+    """Open an image with Pillow.
+
+    Raises:
+        UnreadableError: Opening it, or the `with` body, fails as for a damaged file.
+    """
     from PIL import Image, UnidentifiedImageError
 
     try:
@@ -166,12 +176,12 @@ def _readable(images: Encoded, index: int) -> Iterator[Any]:
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         reason = "not an image" if isinstance(error, UnidentifiedImageError) else str(error)
         raise UnreadableError(
-            f"{images.name(index)}: can't be decoded ({reason}): mend or remove it, or give skip_corrupt: true"
+            f"{images.name(index)}: cannot be decoded ({reason}): repair or remove it, or give skip_corrupt: true"
         ) from None
 
 
-def _rgb(image: Any) -> Any:
-    """As RGB, whatever the mode; 16-bit grey keeps its high byte."""
+def _to_rgb(image: Any) -> Any:
+    """Convert an image of any mode to RGB; 16-bit gray keeps its high byte."""
     from PIL import Image
 
     if image.mode.startswith("I"):
@@ -181,11 +191,15 @@ def _rgb(image: Any) -> Any:
     return image.convert("RGB")
 
 
-def own_side(images: Encoded, skip_corrupt: bool = False) -> int:
-    """The side of the first image, or of the first sound one. UserError: it isn't square, so that one must be given."""
+def native_side(images: EncodedImages, skip_corrupt: bool = False) -> int:
+    """Return the side of the first image; with `skip_corrupt`, of the first that can be decoded.
+
+    Raises:
+        UserError: It is not square, so that a size must be given; or no image can be decoded.
+    """
     for index in range(len(images)):
         try:
-            with _readable(images, index) as image:
+            with _open_image(images, index) as image:
                 width, height = image.size
         except UnreadableError:
             if not skip_corrupt:
@@ -193,50 +207,63 @@ def own_side(images: Encoded, skip_corrupt: bool = False) -> int:
             continue
         if width != height:
             raise UserError(
-                f"{images.name(index)}: is {width}x{height}, not square: say at which side to store the images, "
-                f"as in size: {1 << (min(width, height).bit_length() - 1)}"
+                f"{images.name(index)}: is {width}x{height}, not square: give the side to store "
+                f"the images at, as in size: {1 << (min(width, height).bit_length() - 1)}"
             )
         return width
-    raise UserError(f"{images.name(0)}: can't be decoded, nor can any other of the {len(images)} images")
+    raise UserError(f"{images.name(0)}: cannot be decoded, and neither can any other of the {len(images)} images")
 
 
 def from_arrays(arrays: np.ndarray, size: int | None = None) -> Tensor:
-    """Images (N, H, W), (N, H, W, 1) or (N, H, W, 3) uint8 as (N, 3, size, size) uint8; size None: as they are.
+    """Convert images (N, H, W), (N, H, W, 1) or (N, H, W, 3) uint8 to (N, 3, size, size) uint8.
 
-    UserError: another type or shape, or not square without a size to be made square by.
+    If `size` is None, the images keep their size.
+
+    Raises:
+        UserError: The type or shape is another, or the images are not square and `size` is None.
     """
-    if arrays.dtype != np.uint8 or arrays.ndim not in (3, 4) or (arrays.ndim == 4 and arrays.shape[3] not in (1, 3)):
-        raise UserError(
-            f"images are {arrays.dtype} {arrays.shape}: they should be uint8 of shape (N, H, W), or (N, H, W, 3)"
-        )
-    images = torch.from_numpy(arrays.reshape(*arrays.shape[:3], -1)).permute(0, 3, 1, 2)
+    shape = arrays.shape
+    is_image = arrays.ndim == 3 or (arrays.ndim == 4 and shape[3] in (1, 3))
+    if arrays.dtype != np.uint8 or not is_image:
+        raise UserError(f"images are {arrays.dtype} {shape}: they should be uint8 of shape (N, H, W) or (N, H, W, 3)")
+    images = torch.from_numpy(arrays.reshape(*shape[:3], -1)).permute(0, 3, 1, 2)
     height, width = images.shape[2:]
     if size is None and height != width:
-        raise UserError(f"images are {width}x{height}, not square: say at which side to store them, as in size: 32")
+        raise UserError(f"images are {width}x{height}, not square: give the side to store them at, as in size: 32")
     if size is not None and (height, width) != (size, size):
-        scale = size / min(height, width)
-        sides = [max(size, round(side * scale)) for side in (height, width)]
-        top, left = ((side - size) // 2 for side in sides)
-        resized = [
-            F.interpolate(part.float(), sides, mode="bilinear", antialias=True).round().clamp(0, 255).byte()
-            for part in images.split(4096)
-        ]
-        images = torch.cat(resized)[:, :, top : top + size, left : left + size]
+        images = _resize_arrays(images, size)
     return images.expand(-1, 3, -1, -1).contiguous()
 
 
-# ---------------------------------------------------------------- in memory, kept on disk
+def _resize_arrays(images: Tensor, size: int) -> Tensor:
+    """Resize the shorter side of images (N, C, H, W) uint8 to `size`, and crop the center."""
+    height, width = images.shape[2:]
+    scale = size / min(height, width)
+    sides = [max(size, round(side * scale)) for side in (height, width)]
+    top, left = ((side - size) // 2 for side in sides)
+    resized = []
+    for chunk in images.split(4096):
+        floats = F.interpolate(chunk.float(), sides, mode="bilinear", antialias=True)
+        resized.append(floats.round().clamp(0, 255).byte())
+    return torch.cat(resized)[:, :, top : top + size, left : left + size]
 
 
-def workers() -> int:
-    """How many threads or processes decode: SSLRUN_WORKERS, or one a core that this process may use, 16 at most."""
-    given = os.environ.get("SSLRUN_WORKERS")
-    if given is None:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+# ---------------------------------------------------------------- in memory, cached on disk
+
+
+def worker_count() -> int:
+    """Return the number of threads or processes that decode images.
+
+    It is SSLRUN_WORKERS, or one per core that this process may use, at most 16.
+    """
+    setting = os.environ.get("SSLRUN_WORKERS")
+    if setting is None:
+        has_affinity = hasattr(os, "sched_getaffinity")
+        cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
         return max(1, min(16, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
-    if not given.isdecimal():
-        raise UserError(f"SSLRUN_WORKERS={given}: should be a number of decoding workers, as in SSLRUN_WORKERS=4")
-    return int(given)
+    if not setting.isdecimal():
+        raise UserError(f"SSLRUN_WORKERS={setting}: should be a number of decoding workers, as in SSLRUN_WORKERS=4")
+    return int(setting)
 
 
 def load_images(
@@ -245,146 +272,172 @@ def load_images(
     open_split: Callable[[], EncodedSplit],
     size: int | None,
     skip_corrupt: bool = False,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
     squash: bool = False,
 ) -> TensorExamples | StreamedImages:
-    """A split as `TensorExamples`, from the cache where it is there; or streamed, where it would be too large.
+    """Load a split as `TensorExamples`, from the cache if possible; or stream a large one.
 
-    `identity` (JSON values): what determines what `open_split` returns; with the other arguments it is the cache's
-    key. `size`: the side to store; None: the images' own, if they are equal squares. `squash`: see `Decoder`. A damaged cache entry is made
-    anew. UserError: an image that can't be decoded, unless `skip_corrupt`; images of different sizes without `size`;
-    a cache that can't be written.
+    `identity` holds the JSON values that determine what `open_split` returns. With the other
+    arguments it is the key of the cache. `size` is the side to store; None keeps the images' own,
+    if they are equal squares. For `squash` see `Decoder`. A damaged cache entry is replaced.
+
+    Raises:
+        UserError: An image cannot be decoded (unless `skip_corrupt`), images differ in size without
+            `size`, or the cache cannot be written.
     """
     key = {"format": CACHE_FORMAT, "size": size, "skip_corrupt": skip_corrupt, **identity}
     key |= {"squash": True} if squash else {}
     path = cache_root() / "images" / f"{name.replace('/', '--')}-{digest_of(key)}.safetensors"
-    if kept := _kept(path, name):
-        return kept
+    if cached := _load_cached(path, name):
+        return cached
     split = open_split()
-    decoder = Decoder(
-        own_side(split.images, skip_corrupt) if size is None else size, resize=size is not None, squash=squash
-    )
+    side = native_side(split.images, skip_corrupt) if size is None else size
+    decoder = Decoder(side, resize=size is not None, squash=squash)
     if len(split.images) * 3 * decoder.size**2 > MAX_TENSOR_BYTES:
         examples = StreamedImages(split.images, split.labels, split.classes, decoder)
-        return examples.subset(_sound(split.images, decoder, path, name, progress)) if skip_corrupt else examples
+        if not skip_corrupt:
+            return examples
+        return examples.subset(_find_decodable(split.images, decoder, path, name, progress))
     with locked(path):
-        if kept := _kept(path, name):  # by another process, meanwhile
-            return kept
-        pixels, sound = _decoded(split.images, decoder, skip_corrupt, name, progress)
-        labels = {} if split.labels is None else {"labels": split.labels[sound]}
-        about = {"classes": json.dumps(split.classes), "found": str(len(split.images))}
-        _write(path, {"images": pixels if sound.all() else pixels[sound], **labels}, about)
-    kept = _kept(path, name)
-    if kept is None:
-        raise UserError(f"{path}: was written, but can't be read back: is the disk sound? Set SSLRUN_CACHE to another")
-    return kept
+        if cached := _load_cached(path, name):  # another process was first
+            return cached
+        pixels, decodable = _decode_all(split.images, decoder, skip_corrupt, name, progress)
+        labels = {} if split.labels is None else {"labels": split.labels[decodable]}
+        metadata = {"classes": json.dumps(split.classes), "found": str(len(split.images))}
+        images = pixels if decodable.all() else pixels[decodable]
+        _write_cache(path, {"images": images, **labels}, metadata)
+    cached = _load_cached(path, name)
+    if cached is None:
+        raise UserError(
+            f"{path}: was written, but cannot be read back: check the disk, or set SSLRUN_CACHE to another folder"
+        )
+    return cached
 
 
-def _kept(path: Path, name: str) -> TensorExamples | None:
-    """What lies in the cache, memory-mapped; None where nothing does, or nothing sound."""
-    found = _read(path)
-    if found is None:
+def _load_cached(path: Path, name: str) -> TensorExamples | None:
+    """Return the cached split, memory-mapped; None if it is missing or damaged."""
+    content = _read_cache(path)
+    if content is None:
         return None
-    tensors, about = found
+    tensors, metadata = content
     try:
         images, labels = tensors["images"], tensors.get("labels")
-        classes = tuple(json.loads(about["classes"]))
-        _warn_skipped(name, int(about["found"]) - len(images))
+        classes = tuple(json.loads(metadata["classes"]))
+        _warn_skipped(name, int(metadata["found"]) - len(images))
     except (KeyError, ValueError):
         return None
     return TensorExamples(images, labels, classes, ImageSpec(images.shape[-1]))
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]] | None:
-    """A cache file's tensors and its metadata; None: missing, cut short or not of this format."""
+def _read_cache(path: Path) -> tuple[dict[str, Tensor], dict[str, str]] | None:
+    """Return the tensors and the metadata of a cache file; None if it is missing or damaged."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            return tensors, file.metadata() or {}
     except (SafetensorError, OSError):
         return None
 
 
-def _write(path: Path, tensors: dict[str, Tensor], about: dict[str, str]) -> None:
-    """Write a cache file so that `path` is at every moment nothing, or whole."""
+def _write_cache(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write a cache file atomically."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     try:
         with replacing(path) as temporary:
-            save_file(tensors, temporary, about)
+            save_file(tensors, temporary, metadata)
     except (OSError, SafetensorError) as error:
-        raise unwritable(path.parent, error) from None
+        raise cache_error(path.parent, error) from None
 
 
-def _decoded(
-    images: Encoded, decoder: Decoder, skip_corrupt: bool, name: str, progress: Progress | None
+def _decode_all(
+    images: EncodedImages,
+    decoder: Decoder,
+    skip_corrupt: bool,
+    name: str,
+    progress: ProgressCallback | None,
 ) -> tuple[Tensor, Tensor]:
-    """All images (N, 3, size, size), and which of them (N,) are sound; the others are left black."""
-    pixels = torch.zeros(len(images), 3, decoder.size, decoder.size, dtype=torch.uint8)
+    """Return all images (N, 3, size, size) uint8 and which of them (N,) could be decoded.
 
+    An image that could not be decoded is black.
+    """
+    pixels = torch.zeros(len(images), 3, decoder.size, decoder.size, dtype=torch.uint8)
     rows = pixels.numpy()
 
-    def keep(index: int, image: np.ndarray) -> None:
+    def store(index: int, image: np.ndarray) -> None:
         rows[index] = image.transpose(2, 0, 1)
 
-    return pixels, _each(images, decoder, keep, skip_corrupt, name, progress)
+    return pixels, _decode_each(images, decoder, store, skip_corrupt, name, progress)
 
 
-def _each(
-    images: Encoded,
+def _decode_each(
+    images: EncodedImages,
     decoder: Decoder,
     use: Callable[[int, np.ndarray], None],
     skip_corrupt: bool,
     name: str,
-    progress: Progress | None,
+    progress: ProgressCallback | None,
 ) -> Tensor:
-    """Call `use` with every image, from many threads; returns which could be decoded (N,) bool.
+    """Call `use(index, image)` with every image, from several threads.
 
-    UserError: one can't be, and is not to be skipped, or none can be.
+    Returns which images could be decoded, (N,) bool.
+
+    Raises:
+        UserError: An image cannot be decoded and must not be skipped, or none can be decoded.
     """
-    sound = torch.ones(len(images), dtype=torch.bool)
+    decodable = torch.ones(len(images), dtype=torch.bool)
 
-    def some(part: range) -> None:
-        for index in part:
+    def decode(chunk: range) -> None:
+        for index in chunk:
             try:
                 use(index, decoder(images, index))
             except UnreadableError:
                 if not skip_corrupt:
                     raise
-                sound[index] = False
+                decodable[index] = False
 
-    parts = [range(start, min(start + 256, len(images))) for start in range(0, len(images), 256)]
-    with ThreadPoolExecutor(max(1, workers())) as pool:  # Pillow decodes and resizes outside the interpreter's lock
+    starts = range(0, len(images), CHUNK)
+    chunks = [range(start, min(start + CHUNK, len(images))) for start in starts]
+    # Threads suffice, because Pillow releases the interpreter's lock while it decodes and resizes.
+    with ThreadPoolExecutor(max(1, worker_count())) as executor:
         try:
-            for part, _ in zip(parts, pool.map(some, parts), strict=True):
+            for chunk, _ in zip(chunks, executor.map(decode, chunks), strict=True):
                 if progress:
-                    progress(name, part.stop, len(images))
+                    progress(name, chunk.stop, len(images))
         except BaseException:
-            pool.shutdown(cancel_futures=True)
+            executor.shutdown(cancel_futures=True)
             raise
-    if not sound.any():
+    if not decodable.any():
         raise UserError(f"{name}: none of its {len(images)} images can be decoded; the first is {images.name(0)}")
-    return sound
+    return decodable
 
 
-def _sound(images: Encoded, decoder: Decoder, path: Path, name: str, progress: Progress | None) -> Tensor:
-    """Indices of the images that can be decoded: each is tried once, and the outcome kept at `path`."""
+def _find_decodable(
+    images: EncodedImages,
+    decoder: Decoder,
+    path: Path,
+    name: str,
+    progress: ProgressCallback | None,
+) -> Tensor:
+    """Return the indices of the images that can be decoded, and cache them at `path`."""
     with locked(path):
-        found = _read(path)
-        if found is None or "sound" not in found[0]:
-            sound = _each(images, decoder, lambda index, image: None, True, name, progress).nonzero()[:, 0]
-            _write(path, {"sound": sound}, {})
+        content = _read_cache(path)
+        if content is None or "sound" not in content[0]:
+            decodable = _decode_each(images, decoder, lambda *_: None, True, name, progress)
+            indices = decodable.nonzero()[:, 0]
+            _write_cache(path, {"sound": indices}, {})
         else:
-            sound = found[0]["sound"]
-    _warn_skipped(name, len(images) - len(sound))
-    return sound
+            indices = content[0]["sound"]
+    _warn_skipped(name, len(images) - len(indices))
+    return indices
 
 
 def _warn_skipped(name: str, count: int) -> None:
     if count:
-        log.warning("%s: skipped %d images that can't be decoded", name, count)
+        log.warning("%s: skipped %d images that cannot be decoded", name, count)
 
 
 # ---------------------------------------------------------------- streamed
@@ -392,73 +445,77 @@ def _warn_skipped(name: str, count: int) -> None:
 
 @dataclass(frozen=True)
 class StreamedImages(Examples):
-    """A set too large for memory: worker processes read and decode each batch as it is asked for.
+    """A set that is too large for memory: worker processes read and decode each batch on request.
 
-    Batches come in the order of their indices whatever the number of workers, and starting late in that order costs
-    nothing. Images are stored squares, as in `TensorExamples`; augmentation stays on the device.
+    Batches come in the order of their indices for any number of workers, and starting late in that
+    order costs nothing. Images are stored squares, as in `TensorExamples`; augmentation stays on
+    the device.
     """
 
-    images: Encoded
+    images: EncodedImages
     labels: Tensor | None
     classes: tuple[str, ...]
     decoder: Decoder
-    chosen: Tensor | None = None
-    """(M,) which of `images` belong to this set; None: all."""
+    indices: Tensor | None = None
+    """(M,) int64: which of `images` belong to this set; None: all."""
 
     @property
     def spec(self) -> ImageSpec:  # type: ignore[override]
         return ImageSpec(self.decoder.size)
 
     def __len__(self) -> int:
-        return len(self.images) if self.chosen is None else len(self.chosen)
+        return len(self.images) if self.indices is None else len(self.indices)
 
     def subset(self, indices: Tensor) -> StreamedImages:
-        labels = self.labels if self.labels is None else self.labels[indices]
-        return replace(self, labels=labels, chosen=indices if self.chosen is None else self.chosen[indices])
+        labels = None if self.labels is None else self.labels[indices]
+        kept = indices if self.indices is None else self.indices[indices]
+        return replace(self, labels=labels, indices=kept)
 
     def batches(self, indices: Iterable[Tensor], device: torch.device) -> Iterator[Batch]:
-        count = workers()
         loader = DataLoader(
-            _Decoding(self),
-            batch_sampler=_Lists(indices),
-            collate_fn=_as_it_is,
-            num_workers=count,
+            _BatchDecoder(self),
+            batch_sampler=_IndexLists(indices),
+            collate_fn=_identity,
+            num_workers=worker_count(),
             pin_memory=device.type == "cuda",
-            generator=torch.Generator(),  # else the loader draws from the global one
+            generator=torch.Generator(),  # otherwise the loader draws from the global generator
         )
-        for images, places in loader:
+        for images, positions in loader:
             if isinstance(images, str):
                 raise UserError(images)
-            yield Batch(images, None if self.labels is None else self.labels[places]).to(device)
+            labels = None if self.labels is None else self.labels[positions]
+            yield Batch(images, labels).to(device)
 
 
-class _Lists:
+class _IndexLists:
     """Index tensors as the lists that a DataLoader draws batches by."""
 
     def __init__(self, indices: Iterable[Tensor]) -> None:
         self.indices = indices
 
     def __iter__(self) -> Iterator[list[int]]:
-        return (each.tolist() for each in self.indices)
+        return (batch.tolist() for batch in self.indices)
 
 
-class _Decoding(Dataset[Any]):
-    """In a worker: the images and the places of a batch; in place of the images a user's mistake, in words."""
+class _BatchDecoder(Dataset[Any]):
+    """Decode a batch in a worker: (images or an error message, positions)."""
 
     def __init__(self, examples: StreamedImages) -> None:
         self.examples = examples
 
-    def __getitems__(self, places: list[int]) -> tuple[Tensor | str, Tensor]:
-        images, chosen, decoder = self.examples.images, self.examples.chosen, self.examples.decoder
-        pixels = torch.empty(len(places), decoder.size, decoder.size, 3, dtype=torch.uint8)
-        where = torch.tensor(places, dtype=torch.int64)
-        for row, index in zip(pixels.numpy(), places if chosen is None else chosen[where].tolist(), strict=True):
+    def __getitems__(self, positions: list[int]) -> tuple[Tensor | str, Tensor]:
+        images, decoder = self.examples.images, self.examples.decoder
+        pixels = torch.empty(len(positions), decoder.size, decoder.size, 3, dtype=torch.uint8)
+        batch = torch.tensor(positions, dtype=torch.int64)
+        if self.examples.indices is not None:
+            positions = self.examples.indices[batch].tolist()
+        for row, index in zip(pixels.numpy(), positions, strict=True):
             try:
                 row[:] = decoder(images, index)
-            except UserError as error:  # raised in a worker it would reach the user with the worker's traceback
-                return str(error), where
-        return pixels.permute(0, 3, 1, 2).contiguous(), where
+            except UserError as error:  # raised here, it would carry the traceback of the worker
+                return str(error), batch
+        return pixels.permute(0, 3, 1, 2).contiguous(), batch
 
 
-def _as_it_is(batch: Any) -> Any:
+def _identity(batch: Any) -> Any:
     return batch

@@ -1,13 +1,12 @@
-"""The Visual Task Adaptation Benchmark with a thousand examples a task: VTAB-1k (Zhai et al. 2019)."""
+"""VTAB-1k, the Visual Task Adaptation Benchmark with 1,000 examples per task (Zhai et al. 2019,
+arXiv:1910.04867)."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from pydantic import Field
@@ -16,24 +15,36 @@ from sslrun.data.examples import Examples
 from sslrun.data.image.images import EncodedSplit, EncodedSubset, load_images
 from sslrun.data.image.sources import ImageOptions, ImageSource
 from sslrun.data.source import sources
-from sslrun.data.stores import Hub, HubStore, Split, Store, local_store
+from sslrun.data.stores import (
+    Hub,
+    HubStore,
+    Split,
+    Store,
+    explain_download,
+    find_local_folder,
+    local_store,
+)
 from sslrun.errors import UserError
 
-Set = Literal[
+VtabSet = Literal[
     "caltech101", "cifar100", "dtd", "flowers", "pets", "sun397", "svhn",
     "pcam", "eurosat", "resisc45", "diabetic_retinopathy",
     "clevr_count_all", "clevr_closest_object_distance", "dmlab", "kitti_closest_vehicle_distance",
-    "dsprites_label_x_position", "dsprites_label_orientation", "smallnorb_label_azimuth", "smallnorb_label_elevation",
+    "dsprites_label_x_position", "dsprites_label_orientation", "smallnorb_label_azimuth",
+    "smallnorb_label_elevation",
 ]  # fmt: skip
-"""Natural, specialised, structured."""
+"""The natural sets, the specialized ones, and the structured ones."""
 EXAMPLES, VAL = 1000, 200
-"""To learn from, and how many of them choose hyper-parameters."""
+"""Number of examples to learn from, and how many of them select hyperparameters."""
 TRAIN_AND_TEST: Mapping[Split, str] = {"train": "train", "test": "test"}
 
 
-def hub(name: str) -> tuple[Hub, str]:
-    """Where a set lies, and the column of its labels: those of VTAB's own loaders, as CLIP benchmark published them; that
-    has no training images of SUN397."""
+def hub_location(name: str) -> tuple[Hub, str]:
+    """Return where a set is on the hub, and its column of labels.
+
+    The labels are those of VTAB's own loaders, as CLIP benchmark published them. SUN397 is from
+    another repository, because CLIP benchmark has no training images of it.
+    """
     if name == "sun397":
         return Hub("dpdl-benchmark/sun397", TRAIN_AND_TEST), "label"
     return Hub(f"clip-benchmark/wds_vtab-{name}", TRAIN_AND_TEST), "cls"
@@ -41,20 +52,20 @@ def hub(name: str) -> tuple[Hub, str]:
 
 @sources.register("vtab")
 class Vtab(ImageSource):
-    """One of VTAB's nineteen sets: 800 images to train on, 200 to choose by, and the whole test split.
+    """One of VTAB's 19 sets: 800 images to train on, 200 to select by, the whole test split.
 
-    They are drawn from the training split at random, always the same ones, whatever their classes; VTAB's own are the
-    first 800 of its training split and the first 200 of its validation split. Images are resized to a square, as
-    there, and not cropped.
+    Images are resized to a square and not cropped, as in VTAB. Deviation: the 1,000 are drawn from
+    the training split at random, always the same ones, whatever their classes; VTAB takes the first
+    800 of its training split and the first 200 of its validation split.
     """
 
     class Options(ImageOptions):
-        set: Set
-        """Which of them."""
+        set: VtabSet
+        """Name of the set."""
         size: int = Field(224, ge=4, le=1024)
         """Side of the stored square images, in pixels."""
 
-    suite = ("VTAB", len(get_args(Set)))
+    suite = ("VTAB", len(get_args(VtabSet)))
 
     @property
     def title(self) -> str:
@@ -66,12 +77,12 @@ class Vtab(ImageSource):
 
     @cached_property
     def store(self) -> Store:
-        for folder in self._folders(self.options.set):
-            if folder.is_dir():
-                return local_store(folder)
-        remedy = f"Put it at data/vtab/{self.options.set}, or set SSLRUN_DATA; see `sslrun show data vtab`"
-        place, label = hub(self.options.set)
-        return HubStore(self.title, place, remedy, label=label)
+        path = f"vtab/{self.options.set}"
+        folder = find_local_folder(path)
+        if folder is not None:
+            return local_store(folder)
+        hub, label = hub_location(self.options.set)
+        return HubStore(self.title, hub, explain_download(path, "vtab"), label=label)
 
     def load(self, split: Split) -> Examples:
         stored: Split = "test" if split == "test" else "train"
@@ -80,7 +91,7 @@ class Vtab(ImageSource):
         return load_images(
             f"{self.title}-{split}",
             {"split": split, "vtab": [EXAMPLES, VAL], **self.store.identity(stored)},
-            lambda: self._chosen(split, self.store.open(stored)),
+            lambda: self._select(split, self.store.open(stored)),
             self.options.size,
             self.options.skip_corrupt,
             self.progress,
@@ -88,22 +99,20 @@ class Vtab(ImageSource):
         )
 
     @staticmethod
-    def _chosen(split: Split, whole: EncodedSplit) -> EncodedSplit:
+    def _select(split: Split, whole: EncodedSplit) -> EncodedSplit:
+        """Return the images of `split` among the 1,000 drawn; the whole test split."""
         if split == "test":
             return whole
-        every = torch.randperm(len(whole.images), generator=torch.Generator().manual_seed(0))[:EXAMPLES]
-        val = len(every) * VAL // EXAMPLES
-        chosen = every[:val] if split == "val" else every[val:]
-        labels = None if whole.labels is None else whole.labels[chosen]
-        return replace(whole, images=EncodedSubset(whole.images, chosen.tolist()), labels=labels)
-
-    @staticmethod
-    def _folders(name: str) -> list[Path]:
-        roots = [os.environ.get("SSLRUN_DATA"), "data"]
-        return [Path(root).expanduser() / "vtab" / name for root in roots if root]
+        generator = torch.Generator().manual_seed(0)
+        drawn = torch.randperm(len(whole.images), generator=generator)[:EXAMPLES]
+        val_count = len(drawn) * VAL // EXAMPLES
+        selected = drawn[:val_count] if split == "val" else drawn[val_count:]
+        labels = None if whole.labels is None else whole.labels[selected]
+        images = EncodedSubset(whole.images, selected.tolist())
+        return replace(whole, images=images, labels=labels)
 
     @classmethod
-    def side(cls) -> int | None:
+    def expected_side(cls) -> int | None:
         return 224
 
     @classmethod
@@ -112,15 +121,19 @@ class Vtab(ImageSource):
 
     @classmethod
     def describe(cls) -> dict[str, str]:
-        where: dict[str, Any] = {
-            name: next((f"found at {each}" for each in cls._folders(name) if each.is_dir()), None)
-            or f"https://huggingface.co/datasets/{hub(name)[0].repository}"
-            for name in get_args(Set)
-        }
+        names = get_args(VtabSet)
+        places = "; ".join(f"{name}: {_describe_place(name)}" for name in names)
         return {
-            "sets": ", ".join(where),
+            "sets": ", ".join(names),
             "splits": f"train {EXAMPLES - VAL}, val {VAL}, test as in VTAB",
             "homepage": "https://google-research.github.io/task_adaptation",
-            "looked for": "SSLRUN_DATA/vtab/<set>, data/vtab/<set>, then on the hub: "
-            + "; ".join(f"{name}: {place}" for name, place in where.items()),
+            "searched": f"SSLRUN_DATA/vtab/<set>, data/vtab/<set>, then the hub: {places}",
         }
+
+
+def _describe_place(name: str) -> str:
+    """Say where a set is found: its local folder, or else its page on the hub."""
+    folder = find_local_folder(f"vtab/{name}")
+    if folder is not None:
+        return f"found at {folder}"
+    return f"https://huggingface.co/datasets/{hub_location(name)[0].repository}"

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -17,7 +15,16 @@ from sslrun.data.cache import cache_root, digest_of, locked
 from sslrun.data.examples import Batch
 from sslrun.data.source import Source, sources
 from sslrun.data.specs import InputSpec, TextSpec
-from sslrun.data.stores import FileStore, Hub, HubStore, Split, TableStore
+from sslrun.data.stores import (
+    FileStore,
+    Hub,
+    HubStore,
+    Split,
+    TableStore,
+    describe_local_folders,
+    explain_download,
+    find_local_folder,
+)
 from sslrun.data.text.sequences import Tokens
 from sslrun.data.text.tokenizer import (
     Tokenizer,
@@ -54,16 +61,19 @@ class TextSource(Source):
         return TextSpec(load_tokenizer_for(self.options.tokenizer, self), self.options.length)
 
     @classmethod
-    def shared_with(cls, data: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    def inherit_options(cls, data: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
         """Take the length and the tokenizer of `data`.
 
         A backbone that was trained on one vocabulary cannot read the ids of another.
         """
-        tokenizer = {**data["tokenizer"], **(given.get("tokenizer") or {})}
+        tokenizer = {**data["tokenizer"], **(options.get("tokenizer") or {})}
         if not any(tokenizer[key] for key in ("file", "hub", "corpus")):
-            separate = ("tokenizer", "length")
-            tokenizer["corpus"] = {key: data[key] for key in data if key not in separate}
-        return {"length": given.get("length", data["length"]), "tokenizer": tokenizer}
+            own = {key: value for key, value in data.items() if key != "name"}
+            parsed = sources[data["name"]].Options.model_validate(own)
+            # Only what differs from the defaults: a run's hash covers no defaults.
+            corpus = parsed.non_defaults(exclude={"tokenizer", "length"})
+            tokenizer["corpus"] = {"name": data["name"], **corpus}
+        return {"length": options.get("length", data["length"]), "tokenizer": tokenizer}
 
     def sketch(self, count: int) -> tuple[InputSpec, Batch]:
         length, vocab = self.options.length, self.options.tokenizer.vocab
@@ -103,9 +113,7 @@ def _build_corpus(settings: Mapping[str, Any]) -> TextSource:
     """Build the data set that a tokenizer is trained on, from its name and options."""
     name = settings.get("name")
     if name is None:
-        raise UserError(
-            "data.tokenizer.corpus: has no name; name a text data set, as in {name: world}"
-        )
+        raise UserError("data.tokenizer.corpus: has no name; name a text data set, as in {name: world}")
     cls: Any = sources[str(name)]
     if not issubclass(cls.gives, TextSpec):
         raise UserError(f"data.tokenizer.corpus: '{name}' is {cls.gives.kind} data, not text")
@@ -211,36 +219,20 @@ class PublishedText(TableText):
 
     @cached_property
     def store(self) -> TableStore:
-        for folder in _local_folders(self.name):
-            if folder.is_dir():
-                return FileStore(folder, self.card.label)
-        remedy = (
-            f"Put it at data/{self.name}, or set SSLRUN_DATA; see `sslrun show data {self.name}`"
-        )
+        folder = find_local_folder(self.name)
+        if folder is not None:
+            return FileStore(folder, self.card.label)
+        remedy = explain_download(self.name, self.name)
         if self.card.hub is None:
-            raise UserError(
-                f"{self.name}: not on this machine, and the hub has no readable copy. {remedy}"
-            )
+            raise UserError(f"{self.name}: not on this machine, and the hub has no readable copy. {remedy}")
         return HubStore(self.name, self.card.hub, remedy, label=self.card.label)
 
     @classmethod
     def describe(cls) -> dict[str, str]:
-        hub = (
-            f"https://huggingface.co/datasets/{cls.card.hub.repository}"
-            if cls.card.hub
-            else "not there"
-        )
-        places = ", ".join(
-            f"{'found' if folder.is_dir() else 'not found'} at {folder}"
-            for folder in _local_folders(cls.name)
-        )
-        return {"hub": hub, "searched": f"{places}; then the hub"}
-
-
-def _local_folders(name: str) -> list[Path]:
-    """List the folders on this machine that may hold a published set."""
-    roots = (os.environ.get("SSLRUN_DATA"), "data")
-    return [Path(root).expanduser() / name for root in roots if root]
+        hub = "not there"
+        if cls.card.hub:
+            hub = f"https://huggingface.co/datasets/{cls.card.hub.repository}"
+        return {"hub": hub, "searched": f"{describe_local_folders(cls.name)}; then the hub"}
 
 
 def register_published(kind: type[PublishedText], cards: Mapping[str, TextCard]) -> None:

@@ -38,24 +38,27 @@ class Line(NamedTuple):
     columns: list[str]
 
 
-@sources.register("conll")
-class Conll(TagSource):
+@sources.register("conll-files")
+class ConllTags(TagSource):
     """Your own tagged words in CoNLL files: one word and its tag per line.
 
-    A blank line separates sentences. Columns are separated by tabs or, in lines without a tab, by spaces. Lines that begin with
-    -DOCSTART- are skipped.
+    <path> is a .conll, .txt or .tsv file in UTF-8, or a folder with train.conll (or another of
+    these endings), and optionally files of the splits val and test. A blank line separates
+    sentences. Columns are separated by tabs or, in lines without a tab, by spaces. Lines that begin
+    with -DOCSTART- are skipped. Without a test split, the validation split serves as one; without
+    either, one is carved from train.
     """
 
     class Options(TextOptions):
         path: Path
-        """A .conll, .txt or .tsv file, or a folder with such files: train, and optionally val, test."""
-        words: Column = "first"
+        """A .conll, .txt or .tsv file, or a folder with such a file for each split."""
+        word_column: Column = "first"
         """Column of the words: first, last, or its number, counted from 1."""
-        tags: Column = "last"
+        tag_column: Column = "last"
         """Column of the tags: first, last, or its number, counted from 1. Entities are tagged as
         B-PER, I-PER and O; other tags, such as parts of speech, are scored word by word."""
 
-    options: Conll.Options
+    options: ConllTags.Options
 
     @property
     def title(self) -> str:
@@ -74,7 +77,7 @@ class Conll(TagSource):
     @cached_property
     def _sentences(self) -> dict[Split, tuple[list[list[str]], list[list[str]]]]:
         """Words and tags of each split."""
-        words, tags = self.options.words, self.options.tags
+        words, tags = self.options.word_column, self.options.tag_column
         return {split: read_conll(file, words, tags) for split, file in self._files.items()}
 
     @cached_property
@@ -92,8 +95,7 @@ class Conll(TagSource):
             present = [file for file in candidates if file.is_file()]
             if len(present) > 1:
                 raise UserError(
-                    f"{path}: both {present[0].name} and {present[1].name} are the {split} split; "
-                    "remove one of them"
+                    f"{path}: both {present[0].name} and {present[1].name} are the {split} split; remove one of them"
                 )
             if present:
                 files[split] = present[0]
@@ -104,9 +106,7 @@ class Conll(TagSource):
         return files
 
 
-def read_conll(
-    file: Path, words: Column = "first", tags: Column = "last"
-) -> tuple[list[list[str]], list[list[str]]]:
+def read_conll(file: Path, words: Column = "first", tags: Column = "last") -> tuple[list[list[str]], list[list[str]]]:
     """Read the words and the tags of each sentence.
 
     Raises:
@@ -125,12 +125,12 @@ def read_conll(
                     f"above have {count}; every line should hold a word and its tag"
                 )
         place = f"{file}:{sentence[0].number}"
-        word_column = _column_index(words, "words", count, place)
-        tag_column = _column_index(tags, "tags", count, place)
+        word_column = _column_index(words, "word_column", count, place)
+        tag_column = _column_index(tags, "tag_column", count, place)
         if word_column == tag_column:
             raise UserError(
                 f"{place}: words and tags are both read from column {word_column + 1} of {count}; "
-                "choose two columns with the options words and tags"
+                "choose two columns with word_column and tag_column"
             )
         for line in sentence:
             if not (line.columns[word_column] and line.columns[tag_column]):
@@ -157,7 +157,7 @@ def _column_index(column: Column, option: str, count: int, place: str) -> int:
     if column == "last":
         return count - 1
     if column > count:
-        raise UserError(f"{place}: has {_count_columns(count)}, but {option} is column {column}")
+        raise UserError(f"{place}: has {_count_columns(count)}, but {option} is {column}")
     return column - 1
 
 

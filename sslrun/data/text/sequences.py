@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sslrun.data.cache import locked
-from sslrun.data.examples import Batch, Examples, sent
+from sslrun.data.examples import Batch, Examples, to_device
 from sslrun.data.specs import TextSpec
 from sslrun.errors import UserError
 from sslrun.files import replacing
@@ -69,7 +69,7 @@ class Tokens(NamedTuple):
         return self._replace(documents=self.documents * mask, padded=True)
 
     def to(self, device: torch.device) -> Tokens:
-        return self.map(lambda tensor: sent(tensor, device))
+        return self.map(lambda tensor: to_device(tensor, device))
 
     def numel(self) -> int:
         """Return the number of tokens, padding included."""
@@ -168,9 +168,9 @@ class Sequences(Examples):
         device = self.tokens.device
         lengths = _count_tokens(ranges)
         longest, padded = int(lengths.max()), bool(lengths.min() < lengths.max())
-        a, a_end, b, b_end = (column[:, None] for column in sent(ranges, device).unbind(1))
+        a, a_end, b, b_end = (column[:, None] for column in to_device(ranges, device).unbind(1))
         a_length, b_length = a_end - a, b_end - b
-        total = sent(lengths, device)[:, None]
+        total = to_device(lengths, device)[:, None]
         position = torch.arange(longest, device=device)
         a_start, b_start = 1, 2 + a_length
         in_a = (position >= a_start) & (position < a_start + a_length)
@@ -298,9 +298,7 @@ class Documents(Examples):
         counts = torch.zeros(self.spec.vocab, dtype=torch.int64)
         for part in self.chosen.split(16):  # few: each may have a million tokens
             starts, ends = (bound.tolist() for bound in self._spans(part))
-            text = torch.cat(
-                [self.tokens[start:end] for start, end in zip(starts, ends, strict=True)]
-            )
+            text = torch.cat([self.tokens[start:end] for start, end in zip(starts, ends, strict=True)])
             counts += text.bincount(minlength=self.spec.vocab)
         return counts
 
@@ -383,10 +381,7 @@ class Documents(Examples):
         if buffer:
             yield np.frombuffer(buffer, np.int64).reshape(-1, 5)
         elif is_empty:
-            raise UserError(
-                "the corpus holds no sentences; write one per line, and a blank line between "
-                "documents"
-            )
+            raise UserError("the corpus holds no sentences; write one per line, and a blank line between documents")
 
     def pack(self, dupes: int = 1) -> Packed:
         """Cut the concatenation of all documents into full sequences.
@@ -428,9 +423,7 @@ class _PairBuilder:
             if end - start > 1:
                 cut = start + 1 + int(self.draw.integers(end - start - 1))
             a = (int(self.sentences[start]), int(self.sentences[cut]))
-            is_random = self.random_share > 0 and (
-                cut == end or self.draw.random() < self.random_share
-            )
+            is_random = self.random_share > 0 and (cut == end or self.draw.random() < self.random_share)
             if is_random:
                 b = self._draw_second(document, max(1, target - (a[1] - a[0])))
                 end = cut
@@ -501,9 +494,7 @@ class Packed(Examples):
         starts = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
         width, total = corpus.spec.length - 1, int(starts[-1])
         shifts = [width * dupe // dupes for dupe in range(dupes)]
-        places = torch.cat(
-            [torch.arange(shift, max(shift, total - width + 1), width) for shift in shifts]
-        )
+        places = torch.cat([torch.arange(shift, max(shift, total - width + 1), width) for shift in shifts])
         if len(places) == 0:
             raise UserError(
                 f"the corpus holds {total} tokens, less than one sequence of {corpus.spec.length}; "
@@ -539,7 +530,7 @@ class Packed(Examples):
         """
         text, tokenizer = self.corpus.tokens, self.spec.tokenizer
         steps = torch.arange(self.spec.length - 1, device=text.device)
-        position = sent(places, text.device)[:, None] + steps
+        position = to_device(places, text.device)[:, None] + steps
         document = torch.searchsorted(self.starts, position, right=True) - 1
         begins = self.begins[document]
         is_separator = position + 1 == self.starts[document + 1]

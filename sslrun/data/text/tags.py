@@ -94,9 +94,7 @@ class TagSource(TextSource):
             )
         unknown = {tag for sentence in tags for tag in sentence}.difference(self.tags)
         if unknown:
-            raise UserError(
-                f"{self.title}: split '{split}' has the tag '{min(unknown)}', which train lacks"
-            )
+            raise UserError(f"{self.title}: split '{split}' has the tag '{min(unknown)}', which train lacks")
 
     def _encode(self, words: list[list[str]]) -> list[EncodedSentence]:
         """Encode sentences so that every word has at least one piece.
@@ -105,8 +103,7 @@ class TagSource(TextSource):
         """
         encoded = self.spec.tokenizer.encode_words(words)
         lost = [
-            set(range(len(sentence))).difference(owners)
-            for sentence, (_, owners) in zip(words, encoded, strict=True)
+            set(range(len(sentence))).difference(owners) for sentence, (_, owners) in zip(words, encoded, strict=True)
         ]
         if not any(lost):
             return encoded
@@ -164,7 +161,7 @@ class TableTags(TableText, TagSource):
                 raise UserError(
                     f"{self.title}: split '{split}', row {number}: column '{column}' should hold "
                     "lists with one entry per word; for files with one word per line, use the data "
-                    "set conll"
+                    "set conll-files"
                 )
 
 
@@ -201,7 +198,7 @@ register_published(PublishedTags, TAGS)
 class OwnTags(TableTags):
     """Your own tagged words: a JSON or parquet file with two columns of lists, or a folder of them.
 
-    For files with one word and its tag per line, use `conll`.
+    For files with one word and its tag per line, use `conll-files`.
     """
 
     class Options(TextOptions):
@@ -217,9 +214,7 @@ class OwnTags(TableTags):
     def store(self) -> TableStore:
         path = self.options.path
         if path.is_file() and path.suffix in (".conll", ".txt"):
-            raise UserError(
-                f"{path}: is not a table; for files with one word per line, use the data set conll"
-            )
+            raise UserError(f"{path}: is not a table; for files with one word per line, use the data set conll-files")
         return FileStore(path)
 
     @property

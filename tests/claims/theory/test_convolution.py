@@ -18,6 +18,7 @@ from sslrun.claims.theory.convolution import (
     tokens,
     weights,
 )
+from sslrun.results.formats import to_markdown
 
 EXACT = 1e-13
 """Rounding of a sum of some dozens of products of order 1 to 10."""
@@ -100,7 +101,7 @@ def test_one_pixel_has_no_room_for_a_place_in_the_houses_attention():
 
 def test_the_table_has_a_row_for_each_alpha():
     made = table(alphas=(1, 40, math.inf), seeds=(0, 1))
-    assert [row for row, _ in made.rows] == ["alpha 1", "alpha 40", "hard attention"]
-    assert "e-1" in made.to_markdown()
+    assert [row.name for row in made.rows] == ["alpha 1", "alpha 40", "hard attention"]
+    assert "e-1" in to_markdown(made)
     x, weight, _ = random_case()
     assert bound(x, weight, 2, "replicate") > bound(x, weight, 3, "replicate")

@@ -10,6 +10,9 @@ from sslrun.claims.theory import distortion
 from sslrun.claims.theory.distortion import Network, Problem, flow, learn, plot, probe, table
 from sslrun.claims.verdict import Inequality
 from sslrun.errors import UserError
+from sslrun.metric import Metric
+from sslrun.results.address import Column, Row
+from sslrun.results.formats import to_markdown
 
 
 def problem(noise=0.0, seed=0, **sizes):
@@ -117,15 +120,15 @@ def test_the_bound_is_the_theorems_formula():
 
 def test_the_table_tells_the_papers_story():
     made = table(seeds=range(3), noise={"good": 0.1}, dimensions=30, features=4, span=12, examples=24)
-    assert [row[1] for row in made.rows] == ["LP", "FT", "LP-FT"]
-    ood, identical = ("", "OOD error"), ("", "ID error")
-    worse = Inequality((("good", "FT"), ood), (("good", "LP"), ood))
+    assert [row.protocol for row in made.rows] == ["LP", "FT", "LP-FT"]
+    ood, identical = (Column(metric=Metric(name)) for name in ("OOD error", "ID error"))
+    worse = Inequality((Row("good", "FT"), ood), (Row("good", "LP"), ood))
     assert all(
         made.cells[worse.greater].values[seed] > made.cells[worse.lesser].values[seed] for seed in ("0", "1", "2")
     )
-    assert made.cells[("good", "LP"), identical].mean > 1e3 * made.cells[("good", "FT"), identical].mean
-    assert made.cells[("good", "LP-FT"), ood].mean < made.cells[("good", "LP"), ood].mean
-    assert "conserves, drifted by at most" in made.to_markdown()
+    assert made.cells[Row("good", "LP"), identical].mean > 1e3 * made.cells[Row("good", "FT"), identical].mean
+    assert made.cells[Row("good", "LP-FT"), ood].mean < made.cells[Row("good", "LP"), ood].mean
+    assert "conserves, drifted by at most" in to_markdown(made)
 
 
 def test_a_flow_that_never_arrives_says_so(monkeypatch):

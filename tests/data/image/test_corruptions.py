@@ -7,7 +7,7 @@ import torch
 import torchvision.transforms.functional as TF
 
 from sslrun.data.examples import TensorExamples
-from sslrun.data.image.corruptions import CORRUPTIONS, Corrupted, corrupted
+from sslrun.data.image.corruptions import CORRUPTIONS, CorruptedExamples, corrupt
 from sslrun.data.specs import ImageSpec
 from sslrun.errors import UserError
 
@@ -25,7 +25,7 @@ def images():
 
 
 def made_of(images, name, severity, seed=0):
-    return corrupted(images, name, severity, torch.Generator().manual_seed(seed))
+    return corrupt(images, name, severity, torch.Generator().manual_seed(seed))
 
 
 def distance(a, b):
@@ -52,14 +52,14 @@ def test_the_same_arguments_give_the_same_bits_and_small_images_are_fine(images,
 def test_examples_are_corrupted_as_they_are_drawn_each_by_its_own_draws_and_every_time_alike():
     same = torch.full((40, 3, 8, 8), 128, dtype=torch.uint8)
     plain = TensorExamples(same, torch.arange(40) % 2, ("a", "b"), ImageSpec(8))
-    shifted = Corrupted(plain, "gaussian-noise", 5)
+    shifted = CorruptedExamples(plain, "gaussian-noise", 5)
     places = torch.arange(40).split(16)
     first, again = (torch.cat([batch.inputs for batch in shifted.batches(places, CPU)]) for _ in range(2))
     assert torch.equal(first, again)
     assert len({each.numpy().tobytes() for each in first}) == 40  # no draw is used twice, within a batch or across
     assert first.float().std().item() == pytest.approx(25.5, rel=0.05)
     assert [batch.labels.tolist() for batch in shifted.batches(places[:1], CPU)] == [plain.labels[:16].tolist()]
-    weaker = next(Corrupted(plain, "gaussian-noise", 1).batches(places, CPU)).inputs
+    weaker = next(CorruptedExamples(plain, "gaussian-noise", 1).batches(places, CPU)).inputs
     assert 0 < weaker.float().std() < first.float().std() / 2
     assert plain.inputs.float().std() == 0
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from sslrun.data.examples import TensorExamples
 from sslrun.data.image import images as module
-from sslrun.data.image.images import Decoder, EncodedSplit, StreamedImages, from_arrays, load_images, own_side
+from sslrun.data.image.images import Decoder, EncodedSplit, StreamedImages, from_arrays, load_images, native_side
 from sslrun.errors import UserError
 
 CPU = torch.device("cpu")
@@ -149,7 +149,7 @@ def test_unequal_sizes_need_a_size():
 
 def test_first_image_that_is_not_square_needs_a_size():
     with pytest.raises(UserError, match=r"image 0: is 20x9, not square.*as in size: 8"):
-        own_side(Memory([encoded(Image.fromarray(noise(9, 20, 3)))]))
+        native_side(Memory([encoded(Image.fromarray(noise(9, 20, 3)))]))
 
 
 def test_damaged_image_is_named_or_skipped(caplog):
@@ -158,7 +158,7 @@ def test_damaged_image_is_named_or_skipped(caplog):
     jpeg = encoded(Image.fromarray(noise(64, 64, 3)), "JPEG")
     damaged = Memory([None, contents[1], contents[2][:60], contents[3], jpeg[: len(jpeg) // 2]])
     labels = torch.tensor([0, 1, 0, 1, 0])
-    with pytest.raises(UserError, match=r"image 0: can't be decoded \(not an image\).*skip_corrupt: true"):
+    with pytest.raises(UserError, match=r"image 0: cannot be decoded \(not an image\).*skip_corrupt: true"):
         load(damaged, labels, size=8)
     for _ in range(2):  # decoded, and then from the cache
         caplog.clear()
@@ -166,13 +166,13 @@ def test_damaged_image_is_named_or_skipped(caplog):
             kept = load(damaged, labels, size=8, skip_corrupt=True)
         assert kept.labels.tolist() == [1, 1]
         assert (kept.inputs.permute(0, 2, 3, 1).numpy() == pixels[[1, 3]]).all()
-        assert [record.message for record in caplog.records] == ["set-train: skipped 3 images that can't be decoded"]
+        assert [record.message for record in caplog.records] == ["set-train: skipped 3 images that cannot be decoded"]
 
 
 def test_only_damaged_images_are_an_error():
     with pytest.raises(UserError, match=r"set-train: none of its 2 images can be decoded"):
         load(Memory([None, None]), size=8, skip_corrupt=True)
-    with pytest.raises(UserError, match=r"nor can any other of the 2 images"):
+    with pytest.raises(UserError, match=r"neither can any other of the 2 images"):
         load(Memory([None, None]), skip_corrupt=True)
 
 
@@ -224,7 +224,7 @@ def test_failed_decoding_leaves_nothing_behind(cache):
 def test_unwritable_cache_names_the_remedy(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("SSLRUN_CACHE", str(tmp_path / "file"))
-    with pytest.raises(UserError, match=r"can't be written.*set SSLRUN_CACHE"):
+    with pytest.raises(UserError, match=r"cannot be written.*set SSLRUN_CACHE"):
         load(memory(coloured(2)))
 
 
@@ -246,14 +246,14 @@ def test_progress_counts_to_the_end():
 
 def test_workers_follow_the_environment(monkeypatch):
     monkeypatch.setenv("SSLRUN_WORKERS", "3")
-    assert module.workers() == 3
+    assert module.worker_count() == 3
     monkeypatch.setenv("SSLRUN_WORKERS", "many")
     with pytest.raises(UserError, match=r"SSLRUN_WORKERS=many"):
-        module.workers()
+        module.worker_count()
     monkeypatch.delenv("SSLRUN_WORKERS")
     monkeypatch.setattr(module.os, "sched_getaffinity", lambda process: range(8), raising=False)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    assert module.workers() == 2
+    assert module.worker_count() == 2
 
 
 # ---------------------------------------------------------------- streaming
@@ -309,7 +309,7 @@ def test_damaged_image_in_a_stream_is_told_in_one_line(monkeypatch):
     streamed = load(Memory(contents))
     with pytest.raises(UserError) as error:
         list(streamed.batches([torch.arange(10)], CPU))
-    assert str(error.value).startswith("image 7: can't be decoded")
+    assert str(error.value).startswith("image 7: cannot be decoded")
     assert "\n" not in str(error.value)
 
 

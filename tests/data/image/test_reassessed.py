@@ -14,6 +14,7 @@ from sslrun.data.source import sources
 from sslrun.errors import UserError
 from sslrun.recipe import Sweep, parse
 from sslrun.recipe.places import Located
+from sslrun.results.address import Column, Labels, Row
 from sslrun.results.compare import compare
 from sslrun.results.published import published
 from sslrun.stages import bench
@@ -86,9 +87,7 @@ def test_tables_keep_the_files_names(place):
             datasets.Dataset.from_dict(rows, classes).to_parquet(str(folder / f"{split}.parquet"))
     assert load("test", place / "real.json").labels.tolist() == [[1, 1], [2, 0]]
     os.environ["SSLRUN_DATA"] = str(place / "others")
-    with pytest.raises(
-        UserError, match=r"not called ILSVRC2012_val_00000001.JPEG and so on: get them with their names"
-    ):
+    with pytest.raises(UserError, match=r"not named ILSVRC2012_val_00000001.JPEG and so on: get them with their names"):
         load("test", place / "real.json")
 
 
@@ -97,7 +96,7 @@ def test_tables_keep_the_files_names(place):
     [
         (None, "no such file; it is real.json of github.com/google-research/reassessed-imagenet"),
         ("[1, 2]", "should be a list of lists of labels"),
-        ("{", "can't be read"),
+        ("{", "cannot be read"),
         ("[[0], [7]]", r"image 2 has \[7\]: should be classes, from 0 to 2"),
     ],
 )
@@ -122,8 +121,8 @@ def test_the_vit_tables_second_row_is_from_the_same_run_as_the_first(place):
     table = plan.table()
     # Every label is met; which is one of ReaL's for two of the four images that have any.
     for protocol in ("probe", "knn"):
-        row = ("Ours-I21k (ViT-L/16)", protocol)
-        assert table.cells[row, ("imagenet-1k", "100 %")].mean == 100
-        assert table.cells[row, ("imagenet-1k ReaL", "100 %")].mean == 50
+        row = Row("Ours-I21k (ViT-L/16)", protocol)
+        assert table.cells[row, Column("imagenet-1k", Labels(1.0))].mean == 100
+        assert table.cells[row, Column("imagenet-1k ReaL", Labels(1.0))].mean == 50
     made = compare(table, published("vit_table2"))
     assert {pair.value for pair in made.pairs} == {85.3, 88.62}

@@ -1,4 +1,6 @@
+import csv
 import os
+import re
 import subprocess
 import sys
 import time
@@ -14,6 +16,7 @@ from pydantic import ValidationError
 
 import sslrun.hub
 from sslrun.data.image.sources import CARDS, sources
+from sslrun.data.source import explain_missing
 from sslrun.data.specs import ImageSpec
 from sslrun.data.splits import load_splits
 from sslrun.errors import UserError
@@ -117,7 +120,7 @@ def test_missing_set_without_network_fails_fast_and_says_what_to_do(monkeypatch,
         load_splits("svhn", sources["svhn"].Options()).train  # noqa: B018
     assert time.monotonic() - began < 5
     assert str(error.value) == (
-        "svhn: not on this machine and the hub can't be reached. "
+        "svhn: not on this machine and the hub cannot be reached. "
         "Put it at data/svhn, or set SSLRUN_DATA; see `sslrun show data svhn`"
     )
 
@@ -126,7 +129,7 @@ def test_cards_are_complete_and_described(monkeypatch, tmp_path):
     for name, card in CARDS.items():
         cls = sources[name]
         assert cls.gives is ImageSpec
-        assert cls.__doc__ == card.about
+        assert cls.__doc__ == card.summary
         assert card.counts.keys() == card.hub.splits.keys()
         assert {"train", "test"} <= card.hub.splits.keys()
         assert source(name).name == name
@@ -137,7 +140,7 @@ def test_cards_are_complete_and_described(monkeypatch, tmp_path):
     assert told["splits"] == "train 5,000, test 8,000, unlabeled 100,000"
     assert "stored at" not in told
     assert sources["imagenet-1k"].describe()["stored at"] == "256x256, unless size says otherwise"
-    assert told["looked for"].startswith(f"found at {tmp_path}/stl10, not found at data/stl10; then on the hub")
+    assert told["searched"].startswith(f"found at {tmp_path}/stl10, not found at data/stl10; then the hub")
 
 
 @pytest.mark.skipif("SSLRUN_DATA" not in os.environ, reason="needs SSLRUN_DATA with cifar10 in it")
@@ -202,18 +205,18 @@ def test_mistakes_about_a_hub_set(hub):
     hub["me/two"] = {"train": table(4, other=[1] * 4).add_column("kind", [0, 1, 0, 1]), "dev": table(4)}
     two = datasets.ClassLabel(names=["x", "y"])
     hub["me/two"]["train"] = hub["me/two"]["train"].cast_column("kind", two)
-    with pytest.raises(UserError, match=r"me/two: has labels in label, kind: choose, as in label: label"):
+    with pytest.raises(UserError, match=r"me/two: has labels in label, kind: choose one, as in label: label"):
         source("hub", hub="me/two").load("train")
     with pytest.raises(UserError, match=r"me/two: no column 'kinds'. Did you mean 'kind'"):
         source("hub", hub="me/two", label="kinds").load("train")
     with pytest.raises(UserError, match=r"me/two: no image column 'imag'. Did you mean 'image'"):
         source("hub", hub="me/two", label="kind", image="imag").load("train")
-    with pytest.raises(UserError, match=r"me/two: no split 'test' on the hub; there is train, dev: .*'test'"):
+    with pytest.raises(UserError, match=r"me/two: no split 'test' on the hub, only train, dev: .*'test'"):
         source("hub", hub="me/two").load("test")
     with pytest.raises(UserError, match=r"me/none: there is no data set at"):
         source("hub", hub="me/none").load("train")
     hub["me/text"] = {"train": datasets.Dataset.from_dict({"text": ["a"], "label": [0]})}
-    with pytest.raises(UserError, match=r"me/text: holds no images, with the columns text, label"):
+    with pytest.raises(UserError, match=r"me/text: holds no images in its columns \(text, label\)"):
         source("hub", hub="me/text").load("train")
     with pytest.raises(ValidationError):
         source("hub", hub="not-a-repository")
@@ -224,7 +227,7 @@ def test_gated_set_says_how_to_get_in(monkeypatch):
         raise datasets.exceptions.DatasetNotFoundError("Dataset 'x' is a gated dataset on the Hub.")
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    with pytest.raises(UserError, match=r"imagenet-1k: wants its terms accepted at https://\S+ILSVRC.*hf auth login"):
+    with pytest.raises(UserError, match=r"imagenet-1k: accept its terms at https://\S+ILSVRC.*hf auth login"):
         source("imagenet-1k").load("train")
 
 
@@ -271,7 +274,7 @@ def test_parquet_mistakes(tmp_path):
     with pytest.raises(UserError, match=r"only: has no split 'train', only test"):
         only.load("train")
     (tmp_path / "broken.parquet").write_bytes(b"PAR1 and nothing more")
-    with pytest.raises(UserError, match=r"broken.parquet: can't be read as parquet") as error:
+    with pytest.raises(UserError, match=r"broken.parquet: cannot be read as parquet") as error:
         source("parquet", path=tmp_path / "broken.parquet").load("train")
     assert "\n" not in str(error.value)
     write(tmp_path / "one", train=table(4, names=("cat",)))
@@ -284,7 +287,7 @@ def test_damaged_row_is_named_or_skipped(tmp_path):
     rows[2]["image"]["bytes"] = b"nothing"
     damaged = datasets.Dataset.from_list(rows, table(1).features)
     write(tmp_path / "set", train=damaged)
-    with pytest.raises(UserError, match=r"set train, row 2: can't be decoded.*skip_corrupt: true"):
+    with pytest.raises(UserError, match=r"set train, row 2: cannot be decoded.*skip_corrupt: true"):
         source("parquet", path=tmp_path / "set").load("train")
     kept = source("parquet", path=tmp_path / "set", skip_corrupt=True).load("train")
     assert equal(kept, pixels(4)[[0, 1, 3]])
@@ -345,7 +348,7 @@ def test_folder_mistakes(tmp_path):
         source("folder", path=tmp_path / "empty").load("train")
     image_folder(tmp_path / "pets", train=2, test=1)
     (tmp_path / "pets" / "test" / "dog").rename(tmp_path / "pets" / "test" / "elk")
-    with pytest.raises(UserError, match=r"test/elk/0.png: lies in none of the classes' folders \(cat, dog\)"):
+    with pytest.raises(UserError, match=r"test/elk/0.png: not in the folder of a class \(cat, dog\)"):
         source("folder", path=tmp_path / "pets").load("test")
     for each in (tmp_path / "pets" / "train" / "dog").iterdir():
         each.unlink()
@@ -357,8 +360,163 @@ def test_damaged_file_is_named(tmp_path):
     image_folder(tmp_path / "pets", train=2)
     damaged = tmp_path / "pets" / "train" / "dog" / "1.png"
     damaged.write_bytes(damaged.read_bytes()[:50])
-    with pytest.raises(UserError, match=f"{damaged}: can't be decoded"):
+    with pytest.raises(UserError, match=f"{damaged}: cannot be decoded"):
         source("folder", path=tmp_path / "pets").load("train")
+
+
+# ---------------------------------------------------------------- lists in CSV files
+
+
+def list_images(file, rows, seed=0):
+    """Write a CSV file of `rows`, and the images that its column of paths names."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with open(file, "w", newline="") as text:
+        csv.writer(text).writerows(rows)
+    column = rows[0].index("path")
+    for row, image in zip(rows[1:], pixels(len(rows) - 1, seed=seed), strict=True):
+        path = file.parent / row[column]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path)
+
+
+def csv_source(file, **options):
+    return source("csv-images", path=file, **options)
+
+
+PETS = [["path", "label"], ["cat/3.png", "cat"], ["dog, old/1.png", "dog"], ["cat/4.png", "cat"]]
+
+
+def test_csv_lists_images_in_its_own_folder_and_order(tmp_path):
+    list_images(tmp_path / "sets" / "photos.csv", PETS)
+    photos = csv_source(tmp_path / "sets" / "photos.csv")
+    assert photos.splits == ("train",)
+    train = photos.load("train")
+    assert equal(train, pixels(3))
+    assert train.labels.tolist() == [0, 1, 0]
+    assert train.classes == ("cat", "dog")
+
+
+def test_csv_with_a_split_column(tmp_path):
+    rows = [["split", "path", "label"]]
+    for index, split in enumerate(["train", "test", "Train", "validation", "unlabeled", "train"]):
+        label = "" if split == "unlabeled" else ["10", "9"][index % 2]
+        rows.append([split, f"{index}.png", label])
+    list_images(tmp_path / "photos.csv", rows)
+    photos = csv_source(tmp_path / "photos.csv")
+    assert photos.splits == ("train", "val", "test", "unlabeled")
+    train = photos.load("train")
+    assert equal(train, pixels(6)[[0, 2, 5]])
+    assert train.classes == ("9", "10")  # in the order of numbers
+    assert train.labels.tolist() == [1, 1, 0]
+    assert photos.load("test").labels.tolist() == [0]
+    assert equal(photos.load("val"), pixels(6)[[3]])
+    assert photos.load("unlabeled").labels is None
+    other = csv_source(tmp_path / "photos.csv", split="label", label="split")
+    with pytest.raises(UserError, match=r"photos.csv:2: split '10' should be one of train, "):
+        other.load("train")
+
+
+def test_csv_files_for_each_split_with_named_columns(tmp_path):
+    sets = tmp_path / "sets"
+    list_images(sets / "train.csv", [["breed", "path", "label"], *([str(i % 2), f"{i}.png", "x"] for i in range(4))])
+    list_images(sets / "val.csv", [["breed", "path"], ["1", "v/0.png"], ["0", "v/1.png"]], seed=1)
+    list_images(sets / "unlabeled.csv", [["path"], ["u/0.png"]], seed=2)
+    photos = csv_source(sets, label="breed")
+    assert photos.splits == ("train", "unlabeled", "test")  # validation serves as the test
+    assert photos.load("train").labels.tolist() == [0, 1, 0, 1]
+    assert photos.load("test").labels.tolist() == [1, 0]
+    assert equal(photos.load("unlabeled"), pixels(1, seed=2))
+
+
+def test_csv_without_labels_pretrains(tmp_path):
+    list_images(tmp_path / "photos.csv", [["path", "width"], *([f"{index}.png", "8"] for index in range(40))])
+    splits = load_splits("csv-images", sources["csv-images"].Options(path=tmp_path / "photos.csv"))
+    assert splits.pretrain.labels is None
+    assert splits.pretrain.classes == ()
+    assert len(splits.pretrain) + len(splits.val) + len(splits.test) == 40
+
+
+def test_csv_with_tabs_byte_order_mark_blank_lines_and_absolute_paths(tmp_path):
+    list_images(tmp_path / "images" / "photos.csv", PETS)
+    lines = [f"{tmp_path}/images/{path}\t{label}\r\n" for path, label in PETS[1:]]
+    lists = tmp_path / "lists"
+    lists.mkdir()
+    (lists / "photos.tsv").write_text("\ufeffpath\tlabel\r\n\r\n" + "".join(lines), encoding="utf-8")
+    assert equal(csv_source(lists / "photos.tsv").load("train"), pixels(3))
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "message"),
+    [
+        ("path,label\n0.png,cat\nnone/1.png,dog\n", {}, ":3: no such file none/1.png"),
+        ("path,label\n0.png,cat\n\n,dog\n", {}, ":4: the column 'path' is empty"),
+        ("path,label\n0.png,cat\n1.png\n", {}, ":3: should have 2 cells, like the header, not 1"),
+        ("path,label\n0.png,cat\n1.png,dog\n2.png,\n", {}, ":4: has no label: it should be one of cat, dog"),
+        ("path,label\n0.png,cat\n1.png,cat\n", {}, ": has only one class, 'cat': .*remove the column"),
+        ("file,label\n0.png,cat\n", {}, r":1: no column 'path'\. There is: file, label\. Name it, as in image: "),
+        ("path,lable\n0.png,cat\n", {"label": "label"}, r":1: no column 'label'\. Did you mean 'lable'\?"),
+        ("path,label\n", {}, ": lists no images: add a row for each"),
+        ("", {}, ": is empty: the first line should name the columns"),
+        ('path,label\n0.png,cat\n"1.png,dog\n', {}, ":3: cannot be read as CSV: "),
+        ("path,label,split\n0.png,cat,trian\n", {}, ":2: split 'trian' should be one of train, "),
+        (b"path,label\n\xff.png,cat\n", {}, ": cannot be read as CSV: "),
+    ],
+)
+def test_csv_mistakes_name_the_line(tmp_path, text, options, message):
+    for index, each in enumerate(pixels(3)):
+        Image.fromarray(each).save(tmp_path / f"{index}.png")
+    file = tmp_path / "photos.csv"
+    file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(UserError, match=f"^{re.escape(str(file))}{message}") as error:
+        csv_source(file, **options).load("train")
+    assert "\n" not in str(error.value)
+
+
+def test_csv_names_the_line_of_a_label_or_an_image_that_does_not_fit(tmp_path):
+    list_images(tmp_path / "train.csv", PETS)
+    list_images(tmp_path / "test.csv", [["path", "label"], ["t.png", "cat"], ["u.png", "elk"]])
+    message = r"test.csv:3: label 'elk' does not occur in train: it should be one of cat, dog"
+    with pytest.raises(UserError, match=message):
+        csv_source(tmp_path).load("test")
+    (tmp_path / "cat" / "4.png").write_bytes(b"nothing")
+    with pytest.raises(UserError, match=r"train.csv:4: cat/4.png: cannot be decoded \(not an image\)"):
+        csv_source(tmp_path).load("train")
+    kept = csv_source(tmp_path, skip_corrupt=True).load("train")
+    assert kept.labels.tolist() == [0, 1]
+
+
+def test_csv_is_checked_without_decoding_an_image(tmp_path, monkeypatch):
+    file = tmp_path / "photos.csv"
+    list_images(file, PETS)
+    options = sources["csv-images"].Options(path=file)
+    monkeypatch.setattr(Image, "open", lambda *_: pytest.fail("decoded"))
+    assert explain_missing("csv-images", options) is None
+    (tmp_path / "cat" / "3.png").unlink()
+    assert explain_missing("csv-images", options) == f"{file}:2: no such file cat/3.png"
+
+
+def test_missing_csv_file_and_folder_without_any(tmp_path):
+    with pytest.raises(UserError, match=r"none.csv: no such file; it should be a CSV file"):
+        csv_source(tmp_path / "none.csv").load("train")
+    with pytest.raises(UserError, match=r"should be a CSV file, or a folder with train.csv"):
+        csv_source(tmp_path).load("train")
+
+
+def test_csv_is_cached_until_a_label_or_an_image_changes(tmp_path, monkeypatch):
+    file = tmp_path / "photos.csv"
+    list_images(file, PETS)
+    options = sources["csv-images"].Options(path=file)
+    assert options.files() == [file, *(tmp_path / path for path, _ in PETS[1:])]
+    csv_source(file).load("train")
+    with monkeypatch.context() as patch:
+        patch.setattr(Image, "open", lambda *_: pytest.fail("decoded again"))
+        assert equal(csv_source(file).load("train"), pixels(3))
+    file.write_text(file.read_text().replace("cat/4.png,cat", "cat/4.png,dog"))
+    assert csv_source(file).load("train").labels.tolist() == [0, 1, 1]
+    Image.fromarray(pixels(1, seed=3)[0]).save(tmp_path / "cat" / "4.png")
+    assert equal(csv_source(file).load("train"), np.concatenate([pixels(3)[:2], pixels(1, seed=3)]))
+    monkeypatch.setattr("sslrun.data.image.sources.HASHED_BYTES", 1)
+    assert options.files() == [file]
 
 
 # ---------------------------------------------------------------- arrays
@@ -385,9 +543,9 @@ def test_npz_with_and_without_splits(tmp_path):
         ({"pictures": pixels(2)}, "holds pictures: should hold x_train"),
         ({"images": pixels(2).astype(float)}, "images: images are float64"),
         ({"images": pixels(2), "labels": np.array([0.0, 1.0])}, "labels: should be whole numbers from 0, not float64"),
-        ({"images": pixels(2), "labels": np.array([0, 1, 0])}, "labels: are 3 labels for 2 images"),
+        ({"images": pixels(2), "labels": np.array([0, 1, 0])}, "labels: has 3 labels for 2 images"),
         ({"images": pixels(2), "labels": np.array([0, 0])}, "labels: has only one class"),
-        ({"images": np.array([object()], dtype=object)}, "can't be read as .npz"),
+        ({"images": np.array([object()], dtype=object)}, "cannot be read as .npz"),
     ],
 )
 def test_npz_mistakes(tmp_path, arrays, message):
@@ -400,7 +558,7 @@ def test_missing_or_damaged_npz(tmp_path):
     with pytest.raises(UserError, match=r"none.npz: no such file"):
         source("npz", path=tmp_path / "none.npz").load("train")
     (tmp_path / "set.npz").write_bytes(b"PK but no archive")
-    with pytest.raises(UserError, match=r"set.npz: can't be read as .npz"):
+    with pytest.raises(UserError, match=r"set.npz: cannot be read as .npz"):
         source("npz", path=tmp_path / "set.npz").load("train")
 
 
@@ -446,5 +604,5 @@ def test_cifar101_is_read_as_its_authors_give_it(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="has no split 'train', only test"):
         source("cifar10.1").load("train")
     (folder / "cifar10.1_v6_data.npy").write_bytes(b"")
-    with pytest.raises(UserError, match="can't be read as NumPy's arrays"):
+    with pytest.raises(UserError, match="cannot be read as NumPy arrays"):
         source("cifar10.1").load("test")

@@ -12,7 +12,9 @@ from sslrun.data.splits import load_splits
 from sslrun.errors import UserError
 from sslrun.recipe import Sweep, parse
 from sslrun.recipe.places import Located
+from sslrun.results.address import Column, Labels
 from sslrun.results.compare import compare
+from sslrun.results.formats import to_markdown
 from sslrun.results.published import published
 from sslrun.stages import bench
 from sslrun.stages.context import Context
@@ -137,12 +139,12 @@ def test_a_set_that_cannot_be_had_is_an_empty_cell_with_its_reason(place, monkey
     failures, plan = sweep(place, "dtd", "kitti_closest_vehicle_distance", "svhn")
     assert len(failures) == 1
     table = plan.table()
-    columns = [task for task, _ in table.columns]
+    columns = [column.task for column in table.columns]
     assert columns == ["dtd", "svhn", "kitti_closest_vehicle_distance"]
     assert "VTAB is the mean over 19 sets, of which there are 2 here" in table.notes
     note = "empty, kitti_closest_vehicle_distance 100 %: vtab-kitti_closest_vehicle_distance: not on this machine"
     assert any(each.startswith(note) for each in table.notes)
-    assert table.to_markdown().splitlines()[4].endswith("|  |")
+    assert to_markdown(table).splitlines()[4].endswith("|  |")
     assert '"reason": "vtab-kitti' in table.to_json()
     # Once it is there it is computed, and with all of its sets the benchmark has its mean.
     make(place, "kitti_closest_vehicle_distance", 40)
@@ -155,7 +157,7 @@ def test_a_set_that_cannot_be_had_is_an_empty_cell_with_its_reason(place, monkey
     table = plan.table()
     assert not table.empty
     row = table.rows[0]
-    mean = sum(table.cells[row, (task, "100 %")].mean for task in columns) / 3
-    assert table.cells[row, ("VTAB", "100 %")].mean == pytest.approx(mean)
+    mean = sum(table.cells[row, Column(task, Labels(1.0))].mean for task in columns) / 3
+    assert table.cells[row, Column("VTAB", Labels(1.0))].mean == pytest.approx(mean)
     (pair,) = compare(table, published("vit_table2")).pairs[-1:]
-    assert (pair.published_row, pair.published_column) in {("VTAB (19 tasks)", row[0]), (row[0], "VTAB (19 tasks)")}
+    assert (pair.published_row, pair.published_column) in {("VTAB (19 tasks)", row.name), (row.name, "VTAB (19 tasks)")}

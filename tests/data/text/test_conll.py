@@ -31,7 +31,7 @@ def write(path, text):
 def source(tmp_path, path, **options):
     vocabulary = tmp_path / "vocab.txt"
     vocabulary.write_text("\n".join([*SPECIALS, "aa", "bb", "cc"]))
-    cls = sources["conll"]
+    cls = sources["conll-files"]
     return cls(cls.Options(path=path, tokenizer={"file": vocabulary}, length=16, **options))
 
 
@@ -65,7 +65,7 @@ def test_tabs_separate_columns_and_words_may_hold_spaces(tmp_path):
         ("aa O\nbb\n", {}, "train.conll:2: has 1 column, the lines above have 2"),
         ("aa O\n\nbb NN O\n", {}, "train.conll:3: has 3 columns, the lines above have 2"),
         ("\naa\n", {}, "train.conll:2: words and tags are both read from column 1 of 1"),
-        ("aa O\n", {"tags": 4}, "train.conll:1: has 2 columns, but tags is column 4"),
+        ("aa O\n", {"tag_column": 4}, "train.conll:1: has 2 columns, but tag_column is 4"),
         ("aa\tO\n\tO\n", {}, "train.conll:2: has an empty word or tag"),
         ("\n-DOCSTART- O\n", {}, "train.conll: holds no sentences"),
     ],
@@ -87,8 +87,8 @@ def test_file_of_another_encoding_is_an_error(tmp_path):
 
 @pytest.mark.parametrize("column", [0, -1, "middle"])
 def test_columns_are_counted_from_one(tmp_path, column):
-    with pytest.raises(ValueError, match="tags"):
-        source(tmp_path, tmp_path / "train.conll", tags=column)
+    with pytest.raises(ValueError, match="tag_column"):
+        source(tmp_path, tmp_path / "train.conll", tag_column=column)
 
 
 def test_folder_has_splits(tmp_path):
@@ -110,37 +110,37 @@ def test_folder_without_train_or_with_two_is_an_error(tmp_path):
     folder = tmp_path / "tagged"
     write(folder / "test.conll", "aa O\n")
     with pytest.raises(UserError, match=r"tagged: should hold a file train\{.conll,.txt,.tsv\}"):
-        source(tmp_path, folder).find()
+        source(tmp_path, folder).check_available()
     write(folder / "train.conll", "aa O\n")
     write(folder / "train.txt", "aa O\n")
-    with pytest.raises(UserError, match="both train.conll and train.txt are the train split"):
-        source(tmp_path, folder).find()
+    with pytest.raises(UserError, match=r"both train.conll and train.txt are the train split"):
+        source(tmp_path, folder).check_available()
     with pytest.raises(UserError, match="no such file or folder"):
-        source(tmp_path, tmp_path / "missing").find()
-    with pytest.raises(UserError, match="should end with one of .conll, .txt, .tsv"):
-        source(tmp_path, write(tmp_path / "train.csv", "aa,O\n")).find()
+        source(tmp_path, tmp_path / "missing").check_available()
+    with pytest.raises(UserError, match=r"should end with one of .conll, .txt, .tsv"):
+        source(tmp_path, write(tmp_path / "train.csv", "aa,O\n")).check_available()
 
 
 def test_other_sources_point_to_conll(tmp_path):
     cls = sources["words"]
     file = write(tmp_path / "train.conll", CONLL2003)
-    with pytest.raises(UserError, match="use the data set conll"):
+    with pytest.raises(UserError, match="use the data set conll-files"):
         cls(cls.Options(path=file)).load("train")
 
 
 def test_tokenizer_is_trained_on_the_words_of_train(tmp_path, monkeypatch):
     monkeypatch.setenv("SSLRUN_CACHE", str(tmp_path / "cache"))
-    cls = sources["conll"]
+    cls = sources["conll-files"]
     file = write(tmp_path / "train.conll", CONLL2003.replace("aa", "zebra"))
     data = cls(cls.Options(path=file, tokenizer={"vocab": 64}))
     assert "z" in data.spec.tokenizer.strings
-    assert data.load("train").classes == ("B-LOC", "B-PER", "I-LOC", "O")
+    assert data.load("train").classes == ("B-LOC", "B-PER", "I-LOC", "I-PER", "O")
 
 
 def test_tags_of_a_file_are_learned_and_scored(tmp_path):
     lines = ["aa B-X\nbb O\n", "bb O\ncc B-Y\n"] * 20
     file = write(tmp_path / "train.conll", "\n".join(lines))
-    splits = load_splits("conll", source(tmp_path, file).options)
+    splits = load_splits("conll-files", source(tmp_path, file).options)
     test = splits.test
     assert 0 < len(test) < 40
     task = tasks["tagging"](tasks["tagging"].Options(), test.spec, test.classes)

@@ -194,14 +194,24 @@ def test_pairs_are_kept_for_the_next_time_where_there_is_a_folder(tmp_path, monk
     expected = plain.build_pairs(2, 3)
     monkeypatch.setattr(sequences, "BUFFERED", at_once)
     found = replace(plain, folder=tmp_path)
-    made = [found.build_pairs(2, 3), found.build_pairs(2, 4), found.build_pairs(1, 3), found.subset(torch.arange(30)).build_pairs(2, 3)]
+    made = [
+        found.build_pairs(2, 3),
+        found.build_pairs(2, 4),
+        found.build_pairs(1, 3),
+        found.subset(torch.arange(30)).build_pairs(2, 3),
+    ]
     assert len([each for each in tmp_path.iterdir() if each.suffix != ".lock"]) == 4
     assert torch.equal(made[0].ranges, expected.ranges)
     assert torch.equal(plain.build_pairs(2, 3).ranges, expected.ranges)
     kept = next(each for each in tmp_path.iterdir() if each.stat().st_size == 8 * 5 * len(expected))
     assert str(kept) in Path("/proc/self/maps").read_text()
     monkeypatch.setattr(Documents, "_generate_pairs", None)
-    again = [found.build_pairs(2, 3), found.build_pairs(2, 4), found.build_pairs(1, 3), found.subset(torch.arange(30)).build_pairs(2, 3)]
+    again = [
+        found.build_pairs(2, 3),
+        found.build_pairs(2, 4),
+        found.build_pairs(1, 3),
+        found.subset(torch.arange(30)).build_pairs(2, 3),
+    ]
     for one, other in zip(made, again, strict=True):
         assert torch.equal(one.ranges, other.ranges)
         assert torch.equal(one.labels, other.labels)

@@ -173,7 +173,7 @@ def test_sentences_are_lines_or_else_found_by_punctuation(tmp_path):
         ("zero.txt", b"aa\n\0\0bb\n", r"zero.txt:2: is binary, not text"),
         ("latin.txt", "aa\ncaf\xe9\n".encode("latin-1"), r"latin.txt: is not UTF-8 text \(byte \d+\)"),
         ("rows.jsonl", b'{"body": "aa"}\n', r"rows.jsonl: no column 'text'; the columns are body"),
-        ("rows.json", b"{", r"rows.json: can't be read as json"),
+        ("rows.json", b"{", r"rows.json: cannot be read as json"),
         ("lists.jsonl", b'{"text": ["aa", "bb"]}\n', r"lists.jsonl: column 'text' holds lists, not text"),
     ],
 )
@@ -281,7 +281,7 @@ def test_a_folder_has_splits_and_a_class_of_test_must_be_one_of_train(tmp_path):
     with pytest.raises(UserError, match="split 'test', row 1: its label is no class of train"):
         source("sentences", tmp_path, path=folder).load("test")
     (folder / "train.csv").unlink()
-    with pytest.raises(UserError, match=r"set: holds dev.csv, test.csv alone, and nothing to train on"):
+    with pytest.raises(UserError, match=r"set: holds only dev.csv, test.csv, and nothing to train on"):
         source("sentences", tmp_path, path=folder).load("train")
     assert source("sentences", tmp_path, path=folder).load("test").classes == ("a", "c")  # a test set needs no other
     for name in ("dev", "test"):
@@ -312,7 +312,7 @@ def test_a_label_beyond_the_classes_that_a_file_declares_is_told(tmp_path):
         ([{"sentence": "aa", "label": None}, {"sentence": "bb", "label": "x"}], {}, "row 0: has no label"),
         ([{"sentence": "aa", "label": "x"}] * 2, {}, "has only one class, 'x'"),
         ([{"sentence": ["aa"], "label": "x"}, {"sentence": ["b"], "label": "y"}], {}, "column 'sentence' holds lists"),
-        ([{"sentence": "aa", "label": 0.5}, {"sentence": "b", "label": 1.5}], {}, "holds floats: not classes"),
+        ([{"sentence": "aa", "label": 0.5}, {"sentence": "b", "label": 1.5}], {}, "holds float values, not classes"),
         ([{"sentence": "aa", "label": "high"}], {"regression": True}, "row 0: its label is not a number: 'high'"),
         ([{"sentence": "a", "label": 1.0}, {"sentence": "b", "label": None}], {"regression": True}, "row 1: its label"),
         ([{"label": "x"}], {}, "no column 'sentence'"),

@@ -128,8 +128,8 @@ def test_mistakes_are_told(tmp_path):
         load_tokenizer(TokenizerOptions(file=tmp_path / "binary.txt"))
     for wrong, words in (
         ({"file": tmp_path / "few.txt", "hub": "me/mine"}, "not both"),
-        ({"file": tmp_path / "none.json"}, "can't be read"),
-        ({"file": tmp_path / "few.txt", "sha256": "0" * 64}, "not the file that this recipe was resolved with"),
+        ({"file": tmp_path / "none.json"}, "cannot be read"),
+        ({"file": tmp_path / "few.txt", "sha256": "0" * 64}, "has changed since this recipe was resolved"),
     ):
         with pytest.raises(ValueError, match=words):
             TokenizerOptions(**wrong)
@@ -162,7 +162,7 @@ def test_an_evaluation_takes_the_tokenizer_of_the_recipes_data(tmp_path, monkeyp
     text._train_cached.cache_clear()
     world = sources["world"].Options(documents=40, length=32, tokenizer={"vocab": 150})
     task = sources["world-sentiment"]
-    shared = task.shared_with({"name": "world", **world.model_dump(mode="json")}, {})
+    shared = task.inherit_options({"name": "world", **world.model_dump(mode="json")}, {})
     assert shared["length"] == 32
     told = task(task.Options(**shared)).spec
     assert told.tokenizer == sources["world"](world).spec.tokenizer

@@ -1,0 +1,256 @@
+"""Sphinx extension: write the reference pages from the package itself, into docs/generated.
+
+What a recipe may name comes from the registries, what it may set from the pydantic models behind
+them, and the commands from the Typer app. Nothing is copied by hand.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import describe
+import shipped
+from pydantic import BaseModel
+from sphinx.application import Sphinx
+
+PAGE_EACH = ("pretext", "backbone")
+"""Kinds with one page for each component."""
+PAGE_TOGETHER = ("data", "task", "protocol", "measurement")
+"""Kinds whose components share a page."""
+COMPONENT = "[component](#components)"
+"""The type of a key that names a component."""
+EVALUATION = """\
+If `data` is left out, the entry's name is the data set; if `task` is left out, it is the data set's own. Options of a
+protocol stand under its name, and replace the recipe's for this task."""
+SWEEP = "Besides these keys, `base` is the recipe that the rows change, or the path of one. It is required."
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    app.connect("builder-inited", lambda app: write_pages(Path(app.srcdir) / "generated"))
+    return {"version": "1", "parallel_read_safe": True}
+
+
+def write_pages(folder: Path) -> None:
+    """Write every generated page that changed, and remove those of components that are gone."""
+    pages = {f"{name}.md": page for name, page in _pages()}
+    for path in folder.rglob("*.md"):
+        if path.relative_to(folder).as_posix() not in pages:
+            path.unlink()
+    for name, page in pages.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists() or path.read_text(encoding="utf-8") != page:
+            path.write_text(page, encoding="utf-8")
+
+
+def _pages() -> Iterator[tuple[str, str]]:
+    from sslrun.recipe.schema import Named
+
+    describe.WORDS[Named] = COMPONENT
+    components = _components()
+    for kind in PAGE_EACH:
+        for name, cls in components[kind].items():
+            yield f"{kind}/{name}", _component_page(kind, name, cls)
+        yield f"{kind}-list", _linked_list(kind, components[kind])
+    for kind in PAGE_TOGETHER:
+        yield f"{kind}-reference", _sections(kind, components.get(kind, {}))
+    yield "corruptions", _corruptions()
+    yield "recipe-keys", _recipe_keys()
+    yield "nested-options", _nested_options(components)
+    yield "command-reference", _commands()
+    yield "shipped-recipes", _shipped_recipes()
+
+
+# ---------------------------------------------------------------- components
+
+
+def _components() -> dict[str, dict[str, type[Any]]]:
+    """Every registered class by kind and name."""
+    import sslrun.claims.measurements
+    import sslrun.protocols
+    import sslrun.recipe  # noqa: F401 (importing fills the registries)
+    from sslrun.registry import Registry
+
+    components: dict[str, dict[str, type[Any]]] = {}
+    for kind, registry in Registry.kinds.items():
+        components[kind] = {name: registry[name] for name in registry.in_order}
+    return components
+
+
+def _component_page(kind: str, name: str, cls: type[Any]) -> str:
+    blocks = [f"({kind}-{name})=\n# `{name}`", describe.docstring(cls), *_facts(cls)]
+    blocks += ["## Options", describe.options(cls.Options)]
+    if recipes := shipped.naming(kind, name):
+        blocks += ["## Recipes that ship", *_recipe_blocks(recipes)]
+    return _join(blocks)
+
+
+def _recipe_blocks(recipes: list[Path]) -> Iterator[str]:
+    yield "\n".join(f"- `{shipped.short_name(path)}`: {_first_sentence(path)}" for path in recipes)
+    first = recipes[0]
+    if "rows:" not in first.read_text(encoding="utf-8"):
+        yield f"`{shipped.short_name(first)}` in full:"
+        yield f"```{{literalinclude}} ../../../{first.relative_to(shipped.ROOT).as_posix()}\n:language: yaml\n```"
+
+
+def _first_sentence(path: Path) -> str:
+    first, _, _ = shipped.comment(path).replace("et al. ", "et al.\0").partition(". ")
+    return describe.text(first.replace("\0", " ").removesuffix(".") + ".") if first else ""
+
+
+def _sections(kind: str, classes: dict[str, type[Any]]) -> str:
+    blocks = []
+    for name, cls in classes.items():
+        blocks += [f"({kind}-{name})=\n## `{name}`", describe.docstring(cls), *_facts(cls)]
+        blocks.append(describe.options(cls.Options))
+    return _join(blocks)
+
+
+def _linked_list(kind: str, classes: dict[str, type[Any]]) -> str:
+    rows = [
+        (f"[`{name}`](#{kind}-{name})", _inputs(cls), describe.text(describe.summary(cls)))
+        for name, cls in classes.items()
+    ]
+    return _join([describe.table((kind, "inputs", "what it is"), rows)])
+
+
+def _facts(cls: type[Any]) -> Iterator[str]:
+    """What the class declares besides options: its inputs, capabilities, metrics."""
+    facts = []
+    if inputs := _inputs(cls):
+        facts.append(f"- Inputs: {inputs}")
+    if gives := getattr(cls, "gives", None):
+        facts.append(f"- Gives the backbone: {gives.kind}") if hasattr(cls, "reads") else None
+    if needs := getattr(cls, "needs", ()):
+        facts.append(f"- Needs a backbone with: {', '.join(needs)}")
+    if offers := getattr(cls, "offers", ()):
+        facts.append(f"- Offers: {', '.join(sorted(offers))}")
+    if (version := getattr(cls, "version", 1)) != 1:
+        facts.append(f"- Version: {version}")
+    if hasattr(cls, "describe") and hasattr(cls, "sketch"):
+        facts += [f"- {name}: {describe.text(str(value))}" for name, value in cls.describe().items()]
+    if facts:
+        yield "\n".join(facts)
+
+
+def _inputs(cls: type[Any]) -> str:
+    specs = (getattr(cls, name, None) for name in ("takes", "reads", "gives"))
+    return next((spec.kind for spec in specs if spec is not None), "")
+
+
+def _corruptions() -> str:
+    rows = [(f"`{name}`", describe.text(about)) for name, about in _show("corruption").items()]
+    return _join([describe.table(("corruption", "strength at severity 1 to 5"), rows)])
+
+
+def _show(kind: str) -> dict[str, str]:
+    """The names of a kind with a line each, as `sslrun show KIND --json` prints them."""
+    from sslrun import cli
+
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        cli.app(["show", kind, "--json"], standalone_mode=False)
+    names: dict[str, str] = json.loads(printed.getvalue())["names"]
+    return names
+
+
+# ---------------------------------------------------------------- recipes
+
+
+def _recipe_keys() -> str:
+    """The keys of recipes and sweeps, section by section."""
+    from sslrun.data.shifts import Shift
+    from sslrun.recipe import schema
+
+    sections: list[tuple[str, type[BaseModel], str]] = [
+        ("A recipe", schema.Recipe, ""),
+        ("`pretrain`", schema.Pretrain, ""),
+        ("`watch`", schema.Watch, ""),
+        ("`weights`", schema.Weights, ""),
+        ("An entry of `evaluate`", schema.Evaluation, EVALUATION),
+        ("An entry of `shifts`", Shift, ""),
+        ("A sweep", schema.Sweep, SWEEP),
+        ("`against`", schema.Against, ""),
+    ]
+    blocks = []
+    for title, model, note in sections:
+        blocks += [f"({describe.anchor(model)})=\n### {title}", describe.docstring(model)]
+        blocks += [note, describe.options(model, leave_out=("options",))]
+    return _join(blocks)
+
+
+def _nested_options(components: dict[str, dict[str, type[Any]]]) -> str:
+    """Options that are mappings of their own, such as `augmentation`; each described once."""
+    from sslrun.data.shifts import Shift
+    from sslrun.recipe import schema
+
+    classes = [cls.Options for kind in components.values() for cls in kind.values()]
+    found: dict[type[BaseModel], None] = {}
+    _add_nested([*classes, schema.Pretrain, schema.Watch, schema.Weights, Shift], found)
+    blocks = []
+    for model in sorted(filter(describe.has_fields, found), key=describe.title):
+        blocks += [f"({describe.anchor(model)})=\n### {describe.title(model)}", describe.docstring(model)]
+        blocks.append(describe.options(model))
+    return _join(blocks)
+
+
+def _add_nested(models: Iterable[type[BaseModel]], found: dict[type[BaseModel], None]) -> None:
+    for model in models:
+        new = [nested for nested in describe.nested_models(model) if nested not in found]
+        found |= dict.fromkeys(new)
+        _add_nested(new, found)
+
+
+def _shipped_recipes() -> str:
+    paths = [path for path in sorted(shipped.RECIPES.rglob("*.yaml")) if path.parent.name != "claims"]
+    rows = [(f"`{shipped.short_name(path)}`", _first_sentence(path)) for path in paths]
+    return _join([describe.table(("recipe", "what it is"), rows)])
+
+
+# ---------------------------------------------------------------- commands
+
+
+def _commands() -> str:
+    import typer.main
+
+    from sslrun import cli
+
+    add_protocols = getattr(cli, "add_protocol_commands", None)
+    if add_protocols is not None:
+        add_protocols(cli.app)
+    group: Any = typer.main.get_command(cli.app)
+    blocks = []
+    for name, command in group.commands.items():
+        blocks += [f"(command-{name})=\n## `sslrun {name}`", describe.text(command.help or "")]
+        blocks.append(f"```\nsslrun {name} {' '.join(_usage(command))}\n```")
+        blocks.append(describe.table(("argument or option", "default", "meaning"), _parameters(command)))
+    return _join(blocks)
+
+
+def _usage(command: Any) -> Iterator[str]:
+    for parameter in command.params:
+        if parameter.param_type_name == "argument":
+            metavar = parameter.metavar or parameter.name.upper()
+            yield metavar if parameter.required or metavar.startswith("[") else f"[{metavar}]"
+    yield "[OPTION]..."
+
+
+def _parameters(command: Any) -> Iterator[tuple[str, str, str]]:
+    for parameter in command.params:
+        argument = parameter.param_type_name == "argument"
+        names = [parameter.metavar or parameter.name.upper()] if argument else parameter.opts
+        default = parameter.default
+        shown = parameter.required or default is None or isinstance(default, bool) or callable(default)
+        about = describe.text(getattr(parameter, "help", None) or "")
+        if variable := getattr(parameter, "envvar", None):
+            about += f" Environment variable: `{variable}`."
+        yield ", ".join(f"`{name}`" for name in names), "" if shown else f"`{default}`", about
+
+
+def _join(blocks: Iterable[str]) -> str:
+    return "\n\n".join(block for block in blocks if block) + "\n"

@@ -1,0 +1,37 @@
+"""A protocol without a head: labels spread over a graph of neighbors."""
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+
+from sslrun.protocols.base import Protocol, Scores, protocols
+from sslrun.registry import Options
+
+
+@protocols.register("label-propagation")
+class LabelPropagation(Protocol):
+    """Spread the labels over the nearest neighbors among labeled and test examples (Zhou et al., NIPS 2003)."""
+
+    class Options(Options):
+        k: int = Field(default=10, ge=1)
+        """Neighbors of each example."""
+        steps: int = Field(default=20, ge=1)
+        """Times that each example takes the mean of its neighbors."""
+        alpha: float = Field(default=0.9, gt=0, lt=1)
+        """Weight of the neighbors against the example's own label."""
+
+    def run(self, bench):
+        train, labels = bench.features("train")
+        known = F.one_hot(labels, len(bench.task.classes)).float()
+        return Scores({split: self._score(bench, split, train, known) for split in ("val", *bench.tests)})
+
+    def _score(self, bench, split, train, known):
+        """Propagate from the training vectors (N, D) with labels (N, C) to those of a split (M, D)."""
+        vectors = F.normalize(torch.cat([train, bench.vectors(split)]), dim=1)
+        similarity = (vectors @ vectors.T).fill_diagonal_(-1.0)
+        neighbors = similarity.topk(self.options.k, dim=1).indices  # (N + M, k)
+        start = F.pad(known, (0, 0, 0, len(vectors) - len(known)))  # (N + M, C), zeros for the split
+        scores = start
+        for _ in range(self.options.steps):
+            scores = self.options.alpha * scores[neighbors].mean(dim=1) + (1 - self.options.alpha) * start
+        return bench.score(split, scores[len(known) :])

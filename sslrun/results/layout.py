@@ -1,0 +1,177 @@
+"""How a table is laid out: heads, labels and bold cells, as text and for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from rich.console import Console, ConsoleOptions, Group, RenderResult
+from rich.measure import Measurement
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from sslrun.data.shifts import ID
+from sslrun.metric import Metric
+from sslrun.results.address import Column, Labels, Place, Row, join_titles
+
+if TYPE_CHECKING:
+    from sslrun.results.table import Table
+
+LOWER_IS_BETTER = "↓"
+FULL = Labels(1.0)
+
+
+def has_protocols(table: Table) -> bool:
+    """Whether rows differ in their protocol, so that it needs a column of its own."""
+    return len({row.protocol for row in table.rows}) > 1
+
+
+def has_one_task(table: Table) -> bool:
+    """Whether all columns are of one task, which then stands in the heading."""
+    return len({column.task for column in table.columns}) == 1
+
+
+def label_heads(table: Table) -> list[str]:
+    """The heads of the columns that name the rows."""
+    return ["", *([table.second] if has_protocols(table) else [])]
+
+
+def column_head(table: Table, column: Column) -> str:
+    """A column's head without its task; an arrow if lower is better."""
+    lower = table.marks_best and column.metric.better == "lower" and column not in table.costs
+    return _column_words(table, column) + (f" {LOWER_IS_BETTER}" if lower else "")
+
+
+def _column_words(table: Table, column: Column) -> str:
+    """The test set if all of the task's columns share their labels; the metric if tasks differ in theirs."""
+    of_task = [each for each in table.columns if each.task == column.task]
+    one_share = len({each.labels for each in of_task}) == 1
+    if column.labels is not None and one_share and len(of_task) > 1:
+        return column.shift_title or ID
+    metrics = {record.task: record.metric for record in table.records}
+    if len(set(metrics.values())) < 2 or column.task not in metrics:
+        return column.label
+    in_full = column.labels == FULL and column.shift is None
+    return _metric_words(metrics[column.task]) + ("" if in_full else f" {column.label}")
+
+
+def _metric_words(metric: Metric) -> str:
+    """The metric's title, with its unit unless that is percent."""
+    return metric.title if metric.unit in ("", "%") else f"{metric.title} ({metric.unit})"
+
+
+def best_cells(table: Table) -> set[Place]:
+    """The best cells of each column by their means as printed: cells that print alike are equally good."""
+    if not table.marks_best:
+        return set()
+    means: dict[Column, list[float]] = {}
+    cells = {place: cell for place, cell in table.cells.items() if place[1] not in table.costs}
+    for (_, column), cell in cells.items():
+        means.setdefault(column, []).append(cell.mean)
+    best = {column: f"{column.metric.best(values):{table.spec_of(column)}}" for column, values in means.items()}
+    return {place for place, cell in cells.items() if f"{cell.mean:{table.spec_of(place[1])}}" == best[place[1]]}
+
+
+# ---------------------------------------------------------------- text
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table as text."""
+
+    head: list[str]
+    body: list[list[str]]
+    label_columns: int
+    """The number of columns that name the rows."""
+
+
+def grid(table: Table, bold: Callable[[str], str], escape: Callable[[str], str], plus_minus: str = " ± ") -> Grid:
+    """Head and body as text. A row's name stands only where it changes."""
+    one_task, labels = has_one_task(table), label_heads(table)
+    head = [*labels]
+    for column in table.columns:
+        words = column_head(table, column)
+        head.append(escape(words if one_task else f"{column.task} {words}"))
+    body, best = [], best_cells(table)
+    for row_labels, row in _labeled_rows(table):
+        line = [escape(label) for label in row_labels]
+        for column in table.columns:
+            cell = table.cells.get((row, column))
+            text = "" if cell is None else cell.text(table.spec_of(column), plus_minus)
+            line.append(bold(text) if (row, column) in best else text)
+        body.append(line)
+    return Grid(head, body, len(labels))
+
+
+def _labeled_rows(table: Table) -> list[tuple[list[str], Row]]:
+    """Each row with its labels; a name that repeats the one above is blank."""
+    protocols, previous, rows = has_protocols(table), None, []
+    for row in table.rows:
+        name = "" if row.name == previous else row.name
+        rows.append(([name, row.protocol] if protocols else [name], row))
+        previous = row.name
+    return rows
+
+
+# ---------------------------------------------------------------- terminal
+
+
+def render(table: Table) -> Group:
+    """Lay a table out for the terminal, the best of each column bold."""
+    rows, columns = table.rows, table.columns
+    task = columns[0].task if has_one_task(table) else ""
+    protocol = "" if has_protocols(table) or not rows else rows[0].protocol
+    heading = join_titles(table.title, task, protocol)
+    above, below = ([Text(line) for line in lines] for lines in (table.preface, table.notes))
+    return Group(Text(heading, style="bold"), *above, Text(), WrappedTable(table), Text(), *below)
+
+
+def rich_table(table: Table, columns: Sequence[Column]) -> RichTable:
+    """Some of the columns, for the terminal."""
+    best, one_task = best_cells(table), has_one_task(table)
+    rich = RichTable(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for head in label_heads(table):
+        rich.add_column(head)
+    for column in columns:
+        words = column_head(table, column)
+        rich.add_column(words if one_task else f"{column.task}\n{words}", justify="right", no_wrap=True)
+    for index, (labels, row) in enumerate(_labeled_rows(table)):
+        if index and labels[0] and has_protocols(table):
+            rich.add_section()
+        cells = [_rich_cell(table, (row, column), best) for column in columns]
+        rich.add_row(*map(Text, labels), *cells)
+    return rich
+
+
+def _rich_cell(table: Table, place: Place, best: set[Place]) -> Text:
+    cell = table.cells.get(place)
+    if cell is None:
+        return Text("–", style="dim")
+    return Text(cell.text(table.spec_of(place[1])), style="bold" if place in best else "")
+
+
+@dataclass(frozen=True)
+class WrappedTable:
+    """A table for the terminal. Columns that do not fit the width go below, with the rows' names again.
+
+    No number is cut short: that would be another number.
+    """
+
+    table: Table
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        unbounded = options.update(max_width=10_000)
+
+        def width(columns: Sequence[Column]) -> int:
+            return Measurement.get(console, unbounded, rich_table(self.table, columns)).maximum
+
+        remaining = list(self.table.columns)
+        while remaining:
+            count = len(remaining)
+            while count > 1 and width(remaining[:count]) > options.max_width:
+                count -= 1
+            yield rich_table(self.table, remaining[:count])
+            remaining = remaining[count:]
+            if remaining:
+                yield Text()

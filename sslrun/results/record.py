@@ -1,0 +1,277 @@
+"""One run, read back from its folder. Tables, costs, comparisons, claims and reports read runs through this module alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sslrun.metric import Metric
+from sslrun.results.address import Labels, Row
+from sslrun.results.known_protocols import counts_per_class
+from sslrun.runs import FAILURE, read_result
+
+YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+"""libyaml's loader where PyYAML was built with it: about ten times as fast."""
+
+PICTURES = (".png", ".jpg", ".jpeg", ".svg", ".gif")
+
+Scores = Mapping[str, float]
+"""Values by the metric's name."""
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A run's folder. Each file is read once, when first asked for, so that a record of a run that goes on is a snapshot.
+
+    Properties of the result raise UserError where the run is not finished, or its result.json is damaged.
+    """
+
+    folder: Path
+    row_name: str | None = None
+    """The row of a sweep's table that the run belongs to; None: named by its recipe."""
+
+    # ------------------------------------------------------------ files
+
+    @cached_property
+    def recipe(self) -> Mapping[str, Any]:
+        """The contents of recipe.yaml; empty if missing."""
+        path = self.folder / "recipe.yaml"
+        return _parse_yaml(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+    @cached_property
+    def identity(self) -> Mapping[str, Any]:
+        """The contents of identity.json, what the hash covers; empty if missing."""
+        return self._read_json("identity.json")
+
+    @cached_property
+    def environment(self) -> Mapping[str, Any]:
+        """The contents of environment.json, what the run ran on; empty if missing."""
+        return self._read_json("environment.json")
+
+    @cached_property
+    def result(self) -> Mapping[str, Any]:
+        """The contents of result.json. UserError: missing or damaged."""
+        return read_result(self.folder)
+
+    def log(self) -> Iterator[Mapping[str, Any]]:
+        """Read metrics.jsonl line by line. A last line that a killed process left unfinished is skipped."""
+        path = self.folder / "metrics.jsonl"
+        if not path.is_file():
+            return
+        with open(path, encoding="utf-8") as file:
+            for line in file:
+                try:
+                    yield json.loads(line)
+                except ValueError:
+                    continue
+
+    @property
+    def pictures(self) -> list[Path]:
+        """The images in the folder and in its `pictures`, in alphabetical order."""
+        files = [*self.folder.glob("*"), *(self.folder / "pictures").rglob("*")]
+        return sorted(path for path in files if path.suffix.lower() in PICTURES)
+
+    def _read_json(self, name: str) -> Mapping[str, Any]:
+        path = self.folder / name
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+    # ------------------------------------------------------------ the run
+
+    @property
+    def name(self) -> str:
+        """The recipe's folder and the run's: "mine/probe-0123456789ab"."""
+        return f"{self.folder.parent.name}/{self.folder.name}"
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has a result."""
+        return (self.folder / "result.json").is_file()
+
+    @property
+    def failure(self) -> str | None:
+        """Why the last attempt failed; None if it did not, or the run is finished."""
+        path = self.folder / FAILURE
+        return path.read_text(encoding="utf-8") if path.is_file() and not self.finished else None
+
+    @property
+    def stage(self) -> str:
+        """ "pretrain", "measure", or an evaluation's protocol; blank if unknown."""
+        stage = self.identity.get("stage") or (self.result.get("stage") if self.finished else "")
+        return str(stage or "")
+
+    @cached_property
+    def pretraining(self) -> RunRecord | None:
+        """The finished pretraining that an evaluation started from, in the folder beside it."""
+        return self._beside("pretrain", self.identity.get("origin", {}).get("pretrain"))
+
+    @cached_property
+    def probe(self) -> RunRecord | None:
+        """The finished probe whose head LP-FT started from, in the folder beside it."""
+        return self._beside("probe", self.identity.get("head"))
+
+    def _beside(self, stage: str, digest: str | None) -> RunRecord | None:
+        record = RunRecord(self.folder.parent / f"{stage}-{digest}")
+        return record if digest and record.finished else None
+
+    @property
+    def pretrained_elsewhere(self) -> bool:
+        """Whether an evaluation started from weights that no run here made: a file's or a hub's."""
+        origin = self.identity.get("origin", {})
+        given = "checkpoint" in origin or bool(origin.get("initial", {}).get("pretrained", False))
+        return given and self.stage != "scratch"
+
+    @property
+    def device(self) -> str:
+        """The device in words; "unknown" if not recorded."""
+        return str(self.environment.get("device", "unknown"))
+
+    @property
+    def devices(self) -> int:
+        """The number of devices."""
+        return int(self.environment.get("devices", 1))
+
+    @property
+    def threads(self) -> int | None:
+        """CPU threads of a run on a CPU; None on another device."""
+        return int(self.environment["threads"]) if self.device.endswith("threads)") else None
+
+    # ------------------------------------------------------------ every stage's result
+
+    @property
+    def seconds(self) -> float:
+        """Wall-clock seconds, those before an interruption included."""
+        return float(self.result["seconds"])
+
+    @property
+    def flops(self) -> float | None:
+        """Floating-point operations; None if they were not counted."""
+        return self.result.get("flops")
+
+    @property
+    def steps(self) -> int | None:
+        """Optimizer steps of a pretraining."""
+        return self.result.get("steps")
+
+    @property
+    def parameters(self) -> int | None:
+        """Parameters of a pretraining's backbone."""
+        return self.result.get("parameters")
+
+    @property
+    def tokens(self) -> int | None:
+        """Tokens that a pretraining on text read; None for other data."""
+        return self.result.get("tokens")
+
+    # ------------------------------------------------------------ an evaluation's result
+
+    @property
+    def is_evaluation(self) -> bool:
+        """Whether the result is an evaluation's, which tables have a cell for."""
+        return "protocol" in self.result
+
+    @property
+    def protocol(self) -> str:
+        return str(self.result["protocol"])
+
+    @property
+    def task(self) -> str:
+        return str(self.result["task"])
+
+    @property
+    def suite(self) -> tuple[str, int] | None:
+        """The benchmark that the task's data belongs to, and its number of data sets; None: it belongs to none."""
+        suite = self.result.get("suite")
+        return None if not suite else (str(suite[0]), int(suite[1]))
+
+    @cached_property
+    def labels(self) -> Labels:
+        """The labels that the task was learned from."""
+        return Labels.of(self.result["labels"], counts_per_class(self.protocol))
+
+    @property
+    def labeled(self) -> int:
+        """The number of labeled examples."""
+        return int(self.result["labelled"])
+
+    @property
+    def seed(self) -> int:
+        return int(self.result["seed"])
+
+    @property
+    def restart(self) -> int:
+        """The number of the restart, from 0: training again from the same pretrained weights."""
+        return int(self.result.get("restart", 0))
+
+    @property
+    def seed_key(self) -> str:
+        """The seed and, after a point, the restart if it is not the first: the key of a value in a cell."""
+        return f"{self.seed}.{self.restart}" if self.restart else str(self.seed)
+
+    @property
+    def backbone(self) -> str:
+        return str(self.result["backbone"])
+
+    @property
+    def pretext(self) -> str | None:
+        """The pretext task, or the file of the weights; None: not pretrained."""
+        return self.result["pretext"]
+
+    @cached_property
+    def row(self) -> Row:
+        """The row of a table that the evaluation stands in."""
+        pretext = self.pretext or "no pretraining"
+        name = self.row_name or f"{self.result['recipe']} ({self.backbone} · {pretext})"
+        return Row(name, self.protocol)
+
+    @cached_property
+    def metric(self) -> Metric:
+        """The task's primary metric."""
+        return Metric(**self.result["metric"])
+
+    @property
+    def validation(self) -> Scores:
+        """Every metric of the validation split; empty if not recorded."""
+        return self.result["metrics"].get("val", {})
+
+    @property
+    def test(self) -> Scores:
+        """Every metric of the task's own test split."""
+        return self.result["metrics"]["test"]
+
+    @property
+    def shifts(self) -> Mapping[str, Scores]:
+        """Every metric of each shifted test set, by the shift's name."""
+        return self.result.get("shifts", {})
+
+    @property
+    def dropped(self) -> Mapping[str, Mapping[str, int]]:
+        """Examples of shifted test sets that were left out, by shift and class."""
+        return self.result.get("dropped", {})
+
+    @property
+    def distortion(self) -> Scores | None:
+        """How far training moved the features of each test set ("ID" and shifts); None: training moved none."""
+        return self.result.get("distortion")
+
+    @property
+    def feature_length(self) -> float | None:
+        """Mean length of the test features before training, where `distortion` was measured."""
+        return self.result.get("feature_length")
+
+
+@lru_cache(maxsize=256)
+def _parse_yaml(text: str) -> Mapping[str, Any]:
+    """Parse a mapping; many runs share their recipe, and parsing it takes longer than all else."""
+    return yaml.load(text, YAML_LOADER) or {}
+
+
+def find_records(folder: Path) -> list[RunRecord]:
+    """The finished runs in a folder and its subfolders, in the order in which they finished."""
+    results = sorted(folder.rglob("result.json"), key=lambda path: path.stat().st_mtime)
+    return [RunRecord(path.parent) for path in results]

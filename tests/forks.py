@@ -1,0 +1,45 @@
+"""Run sslrun's command line in forked processes: each is a process of its own, without importing torch again.
+
+Started by the fixture `sslrun` of conftest.py. Reads one request a line on standard input, as JSON, and answers each
+with the exit code of its process.
+"""
+
+import importlib
+import json
+import os
+import sys
+
+MODULES = ("sslrun.cli", "sslrun.backbones", "sslrun.pretexts", "sslrun.stages.sweep", "sslrun.stages.evaluate")
+"""Imported once, before the first fork."""
+
+
+def become_command(request):
+    """In the child: take the request's folder, environment, arguments and streams, and run the command."""
+    os.chdir(request["cwd"])
+    os.environ.clear()
+    os.environ.update(request["env"])
+    for stream, path in ((0, os.devnull), (1, request["stdout"]), (2, request["stderr"])):
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+        os.dup2(file, stream)
+        os.close(file)
+    sys.argv = ["sslrun", *request["arguments"]]
+    importlib.import_module("sslrun.cli").main()
+
+
+def serve():
+    import torch
+
+    torch.set_num_threads(1)  # a process with threads can't be forked safely
+    for module in MODULES:
+        importlib.import_module(module)
+    requests, answers = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w")
+    for line in requests:
+        child = os.fork()
+        if child == 0:
+            requests.close()
+            become_command(json.loads(line))  # ends with SystemExit
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    serve()

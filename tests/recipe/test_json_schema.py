@@ -1,0 +1,149 @@
+"""The JSON schema of recipes: it accepts every recipe that ships, and not what is misspelled."""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from sslrun import cli
+from sslrun.pretexts.base import Pretext, PretextOptions, pretexts
+from sslrun.recipe.json_schema import SECTIONS, recipe_schema
+from sslrun.recipe.places import read_yaml
+from sslrun.stages.show import describe
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+FILES = sorted(path for path in RECIPES.rglob("*.yaml") if path.parent.name != "claims")
+TYPES = {"object": dict, "array": list, "string": str, "null": type(None), "boolean": bool}
+
+
+def accepts(schema, value, root):
+    """Whether a value is valid: the keywords of JSON Schema that pydantic and `recipe_schema` write, but for ranges."""
+    if "$ref" in schema:
+        target = root
+        for part in schema["$ref"].removeprefix("#/").split("/"):
+            target = target[part]
+        return accepts(target, value, root) and accepts({k: v for k, v in schema.items() if k != "$ref"}, value, root)
+    checks = [
+        "type" not in schema or _is(schema["type"], value),
+        "const" not in schema or value == schema["const"],
+        "enum" not in schema or value in schema["enum"],
+        "pattern" not in schema or not isinstance(value, str) or re.search(schema["pattern"], value),
+        "not" not in schema or not accepts(schema["not"], value, root),
+        "anyOf" not in schema or any(accepts(each, value, root) for each in schema["anyOf"]),
+        "oneOf" not in schema or sum(accepts(each, value, root) for each in schema["oneOf"]) == 1,
+    ]
+    if "if" in schema:
+        checks.append(accepts(schema["then" if accepts(schema["if"], value, root) else "else"], value, root))
+    if isinstance(value, dict):
+        checks.append(set(schema.get("required", ())) <= value.keys())
+        checks += [_accepts_key(schema, key, inner, root) for key, inner in value.items()]
+    if isinstance(value, list):
+        first = schema.get("prefixItems", [])
+        checks += [accepts(each, inner, root) for each, inner in zip(first, value, strict=False)]
+        checks += [accepts(schema.get("items", {}) or {}, inner, root) for inner in value[len(first) :]]
+    return all(checks)
+
+
+def _is(name, value):
+    if name in ("number", "integer"):
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, TYPES[name])
+
+
+def _accepts_key(schema, key, value, root):
+    if key in schema.get("properties", {}):
+        return accepts(schema["properties"][key], value, root)
+    for pattern, inner in schema.get("patternProperties", {}).items():
+        if re.search(pattern, key):
+            return accepts(inner, value, root)
+    rest = schema.get("additionalProperties", True)
+    return rest if isinstance(rest, bool) else accepts(rest, value, root)
+
+
+@pytest.fixture(scope="module")
+def schema():
+    return json.loads(json.dumps(recipe_schema()))
+
+
+def test_it_is_printed_as_json(monkeypatch, capsys, schema):
+    monkeypatch.setattr(sys, "argv", ["sslrun", "show", "schema"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["$schema"] == "https://json-schema.org/draft/2020-12/schema"
+    assert printed["$defs"].keys() == schema["$defs"].keys()
+    jsonschema = pytest.importorskip("jsonschema")
+    jsonschema.Draft202012Validator.check_schema(printed)
+
+
+def test_every_reference_leads_somewhere(schema):
+    references = re.findall(r'"\$ref": "#/\$defs/([^"]+)"', json.dumps(schema))
+    assert set(references) <= schema["$defs"].keys()
+    assert len(schema["$defs"]) > 100
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_every_recipe_that_ships_is_valid(schema, path):
+    assert accepts(schema, read_yaml(path).value, schema)
+
+
+RECIPE = {
+    "name": "mine",
+    "backbone": {"name": "resnet18", "stem": "small"},
+    "data": "digits",
+    "pretext": "simclr",
+    "pretrain": {"epochs": 2},
+    "evaluate": {"digits": {"protocols": ["knn"]}},
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "valid"),
+    [
+        ({}, True),
+        ({"pretext": None}, True),
+        ({"backbone": "hf:bert-base-uncased"}, True),
+        ({"backbone": "resnet19"}, False),
+        ({"backbone": {"name": "resnet18", "stems": "small"}}, False),
+        ({"backbone": {"name": "resnet18", "stem": "tiny"}}, False),
+        ({"pretrain": {"epochs": "two"}}, False),
+        ({"pretrane": {"epochs": 2}}, False),
+        ({"evaluate": {"digits": {"protocols": ["knnn"]}}}, False),
+        ({"evaluate": {"digits": {"protocols": ["knn"], "task": {"augmentation": {"flip": 0.5}}}}}, True),
+        ({"knn": {"k": 10}}, True),
+        ({"knn": {"kk": 10}}, False),
+    ],
+)
+def test_what_is_misspelled_is_found(schema, changes, valid):
+    assert bool(accepts(schema, RECIPE | changes, schema)) is valid
+    sweep = {"name": "sweep", "base": RECIPE, "rows": {"a": changes, "b": {"pretrain.epochs": 3}}}
+    assert bool(accepts(schema, sweep, schema)) is valid
+
+
+def test_a_plug_in_is_in_it():
+    @pretexts.register("of-a-schema-test")
+    class Mine(Pretext):
+        """Nothing is learned."""
+
+        class Options(PretextOptions):
+            speed: float = 1.0
+            """How fast nothing is learned."""
+
+    try:
+        made = recipe_schema()
+        assert (
+            made["$defs"]["pretext.of-a-schema-test"]["properties"]["speed"]["description"]
+            == "How fast nothing is learned."
+        )
+        assert {"$ref": "#/$defs/pretext.of-a-schema-test"} in made["$defs"]["pretext"]["anyOf"][-1]["oneOf"]
+    finally:
+        del pretexts._classes["of-a-schema-test"]
+
+
+@pytest.mark.parametrize("name", SECTIONS)
+def test_show_knows_every_section(name):
+    found = describe("section", name)
+    assert found["about"]
+    assert all(option["about"] for option in found["options"])
