@@ -1,4 +1,4 @@
-"""Many processes, one a device, as torchrun starts them: who we are, and tensors gathered from all."""
+"""Several processes, one per device, as torchrun starts them: ranks, and tensors gathered from all."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def rank() -> int:
-    """This process's number; 0 where there is one alone."""
+    """The number of this process; 0 if it is the only one."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
@@ -20,12 +20,12 @@ def world_size() -> int:
 
 
 def is_main() -> bool:
-    """Whether this process is the one that writes."""
+    """Whether this process writes files and reports."""
     return rank() == 0
 
 
 def setup(device: torch.device) -> None:
-    """Join the other processes that torchrun started; nothing where it started none."""
+    """Join the other processes that torchrun started, if any."""
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
         if device.index is not None and device.type == "cuda":
             torch.cuda.set_device(device)  # where a barrier waits: else all processes take the first one
@@ -33,7 +33,7 @@ def setup(device: torch.device) -> None:
 
 
 def wait() -> None:
-    """Go on when all processes have come here."""
+    """Wait until all processes have come here."""
     if dist.is_initialized():
         dist.barrier()
 

@@ -1,4 +1,4 @@
-"""The hub of models and data sets: whether it can be reached is asked once, before libraries ask again and again."""
+"""The hub of models and data sets: check once whether it can be reached, before libraries try again and again."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import urllib.error
 import urllib.request
 
 PATIENCE = 4.0
-"""Seconds."""
+"""Seconds to wait for an answer."""
 
 
 def hub_or_offline() -> bool:
-    """Whether the hub can be reached. Where it can't, huggingface_hub, and with it tokenizers, transformers and datasets,
-    are left to what is on this machine: they would try for half a minute, and talk of it."""
+    """Whether the hub can be reached. If not, switch huggingface_hub, and with it tokenizers, transformers and datasets,
+    to offline mode: they would otherwise retry for half a minute, with messages."""
     from huggingface_hub import constants
 
     if not constants.HF_HUB_OFFLINE and not _answers(constants.ENDPOINT):

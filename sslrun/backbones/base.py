@@ -44,7 +44,7 @@ class Backbone(nn.Module):
     """The inputs that it can be built for."""
     offers: ClassVar[frozenset[str]] = frozenset()
     """What it can do besides giving pooled features: "tokens" and "grid" (in its features), "encode" (a subset
-    of the patches), "attention" (weights)."""
+    of the patches), "attention" (weights), "export" (to transformers), "segments" (it reads a pair's segments)."""
     shorthand: ClassVar[str | None] = None
     """The option that a recipe may give behind a colon, as in `hf:NAME`."""
     width: int
@@ -82,6 +82,14 @@ class Backbone(nn.Module):
 
     def attention(self, inputs: Any) -> Tensor:
         """Attention weights (B, heads, T, T) of the last block. Capability "attention"."""
+        raise NotImplementedError
+
+    def to_transformers(self) -> dict[str, Tensor]:
+        """The weights under transformers' names. Capability "export"."""
+        raise NotImplementedError
+
+    def transformers_config(self) -> dict[str, Any]:
+        """The configuration of transformers' model. Capability "export"."""
         raise NotImplementedError
 
     def own_names(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -19,40 +19,45 @@ from sslrun.registry import Options
 
 
 class Bert(TextBackbone):
-    """Post-norm Transformer over token, position and segment embeddings.
+    """Post-norm Transformer over token, position and segment embeddings (Devlin et al., NAACL 2019, arXiv:1810.04805).
 
-    `pooled` is tanh of a linear map of [CLS], as next-sentence prediction and fine-tuning read it; of a causal one, in
-    which [CLS] sees nothing, of the last real token. `fast`: a modern block in the same shape.
+    `pooled` is the tanh of a linear map of [CLS], as next-sentence prediction and fine-tuning read it. In a causal
+    model, whose [CLS] sees no other token, it reads the last real token. `fast` is a modern block of the same shape.
     """
 
     class Options(Options):
         causal: bool = False
-        """No token sees a later one, in pretraining and after: the left-to-right row of BERT's Table 5."""
+        """Let no token see a later one, in pretraining and after: the left-to-right row of BERT's Table 5."""
         dropout: float = Field(0.1, ge=0, lt=1)
-        """On embeddings, attention weights and what each branch adds."""
+        """Dropout rate on embeddings, attention weights and the output of each branch."""
         positions: int = Field(512, ge=8)
-        """Longest sequence that it has positions for."""
+        """Number of positions: the longest sequence, in tokens."""
         fast: bool = False
-        """Pre-norm, rotary positions, a gated GELU and no biases, in place of the paper's block (as in ModernBERT,
+        """Use pre-norm, rotary positions, a gated GELU and no biases in place of the paper's block (as ModernBERT,
         Warner et al. 2024, and cramming, Geiping and Goldstein 2023)."""
         depth: int | None = Field(None, ge=1)
-        """Layers; default: the named model's."""
+        """Number of layers; default: the named model's."""
         width: int | None = Field(None, ge=1)
         """Width of a token; default: the named model's."""
         heads: int | None = Field(None, ge=1)
-        """Attention heads; default: the named model's."""
+        """Number of attention heads; default: the named model's."""
         std: float = Field(STD, gt=0)
-        """Deviation of linear maps at the start. The paper's is of 768 channels and more; narrow models learn sooner which
-        words go together from about one over the root of the width."""
+        """Standard deviation of initial linear maps. The paper's value suits widths of 768 and more; narrow models learn
+        faster with about one over the square root of the width."""
         word_std: float = Field(STD, gt=0)
-        """Deviation of word embeddings at the start; 0.1 lets words weigh more than positions and segments, which keep
-        0.02."""
+        """Standard deviation of initial word embeddings. A larger value such as 0.1 lets words weigh more than positions
+        and segments, which keep 0.02."""
 
         def choices(self) -> list[str]:
-            return ["whole sequences are read at their last token, as [CLS] sees nothing"] if self.causal else []
+            return (
+                ["whole sequences are read at their last token, because [CLS] sees no other token"]
+                if self.causal
+                else []
+            )
 
+    offers = frozenset({"tokens", "export", "segments"})
     shape: ClassVar[tuple[int, int]]
-    """Depth and width of the named model; a head is 64 wide."""
+    """Depth and width of the named model; heads are 64 wide."""
     options: Options
 
     def __init__(self, options: Options, spec: TextSpec) -> None:
@@ -60,9 +65,7 @@ class Bert(TextBackbone):
         depth, width, heads = self.shape_of(options)
         check_heads(self.name, width, heads)
         if options.fast and width // heads % 2:
-            raise UserError(
-                f"{self.name}: heads {width // heads} wide can't be turned by position: an even width is needed"
-            )
+            raise UserError(f"{self.name}: heads are {width // heads} wide, but rotary positions need an even width")
         self.width = width
         self.depth = depth + 1
         self.token_embed = nn.Embedding(spec.vocab, width)
@@ -85,7 +88,7 @@ class Bert(TextBackbone):
 
     @classmethod
     def shape_of(cls, options: Bert.Options) -> tuple[int, int, int]:
-        """Depth, width and heads: the options', or the named model's where they give none."""
+        """Depth, width and heads: those of the options, else the named model's."""
         depth, width = cls.shape
         width = options.width or width
         return options.depth or depth, width, options.heads or max(1, width // 64)
@@ -121,9 +124,9 @@ class Bert(TextBackbone):
         return [[each for part in embeddings for each in part.parameters()], *blocks]
 
     def to_transformers(self) -> dict[str, Tensor]:
-        """The weights under the names of transformers' BertModel. UserError: a `fast` one, which it has no class for."""
+        """The weights under the names of transformers' BertModel. UserError: the model is `fast`, for which there is no class."""
         if self.options.fast:
-            raise UserError(f"{self.name}: with fast: true it has no counterpart in transformers")
+            raise UserError(f"{self.name}: transformers has no counterpart of fast: true")
         found: dict[str, Tensor] = {}
         for name, tensor in self.state_dict().items():
             if ".attn.qkv." in name:
@@ -135,7 +138,7 @@ class Bert(TextBackbone):
         return found
 
     def transformers_config(self) -> dict[str, Any]:
-        """What transformers makes its model of. A causal one is a decoder there, and pooled at [CLS] all the same."""
+        """The configuration of transformers' model. A causal model is a decoder there, and still pools [CLS]."""
         depth, width, heads = self.shape_of(self.options)
         return {
             "architectures": ["BertModel"], "model_type": "bert", "vocab_size": len(self.embedding),
@@ -177,7 +180,7 @@ THEIRS = [
     (".norm2.", ".output.LayerNorm."),
     ("blocks.", "encoder.layer."),
 ]
-"""Ours and transformers'."""
+"""Parts of parameter names here, and in transformers."""
 
 
 def _renamed(name: str, pairs: list[tuple[str, str]]) -> str:

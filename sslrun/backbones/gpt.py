@@ -20,18 +20,22 @@ from sslrun.registry import Options
 
 
 class Gpt(TextBackbone):
-    """Pre-norm causal Transformer over token and position embeddings; pooled features are of the last real token."""
+    """Pre-norm causal Transformer over token and position embeddings (Radford et al. 2019).
+
+    Pooled features are those of the last real token.
+    """
 
     class Options(Options):
         dropout: float = Field(0.1, ge=0, lt=1)
-        """On embeddings, attention weights and what each branch adds."""
+        """Dropout rate on embeddings, attention weights and the output of each branch."""
         positions: int = Field(1024, ge=8)
-        """Longest sequence that it has positions for."""
+        """Number of positions: the longest sequence, in tokens."""
         depth: int | None = Field(None, ge=1)
-        """Layers; default: the named model's."""
+        """Number of layers; default: the named model's."""
         width: int | None = Field(None, ge=1)
-        """Width of a token; default: the named model's. A head is 64 wide, or all of a narrower model."""
+        """Width of a token; default: the named model's. Heads are 64 wide; a narrower model has one head."""
 
+    offers = frozenset({"tokens", "export"})
     shape: ClassVar[tuple[int, int]]
     """Depth and width."""
     options: Options
@@ -90,7 +94,7 @@ class Gpt(TextBackbone):
         return found
 
     def transformers_config(self) -> dict[str, Any]:
-        """What transformers makes its model of."""
+        """The configuration of transformers' model."""
         dropout = self.options.dropout
         return {
             "architectures": ["GPT2Model"], "model_type": "gpt2", "vocab_size": len(self.embedding),

@@ -1,4 +1,4 @@
-"""What image backbones share: they take images in [0, 1] and normalise them by buffers that travel with the weights."""
+"""The base of image backbones: they take images in [0, 1] and normalize them by buffers saved with the weights."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sslrun.data.specs import ImageSpec
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SAMPLE = 8192
-"""Images that mean and deviation are taken from, at most."""
+"""Largest number of images from which mean and standard deviation are computed."""
 
 
 class ImageBackbone(Backbone):
@@ -31,7 +31,7 @@ class ImageBackbone(Backbone):
         self.register_buffer("std", torch.tensor(IMAGENET_STD))
 
     def fit_inputs(self, examples: Examples) -> None:
-        """Take the channels' mean and deviation over at most `SAMPLE` images, evenly spaced in the set."""
+        """Set the channels' mean and standard deviation from at most `SAMPLE` images, evenly spaced in the set."""
         stride = -(-len(examples) // SAMPLE)
         indices = torch.arange(0, len(examples), stride).split(512)
         counts = torch.zeros(3, 256, dtype=torch.float64)
@@ -43,7 +43,7 @@ class ImageBackbone(Backbone):
         mean = shares @ levels
         variance = (shares * (levels - mean[:, None]) ** 2).sum(dim=1)
         self.mean.copy_(mean)
-        # A channel that never changes is centred, and not blown up.
+        # A constant channel is centered but not scaled up.
         self.std.copy_(variance.clamp_min(1e-6).sqrt())
 
     def own_names(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -56,11 +56,11 @@ class ImageBackbone(Backbone):
         return found | {"mean": self.mean, "std": self.std}
 
     def normalize(self, images: Tensor) -> Tensor:
-        """Images less `mean`, by `std`."""
+        """Subtract `mean` and divide by `std`."""
         return (images - self.mean[:, None, None]) / self.std[:, None, None]
 
     def at_size(self, images: Tensor) -> Tensor:
-        """Images at the size the backbone was built for, for networks that take no other."""
+        """Resize images to the size the backbone was built for, for networks that take no other."""
         size = (self.spec.size, self.spec.size)
         if images.shape[-2:] == size:
             return images

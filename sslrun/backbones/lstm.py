@@ -16,7 +16,10 @@ from sslrun.registry import Options
 
 
 def reversed_real(x: Tensor, real: Tensor) -> Tensor:
-    """Each sequence (B, T, ...) back to front, with its padding left at the end. Its own inverse."""
+    """Reverse each sequence (B, T, ...) and leave its padding at the end. It is its own inverse.
+
+    [a b c 0] -> [c b a 0]
+    """
     lengths = real.sum(dim=1, keepdim=True)
     places = torch.arange(x.shape[1], device=x.device)
     source = torch.where(places < lengths, lengths - 1 - places, places)
@@ -24,11 +27,11 @@ def reversed_real(x: Tensor, real: Tensor) -> Tensor:
 
 
 class UnpackedDocuments:
-    """Each document of packed sequences in a row of its own, that no state goes on from one into the next."""
+    """Each document of packed sequences in a row of its own, so that no state passes from one to the next."""
 
     def __init__(self, tokens: Tokens) -> None:
         self.whole = not tokens.packed
-        """Whether they are that already."""
+        """Whether every sequence is one document already."""
         if self.whole:
             return
         number = tokens.documents.cummax(dim=1).values  # padding stays with the last one
@@ -52,7 +55,7 @@ class UnpackedDocuments:
 
 
 class LstmStack(nn.Module):
-    """LSTM layers of one direction, each one's states given apart."""
+    """LSTM layers of one direction, whose states are returned separately."""
 
     def __init__(self, inputs: int, width: int, depth: int, dropout: float) -> None:
         super().__init__()
@@ -60,7 +63,7 @@ class LstmStack(nn.Module):
         self.cells = nn.ModuleList(nn.LSTM(width if at else inputs, width, batch_first=True) for at in range(depth))
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """States (B, T, D) of each layer; from the second on, each adds to what it was given (as ELMo's)."""
+        """States (B, T, D) of each layer. From the second layer on, each adds its input to its states, as in ELMo."""
         found: list[Tensor] = []
         for number, cell in enumerate(self.cells):
             states = _states(cell, self.dropout(x))
@@ -87,13 +90,15 @@ def _bf16_kernels() -> bool:
 
 
 class Recurrent(TextBackbone):
-    """LSTM layers of one direction or two, which never mix before the top: each half of a token's features has seen
-    one side only. Pooled: the last real token of the forward half, the first token of the backward half. Where a task
-    reads a sequence at one token instead (`pool: cls`, `last4` or `mixture`) it is the last, of which the backward half
-    has seen nothing else: `bilstm` reads both ends."""
+    """LSTM layers of one or two directions, which never mix below the top.
+
+    Each half of a token's features has seen one side only. Pooled features are the last real token of the forward half
+    and the first token of the backward half. A task that reads a sequence at one token (`pool: cls`, `last4` or
+    `mixture`) reads the last one, of which the backward half has seen nothing else; `bilstm` reads both ends.
+    """
 
     def build(self, width: int, depth: int, dropout: float, both: bool) -> None:
-        """Make the layers. `width`: of the embeddings and of each direction."""
+        """Make the layers. `width` is that of the embeddings and of each direction."""
         self.ahead = LstmStack(width, width, depth, dropout)
         self.back = LstmStack(width, width, depth, dropout) if both else None
         self.width = width * (2 if both else 1)
@@ -107,8 +112,8 @@ class Recurrent(TextBackbone):
         return self.back is None
 
     def forward(self, inputs: Tokens) -> Features:
-        # Not compiled: its kernels are cuDNN's, and the rows of packed documents are counted each time. Asked here, as
-        # disable imports torch's compiler, which takes longer than all else: whoever doesn't compile needn't wait for it.
+        # Not compiled: the kernels are cuDNN's, and the number of rows of packed documents varies. `disable` is called
+        # only while compiling, because it imports torch's compiler, which takes seconds.
         read = torch.compiler.disable(self._read) if torch.compiler.is_compiling() else self._read
         return read(inputs)
 
@@ -123,7 +128,7 @@ class Recurrent(TextBackbone):
             backward = [apart.sequences(reversed_real(each, real_rows)) for each in read]
             layers = [torch.cat(pair, dim=-1) for pair in zip(layers, backward, strict=True)]
             pooled = torch.cat([pooled, backward[-1][:, 0]], dim=-1)
-        bottom = x.repeat(1, 1, self.width // x.shape[-1])  # as ELMo mixes it: once for each direction
+        bottom = x.repeat(1, 1, self.width // x.shape[-1])  # once for each direction, as ELMo mixes it
         return Features(pooled, layers[-1], read=last_real(real), mask=real, layers=(bottom, *layers))
 
     def layers(self) -> list[list[nn.Parameter]]:
@@ -142,13 +147,13 @@ class Lstm(Recurrent):
 
     class Options(Options):
         width: int = Field(256, ge=1)
-        """Of the embeddings and of each direction's states."""
+        """Width of the embeddings and of each direction's states."""
         depth: int = Field(2, ge=1)
-        """Layers."""
+        """Number of layers."""
         bidirectional: bool = False
-        """A second network reads from the end."""
+        """Add a second network that reads from the end."""
         dropout: float = Field(0.1, ge=0, lt=1)
-        """On what each layer is given."""
+        """Dropout rate on the input of each layer."""
 
     def __init__(self, options: Options, spec: TextSpec) -> None:
         super().__init__(options, spec)
@@ -165,24 +170,24 @@ class Lstm(Recurrent):
 
 
 CHARACTERS = 256
-"""Bytes of UTF-8; 0 pads."""
+"""Number of byte values of UTF-8; 0 is padding."""
 LONGEST = 16
-"""Bytes of a token that are read."""
+"""Number of bytes that are read from a token."""
 
 
 @backbones.register("elmo")
 class Elmo(Recurrent):
-    """ELMo: a character CNN under a two-layer language model in each direction; features mix its three layers.
+    """ELMo: a character CNN under a two-layer language model in each direction (Peters et al., arXiv:1802.05365).
 
-    Deviates: the characters are those of word pieces, not of words, so that one tokenizer serves every row of a table;
-    half of the paper's widths by default; highway layers are one.
+    Features mix its three layers. Deviations: the characters are those of word pieces, not of words, so that one
+    tokenizer serves every row of a table. Widths are half of the paper's by default, and there is one highway layer.
     """
 
     class Options(Options):
         width: int = Field(256, ge=8, multiple_of=8)
-        """Of each direction's states; 512 in the paper (of 4,096 cells projected)."""
+        """Width of each direction's states; 512 in the paper (projected from 4,096 cells)."""
         dropout: float = Field(0.1, ge=0, lt=1)
-        """On what each layer is given."""
+        """Dropout rate on the input of each layer."""
 
     characters: Tensor
 

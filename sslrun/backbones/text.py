@@ -1,4 +1,4 @@
-"""What all text backbones have in common."""
+"""The base of text backbones."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sslrun.errors import UserError
 
 
 class TextBackbone(Backbone):
-    """A network over tokens. Pooled features are of the token at which a whole sequence is read."""
+    """A network over tokens. Pooled features are those of the token at which a whole sequence is read."""
 
     takes = TextSpec
     offers = frozenset({"tokens"})
@@ -35,7 +35,7 @@ class TextBackbone(Backbone):
 
     @property
     def embedding(self) -> Tensor:
-        """(V, E) token embeddings, which a head that predicts tokens may share."""
+        """Token embeddings (V, E), which a head that predicts tokens may share."""
         raise NotImplementedError
 
     @property
@@ -45,19 +45,19 @@ class TextBackbone(Backbone):
 
 
 def check_heads(name: str, width: int, heads: int) -> None:
-    """UserError: heads that don't share a width evenly."""
+    """UserError unless `width` is a multiple of `heads`."""
     if width % heads:
         raise UserError(f"{name}: width {width} is not a multiple of heads {heads}")
 
 
 def last_real(real: Tensor) -> Tensor:
-    """(B,) place of the last token that is no padding."""
+    """Position (B,) of the last token that is not padding."""
     places = torch.arange(real.shape[1], device=real.device)
     return torch.where(real, places, -1).amax(dim=1).clamp_min(0)
 
 
 def gather_tokens(tokens: Tensor, places: Tensor) -> Tensor:
-    """(B, D): of tokens (B, T, D) those at places (B,); or (B, K, D) of places (B, K)."""
+    """Pick tokens (B, D) from (B, T, D) at places (B,), or tokens (B, K, D) at places (B, K)."""
     index = places if places.ndim == 2 else places[:, None]
     found = tokens.gather(1, index[..., None].expand(-1, -1, tokens.shape[-1]))
     return found if places.ndim == 2 else found[:, 0]

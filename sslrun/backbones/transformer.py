@@ -1,7 +1,7 @@
-"""The one attention block: of ViT, BERT, GPT, the encoder-decoder and whatever else is a Transformer here.
+"""The one attention block of ViT, BERT, GPT, the encoder-decoder and every other Transformer here.
 
-The models differ in what they embed and in what may attend to what; masks, causality and cross-attention are arguments
-of the block (Vaswani et al. 2017). Parameters have timm's names.
+The models differ in what they embed and in what may attend to what. Masks, causality and cross-attention are arguments
+of the block (Vaswani et al. 2017, arXiv:1706.03762). Parameters have timm's names.
 """
 
 from __future__ import annotations
@@ -32,8 +32,11 @@ class Attention(nn.Module):
     def forward(
         self, x: Tensor, memory: Tensor | None = None, mask: Tensor | None = None, causal: bool = False
     ) -> Tensor:
-        """(B, T, D). `mask`: bool, broadcastable to (B, heads, T, S), True where attention is allowed, which must be
-        somewhere in each row. `causal`: to no later position, besides."""
+        """Attend, and return (B, T, D).
+
+        `mask` is bool, broadcastable to (B, heads, T, S), and True where attention is allowed; each row needs one True.
+        `causal` forbids later positions as well.
+        """
         q, k, v = self._qkv(x, memory)
         if causal and mask is not None:
             mask, causal = mask & _no_later(q, k), False
@@ -47,7 +50,7 @@ class Attention(nn.Module):
     def weights(
         self, x: Tensor, memory: Tensor | None = None, mask: Tensor | None = None, causal: bool = False
     ) -> Tensor:
-        """The weights (B, heads, T, S) by which `forward` mixes values, before dropout; rows sum to 1."""
+        """The attention weights (B, heads, T, S) of `forward`, before dropout; rows sum to 1."""
         q, k, _ = self._qkv(x, memory)
         scores = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5
         if causal:
@@ -69,7 +72,7 @@ class Attention(nn.Module):
 
 
 def _in_float(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, dropout: float) -> Tensor:
-    """Attention on a CPU, whose kernel is several times slower backwards in bf16 than in float32."""
+    """Attention in float32 on a CPU, where the backward kernel is several times slower in bf16."""
     with torch.autocast("cpu", enabled=False):
         return F.scaled_dot_product_attention(
             q.float(), k.float(), v.float(), attn_mask=mask, is_causal=causal, dropout_p=dropout
@@ -77,9 +80,9 @@ def _in_float(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool
 
 
 def rotated(x: Tensor) -> Tensor:
-    """Queries or keys (B, heads, T, d) turned by their position: rotary embeddings (Su et al. 2021), base 10,000.
+    """Rotate queries or keys (B, heads, T, d) by their position: rotary embeddings (Su et al. 2021), base 10,000.
 
-    Products of two then depend on their distance alone.
+    The product of a query and a key then depends on their distance alone.
     """
     half = x.shape[-1] // 2
     places = torch.arange(x.shape[-2], device=x.device, dtype=torch.float32)
@@ -96,7 +99,7 @@ def _no_later(q: Tensor, k: Tensor) -> Tensor:
 
 
 class Mlp(nn.Module):
-    """The block's second half: two linear maps around an activation."""
+    """Two linear maps with an activation between them: the second half of a block."""
 
     def __init__(self, width: int, hidden: int, activation: Map = F.gelu, bias: bool = True) -> None:
         super().__init__()
@@ -109,7 +112,7 @@ class Mlp(nn.Module):
 
 
 class GatedMlp(nn.Module):
-    """The same with a gate: one half of the first map, activated, times the other (GLU variants; Shazeer 2020)."""
+    """An MLP with a gate: one half of the first map, activated, times the other half (GLU variants; Shazeer 2020)."""
 
     def __init__(self, width: int, hidden: int, activation: Map = F.gelu, bias: bool = True) -> None:
         super().__init__()
@@ -123,7 +126,7 @@ class GatedMlp(nn.Module):
 
 
 class DropPath(nn.Module):
-    """Leaves out a residual branch for some of the examples (stochastic depth; Huang et al. 2016)."""
+    """Drop a residual branch for a random share of the examples (stochastic depth; Huang et al. 2016)."""
 
     def __init__(self, rate: float) -> None:
         super().__init__()
@@ -137,10 +140,10 @@ class DropPath(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and MLP, each with a residual and a norm before (`pre`) or after (`post`) it.
+    """Attention and an MLP, each with a residual connection and a norm before (`pre`) or after (`post`) it.
 
-    With `cross`, attention to a memory lies between the two. Dropout is where BERT and GPT have it: on attention
-    weights and on what each branch adds. `gated`: a gated MLP of as many parameters.
+    `cross` adds attention to a memory between the two. Dropout is where BERT and GPT have it: on attention weights and
+    on the output of each branch. `gated` makes the MLP a gated one with as many parameters.
     """
 
     def __init__(
@@ -179,7 +182,7 @@ class Block(nn.Module):
         memory: Tensor | None = None,
         memory_mask: Tensor | None = None,
     ) -> Tensor:
-        """(B, T, D). Masks as in `Attention`. ValueError: `memory` (B, S, D) without `cross`, or the reverse."""
+        """Tokens (B, T, D). Masks are as in `Attention`. ValueError: `memory` (B, S, D) without `cross`, or the reverse."""
         if (memory is None) != (self.cross is None):
             raise ValueError("memory and cross-attention go together")
         x = self._add(x, self.norm1, lambda y: self.attn(y, mask=mask, causal=causal))
@@ -228,11 +231,14 @@ def depth_rates(highest: float, depth: int) -> list[float]:
 
 
 STD = 0.02
-"""Deviation of weights at the start, in ViT's and BERT's code."""
+"""Standard deviation of initial weights in ViT's and BERT's code."""
 
 
 def initialize(module: nn.Module, std: float = STD) -> None:
-    """Linear maps truncated-normal with deviation `std`, embeddings with STD, biases zero, as in ViT's and BERT's code."""
+    """Initialize a module as ViT's and BERT's code does.
+
+    Linear maps are truncated-normal with standard deviation `std`, embeddings with `STD`, and biases are zero.
+    """
     for each in module.modules():
         if isinstance(each, nn.Linear | nn.Embedding):
             nn.init.trunc_normal_(each.weight, std=std if isinstance(each, nn.Linear) else STD)

@@ -18,12 +18,12 @@ from sslrun.registry import Options
 
 
 class PatchEmbed(nn.Module):
-    """Images (B, 3, H, W) to one vector a patch (B, D, H/p, W/p)."""
+    """Map images (B, 3, H, W) to one vector per patch (B, D, H/p, W/p)."""
 
     def __init__(self, width: int, patch: int) -> None:
         super().__init__()
         self.proj = nn.Conv2d(3, width, patch, stride=patch)
-        # As a linear map of the flattened patch would be initialised (MAE's code).
+        # Initialized as a linear map of the flattened patch would be (MAE's code).
         nn.init.xavier_uniform_(self.proj.weight.flatten(1))
         nn.init.constant_(self.proj.bias, 0)  # type: ignore[arg-type]
 
@@ -32,7 +32,7 @@ class PatchEmbed(nn.Module):
 
 
 def patches_along(name: str, size: int, patch: int) -> int:
-    """Patches along each side of an image. UserError, in the name of a backbone: they don't fit."""
+    """Number of patches along each side of an image. UserError, naming the backbone: they do not fit."""
     if size % patch:
         fitting = [each for each in range(1, size + 1) if size % each == 0]
         nearest = min(fitting, key=lambda each: abs(each - patch))
@@ -41,29 +41,32 @@ def patches_along(name: str, size: int, patch: int) -> int:
 
 
 class ViT(ImageBackbone):
-    """Pre-norm Transformer over patches. Tokens: [CLS], then registers if any, then patches row by row."""
+    """Pre-norm Transformer over patches (Dosovitskiy et al., ICLR 2021, arXiv:2010.11929).
+
+    Tokens are [CLS], then registers if there are any, then patches row by row.
+    """
 
     class Options(Options):
         patch: int = Field(default=16, ge=1)
         """Side of a patch, in pixels."""
         size: int | None = Field(default=None, ge=1)
-        """Side of the images that it has positions for; default: the data's. Other sizes interpolate them."""
+        """Side of the images that it has positions for, in pixels; default: the data's. Other sizes interpolate them."""
         positions: Literal["learned", "sincos"] = "learned"
-        """Position embeddings: learned, or the fixed sines and cosines of row and column (MAE, He et al. 2022)."""
+        """Position embeddings: learned, or fixed sines and cosines of row and column (MAE, He et al. 2022)."""
         pool: Literal["cls", "mean"] = "cls"
-        """Pooled features: the [CLS] token's, or the mean of the patches'; both after the final norm."""
+        """Pooled features: those of [CLS], or the mean over patches; both after the final norm."""
         registers: int = Field(default=0, ge=0)
-        """Tokens that belong to no patch and are not read (Darcet et al. 2024)."""
+        """Number of register tokens, which belong to no patch and are not read (Darcet et al. 2024)."""
         depth: int | None = Field(default=None, ge=1)
-        """Blocks; default: the named model's."""
+        """Number of blocks; default: the named model's."""
         width: int | None = Field(default=None, ge=1)
         """Width of a token; default: the named model's."""
         heads: int | None = Field(default=None, ge=1)
-        """Attention heads; default: the named model's."""
+        """Number of attention heads; default: the named model's."""
         dropout: float = Field(default=0.0, ge=0, lt=1)
-        """On embeddings, on attention weights and on what each branch adds."""
+        """Dropout rate on embeddings, attention weights and the output of each branch."""
         drop_path: float = Field(default=0.0, ge=0, lt=1)
-        """Stochastic depth at the last block, rising linearly from 0 at the first."""
+        """Rate of stochastic depth at the last block; it rises linearly from 0 at the first."""
 
     shape: ClassVar[tuple[int, int, int]]
     """Width, depth, heads of the named model."""
@@ -103,7 +106,7 @@ class ViT(ImageBackbone):
 
     @classmethod
     def shape_of(cls, options: ViT.Options) -> tuple[int, int, int]:
-        """Width, depth and heads: the options', or the named model's where they give none."""
+        """Width, depth and heads: those of the options, else the named model's."""
         width, depth, heads = cls.shape
         return options.width or width, options.depth or depth, options.heads or heads
 
@@ -112,13 +115,13 @@ class ViT(ImageBackbone):
         height, width = images.shape[-2:]
         if height % self.options.patch or width % self.options.patch:
             raise UserError(
-                f"{self.name}: images of {width}x{height} are no multiple of its patch, {self.options.patch}: give a size that is"
+                f"{self.name}: images of {width}x{height} have sides that are no multiple of its patch, {self.options.patch}: choose a size that is"
             )
         grid = self.patch_embed(self.normalize(images))
         return grid.flatten(2).transpose(1, 2) + self.positions(*grid.shape[-2:])
 
     def encode(self, patches: Tensor) -> Tensor:
-        """All tokens (B, 1 + registers + N, D) after the last norm, of embedded patches, all of them or a subset."""
+        """All tokens (B, 1 + registers + N, D) after the last norm, from embedded patches: all of them or a subset."""
         return self.norm(self.blocks(self._with_special(patches)))
 
     def forward(self, inputs: Tensor) -> Features:
@@ -137,8 +140,10 @@ class ViT(ImageBackbone):
         return last.attention(x)
 
     def own_names(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """timm's registers have positions, which are added to ours, which have none; where its [CLS] has none, it is 0
-        here."""
+        """Names of timm. Its registers have positions, which are added to the registers here, which have none.
+
+        Where its [CLS] has no position, it gets 0 here.
+        """
         found = super().own_names(tensors)
         positions, registers = found.get("pos_embed"), found.get("reg_token")
         if positions is None or registers is None or positions.ndim != 3:
@@ -164,14 +169,14 @@ class ViT(ImageBackbone):
         return tensors | {"pos_embed": torch.cat([positions[:, :1], grid], dim=1)}
 
     def positions(self, rows: int, columns: int) -> Tensor:
-        """Position embeddings (1, rows * columns, D) of the patches, interpolated where the grid is another."""
+        """Position embeddings (1, rows * columns, D) of patches, interpolated for another grid than the network's."""
         positions = self.pos_embed[:, 1:]
         if rows == columns == self.side:
             return positions
         return interpolated(positions, self.side, rows, columns)
 
     def layers(self) -> list[list[nn.Parameter]]:
-        """The embeddings, then each block; the final norm is with the last, so that blocks decay as in BEiT and MAE."""
+        """The embeddings, then each block. The final norm joins the last block, so that blocks decay as in BEiT and MAE."""
         blocks = [list(block.parameters()) for block in self.blocks]
         above = {*self.blocks.parameters(), *self.norm.parameters()}
         embeddings = [each for each in self.parameters() if each not in above]
@@ -183,7 +188,7 @@ class ViT(ImageBackbone):
 
 
 def interpolated(positions: Tensor, side: int, rows: int, columns: int) -> Tensor:
-    """Embeddings (1, side * side, D) of a square grid of positions as (1, rows * columns, D) of another: bicubic."""
+    """Interpolate position embeddings (1, side * side, D) of a square grid to (1, rows * columns, D), bicubically."""
     grid = positions.unflatten(1, (side, side)).permute(0, 3, 1, 2).float()
     grid = F.interpolate(grid, (rows, columns), mode="bicubic", antialias=True)
     return grid.flatten(2).transpose(1, 2).to(positions.dtype)

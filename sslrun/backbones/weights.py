@@ -1,4 +1,4 @@
-"""Backbones in files: safetensors that name the architecture they belong to, and other libraries' weights."""
+"""Backbones in files: safetensors that name their architecture, and weights of other libraries."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from sslrun.registry import Options
 
 
 def build_backbone(name: str, options: Options | Mapping[str, Any], spec: InputSpec) -> Backbone:
-    """A backbone as initialised by torch's global generator. UserError: no such name, or options that don't fit."""
+    """Build a backbone, initialized by torch's global generator. UserError: unknown name, or options that do not fit."""
     cls = backbones[name]
     return cls(options if isinstance(options, Options) else cls.Options.model_validate(options), spec)
 
 
 def save_backbone(path: Path, backbone: Backbone, metadata: Mapping[str, str] | None = None) -> None:
-    """Write weights, buffers and what they belong to, whole or not at all."""
+    """Write weights and buffers, with their architecture and options, atomically."""
     tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in backbone.state_dict().items()}
     about = {"backbone": backbone.name, "options": backbone.options.model_dump_json(), **(metadata or {})}
     if backbone.spec.vocabulary is not None:
@@ -37,10 +37,10 @@ def save_backbone(path: Path, backbone: Backbone, metadata: Mapping[str, str] | 
 
 
 def load_into(backbone: Backbone, path: Path) -> None:
-    """Load a file of ours, or of timm's, torchvision's or transformers' names, into a backbone of the same architecture.
+    """Load weights of sslrun, timm, torchvision or transformers into a backbone of the same architecture.
 
-    Positions of a ViT are interpolated where its images have another size. UserError: no such file, no checkpoint, or
-    one of another backbone.
+    Positions of a ViT are interpolated to its image size. UserError: no such file, not a checkpoint, or a checkpoint of
+    another backbone.
     """
     tensors, metadata = read(path)
     source = metadata.get("backbone")
@@ -51,18 +51,18 @@ def load_into(backbone: Backbone, path: Path) -> None:
     trained_on = metadata.get("tokenizer")
     if trained_on is not None and trained_on != backbone.spec.vocabulary:
         raise UserError(
-            f"{path}: was trained with another tokenizer than the recipe's, whose ids mean other words: "
-            f"name its own, as data.tokenizer: {{file: {path.parent / 'tokenizer.json'}}}"
+            f"{path}: was trained with another tokenizer than the recipe's, so that token ids mean other words: "
+            f"use its own, as data.tokenizer: {{file: {path.parent / 'tokenizer.json'}}}"
         )
     tensors = backbone.fit_weights(tensors)
     own = backbone.state_dict()
     for name in own.keys() | tensors.keys():
         mine, its = own.get(name), tensors.get(name)
         if mine is None or its is None or mine.shape != its.shape:
-            shapes = " and ".join("nothing" if each is None else str(tuple(each.shape)) for each in (its, mine))
-            options = f" (its options: {metadata['options']})" if "options" in metadata else ""
+            theirs, ours = ("is missing" if w is None else f"has shape {tuple(w.shape)}" for w in (its, mine))
+            options = f"; the file's options are {metadata['options']}" if "options" in metadata else ""
             raise UserError(
-                f"{path}: does not fit '{backbone.name}' as the recipe has it{options}: '{name}' is {shapes}, there and here"
+                f"{path}: parameter '{name}' {theirs} in the file, but {ours} in '{backbone.name}' as configured{options}"
             )
     backbone.load_state_dict(tensors)
 
@@ -87,7 +87,7 @@ def load_backbone(folder: Path) -> Backbone:
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Weights, and what a file of ours says of them. UserError: no such file, or no checkpoint."""
+    """The tensors in a file, and the metadata that sslrun wrote with them. UserError: no such file, or no checkpoint."""
     try:
         with safe_open(str(path), framework="pt") as file:
             about = json.loads((file.metadata() or {}).get("sslrun", "{}"))

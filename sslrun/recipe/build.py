@@ -82,7 +82,7 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
 
 
 def parse(source: Located) -> Recipe:
-    """A recipe from its mapping."""
+    """Build a recipe from its mapping. UserError: any mistake, with its place."""
     data = _named(sources, source, "data")
     backbone = _named(backbones, source, "backbone")
     pretext = None if source.value.get("pretext") is None else _named(pretexts, source, "pretext")
@@ -219,7 +219,7 @@ def _named(
 
 
 def validated(model: type[Model], source: Located, owner: str, also: Iterable[str] = ()) -> Model:
-    """`source.value` as a `model`; the first mistake as a UserError with its place.
+    """Validate `source.value` as a `model`. UserError: the first mistake, with its place.
 
     `also`: keys that `owner` may have besides the model's fields, to suggest in place of an unknown one.
     """

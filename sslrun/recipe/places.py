@@ -28,13 +28,13 @@ class Located:
     """Where in the recipe `value` lies."""
 
     def error(self, keys: Keys, message: str) -> UserError:
-        """The error with its place: that of `keys`, or else of the nearest key around them."""
+        """Make an error that begins with the place of `keys`, or of the nearest key around them."""
         place = next(self.places[keys[:end]] for end in range(len(keys), -1, -1) if keys[:end] in self.places)
         path = ".".join(map(str, self.at + keys))
         return UserError(f"{place}: {path}: {message}" if path else f"{place}: {message}")
 
     def section(self, *keys: str) -> Located:
-        """The mapping under `keys` as a source of its own; empty where there is none."""
+        """The mapping under `keys` with its places; empty if there is none."""
         value: Any = self.value
         for depth, key in enumerate(keys, start=1):
             value = value.get(key)
@@ -50,7 +50,7 @@ class Located:
         return copy.deepcopy(self)
 
     def without(self, *names: str) -> Located:
-        """The same but for some keys."""
+        """The same mapping without some keys."""
         return Located({key: value for key, value in self.value.items() if key not in names}, self.places, self.at)
 
     def change(self, path: str, value: Any, places: Mapping[Keys, str]) -> None:
@@ -81,7 +81,7 @@ class Located:
 
 
 def _spelt_out(key: str, value: Any) -> Any:
-    """`pretext: simclr` as {name: simclr}, of which options can be given."""
+    """Spell out `pretext: simclr` as {name: simclr}, so that options can be added."""
     return {"name": value} if key in ("backbone", "data", "pretext", "task") and isinstance(value, str) else value
 
 
@@ -99,7 +99,7 @@ _Loader.add_implicit_resolver(
 
 
 def read_yaml(path: Path) -> Located:
-    """A YAML file with the line of every key. UserError: missing, unreadable, not YAML, no mapping, a key twice."""
+    """Read a YAML file with the line of every key. UserError: missing, unreadable, not YAML, no mapping, a key twice."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:

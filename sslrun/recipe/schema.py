@@ -56,20 +56,21 @@ class Pretrain(Schedule):
     """Stage 1: the schedule of pretraining."""
 
     seed: int | None = Field(None, ge=0)
-    """The seed of pretraining, that evaluations of every seed start from one checkpoint; default: each from its own."""
+    """Seed of pretraining, so that evaluations of every seed start from one checkpoint; default: the seed of each
+    evaluation."""
 
 
 class Watch(Options):
-    """What is seen of a run while it goes on. Nothing here changes a result, so nothing here is part of its hash."""
+    """Monitoring of a run in progress. Nothing here changes a result, so that nothing here is part of a run's hash."""
 
     every: float = Field(10.0, gt=0)
-    """Epochs between two looks at the features: online kNN, deviation, effective rank."""
+    """Epochs between two looks at the features: online kNN, standard deviation, effective rank."""
     examples: int = Field(2000, ge=64)
-    """Held-out examples, and as many training examples, that a look reads at most."""
+    """Largest number of held-out examples that a look reads, and of training examples."""
     checkpoint: float = Field(10.0, gt=0)
     """Minutes between two checkpoints."""
     to: tuple[Literal["tensorboard", "wandb"], ...] = ()
-    """Where metrics go besides metrics.jsonl; each an optional extra of the package."""
+    """Further destinations of metrics besides metrics.jsonl; each is an optional extra of the package."""
 
 
 def _share_or_count(labels: float) -> float:
@@ -97,12 +98,13 @@ class Evaluation(BaseModel):
     protocols: tuple[str, ...]
     """Ways to learn the task; see `sslrun show protocol`."""
     labels: tuple[Annotated[float, AfterValidator(_share_or_count)], ...] = Field((1.0,), min_length=1)
-    """Shares of the training labels, class-balanced and nested; a whole number above 1 is labels a class."""
+    """Shares of the training labels, class-balanced and nested; a whole number above 1 is a number of labels per class."""
     restarts: int = Field(1, ge=1)
     """Times that each protocol which trains step by step is run from the same pretrained weights, each with a new head
     and another order of the data (BERT's fine-tuning restarts). A protocol with one solution is run once."""
     shifts: dict[Annotated[str, AfterValidator(_shift_name)], Shift] = {}
-    """Test sets out of distribution, by name: every protocol is scored on them too, and chooses nothing by them."""
+    """Test sets out of distribution, by name: every protocol is scored on them, too.
+    They are never used for model selection."""
     options: dict[str, SerializeAsAny[Options]]
     """Protocol -> its options: the recipe's, with this task's own changes. Holds every registered protocol."""
 
@@ -165,7 +167,7 @@ class Recipe(BaseModel):
 
     @property
     def choices(self) -> list[str]:
-        """What it comes to where the papers behind it are silent."""
+        """What its components choose where their papers are silent."""
         named = [self.backbone, *([self.pretext] if self.pretext else []), *(e.task for e in self.evaluate.values())]
         return list(dict.fromkeys(each for part in named for each in part.options.choices()))
 
@@ -230,7 +232,7 @@ class Sweep(BaseModel):
 
     @property
     def against_at(self) -> str:
-        """Where `against` was written, as file:line; the sweep's name where that isn't known."""
+        """Where `against` was written, as file:line; the sweep's name if that is unknown."""
         return self._against_at or self.name
 
     @field_validator("against", mode="before")

@@ -1,4 +1,4 @@
-"""Our weights as a folder that transformers loads."""
+"""Export weights as a folder that transformers loads."""
 
 from __future__ import annotations
 
@@ -9,9 +9,7 @@ from safetensors.torch import save_file
 from tokenizers import processors
 
 from sslrun.backbones import build_backbone
-from sslrun.backbones.base import backbones
-from sslrun.backbones.bert import Bert
-from sslrun.backbones.gpt import Gpt
+from sslrun.backbones.base import backbones, lacking_capability
 from sslrun.backbones.weights import WEIGHTS, read
 from sslrun.data.specs import TextSpec
 from sslrun.data.text.tokenizer import Tokenizer, TokenizerOptions, blank_tokenizer, load_tokenizer
@@ -31,14 +29,13 @@ def export(source: Path, folder: Path) -> None:
     tensors, about = read(weights)
     name = about.get("backbone")
     if name is None:
-        raise UserError(f"{weights}: was not written by sslrun, so that it isn't known what network it is of")
+        raise UserError(f"{weights}: was not written by sslrun, so that its network is unknown")
     cls = backbones[name]
-    if not issubclass(cls, Bert | Gpt):
-        raise UserError(f"{weights}: is of '{name}': transformers has a counterpart of bert-* and gpt-* alone")
+    if "export" not in cls.offers:
+        raise UserError(f"{weights}: {lacking_capability(cls, 'export', 'sslrun export')}")
     options = cls.Options.model_validate_json(about["options"])
     spec = TextSpec(blank_tokenizer(len(tensors["token_embed.weight"])), length=8)
     backbone = build_backbone(name, options, spec)
-    assert isinstance(backbone, Bert | Gpt)
     backbone.load_state_dict(tensors)
     found = {key: tensor.contiguous() for key, tensor in backbone.to_transformers().items()}
     try:
@@ -48,14 +45,14 @@ def export(source: Path, folder: Path) -> None:
         (folder / "config.json").write_text(json.dumps(backbone.transformers_config(), indent=2) + "\n")
         if (weights.parent / TOKENIZER).is_file():
             _export_tokenizer(
-                load_tokenizer(TokenizerOptions(file=weights.parent / TOKENIZER)), folder, isinstance(backbone, Bert)
+                load_tokenizer(TokenizerOptions(file=weights.parent / TOKENIZER)), folder, "segments" in backbone.offers
             )
     except OSError as error:
         raise UserError(f"{folder}: can't be written: {error.strerror}") from None
 
 
 def _export_tokenizer(tokenizer: Tokenizer, folder: Path, segments: bool) -> None:
-    """With [CLS] and [SEP] put where we put them, and the segments given where the network takes them."""
+    """Write the tokenizer; it adds [CLS] and [SEP] as sslrun does, and segments if the network takes them."""
     tokenizer.core.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]",
         pair="[CLS] $A [SEP] $B:1 [SEP]:1",

@@ -1,4 +1,4 @@
-"""The type of every downstream task, and the learner that a task and a backbone make."""
+"""The base of downstream tasks, and the learner that a task and a backbone form."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ class TaskOptions(Options):
 
     @property
     def linear(self) -> bool:
-        """Whether the head is linear, of one vector an example."""
+        """Whether the head is a linear map of one vector per example."""
         return True
 
     def check_depth(self, depth: int) -> None:
-        """UserError: a backbone of that `depth` has not what the head is to read. By default any has it."""
+        """UserError: a backbone of that `depth` lacks what the head reads. By default every backbone has it."""
 
 
 class Task:
-    """Something to be learned from labels: what a head reads and gives, its loss, and its metrics.
+    """Something to learn from labels: a head with what it reads, its loss, and its metrics.
 
-    Has no parameters: a head has, and whoever made it keeps it. Outputs are whatever the head gives, one for an
-    example (B, C) or one for a token (B, T, C); targets are what `loss` and `measure` compare them with.
+    A task has no parameters; its heads have. Outputs are what a head returns, one per example (B, C) or one per token
+    (B, T, C). Targets are what `loss` and `measure` compare them with.
     """
 
     Options: ClassVar[type[TaskOptions]] = TaskOptions
@@ -67,7 +67,7 @@ class Task:
 
     @property
     def linear(self) -> bool:
-        """Whether the head is a linear classifier of one vector an example: such are fitted to frozen features."""
+        """Whether the head is a linear classifier of one vector per example, which can be fitted to frozen features."""
         return bool(self.options.linear)
 
     def head(self, width: int, depth: int = 0) -> nn.Module:
@@ -75,25 +75,25 @@ class Task:
         raise NotImplementedError
 
     def readout(self, features: Features) -> Any:
-        """What of the features the head is given; by default one vector an example."""
+        """Select what the head reads from the features; by default one vector per example."""
         return features.pooled
 
     def vector(self, features: Features) -> Tensor:
-        """One vector an example (B, D): what the head is given; the backbone's own where that is more than one."""
+        """One vector per example (B, D): the head's input; the backbone's pooled features if that is more than a vector."""
         return cast(Tensor, self.readout(features)) if self.linear else features.pooled
 
     def views(self, batch: Batch, generator: torch.Generator) -> tuple[Any, Any]:
-        """Inputs for the backbone and targets for `loss`, to train on: augmented. By default `inputs` and labels."""
+        """Inputs for the backbone and targets for `loss`, augmented, to train on. By default `inputs` and labels."""
         return self.inputs(batch), batch.labels
 
     def inputs(self, batch: Batch) -> Any:
-        """Inputs for the backbone, to evaluate on: the same at every call. By default the batch's own."""
+        """Inputs for the backbone, to evaluate on, the same at every call. By default the batch's own."""
         return batch.inputs
 
     def targets(self, examples: Examples) -> Tensor:
         """What `measure` compares the outputs of a whole split with; by default its labels. UserError without any."""
         if examples.labels is None:
-            raise UserError(f"the task '{self.name}' needs labels, and this split has none: name a labelled one")
+            raise UserError(f"the task '{self.name}' needs labels, but this split has none: choose a labeled one")
         return examples.labels
 
     def loss(self, outputs: Tensor, targets: Any) -> Tensor:
@@ -113,7 +113,7 @@ tasks: Registry[Task] = Registry("task")
 
 
 def stacked(outputs: Sequence[Tensor]) -> Tensor:
-    """The outputs of batch after batch as one tensor; where there is one a token, short sequences are padded by -inf."""
+    """Join the outputs of several batches; outputs per token (B, T, C) are padded with -inf to the longest."""
     if outputs[0].ndim < 3:
         return torch.cat(list(outputs))
     longest = max(each.shape[1] for each in outputs)
@@ -127,9 +127,10 @@ def outputs_of(
     batch: int,
     counter: AbstractContextManager[Any] | None = None,
 ) -> tuple[Tensor, ...]:
-    """What `run` gives for every example, in their order, of one pass; those of like length run together.
+    """Apply `run` to all examples in one pass, and return its outputs in the order of examples.
 
-    `counter`: entered around the batch in the middle, which is of middling length, to count its FLOPs.
+    Examples of similar length run together. `counter` is entered around the middle batch, whose length is typical, to
+    count its FLOPs.
     """
     lengths = examples.lengths
     order = torch.arange(len(examples)) if lengths is None else lengths.argsort(stable=True)
@@ -145,11 +146,11 @@ def outputs_of(
 class TaskLearner(Learner):
     """A backbone with a task's head on it: a learner (see `sslrun.training.learner`).
 
-    `head`: one to start from, as LP-FT starts from a linear probe's; default: a fresh one.
-    `frozen`: the backbone stays as it is, parameters and buffers: it runs in eval mode, and its parameters no longer
-    require gradients, here or wherever else it is used.
-    `frozen_norm`: batch norms use and keep their running statistics; their scales and shifts learn. Kumar et al.
-    (ICLR 2022) fine-tune so, that the features the head was fitted to are those it starts on.
+    `head` is the head to start from, as LP-FT starts from that of a linear probe; default: a new one.
+    `frozen` keeps the backbone's parameters and buffers: it runs in eval mode, and its parameters require no gradients
+    any more, here or elsewhere.
+    `frozen_norm` lets batch norms use and keep their running statistics, while their scales and shifts learn. Kumar et
+    al. (ICLR 2022) fine-tune in this way, so that a head starts on the features that it was fitted to.
     """
 
     def __init__(
@@ -197,12 +198,12 @@ class TaskLearner(Learner):
 
     @torch.inference_mode()
     def predict(self, batch: Batch) -> Tensor:
-        """Outputs for a raw batch, as `Task.measure` takes them. ValueError in training mode."""
+        """Outputs for a raw batch, as `Task.measure` takes them. ValueError: the learner is in training mode."""
         return self.predict_and_read(batch)[0]
 
     @torch.inference_mode()
     def predict_and_read(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """What `predict` gives, and of the same pass what `Task.vector` does. ValueError in training mode."""
+        """The outputs of `predict` and the vectors of `Task.vector`, from one pass. ValueError: in training mode."""
         if self.training:
             raise ValueError("predict in training mode would use and move batch statistics: call eval() first")
         features = self.backbone(self.task.inputs(batch))

@@ -22,24 +22,24 @@ NAMES = ("accuracy", "mean_class_accuracy", "macro_f1", "top5_accuracy", "real_a
 
 @tasks.register("classification")
 class Classification(Task):
-    """Linear classification of images by cross-entropy."""
+    """Classify images with a linear head and cross-entropy. Metrics are in percent."""
 
     class Options(TaskOptions):
         size: int | None = Field(default=None, ge=1)
-        """Side of the images that the backbone is given, in pixels; default: the data's."""
+        """Side of the images that the backbone gets, in pixels; default: the data's."""
         augmentation: Augmentation = Augmentation(crop=(0.08, 1.0), flip=0.5)
-        """How training images are changed, wherever the backbone runs on them. Default: SimCLR's for linear evaluation
-        and fine-tuning (Chen et al. 2020, B.6 and B.8); what is given replaces it whole."""
+        """Augmentation of training images, wherever the backbone runs on them. Default: SimCLR's for linear evaluation
+        and fine-tuning (Chen et al. 2020, B.6 and B.8). A recipe's value replaces it as a whole."""
         label_smoothing: float = Field(default=0.0, ge=0, lt=1)
         """Share of the target spread evenly over the classes (Szegedy et al. 2016)."""
         mixup: float = Field(default=0.0, ge=0)
-        """alpha of mixup's Beta(alpha, alpha) (Zhang et al. 2018); 0: off."""
+        """Parameter alpha of mixup's Beta(alpha, alpha) (Zhang et al. 2018); 0: off."""
         cutmix: float = Field(default=0.0, ge=0)
-        """alpha of CutMix's Beta(alpha, alpha) (Yun et al. 2019); 0: off. With mixup: a fair coin for each image."""
+        """Parameter alpha of CutMix's Beta(alpha, alpha) (Yun et al. 2019); 0: off. With mixup, a fair coin for each image."""
         init: Literal["zeros", "random"] = "zeros"
-        """A fresh head's weights: zeros as in ViT's fine-tuning (Dosovitskiy et al. 2021), or PyTorch's default."""
+        """Initial weights of a head: zeros as in ViT's fine-tuning (Dosovitskiy et al. 2021), or PyTorch's default."""
         metric: Literal["accuracy", "mean_class_accuracy", "macro_f1"] = "accuracy"
-        """What chooses hyper-parameters and stands in tables."""
+        """Metric that chooses hyperparameters and stands in tables."""
 
     reads = ImageSpec
     options: Classification.Options
@@ -78,8 +78,11 @@ class Classification(Task):
         return F.cross_entropy(outputs, targets, label_smoothing=self.options.label_smoothing)
 
     def measure(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
-        """In percent; top-5 accuracy from ten classes on. Targets (N,); or (N, 1 + K): reassessed labels after the label,
-        as many as there are, and then -1: real_accuracy."""
+        """Metrics in percent; top-5 accuracy for ten classes or more.
+
+        Targets are labels (N,); or (N, 1 + K): a label and then up to K reassessed labels, filled up with -1, for
+        real_accuracy.
+        """
         targets, reassessed = (targets[:, 0], targets[:, 1:]) if targets.ndim == 2 else (targets, None)
         values = {
             "accuracy": measures.accuracy(outputs, targets),
@@ -96,11 +99,11 @@ class Classification(Task):
 def mix(
     images: Tensor, shares: Tensor, mixup: float, cutmix: float, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Each image (B, 3, H, W) and its shares of the classes (B, C) mixed with another's of the batch.
+    """Mix each image (B, 3, H, W) and its class shares (B, C) with another of the batch.
 
-    mixup blends the two; CutMix pastes a box of the other. Both draw the image's own share from Beta(alpha, alpha)
-    for every image, where the papers' code draws one a batch: a batch's gradient then varies less, and nothing on
-    the device waits for the CPU to learn the box.
+    mixup blends the two; CutMix pastes a box of the other. Deviation: both draw the image's own share from
+    Beta(alpha, alpha) for each image, where the papers' code draws one share per batch. A batch's gradient then varies
+    less, and the device does not wait for the CPU to know the box.
     """
     other = torch.randperm(len(images), generator=generator, device=images.device)
     if mixup and cutmix:
@@ -115,7 +118,7 @@ def mix(
 
 
 def _beta(count: int, alpha: float, generator: torch.Generator) -> Tensor:
-    """(count,) draws from Beta(alpha, alpha). torch.distributions takes no generator."""
+    """Draw (count,) numbers from Beta(alpha, alpha); torch.distributions takes no generator."""
     concentration = torch.full((count, 2), alpha, device=generator.device)
     return torch._sample_dirichlet(concentration, generator)[:, 0]
 
@@ -126,14 +129,14 @@ def _blend(images: Tensor, alpha: float, generator: torch.Generator) -> Tensor:
 
 
 def _outside_box(images: Tensor, alpha: float, generator: torch.Generator) -> Tensor:
-    """Weight (B, 1, H, W) of each image's own pixels: 0 in a box around a uniform centre, cut at the border, else 1."""
+    """Weight (B, 1, H, W) of each image's own pixels: 0 in a box around a uniform center, cut at the border, else 1."""
     count, (height, width) = len(images), images.shape[-2:]
     half = (1 - _beta(count, alpha, generator)).sqrt()[:, None] / 2
-    centre = torch.rand(2, count, 1, generator=generator, device=images.device)
+    center = torch.rand(2, count, 1, generator=generator, device=images.device)
 
     def inside(side: int, middle: Tensor) -> Tensor:
         pixels = (torch.arange(side, device=images.device) + 0.5) / side
         return (pixels - middle).abs() < half
 
-    box = inside(height, centre[0])[:, None, :, None] & inside(width, centre[1])[:, None, None, :]
+    box = inside(height, center[0])[:, None, :, None] & inside(width, center[1])[:, None, None, :]
     return (~box).float()

@@ -1,4 +1,4 @@
-"""Is a representation collapsed? Read from features alone, without labels."""
+"""Detect collapsed representations from features alone, without labels."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ def feature_std(features: Tensor) -> float:
 
 
 def collapse(features: Tensor) -> str | None:
-    """What kind of collapse features (N, D) show, with the number that tells it; None if none.
+    """Name the kind of collapse that features (N, D) show, with its number; None if there is none.
 
-    complete: all examples have one direction (`COMPLETE`). dimensional: they span hardly any (`DIMENSIONAL`; Jing et
-    al., ICLR 2022).
+    complete: all examples have one direction (`COMPLETE`). dimensional: they span very few directions (`DIMENSIONAL`;
+    Jing et al., ICLR 2022).
     """
     count, width = features.shape
     std, healthy = feature_std(features), width**-0.5

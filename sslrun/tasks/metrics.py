@@ -1,4 +1,4 @@
-"""Metrics, in percent. Of classification: scores (N, C), higher for likelier classes, against labels (N,) int64."""
+"""Metrics in percent. Those of classification compare scores (N, C) with labels (N,) int64."""
 
 from __future__ import annotations
 
@@ -20,8 +20,10 @@ def top_k_accuracy(scores: Tensor, labels: Tensor, k: int) -> float:
 
 
 def multi_label_accuracy(scores: Tensor, labels: Tensor) -> float:
-    """Share of examples whose highest score is any of their labels' (N, K), -1 where there are fewer; those that have
-    none don't count (ImageNet ReaL: Beyer et al. 2020). NaN where none has any."""
+    """Share of examples whose highest score is one of their labels (N, K), which -1 fills up.
+
+    Examples without labels do not count (ImageNet ReaL: Beyer et al. 2020). NaN if no example has any.
+    """
     counted = (labels >= 0).any(dim=1)
     hits = (scores.argmax(dim=1, keepdim=True) == labels).any(dim=1)
     return 100 * hits[counted].double().mean().item()
@@ -54,14 +56,16 @@ def _counts(scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def f1(scores: Tensor, labels: Tensor) -> float:
-    """F1 of class 1 of two, as GLUE reports for MRPC and QQP; 0 where it is neither predicted nor present."""
+    """F1 of class 1 of two, as GLUE reports for MRPC and QQP; 0 if it is neither predicted nor present."""
     hits, truth, predicted = _counts(scores, labels)
     return 100 * (2 * hits[1] / (truth[1] + predicted[1]).clamp_min(1)).item()
 
 
 def matthews(scores: Tensor, labels: Tensor) -> float:
-    """Matthews' correlation of predictions and labels (of several classes: Gorodkin's R_K), as CoLA reports; 0 where
-    one class alone is predicted or present."""
+    """Matthews' correlation of predictions and labels (for several classes Gorodkin's R_K), as CoLA reports.
+
+    0 if only one class is predicted or present.
+    """
     hits, truth, predicted = _counts(scores, labels)
     count, right = truth.sum(), hits.sum()
     covariance = right * count - (truth * predicted).sum()
@@ -89,8 +93,10 @@ def _ranks(values: Tensor) -> Tensor:
 
 
 def entities(guess: Sequence[Sequence[str]], truth: Sequence[Sequence[str]]) -> dict[str, float]:
-    """Of tag sequences (BIO): F1, precision and recall of entities, which are right where span and type are (conlleval;
-    an I after another type or after O begins one), and the accuracy of tags; all in percent."""
+    """F1, precision and recall of entities, and the accuracy of tags, for tag sequences in BIO; in percent.
+
+    An entity is right if its span and its type are (conlleval). An I after another type, or after O, begins an entity.
+    """
     told, meant = ({(at, *each) for at, tags in enumerate(side) for each in _entities(tags)} for side in (guess, truth))
     right = len(told & meant)
     words = sum(map(len, truth))

@@ -1,8 +1,8 @@
-"""The tasks of BERT's Figure 4: a class for a sentence or a pair, the span that answers a question, a tag a word.
+"""The tasks of BERT's Figure 4: the class of a sentence or a pair, the span that answers a question, a tag per word.
 
-Heads are BERT's: dropout (of spans none) and one linear map. `bilstm` puts a randomly initialised BiLSTM between, as the
-last row of its Table 5 (whose size and readout the paper leaves open: here as wide as the backbone in each direction; a
-whole sequence is read at the forward half's last token and the backward half's first).
+Heads are BERT's: dropout (none for spans) and one linear map. `bilstm` adds a randomly initialized BiLSTM below it, as in
+the last row of BERT's Table 5. The paper leaves its size and readout open: here it is as wide as the backbone in each
+direction, and a whole sequence is read at the forward half's last token and the backward half's first.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ Pool = Literal["pooled", "cls", "mean", "last4", "mixture"]
 
 
 class TextTaskOptions(TaskOptions):
-    """What all tasks on text have in common."""
+    """Options that all tasks on text share."""
 
     pool: Pool = "cls"
     dropout: float = Field(0.1, ge=0, lt=1)
-    """On what the head is given."""
+    """Dropout rate on the input of the head."""
     bilstm: int = Field(0, ge=0)
-    """Layers of a randomly initialised BiLSTM between the backbone and the head; true: one."""
+    """Number of layers of a randomly initialized BiLSTM between backbone and head; true: one layer."""
 
     def check_depth(self, depth: int) -> None:
         if self.pool == "last4" and depth < 4:
             raise UserError(
-                f"pool last4 reads 4 layers, and the backbone has {depth}, embeddings included: take mixture"
+                f"pool last4 reads 4 layers, but the backbone has {depth}, embeddings included: take mixture"
             )
 
     def choices(self) -> list[str]:
@@ -54,10 +54,11 @@ class TextTaskOptions(TaskOptions):
 
 
 class TokenTaskOptions(TextTaskOptions):
-    """What tasks that score every token have in common."""
+    """Options that tasks on every token share."""
 
     pool: Literal["cls", "last4", "mixture"] = "cls"
-    """What a token is read from. cls: the last layer. last4: the last four, side by side. mixture: of all layers."""
+    """Features of a token. cls: the last layer. last4: the last four layers, side by side. mixture: a learned mixture
+    of all layers."""
 
     @property
     def linear(self) -> bool:
@@ -65,7 +66,7 @@ class TokenTaskOptions(TextTaskOptions):
 
 
 class DroppedLinear(nn.Linear):
-    """Dropout and a linear map, with a linear map's weights."""
+    """Dropout and a linear map; its parameters are those of a linear map."""
 
     def __init__(self, width: int, outputs: int, dropout: float) -> None:
         super().__init__(width, outputs)
@@ -91,7 +92,7 @@ class ScalarMix(nn.Module):
 
 
 class BiLstm(nn.Module):
-    """LSTM layers that read both ways, each given both directions of the one below."""
+    """LSTM layers in both directions; each reads both directions of the layer below."""
 
     def __init__(self, inputs: int, width: int, depth: int, dropout: float) -> None:
         super().__init__()
@@ -100,7 +101,7 @@ class BiLstm(nn.Module):
         self.back = nn.ModuleList(LstmStack(each, width, 1, dropout) for each in given)
 
     def forward(self, x: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
-        """States (B, T, D) of the top layer's two directions. `real` (B, T): what is no padding."""
+        """States (B, T, D) of the top layer's two directions. `real` (B, T) is False at padding."""
         for ahead, back in zip(self.ahead, self.back, strict=True):
             forwards, backwards = ahead(x)[0], reversed_real(back(reversed_real(x, real))[0], real)
             x = torch.cat([forwards, backwards], dim=-1)
@@ -108,7 +109,7 @@ class BiLstm(nn.Module):
 
 
 class TextHead(nn.Module):
-    """From features to outputs, where this takes more than a linear map of one vector."""
+    """A head that is more than a linear map of one vector."""
 
     def __init__(self, width: int, depth: int, outputs: int, options: TextTaskOptions, whole: bool) -> None:
         super().__init__()
@@ -120,7 +121,7 @@ class TextHead(nn.Module):
         self.linear = DroppedLinear(2 * width if options.bilstm else inputs, outputs, options.dropout)
 
     def forward(self, features: Features) -> Tensor:
-        """(B, C) for whole sequences, else (B, T, C), with -inf at padding."""
+        """Outputs (B, C) for whole sequences, or (B, T, C) for tokens, with -inf at padding."""
         tokens, real, read = features.tokens, features.mask, features.read
         assert tokens is not None
         assert real is not None
@@ -142,15 +143,19 @@ class TextHead(nn.Module):
 
 @tasks.register("sentences")
 class Sentences(Task):
-    """The class of a sentence or of a pair; or, where the set has numbers in place of classes, the number."""
+    """Predict the class of a sentence or a pair; or a number, if the set has numbers in place of classes.
+
+    Metrics are in percent, correlations too.
+    """
 
     class Options(TextTaskOptions):
         pool: Pool = "pooled"
-        """What is read. pooled: the backbone's own (BERT: tanh of a linear map of [CLS]). cls: the token at which a
-        sequence is read, as the last layer has it (of causal backbones the last one). mean: of all tokens. last4: that
-        token in the last four layers, side by side. mixture: that token in a learned mixture of all layers."""
+        """Features of a sequence. pooled: the backbone's own (BERT: the tanh of a linear map of [CLS]). cls: the last
+        layer at the token at which sequences are read (in causal backbones the last one). mean: the mean over tokens.
+        last4: that token in the last four layers, side by side. mixture: that token in a learned mixture of layers."""
         metric: Literal["accuracy", "f1", "macro_f1", "matthews", "spearman"] | None = None
-        """What chooses hyper-parameters and stands in tables; default: accuracy, of numbers spearman. f1: of class 1."""
+        """Metric that chooses hyperparameters and stands in tables; default: accuracy, or spearman for numbers. f1 is
+        that of class 1."""
 
         @property
         def linear(self) -> bool:
@@ -159,7 +164,7 @@ class Sentences(Task):
         @model_validator(mode="after")
         def _one_readout(self) -> Sentences.Options:
             if self.bilstm and self.pool == "mean":
-                raise ValueError("bilstm reads a sequence at its own ends, not at the mean: leave out pool, or bilstm")
+                raise ValueError("bilstm reads a sequence at its ends, not at the mean: leave out pool or bilstm")
             return self
 
     reads = TextSpec
@@ -173,7 +178,7 @@ class Sentences(Task):
         if (primary == "spearman") != (not classes):
             raise UserError(f"metric {primary}: spearman is for numbers, the others are for classes")
         if primary == "f1" and len(classes) != 2:
-            raise UserError(f"metric f1 is of two classes, and there are {len(classes)}: take macro_f1")
+            raise UserError(f"metric f1 needs two classes, but there are {len(classes)}: take macro_f1")
 
     @property
     def linear(self) -> bool:
@@ -206,7 +211,7 @@ class Sentences(Task):
         return F.cross_entropy(outputs, targets) if self.classes else F.mse_loss(outputs[:, 0], targets)
 
     def measure(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
-        """In percent. Of classes accuracy, F1 and Matthews' correlation; of numbers the correlations of STS-B."""
+        """Metrics in percent: accuracy, F1 and Matthews' correlation for classes; STS-B's correlations for numbers."""
         if not self.classes:
             return {
                 "spearman": measures.spearman(outputs[:, 0], targets),
@@ -222,15 +227,15 @@ class Sentences(Task):
 
 @tasks.register("span")
 class Span(Task):
-    """The span of a passage that answers a question: a score for each token to begin and to end it (SQuAD)."""
+    """Find the span of a passage that answers a question, by a score of each token to begin and to end it (SQuAD)."""
 
     class Options(TokenTaskOptions):
         dropout: float = Field(0.0, ge=0, lt=1)
-        """On what the head is given; BERT's has none for spans."""
+        """Dropout rate on the input of the head; BERT has none for spans."""
         answer_length: int = Field(30, ge=1)
-        """Tokens of an answer at most."""
+        """Largest number of tokens in an answer."""
         candidates: int = Field(20, ge=1)
-        """Best starts and best ends that are tried together, in each window."""
+        """Number of best starts and best ends that are combined in each window."""
 
     reads = TextSpec
     options: Span.Options
@@ -247,7 +252,7 @@ class Span(Task):
         return (F.cross_entropy(start, targets[:, 0]) + F.cross_entropy(end, targets[:, 1])) / 2
 
     def score(self, outputs: Tensor, examples: Examples) -> dict[str, float]:
-        """Exact match and F1 of SQuAD's own evaluation, in percent. See `squad_scores`."""
+        """Exact match and F1 of SQuAD's own evaluation, in percent; see `squad_scores`."""
         assert isinstance(examples, Sequences)
         assert examples.rows is not None
         answers = decode(
@@ -258,8 +263,10 @@ class Span(Task):
 
 @tasks.register("tagging")
 class Tagging(Task):
-    """A tag for each word, told at its first piece, without a CRF (Devlin et al. 2019); scored by whole entities, or by
-    words where the tags mark none, as parts of speech."""
+    """Predict a tag for each word at its first piece, without a CRF (Devlin et al., NAACL 2019).
+
+    Scored by whole entities, or by words if the tags mark no entities, as parts of speech do.
+    """
 
     Options = TokenTaskOptions
     reads = TextSpec
@@ -279,7 +286,7 @@ class Tagging(Task):
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         known = targets != IGNORED
-        scores = outputs.masked_fill(~known[..., None], 0)  # at padding they are -inf, whose gradient is none
+        scores = outputs.masked_fill(~known[..., None], 0)  # -inf at padding has no gradient
         losses = F.cross_entropy(scores.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum")
         return losses / known.sum().clamp_min(1)
 
@@ -294,7 +301,7 @@ class Tagging(Task):
             assert batch.labels is not None
             for row, labels in zip(place.tolist(), batch.labels, strict=True):
                 tags = examples.extra.tags[int(examples.rows[row])]
-                told = [self.classes[tag] for tag in best[row, : len(labels)][labels != IGNORED].tolist()]
+                predicted = [self.classes[tag] for tag in best[row, : len(labels)][labels != IGNORED].tolist()]
                 truth.append(tags)
-                guess.append(told + ["O"] * (len(tags) - len(told)))  # words that were cut off
+                guess.append(predicted + ["O"] * (len(tags) - len(predicted)))  # words that were cut off
         return measures.entities(guess, truth)

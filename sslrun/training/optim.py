@@ -17,29 +17,31 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class OptimizerOptions(Options):
-    """An optimizer and its settings."""
+    """An optimizer with its settings."""
 
     optimizer: Literal["adamw", "sgd", "lars", "muon"] = "adamw"
-    """muon: Muon (Jordan et al. 2024) for the hidden matrices, AdamW for everything else, convolutions included."""
+    """Optimizer. muon: Muon (Jordan et al. 2024) for hidden matrices, and AdamW for everything else, convolutions
+    included."""
     lr: float = Field(0.001, gt=0)
-    """Highest learning rate, as the optimizer is given it: not scaled by the batch."""
+    """Highest learning rate, as the optimizer receives it: not scaled by the batch size."""
     weight_decay: float = Field(0.0, ge=0)
-    """Never on norms, biases and other vectors. Decoupled in adamw and muon, L2 in sgd and lars, as their papers have it."""
+    """Weight decay; never on norms, biases and other vectors. Decoupled in adamw and muon, an L2 penalty in sgd and
+    lars, as in their papers."""
     momentum: float = Field(0.9, ge=0, lt=1)
-    """Of sgd, lars and muon."""
+    """Momentum of sgd, lars and muon."""
     nesterov: bool = False
-    """Of sgd."""
+    """Use Nesterov momentum in sgd."""
     betas: tuple[Beta, Beta] = (0.9, 0.999)
-    """Of adamw, also beside muon."""
+    """Decay rates of the moments of adamw, also where it accompanies muon."""
     layer_decay: float = Field(1.0, gt=0, le=1)
-    """Factor on the learning rate from each layer of the backbone to the one below it (Bao et al., BEiT, 2022)."""
+    """Factor on the learning rate from each layer of the backbone to the one below it (BEiT, Bao et al. 2022)."""
 
 
 class Lars(torch.optim.Optimizer):
     """Layer-wise adaptive rate scaling (You et al. 2017), as SimCLR, BYOL and Barlow Twins use it.
 
-    The step of a tensor w with gradient g' = g + weight_decay w is scaled by trust ||w|| / ||g'||. Groups with
-    `adapt=False` (norms, biases) take plain momentum steps.
+    The step of a tensor w with gradient g' = g + weight_decay w is scaled by trust ||w|| / ||g'||. Parameter groups
+    with `adapt=False` (norms, biases) take plain momentum steps.
     """
 
     def __init__(self, params: Iterable[Any], lr: float, momentum: float, trust: float = 0.001) -> None:
@@ -73,9 +75,10 @@ class Lars(torch.optim.Optimizer):
 def optimizers(
     module: nn.Module, options: OptimizerOptions, layers: list[list[nn.Parameter]]
 ) -> list[torch.optim.Optimizer]:
-    """The optimizers of a module's trainable parameters; each group has `lr_scale`, its share of the learning rate.
+    """Make the optimizers of a module's trainable parameters.
 
-    `layers`: the backbone's parameters from input to output, for `layer_decay`; what is in none is above them all.
+    Each parameter group has `lr_scale`, its factor on the learning rate. `layers` holds the backbone's parameters from
+    input to output, for `layer_decay`; parameters in none of them (heads) count as above all layers.
     """
     scales = {
         parameter: options.layer_decay ** (len(layers) - depth)
@@ -107,7 +110,7 @@ def optimizers(
 
 
 def _embedding(name: str) -> bool:
-    """Position embeddings and class tokens are no matrices that act on features, though they have their shape."""
+    """Whether a parameter is a position embedding or a special token, which has a matrix's shape but is no linear map."""
     return any(part in name for part in ("pos_embed", "cls_token", "reg_token", "mask_token"))
 
 
@@ -126,10 +129,10 @@ def _optimizer(name: str, groups: list[dict[str, Any]], options: OptimizerOption
 
 
 def lr_factor(step: int, total: int, warmup: int, shape: Shape, milestones: tuple[float, ...], gamma: float) -> float:
-    """The learning rate of step 0, 1, ... `total` - 1 as a share of the highest.
+    """The learning rate of `step` (0 to `total` - 1) as a share of the highest.
 
-    Rises linearly over `warmup` steps; then cosine or linear to 0 at `total`, constant, or times `gamma` at each of
-    `milestones`, which are shares of `total`.
+    It rises linearly over `warmup` steps. Then it falls to 0 at `total` along a cosine or a line, stays constant, or is
+    multiplied by `gamma` at each of `milestones`, which are shares of `total`.
     """
     if step < warmup:
         return (step + 1) / warmup

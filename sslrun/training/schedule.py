@@ -14,34 +14,35 @@ from sslrun.training.optim import OptimizerOptions, Shape
 
 
 class Schedule(OptimizerOptions):
-    """How long, in what batches and how fast something is trained."""
+    """The schedule of a training: its length, its batches and its learning rate."""
 
     epochs: float | None = Field(None, gt=0)
-    """Passes over the data; this or `steps`."""
+    """Number of passes over the data. Give this or `steps`."""
     steps: int | None = Field(None, ge=1)
-    """Optimizer steps; this or `epochs`."""
+    """Number of optimizer steps. Give this or `epochs`."""
     batch: int = Field(256, ge=1)
-    """Examples an optimizer step, over all devices."""
+    """Number of examples in an optimizer step, over all devices."""
     by_length: bool = True
-    """Where examples differ in length: those of a batch are of like length, that little is computed on padding."""
+    """Batch examples of similar length together, to waste less compute on padding."""
     accumulate: int = Field(1, ge=1)
-    """Parts that a batch is computed in, one after the other. A contrastive loss compares within a part only."""
+    """Number of parts that a batch is computed in, one after the other, to save memory. A contrastive loss then
+    compares within a part only."""
     warmup: float = Field(0.0, ge=0)
-    """Epochs in which the learning rate rises; of a training that is shorter, a trial's `epochs=1`, it rises to the end."""
+    """Linear learning-rate warmup, in epochs; capped at the length of training."""
     schedule: Shape = "cosine"
-    """What the learning rate does after that."""
+    """Course of the learning rate after the warmup."""
     milestones: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = ()
-    """With `schedule: step`: the shares of training at which the learning rate falls."""
+    """With `schedule: step`: shares of training, in (0, 1), at which the learning rate falls."""
     gamma: float = Field(0.1, gt=0, lt=1)
-    """With `schedule: step`: what it is multiplied by there."""
+    """With `schedule: step`: factor on the learning rate at each milestone."""
     clip: float | None = Field(None, gt=0)
-    """Highest global norm of the gradient."""
+    """Largest global norm of the gradient; larger gradients are scaled down to it. Default: no clipping."""
     ema: float = Field(0.0, ge=0, lt=1)
-    """Decay of the moving average of the weights that is evaluated and kept instead of the last ones; 0: none."""
+    """Decay of a moving average of the weights, which is evaluated and kept in place of the last ones; 0: off."""
     precision: Precision = "auto"
-    """auto: bf16 autocast where the device multiplies natively in it."""
+    """Precision of the forward pass. auto: bf16 autocast where the device multiplies natively in bf16, else fp32."""
     compile: Compile = "auto"
-    """torch.compile; auto: on CUDA, for trainings long enough to earn it."""
+    """Whether to use torch.compile. auto: on CUDA, for trainings long enough to repay the compilation."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Schedule:
@@ -55,14 +56,14 @@ class Schedule(OptimizerOptions):
         return self
 
     def steps_an_epoch(self, examples: int) -> int:
-        """Whole batches in an epoch. UserError where there is none."""
+        """Number of whole batches in an epoch. UserError: the batch is larger than the data."""
         if self.batch > examples:
             lower = 2 ** (examples.bit_length() - 1)
             raise UserError(f"a batch of {self.batch} is larger than the {examples} examples: lower batch to {lower}")
         return examples // self.batch
 
     def within(self, examples: int) -> Schedule:
-        """The same with a batch of at most so many examples; its parts are no larger, and devices share them evenly."""
+        """The same schedule with a batch of at most `examples`; parts get no larger, and devices share them evenly."""
         if self.batch <= examples:
             return self
         parts = math.ceil(examples / (self.batch // self.accumulate))
@@ -70,7 +71,7 @@ class Schedule(OptimizerOptions):
         return self.model_copy(update={"batch": batch or examples, "accumulate": parts if batch else 1})
 
     def total_steps(self, examples: int) -> int:
-        """Optimizer steps in all. UserError where the data holds no batch."""
+        """Total number of optimizer steps. UserError: the batch is larger than the data."""
         epoch = self.steps_an_epoch(examples)
         if self.steps is not None:
             return self.steps

@@ -81,8 +81,8 @@ PRETRAIN = [
     ("a folder without text", ["data={name: text, path: pictures}"], "pictures: holds no text"),
     ("one sentence", ["data={name: text, path: one.txt}"], "there is only 1 example (for a corpus: document)"),
     ("few documents", ["data={name: text, path: few.txt}"], "pairs of segments draw the second from another document"),
-    ("a binary file", ["data={name: text, path: binary.txt}"], "sslrun: binary.txt:1: is no text but binary"),
-    ("another encoding", ["data={name: text, path: latin.txt}"], "latin.txt: is no UTF-8 text (byte "),
+    ("a binary file", ["data={name: text, path: binary.txt}"], "sslrun: binary.txt:1: is binary, not text"),
+    ("another encoding", ["data={name: text, path: latin.txt}"], "latin.txt: is not UTF-8 text (byte "),
     ("a missing column", ["data={name: text, path: rows.jsonl, column: body}"], "rows.jsonl: no column 'body'"),
     ("too few for a sequence", ["data={name: text, path: few.txt}", "pretext.nsp=false", "pretext.pairs=drop"], "less than one sequence of 128"),
     ("too long", ["data.length=200"], "data.length: sequences of 200 tokens are longer than the 128 positions of 'bert-tiny': lower it to 128"),
@@ -90,7 +90,7 @@ PRETRAIN = [
     ("not causal", ["pretext=ltr"], "set backbone.causal: true for a bert, or take a gpt, a one-directional lstm, or pretext 'mlm'"),
     ("masks on a causal one", ["backbone=gpt-tiny"], "take pretext 'ltr'"),
     ("one direction", ["pretext=bilm"], "take backbone 'elmo'"),
-    ("layers that an evaluation reads in vain", ["evaluate.task.task.pool=last4"], "pool last4 reads 4 layers, and the backbone has 2"),
+    ("layers that an evaluation reads in vain", ["evaluate.task.task.pool=last4"], "pool last4 reads 4 layers, but the backbone has 2"),
     ("an encoder that is none", ["pretext=denoise", "backbone=gpt-tiny"], "needs an encoder that reads both sides"),
     ("contradicting options", ["pretext.pairs=drop"], "nsp: true needs pairs: keep"),
     ("an option that says nothing", ["pretext.cross_documents=true"], "cross_documents: true needs pairs: drop"),
@@ -107,7 +107,7 @@ PRETRAIN = [
     ("heads", ["backbone.heads=5"], "width 32 is not a multiple of heads 5"),
     ("heads of a gpt", ["backbone={name: gpt-tiny, width: 200}", "pretext=ltr"], "gpt-tiny: width 200 is not a multiple of heads 3"),
     ("heads of a decoder", ["backbone={name: lstm, width: 100, bidirectional: true}", "pretext=denoise"], "decoder of 'denoise': width 200 is not a multiple of heads 3"),
-    ("odd heads that turn", ["backbone={name: bert-tiny, width: 130, fast: true}"], "heads 65 wide can't be turned by position"),
+    ("odd heads that turn", ["backbone={name: bert-tiny, width: 130, fast: true}"], "heads are 65 wide, but rotary positions need an even width"),
     ("a set that is not here", ["data=corpus"], "sslrun: corpus: not on this machine"),
     ("a model that is not here", ["backbone=hf:./nowhere"], "./nowhere: can't be loaded"),
 ]  # fmt: skip
@@ -162,9 +162,9 @@ EVALUATE = [
     ("no such task", ["evaluate.task.data.name=world-sentimant"], "Did you mean 'world-sentiment'?"),
     ("no such head", ["evaluate.task.task.name=sentence"], "Did you mean 'sentences'?"),
     ("neighbours of spans", ["evaluate.task.data={name: world-span, train: 16}", "evaluate.task.protocols=[knn]"], "knn needs one vector"),
-    ("numbers that are words", [f"{OWN}, label: sentence, regression: true}}"], "row 0: its sentence is no number: 'aa 0'"),
+    ("numbers that are words", [f"{OWN}, label: sentence, regression: true}}"], "row 0: its sentence is not a number: 'aa 0'"),
     ("a class that train lacks", ["evaluate.task.data={name: sentences, path: odd}"], "split 'test', row 1: its label is no class of train"),
-    ("layers that are not there", ["evaluate.task.task.pool=last4"], "pool last4 reads 4 layers, and the backbone has 2"),
+    ("layers that are not there", ["evaluate.task.task.pool=last4"], "pool last4 reads 4 layers, but the backbone has 2"),
     ("two readouts", ["evaluate.task.task={pool: mean, bilstm: true}"], "leave out pool, or bilstm"),
     ("no room for passages", ["evaluate.task.data={name: world-span, train: 16, length: 8}"], "leave no room beside a question"),
     ("no file", ["evaluate.task.data={name: sentences, path: none.csv}"], "none.csv: should be a file, or a folder"),
@@ -214,7 +214,7 @@ def test_a_weight_file_without_a_tokenizer_must_fit_its_size(folder, run):
     torch.manual_seed(77)  # not the seed from which `scratch` starts
     transformers.BertModel(config).save_pretrained(folder / "theirs")
     weights = folder / "theirs" / "model.safetensors"
-    assert "does not fit 'bert-tiny'" in run("finetune", "--from", weights, code=2)
+    assert "in 'bert-tiny' as configured" in run("finetune", "--from", weights, code=2)
     from sslrun.data.text.tokenizer import blank_tokenizer
 
     blank_tokenizer(300).save(folder / "theirs")

@@ -180,7 +180,7 @@ def test_checkpoints_that_do_not_fit(tmp_path):
     resnet = build_backbone("resnet18", {"channels": 8}, ImageSpec(32))
     with pytest.raises(UserError, match=r"this checkpoint is of 'vit-tiny', the recipe asks for 'resnet18'"):
         load_into(resnet, path)
-    with pytest.raises(UserError, match="does not fit 'vit-tiny'"):
+    with pytest.raises(UserError, match="in 'vit-tiny' as configured"):
         load_into(build_backbone("vit-tiny", {**SMALL_VIT, "width": 48}, ImageSpec(32)), path)
     path.write_bytes(b"not weights")
     with pytest.raises(UserError, match="not a checkpoint"):
@@ -192,7 +192,8 @@ def test_checkpoints_that_do_not_fit(tmp_path):
 def test_images_that_are_no_multiple_of_the_patch():
     backbone = build_backbone("vit-tiny", {**SMALL_VIT, "size": 32}, ImageSpec(20))
     with pytest.raises(
-        UserError, match="vit-tiny: images of 20x20 are no multiple of its patch, 8: give a size that is"
+        UserError,
+        match="vit-tiny: images of 20x20 have sides that are no multiple of its patch, 8: choose a size that is",
     ):
         backbone(torch.rand(1, 3, 20, 20))
 

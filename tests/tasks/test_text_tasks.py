@@ -275,5 +275,5 @@ def test_layers_that_a_backbone_does_not_have_are_not_read_in_silence():
         task(pool="last4", bilstm=True),
         *(task(name, pool="last4") for name in ("span", "tagging")),
     ):
-        with pytest.raises(UserError, match="pool last4 reads 4 layers, and the backbone has 3"):
+        with pytest.raises(UserError, match="pool last4 reads 4 layers, but the backbone has 3"):
             made.head(shallow.width, shallow.depth)

@@ -189,7 +189,9 @@ def cell_text(value: Any, name: str, column: str) -> str:
         UserError: The cell holds neither text nor a number.
     """
     if value is not None and not isinstance(value, str | int | float):
-        raise UserError(f"{name}: column '{column}' holds {type(value).__name__}s, not text")
+        raise UserError(
+            f"{name}: column '{column}' holds values of type {type(value).__name__}, not text; choose a column of texts"
+        )
     return "" if value is None else str(value)
 
 
@@ -224,12 +226,12 @@ class PublishedText(TableText):
             return FileStore(folder, self.card.label)
         remedy = explain_download(self.name, self.name)
         if self.card.hub is None:
-            raise UserError(f"{self.name}: not on this machine, and the hub has no readable copy. {remedy}")
+            raise UserError(f"{self.name}: not on this machine, and the hub has no copy that can be loaded. {remedy}")
         return HubStore(self.name, self.card.hub, remedy, label=self.card.label)
 
     @classmethod
     def describe(cls) -> dict[str, str]:
-        hub = "not there"
+        hub = "not available"
         if cls.card.hub:
             hub = f"https://huggingface.co/datasets/{cls.card.hub.repository}"
         return {"hub": hub, "searched": f"{describe_local_folders(cls.name)}; then the hub"}

@@ -150,7 +150,7 @@ class TableTags(TableText, TagSource):
         for number, (row_words, row_tags) in enumerate(zip(words, tags, strict=True)):
             if len(row_words) != len(row_tags):
                 raise UserError(
-                    f"{self.title}: split '{split}', row {number}: has {len(row_words)} words and "
+                    f"{self.title}: split '{split}', row {number}: has {len(row_words)} words but "
                     f"{len(row_tags)} tags; each word needs one tag"
                 )
         return words, tags

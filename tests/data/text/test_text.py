@@ -174,7 +174,7 @@ def test_sentences_are_lines_or_else_found_by_punctuation(tmp_path):
         ("latin.txt", "aa\ncaf\xe9\n".encode("latin-1"), r"latin.txt: is not UTF-8 text \(byte \d+\)"),
         ("rows.jsonl", b'{"body": "aa"}\n', r"rows.jsonl: no column 'text'; the columns are body"),
         ("rows.json", b"{", r"rows.json: cannot be read as json"),
-        ("lists.jsonl", b'{"text": ["aa", "bb"]}\n', r"lists.jsonl: column 'text' holds lists, not text"),
+        ("lists.jsonl", b'{"text": ["aa", "bb"]}\n', r"lists.jsonl: column 'text' holds values of type list, not text"),
     ],
 )
 def test_corpora_that_are_none_are_told(tmp_path, name, content, words):
@@ -311,7 +311,11 @@ def test_a_label_beyond_the_classes_that_a_file_declares_is_told(tmp_path):
     [
         ([{"sentence": "aa", "label": None}, {"sentence": "bb", "label": "x"}], {}, "row 0: has no label"),
         ([{"sentence": "aa", "label": "x"}] * 2, {}, "has only one class, 'x'"),
-        ([{"sentence": ["aa"], "label": "x"}, {"sentence": ["b"], "label": "y"}], {}, "column 'sentence' holds lists"),
+        (
+            [{"sentence": ["aa"], "label": "x"}, {"sentence": ["b"], "label": "y"}],
+            {},
+            "column 'sentence' holds values of type list",
+        ),
         ([{"sentence": "aa", "label": 0.5}, {"sentence": "b", "label": 1.5}], {}, "holds float values, not classes"),
         ([{"sentence": "aa", "label": "high"}], {"regression": True}, "row 0: its label is not a number: 'high'"),
         ([{"sentence": "a", "label": 1.0}, {"sentence": "b", "label": None}], {"regression": True}, "row 1: its label"),
@@ -459,7 +463,7 @@ def test_a_word_of_which_nothing_is_left_keeps_its_place(tmp_path):
 @pytest.mark.parametrize(
     ("rows", "words"),
     [
-        ([(["aa", "bb"], ["O"]), (["aa"], ["B-X"])], "row 0: has 2 words and 1 tags"),
+        ([(["aa", "bb"], ["O"]), (["aa"], ["B-X"])], "row 0: has 2 words but 1 tags"),
         ([("aa bb", "O O")], "column 'tokens' should hold lists"),
         ([(["aa"], "O")], "column 'tags' should hold lists"),
         ([(["aa"], ["O"]), (None, None)], "split 'train', row 1: column 'tokens' should hold lists"),
