@@ -165,7 +165,7 @@ EVALUATE = [
     ("numbers that are words", [f"{OWN}, label: sentence, regression: true}}"], "row 0: its sentence is not a number: 'aa 0'"),
     ("a class that train lacks", ["evaluate.task.data={name: sentences, path: odd}"], "split 'test', row 1: its label is no class of train"),
     ("layers that are not there", ["evaluate.task.task.pool=last4"], "pool last4 reads 4 layers, but the backbone has 2"),
-    ("two readouts", ["evaluate.task.task={pool: mean, bilstm: true}"], "leave out pool, or bilstm"),
+    ("two readouts", ["evaluate.task.task={pool: mean, bilstm: true}"], "leave out pool or bilstm"),
     ("no room for passages", ["evaluate.task.data={name: world-span, train: 16, length: 8}"], "leave no room beside a question"),
     ("no file", ["evaluate.task.data={name: sentences, path: none.csv}"], "none.csv: should be a file, or a folder"),
     ("a kind of file", ["evaluate.task.data={name: sentences, path: docs.txt}"], "docs.txt: should end with one of .parquet"),
