@@ -97,10 +97,10 @@ PRETRAIN = [
     ("an option that is none", ["pretext.whole_word=true"], "Did you mean 'whole_words'?"),
     ("another modality", ["pretext=simclr"], "reads image data, but 'world' is text data"),
     ("labels as sentence order", ["data={name: world-sentiment, train: 64}"], "next-sentence prediction needs documents"),
-    ("no tokenizer file", ["data.tokenizer={file: none.json}"], "none.json: can't be read"),
-    ("no tokenizer", ["data.tokenizer={file: rows.jsonl}"], "rows.jsonl: can't be loaded"),
+    ("no tokenizer file", ["data.tokenizer={file: none.json}"], "none.json: cannot be read"),
+    ("no tokenizer", ["data.tokenizer={file: rows.jsonl}"], "rows.jsonl: cannot be loaded"),
     ("a tokenizer of another kind", ["data.tokenizer={file: short.txt}"], "this tokenizer has no [CLS], [SEP], [MASK]"),
-    ("a tokenizer's nameless corpus", ["data.tokenizer.corpus={documents: 50}"], "name a set of text, as {name: world}"),
+    ("a tokenizer's nameless corpus", ["data.tokenizer.corpus={documents: 50}"], "name a text data set, as in {name: world}"),
     ("a tokenizer's images", ["data.tokenizer.corpus={name: digits}"], "'digits' is image data, not text"),
     ("a tokenizer's unknown option", ["data.tokenizer.corpus={name: world, docs: 50}"], "data.tokenizer.corpus: docs: "),
     ("a tiny vocabulary", ["data.tokenizer.vocab=10"], "greater than or equal to 64"),
@@ -155,7 +155,7 @@ def test_a_corpus_that_is_being_read_is_left_at_the_first_signal(folder, run, mo
 
 OWN = "evaluate.task.data={name: sentences, path: rows.jsonl"
 EVALUATE = [
-    ("a missing column", [f"{OWN}, first: text}}"], "rows.jsonl: no column 'text'; there is sentence, label, score"),
+    ("a missing column", [f"{OWN}, first: text}}"], "rows.jsonl: no column 'text'; the columns are sentence, label, score"),
     ("a metric that is none", ["evaluate.task.task.metric=bleu"], "should be 'accuracy', 'f1'"),
     ("a metric that does not fit", ["evaluate.task.task.metric=spearman"], "spearman is for numbers"),
     ("f1 of three", ["evaluate.task.data={name: world-entailment, train: 60}", "evaluate.task.task.metric=f1"], "take macro_f1"),
