@@ -21,7 +21,7 @@ from transformers import BertForSequenceClassification, DataCollatorWithPadding
 
 from sslrun.backbones import build_backbone
 from sslrun.data.specs import TextSpec
-from sslrun.data.text.sequences import Sequences, labelled
+from sslrun.data.text.sequences import Sequences, build_labeled
 from sslrun.data.text.tokenizer import blank_tokenizer
 from sslrun.tasks.base import TaskLearner, tasks
 from sslrun.training.device import compute
@@ -53,7 +53,7 @@ def main() -> None:
     given = arguments(__doc__, model="bert-mini", batch=32, steps=50)
     spec = TextSpec(blank_tokenizer(VOCAB), LENGTH)
     ids, labels = sentences(given.steps * given.batch)
-    examples = labelled(ids, None, labels, ("negative", "positive"), spec)
+    examples = build_labeled(ids, None, labels, ("negative", "positive"), spec)
     rows = [
         {"input_ids": [spec.tokenizer.cls, *each, spec.tokenizer.sep], "attention_mask": [1] * (len(each) + 2), "labels": label}
         for each, label in zip(ids, labels.tolist(), strict=True)

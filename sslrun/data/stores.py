@@ -27,7 +27,7 @@ Split = Literal["train", "val", "test", "unlabeled"]
 
 SPELLINGS: Mapping[Split, tuple[str, ...]] = {
     "train": ("train",),
-    "val": ("validation", "valid", "val"),
+    "val": ("validation", "valid", "val", "dev"),
     "test": ("test",),
     "unlabeled": ("unlabeled", "unlabelled"),
 }

@@ -54,8 +54,8 @@ class LanguagePretext(Pretext):
             return examples
         options = self.options
         if options.pairs == "drop":
-            return examples.packed(options.dupes)
-        return examples.paired(options.dupes, seed, random=0.5 if options.pairs == "keep" else 0.0)
+            return examples.pack(options.dupes)
+        return examples.build_pairs(options.dupes, seed, random=0.5 if options.pairs == "keep" else 0.0)
 
     def tokens(self, batch: Batch) -> Tokens:
         """The batch's tokens; those of one document may attend to each other."""
@@ -71,7 +71,7 @@ class LanguagePretext(Pretext):
     def floor(self, examples: Examples) -> float | None:
         if not isinstance(examples, Documents):
             return None
-        counts = examples.unigrams().double()
+        counts = examples.count_unigrams().double()
         return self.without_context(counts / counts.sum())
 
     def without_context(self, shares: Tensor) -> float:

@@ -38,13 +38,13 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SSLRUN_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("SSLRUN_DATA", raising=False)
-    text._trained.cache_clear()
+    text._train_cached.cache_clear()
     (tmp_path / "tiny.yaml").write_text(RECIPE)
     handlers = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
     yield tmp_path
     for number, handler in handlers.items():
         signal.signal(number, handler)
-    text._trained.cache_clear()
+    text._train_cached.cache_clear()
 
 
 @pytest.fixture
@@ -97,10 +97,10 @@ PRETRAIN = [
     ("an option that is none", ["pretext.whole_word=true"], "Did you mean 'whole_words'?"),
     ("another modality", ["pretext=simclr"], "reads image data, but 'world' is text data"),
     ("labels as sentence order", ["data={name: world-sentiment, train: 64}"], "next-sentence prediction needs documents"),
-    ("no tokenizer file", ["data.tokenizer={file: none.json}"], "none.json: can't be read"),
-    ("no tokenizer", ["data.tokenizer={file: rows.jsonl}"], "rows.jsonl: can't be loaded"),
+    ("no tokenizer file", ["data.tokenizer={file: none.json}"], "none.json: cannot be read"),
+    ("no tokenizer", ["data.tokenizer={file: rows.jsonl}"], "rows.jsonl: cannot be loaded"),
     ("a tokenizer of another kind", ["data.tokenizer={file: short.txt}"], "this tokenizer has no [CLS], [SEP], [MASK]"),
-    ("a tokenizer's nameless corpus", ["data.tokenizer.corpus={documents: 50}"], "name a set of text, as {name: world}"),
+    ("a tokenizer's nameless corpus", ["data.tokenizer.corpus={documents: 50}"], "name a text data set, as in {name: world}"),
     ("a tokenizer's images", ["data.tokenizer.corpus={name: digits}"], "'digits' is image data, not text"),
     ("a tokenizer's unknown option", ["data.tokenizer.corpus={name: world, docs: 50}"], "data.tokenizer.corpus: docs: "),
     ("a tiny vocabulary", ["data.tokenizer.vocab=10"], "greater than or equal to 64"),
@@ -155,14 +155,14 @@ def test_a_corpus_that_is_being_read_is_left_at_the_first_signal(folder, run, mo
 
 OWN = "evaluate.task.data={name: sentences, path: rows.jsonl"
 EVALUATE = [
-    ("a missing column", [f"{OWN}, first: text}}"], "rows.jsonl: no column 'text'; there is sentence, label, score"),
+    ("a missing column", [f"{OWN}, first: text}}"], "rows.jsonl: no column 'text'; the columns are sentence, label, score"),
     ("a metric that is none", ["evaluate.task.task.metric=bleu"], "should be 'accuracy', 'f1'"),
     ("a metric that does not fit", ["evaluate.task.task.metric=spearman"], "spearman is for numbers"),
     ("f1 of three", ["evaluate.task.data={name: world-entailment, train: 60}", "evaluate.task.task.metric=f1"], "take macro_f1"),
     ("no such task", ["evaluate.task.data.name=world-sentimant"], "Did you mean 'world-sentiment'?"),
     ("no such head", ["evaluate.task.task.name=sentence"], "Did you mean 'sentences'?"),
     ("neighbours of spans", ["evaluate.task.data={name: world-span, train: 16}", "evaluate.task.protocols=[knn]"], "knn needs one vector"),
-    ("numbers that are words", [f"{OWN}, label: sentence, regression: true}}"], "row 0: its sentence is no number: 'aa 0'"),
+    ("numbers that are words", [f"{OWN}, label: sentence, regression: true}}"], "row 0: its sentence is not a number: 'aa 0'"),
     ("a class that train lacks", ["evaluate.task.data={name: sentences, path: odd}"], "split 'test', row 1: its label is no class of train"),
     ("layers that are not there", ["evaluate.task.task.pool=last4"], "pool last4 reads 4 layers, but the backbone has 2"),
     ("two readouts", ["evaluate.task.task={pool: mean, bilstm: true}"], "leave out pool or bilstm"),
@@ -305,7 +305,7 @@ def test_a_step_far_along_is_reached_without_going_through_the_data():
     from sslrun.training.order import indices
 
     options = sources["world"].Options(documents=60, length=48, tokenizer={"vocab": 200})
-    pairs = sources["world"](options).load("train").paired(1, 0)
+    pairs = sources["world"](options).load("train").build_pairs(1, 0)
     drawn = []
 
     def batches(indices):

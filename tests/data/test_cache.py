@@ -16,9 +16,9 @@ from sslrun.errors import UserError
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("SSLRUN_CACHE", str(tmp_path / "cache"))
-    text._trained.cache_clear()
+    text._train_cached.cache_clear()
     yield
-    text._trained.cache_clear()
+    text._train_cached.cache_clear()
 
 
 def world(**options):
@@ -74,8 +74,8 @@ def test_a_set_of_text_names_the_remedy_where_the_cache_cannot_be_written(tmp_pa
     with pytest.raises(UserError, match=remedy):  # tokens, by a tokenizer that is there
         corpus.load("train")
     with pytest.raises(UserError, match=remedy):
-        replace(documents, folder=tmp_path / "file" / "tokens").paired(1, seed=0)
-    text._trained.cache_clear()
+        replace(documents, folder=tmp_path / "file" / "tokens").build_pairs(1, seed=0)
+    text._train_cached.cache_clear()
     with pytest.raises(UserError, match=remedy):
         world().load("train")
 

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from sslrun.backbones import build_backbone
 from sslrun.data.examples import Batch
 from sslrun.data.specs import TextSpec
-from sslrun.data.text.sequences import IGNORED, Documents, Tokens, labelled
-from sslrun.data.text.tokenizer import SPECIALS, Tokenizer, blank_tokenizer, wordpiece
+from sslrun.data.text.sequences import IGNORED, Documents, Tokens, build_labeled
+from sslrun.data.text.tokenizer import SPECIALS, Tokenizer, blank_tokenizer, build_wordpiece
 from sslrun.errors import UserError
 from sslrun.pretexts import language
 from sslrun.pretexts.base import pretexts
@@ -48,7 +48,7 @@ def pairs(lengths=((60, 65), (30, 5), (3, 2), (1, 1)), seed=1):
         [torch.randint(5, VOCAB, (n,), generator=draw).tolist() for n in side] for side in zip(*lengths, strict=True)
     ]
     labels = torch.arange(len(lengths)) % 2
-    (found,) = labelled(*words, labels, ("next", "random"), TextSpec(TOKENIZER, 256)).batches(
+    (found,) = build_labeled(*words, labels, ("next", "random"), TextSpec(TOKENIZER, 256)).batches(
         [torch.arange(len(lengths))], torch.device("cpu")
     )
     return found
@@ -59,7 +59,7 @@ def packed(lengths=(20, 3, 40, 10, 5, 60, 8, 9, 30), length=64, seed=2):
     draw = torch.Generator().manual_seed(seed)
     starts = torch.tensor([0, *lengths]).cumsum(0)
     ids = torch.randint(5, VOCAB, (int(starts[-1]),), generator=draw, dtype=torch.int32)
-    corpus = Documents(ids, starts, torch.arange(len(lengths) + 1), TextSpec(TOKENIZER, length)).packed()
+    corpus = Documents(ids, starts, torch.arange(len(lengths) + 1), TextSpec(TOKENIZER, length)).pack()
     (found,) = corpus.batches([torch.arange(len(corpus))], torch.device("cpu"))
     assert (found.inputs.documents.amax(dim=1) > 1).all()
     return found
@@ -172,7 +172,7 @@ def test_dupes_lay_the_corpus_out_so_often():
 def test_whole_words_are_chosen_or_left():
     # Words of one to four pieces: a b ##b c ##c ##c d ##d ##d ##d.
     entries = [*SPECIALS, "a", "b", "##b", "c", "##c", "d", "##d"]
-    tokenizer = Tokenizer(wordpiece(True, {entry: number for number, entry in enumerate(entries)}))
+    tokenizer = Tokenizer(build_wordpiece(True, {entry: number for number, entry in enumerate(entries)}))
     words = [[5], [6, 7], [8, 9, 9], [10, 11, 11, 11]]
     draw = generator(5)
     rows = []
@@ -289,7 +289,7 @@ def test_the_floor_is_what_frequencies_alone_come_to():
     )
     assert made("ltr", "gpt").floor(corpus) == pytest.approx(1.5 * math.log(2))
     assert made("mlm", mask=1.0, replace=0.0).floor(corpus) == pytest.approx(1.5 * math.log(2))
-    assert made("mlm").floor(labelled([[5]], None, None, (), TextSpec(TOKENIZER, 16))) is None
+    assert made("mlm").floor(build_labeled([[5]], None, None, (), TextSpec(TOKENIZER, 16))) is None
 
 
 def test_the_floor_of_masked_tokens_knows_that_some_are_shown():
@@ -575,7 +575,7 @@ def test_a_pretext_refuses_a_backbone_that_would_see_the_answer_or_nothing(name,
 
 
 def test_classes_of_a_task_are_no_sentence_order():
-    texts = labelled([[5], [6]], None, torch.tensor([0, 1]), ("sorry", "glad"), TextSpec(TOKENIZER, 16))
+    texts = build_labeled([[5], [6]], None, torch.tensor([0, 1]), ("sorry", "glad"), TextSpec(TOKENIZER, 16))
     assert made("mlm").arrange(texts, 0) is texts
     with pytest.raises(UserError, match="needs documents of several sentences"):
         made("mlm", nsp=True).arrange(texts, 0)

@@ -8,8 +8,8 @@ import torch
 from sslrun.backbones import build_backbone, save_backbone
 from sslrun.data.image.images import ImageSpec
 from sslrun.data.specs import TextSpec
-from sslrun.data.text.sequences import labelled
-from sslrun.data.text.tokenizer import SPECIALS, Tokenizer, wordpiece
+from sslrun.data.text.sequences import build_labeled
+from sslrun.data.text.tokenizer import SPECIALS, Tokenizer, build_wordpiece
 from sslrun.errors import UserError
 from sslrun.stages.export import export
 
@@ -22,7 +22,7 @@ def run(tmp_path):
     """A run's folder, with weights of a backbone by name; and that backbone."""
 
     def made(name, **options):
-        tokenizer = Tokenizer(wordpiece(True, {entry: at for at, entry in enumerate([*SPECIALS, *WORDS])}))
+        tokenizer = Tokenizer(build_wordpiece(True, {entry: at for at, entry in enumerate([*SPECIALS, *WORDS])}))
         torch.manual_seed(0)
         backbone = build_backbone(name, options, TextSpec(tokenizer, 16)).eval()
         for each in backbone.parameters():
@@ -49,7 +49,7 @@ def test_transformers_loads_an_exported_run_and_makes_the_same_of_a_text(name, o
     theirs = transformers.AutoModel.from_pretrained(tmp_path / "out").eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
     encode = ours.spec.tokenizer.encode
-    examples = labelled(encode(TEXTS[0]), encode(TEXTS[1]), None, (), ours.spec)
+    examples = build_labeled(encode(TEXTS[0]), encode(TEXTS[1]), None, (), ours.spec)
     (batch,) = examples.batches([torch.arange(2)], torch.device("cpu"))
     given = tokenizer(*TEXTS, padding=True, return_tensors="pt")
     assert given["input_ids"].tolist() == batch.inputs.ids.tolist()

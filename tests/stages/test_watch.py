@@ -18,9 +18,9 @@ from sslrun.training.device import compute
 @pytest.fixture
 def splits(tmp_path, monkeypatch):
     monkeypatch.setenv("SSLRUN_CACHE", str(tmp_path))
-    text._trained.cache_clear()
+    text._train_cached.cache_clear()
     yield load_splits("world", sources["world"].Options(documents=150, length=32, tokenizer={"vocab": 250}))
-    text._trained.cache_clear()
+    text._train_cached.cache_clear()
 
 
 def made(splits, name="mlm", backbone="bert-tiny", **options):

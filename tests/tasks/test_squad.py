@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from sslrun.data.specs import TextSpec
-from sslrun.data.text.passages import SpanRow, _context, _window_starts, windows
-from sslrun.data.text.tokenizer import SPECIALS, Tokenizer, wordpiece
+from sslrun.data.text.passages import SpanRow, _context_score, _window_starts, build_windows
+from sslrun.data.text.tokenizer import SPECIALS, Tokenizer, build_wordpiece
 from sslrun.tasks.squad import Answer, decode, normalised, overlap, squad_scores
 
 
@@ -99,13 +99,13 @@ def test_scores_of_many_answers_are_the_official_ones():
 
 WORDS = [chr(ord("a") + at) * 2 for at in range(26)]
 TOKENIZER = Tokenizer(
-    wordpiece(True, {entry: at for at, entry in enumerate([*SPECIALS, *WORDS, "who", "?", "un", "##do", "."])})
+    build_wordpiece(True, {entry: at for at, entry in enumerate([*SPECIALS, *WORDS, "who", "?", "un", "##do", "."])})
 )
 PASSAGE = " ".join(WORDS)
 
 
 def made(rows, length=16, question_length=8, stride=4):
-    return windows(rows, TextSpec(TOKENIZER, length), question_length, stride)
+    return build_windows(rows, TextSpec(TOKENIZER, length), question_length, stride)
 
 
 def asked(answer="kk", passage=PASSAGE, question="who ?", id="q"):
@@ -158,8 +158,10 @@ def test_max_context_is_the_official_one_but_for_ties():
             if official_is_max_context(spans, at, start + place):
                 assert told
             elif told:  # as much as the first of the best has
-                mine = _context(start + place, start, start + length)
-                assert mine == max(_context(start + place, s, s + n) for s, n in spans if s <= start + place < s + n)
+                mine = _context_score(start + place, start, start + length)
+                assert mine == max(
+                    _context_score(start + place, s, s + n) for s, n in spans if s <= start + place < s + n
+                )
     assert not found.extra.best[:, :4].any()
     assert _window_starts(10, 10, 4) == [0]
     assert _window_starts(11, 10, 4) == [0, 4]
@@ -289,7 +291,7 @@ def test_perfect_scores_find_every_answer_of_the_small_world():
     drawn = World(0).examples("span", "train", 60)
     tokenizer = train_wordpiece(lambda: (each for row in drawn for each in row[:2]), 150, True)
     rows = [Row(str(at), q, passage, ((answer, start),)) for at, (q, passage, answer, start) in enumerate(drawn)]
-    found = windows(rows, TextSpec(tokenizer, 20), 4, 8)
+    found = build_windows(rows, TextSpec(tokenizer, 20), 4, 8)
     assert len(found) > 90
     outputs = torch.zeros(len(found), 20, 2)
     for at, (first, last) in enumerate(found.labels.tolist()):

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from sslrun.backbones import build_backbone
 from sslrun.backbones.base import Features
 from sslrun.data.specs import TextSpec
-from sslrun.data.text.sequences import IGNORED, Sequences, flat, labelled, trimmed
+from sslrun.data.text.sequences import IGNORED, Sequences, build_labeled, concatenate_texts, trim_ranges
 from sslrun.data.text.tags import TagSet
 from sslrun.data.text.tokenizer import blank_tokenizer
 from sslrun.errors import UserError
@@ -32,7 +32,7 @@ def backbone(name="bert-tiny", **options):
 def texts(sizes=(7, 4, 12, 2), labels=(0, 1, 2, 1)):
     draw = torch.Generator().manual_seed(0)
     words = [torch.randint(5, 60, (size,), generator=draw).tolist() for size in sizes]
-    return labelled(words, None, torch.tensor(labels), ("a", "b", "c"), SPEC)
+    return build_labeled(words, None, torch.tensor(labels), ("a", "b", "c"), SPEC)
 
 
 def batch(examples):
@@ -106,7 +106,7 @@ def test_the_bilstm_is_random_and_sees_both_sides_of_a_causal_backbone():
     told = []
     with torch.no_grad():
         for each in (ids, other):
-            inputs = batch(labelled([each[0].tolist()], None, None, (), SPEC)).inputs
+            inputs = batch(build_labeled([each[0].tolist()], None, None, (), SPEC)).inputs
             told.append(head(made.readout(network(inputs))))
             plain = task("span").head(16).eval()
     assert (told[0][0, 2] - told[1][0, 2]).abs().max() > 1e-6  # a place before the change
@@ -187,9 +187,9 @@ def tagged():
     for ids, begins, tags in zip(pieces, first, words, strict=True):
         told = iter(tags)
         labels += [classes.index(next(told)) if at in begins else IGNORED for at in range(len(ids))]
-    tokens, offsets = flat(pieces)
+    tokens, offsets = concatenate_texts(pieces)
     none = torch.zeros(3, dtype=torch.int64)
-    ranges = trimmed(torch.stack([offsets[:-1], offsets[1:], none, none], dim=1), 20)
+    ranges = trim_ranges(torch.stack([offsets[:-1], offsets[1:], none, none], dim=1), 20)
     return Sequences(tokens, ranges, None, classes, SPEC, torch.tensor(labels), TagSet(words))
 
 

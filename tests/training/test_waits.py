@@ -10,7 +10,7 @@ import torch
 from sslrun.backbones import build_backbone
 from sslrun.data.examples import TensorExamples
 from sslrun.data.specs import ImageSpec, TextSpec
-from sslrun.data.text.sequences import IGNORED, Documents, Sequences, labelled
+from sslrun.data.text.sequences import IGNORED, Documents, Sequences, build_labeled
 from sslrun.data.text.tokenizer import blank_tokenizer
 from sslrun.pretexts.base import pretexts
 from sslrun.tasks.base import TaskLearner, tasks
@@ -63,7 +63,7 @@ def test_pretraining_on_text(name, on, options):
 def test_fine_tuning_on_text(name, options, on):
     task = tasks[name](tasks[name].Options(**options), SPEC, ("O", "B-A", "I-A"))
     texts = [list(range(5, 5 + size)) for size in (3, 9, 5, 9)]
-    given = labelled(texts, texts, torch.tensor([0, 1, 2, 0]), task.classes, SPEC)
+    given = build_labeled(texts, texts, torch.tensor([0, 1, 2, 0]), task.classes, SPEC)
     if name == "span":
         given = Sequences(given.tokens, given.ranges, torch.tensor([[1, 2]] * 4), (), SPEC)
     if name == "tagging":

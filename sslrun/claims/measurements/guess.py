@@ -50,7 +50,7 @@ class Guess(NamedTuple):
             return self.tokens
         place = torch.arange(self.tokens.ids.shape[1], device=self.gap.device)
         near = place <= self.gap[:, None] + right
-        return self.tokens.kept(near)
+        return self.tokens.keep_only(near)
 
 
 class TruncatedMlm(Mlm):
@@ -67,7 +67,7 @@ class TruncatedMlm(Mlm):
         seen = torch.where(whole < 0.5, real, 2 + (end * (real - 2)).long())
         place = torch.arange(tokens.ids.shape[1], device=real.device)
         near = place < seen[:, None]
-        return super().views(batch._replace(inputs=tokens.kept(near)), generator)
+        return super().views(batch._replace(inputs=tokens.keep_only(near)), generator)
 
 
 MODELS: dict[str, type[LanguagePretext]] = {"masked": TruncatedMlm, "left to right": Ltr}

@@ -1,4 +1,4 @@
-"""Base classes of text data sets: options, tokenizer, tables, and published sets."""
+"""Base classes of text data sets: sequence length, tokenizer, and location of published sets."""
 
 from __future__ import annotations
 
@@ -26,25 +26,31 @@ from sslrun.data.stores import (
     find_local_folder,
 )
 from sslrun.data.text.sequences import Tokens
-from sslrun.data.text.tokenizer import Tokenizer, TokenizerOptions, blank_tokenizer, load_tokenizer, train_wordpiece
+from sslrun.data.text.tokenizer import (
+    Tokenizer,
+    TokenizerOptions,
+    blank_tokenizer,
+    load_tokenizer,
+    train_wordpiece,
+)
 from sslrun.errors import UserError
 from sslrun.registry import Options
 
 TRAINER_VERSION = 3
-"""Increase it when the same texts yield a different tokenizer."""
+"""Raise it when the same texts would train a different tokenizer."""
 
 
 class TextOptions(Options):
     """Options shared by all text data sets."""
 
     length: int = Field(128, ge=8, le=8192)
-    """Maximum number of tokens per sequence, including [CLS] and [SEP]."""
+    """Maximum number of tokens in a sequence, special tokens included."""
     tokenizer: TokenizerOptions = TokenizerOptions()
-    """The tokenizer. Default in an evaluation: the tokenizer of the recipe's `data`."""
+    """Tokenizer of the texts; default in an evaluation: the tokenizer of the recipe's `data`."""
 
 
 class TextSource(Source):
-    """A text data set. Read its rows and encode them with the configured tokenizer."""
+    """A text data set. It reads rows and encodes them with the tokenizer from its options."""
 
     Options = TextOptions
     gives = TextSpec
@@ -52,16 +58,21 @@ class TextSource(Source):
 
     @cached_property
     def spec(self) -> TextSpec:
-        return TextSpec(tokenizer_of(self.options.tokenizer, self), self.options.length)
+        return TextSpec(load_tokenizer_for(self.options.tokenizer, self), self.options.length)
 
     @classmethod
     def inherit_options(cls, data: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
-        """Take the length and the tokenizer of `data`, because a network reads only the ids that it was trained on."""
+        """Take the length and the tokenizer of `data`.
+
+        A backbone that was trained on one vocabulary cannot read the ids of another.
+        """
         tokenizer = {**data["tokenizer"], **(options.get("tokenizer") or {})}
         if not any(tokenizer[key] for key in ("file", "hub", "corpus")):
             own = {key: value for key, value in data.items() if key != "name"}
-            parsed = sources[data["name"]].Options.model_validate(own)  # a run's hash covers no defaults
-            tokenizer["corpus"] = {"name": data["name"], **parsed.non_defaults(exclude={"tokenizer", "length"})}
+            parsed = sources[data["name"]].Options.model_validate(own)
+            # Only what differs from the defaults: a run's hash covers no defaults.
+            corpus = parsed.non_defaults(exclude={"tokenizer", "length"})
+            tokenizer["corpus"] = {"name": data["name"], **corpus}
         return {"length": options.get("length", data["length"]), "tokenizer": tokenizer}
 
     def sketch(self, count: int) -> tuple[InputSpec, Batch]:
@@ -72,46 +83,51 @@ class TextSource(Source):
 
     @property
     def title(self) -> str:
-        """The name of the data set in messages."""
+        """Name of the set in messages."""
         return self.name
 
     @abstractmethod
     def texts(self) -> Iterator[str]:
-        """Yield the texts of the training split, to train a tokenizer on."""
+        """Yield the texts of the training split, to train a tokenizer."""
 
     @abstractmethod
     def content(self) -> Any:
-        """Return JSON values that change when the training split changes: part of the key of every cache."""
+        """Return JSON values that identify the content of the training split.
+
+        They are part of every cache key: a set with the same name and options but other content
+        gets other caches.
+        """
 
 
-def tokenizer_of(options: TokenizerOptions, source: TextSource) -> Tokenizer:
-    """Return the configured tokenizer; a trained one is kept in the cache."""
+def load_tokenizer_for(options: TokenizerOptions, source: TextSource) -> Tokenizer:
+    """Load the tokenizer that `options` name, or train it and keep it in the cache."""
     if options.file or options.hub:
         return load_tokenizer(options)
     if options.corpus is not None:
-        source = _corpus(options.corpus)
-    return _trained(
-        source.name, source.options.model_dump_json(exclude={"tokenizer", "length"}), options.vocab, options.lowercase
-    )
+        source = _build_corpus(options.corpus)
+    source_options = source.options.model_dump_json(exclude={"tokenizer", "length"})
+    return _train_cached(source.name, source_options, options.vocab, options.lowercase)
 
 
-def _corpus(settings: Mapping[str, Any]) -> TextSource:
-    """Return the data set that a tokenizer is trained on, from its name and options."""
+def _build_corpus(settings: Mapping[str, Any]) -> TextSource:
+    """Build the data set that a tokenizer is trained on, from its name and options."""
     name = settings.get("name")
     if name is None:
-        raise UserError("data.tokenizer.corpus: name a set of text, as {name: world}")
+        raise UserError("data.tokenizer.corpus: has no name; name a text data set, as in {name: world}")
     cls: Any = sources[str(name)]
     if not issubclass(cls.gives, TextSpec):
         raise UserError(f"data.tokenizer.corpus: '{name}' is {cls.gives.kind} data, not text")
+    options = {key: value for key, value in settings.items() if key != "name"}
     try:
-        return cls(cls.Options.model_validate({key: value for key, value in settings.items() if key != "name"}))
+        return cls(cls.Options.model_validate(options))
     except ValidationError as error:
         first = error.errors()[0]
-        raise UserError(f"data.tokenizer.corpus: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        option = ".".join(map(str, first["loc"]))
+        raise UserError(f"data.tokenizer.corpus: {option}: {first['msg']}") from None
 
 
 @lru_cache(maxsize=8)
-def _trained(name: str, options: str, vocab: int, lowercase: bool) -> Tokenizer:
+def _train_cached(name: str, options: str, vocab: int, lowercase: bool) -> Tokenizer:
     cls: Any = sources[name]
     source: TextSource = cls(cls.Options.model_validate_json(options))
     key = [TRAINER_VERSION, name, options, vocab, lowercase, source.content()]
@@ -123,12 +139,12 @@ def _trained(name: str, options: str, vocab: int, lowercase: bool) -> Tokenizer:
 
 
 class TableText(TextSource):
-    """A data set whose texts are columns of a table."""
+    """A text data set stored in the columns of a table."""
 
     @property
     @abstractmethod
     def store(self) -> TableStore:
-        """The store that reads the table."""
+        """Where the table is stored."""
 
     @property
     def splits(self) -> tuple[Split, ...]:
@@ -142,57 +158,64 @@ class TableText(TextSource):
         return self.store.identity("train")
 
     def table(self, split: Split, *columns: str) -> Any:
-        """Return the split as a `datasets.Dataset`.
+        """Load the split as a `datasets.Dataset`.
 
         Raises:
-            UserError: The split cannot be read, has no rows, or lacks one of the columns.
+            UserError: The split is missing, has no rows, or lacks one of `columns`.
         """
-        table = with_columns(self.store.table(split), self.title, *columns)
+        table = check_columns(self.store.table(split), self.title, *columns)
         if len(table) == 0:
             raise UserError(f"{self.title}: split '{split}' has no rows")
         return table
 
 
-def with_columns(table: Any, name: str, *columns: str) -> Any:
-    """Return the table. Raises UserError, which begins with `name`, if it lacks one of the columns."""
+def check_columns(table: Any, name: str, *columns: str) -> Any:
+    """Return `table` after a check that it has all of `columns`; `name` is its name in messages.
+
+    Raises:
+        UserError: A column is missing.
+    """
     for column in columns:
         if column not in table.column_names:
-            raise UserError(f"{name}: no column '{column}'; there is {', '.join(table.column_names)}")
+            present = ", ".join(table.column_names)
+            raise UserError(f"{name}: no column '{column}'; the columns are {present}")
     return table
 
 
-def cell(value: Any, name: str, column: str) -> str:
-    """Return a cell as text: numbers are converted, and a missing value is empty text.
+def cell_text(value: Any, name: str, column: str) -> str:
+    """Return a table cell as text: numbers are printed, an empty cell gives "".
 
     Raises:
-        UserError: The cell holds something else.
+        UserError: The cell holds neither text nor a number.
     """
     if value is not None and not isinstance(value, str | int | float):
         raise UserError(
-            f"{name}: column '{column}' holds values of type {type(value).__name__}, not text: name a column of texts"
+            f"{name}: column '{column}' holds values of type {type(value).__name__}, not text; choose a column of texts"
         )
     return "" if value is None else str(value)
 
 
 @dataclass(frozen=True)
 class TextCard:
-    """A published text data set and its place on the hub."""
+    """Description of a published text data set: where it is on the hub, and its columns."""
 
     about: str
     hub: Hub | None
-    """None: it cannot be loaded from the hub."""
+    """None if the hub does not have it in a form that can be read."""
     columns: tuple[str, ...] = ("text",)
     """The columns to read, in the order that the kind of data set expects."""
     label: str | None = None
     regression: bool = False
     rows: Literal["documents", "passages", "articles", "sentences"] = "documents"
-    """What a row of a corpus is: `documents`: a document; `passages`: an article with headings and lists
-    among its passages; `articles`: a line of an article, which begins with its title; `sentences`: a
-    sentence."""
+    """What one row of a corpus is.
+
+    documents: a document. passages: an article with headings and lists between its passages.
+    articles: a line of an article, whose first line is its title. sentences: a sentence.
+    """
 
 
 class PublishedText(TableText):
-    """A published data set, in SSLRUN_DATA/<name>, in data/<name>, or on the hub."""
+    """A published set, in SSLRUN_DATA/<name>, in data/<name>, or on the hub."""
 
     card: ClassVar[TextCard]
 
@@ -208,13 +231,14 @@ class PublishedText(TableText):
 
     @classmethod
     def describe(cls) -> dict[str, str]:
-        hub = f"https://huggingface.co/datasets/{cls.card.hub.repository}" if cls.card.hub else "not available"
+        hub = "not available"
+        if cls.card.hub:
+            hub = f"https://huggingface.co/datasets/{cls.card.hub.repository}"
         return {"hub": hub, "searched": f"{describe_local_folders(cls.name)}; then the hub"}
 
 
 def register_published(kind: type[PublishedText], cards: Mapping[str, TextCard]) -> None:
-    """Register a source class, a subclass of `kind`, for each card."""
+    """Register a subclass of `kind` for each card, under the name of the card."""
     for name, card in cards.items():
-        sources.register(name)(
-            type(name, (kind,), {"__doc__": card.about, "__module__": kind.__module__, "card": card})
-        )
+        attributes = {"__doc__": card.about, "__module__": kind.__module__, "card": card}
+        sources.register(name)(type(name, (kind,), attributes))

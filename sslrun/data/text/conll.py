@@ -1,11 +1,12 @@
-"""CoNLL files: one word and its tag per line, and a blank line between sentences."""
+"""CoNLL files: one word and its tag per line, a blank line between sentences."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field
 
@@ -15,36 +16,43 @@ from sslrun.data.text.base import TextOptions
 from sslrun.data.text.tags import TagSource
 from sslrun.errors import UserError
 
-SUFFIXES = (".conll", ".txt")
-"""File endings that are looked for in a folder."""
+SUFFIXES = (".conll", ".txt", ".tsv")
+"""Endings of CoNLL files."""
 DOCUMENT_START = "-DOCSTART-"
-"""First column of a line that marks a new document (CoNLL-2003). Such lines are skipped."""
+"""First word of the lines that separate documents; they belong to no sentence."""
+
+Column = Literal["first", "last"] | Annotated[int, Field(ge=1)]
 
 
-class TaggedSentences(NamedTuple):
-    """The sentences of one file."""
+class Line(NamedTuple):
+    """A line with a word."""
 
-    words: list[list[str]]
-    tags: list[list[str]]
+    number: int
+    """Line number in the file, from 1."""
+    columns: list[str]
 
 
 @sources.register("conll-files")
 class ConllTags(TagSource):
-    """Tagged words in CoNLL files: one word and its tag per line, a blank line between sentences.
+    """Your own tagged words in CoNLL files: one word and its tag per line.
 
-    <path> is a .conll or .txt file in UTF-8, or a folder with train.conll (or train.txt), and
-    optionally files of the splits val and test. Columns are separated by spaces or tabs. Lines that
-    begin with -DOCSTART- are skipped. Without a test split, the validation split serves as one;
-    without either, one is carved from train.
+    <path> is a .conll, .txt or .tsv file in UTF-8, or a folder with train.conll (or another of
+    these endings), and optionally files of the splits val and test. A blank line separates
+    sentences. Columns are separated by tabs or, in lines without a tab, by spaces. Lines that begin
+    with -DOCSTART- are skipped. Without a test split, the validation split serves as one; without
+    either, one is carved from train.
     """
 
     class Options(TextOptions):
         path: Path
-        """A .conll or .txt file, or a folder with train.conll or train.txt, and val and test files."""
-        word_column: int = Field(1, ge=1)
-        """Number of the column of the words; the first is 1."""
-        tag_column: int | None = Field(None, ge=1)
-        """Number of the column of the tags; the first is 1. Default: the last column."""
+        """A .conll, .txt or .tsv file, or a folder with such a file for each split."""
+        word_column: Column = "first"
+        """Column of the words: first, last, or its number, counted from 1."""
+        tag_column: Column = "last"
+        """Column of the tags: first, last, or its number, counted from 1. Entities are tagged as
+        B-PER, I-PER and O; other tags, such as parts of speech, are scored word by word."""
+
+    options: ConllTags.Options
 
     @property
     def title(self) -> str:
@@ -58,69 +66,122 @@ class ConllTags(TagSource):
         return fingerprint([str(self._files["train"])])
 
     def words(self, split: Split) -> tuple[list[list[str]], list[list[str]]]:
-        sentences = self._read(self._files[split])
-        return sentences.words, sentences.tags
+        return self._sentences[split]
+
+    @cached_property
+    def _sentences(self) -> dict[Split, tuple[list[list[str]], list[list[str]]]]:
+        """Words and tags of each split."""
+        words, tags = self.options.word_column, self.options.tag_column
+        return {split: read_conll(file, words, tags) for split, file in self._files.items()}
 
     @cached_property
     def _files(self) -> dict[Split, Path]:
-        """The file of each split, always with train."""
         path = self.options.path
+        if path.is_file():
+            if path.suffix not in SUFFIXES:
+                raise UserError(f"{path}: should end with one of {', '.join(SUFFIXES)}")
+            return {"train": path}
         if not path.exists():
             raise UserError(f"{path}: no such file or folder")
-        if path.is_file():
-            return {"train": path}
         files: dict[Split, Path] = {}
         for split, names in SPELLINGS.items():
+            if split == "unlabeled":
+                continue
             candidates = [path / f"{name}{suffix}" for name in names for suffix in SUFFIXES]
-            existing = [file for file in candidates if file.is_file()]
-            if existing and split != "unlabeled":
-                files[split] = existing[0]
+            present = [file for file in candidates if file.is_file()]
+            if len(present) > 1:
+                raise UserError(
+                    f"{path}: both {present[0].name} and {present[1].name} are the {split} split; remove one of them"
+                )
+            if present:
+                files[split] = present[0]
         if "train" not in files:
-            raise UserError(f"{path}: should hold train.conll or train.txt (and test.conll or test.txt)")
+            raise UserError(f"{path}: should hold a file train{{{','.join(SUFFIXES)}}}")
         return assign_roles(files, test_on_val=False)
 
-    def _read(self, file: Path) -> TaggedSentences:
-        """Read all sentences of a file.
 
-        Raises:
-            UserError: The file is not UTF-8 text, has no words, or a line lacks a column.
-        """
-        sentences = TaggedSentences([], [])
-        begins_sentence = True
-        for number, columns in _read_columns(file):
-            if not columns or columns[0] == DOCUMENT_START:
-                begins_sentence = True
-                continue
-            word, tag = self._word_and_tag(file, number, columns)
-            if begins_sentence:
-                sentences.words.append([])
-                sentences.tags.append([])
-                begins_sentence = False
-            sentences.words[-1].append(word)
-            sentences.tags[-1].append(tag)
-        if not sentences.words:
-            raise UserError(f"{file}: has no words: write one word and its tag per line")
-        return sentences
+def read_conll(file: Path, words: Column = "first", tags: Column = "last") -> tuple[list[list[str]], list[list[str]]]:
+    """Read the words and the tags of each sentence.
 
-    def _word_and_tag(self, file: Path, number: int, columns: list[str]) -> tuple[str, str]:
-        word_column = self.options.word_column
-        tag_column = self.options.tag_column or len(columns)
-        needed = max(word_column, tag_column, 2)
-        if len(columns) < needed:
+    Raises:
+        UserError: The file cannot be read, holds no sentence, or has a line with a missing word or
+            tag or with more or fewer columns than the first line.
+    """
+    word_lists: list[list[str]] = []
+    tag_lists: list[list[str]] = []
+    count = 0
+    for sentence in _read_sentences(file):
+        for line in sentence:
+            count = count or len(line.columns)
+            if len(line.columns) != count:
+                raise UserError(
+                    f"{file}:{line.number}: has {_count_columns(len(line.columns))}, the lines "
+                    f"above have {count}; every line should hold a word and its tag"
+                )
+        place = f"{file}:{sentence[0].number}"
+        word_column = _column_index(words, "word_column", count, place)
+        tag_column = _column_index(tags, "tag_column", count, place)
+        if word_column == tag_column:
             raise UserError(
-                f"{file}:{number}: lacks column {needed} (it has {len(columns)}): write a word "
-                "and its tag on each line, or set word_column and tag_column"
+                f"{place}: words and tags are both read from column {word_column + 1} of {count}; "
+                "choose two columns with word_column and tag_column"
             )
-        return columns[word_column - 1], columns[tag_column - 1]
+        for line in sentence:
+            if not (line.columns[word_column] and line.columns[tag_column]):
+                raise UserError(f"{file}:{line.number}: has an empty word or tag")
+        word_lists.append([line.columns[word_column] for line in sentence])
+        tag_lists.append([line.columns[tag_column] for line in sentence])
+    if not word_lists:
+        raise UserError(f"{file}: holds no sentences")
+    return word_lists, tag_lists
 
 
-def _read_columns(file: Path) -> Iterator[tuple[int, list[str]]]:
-    """Yield the number of each line and its columns; a blank line has none."""
+def _count_columns(count: int) -> str:
+    return "1 column" if count == 1 else f"{count} columns"
+
+
+def _column_index(column: Column, option: str, count: int, place: str) -> int:
+    """Return the index, from 0, of a column among `count`.
+
+    Raises:
+        UserError: There is no such column.
+    """
+    if column == "first":
+        return 0
+    if column == "last":
+        return count - 1
+    if column > count:
+        raise UserError(f"{place}: has {_count_columns(count)}, but {option} is {column}")
+    return column - 1
+
+
+def _read_sentences(file: Path) -> Iterator[list[Line]]:
+    """Yield the lines of each sentence, split into columns."""
+    sentence: list[Line] = []
     try:
-        with open(file, encoding="utf-8-sig") as lines:  # a byte order mark is no part of a word
-            for number, line in enumerate(lines, start=1):
-                yield number, line.split()
+        with open(file, encoding="utf-8-sig") as lines:
+            for number, text in enumerate(lines, start=1):
+                columns = _split_columns(text)
+                if columns and not columns[0].startswith(DOCUMENT_START):
+                    sentence.append(Line(number, columns))
+                elif sentence:
+                    yield sentence
+                    sentence = []
     except UnicodeDecodeError as error:
-        raise UserError(f"{file}: is not UTF-8 text (byte {error.start}): convert it to UTF-8") from None
+        raise UserError(f"{file}: is not UTF-8 text (byte {error.start}); convert it") from None
     except OSError as error:
-        raise UserError(f"{file}: cannot be read: {error.strerror}") from None
+        raise UserError(f"{file}: cannot be read ({error.strerror})") from None
+    if sentence:
+        yield sentence
+
+
+def _split_columns(text: str) -> list[str]:
+    """Split a line at tabs or, if it has none, at spaces; a blank line gives an empty list.
+
+    Only ASCII white space separates columns: a word may be a non-breaking space.
+    """
+    if not text.strip(" \t\r\n"):
+        return []
+    if "\t" in text:
+        return [column.strip(" \r\n") for column in text.split("\t")]
+    return re.split(" +", text.strip(" \r\n"))

@@ -1,4 +1,4 @@
-"""Corpora: documents of sentences to pretrain on, streamed from where they lie into files of tokens."""
+"""Corpora: documents of sentences to pretrain on, streamed from their source into token files."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ from sslrun.data.text.base import (
     TextCard,
     TextOptions,
     TextSource,
-    cell,
+    cell_text,
+    check_columns,
     register_published,
-    with_columns,
 )
-from sslrun.data.text.sequences import Documents, flat
+from sslrun.data.text.sequences import Documents, concatenate_texts
 from sslrun.data.text.tokenizer import Tokenizer
 from sslrun.errors import UserError
 from sslrun.files import replacing
 
 ROWS_AT_ONCE = 1000
-"""Rows of a table that are read at once."""
+"""Number of table rows to read at a time."""
 PIECE = 4_000_000
-"""Characters tokenized between two writes of the cache, and the end of a document."""
+"""Characters to tokenize between two writes of the cache; a document is always finished."""
 LONGEST = 10_000
-"""Sentences of a document; what goes on longer is more than one, that memory needn't hold it all."""
+"""Maximum number of sentences in a document; longer ones are divided, to bound memory use."""
 
 
 class Corpus(TextSource):
@@ -49,7 +49,7 @@ class Corpus(TextSource):
 
     @abstractmethod
     def documents(self) -> Iterator[list[str]]:
-        """Every document, sentence by sentence."""
+        """Yield every document as a list of sentences."""
 
     def texts(self) -> Iterator[str]:
         return (sentence for document in self.documents() for sentence in document)
@@ -57,13 +57,13 @@ class Corpus(TextSource):
     def load(self, split: Split) -> Documents:
         tokenizer = self.spec.tokenizer
         folder = cache_root() / "tokens" / digest_of([TOKENS_VERSION, self.name, self.content(), tokenizer.digest])
-        tokens, sentences, documents = token_file(folder, self._watched, tokenizer)
+        tokens, sentences, documents = token_file(folder, self._report_documents, tokenizer)
         if len(documents) < 2:
-            raise UserError(f"{self.title}: holds no text")
+            raise UserError(f"{self.title}: holds no text; is it the right file or folder?")
         return Documents(tokens, sentences, documents, self.spec, folder=folder)
 
-    def _watched(self) -> Iterator[list[str]]:
-        """The documents, told to whoever watches their progress; how many there will be is known at the end."""
+    def _report_documents(self) -> Iterator[list[str]]:
+        """Yield the documents and report progress; the total is reported only at the end."""
         number = 0
         for number, document in enumerate(self.documents(), start=1):
             yield document
@@ -76,44 +76,58 @@ class Corpus(TextSource):
 def token_file(
     folder: Path, documents: Callable[[], Iterable[list[str]]], tokenizer: Tokenizer
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Tokens (S,), starts of sentences and of documents, mapped from files in `folder`, which are made once.
+    """Return the tokens of all documents, mapped from files in `folder` that are written once.
 
-    Made in pieces: memory holds one of them, and a second call goes on where a killed one stopped.
+    The files are written in pieces: memory holds one piece, and a call after an interrupted one
+    resumes at the last complete piece.
+
+    Returns:
+        Tokens (S,), starts of sentences (M + 1,), and starts of documents (D + 1,).
     """
     if not (folder / "complete").exists():
         with locked(folder):
             if not (folder / "complete").exists():
                 folder.mkdir(exist_ok=True)
                 _write_tokens(folder, documents, tokenizer)
-    tokens, sentences, starts = (_mapped(folder / name, kind) for name, (kind, _) in PARTS.items())
+    tokens, sentences, starts = (_map_file(folder / name, kind) for name, (kind, _) in PARTS.items())
     return tokens, sentences, starts
 
 
 TOKENS_VERSION = 3
-"""Raised when the files hold something else."""
+"""Raise it when the content of the files changes."""
 PARTS: dict[str, tuple[np.dtype, int]] = {
-    "tokens": (np.dtype(np.int32), 0), "sentences": (np.dtype(np.int64), 1), "documents": (np.dtype(np.int64), 1)
-}  # fmt: skip
-"""Files of a token file, each with what it holds (ids; where each sentence and each document starts, with the end), and
-how many numbers, 0, it begins with."""
+    "tokens": (np.dtype(np.int32), 0),
+    "sentences": (np.dtype(np.int64), 1),
+    "documents": (np.dtype(np.int64), 1),
+}
+"""File name -> type of its numbers, and number of zeros it begins with.
+
+tokens: the ids. sentences: starts in tokens, and the end. documents: starts in sentences, and the
+end.
+"""
 
 
-def _mapped(path: Path, kind: np.dtype) -> Tensor:
+def _map_file(path: Path, kind: np.dtype) -> Tensor:
     count = path.stat().st_size // kind.itemsize
-    # Mode c: torch wants what it may write to; nothing does, and nothing would reach the file.
-    return torch.from_numpy(np.memmap(path, kind, "c", shape=(count,)) if count else np.zeros(0, kind))
+    if count == 0:
+        return torch.from_numpy(np.zeros(0, kind))
+    # Mode c: torch wants writable memory; nothing is written, and a write would not reach the file.
+    return torch.from_numpy(np.memmap(path, kind, "c", shape=(count,)))
 
 
 def _write_tokens(folder: Path, documents: Callable[[], Iterable[list[str]]], tokenizer: Tokenizer) -> None:
+    """Write the files of `PARTS`, from the last complete piece on."""
     progress = folder / "progress.json"
-    done: dict[str, int] = json.loads(progress.read_text()) if progress.exists() else dict.fromkeys(PARTS, 0)
+    done: dict[str, int] = dict.fromkeys(PARTS, 0)
+    if progress.exists():
+        done = json.loads(progress.read_text())
     with ExitStack() as stack:
         files = {name: stack.enter_context(open(folder / name, "ab")) for name in PARTS}
         for name, file in files.items():
             kind, first = PARTS[name]
-            file.truncate((first + done[name]) * kind.itemsize)  # a new file it fills up with zeros
+            file.truncate((first + done[name]) * kind.itemsize)  # fills a new file with zeros
         for piece in _pieces(documents(), skip=done["documents"]):
-            tokens, offsets = flat(tokenizer.encode([sentence for document in piece for sentence in document]))
+            tokens, offsets = concatenate_texts(tokenizer.encode(list(itertools.chain(*piece))))
             new = {
                 "tokens": tokens.numpy(),
                 "sentences": offsets[1:].numpy() + done["tokens"],
@@ -122,7 +136,7 @@ def _write_tokens(folder: Path, documents: Callable[[], Iterable[list[str]]], to
             for name, values in new.items():
                 files[name].write(values.astype(PARTS[name][0]).tobytes())
                 files[name].flush()
-                os.fsync(files[name].fileno())  # before it is said to be there
+                os.fsync(files[name].fileno())  # before progress.json counts it
                 done[name] += len(values)
             with replacing(progress) as temporary:
                 temporary.write_text(json.dumps(done))
@@ -130,6 +144,7 @@ def _write_tokens(folder: Path, documents: Callable[[], Iterable[list[str]]], to
 
 
 def _pieces(documents: Iterable[list[str]], skip: int) -> Iterator[list[list[str]]]:
+    """Yield lists of documents of about `PIECE` characters, without the first `skip` documents."""
     piece: list[list[str]] = []
     size = 0
     for number, document in enumerate(documents):
@@ -145,7 +160,8 @@ def _pieces(documents: Iterable[list[str]], skip: int) -> Iterator[list[list[str
 
 CORPORA = {
     "corpus": TextCard(
-        "3,190 English documents, 4.8 million words: a folder with train.parquet, one sentence a line.", None
+        "3,190 English documents, 4.8 million words: train.parquet with one sentence per line.",
+        None,
     ),
     "wikitext-103": TextCard(
         "Good and featured articles of Wikipedia, 103 million words. Merity et al., ICLR 2017.",
@@ -153,13 +169,13 @@ CORPORA = {
         rows="articles",
     ),
     "wikipedia": TextCard(
-        "All of English Wikipedia, 2023; half of BERT's corpus and more.",
+        "All of English Wikipedia, 2023; a superset of the Wikipedia part of BERT's corpus.",
         Hub("wikimedia/wikipedia", {"train": "train"}, config="20231101.en"),
         rows="passages",
     ),
     "bookcorpus": TextCard(
-        "Unpublished novels, one sentence a row. Zhu et al., ICCV 2015.",
-        # Its main branch has a script, which `datasets` no longer runs; this one has what the script makes.
+        "Unpublished novels, one sentence per row. Zhu et al., ICCV 2015.",
+        # `datasets` no longer runs the script on its main branch; this branch has the output.
         Hub(
             "bookcorpus/bookcorpus",
             {"train": "train"},
@@ -172,7 +188,10 @@ CORPORA = {
 
 
 class PublishedCorpus(PublishedText, Corpus):
-    """A corpus in a column of a table; lines of a cell are sentences, or else sentences are found by punctuation."""
+    """A corpus in a column of a table.
+
+    The lines of a cell are its sentences; paragraphs are split into sentences at punctuation.
+    """
 
     splits = ("train",)
 
@@ -184,34 +203,36 @@ class PublishedCorpus(PublishedText, Corpus):
         column = self.card.columns[0]
         table = self.table("train", column)
         rows: Iterator[str] = (
-            cell(text, self.title, column) for batch in table.iter(batch_size=ROWS_AT_ONCE) for text in batch[column]
+            cell_text(text, self.title, column)
+            for batch in table.iter(batch_size=ROWS_AT_ONCE)
+            for text in batch[column]
         )
         match self.card.rows:
             case "sentences":
-                return _gathered(rows)
+                return _gather_sentences(rows)
             case "articles":
-                rows = _articles(rows)
+                rows = _join_articles(rows)
             case "passages":
-                rows = _passages(rows)
-        return _documents(rows)
+                rows = _keep_passages(rows)
+        return _split_documents(rows)
 
 
 SENTENCE_END = re.compile(r"(?:(?<=[.!?])|(?<=[.!?][\"')\]]))\s+(?=[\"'(\[]?[A-Z0-9])")
 PASSAGE = re.compile(r"[.!?:][\"')\]]*$")
-"""How a line ends that is no heading and no item of a list."""
+"""End of a line that is neither a heading nor a list item."""
 BOOK_SENTENCES = 200
-"""Sentences that make a document where the corpus has one a row and marks no documents."""
+"""Sentences per document if the corpus has one sentence per row and does not mark documents."""
 
 
-def _gathered(sentences: Iterable[str]) -> Iterator[list[str]]:
-    """Documents of as many sentences as `BOOK_SENTENCES`."""
+def _gather_sentences(sentences: Iterable[str]) -> Iterator[list[str]]:
+    """Yield documents of `BOOK_SENTENCES` sentences."""
     rest = iter(sentences)
     while document := list(itertools.islice(rest, BOOK_SENTENCES)):
         yield document
 
 
-def _documents(rows: Iterable[str]) -> Iterator[list[str]]:
-    """The sentences of each row; of empty ones none."""
+def _split_documents(rows: Iterable[str]) -> Iterator[list[str]]:
+    """Yield the sentences of each row; skip empty rows."""
     for row in rows:
         lines = [line.strip() for line in row.splitlines() if line.strip()]
         if len(lines) <= 1 or max(map(len, lines)) > 400:  # paragraphs, not sentences
@@ -220,15 +241,21 @@ def _documents(rows: Iterable[str]) -> Iterator[list[str]]:
             yield lines
 
 
-def _passages(rows: Iterable[str]) -> Iterator[str]:
-    """Articles without headings and lists: "only the text passages", as Devlin et al. (2019, 3.1) took of Wikipedia."""
+def _keep_passages(rows: Iterable[str]) -> Iterator[str]:
+    """Remove headings and lists from articles.
+
+    Devlin et al. (NAACL 2019, section 3.1) extract "only the text passages" of Wikipedia.
+    """
     for row in rows:
         yield "\n".join(line for line in row.splitlines() if PASSAGE.search(line.rstrip()))
 
 
-def _articles(rows: Iterable[str]) -> Iterator[str]:
-    """Whole articles of WikiText, whose rows are paragraphs and headings. `= Title =` begins one, `= = Section = =` does
-    not; neither is kept: BERT's corpus has no headings."""
+def _join_articles(rows: Iterable[str]) -> Iterator[str]:
+    """Join rows of WikiText, paragraphs and headings, to whole articles.
+
+    `= Title =` begins an article and `= = Section = =` does not. Headings are removed, as BERT's
+    corpus has none.
+    """
     lines: list[str] = []
     for row in rows:
         line = row.strip()
@@ -247,35 +274,38 @@ register_published(PublishedCorpus, CORPORA)
 
 @sources.register("wikipedia-books")
 class WikipediaBooks(Corpus):
-    """BERT's corpus (Devlin et al. 2019): all of English Wikipedia, then BookCorpus."""
+    """BERT's corpus (Devlin et al., NAACL 2019): all of English Wikipedia, then BookCorpus."""
 
     @cached_property
     def parts(self) -> list[Corpus]:
         return [sources[name](self.options) for name in ("wikipedia", "bookcorpus")]  # type: ignore[misc]
 
     def content(self) -> Any:
-        return [each.content() for each in self.parts]
+        return [part.content() for part in self.parts]
 
     def documents(self) -> Iterator[list[str]]:
-        return itertools.chain.from_iterable(each.documents() for each in self.parts)
+        return itertools.chain.from_iterable(part.documents() for part in self.parts)
 
 
 @sources.register("text")
 class TextFiles(Corpus):
-    """Your own text: .txt files (one sentence a line, a blank line between documents) or tables with a text column."""
+    """Your own text: .txt files, or tables with a text column.
+
+    A .txt file has one sentence per line and a blank line between documents.
+    """
 
     class Options(TextOptions):
         path: Path
-        """A .txt file or a table, or a folder of such files."""
+        """A file, or a folder of files."""
         column: str = "text"
-        """Column of the documents in a table, one document per row."""
+        """Column of a table that holds one document per row."""
 
     @property
     def title(self) -> str:
         return str(self.options.path)
 
     def content(self) -> Any:
-        return fingerprint([str(each) for each in self._files])
+        return fingerprint([str(file) for file in self._files])
 
     @cached_property
     def _files(self) -> list[Path]:
@@ -283,29 +313,36 @@ class TextFiles(Corpus):
         if not path.exists():
             raise UserError(f"{path}: no such file or folder")
         kinds = (".txt", *FileStore.FORMATS)
-        found = [path] if path.is_file() else sorted(each for each in path.rglob("*") if each.suffix in kinds)
-        if not found:
+        if path.is_file():
+            return [path]
+        files = sorted(file for file in path.rglob("*") if file.suffix in kinds)
+        if not files:
             raise UserError(f"{path}: holds no text ({', '.join(kinds)})")
-        return found
+        return files
 
     def documents(self) -> Iterator[list[str]]:
         for file in self._files:
             if file.suffix in FileStore.FORMATS:
                 column = self.options.column
-                table = with_columns(FileStore(file).table("train"), str(file), column)
-                rows = (cell(each, str(file), column) for each in table[column])
-                yield from _documents(rows)
+                table = check_columns(FileStore(file).table("train"), str(file), column)
+                rows = (cell_text(value, str(file), column) for value in table[column])
+                yield from _split_documents(rows)
             else:
-                yield from _text_file(file)
+                yield from _read_text_file(file)
 
 
-def _text_file(file: Path) -> Iterator[list[str]]:
+def _read_text_file(file: Path) -> Iterator[list[str]]:
+    """Yield the documents of a .txt file.
+
+    Raises:
+        UserError: The file is not UTF-8 text.
+    """
     document: list[str] = []
     try:
         with open(file, encoding="utf-8") as lines:
             for number, line in enumerate(lines, start=1):
                 if "\0" in line:
-                    raise UserError(f"{file}:{number}: is binary, not text: remove the file from the folder")
+                    raise UserError(f"{file}:{number}: is binary, not text; remove it from the folder")
                 if line.strip():
                     document.append(line.strip())
                 if document and (not line.strip() or len(document) == LONGEST):
@@ -313,7 +350,7 @@ def _text_file(file: Path) -> Iterator[list[str]]:
                     document = []
     except UnicodeDecodeError as error:
         raise UserError(
-            f"{file}: is not UTF-8 text (byte {error.start}): convert it, or remove it from the folder"
+            f"{file}: is not UTF-8 text (byte {error.start}); convert it, or remove it from the folder"
         ) from None
     if document:
         yield document

@@ -1,7 +1,11 @@
-"""Token sequences: documents to pretrain on, laid out in several ways, and labelled sentences, pairs and passages.
+"""Token sequences: documents to pretrain on, in several layouts, and labeled sentences and pairs.
 
-Text is one flat tensor of ids, in memory or mapped from a file; an example is a pair of ranges of it. Ids become
-`[CLS] A [SEP]` or `[CLS] A [SEP] B [SEP]` (Devlin et al. 2019) a batch at a time, where the tensor lies.
+All texts are one flat tensor of ids, in memory or mapped from a file. An example is a pair of
+ranges of it. Batches are built on the device of that tensor, as `[CLS] A [SEP]` or
+`[CLS] A [SEP] B [SEP]` (Devlin et al., NAACL 2019).
+
+Shape legend: B sequences in a batch, T tokens per sequence, N examples, S tokens of all texts,
+V entries of the vocabulary.
 """
 
 from __future__ import annotations
@@ -25,13 +29,13 @@ from sslrun.errors import UserError
 from sslrun.files import replacing
 
 IGNORED = -100
-"""The label of a token that has none; `cross_entropy` skips it."""
+"""Label of a token without a label; `cross_entropy` skips it."""
 PAIRS_VERSION = 1
-"""Raised when the same corpus makes other pairs."""
-AT_ONCE = 1_000_000
-"""Numbers of pairs that memory holds while they are made."""
-SHORT = 0.1
-"""Share of BERT's pretraining sequences that are shorter than could be."""
+"""Raise it when the same corpus would give different pairs."""
+BUFFERED = 1_000_000
+"""Numbers of pairs that are kept in memory before they are written."""
+SHORT_SHARE = 0.1
+"""Share of BERT's pretraining sequences that are shorter than possible."""
 
 
 class Tokens(NamedTuple):
@@ -42,39 +46,47 @@ class Tokens(NamedTuple):
     segments: Tensor
     """(B, T) int64: 0 up to the first [SEP], 1 in the second part."""
     documents: Tensor
-    """(B, T) int64: which of the sequence's documents a token belongs to, from 1; 0: padding."""
+    """(B, T) int64: number of the document within its sequence, from 1; 0 at padding."""
     packed: bool = True
-    """Whether a sequence may hold several documents. Known to who makes the batch, that nobody has to ask the device."""
+    """Whether a sequence may hold several documents. Stored, to avoid a query of the device."""
     padded: bool = True
     """Whether there may be padding."""
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Tokens:
-        """The same with each tensor changed."""
-        return self._replace(ids=change(self.ids), segments=change(self.segments), documents=change(self.documents))
+        """Apply `change` to each tensor."""
+        return self._replace(
+            ids=change(self.ids),
+            segments=change(self.segments),
+            documents=change(self.documents),
+        )
 
     def subset(self, rows: Tensor) -> Tokens:
-        """Some of the sequences: (M,) which, or (B,) bool whether."""
-        return self.map(lambda each: each[rows])
+        """Select sequences by index (M,) or by a mask (B,) bool."""
+        return self.map(lambda tensor: tensor[rows])
 
-    def kept(self, near: Tensor) -> Tokens:
-        """The same with what is not `near`, (B, T) bool or 0 and 1, as if it were padding."""
-        return self._replace(documents=self.documents * near, padded=True)
+    def keep_only(self, mask: Tensor) -> Tokens:
+        """Turn every token outside `mask`, (B, T) bool or 0 and 1, into padding."""
+        return self._replace(documents=self.documents * mask, padded=True)
 
     def to(self, device: torch.device) -> Tokens:
-        return self.map(lambda each: to_device(each, device))
+        return self.map(lambda tensor: to_device(tensor, device))
 
     def numel(self) -> int:
-        """How many tokens there are, padding included."""
+        """Return the number of tokens, padding included."""
         return self.ids.numel()
 
     @property
     def real(self) -> Tensor:
-        """(B, T) bool: what is no padding."""
+        """(B, T) bool: False at padding."""
         return self.documents > 0
 
     def attendable(self) -> Tensor | None:
-        """Bool, broadcastable to (B, 1, T, T): each token to those of its document (of packed ones padding to padding, that
-        no row be empty). None: all to all, for which attention has faster kernels."""
+        """Return the attention mask, bool, broadcastable to (B, 1, T, T).
+
+        A token attends to the tokens of its document. In packed sequences padding attends to
+        padding, so that no row is empty. None means that all attend to all, for which attention has
+        faster kernels.
+        """
         if self.packed:
             return (self.documents[:, :, None] == self.documents[:, None, :])[:, None]
         return self.real[:, None, None] if self.padded else None
@@ -88,19 +100,19 @@ class Sequences(Examples):
     """Examples of one or two ranges of a flat tensor of ids."""
 
     tokens: Tensor
-    """(S,) integers, all texts one after the other."""
+    """(S,) integers: all texts, concatenated."""
     ranges: Tensor
-    """(N, 4) int64: where A starts and ends, where B starts and ends (an empty B: none)."""
+    """(N, 4) int64: start and end of A, start and end of B; B is empty in single texts."""
     labels: Tensor | None
-    """(N,) int64, or whatever a task compares with, one row an example; None where there are none."""
+    """(N, ...) int64 classes or other targets of a task, one row per example; None without."""
     classes: tuple[str, ...]
     spec: TextSpec
     tags: Tensor | None = None
-    """(S,) labels of the tokens, `IGNORED` for none; batches then carry these as labels (B, T)."""
+    """(S,) labels of tokens, `IGNORED` for none; if set, the labels of a batch are these (B, T)."""
     extra: Any = None
-    """What a task needs besides to score them; rows as `rows` says."""
+    """What a task needs in addition for its scores; indexed by `rows`."""
     rows: Tensor | None = None
-    """(N,) the place of each example among those that `extra` describes."""
+    """(N,) the index of each example in `extra`."""
 
     def __post_init__(self) -> None:
         if self.rows is None:
@@ -111,17 +123,18 @@ class Sequences(Examples):
 
     @property
     def strata(self) -> Tensor | None:
-        """(N,) what label fractions keep in balance: the class, where an example has one."""
+        """(N,) groups that label fractions keep in balance: the classes, or one group without."""
         if self.labels is None and self.tags is None:
             return None
-        if self.labels is not None and self.labels.ndim == 1 and not self.labels.is_floating_point():
-            return self.labels
+        labels = self.labels
+        if labels is not None and labels.ndim == 1 and not labels.is_floating_point():
+            return labels
         return torch.zeros(len(self), dtype=torch.int64)
 
     @property
     def lengths(self) -> Tensor:
-        """(N,) tokens with the special ones."""
-        return _lengths(self.ranges)
+        """(N,) number of tokens, special tokens included."""
+        return _count_tokens(self.ranges)
 
     def subset(self, indices: Tensor) -> Sequences:
         assert self.rows is not None
@@ -130,8 +143,9 @@ class Sequences(Examples):
 
     def batches(self, indices: Iterable[Tensor], device: torch.device) -> Iterator[Batch]:
         for chosen in indices:
-            tokens, tags = self._collated(self.ranges[chosen])
-            labels = tags if self.tags is not None else None if self.labels is None else self.labels[chosen]
+            tokens, labels = self._collate(self.ranges[chosen])
+            if self.tags is None and self.labels is not None:
+                labels = self.labels[chosen]
             yield Batch(tokens, labels).to(device)
 
     @property
@@ -139,70 +153,93 @@ class Sequences(Examples):
         return self.tokens.nbytes + (0 if self.tags is None else self.tags.nbytes)
 
     def to(self, device: torch.device) -> Sequences:
-        return replace(self, tokens=self.tokens.to(device), tags=None if self.tags is None else self.tags.to(device))
+        tags = None if self.tags is None else self.tags.to(device)
+        return replace(self, tokens=self.tokens.to(device), tags=tags)
 
-    def _collated(self, ranges: Tensor) -> tuple[Tokens, Tensor | None]:
-        """Ids, and tags where there are any, of `ranges` (B, 4): made where the text lies."""
-        lengths = _lengths(ranges)
+    def _collate(self, ranges: Tensor) -> tuple[Tokens, Tensor | None]:
+        """Build the ids, and the tags (or None), of `ranges` (B, 4) on the device of the text.
+
+        Example: A has the ids a b, B the id c. With T = 7:
+
+            position  0      1  2  3      4  5      6
+            ids       [CLS]  a  b  [SEP]  c  [SEP]  [PAD]
+            segments  0      0  0  0      1  1      0
+        """
+        device = self.tokens.device
+        lengths = _count_tokens(ranges)
         longest, padded = int(lengths.max()), bool(lengths.min() < lengths.max())
-        a, a_end, b, b_end = (column[:, None] for column in to_device(ranges, self.tokens.device).unbind(1))
-        first, second, total = a_end - a, b_end - b, to_device(lengths, self.tokens.device)[:, None]
-        place = torch.arange(longest, device=self.tokens.device)
-        in_a = (place >= 1) & (place < 1 + first)
-        in_b = (place >= 2 + first) & (place < 2 + first + second)
-        text = in_a | in_b
-        source = torch.where(in_a, a + place - 1, torch.where(in_b, b + place - 2 - first, 0))
+        a, a_end, b, b_end = (column[:, None] for column in to_device(ranges, device).unbind(1))
+        a_length, b_length = a_end - a, b_end - b
+        total = to_device(lengths, device)[:, None]
+        position = torch.arange(longest, device=device)
+        a_start, b_start = 1, 2 + a_length
+        in_a = (position >= a_start) & (position < a_start + a_length)
+        in_b = (position >= b_start) & (position < b_start + b_length)
+        in_text = in_a | in_b
+        from_b = torch.where(in_b, b + position - b_start, 0)
+        source = torch.where(in_a, a + position - a_start, from_b)
+        special = self._special_ids(position, total)
+        ids = torch.where(in_text, self.tokens[source].long(), special)
+        segments = ((position >= b_start) & (position < total)).long()
+        documents = (position < total).long()
+        tags = None
+        if self.tags is not None:
+            tags = torch.where(in_text, self.tags[source].long(), IGNORED)
+        return Tokens(ids, segments, documents, packed=False, padded=padded), tags
+
+    def _special_ids(self, position: Tensor, total: Tensor) -> Tensor:
+        """(B, T): [CLS] at position 0, [SEP] before `total`, the sequence's length, then [PAD]."""
         tokenizer = self.spec.tokenizer
-        special = torch.where(place == 0, tokenizer.cls, torch.where(place < total, tokenizer.sep, tokenizer.pad))
-        ids = torch.where(text, self.tokens[source].long(), special)
-        segments = ((place >= 2 + first) & (place < total)).long()
-        tags = None if self.tags is None else torch.where(text, self.tags[source].long(), IGNORED)
-        return Tokens(ids, segments, (place < total).long(), packed=False, padded=padded), tags
+        after_start = torch.where(position < total, tokenizer.sep, tokenizer.pad)
+        return torch.where(position == 0, tokenizer.cls, after_start)
 
 
-def _lengths(ranges: Tensor) -> Tensor:
-    """(N,) tokens of `ranges` (N, 4), with the special ones."""
+def _count_tokens(ranges: Tensor) -> Tensor:
+    """(N,) number of tokens of `ranges` (N, 4), special tokens included."""
     a, a_end, b, b_end = ranges.unbind(1)
     return 2 + a_end - a + torch.where(b_end > b, b_end - b + 1, 0)
 
 
-def flat(texts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    """All ids (S,) int32 one after the other, and where each text starts, with the end of the last (N + 1,)."""
-    lengths = np.fromiter((len(each) for each in texts), np.int64, len(texts))
+def concatenate_texts(texts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """Concatenate the ids of texts: (S,) int32, and their offsets (N + 1,), the end included."""
+    lengths = np.fromiter((len(text) for text in texts), np.int64, len(texts))
     offsets = np.concatenate([[0], lengths.cumsum()])
-    ids = np.fromiter((number for each in texts for number in each), np.int32, int(offsets[-1]))
+    ids = np.fromiter((number for text in texts for number in text), np.int32, int(offsets[-1]))
     return torch.from_numpy(ids), torch.from_numpy(offsets)
 
 
-def trimmed(ranges: Tensor, length: int) -> Tensor:
-    """Ranges (N, 4) shortened to fit `length` with their specials: the longer of the two loses its end, token by token,
-    as BERT's fine-tuning code does it."""
+def trim_ranges(ranges: Tensor, length: int) -> Tensor:
+    """Shorten ranges (N, 4) to fit `length` tokens, special tokens included.
+
+    The longer of A and B loses its last token until both fit, as in BERT's fine-tuning code.
+    """
     a, a_end, b, b_end = ranges.unbind(1)
-    first, second = a_end - a, b_end - b
-    room = torch.where(second > 0, length - 3, length - 2)
-    # A keeps half of the room or what B leaves of it, whichever is more; of equals A is cut last.
-    kept_first = torch.minimum(first, torch.maximum((room + 1) // 2, room - second))
-    kept_second = torch.minimum(second, room - kept_first)
-    return torch.stack([a, a + kept_first, b, b + kept_second], dim=1)
+    a_length, b_length = a_end - a, b_end - b
+    room = torch.where(b_length > 0, length - 3, length - 2)
+    # A keeps the larger of half of the room and what B leaves of it; on ties B is cut first.
+    a_kept = torch.minimum(a_length, torch.maximum((room + 1) // 2, room - b_length))
+    b_kept = torch.minimum(b_length, room - a_kept)
+    return torch.stack([a, a + a_kept, b, b + b_kept], dim=1)
 
 
-def labelled(
+def build_labeled(
     first: Sequence[Sequence[int]],
     second: Sequence[Sequence[int]] | None,
     labels: Tensor | None,
     classes: tuple[str, ...],
     spec: TextSpec,
 ) -> Sequences:
-    """Single texts, or pairs of them, as ids; longer ones are cut to the spec's length."""
-    tokens, offsets = flat([*first, *(second or ())])
+    """Build examples of the ids of single texts, or of pairs, cut to the length of `spec`."""
+    tokens, offsets = concatenate_texts([*first, *(second or ())])
     count = len(first)
     starts, ends = offsets[:-1], offsets[1:]
     if second is None:
-        none = torch.zeros(count, dtype=torch.int64)
-        ranges = torch.stack([starts, ends, none, none], dim=1)
+        zeros = torch.zeros(count, dtype=torch.int64)
+        ranges = torch.stack([starts, ends, zeros, zeros], dim=1)
     else:
-        ranges = torch.stack([starts[:count], ends[:count], starts[count:], ends[count:]], dim=1)
-    return Sequences(tokens, trimmed(ranges, spec.length), labels, classes, spec)
+        columns = [starts[:count], ends[:count], starts[count:], ends[count:]]
+        ranges = torch.stack(columns, dim=1)
+    return Sequences(tokens, trim_ranges(ranges, spec.length), labels, classes, spec)
 
 
 # ---------------------------------------------------------------- documents
@@ -210,19 +247,19 @@ def labelled(
 
 @dataclass(frozen=True)
 class Documents(Examples):
-    """Text to pretrain on: documents of sentences. As examples they are each document's beginning."""
+    """Text to pretrain on: documents of sentences. As an example, a document is its beginning."""
 
     tokens: Tensor
-    """(S,) int32, perhaps mapped from a file."""
+    """(S,) int32, possibly mapped from a file."""
     sentences: Tensor
-    """(M + 1,) where each sentence starts in `tokens`, and the end."""
+    """(M + 1,) start of each sentence in `tokens`, and the end of the last."""
     documents: Tensor
-    """(D + 1,) where each document starts in `sentences`, and the end."""
+    """(D + 1,) start of each document in `sentences`, and the end of the last."""
     spec: TextSpec
     chosen: Tensor = None  # type: ignore[assignment]
-    """(N,) which documents; by default all."""
+    """(N,) indices of the documents to use; default: all."""
     folder: Path | None = None
-    """Where layouts that take long are kept for the next time."""
+    """Where pairs are kept for later runs; None: they are built in memory."""
     labels = None
     classes: tuple[str, ...] = ()
 
@@ -237,53 +274,77 @@ class Documents(Examples):
         return replace(self, chosen=self.chosen[indices])
 
     def batches(self, indices: Iterable[Tensor], device: torch.device) -> Iterator[Batch]:
-        yield from self.beginnings().batches(indices, device)
+        yield from self.truncate().batches(indices, device)
 
-    def beginnings(self) -> Sequences:
-        """As much of each document as fits a sequence."""
-        start, end = (self.sentences[self.documents[self.chosen + more]] for more in (0, 1))
-        none = torch.zeros_like(start)
-        ranges = torch.stack([start, end, none, none], dim=1)
-        return Sequences(self.tokens, trimmed(ranges, self.spec.length), None, (), self.spec)
+    def truncate(self) -> Sequences:
+        """Return the beginning of each document, as much as fits a sequence."""
+        start, end = self._spans(self.chosen)
+        zeros = torch.zeros_like(start)
+        ranges = torch.stack([start, end, zeros, zeros], dim=1)
+        return Sequences(self.tokens, trim_ranges(ranges, self.spec.length), None, (), self.spec)
 
-    def words(self) -> int:
-        """Tokens in all."""
-        first, last = self.documents[self.chosen], self.documents[self.chosen + 1]
-        return int((self.sentences[last] - self.sentences[first]).sum())
+    def _spans(self, documents: Tensor) -> tuple[Tensor, Tensor]:
+        """Start and end in `tokens`, (N,) each, of documents (N,)."""
+        first, last = self.documents[documents], self.documents[documents + 1]
+        return self.sentences[first], self.sentences[last]
 
-    def unigrams(self) -> Tensor:
+    def count_tokens(self) -> int:
+        """Return the number of tokens of all chosen documents."""
+        start, end = self._spans(self.chosen)
+        return int((end - start).sum())
+
+    def count_unigrams(self) -> Tensor:
         """(V,) how often each entry of the vocabulary occurs."""
         counts = torch.zeros(self.spec.vocab, dtype=torch.int64)
-        for some in self.chosen.split(16):  # of which a text file's may have a million tokens each
-            starts, ends = (self.sentences[self.documents[some + more]].tolist() for more in (0, 1))
+        for part in self.chosen.split(16):  # few: each may have a million tokens
+            starts, ends = (bound.tolist() for bound in self._spans(part))
             text = torch.cat([self.tokens[start:end] for start, end in zip(starts, ends, strict=True)])
             counts += text.bincount(minlength=self.spec.vocab)
         return counts
 
-    def paired(self, dupes: int, seed: int, random: float = 0.5) -> Sequences:
-        """BERT's pairs of segments, labelled 0 where B goes on from A and 1 where B is from another document.
+    def build_pairs(self, dupes: int, seed: int, random: float = 0.5) -> Sequences:
+        """Build BERT's pairs of segments, labeled 0 if B continues A and 1 if B is random.
 
-        As create_pretraining_data.py of its authors: sentences of a document are gathered up to the length aimed at
-        (in a tenth of the cases a random shorter one, drawn for each pair, there for each document) and divided at
-        random; half of the time (a share `random`), and whenever there is nothing to divide, B is drawn from a random
-        place of another document, and what A left over is used next; with `random` 0 never, and what can't be divided
-        stays alone. Pairs that are too long lose tokens at a random end of the longer part. `dupes`: times all documents
-        are gone through, divided anew. UserError: a single document, where no other can be drawn from.
+        As in create_pretraining_data.py (Devlin et al., NAACL 2019):
+
+        - Sentences of a document are gathered up to a target length. For a tenth of the pairs it is
+          a shorter, random one.
+        - They are divided at a random place. For a share `random` of the pairs, and whenever there
+          is only one sentence, B comes from a random place of another document, and the sentences
+          left after A are used for the next pair. With `random` 0 this never happens, and a single
+          sentence stays alone.
+        - Pairs that are too long lose tokens at a random end of the longer part.
+
+        Deviation: the target is drawn for each pair instead of once per document, so that a long
+        document has pairs of both kinds.
+
+        Args:
+            dupes: Number of passes over all documents, each with new divisions.
+            seed: Seed of all draws.
+            random: Share of pairs with a random B.
+
+        Raises:
+            UserError: There is a single document, but B should come from another.
         """
         if random and len(self) < 2:
             raise UserError(
-                "pairs of segments draw the second from another document, and there is only one (of the corpus, or of the "
-                "tenth of its documents that is held out): separate documents (by a blank line in .txt files), or set "
-                "pretext.nsp to false and pretext.pairs to next or drop"
+                "pairs of segments draw the second from another document, and there is only one "
+                "(of the corpus, or of the tenth of its documents that is held out): separate "
+                "documents (by a blank line in .txt files), or set pretext.nsp to false and "
+                "pretext.pairs to next or drop"
             )
-        table = torch.from_numpy(self._kept_pairs(dupes, seed, random))
-        return Sequences(self.tokens, table[:, :4], table[:, 4], ("next", "random"), self.spec)
+        table = torch.from_numpy(self._load_pairs(dupes, seed, random))
+        classes = ("next", "random")
+        return Sequences(self.tokens, table[:, :4], table[:, 4], classes, self.spec)
 
-    def _kept_pairs(self, dupes: int, seed: int, random: float) -> np.ndarray:
-        """(N, 5) places and labels of the pairs; mapped from a file where there is a folder, that memory needn't hold
-        those of a large corpus, and a run which goes on needn't divide it again."""
+    def _load_pairs(self, dupes: int, seed: int, random: float) -> np.ndarray:
+        """(N, 5) int64: ranges and labels of the pairs.
+
+        With a folder they are mapped from a file, so that memory need not hold those of a large
+        corpus and a resumed run need not build them again.
+        """
         if self.folder is None:
-            return np.concatenate(list(self._pairs(dupes, seed, random)))
+            return np.concatenate(list(self._generate_pairs(dupes, seed, random)))
         key = hashlib.sha256(self.chosen.numpy().tobytes())
         key.update(repr((PAIRS_VERSION, self.spec.length, dupes, seed, random)).encode())
         file = self.folder / f"pairs-{key.hexdigest()[:16]}"
@@ -291,87 +352,116 @@ class Documents(Examples):
             with locked(file):
                 if not file.exists():
                     with replacing(file) as temporary, open(temporary, "wb") as parts:
-                        for part in self._pairs(dupes, seed, random):
-                            parts.write(part.tobytes())  # `tofile` does not say that a disk is full
+                        for part in self._generate_pairs(dupes, seed, random):
+                            parts.write(part.tobytes())  # `tofile` does not report a full disk
         return np.memmap(file, np.int64, "c").reshape(-1, 5)
 
-    def _pairs(self, dupes: int, seed: int, random: float) -> Iterator[np.ndarray]:
-        """(N, 5) at a time. UserError: there are none."""
-        draw = np.random.default_rng([seed, 0x6273])
-        sentences, documents = self.sentences.numpy(), self.documents.numpy()
-        found, order, count = array("q"), self.chosen.numpy(), 0  # a tenth of what tuples of numbers take
-        for _ in range(dupes):
-            for document in order:
-                for pair in _pairs_of(document, order, sentences, documents, self.spec.length - 3, random, draw):
-                    found.extend(pair)
-                if len(found) >= AT_ONCE:
-                    yield np.frombuffer(found, np.int64).reshape(-1, 5)
-                    count, found = count + len(found), array("q")
-        if found:
-            yield np.frombuffer(found, np.int64).reshape(-1, 5)
-        elif not count:
-            raise UserError("the corpus holds no sentences: one a line, a blank line between documents")
+    def _generate_pairs(self, dupes: int, seed: int, random: float) -> Iterator[np.ndarray]:
+        """Yield ranges and labels, (n, 5) at a time.
 
-    def packed(self, dupes: int = 1) -> Packed:
-        """All documents one after the other, in sequences that are full. Each of `dupes` cuts them elsewhere."""
+        Raises:
+            UserError: There are no pairs.
+        """
+        builder = _PairBuilder(
+            self.chosen.numpy(),
+            self.sentences.numpy(),
+            self.documents.numpy(),
+            self.spec.length - 3,
+            random,
+            np.random.default_rng([seed, 0x6273]),
+        )
+        buffer, is_empty = array("q"), True  # an array takes a tenth of the memory of tuples
+        for _ in range(dupes):
+            for document in builder.order:
+                for pair in builder.pairs_of(document):
+                    buffer.extend(pair)
+                if len(buffer) >= BUFFERED:
+                    yield np.frombuffer(buffer, np.int64).reshape(-1, 5)
+                    buffer, is_empty = array("q"), False
+        if buffer:
+            yield np.frombuffer(buffer, np.int64).reshape(-1, 5)
+        elif is_empty:
+            raise UserError("the corpus holds no sentences; write one per line, and a blank line between documents")
+
+    def pack(self, dupes: int = 1) -> Packed:
+        """Cut the concatenation of all documents into full sequences.
+
+        Each of the `dupes` passes cuts at other places.
+        """
         return Packed.of(self, dupes)
 
 
-def _pairs_of(
-    document: int,
-    order: np.ndarray,
-    sentences: np.ndarray,
-    documents: np.ndarray,
-    room: int,
-    share: float,
-    draw: np.random.Generator,
-) -> Iterator[tuple[int, int, int, int, int]]:
-    """One document's pairs: four places in the tokens and whether B is random, as a `share` of them is."""
-    at, end = int(documents[document]), int(documents[document + 1])
-    start, target = at, _aimed(room, draw)
-    while at < end:
-        at += 1
-        if at < end and sentences[at] - sentences[start] < target:
-            continue
-        cut = at if at - start == 1 else start + 1 + int(draw.integers(at - start - 1))
-        first = (int(sentences[start]), int(sentences[cut]))
-        random = share > 0 and (cut == at or draw.random() < share)
-        if random:
-            other = document
-            for _ in range(10):
-                other = int(order[draw.integers(len(order))])
-                if other != document:
-                    break
-            begin, stop = int(documents[other]), int(documents[other + 1])
-            begin += int(draw.integers(stop - begin))
-            wanted = sentences[begin] + max(1, target - (first[1] - first[0]))
-            upto = min(stop, int(np.searchsorted(sentences, wanted)))
-            second = (int(sentences[begin]), int(sentences[max(upto, begin + 1)]))
-            at = cut  # what A left over is put back
-        else:
-            second = (int(sentences[cut]), int(sentences[at]))
-        if first[1] > first[0] and (second[1] > second[0] or not share):
-            yield (*_shortened(first, second, room, draw), int(random))
-        start, target = at, _aimed(room, draw)
+@dataclass
+class _PairBuilder:
+    """Draws pairs of segments; see `Documents.build_pairs`.
 
+    Positions of sentences are indices of `sentences`, whose values are positions of tokens.
+    """
 
-def _aimed(room: int, draw: np.random.Generator) -> int:
-    """The length aimed at."""
-    return int(draw.integers(2, room + 1)) if draw.random() < SHORT else room
+    order: np.ndarray
+    """The documents that B is drawn from."""
+    sentences: np.ndarray
+    documents: np.ndarray
+    room: int
+    """Tokens of both segments, at most."""
+    random_share: float
+    draw: np.random.Generator
 
+    def pairs_of(self, document: int) -> Iterator[tuple[int, int, int, int, int]]:
+        """Yield the pairs of one document: the ranges of A and B, and 1 if B is random, else 0.
 
-def _shortened(
-    first: tuple[int, int], second: tuple[int, int], room: int, draw: np.random.Generator
-) -> tuple[int, int, int, int]:
-    """Both parts without what does not fit: the longer loses a token, at its front or its back, until they fit."""
-    (a, a_end), (b, b_end) = first, second
-    while a_end - a + b_end - b > room:
-        front = draw.random() < 0.5
-        if a_end - a > b_end - b:
-            a, a_end = (a + 1, a_end) if front else (a, a_end - 1)
-        else:
-            b, b_end = (b + 1, b_end) if front else (b, b_end - 1)
-    return a, a_end, b, b_end
+        Sentences [start, end) are gathered, A is [start, cut), and B is [cut, end) or random. If B
+        is random, the next pair starts at `cut`.
+        """
+        end, last = int(self.documents[document]), int(self.documents[document + 1])
+        start, target = end, self._draw_target()
+        while end < last:
+            end += 1
+            if end < last and self.sentences[end] - self.sentences[start] < target:
+                continue
+            cut = end
+            if end - start > 1:
+                cut = start + 1 + int(self.draw.integers(end - start - 1))
+            a = (int(self.sentences[start]), int(self.sentences[cut]))
+            is_random = self.random_share > 0 and (cut == end or self.draw.random() < self.random_share)
+            if is_random:
+                b = self._draw_second(document, max(1, target - (a[1] - a[0])))
+                end = cut
+            else:
+                b = (int(self.sentences[cut]), int(self.sentences[end]))
+            if a[1] > a[0] and (b[1] > b[0] or not self.random_share):
+                yield (*self._shorten(a, b), int(is_random))
+            start, target = end, self._draw_target()
+
+    def _draw_second(self, document: int, wanted: int) -> tuple[int, int]:
+        """Draw whole sentences of `wanted` tokens or fewer, at least one, of another document."""
+        other = document
+        for _ in range(10):
+            other = int(self.order[self.draw.integers(len(self.order))])
+            if other != document:
+                break
+        first, last = int(self.documents[other]), int(self.documents[other + 1])
+        first += int(self.draw.integers(last - first))
+        goal = self.sentences[first] + wanted
+        end = min(last, int(np.searchsorted(self.sentences, goal)))
+        return int(self.sentences[first]), int(self.sentences[max(end, first + 1)])
+
+    def _draw_target(self) -> int:
+        """Draw the number of tokens to gather."""
+        if self.draw.random() < SHORT_SHARE:
+            return int(self.draw.integers(2, self.room + 1))
+        return self.room
+
+    def _shorten(self, a: tuple[int, int], b: tuple[int, int]) -> tuple[int, int, int, int]:
+        """Remove tokens at a random end of the longer range until both fit `room`."""
+        (a_start, a_end), (b_start, b_end) = a, b
+        while a_end - a_start + b_end - b_start > self.room:
+            at_front = self.draw.random() < 0.5
+            if a_end - a_start > b_end - b_start:
+                a_start, a_end = (a_start + 1, a_end) if at_front else (a_start, a_end - 1)
+            else:
+                b_start, b_end = (b_start + 1, b_end) if at_front else (b_start, b_end - 1)
+        return a_start, a_end, b_start, b_end
 
 
 @dataclass(frozen=True)
@@ -380,11 +470,11 @@ class Packed(Examples):
 
     corpus: Documents
     starts: Tensor
-    """(D + 1,) where each chosen document starts in the running text of the documents with their [SEP]s."""
+    """(D + 1,) start of each chosen document in the running text, which has [SEP]s, and its end."""
     places: Tensor
-    """(N,) where each sequence starts in the running text."""
+    """(N,) start of each sequence in the running text."""
     begins: Tensor
-    """(D,) where each chosen document starts in the corpus's tokens."""
+    """(D,) start of each chosen document in the tokens of the corpus."""
     labels = None
     classes: tuple[str, ...] = ()
 
@@ -394,15 +484,22 @@ class Packed(Examples):
 
     @classmethod
     def of(cls, corpus: Documents, dupes: int) -> Packed:
-        chosen = corpus.chosen
-        begins = corpus.sentences[corpus.documents[chosen]]
-        lengths = corpus.sentences[corpus.documents[chosen + 1]] - begins + 1
+        """Cut `corpus` into sequences `dupes` times, each time at other places.
+
+        Raises:
+            UserError: The corpus is shorter than one sequence.
+        """
+        begins, ends = corpus._spans(corpus.chosen)
+        lengths = ends - begins + 1
         starts = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
         width, total = corpus.spec.length - 1, int(starts[-1])
         shifts = [width * dupe // dupes for dupe in range(dupes)]
         places = torch.cat([torch.arange(shift, max(shift, total - width + 1), width) for shift in shifts])
         if len(places) == 0:
-            raise UserError(f"the corpus holds {total} tokens, less than one sequence of {corpus.spec.length}")
+            raise UserError(
+                f"the corpus holds {total} tokens, less than one sequence of {corpus.spec.length}; "
+                "add text, or lower data.length"
+            )
         return cls(corpus, starts, places, begins)
 
     def __len__(self) -> int:
@@ -417,21 +514,29 @@ class Packed(Examples):
 
     def to(self, device: torch.device) -> Packed:
         corpus = replace(self.corpus, tokens=self.corpus.tokens.to(device))
-        return replace(self, corpus=corpus, starts=self.starts.to(device), begins=self.begins.to(device))
+        starts, begins = self.starts.to(device), self.begins.to(device)
+        return replace(self, corpus=corpus, starts=starts, begins=begins)
 
     def batches(self, indices: Iterable[Tensor], device: torch.device) -> Iterator[Batch]:
         for chosen in indices:
-            yield Batch(self._collated(self.places[chosen]), None).to(device)
+            yield Batch(self._collate(self.places[chosen]), None).to(device)
 
-    def _collated(self, places: Tensor) -> Tokens:
-        """The sequences that start at `places` (B,), made where the text lies."""
+    def _collate(self, places: Tensor) -> Tokens:
+        """Build the sequences that start at `places` (B,) on the device of the text.
+
+        Example: documents a b and c d e make the running text a b [SEP] c d e [SEP], with `starts`
+        [0, 3, 7]. The sequence of length 5 at place 1 is [CLS] b [SEP] c d, of the documents
+        1 1 1 2 2.
+        """
         text, tokenizer = self.corpus.tokens, self.spec.tokenizer
-        place = to_device(places, text.device)[:, None] + torch.arange(self.spec.length - 1, device=text.device)
-        document = torch.searchsorted(self.starts, place, right=True) - 1
+        steps = torch.arange(self.spec.length - 1, device=text.device)
+        position = to_device(places, text.device)[:, None] + steps
+        document = torch.searchsorted(self.starts, position, right=True) - 1
         begins = self.begins[document]
-        separator = place + 1 == self.starts[document + 1]
-        source = torch.where(separator, begins, begins + place - self.starts[document])
-        ids = F.pad(torch.where(separator, tokenizer.sep, text[source].long()), (1, 0), value=tokenizer.cls)
+        is_separator = position + 1 == self.starts[document + 1]
+        source = torch.where(is_separator, begins, begins + position - self.starts[document])
+        ids = torch.where(is_separator, tokenizer.sep, text[source].long())
+        ids = F.pad(ids, (1, 0), value=tokenizer.cls)
         number = document - document[:, :1] + 1
         number = torch.cat([number[:, :1], number], dim=1)
         return Tokens(ids, torch.zeros_like(ids), number, padded=False)

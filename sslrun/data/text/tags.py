@@ -1,9 +1,9 @@
-"""Tagged words: named entities (BIO), chunks, parts of speech."""
+"""Sentences whose words have one tag each."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -12,122 +12,178 @@ import torch
 
 from sslrun.data.source import sources
 from sslrun.data.stores import FileStore, Hub, Split, TableStore
-from sslrun.data.text.base import PublishedText, TableText, TextCard, TextOptions, TextSource, register_published
-from sslrun.data.text.sequences import IGNORED, Sequences, flat, trimmed
+from sslrun.data.text.base import (
+    PublishedText,
+    TableText,
+    TextCard,
+    TextOptions,
+    TextSource,
+    register_published,
+)
+from sslrun.data.text.sequences import IGNORED, Sequences, concatenate_texts, trim_ranges
 from sslrun.errors import UserError
+
+EncodedSentence = tuple[list[int], list[int | None]]
+"""The ids of a sentence, and the index of the word that each id belongs to."""
 
 
 class TagSet(NamedTuple):
-    """The tags that predictions are scored against."""
+    """The true tags, to score predictions against."""
 
     tags: list[list[str]]
-    """One tag per word of each sentence, including words cut off by the maximum length."""
+    """The tags of each sentence, including those of words that were cut off."""
 
 
 class TagSource(TextSource):
-    """Sentences of words with one tag per word: BIO tags of entities, or others such as parts of speech.
+    """Sentences of words with one tag each: BIO tags of entities, or others, as parts of speech.
 
-    Deviation from Devlin et al. (2019, section 5.3): each sentence is read alone, without the rest of
-    its document, because the published sets do not mark documents.
+    Each sentence is an example of its own. Devlin et al. (NAACL 2019, section 5.3) add as much of
+    the document as fits; the published sets do not mark documents.
     """
 
     task = "tagging"
 
     @abstractmethod
     def words(self, split: Split) -> tuple[list[list[str]], list[list[str]]]:
-        """Return the words of each sentence, and their tags."""
+        """Return the words and the tags of each sentence."""
 
     def texts(self) -> Iterator[str]:
         return (" ".join(words) for words in self.words("train")[0])
 
     @cached_property
     def tags(self) -> tuple[str, ...]:
-        """Sorted tags of train. If they are BIO, both B- and I- of each entity type of train are included:
-        another split may have one that train lacks (I-LST in CoNLL-2000)."""
-        observed = {tag for tags in self.words("train")[1] for tag in tags}
-        if any(tag.startswith("I-") for tag in observed):
-            observed |= {f"{mark}-{tag.partition('-')[2]}" for tag in observed if "-" in tag for mark in "BI"}
-        return tuple(sorted(observed))
+        """The tags of train, and B- and I- of each entity type in it.
+
+        Another split may use a tag of these that train lacks (I-LST in CoNLL-2000).
+        """
+        names = {tag for tags in self.words("train")[1] for tag in tags}
+        if any(tag.startswith("I-") for tag in names):
+            types = {tag.partition("-")[2] for tag in names if "-" in tag}
+            names |= {f"{mark}-{entity}" for entity in types for mark in "BI"}
+        return tuple(sorted(names))
 
     def load(self, split: Split) -> Sequences:
         words, tags = self.words(split)
-        entity_tags = [tag for tag in self.tags if tag != "O"]
-        other_tags = [tag for tag in entity_tags if not tag.startswith(("B-", "I-"))]
-        if 0 < len(other_tags) < len(entity_tags):
+        self._check_tags(split, tags)
+        encoded = self._encode(words)
+        tokens, offsets = concatenate_texts([ids for ids, _ in encoded])
+        zeros = torch.zeros(len(words), dtype=torch.int64)
+        ranges = torch.stack([offsets[:-1], offsets[1:], zeros, zeros], dim=1)
+        return Sequences(
+            tokens,
+            trim_ranges(ranges, self.spec.length),
+            None,
+            self.tags,
+            self.spec,
+            torch.tensor(self._label_pieces(tags, encoded)),
+            TagSet(tags),
+        )
+
+    def _check_tags(self, split: Split, tags: list[list[str]]) -> None:
+        """Check that entity tags are BIO and that train has every tag.
+
+        Raises:
+            UserError: Some tags are BIO and others are not, or `split` has a tag that train lacks.
+        """
+        named = [tag for tag in self.tags if tag != "O"]
+        strange = [tag for tag in named if not tag.startswith(("B-", "I-"))]
+        if 0 < len(strange) < len(named):
             raise UserError(
-                f"{self.title}: the tag '{other_tags[0]}' is not O and does not begin with B- or I-, but other "
-                "tags do: tag entities as B-PER, I-PER, O"
+                f"{self.title}: the tag '{strange[0]}' is not O and does not begin with B- or I-, "
+                "as other tags do; tag entities as B-PER, I-PER, O"
             )
-        tag_ids = {tag: index for index, tag in enumerate(self.tags)}
-        unknown = {tag for sentence in tags for tag in sentence} - tag_ids.keys()
+        unknown = {tag for sentence in tags for tag in sentence}.difference(self.tags)
         if unknown:
-            raise UserError(
-                f"{self.title}: split '{split}' has the tag '{min(unknown)}', which train lacks: correct the "
-                "tag, or add an example to train"
-            )
+            raise UserError(f"{self.title}: split '{split}' has the tag '{min(unknown)}', which train lacks")
+
+    def _encode(self, words: list[list[str]]) -> list[EncodedSentence]:
+        """Encode sentences so that every word has at least one piece.
+
+        The tokenizer drops words of control characters; they are encoded as "-".
+        """
         encoded = self.spec.tokenizer.encode_words(words)
-        # A word of control characters has no pieces, but each word needs a piece that carries its tag: encode it as "-".
         lost = [
             set(range(len(sentence))).difference(owners) for sentence, (_, owners) in zip(words, encoded, strict=True)
         ]
-        if any(lost):
-            words = [
-                ["-" if index in gone else word for index, word in enumerate(sentence)]
-                for sentence, gone in zip(words, lost, strict=True)
-            ]
-            encoded = self.spec.tokenizer.encode_words(words)
-        tokens, offsets = flat([ids for ids, _ in encoded])
-        # The first piece of a word carries its tag: the pieces "play", "##ing" have the labels VERB, IGNORED.
-        labels = [
-            tag_ids[sentence_tags[word]] if word is not None and word != before else IGNORED
-            for sentence_tags, (_, owners) in zip(tags, encoded, strict=True)
-            for before, word in zip([-1, *owners], owners, strict=False)
+        if not any(lost):
+            return encoded
+        words = [
+            ["-" if index in gone else word for index, word in enumerate(sentence)]
+            for sentence, gone in zip(words, lost, strict=True)
         ]
-        none = torch.zeros(len(words), dtype=torch.int64)
-        ranges = trimmed(torch.stack([offsets[:-1], offsets[1:], none, none], dim=1), self.spec.length)
-        return Sequences(tokens, ranges, None, self.tags, self.spec, torch.tensor(labels), TagSet(tags))
+        return self.spec.tokenizer.encode_words(words)
+
+    def _label_pieces(self, tags: list[list[str]], encoded: Sequence[EncodedSentence]) -> list[int]:
+        """Return the label of each piece: the first piece of a word has its tag, others IGNORED.
+
+        Example: "unseen cats" as [un, ##seen, cats] with owners [0, 0, 1] and tags [O, B-X] gives
+        [O, IGNORED, B-X].
+        """
+        number = {tag: index for index, tag in enumerate(self.tags)}
+        labels = []
+        for sentence_tags, (_, owners) in zip(tags, encoded, strict=True):
+            previous: int | None = -1
+            for owner in owners:
+                is_first = owner is not None and owner != previous
+                labels.append(number[sentence_tags[owner]] if is_first else IGNORED)  # type: ignore[index]
+                previous = owner
+        return labels
 
 
 class TableTags(TableText, TagSource):
-    """Tagged words in two columns of a table: a list of words, and a list of their tags."""
+    """Lists of words and of their tags, in two columns of a table."""
 
     @property
     @abstractmethod
     def columns(self) -> tuple[str, str]:
-        """Names of the columns of words and of tags."""
+        """The column of the words and the column of the tags."""
 
     def words(self, split: Split) -> tuple[list[list[str]], list[list[str]]]:
-        words, tags = self.columns
-        table = self.table(split, words, tags)
+        word_column, tag_column = self.columns
+        table = self.table(split, word_column, tag_column)
         for column in self.columns:
-            not_lists = (row for row, value in enumerate(table[column]) if not isinstance(value, list))
-            row = next(not_lists, None)
-            if row is not None:
-                raise UserError(
-                    f"{self.title}: split '{split}', row {row}: column '{column}' should hold lists, with one "
-                    "entry per word"
-                )
-        feature = getattr(table.features[tags], "feature", None)
+            self._check_lists(table[column], column, split)
+        feature = getattr(table.features[tag_column], "feature", None)
         names = getattr(feature, "names", None)
-        tag_lists = [[names[tag] if names else str(tag) for tag in sentence] for sentence in table[tags]]
-        word_lists = [[str(word) or "-" for word in sentence] for sentence in table[words]]
-        for row, (row_words, row_tags) in enumerate(zip(word_lists, tag_lists, strict=True)):
+        tags = [[names[tag] if names else str(tag) for tag in row] for row in table[tag_column]]
+        words = [[str(word) or "-" for word in row] for row in table[word_column]]
+        for number, (row_words, row_tags) in enumerate(zip(words, tags, strict=True)):
             if len(row_words) != len(row_tags):
                 raise UserError(
-                    f"{self.title}: split '{split}', row {row}: has {len(row_words)} words but {len(row_tags)} "
-                    "tags: each word needs one tag"
+                    f"{self.title}: split '{split}', row {number}: has {len(row_words)} words but "
+                    f"{len(row_tags)} tags; each word needs one tag"
                 )
-        return word_lists, tag_lists
+        return words, tags
+
+    def _check_lists(self, rows: Sequence[object], column: str, split: Split) -> None:
+        for number, row in enumerate(rows):
+            if not isinstance(row, list):
+                raise UserError(
+                    f"{self.title}: split '{split}', row {number}: column '{column}' should hold "
+                    "lists with one entry per word; for files with one word per line, use the data "
+                    "set conll-files"
+                )
 
 
 TAGS = {
-    "conll2000": TextCard("Phrase chunks in Wall Street Journal text. Tjong Kim Sang and Buchholz 2000.", None, ("tokens", "tags")),
-    "conll2003": TextCard("Named entities in Reuters news. Tjong Kim Sang and De Meulder 2003.", Hub("tomaarsen/conll2003", {"train": "train", "val": "validation", "test": "test"}), ("tokens", "ner_tags")),
-}  # fmt: skip
+    "conll2000": TextCard(
+        "Chunks of phrases in Wall Street Journal text. Tjong Kim Sang and Buchholz, CoNLL 2000.",
+        None,
+        ("tokens", "tags"),
+    ),
+    "conll2003": TextCard(
+        "Named entities in Reuters news. Tjong Kim Sang and De Meulder, CoNLL 2003.",
+        Hub(
+            "tomaarsen/conll2003",
+            {"train": "train", "val": "validation", "test": "test"},
+        ),
+        ("tokens", "ner_tags"),
+    ),
+}
 
 
 class PublishedTags(PublishedText, TableTags):
-    """A published data set of tagged words."""
+    """A published set of tagged words."""
 
     @property
     def columns(self) -> tuple[str, str]:
@@ -140,19 +196,26 @@ register_published(PublishedTags, TAGS)
 
 @sources.register("words")
 class OwnTags(TableTags):
-    """Your own tagged words: a JSON or parquet file with two columns of lists, or a folder of such files."""
+    """Your own tagged words: a JSON or parquet file with two columns of lists, or a folder of them.
+
+    For files with one word and its tag per line, use `conll-files`.
+    """
 
     class Options(TextOptions):
         path: Path
-        """A JSON or parquet file, or a folder with one file per split."""
+        """A file, or a folder of files."""
         words: str = "tokens"
-        """Column of the words: a list per row."""
+        """Column of the lists of words."""
         tags: str = "tags"
-        """Column of the tags, a list per row: B-PER, I-PER, O for entities, or others such as parts of speech."""
+        """Column of the lists of tags. Entities are tagged as B-PER, I-PER and O; other tags, such
+        as parts of speech, are scored word by word."""
 
     @cached_property
     def store(self) -> TableStore:
-        return FileStore(self.options.path)
+        path = self.options.path
+        if path.is_file() and path.suffix in (".conll", ".txt"):
+            raise UserError(f"{path}: is not a table; for files with one word per line, use the data set conll-files")
+        return FileStore(path)
 
     @property
     def columns(self) -> tuple[str, str]:

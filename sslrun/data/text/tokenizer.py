@@ -1,4 +1,4 @@
-"""WordPiece tokenizers: trained on a corpus, or loaded; saved beside what was trained with them."""
+"""WordPiece tokenizers: trained on a corpus, or loaded from a file or the hub."""
 
 from __future__ import annotations
 
@@ -23,48 +23,54 @@ SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
 class TokenizerOptions(Options):
-    """Options of the tokenizer: from a file, from the hub, or otherwise trained."""
+    """Choice of the tokenizer: from a file, from the hub, or trained."""
 
     vocab: int = Field(8192, ge=64)
     """Maximum size of a trained vocabulary; BERT's has 30,522 entries."""
     lowercase: bool = True
-    """Train on lowercase text without accents, as in BERT's uncased models."""
+    """Lowercase and remove accents, as BERT's uncased models; ignored with a tokenizer.json."""
     file: Path | None = None
-    """Path of a tokenizer.json or a WordPiece vocab.txt to load instead of training one."""
+    """A tokenizer.json or a WordPiece vocab.txt to use unchanged."""
     hub: str | None = Field(None, pattern=r"^[\w.-]+(/[\w.-]+)?$")
-    """Name of a model on the Hugging Face hub; its tokenizer.json is loaded."""
+    """Name of a model on the Hugging Face hub whose tokenizer.json to use."""
     corpus: dict[str, Any] | None = None
     """Data set to train the tokenizer on, with its options; default: the recipe's `data`."""
     sha256: str | None = None
-    """SHA-256 digest of `file`; filled in automatically, so that a changed file makes a new run."""
+    """SHA-256 of `file`; filled in, so that a changed file of the same name makes another run."""
 
     @model_validator(mode="after")
     def _one_source(self) -> TokenizerOptions:
         if self.file and self.hub:
-            raise ValueError("give file or hub, not both")
+            raise ValueError("choose file or hub, not both")
         if self.file:
             try:
-                found = hashlib.sha256(self.file.read_bytes()).hexdigest()
+                digest = hashlib.sha256(self.file.read_bytes()).hexdigest()
             except OSError as error:
-                raise ValueError(f"{self.file}: can't be read ({error.strerror})") from None
-            if self.sha256 not in (None, found):
-                raise ValueError(f"{self.file}: is not the file that this recipe was resolved with")
-            object.__setattr__(self, "sha256", found)
+                raise ValueError(f"{self.file}: cannot be read ({error.strerror})") from None
+            if self.sha256 not in (None, digest):
+                raise ValueError(
+                    f"{self.file}: has changed since this recipe was resolved; remove sha256 to use the new file"
+                )
+            object.__setattr__(self, "sha256", digest)
         return self
 
 
 class Tokenizer:
-    """Text to ids. Equal to another of the same content."""
+    """Encoder of text to ids. Tokenizers of the same content are equal.
+
+    Raises:
+        UserError: `core` lacks one of BERT's special tokens.
+    """
 
     def __init__(self, core: Core) -> None:
         self.core = core
         core.no_padding()
         core.no_truncation()
         vocabulary = core.get_vocab()
-        missing = [each for each in SPECIALS if each not in vocabulary]
+        missing = [special for special in SPECIALS if special not in vocabulary]
         if missing:
-            raise UserError(f"this tokenizer has no {', '.join(missing)}: take a WordPiece one, as BERT's")
-        self.pad, self.unk, self.cls, self.sep, self.mask = (vocabulary[each] for each in SPECIALS)
+            raise UserError(f"this tokenizer has no {', '.join(missing)}; use a WordPiece tokenizer like BERT's")
+        self.pad, self.unk, self.cls, self.sep, self.mask = map(vocabulary.__getitem__, SPECIALS)
 
     @cached_property
     def digest(self) -> str:
@@ -78,7 +84,7 @@ class Tokenizer:
 
     @cached_property
     def vocab(self) -> int:
-        """One more than the highest id: of a file that names an entry twice, more than there are entries."""
+        """The highest id plus one; more than the number of entries if a file repeats an entry."""
         return 1 + max(self.core.get_vocab().values())
 
     @property
@@ -87,42 +93,47 @@ class Tokenizer:
 
     @cached_property
     def strings(self) -> list[str]:
-        """Every entry of the vocabulary, by id."""
+        """The entries of the vocabulary, by id; "" for an unused id."""
         by_id = {number: entry for entry, number in self.core.get_vocab().items()}
         return [by_id.get(number, "") for number in range(self.vocab)]
 
     @cached_property
     def continues(self) -> Tensor:
-        """(V,) bool: entries that go on with a word which another began."""
-        return torch.tensor([each.startswith("##") for each in self.strings])
+        """(V,) bool: entries that continue a word, such as ##ing."""
+        return torch.tensor([entry.startswith("##") for entry in self.strings])
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of each text, without specials."""
-        return [each.ids for each in self.core.encode_batch_fast(list(texts), add_special_tokens=False)]
+        """Encode each text to ids, without special tokens."""
+        encoded = self.core.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [text.ids for text in encoded]
 
     def offsets(self, texts: Sequence[str]) -> list[tuple[list[int], list[tuple[int, int]]]]:
-        """Ids of each text, and where in it (first character, one past the last) each lies."""
-        return [(each.ids, each.offsets) for each in self.core.encode_batch(list(texts), add_special_tokens=False)]
+        """Encode each text to ids, and to the span of characters [start, end) of each id."""
+        encoded = self.core.encode_batch(list(texts), add_special_tokens=False)
+        return [(text.ids, text.offsets) for text in encoded]
 
     def encode_words(self, sentences: Sequence[Sequence[str]]) -> list[tuple[list[int], list[int | None]]]:
-        """Ids of sentences given as words, and which word each belongs to."""
+        """Encode sentences of words to ids, and to the index of the word of each id."""
         encoded = self.core.encode_batch(
-            [list(each) for each in sentences], is_pretokenized=True, add_special_tokens=False
+            [list(words) for words in sentences], is_pretokenized=True, add_special_tokens=False
         )
-        return [(each.ids, each.word_ids) for each in encoded]
+        return [(sentence.ids, sentence.word_ids) for sentence in encoded]
 
     def decode(self, ids: Iterable[int]) -> str:
         return str(self.core.decode(list(ids), skip_special_tokens=False))
 
     def save(self, folder: Path) -> None:
-        """Write tokenizer.json, as transformers reads it."""
+        """Write tokenizer.json, which transformers can read."""
         folder.mkdir(parents=True, exist_ok=True)
         with replacing(folder / "tokenizer.json") as temporary:
             self.core.save(str(temporary))
 
 
-def wordpiece(lowercase: bool, vocab: dict[str, int] | None = None) -> Core:
-    """A WordPiece model with BERT's normalization and splitting of words (Devlin et al. 2019)."""
+def build_wordpiece(lowercase: bool, vocab: dict[str, int] | None = None) -> Core:
+    """Build a WordPiece model with BERT's normalization and splitting of words.
+
+    Devlin et al., NAACL 2019.
+    """
     core = Core(models.WordPiece(vocab, unk_token="[UNK]", max_input_chars_per_word=100))
     core.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
     core.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -133,32 +144,39 @@ def wordpiece(lowercase: bool, vocab: dict[str, int] | None = None) -> Core:
 def train_wordpiece(
     texts: Callable[[], Iterable[str]], vocab: int, lowercase: bool, title: str = "the corpus"
 ) -> Tokenizer:
-    """A WordPiece vocabulary of `vocab` entries at most, from the texts, which are gone through twice; the same texts
-    make the same vocabulary. UserError: they, of this `title`, hold no words.
+    """Train a WordPiece vocabulary of at most `vocab` entries.
 
-    The library numbers the pieces of one letter in the order of a hash table, another in every process, and equally
-    frequent pairs are joined in the order of their numbers. So a first training without any joining finds those pieces,
-    and a second one is given them in order.
+    The same texts give the same vocabulary. The library alone does not ensure this: it numbers
+    one-letter pieces in the order of a hash table, which differs between processes, and breaks ties
+    between pairs by these numbers. Therefore the texts are read twice: a first training without
+    merges finds the one-letter pieces, and a second receives them in order.
+
+    Raises:
+        UserError: The texts hold no words; `title` names them in the message.
     """
-    core = wordpiece(lowercase)
-    letters = sorted(each for each in _trained(core, texts(), 1, []) if each.startswith("##"))
-    entries = _trained(core, texts(), vocab, letters)
+    core = build_wordpiece(lowercase)
+    letters = sorted(entry for entry in _train_entries(core, texts(), 1, []) if entry.startswith("##"))
+    entries = _train_entries(core, texts(), vocab, letters)
     if len(entries) <= len(SPECIALS):
         raise UserError(f"{title}: holds no words to train a tokenizer on")
-    made = wordpiece(lowercase, entries)
-    made.add_special_tokens(list(SPECIALS))
-    return Tokenizer(made)
+    trained = build_wordpiece(lowercase, entries)
+    trained.add_special_tokens(list(SPECIALS))
+    return Tokenizer(trained)
 
 
-def _trained(core: Core, texts: Iterable[str], vocab: int, first: list[str]) -> dict[str, int]:
-    """Entries and their ids: special ones, those given, then the rest."""
+def _train_entries(core: Core, texts: Iterable[str], vocab: int, first: list[str]) -> dict[str, int]:
+    """Train entries and their ids: special tokens, then those of `first`, then the others."""
     trainer = trainers.WordPieceTrainer(vocab_size=vocab, special_tokens=[*SPECIALS, *first], show_progress=False)
     core.train_from_iterator(texts, trainer)
     return core.get_vocab()
 
 
 def load_tokenizer(options: TokenizerOptions) -> Tokenizer:
-    """The tokenizer of `file` or `hub`. UserError: it can't be had, or is no WordPiece tokenizer."""
+    """Load the tokenizer of `file` or `hub`.
+
+    Raises:
+        UserError: It cannot be loaded, or lacks BERT's special tokens.
+    """
     where = options.file or options.hub
     try:
         if options.hub:
@@ -166,13 +184,15 @@ def load_tokenizer(options: TokenizerOptions) -> Tokenizer:
             core = Core.from_pretrained(options.hub)
         elif str(options.file).endswith(".txt"):
             assert options.file is not None
-            # Not by splitlines: an entry may be a character that it ends a line at.
+            # Not splitlines: an entry may be a character at which it would end a line.
             lines = options.file.read_text(encoding="utf-8").rstrip("\n").split("\n")
-            core = wordpiece(options.lowercase, {entry: number for number, entry in enumerate(lines)})
+            vocabulary = {entry: number for number, entry in enumerate(lines)}
+            core = build_wordpiece(options.lowercase, vocabulary)
         else:
             core = Core.from_file(str(options.file))
     except Exception as error:  # the library raises bare Exceptions
-        raise UserError(f"tokenizer {where}: can't be loaded: {' '.join(str(error).split())[:200]}") from None
+        cause = " ".join(str(error).split())[:200]
+        raise UserError(f"tokenizer {where}: cannot be loaded: {cause}") from None
     try:
         return Tokenizer(core)
     except UserError as error:
@@ -180,6 +200,6 @@ def load_tokenizer(options: TokenizerOptions) -> Tokenizer:
 
 
 def blank_tokenizer(vocab: int) -> Tokenizer:
-    """One of so many entries that mean nothing: to size networks without data."""
+    """Build a tokenizer of `vocab` meaningless entries, to size networks without data."""
     entries = [*SPECIALS, *(f"w{number}" for number in range(vocab - len(SPECIALS)))]
-    return Tokenizer(wordpiece(True, {entry: number for number, entry in enumerate(entries)}))
+    return Tokenizer(build_wordpiece(True, {entry: number for number, entry in enumerate(entries)}))

@@ -1,4 +1,4 @@
-"""The small world as sets of text: a corpus, and a task of each kind. Made by a generator: no download."""
+"""Data sets of the small world: a corpus, and a task of each kind; generated, no download."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from sslrun.data.text.world import World
 
 
 @lru_cache
-def _generator() -> str:
-    """A digest of the generator's own text: what another one told is not taken from the cache."""
+def _generator_digest() -> str:
+    """Return a digest of the source code of the generator, so that a change invalidates caches."""
     return hashlib.sha256(Path(world.__file__).read_bytes()).hexdigest()
 
 
 @sources.register("world")
 class WorldCorpus(Corpus):
-    """Text about a small world, from a generator: no download. See `sslrun.data.text.world`."""
+    """A corpus about a small world, generated without download. See `sslrun.data.text.world`."""
 
     class Options(TextOptions):
         documents: int = Field(12_000, ge=2)
@@ -39,7 +39,7 @@ class WorldCorpus(Corpus):
         """Seed of the generator."""
 
     def content(self) -> Any:
-        return _generator()
+        return _generator_digest()
 
     def documents(self) -> Iterator[list[str]]:
         return iter(World(self.options.seed).documents(self.options.documents))
@@ -50,6 +50,8 @@ class WorldCorpus(Corpus):
 
 
 class WorldOptions(TextOptions):
+    """Options shared by the tasks of the small world."""
+
     train: int = Field(1500, ge=8)
     """Number of training examples."""
     held_out: int = Field(500, ge=8)
@@ -65,69 +67,78 @@ class WorldTask(TextSource):
     splits: tuple[Split, ...] = ("train", "val", "test")
 
     def content(self) -> Any:
-        return _generator()
+        return _generator_digest()
 
-    def drawn(self, split: Split) -> list[Any]:
-        counts = {"train": self.options.train, "val": self.options.held_out, "test": 2 * self.options.held_out}
-        return World(self.options.seed).examples(self.name.removeprefix("world-"), split, counts[split])
+    def draw(self, split: Split) -> list[Any]:
+        """Draw the examples of a split."""
+        train, held_out = self.options.train, self.options.held_out
+        counts = {"train": train, "val": held_out, "test": 2 * held_out}
+        task = self.name.removeprefix("world-")
+        return World(self.options.seed).examples(task, split, counts[split])
 
 
 class WorldSentences(WorldTask, SentenceSource):
-    """A task of the small world with a class a sentence or pair."""
+    """A task of the small world with one class per sentence or pair."""
 
     labels: ClassVar[tuple[str, ...]]
 
     def rows(self, split: Split) -> SentenceRows:
-        *texts, labels = zip(*self.drawn(split), strict=True)
+        *texts, labels = zip(*self.draw(split), strict=True)
         return SentenceRows(texts[0], texts[1] if len(texts) > 1 else None, torch.tensor(labels), self.labels)
 
 
 @sources.register("world-entailment")
 class WorldEntailment(WorldSentences):
-    """Does the hypothesis follow from the premise, may it be, or can't it? Of the small world, as MNLI."""
+    """Does the hypothesis follow from the premise, may it be true, or is it false?
+
+    A task of the small world, like MNLI.
+    """
 
     labels = ("entailment", "neutral", "contradiction")
 
 
 @sources.register("world-questions")
 class WorldQuestions(WorldSentences):
-    """Does the sentence answer the question? Of the small world, as QNLI."""
+    """Does the sentence answer the question? A task of the small world, like QNLI."""
 
     labels = ("answer", "no answer")
 
 
 @sources.register("world-paraphrase")
 class WorldParaphrase(WorldSentences):
-    """Do the sentences say the same? Of the small world, as MRPC."""
+    """Do the sentences say the same? A task of the small world, like MRPC."""
 
     labels = ("different", "same")
 
 
 @sources.register("world-sentiment")
 class WorldSentiment(WorldSentences):
-    """Is the person concerned glad about the event? In the small world, as SST-2."""
+    """Is the person that the event concerns glad? A task of the small world, like SST-2."""
 
     labels = ("sorry", "glad")
 
 
 @sources.register("world-span")
 class WorldSpans(WorldTask, SpanSource):
-    """Which words of the passage answer the question? Of the small world, as SQuAD."""
+    """Which words of the passage answer the question? A task of the small world, like SQuAD."""
 
     class Options(WorldOptions, SpanSource.Options):
-        pass
+        """Options of world-span."""
 
     def questions(self, split: Split) -> list[SpanRow]:
         return [
-            SpanRow(f"{split}-{at}", question, passage, ((answer, start),))
-            for at, (question, passage, answer, start) in enumerate(self.drawn(split))
+            SpanRow(f"{split}-{number}", question, passage, ((answer, start),))
+            for number, (question, passage, answer, start) in enumerate(self.draw(split))
         ]
 
 
 @sources.register("world-tagging")
 class WorldTags(WorldTask, TagSource):
-    """Which words name who acts, who receives, a thing, a place or a time? Of the small world, as named entities."""
+    """Which words name the actor, the receiver, a thing, a place or a time?
+
+    A task of the small world, like named entities.
+    """
 
     def words(self, split: Split) -> tuple[list[list[str]], list[list[str]]]:
-        words, tags = zip(*self.drawn(split), strict=True)
+        words, tags = zip(*self.draw(split), strict=True)
         return list(words), list(tags)

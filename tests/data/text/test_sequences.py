@@ -8,7 +8,7 @@ import torch
 
 from sslrun.data.specs import TextSpec
 from sslrun.data.text import sequences
-from sslrun.data.text.sequences import IGNORED, Documents, Sequences, flat, labelled, trimmed
+from sslrun.data.text.sequences import IGNORED, Documents, Sequences, build_labeled, concatenate_texts, trim_ranges
 from sslrun.data.text.tokenizer import blank_tokenizer
 from sslrun.errors import UserError
 
@@ -42,7 +42,7 @@ def batch(examples):
 
 def test_texts_become_berts_sequences():
     spec = TextSpec(TOKENIZER, 16)
-    pairs = labelled([[10, 11], [12], []], [[13], [14, 15, 16], []], torch.tensor([1, 0, 1]), ("a", "b"), spec)
+    pairs = build_labeled([[10, 11], [12], []], [[13], [14, 15, 16], []], torch.tensor([1, 0, 1]), ("a", "b"), spec)
     tokens, labels = batch(pairs)
     c, s, p = TOKENIZER.cls, TOKENIZER.sep, TOKENIZER.pad
     assert tokens.ids.tolist() == [[c, 10, 11, s, 13, s, p], [c, 12, s, 14, 15, 16, s], [c, s, p, p, p, p, p]]
@@ -51,13 +51,13 @@ def test_texts_become_berts_sequences():
     assert labels.tolist() == [1, 0, 1]
     (second,) = pairs.subset(torch.tensor([2, 1])).batches([torch.tensor([1])], CPU)
     assert second.inputs.ids.tolist() == [[c, 12, s, 14, 15, 16, s]]
-    single = labelled([[10, 11]], None, None, (), spec)
+    single = build_labeled([[10, 11]], None, None, (), spec)
     assert batch(single).inputs.ids.tolist() == [[c, 10, 11, s]]
     assert batch(single).labels is None
 
 
 def test_tags_go_with_their_tokens():
-    tokens, offsets = flat([[10, 11], [12]])
+    tokens, offsets = concatenate_texts([[10, 11], [12]])
     none = torch.zeros(2, dtype=torch.int64)
     ranges = torch.stack([offsets[:-1], offsets[1:], none, none], dim=1)
     found = Sequences(tokens, ranges, None, ("x", "y"), TextSpec(TOKENIZER, 16), torch.tensor([1, IGNORED, 0]))
@@ -78,7 +78,7 @@ def test_pairs_are_cut_as_bert_cuts_them():
     cases = [(a, b) for a in (1, 5, 6, 7, 14, 30, 31) for b in (0, 1, 6, 7, 15, 31)]
     for length in (13, 14, 32):
         ranges = torch.tensor([(100, 100 + a, 500, 500 + b) for a, b in cases])
-        found = trimmed(ranges, length)
+        found = trim_ranges(ranges, length)
         kept = list(zip((found[:, 1] - found[:, 0]).tolist(), (found[:, 3] - found[:, 2]).tolist(), strict=True))
         assert kept == [one_by_one(a, b, length) for a, b in cases]
         assert torch.equal(found[:, ::2], ranges[:, ::2])
@@ -89,12 +89,12 @@ def test_pairs_are_cut_as_bert_cuts_them():
 
 def test_a_subset_is_of_those_documents_and_of_none_where_none_are_asked_for():
     found = corpus([[3], [4, 5], [6]])
-    assert found.words() == 18
+    assert found.count_tokens() == 18
     some = found.subset(torch.tensor([2, 0]))
-    assert (len(some), some.words()) == (2, 9)
+    assert (len(some), some.count_tokens()) == (2, 9)
     assert len(found.subset(torch.empty(0, dtype=torch.int64))) == 0
     assert batch(some).inputs.ids[0, 1:4].tolist() == [22, 23, 24]
-    counts = some.unigrams()
+    counts = some.count_unigrams()
     assert counts.nonzero()[:, 0].tolist() == [10, 11, 12, *range(22, 28)]
     assert counts.sum() == 9
     long = corpus([[40, 3], [2]])
@@ -109,7 +109,7 @@ DOCUMENTS = [[6, 9, 4, 11, 7, 5, 8, 3, 10, 6][: 4 + at % 7] for at in range(60)]
 
 def test_pairs_follow_berts_procedure():
     found = corpus(DOCUMENTS)
-    pairs = found.paired(dupes=8, seed=0)
+    pairs = found.build_pairs(dupes=8, seed=0)
     a, a_end, b, b_end = pairs.ranges.unbind(1)
     assert (a_end > a).all()
     assert (b_end > b).all()
@@ -129,7 +129,7 @@ def test_pairs_follow_berts_procedure():
 
 def test_without_random_pairs_each_document_is_gone_through_once():
     found = corpus([*DOCUMENTS, [5]])
-    pairs = found.paired(dupes=1, seed=0, random=0.0)
+    pairs = found.build_pairs(dupes=1, seed=0, random=0.0)
     assert not pairs.labels.any()
     a, a_end, b, b_end = pairs.ranges.unbind(1)
     assert (a_end > a).all()
@@ -142,12 +142,12 @@ def test_without_random_pairs_each_document_is_gone_through_once():
     assert seen.max() == 1
     assert seen.mean() > 0.85
     # One document will do.
-    assert len(found.subset(torch.tensor([0])).paired(1, 0, random=0.0)) > 0
+    assert len(found.subset(torch.tensor([0])).build_pairs(1, 0, random=0.0)) > 0
 
 
 def test_what_a_random_pair_leaves_over_is_put_back():
     found = corpus(DOCUMENTS)
-    pairs = found.paired(dupes=1, seed=0)
+    pairs = found.build_pairs(dupes=1, seed=0)
     seen = torch.zeros(len(found.tokens))
     for (a, a_end, b, b_end), random in zip(pairs.ranges.tolist(), pairs.labels.tolist(), strict=True):
         seen[a:a_end] += 1
@@ -160,18 +160,18 @@ def test_what_a_random_pair_leaves_over_is_put_back():
 
 def test_half_of_the_pairs_that_could_go_on_do():
     # Sentences of 5 tokens, room for 29: a pair of a random place always has several sentences to divide.
-    pairs = corpus([[5] * 400] * 6).paired(dupes=6, seed=1)
+    pairs = corpus([[5] * 400] * 6).build_pairs(dupes=6, seed=1)
     assert pairs.labels.float().mean().item() == pytest.approx(0.5, abs=0.03)
     lengths = (pairs.ranges[:, 1] - pairs.ranges[:, 0]) + (pairs.ranges[:, 3] - pairs.ranges[:, 2])
-    assert (lengths < 28).float().mean().item() == pytest.approx(sequences.SHORT, abs=0.05)
+    assert (lengths < 28).float().mean().item() == pytest.approx(sequences.SHORT_SHARE, abs=0.05)
     places = (pairs.ranges[:, 1] - pairs.ranges[:, 0]) // 5
     assert set(places.tolist()) >= {1, 2, 3, 4}
     # A single sentence can't be divided: its second segment is always random.
-    assert corpus([[7]] * 5).paired(2, 0).labels.tolist() == [1] * 10
+    assert corpus([[7]] * 5).build_pairs(2, 0).labels.tolist() == [1] * 10
 
 
 def test_long_pairs_lose_tokens_at_either_end_of_the_longer_part():
-    pairs = corpus([[60], [60], [60]]).paired(dupes=40, seed=0)
+    pairs = corpus([[60], [60], [60]]).build_pairs(dupes=40, seed=0)
     a, a_end, b, b_end = pairs.ranges.unbind(1)
     assert set((a_end - a).tolist()) | set((b_end - b).tolist()) <= {14, 15}
     starts = (a % 60).float()
@@ -180,28 +180,38 @@ def test_long_pairs_lose_tokens_at_either_end_of_the_longer_part():
 
 def test_each_dupe_divides_anew_and_a_seed_tells_all():
     found = corpus(DOCUMENTS)
-    twice = found.paired(2, 3)
-    assert torch.equal(twice.ranges, found.paired(2, 3).ranges)
-    once = len(found.paired(1, 3))
-    assert torch.equal(twice.ranges[:once], found.paired(1, 3).ranges)
+    twice = found.build_pairs(2, 3)
+    assert torch.equal(twice.ranges, found.build_pairs(2, 3).ranges)
+    once = len(found.build_pairs(1, 3))
+    assert torch.equal(twice.ranges[:once], found.build_pairs(1, 3).ranges)
     assert not torch.equal(twice.ranges[once:][:50], twice.ranges[:50])
-    assert not torch.equal(found.paired(1, 4).ranges[:50], twice.ranges[:50])
+    assert not torch.equal(found.build_pairs(1, 4).ranges[:50], twice.ranges[:50])
 
 
 @pytest.mark.parametrize("at_once", [20, 10**6])
 def test_pairs_are_kept_for_the_next_time_where_there_is_a_folder(tmp_path, monkeypatch, at_once):
     plain = corpus(DOCUMENTS)
-    expected = plain.paired(2, 3)
-    monkeypatch.setattr(sequences, "AT_ONCE", at_once)
+    expected = plain.build_pairs(2, 3)
+    monkeypatch.setattr(sequences, "BUFFERED", at_once)
     found = replace(plain, folder=tmp_path)
-    made = [found.paired(2, 3), found.paired(2, 4), found.paired(1, 3), found.subset(torch.arange(30)).paired(2, 3)]
+    made = [
+        found.build_pairs(2, 3),
+        found.build_pairs(2, 4),
+        found.build_pairs(1, 3),
+        found.subset(torch.arange(30)).build_pairs(2, 3),
+    ]
     assert len([each for each in tmp_path.iterdir() if each.suffix != ".lock"]) == 4
     assert torch.equal(made[0].ranges, expected.ranges)
-    assert torch.equal(plain.paired(2, 3).ranges, expected.ranges)
+    assert torch.equal(plain.build_pairs(2, 3).ranges, expected.ranges)
     kept = next(each for each in tmp_path.iterdir() if each.stat().st_size == 8 * 5 * len(expected))
     assert str(kept) in Path("/proc/self/maps").read_text()
-    monkeypatch.setattr(Documents, "_pairs", None)
-    again = [found.paired(2, 3), found.paired(2, 4), found.paired(1, 3), found.subset(torch.arange(30)).paired(2, 3)]
+    monkeypatch.setattr(Documents, "_generate_pairs", None)
+    again = [
+        found.build_pairs(2, 3),
+        found.build_pairs(2, 4),
+        found.build_pairs(1, 3),
+        found.subset(torch.arange(30)).build_pairs(2, 3),
+    ]
     for one, other in zip(made, again, strict=True):
         assert torch.equal(one.ranges, other.ranges)
         assert torch.equal(one.labels, other.labels)
@@ -209,10 +219,10 @@ def test_pairs_are_kept_for_the_next_time_where_there_is_a_folder(tmp_path, monk
 
 def test_pairs_stay_among_the_chosen_documents():
     found = corpus(DOCUMENTS).subset(torch.tensor([3, 7, 20]))
-    ranges = found.paired(3, 0).ranges
+    ranges = found.build_pairs(3, 0).ranges
     assert set(document_of(found, ranges[:, [0, 2]]).flatten().tolist()) == {3, 7, 20}
     with pytest.raises(UserError, match=r"there is only one .*blank line"):
-        found.subset(torch.tensor([0])).paired(1, 0)
+        found.subset(torch.tensor([0])).build_pairs(1, 0)
 
 
 # ---------------------------------------------------------------- packed
@@ -220,7 +230,7 @@ def test_pairs_stay_among_the_chosen_documents():
 
 def test_packed_documents_are_running_text_with_a_separator_after_each():
     found = corpus([[3, 2], [4], [20], [1]], length=8)
-    tokens = batch(found.packed()).inputs
+    tokens = batch(found.pack()).inputs
     sep = TOKENIZER.sep
     text = [10, 11, 12, 13, 14, sep, 15, 16, 17, 18, sep, *range(19, 39), sep, 39, sep]
     assert tokens.ids[:, 0].tolist() == [TOKENIZER.cls] * 4
@@ -234,20 +244,20 @@ def test_packed_documents_are_running_text_with_a_separator_after_each():
 
 
 def test_packed_dupes_cut_elsewhere_and_subsets_are_of_sequences():
-    packed = corpus([[5, 6]] * 30, length=16).packed(dupes=3)
+    packed = corpus([[5, 6]] * 30, length=16).pack(dupes=3)
     starts = packed.places % 15
     assert set(starts.tolist()) == {0, 5, 10}
     tokens = batch(packed).inputs
     part = batch(packed.subset(torch.tensor([4, 1]))).inputs
     assert torch.equal(part.ids, tokens.ids[[4, 1]])
     chosen = corpus([[5], [7], [9]] * 9, length=8).subset(torch.tensor([1, 2, 5]))
-    assert batch(chosen.packed()).inputs.ids[0, 1:].tolist() == list(range(15, 22))
+    assert batch(chosen.pack()).inputs.ids[0, 1:].tolist() == list(range(15, 22))
     with pytest.raises(UserError, match=r"holds 6 tokens, less than one sequence of 16"):
-        corpus([[5]], length=16).packed()
+        corpus([[5]], length=16).pack()
 
 
 def test_attention_stays_within_a_document():
-    tokens = batch(corpus([[3], [3], [9]], length=10).packed()).inputs
+    tokens = batch(corpus([[3], [3], [9]], length=10).pack()).inputs
     allowed = tokens.attendable()[0, 0]
     same = tokens.documents[0][:, None] == tokens.documents[0]
     assert torch.equal(allowed, same)

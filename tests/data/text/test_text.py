@@ -16,7 +16,7 @@ from sslrun.data.text import base as text
 from sslrun.data.text import corpora
 from sslrun.data.text.corpora import token_file
 from sslrun.data.text.sequences import IGNORED
-from sslrun.data.text.tokenizer import SPECIALS, Tokenizer, wordpiece
+from sslrun.data.text.tokenizer import SPECIALS, Tokenizer, build_wordpiece
 from sslrun.errors import UserError
 
 WORDS = ["aa", "bb", "cc", "dd", "##x", ".", "is", "what", "?", "-"]
@@ -25,10 +25,10 @@ WORDS = ["aa", "bb", "cc", "dd", "##x", ".", "is", "what", "?", "-"]
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("SSLRUN_CACHE", str(tmp_path / "cache"))
-    text._trained.cache_clear()
+    text._train_cached.cache_clear()
     (tmp_path / "vocab.txt").write_text("\n".join([*SPECIALS, *WORDS]))
     yield
-    text._trained.cache_clear()
+    text._train_cached.cache_clear()
 
 
 def source(name, tmp_path, **options):
@@ -37,7 +37,7 @@ def source(name, tmp_path, **options):
 
 
 def tokenizer():
-    return Tokenizer(wordpiece(True, {entry: at for at, entry in enumerate([*SPECIALS, *WORDS])}))
+    return Tokenizer(build_wordpiece(True, {entry: at for at, entry in enumerate([*SPECIALS, *WORDS])}))
 
 
 def ids(*words):
@@ -111,7 +111,7 @@ def test_memory_holds_a_piece_at_a_time(tmp_path, monkeypatch):
     )
     found = source("text", tmp_path, path=path).load("train")
     assert len(found) == 1000
-    assert found.words() == 6 * 5000
+    assert found.count_tokens() == 6 * 5000
     assert max(sizes) < 300 + 5 * 15
 
 
@@ -172,7 +172,7 @@ def test_sentences_are_lines_or_else_found_by_punctuation(tmp_path):
         ("blank.txt", b"\n \n\n", "blank.txt: holds no text"),
         ("zero.txt", b"aa\n\0\0bb\n", r"zero.txt:2: is binary, not text"),
         ("latin.txt", "aa\ncaf\xe9\n".encode("latin-1"), r"latin.txt: is not UTF-8 text \(byte \d+\)"),
-        ("rows.jsonl", b'{"body": "aa"}\n', r"rows.jsonl: no column 'text'; there is body"),
+        ("rows.jsonl", b'{"body": "aa"}\n', r"rows.jsonl: no column 'text'; the columns are body"),
         ("rows.json", b"{", r"rows.json: cannot be read as json"),
         ("lists.jsonl", b'{"text": ["aa", "bb"]}\n', r"lists.jsonl: column 'text' holds values of type list, not text"),
     ],
@@ -203,7 +203,7 @@ def test_berts_corpus_is_wikipedia_and_then_the_books_a_sentence_a_row(tmp_path,
     found = list(both.documents())
     assert found[:2] == [["aa bb.", "Cc dd."], ["dd dd."]]
     assert [len(each) for each in found[2:]] == [corpora.BOOK_SENTENCES, 1]
-    assert both.load("train").words() == 6 + 3 + 1 + 2 * corpora.BOOK_SENTENCES
+    assert both.load("train").count_tokens() == 6 + 3 + 1 + 2 * corpora.BOOK_SENTENCES
     before = both.content()
     (tmp_path / "bookcorpus" / "train.jsonl").write_text('{"text": "aa"}\n')
     assert source("wikipedia-books", tmp_path).content() != before
@@ -265,7 +265,7 @@ def test_named_columns_of_any_table(tmp_path, table):
     numbers = source("sentences", tmp_path, path=table, first="right", label="score", regression=True).load("train")
     assert numbers.labels.tolist() == [0.5, 2.0, 1.0, 5.0] * 3
     assert numbers.classes == ()
-    with pytest.raises(UserError, match="no column 'lable'; there is left, right, verdict, score"):
+    with pytest.raises(UserError, match="no column 'lable'; the columns are left, right, verdict, score"):
         source("sentences", tmp_path, path=table, first="left", label="lable").load("train")
 
 
@@ -317,7 +317,7 @@ def test_a_label_beyond_the_classes_that_a_file_declares_is_told(tmp_path):
             "column 'sentence' holds values of type list",
         ),
         ([{"sentence": "aa", "label": 0.5}, {"sentence": "b", "label": 1.5}], {}, "holds float values, not classes"),
-        ([{"sentence": "aa", "label": "high"}], {"regression": True}, "row 0: its label is no number: 'high'"),
+        ([{"sentence": "aa", "label": "high"}], {"regression": True}, "row 0: its label is not a number: 'high'"),
         ([{"sentence": "a", "label": 1.0}, {"sentence": "b", "label": None}], {"regression": True}, "row 1: its label"),
         ([{"label": "x"}], {}, "no column 'sentence'"),
     ],
@@ -416,10 +416,10 @@ def test_one_passage_is_too_few_to_hold_some_out(tmp_path):
 @pytest.mark.parametrize(
     ("rows", "words"),
     [
-        ([{"question": "what", "context": "aa"}], "no column 'answers'; there is"),
+        ([{"question": "what", "context": "aa"}], "no column 'answers'; the columns are"),
         ([{**row(0, "aa", "aa", 0), "answers": "aa"}], "row 0: question and context should be text"),
         ([{**row(0, "aa", "aa", 0), "question": 3}], "row 0: question and context should be text"),
-        ([{**row(0, "aa", "aa", 0), "answers": {"text": ["aa", "a"], "answer_start": [0]}}], "as many of one as of"),
+        ([{**row(0, "aa", "aa", 0), "answers": {"text": ["aa", "a"], "answer_start": [0]}}], "lists of equal length"),
         ([row(0, "aa bb", "cc", 0), row(1, "bb", "cc", 0)], "has no question whose answer is in its passage"),
     ],
 )

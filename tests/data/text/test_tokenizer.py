@@ -11,7 +11,14 @@ from sslrun.backbones import build_backbone, load_into, save_backbone
 from sslrun.data.source import sources
 from sslrun.data.specs import TextSpec
 from sslrun.data.text import base as text
-from sslrun.data.text.tokenizer import SPECIALS, Tokenizer, TokenizerOptions, load_tokenizer, train_wordpiece, wordpiece
+from sslrun.data.text.tokenizer import (
+    SPECIALS,
+    Tokenizer,
+    TokenizerOptions,
+    build_wordpiece,
+    load_tokenizer,
+    train_wordpiece,
+)
 from sslrun.data.text.world import World
 from sslrun.errors import UserError
 
@@ -88,7 +95,7 @@ def test_transformers_reads_what_is_saved(tmp_path):
 
 
 def test_padding_and_truncation_of_a_loaded_one_are_off(tmp_path):
-    core = wordpiece(True, {entry: number for number, entry in enumerate(VOCABULARY)})
+    core = build_wordpiece(True, {entry: number for number, entry in enumerate(VOCABULARY)})
     core.enable_padding(length=50)
     core.enable_truncation(2)
     core.save(str(tmp_path / "tokenizer.json"))
@@ -113,16 +120,16 @@ def test_mistakes_are_told(tmp_path):
     with pytest.raises(UserError, match=r"few.txt: this tokenizer has no \[CLS\], \[SEP\], \[MASK\]"):
         load_tokenizer(TokenizerOptions(file=tmp_path / "few.txt"))
     (tmp_path / "broken.json").write_text("{")
-    with pytest.raises(UserError, match=r"broken.json: can't be loaded") as error:
+    with pytest.raises(UserError, match=r"broken.json: cannot be loaded") as error:
         load_tokenizer(TokenizerOptions(file=tmp_path / "broken.json"))
     assert "\n" not in str(error.value)
     (tmp_path / "binary.txt").write_bytes(bytes(range(256)))
-    with pytest.raises(UserError, match=r"binary.txt: can't be loaded"):
+    with pytest.raises(UserError, match=r"binary.txt: cannot be loaded"):
         load_tokenizer(TokenizerOptions(file=tmp_path / "binary.txt"))
     for wrong, words in (
         ({"file": tmp_path / "few.txt", "hub": "me/mine"}, "not both"),
-        ({"file": tmp_path / "none.json"}, "can't be read"),
-        ({"file": tmp_path / "few.txt", "sha256": "0" * 64}, "not the file that this recipe was resolved with"),
+        ({"file": tmp_path / "none.json"}, "cannot be read"),
+        ({"file": tmp_path / "few.txt", "sha256": "0" * 64}, "has changed since this recipe was resolved"),
     ):
         with pytest.raises(ValueError, match=words):
             TokenizerOptions(**wrong)
@@ -138,21 +145,21 @@ def test_another_file_of_the_same_name_is_another_run(tmp_path):
 
 def test_one_is_trained_once_and_read_from_the_cache_afterwards(tmp_path, monkeypatch):
     monkeypatch.setenv("SSLRUN_CACHE", str(tmp_path))
-    text._trained.cache_clear()
+    text._train_cached.cache_clear()
     calls = []
     monkeypatch.setattr(text, "train_wordpiece", lambda *given: calls.append(given) or train_wordpiece(*given))
     cls = sources["world"]
     for lowercase in (True, True, False):
-        text._trained.cache_clear()
+        text._train_cached.cache_clear()
         options = cls.Options(documents=40, tokenizer={"vocab": 150, "lowercase": lowercase})
         assert cls(options).spec.vocab == 150
     assert len(calls) == 2
-    text._trained.cache_clear()
+    text._train_cached.cache_clear()
 
 
 def test_an_evaluation_takes_the_tokenizer_of_the_recipes_data(tmp_path, monkeypatch):
     monkeypatch.setenv("SSLRUN_CACHE", str(tmp_path))
-    text._trained.cache_clear()
+    text._train_cached.cache_clear()
     world = sources["world"].Options(documents=40, length=32, tokenizer={"vocab": 150})
     task = sources["world-sentiment"]
     shared = task.inherit_options({"name": "world", **world.model_dump(mode="json")}, {})
@@ -160,7 +167,7 @@ def test_an_evaluation_takes_the_tokenizer_of_the_recipes_data(tmp_path, monkeyp
     told = task(task.Options(**shared)).spec
     assert told.tokenizer == sources["world"](world).spec.tokenizer
     assert task(task.Options(tokenizer={"vocab": 150})).spec.tokenizer != told.tokenizer
-    text._trained.cache_clear()
+    text._train_cached.cache_clear()
 
 
 def test_weights_of_another_tokenizer_are_refused(tmp_path):

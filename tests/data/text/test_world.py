@@ -9,9 +9,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
 from sslrun.data.text.world import (
-    COLOURS,
+    AMBIGUOUS,
+    COLORS,
     DENIED,
-    DOUBLE,
     FEELINGS,
     GLAD,
     KIND_OF,
@@ -56,12 +56,12 @@ def test_documents_are_of_several_sentences_about_the_same_few_people():
     assert all(line.endswith((" .", " ?")) and line == line.lower() for each in documents for line in each)
     for document in documents:
         words = set(" ".join(document).split())
-        assert len(words & set(PEOPLE) - {*DOUBLE}) <= 4
+        assert len(words & set(PEOPLE) - {*AMBIGUOUS}) <= 4
     assert 40 < sum(len(" ".join(each).split()) for each in documents) / 200 < 50
     # Each entry of the lists is met, and some words are of two kinds.
     seen = set(" ".join(line for each in World(1).documents(2000) for line in each).split())
-    assert {*PEOPLE, *PLACES, *THINGS, *COLOURS, *TIMES, *GLAD, *SORRY} <= seen
-    assert set(PEOPLE) & {*PLACES, *THINGS, *TIMES} == {*DOUBLE}
+    assert {*PEOPLE, *PLACES, *THINGS, *COLORS, *TIMES, *GLAD, *SORRY} <= seen
+    assert set(PEOPLE) & {*PLACES, *THINGS, *TIMES} == {*AMBIGUOUS}
 
 
 def test_replies_open_with_how_they_relate_to_what_was_told():
@@ -72,7 +72,7 @@ def test_replies_open_with_how_they_relate_to_what_was_told():
             if opening is None:
                 continue
             opened[opening] += 1
-            colours = {*reply.split()} & {*COLOURS}
+            colours = {*reply.split()} & {*COLORS}
             if opening == "yes ,":
                 assert DENIED not in reply
                 assert colours <= {*told.split()}
@@ -123,7 +123,7 @@ def test_paraphrases_share_their_words_and_differ_in_what_they_say():
     differences = set()
     for first, second, label in World(0).examples("paraphrase", "train", 1000):
         assert first != second
-        one, two = (set(each.split()) & {*PEOPLE, *THINGS, *COLOURS} for each in (first, second))
+        one, two = (set(each.split()) & {*PEOPLE, *THINGS, *COLORS} for each in (first, second))
         assert (one == two) == bool(label)
         differences.add(len(one - two))
     assert differences == {0, 1, 2, 3}
@@ -134,17 +134,17 @@ def test_entailed_hypotheses_follow_and_contradictions_do_not():
         given, told = set(premise.split()), set(hypothesis.split())
         assert label or DENIED not in hypothesis
         if label == 2 and DENIED in hypothesis:
-            assert told & {*THINGS, *COLOURS} <= given
-        elif label == 2 and told & {*COLOURS}:
-            assert not told & given & {*COLOURS}
+            assert told & {*THINGS, *COLORS} <= given
+        elif label == 2 and told & {*COLORS}:
+            assert not told & given & {*COLORS}
         if label == 0:
-            assert told & {*COLOURS} <= given
+            assert told & {*COLORS} <= given
         if label == 0 and not told & {*GLAD, *SORRY} and "there" not in told:
             assert told & {*THINGS} <= given | {"rose"}
 
 
 def test_answers_lie_where_they_are_said_to():
-    kinds = {"what colour": COLOURS, "which colour": COLOURS, "where": PLACES, "in which": PLACES, "when": TIMES, "who": PEOPLE, "by whom": PEOPLE, "to whom": PEOPLE, "what was": THINGS}  # fmt: skip
+    kinds = {"what colour": COLORS, "which colour": COLORS, "where": PLACES, "in which": PLACES, "when": TIMES, "who": PEOPLE, "by whom": PEOPLE, "to whom": PEOPLE, "what was": THINGS}  # fmt: skip
     for question, passage, answer, start in World(0).examples("span", "train", 800):
         assert passage[start : start + len(answer)] == answer
         assert passage.split().count(answer) == 1
@@ -179,7 +179,7 @@ def test_who_gave_and_who_got_are_told_neither_by_place_nor_by_name():
 
 
 def test_questions_are_answered_by_the_sentences_that_say_so():
-    kinds = {"what colour": COLOURS, "which colour": COLOURS, "where": PLACES, "in which": PLACES, "who": PEOPLE, "by whom": PEOPLE, "when": TIMES}  # fmt: skip
+    kinds = {"what colour": COLORS, "which colour": COLORS, "where": PLACES, "in which": PLACES, "who": PEOPLE, "by whom": PEOPLE, "when": TIMES}  # fmt: skip
     for question, sentence, label in World(0).examples("questions", "train", 1000):
         kind = next(words for start, words in kinds.items() if question.startswith(start))
         asked = next(word for word in question.split() if word in THINGS)
@@ -193,15 +193,15 @@ def test_questions_are_answered_by_the_sentences_that_say_so():
 
 def test_tags_follow_from_what_a_word_names():
     kinds, first = Counter(), Counter()
-    named = {word: set() for word in DOUBLE}
+    named = {word: set() for word in AMBIGUOUS}
     for words, tags in World(0).examples("tagging", "train", 3000):
         assert len(words) == len(tags)
         first[tags[0]] += 1
         for word, tag in zip(words, tags, strict=True):
             kinds[tag] += 1
-            if word in DOUBLE:
+            if word in AMBIGUOUS:
                 named[word].add(tag)
-            elif word in COLOURS:
+            elif word in COLORS:
                 assert tag == "O"
             elif word in PEOPLE:
                 assert tag in ("B-AGENT", "B-RECEIVER")
