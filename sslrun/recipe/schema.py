@@ -56,20 +56,20 @@ class Pretrain(Schedule):
     """Stage 1: the schedule of pretraining."""
 
     seed: int | None = Field(None, ge=0)
-    """The seed of pretraining, that evaluations of every seed start from one checkpoint; default: each from its own."""
+    """Fixed pretraining seed, shared by evaluations of all seeds; default: each evaluation uses its own seed."""
 
 
 class Watch(Options):
-    """What is seen of a run while it goes on. Nothing here changes a result, so nothing here is part of its hash."""
+    """Monitoring during a run. These options never change a result, so the run's hash excludes them."""
 
     every: float = Field(10.0, gt=0)
-    """Epochs between two looks at the features: online kNN, deviation, effective rank."""
+    """Epochs between two feature checks: online kNN, standard deviation, effective rank."""
     examples: int = Field(2000, ge=64)
-    """Held-out examples, and as many training examples, that a look reads at most."""
+    """Maximum number of held-out examples per feature check, and of training examples."""
     checkpoint: float = Field(10.0, gt=0)
     """Minutes between two checkpoints."""
     to: tuple[Literal["tensorboard", "wandb"], ...] = ()
-    """Where metrics go besides metrics.jsonl; each an optional extra of the package."""
+    """Loggers in addition to metrics.jsonl; each needs the optional extra of the same name."""
 
 
 def _share_or_count(labels: float) -> float:
@@ -102,7 +102,7 @@ class Evaluation(BaseModel):
     """Times that each protocol which trains step by step is run from the same pretrained weights, each with a new head
     and another order of the data (BERT's fine-tuning restarts). A protocol with one solution is run once."""
     shifts: dict[Annotated[str, AfterValidator(_shift_name)], Shift] = {}
-    """Test sets out of distribution, by name: every protocol is scored on them too, and chooses nothing by them."""
+    """Test sets out of distribution, by name: every protocol reports them too, but never uses them for model selection."""
     options: dict[str, SerializeAsAny[Options]]
     """Protocol -> its options: the recipe's, with this task's own changes. Holds every registered protocol."""
 

@@ -21,7 +21,7 @@ from sslrun.training.learner import Learner, Output
 
 
 class TaskOptions(Options):
-    """Settings of a task."""
+    """Options that all tasks share."""
 
     @property
     def linear(self) -> bool:
@@ -33,7 +33,7 @@ class TaskOptions(Options):
 
 
 class Task:
-    """Something to be learned from labels: what a head reads and gives, its loss, and its metrics.
+    """A downstream task: its head, its loss and its metrics.
 
     Has no parameters: a head has, and whoever made it keeps it. Outputs are whatever the head gives, one for an
     example (B, C) or one for a token (B, T, C); targets are what `loss` and `measure` compare them with.
@@ -42,11 +42,11 @@ class Task:
     Options: ClassVar[type[TaskOptions]] = TaskOptions
     name: ClassVar[str]
     version: ClassVar[int] = 1
-    """Raised when the same options come to mean another result."""
+    """Increase it when the same options lead to another result."""
     reads: ClassVar[type[InputSpec]]
-    """The data that it learns from."""
+    """Type of the data that the task reads."""
     gives: ClassVar[type[InputSpec] | None] = None
-    """The inputs that it gives the backbone; None: the same as it reads."""
+    """Type of the inputs that the backbone gets; None: the same as `reads`."""
     metrics: tuple[Metric, ...]
     """What `measure` reports; the first chooses hyperparameters and stands in tables."""
 

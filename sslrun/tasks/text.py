@@ -30,13 +30,13 @@ Pool = Literal["pooled", "cls", "mean", "last4", "mixture"]
 
 
 class TextTaskOptions(TaskOptions):
-    """What all tasks on text have in common."""
+    """Options that all text tasks share."""
 
     pool: Pool = "cls"
     dropout: float = Field(0.1, ge=0, lt=1)
-    """On what the head is given."""
+    """Dropout rate on the input of the head."""
     bilstm: int = Field(0, ge=0)
-    """Layers of a randomly initialised BiLSTM between the backbone and the head; true: one."""
+    """Layers of a randomly initialized BiLSTM between the backbone and the head; true: one."""
 
     def check_depth(self, depth: int) -> None:
         if self.pool == "last4" and depth < 4:
@@ -54,10 +54,10 @@ class TextTaskOptions(TaskOptions):
 
 
 class TokenTaskOptions(TextTaskOptions):
-    """What tasks that score every token have in common."""
+    """Options that tasks with one output per token share."""
 
     pool: Literal["cls", "last4", "mixture"] = "cls"
-    """What a token is read from. cls: the last layer. last4: the last four, side by side. mixture: of all layers."""
+    """Features of a token. cls: last layer. last4: last four, concatenated. mixture: learned mix of all layers."""
 
     @property
     def linear(self) -> bool:
@@ -150,7 +150,7 @@ class Sentences(Task):
         sequence is read, as the last layer has it (of causal backbones the last one). mean: of all tokens. last4: that
         token in the last four layers, side by side. mixture: that token in a learned mixture of all layers."""
         metric: Literal["accuracy", "f1", "macro_f1", "matthews", "spearman"] | None = None
-        """What chooses hyper-parameters and stands in tables; default: accuracy, of numbers spearman. f1: of class 1."""
+        """Metric for model selection and tables; default: accuracy, or spearman for numbers. f1: F1 of class 1."""
 
         @property
         def linear(self) -> bool:
@@ -226,11 +226,11 @@ class Span(Task):
 
     class Options(TokenTaskOptions):
         dropout: float = Field(0.0, ge=0, lt=1)
-        """On what the head is given; BERT's has none for spans."""
+        """Dropout rate on the input of the head; BERT uses none for spans."""
         answer_length: int = Field(30, ge=1)
-        """Tokens of an answer at most."""
+        """Maximum length of an answer, in tokens."""
         candidates: int = Field(20, ge=1)
-        """Best starts and best ends that are tried together, in each window."""
+        """Number of best starts and of best ends that are combined in each window."""
 
     reads = TextSpec
     options: Span.Options
