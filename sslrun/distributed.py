@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def rank() -> int:
-    """The number of this process; 0 if it is the only one."""
+    """Return the rank of this process; 0 if there is only one process."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
@@ -25,7 +25,7 @@ def is_main() -> bool:
 
 
 def setup(device: torch.device) -> None:
-    """Join the other processes that torchrun started, if any."""
+    """Join torchrun's process group; do nothing without torchrun."""
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
         if device.index is not None and device.type == "cuda":
             torch.cuda.set_device(device)  # where a barrier waits: else all processes take the first one
@@ -33,7 +33,7 @@ def setup(device: torch.device) -> None:
 
 
 def wait() -> None:
-    """Wait until all processes have come here."""
+    """Block until all processes reach this call."""
     if dist.is_initialized():
         dist.barrier()
 

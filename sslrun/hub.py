@@ -8,7 +8,7 @@ import urllib.error
 import urllib.request
 
 PATIENCE = 4.0
-"""Seconds to wait for an answer."""
+"""Time limit for an answer from the hub, in seconds."""
 
 
 def hub_or_offline() -> bool:

@@ -56,21 +56,20 @@ class Pretrain(Schedule):
     """Stage 1: the schedule of pretraining."""
 
     seed: int | None = Field(None, ge=0)
-    """Seed of pretraining, so that evaluations of every seed start from one checkpoint; default: the seed of each
-    evaluation."""
+    """Fixed pretraining seed, shared by evaluations of all seeds; default: each evaluation uses its own seed."""
 
 
 class Watch(Options):
-    """Monitoring of a run in progress. Nothing here changes a result, so that nothing here is part of a run's hash."""
+    """Monitoring during a run. These options never change a result, so the run's hash excludes them."""
 
     every: float = Field(10.0, gt=0)
-    """Epochs between two looks at the features: online kNN, standard deviation, effective rank."""
+    """Epochs between two feature checks: online kNN, standard deviation, effective rank."""
     examples: int = Field(2000, ge=64)
-    """Largest number of held-out examples that a look reads, and of training examples."""
+    """Maximum number of held-out examples per feature check, and of training examples."""
     checkpoint: float = Field(10.0, gt=0)
     """Minutes between two checkpoints."""
     to: tuple[Literal["tensorboard", "wandb"], ...] = ()
-    """Further destinations of metrics, next to metrics.jsonl; each is an optional extra of the package."""
+    """Loggers in addition to metrics.jsonl; each needs the optional extra of the same name."""
 
 
 def _share_or_count(labels: float) -> float:
@@ -103,8 +102,7 @@ class Evaluation(BaseModel):
     """Times that each protocol which trains step by step is run from the same pretrained weights, each with a new head
     and another order of the data (BERT's fine-tuning restarts). A protocol with one solution is run once."""
     shifts: dict[Annotated[str, AfterValidator(_shift_name)], Shift] = {}
-    """Test sets out of distribution, by name: every protocol is scored on them, too.
-    They are never used for model selection."""
+    """Test sets out of distribution, by name: every protocol reports them too, but never uses them for model selection."""
     options: dict[str, SerializeAsAny[Options]]
     """Protocol -> its options: the recipe's, with this task's own changes. Holds every registered protocol."""
 

@@ -21,7 +21,7 @@ from sslrun.training.learner import Learner, Output
 
 
 class TaskOptions(Options):
-    """Settings of a task."""
+    """Options that all tasks share."""
 
     @property
     def linear(self) -> bool:
@@ -33,7 +33,7 @@ class TaskOptions(Options):
 
 
 class Task:
-    """Something to learn from labels: a head with what it reads, its loss, and its metrics.
+    """A downstream task: its head, its loss and its metrics.
 
     A task has no parameters; its heads have. Outputs are what a head returns, one per example (B, C) or one per token
     (B, T, C). Targets are what `loss` and `measure` compare them with.
@@ -42,11 +42,11 @@ class Task:
     Options: ClassVar[type[TaskOptions]] = TaskOptions
     name: ClassVar[str]
     version: ClassVar[int] = 1
-    """Raised when the same options come to mean another result."""
+    """Increase it when the same options lead to another result."""
     reads: ClassVar[type[InputSpec]]
-    """The data that it learns from."""
+    """Type of the data that the task reads."""
     gives: ClassVar[type[InputSpec] | None] = None
-    """The inputs that it gives the backbone; None: the same as it reads."""
+    """Type of the inputs that the backbone gets; None: the same as `reads`."""
     metrics: tuple[Metric, ...]
     """What `measure` reports; the first chooses hyperparameters and stands in tables."""
 

@@ -1,4 +1,4 @@
-"""Image classification with one label an image."""
+"""Image classification with one label per image."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class Classification(Task):
 
     class Options(TaskOptions):
         size: int | None = Field(default=None, ge=1)
-        """Side of the images that the backbone gets, in pixels; default: the data's."""
+        """Side of the backbone's input images, in pixels; default: the size in the data."""
         augmentation: Augmentation = Augmentation(crop=(0.08, 1.0), flip=0.5)
-        """Augmentation of training images, wherever the backbone runs on them. Default: SimCLR's for linear evaluation
-        and fine-tuning (Chen et al. 2020, B.6 and B.8). A recipe's value replaces it as a whole."""
+        """Augmentation of training images. Default: SimCLR's for linear evaluation and fine-tuning (Chen et al. 2020,
+        B.6 and B.8). A value replaces the whole default."""
         label_smoothing: float = Field(default=0.0, ge=0, lt=1)
         """Share of the target spread evenly over the classes (Szegedy et al. 2016)."""
         mixup: float = Field(default=0.0, ge=0)
@@ -39,7 +39,7 @@ class Classification(Task):
         init: Literal["zeros", "random"] = "zeros"
         """Initial weights of a head: zeros as in ViT's fine-tuning (Dosovitskiy et al. 2021), or PyTorch's default."""
         metric: Literal["accuracy", "mean_class_accuracy", "macro_f1"] = "accuracy"
-        """Metric that chooses hyperparameters and stands in tables."""
+        """Metric for model selection and tables."""
 
     reads = ImageSpec
     options: Classification.Options

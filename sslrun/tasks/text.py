@@ -30,13 +30,13 @@ Pool = Literal["pooled", "cls", "mean", "last4", "mixture"]
 
 
 class TextTaskOptions(TaskOptions):
-    """Options that all tasks on text share."""
+    """Options that all text tasks share."""
 
     pool: Pool = "cls"
     dropout: float = Field(0.1, ge=0, lt=1)
     """Dropout rate on the input of the head."""
     bilstm: int = Field(0, ge=0)
-    """Number of layers of a randomly initialized BiLSTM between backbone and head; true: one layer."""
+    """Layers of a randomly initialized BiLSTM between the backbone and the head; true: one."""
 
     def check_depth(self, depth: int) -> None:
         if self.pool == "last4" and depth < 4:
@@ -54,11 +54,10 @@ class TextTaskOptions(TaskOptions):
 
 
 class TokenTaskOptions(TextTaskOptions):
-    """Options that tasks on every token share."""
+    """Options that tasks with one output per token share."""
 
     pool: Literal["cls", "last4", "mixture"] = "cls"
-    """Features of a token. cls: the last layer. last4: the last four layers, side by side. mixture: a learned mixture
-    of all layers."""
+    """Features of a token. cls: last layer. last4: last four, concatenated. mixture: learned mix of all layers."""
 
     @property
     def linear(self) -> bool:
@@ -154,8 +153,7 @@ class Sentences(Task):
         layer at the token at which sequences are read (in causal backbones the last one). mean: the mean over tokens.
         last4: that token in the last four layers, side by side. mixture: that token in a learned mixture of layers."""
         metric: Literal["accuracy", "f1", "macro_f1", "matthews", "spearman"] | None = None
-        """Metric that chooses hyperparameters and stands in tables; default: accuracy, or spearman for numbers. f1 is
-        that of class 1."""
+        """Metric for model selection and tables; default: accuracy, or spearman for numbers. f1: F1 of class 1."""
 
         @property
         def linear(self) -> bool:
@@ -231,11 +229,11 @@ class Span(Task):
 
     class Options(TokenTaskOptions):
         dropout: float = Field(0.0, ge=0, lt=1)
-        """Dropout rate on the input of the head; BERT has none for spans."""
+        """Dropout rate on the input of the head; BERT uses none for spans."""
         answer_length: int = Field(30, ge=1)
-        """Largest number of tokens in an answer."""
+        """Maximum length of an answer, in tokens."""
         candidates: int = Field(20, ge=1)
-        """Number of best starts and best ends that are combined in each window."""
+        """Number of best starts and of best ends that are combined in each window."""
 
     reads = TextSpec
     options: Span.Options

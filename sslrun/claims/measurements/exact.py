@@ -24,11 +24,11 @@ class Convolution(Measurement):
 
     class Options(Options):
         kernels: tuple[Annotated[int, Field(ge=1)], ...] = (1, 3, 5)
-        """Sides of the kernels; odd."""
+        """Kernel sizes, in pixels; each must be odd."""
         alphas: tuple[Annotated[float, Field(gt=0)], ...] = (5.0, 20.0, 60.0)
         """How narrowly a head attends; the limit, one pixel a head, is always there."""
         size: int = Field(11, ge=3)
-        """Side of the images."""
+        """Side of the images, in pixels."""
 
         @model_validator(mode="after")
         def _fitting(self) -> Convolution.Options:
@@ -62,13 +62,13 @@ class Distortion(Measurement):
 
     class Options(Options):
         dimensions: int = Field(100, ge=4)
-        """Of the inputs."""
+        """Dimension of the inputs."""
         features: int = Field(10, ge=1)
-        """Of the first layer."""
+        """Number of features: the width of the first layer."""
         span: int = Field(40, ge=1)
-        """Dimensions that the examples lie in."""
+        """Dimension of the subspace that contains the examples."""
         examples: int = Field(80, ge=1)
-        """Examples to learn from."""
+        """Number of training examples."""
 
         @model_validator(mode="after")
         def _as_the_theorem_asks(self) -> Distortion.Options:

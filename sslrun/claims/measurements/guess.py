@@ -87,19 +87,19 @@ class GuessMeasurement(Measurement):
         data: dict[str, Any] = Field({"name": "world", "length": 48, "tokenizer": {"vocab": 600}})
         """The corpus."""
         backbone: Literal["bert-tiny", "bert-mini", "bert-small"] = "bert-tiny"
-        """Of both models."""
+        """Backbone of both models."""
         steps: int = Field(2000, ge=1)
-        """Of pretraining, each."""
+        """Pretraining steps of each model."""
         batch: int = Field(32, ge=1)
-        """Sequences a step."""
+        """Sequences per step."""
         lr: float = Field(0.001, gt=0)
-        """Highest learning rate."""
+        """Peak learning rate."""
         right: tuple[Annotated[int, Field(ge=0)], ...] = (0, 1, 2, 4, 8)
-        """Tokens to the right of the gap that are told."""
+        """Numbers of visible tokens to the right of the gap."""
         gaps: int = Field(1000, ge=2)
-        """Held-out texts to guess in, at most."""
+        """Maximum number of held-out texts to evaluate."""
         sentences: tuple[str, ...] = ()
-        """With a gap, written ___, and the same words before it."""
+        """Sentences with one gap, written ___; all start with the same words before the gap."""
 
         @field_validator("data")
         @classmethod

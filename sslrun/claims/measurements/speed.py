@@ -64,13 +64,13 @@ class Speed(Measurement):
 
     class Options(Options):
         lengths: tuple[Annotated[int, Field(ge=2)], ...] = (32, 128, 512)
-        """Tokens of a sequence."""
+        """Sequence lengths, in tokens."""
         tokens: int = Field(4096, ge=2)
-        """Tokens of a batch."""
+        """Tokens per batch."""
         width: int = Field(256, ge=64, multiple_of=64)
-        """Of the Transformer and of each direction of the LSTM."""
+        """Width of the Transformer and of each direction of the LSTM."""
         rounds: int = Field(3, ge=1)
-        """Times that each is timed."""
+        """Number of timed rounds; the fastest one counts."""
 
     options: Options
 
