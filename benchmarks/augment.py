@@ -22,9 +22,13 @@ except ImportError:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--blur", type=float, default=0.0, help="chance of blur; CIFAR-10's policy has none")
+    parser.add_argument(
+        "--blur", type=float, default=0.0, help="chance of blur; CIFAR-10's policy has none"
+    )
     given = parser.parse_args()
     torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(0)

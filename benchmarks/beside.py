@@ -1,6 +1,7 @@
 """sslrun beside transformers' Trainer: blocks of steps of both alternate in one process.
 
-Each ratio is of two neighbouring blocks of as many examples, so that a machine whose speed drifts drifts for both.
+Each ratio is of two neighbouring blocks of as many examples, so that a machine whose speed drifts
+drifts for both.
 """
 
 from __future__ import annotations
@@ -62,13 +63,17 @@ class Alternate(TrainerCallback):
             next(self.ours)
         after = self.now()
         if state.global_step > self.steps:
-            self.seconds.append(((between - self.began) / self.steps, (after - between) / self.steps))
+            self.seconds.append(
+                ((between - self.began) / self.steps, (after - between) / self.steps)
+            )
         control.should_training_stop = len(self.seconds) == self.blocks
         self.began = self.now()
 
 
 def arguments(about: str | None, model: str, batch: int, steps: int) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=about, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", default=model)
     parser.add_argument("--batch", type=int, default=batch)
     parser.add_argument("--steps", type=int, default=steps, help="steps a block")
@@ -116,7 +121,9 @@ def compare(
             trainer = Trainer(model(), settings, collator, rows, callbacks=[alternate])  # type: ignore[arg-type]
             trainer.remove_callback(PrinterCallback)
             trainer.train()
-        theirs, mine = (units_a_step / statistics.median(each) for each in zip(*alternate.seconds, strict=True))
+        theirs, mine = (
+            units_a_step / statistics.median(each) for each in zip(*alternate.seconds, strict=True)
+        )
         ratios = [a / b for a, b in alternate.seconds]
         print(
             f"sslrun {mine:9.0f} {unit}/s, Trainer {'bf16' if bf16 else 'as it is':8} {theirs:9.0f} {unit}/s; "

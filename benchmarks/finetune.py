@@ -3,11 +3,12 @@
 python benchmarks/finetune.py
 python benchmarks/finetune.py --device cuda --model bert-base --batch 32
 
-Both: the same BERT with 30,522 entries and a head for two classes, the same sentences, of lengths like those of SST-2's
-whole sentences (25 tokens on average, 5 to 66), in batches of as many, AdamW, clipping at 1. transformers as in its
-examples: BertForSequenceClassification, DataCollatorWithPadding, which pads a batch to its longest, and Trainer, once in
-Trainer's own precision, float32, and once in bf16, which sslrun takes by itself where the device multiplies in it. A
-block is a whole epoch, in which both see each sentence once.
+Both: the same BERT with 30,522 entries and a head for two classes, the same sentences, of lengths
+like those of SST-2's whole sentences (25 tokens on average, 5 to 66), in batches of as many, AdamW,
+clipping at 1. transformers as in its examples: BertForSequenceClassification,
+DataCollatorWithPadding, which pads a batch to its longest, and Trainer, once in Trainer's own
+precision, float32, and once in bf16, which sslrun takes by itself where the device multiplies in
+it. A block is a whole epoch, in which both see each sentence once.
 """
 
 from __future__ import annotations
@@ -44,7 +45,9 @@ def sentences(count: int) -> tuple[list[list[int]], torch.Tensor]:
 def ours(model: str, examples: Sequences, batch: int, device: str) -> Iterator[None]:
     task = tasks["sentences"](tasks["sentences"].Options(), examples.spec, examples.classes)
     learner = TaskLearner(build_backbone(model, {}, examples.spec), task)
-    schedule = Schedule(steps=FOREVER, batch=batch, lr=LR, weight_decay=DECAY, schedule="linear", clip=1.0)
+    schedule = Schedule(
+        steps=FOREVER, batch=batch, lr=LR, weight_decay=DECAY, schedule="linear", clip=1.0
+    )
     for _ in train(Training(learner, schedule, compute(device)), examples, 0):
         yield
 

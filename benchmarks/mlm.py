@@ -3,10 +3,11 @@
 python benchmarks/mlm.py
 python benchmarks/mlm.py --device cuda --model bert-base --batch 256 --steps 50
 
-Both: the same BERT with 30,522 entries, the same full sequences of 128 tokens in the same batches, AdamW, clipping at 1,
-15 % of the tokens masked anew each time, no next-sentence prediction. transformers as in its examples: BertForMaskedLM,
-DataCollatorForLanguageModeling and Trainer, once in Trainer's own precision, float32, and once in bf16, which sslrun
-takes by itself where the device multiplies in it.
+Both: the same BERT with 30,522 entries, the same full sequences of 128 tokens in the same batches,
+AdamW, clipping at 1, 15 % of the tokens masked anew each time, no next-sentence prediction.
+transformers as in its examples: BertForMaskedLM, DataCollatorForLanguageModeling and Trainer, once
+in Trainer's own precision, float32, and once in bf16, which sslrun takes by itself where the device
+multiplies in it.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ LENGTH, LR = 128, 1e-4
 def ours(model: str, corpus: Documents, batch: int, device: str) -> Iterator[None]:
     cls = pretexts["mlm"]
     pretext = cls(cls.Options(pairs="drop"), build_backbone(model, {}, corpus.spec))
-    schedule = Schedule(steps=FOREVER, batch=batch, lr=LR, weight_decay=DECAY, schedule="linear", clip=1.0)
+    schedule = Schedule(
+        steps=FOREVER, batch=batch, lr=LR, weight_decay=DECAY, schedule="linear", clip=1.0
+    )
     for _ in train(Training(pretext, schedule, compute(device)), pretext.arrange(corpus, 0), 0):
         yield
 
@@ -46,7 +49,10 @@ def main() -> None:
     corpus = Documents(texts.flatten(), ends, torch.arange(len(ends)), spec)
     tokenizer = fast_tokenizer(spec.tokenizer)
     rows = [
-        {"input_ids": [spec.tokenizer.cls, *text, spec.tokenizer.sep], "attention_mask": [1] * LENGTH}
+        {
+            "input_ids": [spec.tokenizer.cls, *text, spec.tokenizer.sep],
+            "attention_mask": [1] * LENGTH,
+        }
         for text in texts.tolist()
     ]
     compare(

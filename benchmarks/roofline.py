@@ -3,9 +3,10 @@
 python benchmarks/roofline.py --device cuda
 python benchmarks/roofline.py --rows resnet18 --batch 64 --steps 2
 
-SimCLR, views and all, as `sslrun pretrain` runs it (compiled, where it compiles a long run), on ResNet-18 with the small
-stem at 32x32, ResNet-50 and ViT-B/16 at 224x224. The matrix rate is that of the best of a few square bf16 products,
-measured before and after each row on the same machine; FLOPs are counted by torch, forward and backward.
+SimCLR, views and all, as `sslrun pretrain` runs it (compiled, where it compiles a long run), on
+ResNet-18 with the small stem at 32x32, ResNet-50 and ViT-B/16 at 224x224. The matrix rate is that
+of the best of a few square bf16 products, measured before and after each row on the same machine;
+FLOPs are counted by torch, forward and backward.
 """
 
 from __future__ import annotations
@@ -69,7 +70,9 @@ def trained(name: str, row: Row, batch: int, steps: int, made: Compute) -> tuple
     """Images a second, and FLOPs an image (both its views)."""
     spec, cls = ImageSpec(row.side), pretexts["simclr"]
     pretext = cls(cls.Options(), build_backbone(name, row.options, spec))
-    training = Training(pretext, Schedule(steps=STEPS, batch=batch, optimizer="adamw", lr=1e-4), made)
+    training = Training(
+        pretext, Schedule(steps=STEPS, batch=batch, optimizer="adamw", lr=1e-4), made
+    )
     images = torch.randint(0, 256, (2 * batch, 3, row.side, row.side), dtype=torch.uint8)
     loop = train(training, made.place(TensorExamples(images, None, (), spec)), 0)
     seconds = []
@@ -83,11 +86,15 @@ def trained(name: str, row: Row, batch: int, steps: int, made: Compute) -> tuple
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))
     parser.add_argument("--batch", type=int, help="default: each row's own")
-    parser.add_argument("--steps", type=int, default=10, help="steps that are timed; their median counts")
+    parser.add_argument(
+        "--steps", type=int, default=10, help="steps that are timed; their median counts"
+    )
     given = parser.parse_args()
     made = compute(given.device)
     print(f"{made}, torch {torch.__version__}")

@@ -2,9 +2,10 @@
 
 python benchmarks/simclr.py [--steps 6] [--batch 256]
 
-All three: ResNet-18 with the small stem, 32x32 images, the same batch and threads, in blocks one after the other, so
-that a machine whose speed drifts drifts for all. lightly as in its CIFAR-10 benchmark: SimCLRTransform on PIL images in
-a DataLoader with two workers, float32, SGD. The bare network: forward and backward of two ready views.
+All three: ResNet-18 with the small stem, 32x32 images, the same batch and threads, in blocks one
+after the other, so that a machine whose speed drifts drifts for all. lightly as in its CIFAR-10
+benchmark: SimCLRTransform on PIL images in a DataLoader with two workers, float32, SGD. The bare
+network: forward and backward of two ready views.
 """
 
 from __future__ import annotations
@@ -41,7 +42,9 @@ def ours(images: torch.Tensor, batch: int, device: str) -> Iterator[None]:
     cls = pretexts["simclr"]
     options = cls.Options(temperature=0.5, augmentation=Augmentation.simclr(0.5, blur=0.0))
     pretext = cls(options, build_backbone("resnet18", {"stem": "small"}, spec))
-    training = Training(pretext, Schedule(epochs=1000, batch=batch, optimizer="sgd", lr=0.06), compute(device))
+    training = Training(
+        pretext, Schedule(epochs=1000, batch=batch, optimizer="sgd", lr=0.06), compute(device)
+    )
     examples = training.compute.place(TensorExamples(images, None, (), spec))
     for _ in train(training, examples, 0):
         yield
@@ -58,9 +61,15 @@ def lightlys(images: torch.Tensor, batch: int, device: str) -> Iterator[None]:
         def __getitem__(self, index: int) -> list[torch.Tensor]:
             return transform(pictures[index])
 
-    loader = torch.utils.data.DataLoader(Views(), batch, shuffle=True, drop_last=True, num_workers=2)
+    loader = torch.utils.data.DataLoader(
+        Views(), batch, shuffle=True, drop_last=True, num_workers=2
+    )
     network = torchvision.models.resnet18()
-    network.conv1, network.maxpool, network.fc = nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.Identity(), nn.Identity()
+    network.conv1, network.maxpool, network.fc = (
+        nn.Conv2d(3, 64, 3, 1, 1, bias=False),
+        nn.Identity(),
+        nn.Identity(),
+    )
     model = nn.Sequential(network, SimCLRProjectionHead(512, 512, 128)).to(device)
     loss, optimizer = NTXentLoss(0.5), torch.optim.SGD(model.parameters(), lr=0.06, momentum=0.9)
     while True:
@@ -86,7 +95,9 @@ def bare(images: torch.Tensor, batch: int, device: str) -> Iterator[None]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--steps", type=int, default=2, help="steps a block")
     parser.add_argument("--blocks", type=int, default=3)
     parser.add_argument("--batch", type=int, default=256)
@@ -108,7 +119,9 @@ def main() -> None:
             if block:  # the first warms up
                 seconds[name].append((time.perf_counter() - began) / given.steps)
     rates = {name: given.batch / statistics.median(each) for name, each in seconds.items()}
-    print(f"{given.device}, {torch.get_num_threads()} threads, torch {torch.__version__}, batch {given.batch}")
+    print(
+        f"{given.device}, {torch.get_num_threads()} threads, torch {torch.__version__}, batch {given.batch}"
+    )
     for name, rate in rates.items():
         print(f"{name:8} {rate:8.1f} images/s")
     print(

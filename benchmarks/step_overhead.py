@@ -31,7 +31,9 @@ class Learner(nn.Module):
         self.backbone = build_backbone("resnet18", {"stem": "small"}, ImageSpec(32))
         self.head = nn.Linear(512, 10)
 
-    def views(self, batch: Batch, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def views(
+        self, batch: Batch, generator: torch.Generator
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         return batch.inputs, batch.labels
 
     def forward(self, views: tuple[torch.Tensor, torch.Tensor]) -> Output:
@@ -42,7 +44,9 @@ class Learner(nn.Module):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--device", default="cpu")
@@ -50,7 +54,9 @@ def main() -> None:
     made = compute(given.device)
     images, labels = torch.rand(given.batch, 3, 32, 32), torch.randint(0, 10, (given.batch,))
     examples = made.place(TensorExamples(images, labels, tuple("0123456789"), ImageSpec(32)))
-    training = Training(Learner(), Schedule(steps=10**6, batch=given.batch, optimizer="sgd", lr=0.01), made)
+    training = Training(
+        Learner(), Schedule(steps=10**6, batch=given.batch, optimizer="sgd", lr=0.01), made
+    )
 
     def bare() -> Iterator[None]:
         learner = made.put(Learner()).train()
@@ -74,7 +80,9 @@ def main() -> None:
                 torch.cuda.synchronize()
             if at >= 5:
                 seconds[name].append(time.perf_counter() - began)
-    ratio = statistics.median(a / b for a, b in zip(seconds["sslrun"], seconds["bare"], strict=True))
+    ratio = statistics.median(
+        a / b for a, b in zip(seconds["sslrun"], seconds["bare"], strict=True)
+    )
     for name, each in seconds.items():
         print(f"{name:7} {1000 * statistics.median(each):8.2f} ms a step of {given.batch}")
     print(f"overhead, median of paired ratios: {100 * (ratio - 1):+.1f} %")

@@ -33,17 +33,23 @@ RecipeFile = Annotated[
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
-        help="Changes to the recipe, such as pretrain.epochs=5.", metavar="[KEY=VALUE]...", show_default=False
+        help="Changes to the recipe, such as pretrain.epochs=5.",
+        metavar="[KEY=VALUE]...",
+        show_default=False,
     ),
 ]
 Device = Annotated[str, typer.Option(help="Device to run on: auto, cpu, cuda, cuda:1 or mps.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of all random numbers.")]
 Runs = Annotated[Path, typer.Option(envvar="SSLRUN_RUNS", help="Folder that runs are kept in.")]
-Fresh = Annotated[bool, typer.Option("--fresh", help="Delete what these runs have already computed, and start again.")]
+Fresh = Annotated[
+    bool,
+    typer.Option("--fresh", help="Delete what these runs have already computed, and start again."),
+]
 Profile = Annotated[
     bool,
     typer.Option(
-        "--profile", help="Write a torch profiler trace of ten training steps to trace.json in the run's folder."
+        "--profile",
+        help="Write a torch profiler trace of ten training steps to trace.json in the run's folder.",
     ),
 ]
 From = Annotated[
@@ -65,7 +71,8 @@ Imports = Annotated[
         show_default=False,
     ),
 ]
-"""Declared by every command that reads recipes; `main` has imported the files before any command is parsed."""
+"""Declared by every command that reads recipes; `main` has imported the files before any command is
+parsed."""
 
 DEBUG = "SSLRUN_DEBUG"
 """Environment variable: 1 prints the traceback of a user's mistake after the line about it."""
@@ -77,7 +84,9 @@ COMMAND_LINE_ERROR: type[Any] = typer.BadParameter.__mro__[2]
 
 @app.callback(invoke_without_command=True)
 def sslrun(
-    version: Annotated[bool, typer.Option("--version", is_eager=True, help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     if version:
         from sslrun import __version__
@@ -117,8 +126,8 @@ def pretrain(
 def add_protocol_commands(app: typer.Typer) -> None:
     """Add a command for every registered protocol that has none yet.
 
-    May be called again after plug-ins were imported. A protocol with the name of another command gets
-    none: it runs from recipes and sweeps.
+    May be called again after plug-ins were imported. A protocol with the name of another command
+    gets none: it runs from recipes and sweeps.
     """
     from sslrun.protocols import protocols
     from sslrun.registry import first_line
@@ -166,7 +175,9 @@ def _add_protocol_command(app: typer.Typer, protocol: str, about: str) -> None:
         for job in jobs:
             job.execute(context)
         if context.profile:
-            context.reporter.say("--profile: nothing was trained in steps, so that there is no trace")
+            context.reporter.say(
+                "--profile: nothing was trained in steps, so that there is no trace"
+            )
         if distributed.is_main():
             _print_table(Table.from_records([RunRecord(job.run.path) for job in jobs], loaded.name))
 
@@ -178,11 +189,16 @@ def _add_protocol_command(app: typer.Typer, protocol: str, about: str) -> None:
 def sweep(
     recipes: Annotated[
         list[Path],
-        typer.Argument(help="Sweeps or recipes: YAML files, or names of those that ship.", metavar="SWEEP..."),
+        typer.Argument(
+            help="Sweeps or recipes: YAML files, or names of those that ship.", metavar="SWEEP..."
+        ),
     ],
     change: Annotated[
         list[str] | None,
-        typer.Option("--set", help="Change every base recipe, such as pretrain.epochs=5; may be given several times."),
+        typer.Option(
+            "--set",
+            help="Change every base recipe, such as pretrain.epochs=5; may be given several times.",
+        ),
     ] = None,
     jobs: Annotated[
         int | None,
@@ -194,7 +210,10 @@ def sweep(
     ] = None,
     slurm: Annotated[
         str | None,
-        typer.Option(help="Submit the workers as a Slurm array with these options of sbatch.", metavar="OPTIONS"),
+        typer.Option(
+            help="Submit the workers as a Slurm array with these options of sbatch.",
+            metavar="OPTIONS",
+        ),
     ] = None,
     device: Device = "auto",
     runs: Runs = Path("runs"),
@@ -215,14 +234,21 @@ def sweep(
             )
     plans = [Plan.of(load_sweep(path, change or ()), runs) for path in recipes]
     jobs = jobs or max(plan.sweep.jobs for plan in plans)
-    again = ["sweep", *map(str, recipes), *_of_worker(runs, device), *(f"--set={each}" for each in change or ())]
+    again = [
+        "sweep",
+        *map(str, recipes),
+        *_of_worker(runs, device),
+        *(f"--set={each}" for each in change or ()),
+    ]
     if slurm is not None:
         if fresh:
             raise UserError(
                 "--fresh does not go with --slurm, whose workers would delete each other's runs; remove the runs yourself"
             )
         planned, reporter = [job for plan in plans for job in plan.jobs], Reporter()
-        report_missing(without_data(planned, reporter), len(planned), reporter)  # no error: a node may have the data
+        report_missing(
+            without_data(planned, reporter), len(planned), reporter
+        )  # no error: a node may have the data
         typer.echo(submit(again, jobs, slurm))
         return
     failures = launch(plans, Context.open(device, runs, fresh), jobs, again)
@@ -241,12 +267,17 @@ def sweep(
 def table(
     targets: Annotated[
         list[Path] | None,
-        typer.Argument(help="Sweeps, or folders of runs; default: all runs in --runs.", metavar="[SWEEP|RUN]..."),
+        typer.Argument(
+            help="Sweeps, or folders of runs; default: all runs in --runs.",
+            metavar="[SWEEP|RUN]...",
+        ),
     ] = None,
     output: Annotated[
         list[Path] | None,
         typer.Option(
-            "--output", "-o", help="Write the table to a .md, .tex, .csv or .json file; may be given several times."
+            "--output",
+            "-o",
+            help="Write the table to a .md, .tex, .csv or .json file; may be given several times.",
         ),
     ] = None,
     against: Annotated[
@@ -255,7 +286,9 @@ def table(
             help="Print this published table beside it, or a group of them (vit, lpft, ...); see `sslrun show table`."
         ),
     ] = None,
-    compute: Annotated[bool, typer.Option("--compute", help="Add what each row cost: FLOPs and hours.")] = False,
+    compute: Annotated[
+        bool, typer.Option("--compute", help="Add what each row cost: FLOPs and hours.")
+    ] = False,
     distortion: Annotated[
         bool,
         typer.Option(
@@ -297,18 +330,29 @@ def table(
 def claims(
     names: Annotated[
         list[str] | None,
-        typer.Argument(help="Names or files of claims; default: all.", metavar="[NAME]...", show_default=False),
+        typer.Argument(
+            help="Names or files of claims; default: all.", metavar="[NAME]...", show_default=False
+        ),
     ] = None,
     budget: Annotated[
-        float, typer.Option(help="Minutes that each claim may take; its largest variant that fits is run.", min=0)
+        float,
+        typer.Option(
+            help="Minutes that each claim may take; its largest variant that fits is run.", min=0
+        ),
     ] = 15.0,
     output: Annotated[
         list[Path] | None,
-        typer.Option("--output", "-o", help="Write the verdicts to a .md or .json file; may be given several times."),
+        typer.Option(
+            "--output",
+            "-o",
+            help="Write the verdicts to a .md or .json file; may be given several times.",
+        ),
     ] = None,
     jobs: Annotated[
         int | None,
-        typer.Option(min=1, help="Number of worker processes that share the runs; default: the sweeps' own."),
+        typer.Option(
+            min=1, help="Number of worker processes that share the runs; default: the sweeps' own."
+        ),
     ] = None,
     device: Device = "auto",
     runs: Runs = Path("runs"),
@@ -316,7 +360,8 @@ def claims(
     recipes: Annotated[
         Path | None,
         typer.Option(
-            help="Folder of the claims; default: ./recipes/claims, or else those that ship.", show_default=False
+            help="Folder of the claims; default: ./recipes/claims, or else those that ship.",
+            show_default=False,
         ),
     ] = None,
     listed: Annotated[
@@ -345,12 +390,21 @@ def claims(
     trials = [Trial.within(budget, cuda, each, runs) for each in found]
     plans = [each.plan for each in trials if each.plan is not None]
     jobs = jobs or max((plan.sweep.jobs for plan in plans if isinstance(plan, Plan)), default=1)
-    again = ["claims", *(names or ()), f"--budget={budget}", f"--recipes={recipes}", *_of_worker(runs, device)]
+    again = [
+        "claims",
+        *(names or ()),
+        f"--budget={budget}",
+        f"--recipes={recipes}",
+        *_of_worker(runs, device),
+    ]
     failures = launch(plans, context, jobs, again)
     outcomes = [each.outcome() for each in trials]
     for path in output or []:
         write(outcomes, path, made_by(trials, ["sslrun", *sys.argv[1:]]))
-    _print_json_or([each.as_dict() for each in outcomes] if as_json else None, render(outcomes, tables=bool(names)))
+    _print_json_or(
+        [each.as_dict() for each in outcomes] if as_json else None,
+        render(outcomes, tables=bool(names)),
+    )
     if failures:
         raise UserError(describe_failures(failures, plans))
 
@@ -360,7 +414,9 @@ def init(
     name: Annotated[
         str, typer.Argument(help="Name of the recipe: NAME.yaml is written.", metavar="[NAME]")
     ] = "my-experiment",
-    text: Annotated[bool, typer.Option("--text", help="Write a recipe for text in place of images.")] = False,
+    text: Annotated[
+        bool, typer.Option("--text", help="Write a recipe for text in place of images.")
+    ] = False,
     source: Annotated[
         Path | None,
         typer.Option(
@@ -376,8 +432,12 @@ def init(
 
     path = write_starter(name, text, source)
     typer.echo(f"{path}: written. Read it, then:")
-    typer.echo(f"  {shlex.join(['sslrun', 'check', str(path)])}    # no training: what it will cost")
-    typer.echo(f"  {shlex.join(['sslrun', 'sweep', str(path)])}    # pretrain, evaluate, and print the table")
+    typer.echo(
+        f"  {shlex.join(['sslrun', 'check', str(path)])}    # no training: what it will cost"
+    )
+    typer.echo(
+        f"  {shlex.join(['sslrun', 'sweep', str(path)])}    # pretrain, evaluate, and print the table"
+    )
 
 
 @app.command()
@@ -394,9 +454,14 @@ def recipes(as_json: AsJson = False) -> None:
 @app.command()
 def export(
     source: Annotated[
-        Path, typer.Argument(help="A run's folder, or its .safetensors file.", metavar="RUN", show_default=False)
+        Path,
+        typer.Argument(
+            help="A run's folder, or its .safetensors file.", metavar="RUN", show_default=False
+        ),
     ],
-    folder: Annotated[Path, typer.Argument(help="Folder to write to.", metavar="FOLDER", show_default=False)],
+    folder: Annotated[
+        Path, typer.Argument(help="Folder to write to.", metavar="FOLDER", show_default=False)
+    ],
 ) -> None:
     """Write the weights and tokenizer of a bert or gpt backbone as a folder that transformers can load."""
     from sslrun.stages.export import export
@@ -415,7 +480,8 @@ def show(
         ),
     ] = None,
     name: Annotated[
-        str | None, typer.Argument(help="The name of one of them.", metavar="[NAME]", show_default=False)
+        str | None,
+        typer.Argument(help="The name of one of them.", metavar="[NAME]", show_default=False),
     ] = None,
     imports: Imports = None,
     as_json: AsJson = False,
@@ -465,7 +531,11 @@ def _sweep_or_folder(target: Path) -> Path:
     """A target of `table`: a path that is there, or else the shipped sweep of that name."""
     from sslrun.recipe import shipped
 
-    return shipped.find(target) if target.name in {name.rpartition("/")[2] for name in shipped.names()} else target
+    return (
+        shipped.find(target)
+        if target.name in {name.rpartition("/")[2] for name in shipped.names()}
+        else target
+    )
 
 
 def _of_worker(runs: Path, device: str) -> list[str]:
@@ -522,7 +592,10 @@ def _run() -> Any:
     from sslrun import plugins
 
     _load_plugins(sys.argv[1:])
-    light = set(sys.argv[1:2]) & {*_command_names(app), "--version"}  # these need no second to import torch
+    light = set(sys.argv[1:2]) & {
+        *_command_names(app),
+        "--version",
+    }  # these need no second to import torch
     if plugins.loaded_files() or not light:
         add_protocol_commands(app)
     return app(prog_name="sslrun", standalone_mode=False)

@@ -28,7 +28,9 @@ def setup(device: torch.device) -> None:
     """Join torchrun's process group; do nothing without torchrun."""
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
         if device.index is not None and device.type == "cuda":
-            torch.cuda.set_device(device)  # where a barrier waits: else all processes take the first one
+            torch.cuda.set_device(
+                device
+            )  # where a barrier waits: else all processes take the first one
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
 
 
@@ -41,8 +43,9 @@ def wait() -> None:
 def gather(tensor: Tensor) -> Tensor:
     """The tensors (B, ...) of all ranks as one (world * B, ...), rank by rank, through which gradients flow back.
 
-    A rank's tensor gets the sum of the gradients of all ranks' losses. Data-parallel training then averages parameters'
-    gradients over ranks: if each rank's loss is its share's mean, that is the gradient of the mean over all.
+    A rank's tensor gets the sum of the gradients of all ranks' losses. Data-parallel training then
+    averages parameters' gradients over ranks: if each rank's loss is its share's mean, that is the
+    gradient of the mean over all.
     """
     return _Gather.apply(tensor) if world_size() > 1 else tensor
 

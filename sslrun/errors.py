@@ -11,4 +11,6 @@ class UserError(Exception):
 
 def disk_is_full(error: Exception) -> bool:
     """Whether an error reports a full disk; safetensors, tokenizers and torch have error classes of their own."""
-    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
+    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(
+        error
+    )

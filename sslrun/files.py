@@ -13,8 +13,9 @@ from pathlib import Path
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path that atomically replaces `path` on success.
 
-    The new file is on the disk before it takes the place of the old one. It gets the mode of any new file: safetensors
-    writes files that only their owner can read, and others in a lab should read them too.
+    The new file is on the disk before it takes the place of the old one. It gets the mode of any
+    new file: safetensors writes files that only their owner can read, and others in a lab should
+    read them too.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:

@@ -29,7 +29,9 @@ def _answers(url: str) -> bool:
 
     def ask() -> None:
         try:
-            urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=PATIENCE).close()
+            urllib.request.urlopen(
+                urllib.request.Request(url, method="HEAD"), timeout=PATIENCE
+            ).close()
         except urllib.error.HTTPError:
             pass  # an answer all the same
         except (OSError, ValueError):

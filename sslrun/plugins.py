@@ -1,7 +1,7 @@
 """Plug-ins: components of a user's own, in a Python file (`--import`) or in an installed package (an entry point).
 
-Importing a plug-in runs its `register` decorators, which is all that makes its components known. Only the command
-line and the environment name files to import; a recipe never does.
+Importing a plug-in runs its `register` decorators, which is all that makes its components known.
+Only the command line and the environment name files to import; a recipe never does.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from sslrun.errors import UserError
 VARIABLE = "SSLRUN_IMPORT"
 """Environment variable that names files to import, separated as in PATH."""
 GROUP = "sslrun.plugins"
-"""Entry points of this group are imported: a package's `[project.entry-points."sslrun.plugins"]`."""
+"""Entry points of this group are imported: a package's
+`[project.entry-points."sslrun.plugins"]`."""
 
 _modules: dict[Path, str] = {}
 """The module that each imported file became."""
@@ -76,7 +77,9 @@ def _import_file(path: Path, resolved: Path) -> str:
     if not resolved.is_file():
         raise UserError(f"{path}: no such file; --import and {VARIABLE} name Python files")
     if resolved.suffix != ".py":
-        raise UserError(f"{path}: is not a Python file (.py); --import and {VARIABLE} name Python files")
+        raise UserError(
+            f"{path}: is not a Python file (.py); --import and {VARIABLE} name Python files"
+        )
     name = f"sslrun_plugin_{resolved.stem}_{sha256(str(resolved).encode()).hexdigest()[:8]}"
     spec = importlib.util.spec_from_file_location(name, resolved)
     assert spec is not None
@@ -88,7 +91,9 @@ def _import_file(path: Path, resolved: Path) -> str:
     except (Exception, SystemExit) as error:
         del sys.modules[name]
         line = _line_in(resolved, error)
-        raise UserError(f"{path}{f':{line}' if line else ''}: cannot be imported: {_describe(error)}") from error
+        raise UserError(
+            f"{path}{f':{line}' if line else ''}: cannot be imported: {_describe(error)}"
+        ) from error
     return name
 
 

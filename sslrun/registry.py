@@ -18,7 +18,9 @@ T = TypeVar("T")
 class Options(BaseModel):
     """Settings that a recipe may give: typed, with defaults, frozen, and closed to keys that nothing reads."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
     def choices(self) -> list[str]:
         """Describe what these settings choose where the paper is silent: printed under the tables of sweeps."""
@@ -27,8 +29,9 @@ class Options(BaseModel):
     def non_defaults(self, exclude: set[str] | None = None) -> dict[str, Any]:
         """The settings that differ from their defaults, as JSON values: what a run's hash is made from.
 
-        So a new setting with a default renames no run. Nested settings are compared with the defaults of their
-        own class, unless they equal the default of the field that holds them: then they are left out whole.
+        So a new setting with a default renames no run. Nested settings are compared with the
+        defaults of their own class, unless they equal the default of the field that holds them:
+        then they are left out whole.
         """
         return self.model_dump(mode="json", exclude_defaults=True, exclude=exclude)
 
@@ -55,8 +58,8 @@ def did_you_mean(name: str, known: list[str]) -> str:
 class Registry(Generic[T]):
     """The components of one kind by name.
 
-    Every component is a class with `Options` (its settings), `name` (set here), and `version`, which is
-    raised when the same options come to mean another result.
+    Every component is a class with `Options` (its settings), `name` (set here), and `version`,
+    which is raised when the same options come to mean another result.
     """
 
     kinds: ClassVar[dict[str, Registry[Any]]] = {}
@@ -78,7 +81,9 @@ class Registry(Generic[T]):
         def decorate(cls: type[T]) -> type[T]:
             if name in self._classes:
                 taken = self._classes[name].__module__
-                raise ValueError(f"the {self.kind} '{name}' is defined already, in {taken}; choose another name")
+                raise ValueError(
+                    f"the {self.kind} '{name}' is defined already, in {taken}; choose another name"
+                )
             component = cls
             if cls in self._classes.values():
                 body = {"__doc__": cls.__doc__, "__module__": cls.__module__}

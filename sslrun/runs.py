@@ -43,7 +43,8 @@ LARGE = 2**30
 def contents(path: Path) -> str | None:
     """Hash the content of a file or of all files in a folder; None if there is nothing at `path`.
 
-    For folders of `LARGE` bytes or more only names and sizes are hashed, to take seconds instead of hours.
+    For folders of `LARGE` bytes or more only names and sizes are hashed, to take seconds instead of
+    hours.
     """
     path = path.expanduser()
     files = [path] if path.is_file() else sorted(each for each in path.rglob("*") if each.is_file())
@@ -62,8 +63,9 @@ def contents(path: Path) -> str | None:
 def component_identity(component: type[Any]) -> dict[str, Any]:
     """What a component's class adds to a run's hash: its version if that was raised, and a plug-in's source.
 
-    Components of this package are distinguished by their version; those of a user's own file or package
-    by the content of the file that defines them, so that an edited plug-in never reads an old result.
+    Components of this package are distinguished by their version; those of a user's own file or
+    package by the content of the file that defines them, so that an edited plug-in never reads an
+    old result.
     """
     found: dict[str, Any] = {}
     if (raised := getattr(component, "version", 1)) != 1:
@@ -83,7 +85,9 @@ def report_disk_full(path: Path) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, UserError) or not disk_is_full(error):
             raise
-        raise UserError(f"{path}: the disk is full; free some room and give the same command again") from None
+        raise UserError(
+            f"{path}: the disk is full; free some room and give the same command again"
+        ) from None
 
 
 UNWRITABLE = (
@@ -95,7 +99,9 @@ UNWRITABLE = (
 
 def check_root(root: Path) -> None:
     """Raise UserError if no folder of runs can be at `root`; nothing is created yet."""
-    nearest = next(place for place in (root.absolute(), *root.absolute().parents) if os.path.lexists(place))
+    nearest = next(
+        place for place in (root.absolute(), *root.absolute().parents) if os.path.lexists(place)
+    )
     if not nearest.is_dir():
         raise UserError(f"--runs {root}: {nearest} is not a folder; name another place")
     needed = os.R_OK | os.X_OK if nearest == root.absolute() else os.W_OK | os.X_OK
@@ -181,8 +187,14 @@ class Run:
     def start(self, recipe: Mapping[str, Any], environment: Mapping[str, Any]) -> None:
         """Write the recipe, the identity and the environment. A run that was begun before keeps its logs and checkpoints."""
         (self.path / FAILURE).unlink(missing_ok=True)
-        write_atomically(self.path / "recipe.yaml", yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True))
-        write_atomically(self.path / "identity.json", json.dumps({"stage": self.stage, **self.identity}, indent=2))
+        write_atomically(
+            self.path / "recipe.yaml",
+            yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True),
+        )
+        write_atomically(
+            self.path / "identity.json",
+            json.dumps({"stage": self.stage, **self.identity}, indent=2),
+        )
         write_atomically(self.path / "environment.json", json.dumps(environment, indent=2))
 
     def fail(self, reason: str) -> None:
@@ -205,7 +217,10 @@ class Run:
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Append one line to metrics.jsonl."""
-        with report_unwritable(self.path), open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
+        with (
+            report_unwritable(self.path),
+            open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file,
+        ):
             file.write(json.dumps(record) + "\n")
 
     def forget_after(self, step: int) -> None:
@@ -236,7 +251,9 @@ def read_result(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise UserError(f"{path}: not a finished run") from None
     except ValueError:
-        raise UserError(f"{path}/result.json: not valid JSON; remove it and run the stage again") from None
+        raise UserError(
+            f"{path}/result.json: not valid JSON; remove it and run the stage again"
+        ) from None
 
 
 def environment(device: str, devices: int = 1) -> dict[str, Any]:

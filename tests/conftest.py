@@ -39,7 +39,8 @@ SLOW = {
     "test_every_number_of_a_table_is_shown", "[random-forest]", "test_every_published_table_stands_beside",
     "test_images_from_one_a_class_on", "test_motion_in_a_larger_image",
 }  # fmt: skip
-"""Parts of the names of tests that take more than a second of one core: `make fast` leaves them out.
+"""Parts of the names of tests that take more than a second of one core: `make fast` leaves them
+out.
 
 `pytest --durations=40` says which belong here.
 """
@@ -61,8 +62,8 @@ class Completed(NamedTuple):
 def run_command(tmp_path_factory):
     """Run `sslrun ARGUMENTS` in a process of its own: `run_command(arguments, folder, environment)`.
 
-    On Linux the processes are forked from one that has imported torch already (tests/forks.py): importing it takes
-    longer than most commands. Elsewhere each is a new process.
+    On Linux the processes are forked from one that has imported torch already (tests/forks.py):
+    importing it takes longer than most commands. Elsewhere each is a new process.
     """
     if sys.platform != "linux":
 
@@ -84,7 +85,13 @@ def run_command(tmp_path_factory):
     def fork(arguments, cwd, env):
         number = next(numbers)
         stdout, stderr = (streams / f"{number}.{name}" for name in ("out", "err"))
-        request = {"arguments": arguments, "cwd": str(cwd), "env": env, "stdout": str(stdout), "stderr": str(stderr)}
+        request = {
+            "arguments": arguments,
+            "cwd": str(cwd),
+            "env": env,
+            "stdout": str(stdout),
+            "stderr": str(stderr),
+        }
         server.stdin.write(json.dumps(request) + "\n")
         server.stdin.flush()
         code = int(server.stdout.readline())

@@ -1,7 +1,7 @@
 """Run sslrun's command line in forked processes: each is a process of its own, without importing torch again.
 
-Started by the fixture `sslrun` of conftest.py. Reads one request a line on standard input, as JSON, and answers each
-with the exit code of its process.
+Started by the fixture `sslrun` of conftest.py. Reads one request a line on standard input, as JSON,
+and answers each with the exit code of its process.
 """
 
 import importlib
@@ -9,7 +9,13 @@ import json
 import os
 import sys
 
-MODULES = ("sslrun.cli", "sslrun.backbones", "sslrun.pretexts", "sslrun.stages.sweep", "sslrun.stages.evaluate")
+MODULES = (
+    "sslrun.cli",
+    "sslrun.backbones",
+    "sslrun.pretexts",
+    "sslrun.stages.sweep",
+    "sslrun.stages.evaluate",
+)
 """Imported once, before the first fork."""
 
 

@@ -37,7 +37,17 @@ def checked(monkeypatch):
 def test_tables_are_not_broken_on_a_pipe(checked, monkeypatch, capsys):
     assert called(monkeypatch, "check", QUICKSTART) == 0
     head, *rows = capsys.readouterr().out.splitlines()
-    assert head.split() == ["recipe", "backbone", "parameters", "pretext", "steps", "FLOPs", "memory", "time", "cells"]
+    assert head.split() == [
+        "recipe",
+        "backbone",
+        "parameters",
+        "pretext",
+        "steps",
+        "FLOPs",
+        "memory",
+        "time",
+        "cells",
+    ]
     assert "ResNet · no pretraining" in "\n".join(rows)
     assert len(rows) == 7  # 5 of the recipe, an empty line, and what the numbers are
     assert "\x1b" not in head
@@ -59,7 +69,10 @@ def test_tables_fit_a_terminal(checked, monkeypatch, capsys):
         (["pretrian"], "No such command 'pretrian'"),
         (["pretrain", "a.yaml", "--devise", "cpu"], "--device"),
         (["sweep", "a.yaml", "--jobs", "0"], "--jobs"),
-        (["sweep", "a.yaml", "data={name: x}"], "a change to the recipes of a sweep is written --set 'data={name: x}'"),
+        (
+            ["sweep", "a.yaml", "data={name: x}"],
+            "a change to the recipes of a sweep is written --set 'data={name: x}'",
+        ),
     ],
 )
 def test_a_mistyped_command_is_told_without_a_traceback(arguments, words, monkeypatch, capsys):

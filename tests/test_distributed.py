@@ -73,9 +73,13 @@ class Linear(Learner):
 def trained(wrapped=None):
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (64, 3, 4, 4), dtype=torch.uint8, generator=generator)
-    examples = TensorExamples(images, torch.randint(0, 4, (64,), generator=generator), tuple("abcd"), ImageSpec(4))
+    examples = TensorExamples(
+        images, torch.randint(0, 4, (64,), generator=generator), tuple("abcd"), ImageSpec(4)
+    )
     training = loop.Training(
-        Linear(), loop.Schedule(steps=3, batch=32, accumulate=4, lr=0.1, precision="fp32"), compute("cpu")
+        Linear(),
+        loop.Schedule(steps=3, batch=32, accumulate=4, lr=0.1, precision="fp32"),
+        compute("cpu"),
     )
     counts = []
     for _ in loop.train(training, examples, seed=0):

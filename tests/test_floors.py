@@ -1,6 +1,7 @@
 """The floors of the house: a file imports only from floors below its own, and from its own room.
 
-The order is that of docs/design.md. To allow another import, move the code to the floor where it belongs.
+The order is that of docs/design.md. To allow another import, move the code to the floor where it
+belongs.
 """
 
 from __future__ import annotations
@@ -13,7 +14,18 @@ import sslrun
 
 PACKAGE = Path(sslrun.__file__).parent
 FLOORS = [
-    {"registry", "runs", "files", "errors", "hub", "distributed", "seeds", "metric", "plugins", "__init__"},
+    {
+        "registry",
+        "runs",
+        "files",
+        "errors",
+        "hub",
+        "distributed",
+        "seeds",
+        "metric",
+        "plugins",
+        "__init__",
+    },
     {"data"},
     {"training", "backbones"},
     {"pretexts", "tasks"},
@@ -38,7 +50,11 @@ def imports(tree: ast.AST, module: str, is_package: bool) -> Iterator[tuple[int,
     """(line, dotted name) of everything of sslrun that a file imports, wherever in it the import stands."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            yield from ((node.lineno, name.name) for name in node.names if name.name.split(".")[0] == "sslrun")
+            yield from (
+                (node.lineno, name.name)
+                for name in node.names
+                if name.name.split(".")[0] == "sslrun"
+            )
         elif isinstance(node, ast.ImportFrom):
             source = node.module or ""
             if node.level:
@@ -57,8 +73,12 @@ def violations(root: Path) -> list[str]:
         parts = path.relative_to(root).with_suffix("").parts
         module = ".".join(["sslrun", *parts]).removesuffix(".__init__")
         room = parts[0]
-        for line, target in imports(ast.parse(path.read_text()), module, path.name == "__init__.py"):
-            other = room_of(target) if room_of(target) in FLOOR else "__init__"  # a name of the package itself
+        for line, target in imports(
+            ast.parse(path.read_text()), module, path.name == "__init__.py"
+        ):
+            other = (
+                room_of(target) if room_of(target) in FLOOR else "__init__"
+            )  # a name of the package itself
             up = FLOOR[other] > FLOOR[room]
             beside = FLOOR[other] == FLOOR[room] > 0 and other != room
             if up or beside:
@@ -69,7 +89,11 @@ def violations(root: Path) -> list[str]:
 
 
 def test_every_room_is_on_a_floor():
-    rooms = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+    rooms = {
+        path.stem
+        for path in PACKAGE.iterdir()
+        if path.suffix == ".py" or (path / "__init__.py").exists()
+    }
     assert rooms == set(FLOOR)
 
 
@@ -83,7 +107,9 @@ def test_a_violation_names_both_files(tmp_path):
         "def f():\n    from sslrun.backbones.vit import ViT\n    from sslrun import errors\n"
     )
     (tmp_path / "tasks").mkdir()
-    (tmp_path / "tasks" / "bad.py").write_text("from ..pretexts import base\nfrom sslrun.tasks import text\n")
+    (tmp_path / "tasks" / "bad.py").write_text(
+        "from ..pretexts import base\nfrom sslrun.tasks import text\n"
+    )
     assert violations(tmp_path) == [
         "data/bad.py:2 imports sslrun.backbones.vit, which is above it",
         "tasks/bad.py:1 imports sslrun.pretexts, which is beside it",

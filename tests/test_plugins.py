@@ -94,7 +94,10 @@ def test_a_pretext_task_in_a_file_of_ones_own(folder):
     unknown = sslrun("pretrain", "tiny.yaml", cwd=folder, code=2).stderr
     assert "tiny.yaml:3" in unknown  # a recipe alone imports nothing
     assert "no such pretext: 'brightness'" in unknown
-    path = Path(folder / sslrun("pretrain", "tiny.yaml", "--import", "my_pretext.py", cwd=folder).stdout.strip())
+    path = Path(
+        folder
+        / sslrun("pretrain", "tiny.yaml", "--import", "my_pretext.py", cwd=folder).stdout.strip()
+    )
     identity = json.loads((path / "identity.json").read_text())
     assert set(identity["pretext"]) == {"name", "component.source"}
 
@@ -102,7 +105,9 @@ def test_a_pretext_task_in_a_file_of_ones_own(folder):
 @pytest.mark.parametrize("command", [["sweep", "tiny.yaml"], ["claims", "frozen"]])
 def test_workers_import_it_too(command, folder, run_here, monkeypatch):
     given = []
-    monkeypatch.setattr("sslrun.stages.sweep.launch", lambda plans, context, jobs, again: given.extend(again) or [])
+    monkeypatch.setattr(
+        "sslrun.stages.sweep.launch", lambda plans, context, jobs, again: given.extend(again) or []
+    )
     (folder / "mine.py").write_text("loaded = True\n")
     (folder / "tiny.yaml").write_text(RECIPE.replace("brightness", "rotation"))
     recipes = Path(cli.__file__).parents[1] / "recipes" / "claims"
@@ -116,7 +121,10 @@ def test_a_command_that_is_suggested_imports_it_too(folder, run_here, capsys):
     (folder / "mine.py").write_text("loaded = True\n")
     (folder / "tiny.yaml").write_text(RECIPE.replace("brightness", "rotation"))
     assert run_here("knn", "tiny.yaml", "--import", "mine.py") == 2
-    assert f"run `sslrun pretrain tiny.yaml --import={folder}/mine.py` first" in capsys.readouterr().err
+    assert (
+        f"run `sslrun pretrain tiny.yaml --import={folder}/mine.py` first"
+        in capsys.readouterr().err
+    )
 
 
 @pytest.fixture
@@ -155,7 +163,8 @@ def test_a_plug_in_that_cannot_be_imported_is_named_with_its_line(imported, text
 
 def test_files_that_are_no_plug_ins(imported, tmp_path):
     assert (
-        imported("", "mine.txt") == "mine.txt: is not a Python file (.py); --import and SSLRUN_IMPORT name Python files"
+        imported("", "mine.txt")
+        == "mine.txt: is not a Python file (.py); --import and SSLRUN_IMPORT name Python files"
     )
     with pytest.raises(UserError, match=r"none\.py: no such file"):
         plugins.load_files([tmp_path / "none.py"])
@@ -175,7 +184,16 @@ def test_a_file_is_imported_once_and_two_of_one_name_are_two_modules(tmp_path, m
 
 def test_what_a_command_line_and_the_environment_name(monkeypatch):
     monkeypatch.setenv("SSLRUN_IMPORT", "a.py:b.py")
-    arguments = ["pretrain", "x.yaml", "--import", "c.py", "--import=d.py", "--", "--import", "e.py"]
+    arguments = [
+        "pretrain",
+        "x.yaml",
+        "--import",
+        "c.py",
+        "--import=d.py",
+        "--",
+        "--import",
+        "e.py",
+    ]
     assert plugins.requested(arguments) == ["a.py", "b.py", "c.py", "d.py"]
     monkeypatch.delenv("SSLRUN_IMPORT")
     assert plugins.requested(["pretrain", "x.yaml", "--import"]) == []
@@ -190,7 +208,9 @@ def test_a_package_brings_plug_ins_by_its_entry_points(tmp_path, monkeypatch):
     plugins.load_entry_points()
     assert sys.modules["brings_plugins"].loaded
     points.append(EntryPoint("bad", "brings_mistakes", plugins.GROUP))
-    with pytest.raises(UserError, match=r"plug-in 'bad' \(brings_mistakes\): ZeroDivisionError: division by zero"):
+    with pytest.raises(
+        UserError, match=r"plug-in 'bad' \(brings_mistakes\): ZeroDivisionError: division by zero"
+    ):
         plugins.load_entry_points()
 
 
@@ -206,4 +226,6 @@ def test_the_traceback_is_printed_when_it_is_asked_for(folder, run_here, capsys,
     assert "Traceback (most recent call last)" in long
     assert "return 1 / 0" in long
     assert run_here("check", "none.yaml") == 2
-    assert "FileNotFoundError" in capsys.readouterr().err  # although the mistake is raised from None
+    assert (
+        "FileNotFoundError" in capsys.readouterr().err
+    )  # although the mistake is raised from None

@@ -108,7 +108,9 @@ def test_a_result_that_is_none(run):
 def test_a_place_where_no_runs_can_be_is_one_line(tmp_path, run, monkeypatch):
     (tmp_path / "file").write_text("")
     for place in ("file", "file/runs/deeper"):
-        with pytest.raises(UserError, match=rf"--runs {tmp_path / place}: {tmp_path / 'file'} is not a folder"):
+        with pytest.raises(
+            UserError, match=rf"--runs {tmp_path / place}: {tmp_path / 'file'} is not a folder"
+        ):
             runs.check_root(tmp_path / place)
     runs.check_root(tmp_path / "new" / "runs")
     runs.check_root(tmp_path)
@@ -117,7 +119,9 @@ def test_a_place_where_no_runs_can_be_is_one_line(tmp_path, run, monkeypatch):
     with pytest.raises(UserError, match="can't be written"), run.claimed():
         pass
     monkeypatch.setattr(runs.os, "access", lambda *_: False)
-    with pytest.raises(UserError, match=f"no permission to write to {tmp_path}; name another place"):
+    with pytest.raises(
+        UserError, match=f"no permission to write to {tmp_path}; name another place"
+    ):
         runs.check_root(tmp_path / "new")
     with pytest.raises(UserError, match="no permission to read"):
         runs.check_root(tmp_path)
@@ -127,7 +131,9 @@ def test_a_place_where_no_runs_can_be_is_one_line(tmp_path, run, monkeypatch):
 def test_a_command_says_so_before_anything_is_computed(command, tmp_path, monkeypatch, capsys):
     (tmp_path / "file").write_text("")
     recipe = Path(__file__).parents[1] / "recipes/image/rotation-cifar10.yaml"
-    monkeypatch.setattr(sys, "argv", ["sslrun", *command, str(recipe), "--runs", str(tmp_path / "file" / "runs")])
+    monkeypatch.setattr(
+        sys, "argv", ["sslrun", *command, str(recipe), "--runs", str(tmp_path / "file" / "runs")]
+    )
     with pytest.raises(SystemExit) as exit:
         cli.main()
     assert exit.value.code == 2

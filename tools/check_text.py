@@ -15,7 +15,11 @@ def mistakes(path: Path) -> list[str]:
     """What is wrong with a file, as file:line: message."""
     text = path.read_text(encoding="utf-8")
     lines = text.splitlines()
-    found = [f"{path}:{number}: spaces at the end" for number, line in enumerate(lines, 1) if line != line.rstrip()]
+    found = [
+        f"{path}:{number}: spaces at the end"
+        for number, line in enumerate(lines, 1)
+        if line != line.rstrip()
+    ]
     if text and (not text.endswith("\n") or text.endswith("\n\n")):
         found.append(f"{path}:{len(lines)}: should end with one newline")
     if path.suffix in (".yaml", ".yml", ".cff"):

@@ -31,7 +31,9 @@ SIGNS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
 def text(words: str) -> str:
     """Escape what Markdown would read as markup, outside of `code`."""
     parts = re.split(r"(`[^`]*`)", words)
-    return "".join(part if part.startswith("`") else re.sub(r"([<*_|\[\]\\])", r"\\\1", part) for part in parts)
+    return "".join(
+        part if part.startswith("`") else re.sub(r"([<*_|\[\]\\])", r"\\\1", part) for part in parts
+    )
 
 
 def docstring(thing: Any) -> str:
@@ -42,16 +44,24 @@ def docstring(thing: Any) -> str:
 def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     """A pipe table. Cells are Markdown already."""
     lines = [list(header), ["---"] * len(list(header)), *map(list, rows)]
-    return "\n".join("| " + " | ".join(" ".join(cell.split()) for cell in line) + " |" for line in lines)
+    return "\n".join(
+        "| " + " | ".join(" ".join(cell.split()) for cell in line) + " |" for line in lines
+    )
 
 
 def options(model: type[BaseModel], leave_out: Iterable[str] = ()) -> str:
     """A table of a model's fields: name, default, and what each means, with its type."""
-    fields = {name: field for name, field in model.model_fields.items() if name not in set(leave_out)}
+    fields = {
+        name: field for name, field in model.model_fields.items() if name not in set(leave_out)
+    }
     if not fields:
         return "No options."
     rows = [
-        (f"`{field.alias or name}`", _default(field), f"{text(_about(model, name, field))} *({_field_type(field)})*")
+        (
+            f"`{field.alias or name}`",
+            _default(field),
+            f"{text(_about(model, name, field))} *({_field_type(field)})*",
+        )
         for name, field in fields.items()
     ]
     return table(("option", "default", "meaning"), rows)
@@ -122,7 +132,9 @@ def _flow(value: Any) -> str:
     """A value as one line of YAML, as a recipe writes it."""
     plain = list(value) if isinstance(value, tuple | frozenset | set) else value
     plain = str(plain) if isinstance(plain, Path) else plain
-    return yaml.safe_dump(plain, default_flow_style=True, width=10_000).removesuffix("...\n").strip()
+    return (
+        yaml.safe_dump(plain, default_flow_style=True, width=10_000).removesuffix("...\n").strip()
+    )
 
 
 def _field_type(field: FieldInfo) -> str:
@@ -164,5 +176,9 @@ def _limited(words: str, metadata: Iterable[Any]) -> str:
     bounds: list[str] = []
     for entry in metadata:
         for item in getattr(entry, "metadata", None) or [entry]:
-            bounds += [f"{sign} {getattr(item, name):g}" for name, sign in SIGNS.items() if hasattr(item, name)]
+            bounds += [
+                f"{sign} {getattr(item, name):g}"
+                for name, sign in SIGNS.items()
+                if hasattr(item, name)
+            ]
     return " ".join((words, " and ".join(bounds).replace("<", "\\<"))).strip()

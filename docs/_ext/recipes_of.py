@@ -19,7 +19,11 @@ def naming(section: str, name: str) -> dict[str, Path]:
     """The recipes whose `section` ("pretext") is `name`; those of one experiment before sweeps."""
     from sslrun.recipe.shipped import names
 
-    found = {recipe: path for recipe, path in names().items() if name in set(_names(_read(path), section))}
+    found = {
+        recipe: path
+        for recipe, path in names().items()
+        if name in set(_names(_read(path), section))
+    }
     return dict(sorted(found.items(), key=lambda item: "rows" in _read(item[1])))
 
 

@@ -128,7 +128,9 @@ def _facts(cls: type[Any]) -> Iterator[str]:
     facts = []
     if inputs := inputs_of(cls):
         facts.append(f"- Inputs: {inputs}")
-    if (gives := getattr(cls, "gives", None)) and hasattr(cls, "reads"):  # a source's are its inputs
+    if (gives := getattr(cls, "gives", None)) and hasattr(
+        cls, "reads"
+    ):  # a source's are its inputs
         facts.append(f"- Gives the backbone: {gives.kind}")
     if needs := getattr(cls, "needs", ()):
         facts.append(f"- Needs a backbone with: {', '.join(needs)}")
@@ -137,7 +139,9 @@ def _facts(cls: type[Any]) -> Iterator[str]:
     if (version := getattr(cls, "version", 1)) != 1:
         facts.append(f"- Version: {version}")
     if hasattr(cls, "describe") and hasattr(cls, "sketch"):
-        facts += [f"- {name}: {describe.text(str(value))}" for name, value in cls.describe().items()]
+        facts += [
+            f"- {name}: {describe.text(str(value))}" for name, value in cls.describe().items()
+        ]
     if facts:
         yield "\n".join(facts)
 
@@ -185,7 +189,10 @@ def _nested_options(components: dict[str, dict[str, type[Any]]]) -> str:
     _add_nested([*classes, schema.Pretrain, schema.Watch, schema.Weights, Shift], found)
     blocks = []
     for model in sorted(filter(describe.has_fields, found), key=describe.title):
-        blocks += [f"({describe.anchor(model)})=\n### {describe.title(model)}", describe.docstring(model)]
+        blocks += [
+            f"({describe.anchor(model)})=\n### {describe.title(model)}",
+            describe.docstring(model),
+        ]
         blocks.append(describe.options(model))
     return _join(blocks)
 
@@ -218,7 +225,9 @@ def _commands() -> str:
     for name, command in group.commands.items():
         blocks += [f"(command-{name})=\n## `sslrun {name}`", describe.text(command.help or "")]
         blocks.append(f"```\nsslrun {name} {' '.join(_usage(command))}\n```")
-        blocks.append(describe.table(("argument or option", "default", "meaning"), _parameters(command)))
+        blocks.append(
+            describe.table(("argument or option", "default", "meaning"), _parameters(command))
+        )
     return _join(blocks)
 
 
@@ -235,7 +244,9 @@ def _parameters(command: Any) -> Iterator[tuple[str, str, str]]:
         argument = parameter.param_type_name == "argument"
         names = [parameter.metavar or parameter.name.upper()] if argument else parameter.opts
         default = parameter.default
-        shown = parameter.required or default is None or isinstance(default, bool) or callable(default)
+        shown = (
+            parameter.required or default is None or isinstance(default, bool) or callable(default)
+        )
         about = describe.text(getattr(parameter, "help", None) or "")
         if variable := getattr(parameter, "envvar", None):
             about += f" Environment variable: `{variable}`."

@@ -25,7 +25,9 @@ class ConvNet(ImageBackbone):
         self.width = options.width
         channels = [3, options.width // 4, options.width // 2, options.width]
         self.blocks = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(before, after, 3, stride=2, padding=1), nn.BatchNorm2d(after), nn.ReLU())
+            nn.Sequential(
+                nn.Conv2d(before, after, 3, stride=2, padding=1), nn.BatchNorm2d(after), nn.ReLU()
+            )
             for before, after in pairwise(channels)
         )
 

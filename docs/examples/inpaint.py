@@ -25,7 +25,9 @@ class Inpaint(Pretext):
     def __init__(self, options, backbone):
         super().__init__(options, backbone)
         pixels = 3 * options.hole**2
-        self.decoder = nn.Sequential(nn.Linear(backbone.width, 256), nn.ReLU(), nn.Linear(256, pixels))
+        self.decoder = nn.Sequential(
+            nn.Linear(backbone.width, 256), nn.ReLU(), nn.Linear(256, pixels)
+        )
 
     def views(self, batch, generator):
         """Images (B, 3, H, W) with a gray square in the middle, and the pixels (B, 3 * hole**2) behind it."""

@@ -23,15 +23,22 @@ class LabelPropagation(Protocol):
     def run(self, bench):
         train, labels = bench.features("train")
         known = F.one_hot(labels, len(bench.task.classes)).float()
-        return Scores({split: self._score(bench, split, train, known) for split in ("val", *bench.tests)})
+        return Scores(
+            {split: self._score(bench, split, train, known) for split in ("val", *bench.tests)}
+        )
 
     def _score(self, bench, split, train, known):
         """Propagate from the training vectors (N, D) with labels (N, C) to those of a split (M, D)."""
         vectors = F.normalize(torch.cat([train, bench.vectors(split)]), dim=1)
         similarity = (vectors @ vectors.T).fill_diagonal_(-1.0)
         neighbors = similarity.topk(self.options.k, dim=1).indices  # (N + M, k)
-        start = F.pad(known, (0, 0, 0, len(vectors) - len(known)))  # (N + M, C), zeros for the split
+        start = F.pad(
+            known, (0, 0, 0, len(vectors) - len(known))
+        )  # (N + M, C), zeros for the split
         scores = start
         for _ in range(self.options.steps):
-            scores = self.options.alpha * scores[neighbors].mean(dim=1) + (1 - self.options.alpha) * start
+            scores = (
+                self.options.alpha * scores[neighbors].mean(dim=1)
+                + (1 - self.options.alpha) * start
+            )
         return bench.score(split, scores[len(known) :])

@@ -17,22 +17,25 @@ class Features(NamedTuple):
     pooled: Tensor
     """(B, D): one vector an example, what probes read."""
     tokens: Tensor | None = None
-    """(B, T, D): one vector a patch, without special tokens; one a token of text, special ones included."""
+    """(B, T, D): one vector a patch, without special tokens; one a token of text, special ones
+    included."""
     grid: Tensor | None = None
     """(B, D, H, W): the same for images, in place."""
     read: Tensor | None = None
-    """(B,) the token at which a whole sequence is read: [CLS], or the last one where none sees a later one."""
+    """(B,) the token at which a whole sequence is read: [CLS], or the last one where none sees a
+    later one."""
     mask: Tensor | None = None
     """(B, T) bool: which tokens are no padding; None where all are."""
     layers: tuple[Tensor, ...] = ()
-    """Tokens (B, T, D) as embedded and after each layer, where a backbone gives them; the last may be `tokens`."""
+    """Tokens (B, T, D) as embedded and after each layer, where a backbone gives them; the last may
+    be `tokens`."""
 
 
 class Backbone(nn.Module):
     """A network whose features are the point. Knows nothing of pretexts.
 
-    `forward(inputs) -> Features`. Whatever depends on the data (an image backbone's normalization) is a
-    buffer, so that it travels with the weights.
+    `forward(inputs) -> Features`. Whatever depends on the data (an image backbone's normalization)
+    is a buffer, so that it travels with the weights.
     """
 
     Options: ClassVar[type[Options]] = Options
@@ -42,8 +45,9 @@ class Backbone(nn.Module):
     takes: ClassVar[type[InputSpec]]
     """The inputs that it can be built for."""
     offers: ClassVar[frozenset[str]] = frozenset()
-    """What it can do in addition to pooled features: "tokens" and "grid" (in its features), "encode" (a subset
-    of the patches), "attention" (weights), "export" (to transformers), "segments" (it reads a pair's segments)."""
+    """What it can do in addition to pooled features: "tokens" and "grid" (in its features),
+    "encode" (a subset of the patches), "attention" (weights), "export" (to transformers),
+    "segments" (it reads a pair's segments)."""
     shorthand: ClassVar[str | None] = None
     """The option that a recipe may give behind a colon, as in `hf:NAME`."""
     width: int
@@ -108,7 +112,11 @@ backbones: Registry[Backbone] = Registry("backbone")
 def lacking_capability(backbone: type[Backbone], capability: str, user: str) -> str:
     """The message for a backbone that does not offer what `user` asks for."""
     able = [
-        name for name in backbones if capability in backbones[name].offers and backbones[name].takes is backbone.takes
+        name
+        for name in backbones
+        if capability in backbones[name].offers and backbones[name].takes is backbone.takes
     ]
-    choice = f"take one that has it: {', '.join(able)}" if able else "no backbone for such inputs has it"
+    choice = (
+        f"take one that has it: {', '.join(able)}" if able else "no backbone for such inputs has it"
+    )
     return f"{user} needs a backbone with '{capability}', which '{backbone.name}' does not offer: {choice}"

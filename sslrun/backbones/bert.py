@@ -21,20 +21,22 @@ from sslrun.registry import Options
 class Bert(TextBackbone):
     """Post-norm Transformer over token, position and segment embeddings (Devlin et al., NAACL 2019, arXiv:1810.04805).
 
-    `pooled` is the tanh of a linear map of [CLS], as next-sentence prediction and fine-tuning read it. In a causal
-    model, whose [CLS] sees no other token, it reads the last real token. `fast` is a modern block of the same shape.
+    `pooled` is the tanh of a linear map of [CLS], as next-sentence prediction and fine-tuning read
+    it. In a causal model, whose [CLS] sees no other token, it reads the last real token. `fast` is
+    a modern block of the same shape.
     """
 
     class Options(Options):
         causal: bool = False
-        """Let no token see a later one, in pretraining and after: the left-to-right row of BERT's Table 5."""
+        """Let no token see a later one, in pretraining and after: the left-to-right row of BERT's
+        Table 5."""
         dropout: float = Field(0.1, ge=0, lt=1)
         """Dropout rate on embeddings, attention weights and the output of each branch."""
         positions: int = Field(512, ge=8)
         """Number of positions: the longest sequence, in tokens."""
         fast: bool = False
-        """Use pre-norm, rotary positions, a gated GELU and no biases in place of the paper's block (as ModernBERT,
-        Warner et al. 2024, and cramming, Geiping and Goldstein 2023)."""
+        """Use pre-norm, rotary positions, a gated GELU and no biases in place of the paper's block
+        (as ModernBERT, Warner et al. 2024, and cramming, Geiping and Goldstein 2023)."""
         depth: int | None = Field(None, ge=1)
         """Number of layers; default: the named model's."""
         width: int | None = Field(None, ge=1)
@@ -42,11 +44,11 @@ class Bert(TextBackbone):
         heads: int | None = Field(None, ge=1)
         """Number of attention heads; default: the named model's."""
         std: float = Field(STD, gt=0)
-        """Standard deviation of initial linear maps. The paper's value suits widths of 768 and more; narrow models learn
-        faster with about one over the square root of the width."""
+        """Standard deviation of initial linear maps. The paper's value suits widths of 768 and
+        more; narrow models learn faster with about one over the square root of the width."""
         word_std: float = Field(STD, gt=0)
-        """Standard deviation of initial word embeddings. A larger value such as 0.1 lets words weigh more than positions
-        and segments, which keep 0.02."""
+        """Standard deviation of initial word embeddings. A larger value such as 0.1 lets words
+        weigh more than positions and segments, which keep 0.02."""
 
         def choices(self) -> list[str]:
             return (
@@ -65,7 +67,9 @@ class Bert(TextBackbone):
         depth, width, heads = self.shape_of(options)
         check_heads(self.name, width, heads)
         if options.fast and width // heads % 2:
-            raise UserError(f"{self.name}: heads are {width // heads} wide, but rotary positions need an even width")
+            raise UserError(
+                f"{self.name}: heads are {width // heads} wide, but rotary positions need an even width"
+            )
         self.width = width
         self.depth = depth + 1
         self.token_embed = nn.Embedding(spec.vocab, width)
@@ -80,7 +84,9 @@ class Bert(TextBackbone):
             )
             for _ in range(depth)
         )  # fmt: skip
-        self.final_norm = nn.LayerNorm(width, eps=1e-12, bias=False) if options.fast else nn.Identity()
+        self.final_norm = (
+            nn.LayerNorm(width, eps=1e-12, bias=False) if options.fast else nn.Identity()
+        )
         self.pooler = nn.Linear(width, width)
         initialize(self, options.std)
         with torch.no_grad():
@@ -110,7 +116,13 @@ class Bert(TextBackbone):
         layers[-1] = x = self.final_norm(layers[-1])
         real = inputs.real
         read = last_real(real) if self.options.causal else torch.zeros_like(inputs.ids[:, 0])
-        return Features(torch.tanh(self.pooler(gather_tokens(x, read))), x, read=read, mask=real, layers=tuple(layers))
+        return Features(
+            torch.tanh(self.pooler(gather_tokens(x, read))),
+            x,
+            read=read,
+            mask=real,
+            layers=tuple(layers),
+        )
 
     def layers(self) -> list[list[nn.Parameter]]:
         embeddings = [
@@ -157,7 +169,9 @@ class Bert(TextBackbone):
         }  # fmt: skip
         found: dict[str, Tensor] = {}
         for name, tensor in tensors.items():
-            if not name.startswith(("embeddings.", "encoder.", "pooler.")) or name.endswith("position_ids"):
+            if not name.startswith(("embeddings.", "encoder.", "pooler.")) or name.endswith(
+                "position_ids"
+            ):
                 continue
             match = re.fullmatch(r"encoder\.layer\.(\d+)\.attention\.self\.query\.(\w+)", name)
             if match:

@@ -33,7 +33,8 @@ class Gpt(TextBackbone):
         depth: int | None = Field(None, ge=1)
         """Number of layers; default: the named model's."""
         width: int | None = Field(None, ge=1)
-        """Width of a token; default: the named model's. Heads are 64 wide; a narrower model has one head."""
+        """Width of a token; default: the named model's. Heads are 64 wide; a narrower model has one
+        head."""
 
     offers = frozenset({"tokens", "export"})
     shape: ClassVar[tuple[int, int]]
@@ -75,7 +76,9 @@ class Gpt(TextBackbone):
         layers = self.blocks.states(self.dropout(x), inputs.attendable(), causal=True)
         layers[-1] = x = self.norm(layers[-1])
         read = last_real(inputs.real)
-        return Features(gather_tokens(x, read), x, read=read, mask=inputs.real, layers=tuple(layers))
+        return Features(
+            gather_tokens(x, read), x, read=read, mask=inputs.real, layers=tuple(layers)
+        )
 
     def layers(self) -> list[list[nn.Parameter]]:
         blocks = [list(block.parameters()) for block in self.blocks]
@@ -108,7 +111,9 @@ class Gpt(TextBackbone):
         found = {}
         for name, tensor in tensors.items():
             ours = name.removeprefix("transformer.")
-            if not ours.startswith(("wte.", "wpe.", "h.", "ln_f.")) or re.search(r"\.attn\.(masked_)?bias$", ours):
+            if not ours.startswith(("wte.", "wpe.", "h.", "ln_f.")) or re.search(
+                r"\.attn\.(masked_)?bias$", ours
+            ):
                 continue
             transposed = re.search(r"(c_attn|c_proj|c_fc)\.weight$", ours)
             for our, theirs in THEIRS:

@@ -22,8 +22,9 @@ from sslrun.registry import Options
 class TransformersEncoder(TextBackbone):
     """A pretrained encoder of the transformers library, as `hf:NAME` or `hf:FOLDER`: evaluated as it is, or trained on.
 
-    Its own tokenizer must be named, as data: {tokenizer: {hub: ...}}. Only safetensors are read, no code of others is
-    run. Pooled: the mean of its tokens. One that reads left to right is read at its last token, as any causal backbone.
+    Its own tokenizer must be named, as data: {tokenizer: {hub: ...}}. Only safetensors are read, no
+    code of others is run. Pooled: the mean of its tokens. One that reads left to right is read at
+    its last token, as any causal backbone.
     """
 
     shorthand = "model"
@@ -44,17 +45,25 @@ class TransformersEncoder(TextBackbone):
             import transformers.utils.logging
             from transformers import AutoConfig, AutoModel
         except ImportError:
-            raise UserError("backbone 'hf' needs transformers: pip install 'sslrun[transformers]'") from None
+            raise UserError(
+                "backbone 'hf' needs transformers: pip install 'sslrun[transformers]'"
+            ) from None
         if not Path(options.model).is_dir():
             hub_or_offline()
         transformers.utils.logging.disable_progress_bar()  # of reading a file, which takes a moment
         try:
             if options.pretrained:
-                encoder = AutoModel.from_pretrained(options.model, use_safetensors=True, trust_remote_code=False)
+                encoder = AutoModel.from_pretrained(
+                    options.model, use_safetensors=True, trust_remote_code=False
+                )
             else:
-                encoder = AutoModel.from_config(AutoConfig.from_pretrained(options.model, trust_remote_code=False))
+                encoder = AutoModel.from_config(
+                    AutoConfig.from_pretrained(options.model, trust_remote_code=False)
+                )
         except (OSError, ValueError) as error:
-            raise UserError(f"{options.model}: can't be loaded: {' '.join(str(error).split())[:200]}") from None
+            raise UserError(
+                f"{options.model}: can't be loaded: {' '.join(str(error).split())[:200]}"
+            ) from None
         self.encoder: Any = encoder
         table = getattr(self.encoder.get_input_embeddings(), "weight", None)
         if table is None:
@@ -76,7 +85,9 @@ class TransformersEncoder(TextBackbone):
         ids[1, 1] = self.spec.tokenizer.cls
         was_training = self.encoder.training
         try:
-            one, other = self.encoder.eval()(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state[:, 0]
+            one, other = self.encoder.eval()(
+                input_ids=ids, attention_mask=torch.ones_like(ids)
+            ).last_hidden_state[:, 0]
         except (RuntimeError, IndexError):  # positions are looked up, and there are no more
             places = getattr(self.encoder.config, "max_position_embeddings", "fewer")
             raise UserError(
@@ -102,7 +113,9 @@ class TransformersEncoder(TextBackbone):
     def forward(self, inputs: Tokens) -> Features:
         real = inputs.real
         mask = real.long()
-        if inputs.packed and (allowed := inputs.attendable()) is not None:  # as numbers to be added to scores
+        if (
+            inputs.packed and (allowed := inputs.attendable()) is not None
+        ):  # as numbers to be added to scores
             allowed = allowed.tril() if self._causal else allowed
             mask = torch.where(allowed, 0.0, torch.finfo(torch.float32).min)
         given: dict[str, Any] = {"input_ids": inputs.ids, "attention_mask": mask}

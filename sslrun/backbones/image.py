@@ -36,8 +36,12 @@ class ImageBackbone(Backbone):
         indices = torch.arange(0, len(examples), stride).split(512)
         counts = torch.zeros(3, 256, dtype=torch.float64)
         for batch in examples.batches(indices, torch.device("cpu")):
-            images = batch.inputs.flatten(0, -4)  # the frames of clips (B, T, 3, H, W) are images, too
-            counts += torch.stack([images[:, channel].flatten().bincount(minlength=256) for channel in range(3)])
+            images = batch.inputs.flatten(
+                0, -4
+            )  # the frames of clips (B, T, 3, H, W) are images, too
+            counts += torch.stack(
+                [images[:, channel].flatten().bincount(minlength=256) for channel in range(3)]
+            )
         levels = torch.arange(256, dtype=torch.float64) / 255
         shares = counts / counts.sum(dim=1, keepdim=True)
         mean = shares @ levels

@@ -60,7 +60,9 @@ class LstmStack(nn.Module):
     def __init__(self, inputs: int, width: int, depth: int, dropout: float) -> None:
         super().__init__()
         self.dropout = nn.Dropout(dropout)
-        self.cells = nn.ModuleList(nn.LSTM(width if at else inputs, width, batch_first=True) for at in range(depth))
+        self.cells = nn.ModuleList(
+            nn.LSTM(width if at else inputs, width, batch_first=True) for at in range(depth)
+        )
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """States (B, T, D) of each layer. From the second layer on, each adds its input to its states, as in ELMo."""
@@ -92,9 +94,10 @@ def _bf16_kernels() -> bool:
 class Recurrent(TextBackbone):
     """LSTM layers of one or two directions, which never mix below the top.
 
-    Each half of a token's features has seen one side only. Pooled features are the last real token of the forward half
-    and the first token of the backward half. A task that reads a sequence at one token (`pool: cls`, `last4` or
-    `mixture`) reads the last one. The backward half has seen no other token there; `bilstm` reads both ends.
+    Each half of a token's features has seen one side only. Pooled features are the last real token
+    of the forward half and the first token of the backward half. A task that reads a sequence at
+    one token (`pool: cls`, `last4` or `mixture`) reads the last one. The backward half has seen no
+    other token there; `bilstm` reads both ends.
     """
 
     def build(self, width: int, depth: int, dropout: float, both: bool) -> None:
@@ -112,8 +115,9 @@ class Recurrent(TextBackbone):
         return self.back is None
 
     def forward(self, inputs: Tokens) -> Features:
-        # Not compiled: the kernels are cuDNN's, and the number of rows of packed documents varies. `disable` is called
-        # only while compiling, because it imports torch's compiler, which takes seconds.
+        # Not compiled: the kernels are cuDNN's, and the number of rows of packed documents varies.
+        # `disable` is called only while compiling, because it imports torch's compiler, which takes
+        # seconds.
         read = torch.compiler.disable(self._read) if torch.compiler.is_compiling() else self._read
         return read(inputs)
 
@@ -128,8 +132,12 @@ class Recurrent(TextBackbone):
             backward = [apart.sequences(reversed_real(each, real_rows)) for each in read]
             layers = [torch.cat(pair, dim=-1) for pair in zip(layers, backward, strict=True)]
             pooled = torch.cat([pooled, backward[-1][:, 0]], dim=-1)
-        bottom = x.repeat(1, 1, self.width // x.shape[-1])  # once for each direction, as ELMo mixes it
-        return Features(pooled, layers[-1], read=last_real(real), mask=real, layers=(bottom, *layers))
+        bottom = x.repeat(
+            1, 1, self.width // x.shape[-1]
+        )  # once for each direction, as ELMo mixes it
+        return Features(
+            pooled, layers[-1], read=last_real(real), mask=real, layers=(bottom, *layers)
+        )
 
     def layers(self) -> list[list[nn.Parameter]]:
         stacks = [self.ahead] if self.back is None else [self.ahead, self.back]
@@ -179,8 +187,9 @@ LONGEST = 16
 class Elmo(Recurrent):
     """ELMo: a character CNN under a two-layer language model in each direction (Peters et al., arXiv:1802.05365).
 
-    Features mix its three layers. Deviations: the characters are those of word pieces, not of words, so that one
-    tokenizer serves every row of a table. Widths are half of the paper's by default, and there is one highway layer.
+    Features mix its three layers. Deviations: the characters are those of word pieces, not of
+    words, so that one tokenizer serves every row of a table. Widths are half of the paper's by
+    default, and there is one highway layer.
     """
 
     class Options(Options):

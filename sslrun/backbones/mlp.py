@@ -67,8 +67,8 @@ class MixerBlock(nn.Module):
 class Mixer(ImageBackbone):
     """MLP-Mixer (Tolstikhin et al., NeurIPS 2021): patches as a ViT's, mixed by MLPs instead of attention.
 
-    Defaults: S/16. Its mixing is of a fixed number of patches: images of another size are resized. Deviation: linear
-    maps are initialised as PyTorch does.
+    Defaults: S/16. Its mixing is of a fixed number of patches: images of another size are resized.
+    Deviation: linear maps are initialised as PyTorch does.
     """
 
     offers = frozenset({"tokens", "grid"})
@@ -88,7 +88,9 @@ class Mixer(ImageBackbone):
         patches = patches_along("mixer", spec.size, options.patch) ** 2
         self.width = options.width
         self.patch_embed = PatchEmbed(options.width, options.patch)
-        self.blocks = nn.ModuleList(MixerBlock(patches, options.width) for _ in range(options.depth))
+        self.blocks = nn.ModuleList(
+            MixerBlock(patches, options.width) for _ in range(options.depth)
+        )
         self.norm = nn.LayerNorm(options.width, eps=1e-6)
 
     def forward(self, inputs: Tensor) -> Features:
@@ -102,4 +104,8 @@ class Mixer(ImageBackbone):
 
     def layers(self) -> list[list[nn.Parameter]]:
         blocks = [list(block.parameters()) for block in self.blocks]
-        return [list(self.patch_embed.parameters()), *blocks[:-1], [*blocks[-1], *self.norm.parameters()]]
+        return [
+            list(self.patch_embed.parameters()),
+            *blocks[:-1],
+            [*blocks[-1], *self.norm.parameters()],
+        ]

@@ -13,7 +13,9 @@ from sslrun.backbones.image import ImageBackbone
 from sslrun.data.specs import ImageSpec
 from sslrun.registry import Options
 
-if TYPE_CHECKING:  # at run time where a network is built, as torchvision takes longer to import than all of sslrun
+if (
+    TYPE_CHECKING
+):  # at run time where a network is built, as torchvision takes longer to import than all of sslrun
     from torchvision.models.resnet import BasicBlock, Bottleneck
 
 
@@ -24,9 +26,11 @@ class ResNet(ImageBackbone):
 
     class Options(Options):
         stem: Literal["imagenet", "small"] = "imagenet"
-        """small, for images of 32 pixels or so: 3x3 first convolution, no max-pool (SimCLR, Chen et al. 2020, B.9)."""
+        """small, for images of 32 pixels or so: 3x3 first convolution, no max-pool (SimCLR, Chen et
+        al. 2020, B.9)."""
         channels: int = Field(default=64, ge=4, multiple_of=4)
-        """Width of the first stage; each of the three after it is twice as wide as the one before."""
+        """Width of the first stage; each of the three after it is twice as wide as the one
+        before."""
         zero_init_residual: bool = False
         """Start every residual branch at zero (Goyal et al. 2017)."""
 
@@ -49,20 +53,27 @@ class ResNet(ImageBackbone):
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.Identity() if small else nn.MaxPool2d(3, stride=2, padding=1)
         self.layer1, self.layer2, self.layer3, self.layer4 = (
-            _stage(block, *each) for each in zip([planes[0], *widths], planes, self.blocks, (1, 2, 2, 2), strict=False)
+            _stage(block, *each)
+            for each in zip([planes[0], *widths], planes, self.blocks, (1, 2, 2, 2), strict=False)
         )
         self.width = widths[-1]
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
             elif options.zero_init_residual and isinstance(module, BasicBlock | Bottleneck):
-                nn.init.zeros_((module.bn3 if isinstance(module, Bottleneck) else module.bn2).weight)
+                nn.init.zeros_(
+                    (module.bn3 if isinstance(module, Bottleneck) else module.bn2).weight
+                )
 
     def forward(self, inputs: Tensor) -> Features:
         """Images (B, 3, H, W) in [0, 1] of any size."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(self.normalize(inputs)))))
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
-            x = _in_float(stage, x) if x.device.type == "cpu" and x.shape[-2:] == (1, 1) else stage(x)
+            x = (
+                _in_float(stage, x)
+                if x.device.type == "cpu" and x.shape[-2:] == (1, 1)
+                else stage(x)
+            )
         return Features(x.mean(dim=(2, 3)), x.flatten(2).transpose(1, 2), x)
 
     def layers(self) -> list[list[nn.Parameter]]:
@@ -79,13 +90,19 @@ def _in_float(stage: nn.Module, x: Tensor) -> Tensor:
         return stage(x.float())
 
 
-def _stage(block: type[BasicBlock | Bottleneck], before: int, planes: int, count: int, stride: int) -> nn.Sequential:
+def _stage(
+    block: type[BasicBlock | Bottleneck], before: int, planes: int, count: int, stride: int
+) -> nn.Sequential:
     """`count` blocks from `before` channels to `planes` times the block's expansion, the first with the stride."""
     after = planes * block.expansion
     shortcut = None
     if stride != 1 or before != after:
-        shortcut = nn.Sequential(nn.Conv2d(before, after, 1, stride, bias=False), nn.BatchNorm2d(after))
-    return nn.Sequential(block(before, planes, stride, shortcut), *(block(after, planes) for _ in range(count - 1)))
+        shortcut = nn.Sequential(
+            nn.Conv2d(before, after, 1, stride, bias=False), nn.BatchNorm2d(after)
+        )
+    return nn.Sequential(
+        block(before, planes, stride, shortcut), *(block(after, planes) for _ in range(count - 1))
+    )
 
 
 @backbones.register("resnet18")

@@ -1,7 +1,8 @@
 """The one attention block of ViT, BERT, GPT, the encoder-decoder and every other Transformer here.
 
-The models differ in what they embed and in what may attend to what. Masks, causality and cross-attention are arguments
-of the block (Vaswani et al. 2017, arXiv:1706.03762). Parameters have timm's names.
+The models differ in what they embed and in what may attend to what. Masks, causality and
+cross-attention are arguments of the block (Vaswani et al. 2017, arXiv:1706.03762). Parameters have
+timm's names.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ Map = Callable[[Tensor], Tensor]
 class Attention(nn.Module):
     """Multi-head attention (Vaswani et al. 2017). Queries from x (B, T, D); keys and values from x or from `memory`."""
 
-    def __init__(self, width: int, heads: int, bias: bool = True, dropout: float = 0.0, rotary: bool = False) -> None:
+    def __init__(
+        self, width: int, heads: int, bias: bool = True, dropout: float = 0.0, rotary: bool = False
+    ) -> None:
         super().__init__()
         if width % heads:
             raise ValueError(f"width {width} is not a multiple of heads {heads}")
@@ -30,12 +33,16 @@ class Attention(nn.Module):
         self.proj = nn.Linear(width, width, bias=bias)
 
     def forward(
-        self, x: Tensor, memory: Tensor | None = None, mask: Tensor | None = None, causal: bool = False
+        self,
+        x: Tensor,
+        memory: Tensor | None = None,
+        mask: Tensor | None = None,
+        causal: bool = False,
     ) -> Tensor:
         """Attend, and return (B, T, D).
 
-        `mask` is bool, broadcastable to (B, heads, T, S), and True where attention is allowed; each row needs one True.
-        `causal` forbids later positions as well.
+        `mask` is bool, broadcastable to (B, heads, T, S), and True where attention is allowed; each
+        row needs one True. `causal` forbids later positions as well.
         """
         q, k, v = self._qkv(x, memory)
         if causal and mask is not None:
@@ -44,11 +51,17 @@ class Attention(nn.Module):
         if q.device.type == "cpu" and q.dtype == torch.bfloat16:
             mixed = _in_float(q, k, v, mask, causal, dropout)
         else:
-            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, dropout_p=dropout)
+            mixed = F.scaled_dot_product_attention(
+                q, k, v, attn_mask=mask, is_causal=causal, dropout_p=dropout
+            )
         return self.proj(mixed.transpose(1, 2).flatten(2))
 
     def weights(
-        self, x: Tensor, memory: Tensor | None = None, mask: Tensor | None = None, causal: bool = False
+        self,
+        x: Tensor,
+        memory: Tensor | None = None,
+        mask: Tensor | None = None,
+        causal: bool = False,
     ) -> Tensor:
         """The attention weights (B, heads, T, S) of `forward`, before dropout; rows sum to 1."""
         q, k, _ = self._qkv(x, memory)
@@ -64,14 +77,18 @@ class Attention(nn.Module):
             q, k, v = self.qkv(x).chunk(3, dim=-1)
         else:
             width = x.shape[-1]
-            bias = (None, None) if self.qkv.bias is None else self.qkv.bias.split((width, 2 * width))
+            bias = (
+                (None, None) if self.qkv.bias is None else self.qkv.bias.split((width, 2 * width))
+            )
             q = F.linear(x, self.qkv.weight[:width], bias[0])
             k, v = F.linear(memory, self.qkv.weight[width:], bias[1]).chunk(2, dim=-1)
         q, k, v = (each.unflatten(-1, (self.heads, -1)).transpose(1, 2) for each in (q, k, v))
         return (rotated(q), rotated(k), v) if self.rotary else (q, k, v)
 
 
-def _in_float(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, dropout: float) -> Tensor:
+def _in_float(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, dropout: float
+) -> Tensor:
     """Attention in float32 on a CPU, where the backward kernel is several times slower in bf16."""
     with torch.autocast("cpu", enabled=False):
         return F.scaled_dot_product_attention(
@@ -101,7 +118,9 @@ def _no_later(q: Tensor, k: Tensor) -> Tensor:
 class Mlp(nn.Module):
     """Two linear maps with an activation between them: the second half of a block."""
 
-    def __init__(self, width: int, hidden: int, activation: Map = F.gelu, bias: bool = True) -> None:
+    def __init__(
+        self, width: int, hidden: int, activation: Map = F.gelu, bias: bool = True
+    ) -> None:
         super().__init__()
         self.activation = activation
         self.fc1 = nn.Linear(width, hidden, bias=bias)
@@ -114,7 +133,9 @@ class Mlp(nn.Module):
 class GatedMlp(nn.Module):
     """An MLP with a gate: one half of the first map, activated, times the other half (GLU variants; Shazeer 2020)."""
 
-    def __init__(self, width: int, hidden: int, activation: Map = F.gelu, bias: bool = True) -> None:
+    def __init__(
+        self, width: int, hidden: int, activation: Map = F.gelu, bias: bool = True
+    ) -> None:
         super().__init__()
         self.activation = activation
         self.fc1 = nn.Linear(width, 2 * hidden, bias=bias)
@@ -142,8 +163,9 @@ class DropPath(nn.Module):
 class Block(nn.Module):
     """Attention and an MLP, each with a residual connection and a norm before (`pre`) or after (`post`) it.
 
-    `cross` adds attention to a memory between the two. Dropout is where BERT and GPT have it: on attention weights and
-    on the output of each branch. `gated` makes the MLP a gated one with as many parameters.
+    `cross` adds attention to a memory between the two. Dropout is where BERT and GPT have it: on
+    attention weights and on the output of each branch. `gated` makes the MLP a gated one with as
+    many parameters.
     """
 
     def __init__(
@@ -170,7 +192,11 @@ class Block(nn.Module):
         self.norm_cross = nn.LayerNorm(width, eps=eps, bias=bias) if cross else None
         self.norm2 = nn.LayerNorm(width, eps=eps, bias=bias)
         hidden = round(width * mlp_ratio)
-        self.mlp = GatedMlp(width, hidden * 2 // 3, activation, bias) if gated else Mlp(width, hidden, activation, bias)
+        self.mlp = (
+            GatedMlp(width, hidden * 2 // 3, activation, bias)
+            if gated
+            else Mlp(width, hidden, activation, bias)
+        )
         self.dropout = nn.Dropout(dropout)
         self.drop_path = DropPath(drop_path)
 
@@ -237,7 +263,8 @@ STD = 0.02
 def initialize(module: nn.Module, std: float = STD) -> None:
     """Initialize a module as ViT's and BERT's code does.
 
-    Linear maps are truncated-normal with standard deviation `std`, embeddings with `STD`, and biases are zero.
+    Linear maps are truncated-normal with standard deviation `std`, embeddings with `STD`, and
+    biases are zero.
     """
     for each in module.modules():
         if isinstance(each, nn.Linear | nn.Embedding):

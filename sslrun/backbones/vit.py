@@ -36,7 +36,9 @@ def patches_along(name: str, size: int, patch: int) -> int:
     if size % patch:
         fitting = [each for each in range(1, size + 1) if size % each == 0]
         nearest = min(fitting, key=lambda each: abs(each - patch))
-        raise UserError(f"{name}: patch {patch} does not divide images of {size}: take {nearest}, or resize the images")
+        raise UserError(
+            f"{name}: patch {patch} does not divide images of {size}: take {nearest}, or resize the images"
+        )
     return size // patch
 
 
@@ -50,13 +52,16 @@ class ViT(ImageBackbone):
         patch: int = Field(default=16, ge=1)
         """Side of a patch, in pixels."""
         size: int | None = Field(default=None, ge=1)
-        """Side of the images that it has positions for, in pixels; default: the data's. Other sizes interpolate them."""
+        """Side of the images that it has positions for, in pixels; default: the data's. Other sizes
+        interpolate them."""
         positions: Literal["learned", "sincos"] = "learned"
-        """Position embeddings: learned, or fixed sines and cosines of row and column (MAE, He et al. 2022)."""
+        """Position embeddings: learned, or fixed sines and cosines of row and column (MAE, He et
+        al. 2022)."""
         pool: Literal["cls", "mean"] = "cls"
         """Pooled features: those of [CLS], or the mean over patches; both after the final norm."""
         registers: int = Field(default=0, ge=0)
-        """Number of register tokens, which belong to no patch and are not read (Darcet et al. 2024)."""
+        """Number of register tokens, which belong to no patch and are not read (Darcet et al.
+        2024)."""
         depth: int | None = Field(default=None, ge=1)
         """Number of blocks; default: the named model's."""
         width: int | None = Field(default=None, ge=1)
@@ -90,9 +95,13 @@ class ViT(ImageBackbone):
             nn.init.trunc_normal_(self.pos_embed, std=0.02)
         else:
             if width % 4:
-                raise UserError(f"{self.name}: width {width} is not a multiple of 4, as sincos positions need")
+                raise UserError(
+                    f"{self.name}: width {width} is not a multiple of 4, as sincos positions need"
+                )
             self.register_buffer("pos_embed", F.pad(sincos(self.side, width), (0, 0, 1, 0)))
-        self.reg_token = nn.Parameter(torch.empty(1, options.registers, width)) if options.registers else None
+        self.reg_token = (
+            nn.Parameter(torch.empty(1, options.registers, width)) if options.registers else None
+        )
         self.dropout = nn.Dropout(options.dropout)
         self.blocks = Stack(
             Block(width, heads, dropout=options.dropout, drop_path=rate)
@@ -130,7 +139,9 @@ class ViT(ImageBackbone):
         patches = tokens[:, 1 + self.options.registers :]
         side = inputs.shape[-2] // self.options.patch
         grid = patches.transpose(1, 2).unflatten(2, (side, -1))
-        return Features(tokens[:, 0] if self.options.pool == "cls" else patches.mean(dim=1), patches, grid)
+        return Features(
+            tokens[:, 0] if self.options.pool == "cls" else patches.mean(dim=1), patches, grid
+        )
 
     def attention(self, inputs: Tensor) -> Tensor:
         """Attention weights (B, heads, T, T) of the last block; row and column 0 are [CLS], the last are patches."""
@@ -150,8 +161,12 @@ class ViT(ImageBackbone):
             return found
         count = registers.shape[1]
         if (positions.shape[1] ** 0.5).is_integer():
-            return found | {"pos_embed": torch.cat([torch.zeros_like(positions[:, :1]), positions], dim=1)}
-        own, of_registers, of_patches = positions.split([1, count, positions.shape[1] - 1 - count], dim=1)
+            return found | {
+                "pos_embed": torch.cat([torch.zeros_like(positions[:, :1]), positions], dim=1)
+            }
+        own, of_registers, of_patches = positions.split(
+            [1, count, positions.shape[1] - 1 - count], dim=1
+        )
         return found | {
             "reg_token": registers + of_registers,
             "pos_embed": torch.cat([own, of_patches], dim=1),
@@ -183,8 +198,13 @@ class ViT(ImageBackbone):
         return [embeddings, *blocks[:-1], [*blocks[-1], *self.norm.parameters()]]
 
     def _with_special(self, patches: Tensor) -> Tensor:
-        special = [self.cls_token + self.pos_embed[:, :1], *([] if self.reg_token is None else [self.reg_token])]
-        return self.dropout(torch.cat([*(each.expand(len(patches), -1, -1) for each in special), patches], dim=1))
+        special = [
+            self.cls_token + self.pos_embed[:, :1],
+            *([] if self.reg_token is None else [self.reg_token]),
+        ]
+        return self.dropout(
+            torch.cat([*(each.expand(len(patches), -1, -1) for each in special), patches], dim=1)
+        )
 
 
 def interpolated(positions: Tensor, side: int, rows: int, columns: int) -> Tensor:
@@ -199,7 +219,9 @@ def sincos(side: int, width: int) -> Tensor:
     frequencies = 10000 ** -(torch.arange(width // 4, dtype=torch.float64) * 4 / width)
     angles = torch.arange(side, dtype=torch.float64)[:, None] * frequencies
     axis = torch.cat([angles.sin(), angles.cos()], dim=1)
-    return torch.cat([axis.repeat(side, 1), axis.repeat_interleave(side, dim=0)], dim=1).float()[None]
+    return torch.cat([axis.repeat(side, 1), axis.repeat_interleave(side, dim=0)], dim=1).float()[
+        None
+    ]
 
 
 @backbones.register("vit-tiny")

@@ -22,16 +22,26 @@ from sslrun.registry import Options
 def build_backbone(name: str, options: Options | Mapping[str, Any], spec: InputSpec) -> Backbone:
     """Build a backbone, initialized by torch's global generator. UserError: unknown name, or options that do not fit."""
     cls = backbones[name]
-    return cls(options if isinstance(options, Options) else cls.Options.model_validate(options), spec)
+    return cls(
+        options if isinstance(options, Options) else cls.Options.model_validate(options), spec
+    )
 
 
-def save_backbone(path: Path, backbone: Backbone, metadata: Mapping[str, str] | None = None) -> None:
+def save_backbone(
+    path: Path, backbone: Backbone, metadata: Mapping[str, str] | None = None
+) -> None:
     """Write weights and buffers, with their architecture and options, and beside them the backbone's own spec.
 
     Each file is written atomically; `load_backbone` reads both.
     """
-    tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in backbone.state_dict().items()}
-    about = {"backbone": backbone.name, "options": backbone.options.model_dump_json(), **(metadata or {})}
+    tensors = {
+        name: tensor.detach().contiguous().cpu() for name, tensor in backbone.state_dict().items()
+    }
+    about = {
+        "backbone": backbone.name,
+        "options": backbone.options.model_dump_json(),
+        **(metadata or {}),
+    }
     if backbone.spec.vocabulary is not None:
         about["tokenizer"] = backbone.spec.vocabulary
     written = {"sslrun": json.dumps(about)}  # one key: safetensors writes several in no fixed order
@@ -43,17 +53,21 @@ def save_backbone(path: Path, backbone: Backbone, metadata: Mapping[str, str] | 
 def load_into(backbone: Backbone, path: Path) -> None:
     """Load weights of sslrun, timm, torchvision or transformers into a backbone of the same architecture.
 
-    Positions of a ViT are interpolated to its image size. UserError: no such file, not a checkpoint, or a checkpoint of
-    another backbone.
+    Positions of a ViT are interpolated to its image size. UserError: no such file, not a
+    checkpoint, or a checkpoint of another backbone.
     """
     _load(backbone, path, *read(path))
 
 
-def _load(backbone: Backbone, path: Path, tensors: dict[str, Tensor], metadata: Mapping[str, str]) -> None:
+def _load(
+    backbone: Backbone, path: Path, tensors: dict[str, Tensor], metadata: Mapping[str, str]
+) -> None:
     """`load_into` with what was read from the file."""
     source = metadata.get("backbone")
     if source is not None and source != backbone.name:
-        raise UserError(f"{path}: this checkpoint is of '{source}', the recipe asks for '{backbone.name}'")
+        raise UserError(
+            f"{path}: this checkpoint is of '{source}', the recipe asks for '{backbone.name}'"
+        )
     if source is None:
         tensors = backbone.own_names(tensors)
     trained_on = metadata.get("tokenizer")
@@ -67,8 +81,12 @@ def _load(backbone: Backbone, path: Path, tensors: dict[str, Tensor], metadata: 
     for name in own.keys() | tensors.keys():
         mine, its = own.get(name), tensors.get(name)
         if mine is None or its is None or mine.shape != its.shape:
-            theirs, ours = ("is missing" if w is None else f"has shape {tuple(w.shape)}" for w in (its, mine))
-            options = f"; the file's options are {metadata['options']}" if "options" in metadata else ""
+            theirs, ours = (
+                "is missing" if w is None else f"has shape {tuple(w.shape)}" for w in (its, mine)
+            )
+            options = (
+                f"; the file's options are {metadata['options']}" if "options" in metadata else ""
+            )
             raise UserError(
                 f"{path}: parameter '{name}' {theirs} in the file, but {ours} in '{backbone.name}' as configured{options}"
             )

@@ -28,7 +28,9 @@ class RunCost:
     gpu_hours: float = 0.0
 
     def text(self) -> str:
-        hours = [f"{self.core_hours:.2g} core-hours"] if self.core_hours or not self.gpu_hours else []
+        hours = (
+            [f"{self.core_hours:.2g} core-hours"] if self.core_hours or not self.gpu_hours else []
+        )
         hours += [f"{self.gpu_hours:.2g} GPU-hours"] if self.gpu_hours else []
         return f"{self.seconds:.0f} s, {', '.join(hours)}"
 
@@ -120,7 +122,10 @@ def render(outcomes: Sequence[Outcome], tables: bool) -> Group:
         head = Text(f"{claim.number}. {claim.title}: ", style="bold")
         blocks += [head.append(each.word, style=STYLES[each.word])]
         blocks += [Text(f"   “{_plain(sentence)}”", style="italic") for sentence in claim.says]
-        blocks += [Text(f"   {_plain(claim.source)}", style="dim"), *(Text(f"   · {line}") for line in each.lines())]
+        blocks += [
+            Text(f"   {_plain(claim.source)}", style="dim"),
+            *(Text(f"   · {line}") for line in each.lines()),
+        ]
         if each.word == "contradicted":
             blocks.append(Text(f"   What might explain it: {claim.otherwise}"))
         blocks.append(Text(f"   {each.expense()}", style="dim"))
@@ -162,12 +167,19 @@ def markdown(outcomes: Sequence[Outcome], made: str) -> str:
     lines += ["", LEGEND]
     for each in outcomes:
         claim = each.claim
-        lines += ["", f'<a id="{claim.name}"></a>', f"## {claim.number}. {claim.title}: {each.word}", ""]
+        lines += [
+            "",
+            f'<a id="{claim.name}"></a>',
+            f"## {claim.number}. {claim.title}: {each.word}",
+            "",
+        ]
         lines += [f"> {sentence}  " for sentence in claim.says]
         lines += [f"> — {claim.source}", "", *(f"- {line}" for line in each.lines()), ""]
         if each.word == "contradicted":
             lines += [f"What might explain it: {claim.otherwise}", ""]
-        lines.append(each.expense() + (f". For a larger budget: `{each.command}`" if each.command else ""))
+        lines.append(
+            each.expense() + (f". For a larger budget: `{each.command}`" if each.command else "")
+        )
         if each.table is not None:
             lines += ["", table_formats.text(".md", each.table)]
     return "\n".join(lines).rstrip() + "\n"

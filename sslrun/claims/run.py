@@ -54,7 +54,9 @@ class Measuring:
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Measure unless the run is finished, and return its result."""
-        return perform(self.run, {"measure": self.measure.as_dict()}, context, partial(self._body, context))
+        return perform(
+            self.run, {"measure": self.measure.as_dict()}, context, partial(self._body, context)
+        )
 
     def _body(self, context: Context) -> dict[str, Any]:
         context.stop.check()
@@ -88,7 +90,11 @@ class Measurements:
         """The table of the finished seeds, with the first one's notes."""
         results = [RunRecord(job.run.path).result for job in self.jobs if job.run.finished]
         first = results[0]
-        table = Table(first["table"]["title"], format_spec=first["format_spec"], marks_best=first["marks_best"])
+        table = Table(
+            first["table"]["title"],
+            format_spec=first["format_spec"],
+            marks_best=first["marks_best"],
+        )
         table.second = first["second"]
         table.notes = list(first["table"]["notes"])
         for result in results:
@@ -121,10 +127,17 @@ class Trial:
             assert chosen.measure is not None
             jobs = tuple(Measuring(chosen.measure, seed, root) for seed in chosen.seeds or SEEDS)
             return cls(claim, variant, Measurements(chosen.measure.name, jobs))
-        every = ((row, cell) for row, recipe in sweep.rows.items() for cell in cells(recipe, 0, root))
+        every = (
+            (row, cell) for row, recipe in sweep.rows.items() for cell in cells(recipe, 0, root)
+        )
         places = {place: None for row, cell in every for place in places_of(row, cell)}
         asked = claim.inequalities(variant, list(places))
-        return cls(claim, variant, Plan.of(sweep, root, {place for each in asked for place in each.places}), asked)
+        return cls(
+            claim,
+            variant,
+            Plan.of(sweep, root, {place for each in asked for place in each.places}),
+            asked,
+        )
 
     def outcome(self) -> Outcome:
         """The verdict on what is finished."""
@@ -134,7 +147,11 @@ class Trial:
         if not self.plan.finished:
             return Outcome(self.claim, self.variant, failure=failure)
         table = self.plan.table()
-        asked = self.asked if self.asked is not None else self.claim.inequalities(self.variant, list(table.cells))
+        asked = (
+            self.asked
+            if self.asked is not None
+            else self.claim.inequalities(self.variant, list(table.cells))
+        )
         orderings = self.claim.variants[self.variant].inequalities
         judged = [
             (inequality, inequality.judge(table), ordering.reported)
@@ -159,7 +176,9 @@ def cost(jobs: Sequence[Job]) -> RunCost:
 
 def made_by(trials: Sequence[Trial], command: Sequence[str]) -> str:
     """When, on what and by which command verdicts were computed, and what it took, counting shared runs once."""
-    jobs = {job.run.path: job for trial in trials if trial.plan is not None for job in trial.plan.jobs}
+    jobs = {
+        job.run.path: job for trial in trials if trial.plan is not None for job in trial.plan.jobs
+    }
     machine = f"{_processor()}, {os.cpu_count()} cores"
     if torch.cuda.is_available():
         machine += f", {torch.cuda.get_device_name()}"
@@ -173,6 +192,8 @@ def _processor() -> str:
     """The processor's name, if the system gives one."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+        return next(
+            line.partition(":")[2].strip() for line in lines if line.startswith("model name")
+        )
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()

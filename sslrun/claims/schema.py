@@ -1,8 +1,9 @@
 """Claims: a sentence of the lecture, what tests it, and the inequalities that must hold.
 
-A claim is a YAML file. Its variants test it at different expense. Each is a measurement or a sweep; in a sweep, only
-the cells that the inequalities name are computed. A cell is named by what leads to it in its table, from left to right
-and downwards, without blank names: `[row, protocol, task, labels]`, and out of distribution the shift's name after it.
+A claim is a YAML file. Its variants test it at different expense. Each is a measurement or a sweep;
+in a sweep, only the cells that the inequalities name are computed. A cell is named by what leads to
+it in its table, from left to right and downwards, without blank names: `[row, protocol, task,
+labels]`, and out of distribution the shift's name after it.
 """
 
 from __future__ import annotations
@@ -66,7 +67,11 @@ class Ordering(BaseModel):
 
     @model_validator(mode="after")
     def _check_sides(self) -> Ordering:
-        given = [key for key in ("greater", "lesser", "better", "worse") if getattr(self, key) is not None]
+        given = [
+            key
+            for key in ("greater", "lesser", "better", "worse")
+            if getattr(self, key) is not None
+        ]
         if given not in (["greater", "lesser"], ["better", "worse"]):
             raise ValueError(
                 "should have greater and lesser (numbers), or better and worse (by the metric's direction)"
@@ -133,7 +138,10 @@ class Claim(BaseModel):
 
     def describe(self) -> dict[str, Any]:
         """The claim as `sslrun claims --list --json` prints it."""
-        variants = {name: each.model_dump(mode="json", include=EXPENSE) for name, each in self.variants.items()}
+        variants = {
+            name: each.model_dump(mode="json", include=EXPENSE)
+            for name, each in self.variants.items()
+        }
         return {
             "number": self.number,
             "name": self.name,
@@ -161,21 +169,30 @@ class Claim(BaseModel):
             found.append(Inequality(greater, lesser, ordering.margin, ordering.by_metric))
         return found
 
-    def _term(self, side: CellName | float | Difference, known: Mapping[CellName, Place], at: Keys) -> Term:
+    def _term(
+        self, side: CellName | float | Difference, known: Mapping[CellName, Place], at: Keys
+    ) -> Term:
         if isinstance(side, Difference):
-            return Gain(self._cell(side.gain, known, (*at, "gain")), self._cell(side.over, known, (*at, "over")))
+            return Gain(
+                self._cell(side.gain, known, (*at, "gain")),
+                self._cell(side.over, known, (*at, "over")),
+            )
         return side if isinstance(side, int | float) else self._cell(side, known, at)
 
     def _cell(self, name: CellName, known: Mapping[CellName, Place], at: Keys) -> Place:
         if name in known:
             return known[name]
         title, titles = join_titles(*name), [join_titles(*each) for each in known]
-        raise self._source.error(at, f"no such cell of the table: '{title}'.{did_you_mean(title, titles)}")
+        raise self._source.error(
+            at, f"no such cell of the table: '{title}'.{did_you_mean(title, titles)}"
+        )
 
     def choose(self, budget: float, cuda: bool) -> str | None:
         """The most expensive variant of at most `budget` minutes that this machine can run; None: there is none."""
         fitting = [
-            name for name, each in self.variants.items() if each.minutes <= budget and (cuda or each.device == "cpu")
+            name
+            for name, each in self.variants.items()
+            if each.minutes <= budget and (cuda or each.device == "cpu")
         ]
         return max(fitting, key=lambda name: self.variants[name].minutes, default=None)
 
@@ -194,9 +211,14 @@ class Claim(BaseModel):
 def load_claim(path: Path) -> Claim:
     """Load the claim in a file. UserError: any mistake, with its file, line and key."""
     source = read_yaml(path)
-    variants = {name: _load_variant(source.section("variants", name)) for name in source.section("variants").value}
+    variants = {
+        name: _load_variant(source.section("variants", name))
+        for name in source.section("variants").value
+    }
     # Mistakes in variants are reported before the claim's own.
-    source = Located({**source.value, **({"variants": variants} if variants else {})}, source.places)
+    source = Located(
+        {**source.value, **({"variants": variants} if variants else {})}, source.places
+    )
     claim = validated(Claim, source, "a claim")
     claim._path, claim._source = path, source
     return claim
@@ -222,7 +244,9 @@ def _load_measurement(variant: Located) -> Named:
         cls = measurements[str(name)]
     except UserError as error:
         raise variant.error(("measure",), str(error)) from None
-    return Named(name=str(name), options=validated(cls.Options, options, f"'{name}'"), component=cls)
+    return Named(
+        name=str(name), options=validated(cls.Options, options, f"'{name}'"), component=cls
+    )
 
 
 def load_claims(names: Sequence[str], folder: Path) -> list[Claim]:
@@ -232,7 +256,9 @@ def load_claims(names: Sequence[str], folder: Path) -> list[Claim]:
     """
     paths = {path.stem: path for path in sorted(folder.glob("*.yaml"))}
     if not paths and not all(name.endswith(".yaml") for name in names or ["all"]):
-        raise UserError(f"{folder}: no claims there; name a folder of claims with --recipes, or claims' files")
+        raise UserError(
+            f"{folder}: no claims there; name a folder of claims with --recipes, or claims' files"
+        )
     chosen = []
     for name in names or paths:
         if not name.endswith(".yaml") and name not in paths:
@@ -243,10 +269,23 @@ def load_claims(names: Sequence[str], folder: Path) -> list[Claim]:
 
 def listing(claims: Sequence[Claim]) -> RichTable:
     """Claims and their variants, for the terminal."""
-    table = RichTable("", "claim", "", "variants", box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table = RichTable(
+        "",
+        "claim",
+        "",
+        "variants",
+        box=None,
+        pad_edge=False,
+        padding=(0, 2, 0, 0),
+        header_style="bold",
+    )
     for claim in claims:
-        variants = ", ".join(_describe_variant(name, variant) for name, variant in claim.variants.items())
-        table.add_row(str(claim.number), Text(claim.name, style="bold"), Text(claim.title), Text(variants))
+        variants = ", ".join(
+            _describe_variant(name, variant) for name, variant in claim.variants.items()
+        )
+        table.add_row(
+            str(claim.number), Text(claim.name, style="bold"), Text(claim.title), Text(variants)
+        )
     return table
 
 

@@ -50,8 +50,8 @@ class Verdict:
 def judge(a: Mapping[str, float], b: Mapping[str, float], margin: float = 0.0) -> Verdict:
     """Judge whether a > b + margin from values by seed, paired over the seeds that both have.
 
-    `supported` if the 95 % interval of the mean difference lies above the margin, `contradicted` if it lies below,
-    otherwise `inconclusive`. The interval is over seeds:
+    `supported` if the 95 % interval of the mean difference lies above the margin, `contradicted` if
+    it lies below, otherwise `inconclusive`. The interval is over seeds:
 
     - Two to nine seeds: Student's t of the paired differences. A percentile bootstrap of n values is too narrow, by
       sqrt((n - 1) / n) and by the normal quantile in place of t's: on normal draws of three seeds its 95 % are 75 %
@@ -63,14 +63,19 @@ def judge(a: Mapping[str, float], b: Mapping[str, float], margin: float = 0.0) -
     - One seed, or seeds that all give exactly the same difference (nothing random between them): no interval, and
       inconclusive.
 
-    All of this is about other seeds on the same test examples; what other examples would give is not covered.
+    All of this is about other seeds on the same test examples; what other examples would give is
+    not covered.
     """
     seeds = sorted(a.keys() & b.keys())
     differences = np.array([a[seed] - b[seed] for seed in seeds], dtype=float)
     if not seeds:
         return Verdict("inconclusive", 0, margin, reason="no seed has both")
     if not np.isfinite(differences).all():
-        lost = ", ".join(str(seed) for seed, value in zip(seeds, differences, strict=True) if not math.isfinite(value))
+        lost = ", ".join(
+            str(seed)
+            for seed, value in zip(seeds, differences, strict=True)
+            if not math.isfinite(value)
+        )
         return Verdict("inconclusive", len(seeds), margin, reason=f"not a number at seed {lost}")
     mean = float(differences.mean())
     if len(seeds) == 1 or np.ptp(differences) == 0:
@@ -78,11 +83,15 @@ def judge(a: Mapping[str, float], b: Mapping[str, float], margin: float = 0.0) -
         return Verdict("inconclusive", len(seeds), margin, mean, reason=f"{why} ({mean:+.2f})")
     (below, above), method = _interval(differences, np.random.default_rng(0))
     low, high = mean - below, mean + above
-    word: Word = "supported" if low > margin else "contradicted" if high < margin else "inconclusive"
+    word: Word = (
+        "supported" if low > margin else "contradicted" if high < margin else "inconclusive"
+    )
     return Verdict(word, len(seeds), margin, mean, (low, high), method)
 
 
-def _interval(differences: np.ndarray, generator: np.random.Generator) -> tuple[tuple[float, float], str]:
+def _interval(
+    differences: np.ndarray, generator: np.random.Generator
+) -> tuple[tuple[float, float], str]:
     """How far the interval reaches below and above the mean of differences (N,), and its method."""
     from scipy.stats import t  # takes a second to import
 
@@ -131,7 +140,8 @@ class Inequality:
     def judge(self, table: Table) -> Verdict:
         """Judge by the table's values.
 
-        If one term is a number and every seed has the same value, nothing is random: the inequality holds or not.
+        If one term is a number and every seed has the same value, nothing is random: the inequality
+        holds or not.
         """
         missing = [place for place in self.places if place not in table.cells]
         if missing:
@@ -144,10 +154,17 @@ class Inequality:
         if isinstance(b, float):
             b = dict.fromkeys(a, b)
         verdict = judge(a, b, self.margin)
-        if bounded and verdict.interval is None and verdict.seeds > 1 and verdict.difference is not None:
+        if (
+            bounded
+            and verdict.interval is None
+            and verdict.seeds > 1
+            and verdict.difference is not None
+        ):
             word: Word = "supported" if verdict.difference > self.margin else "contradicted"
             same = (verdict.difference, verdict.difference)
-            return Verdict(word, verdict.seeds, self.margin, verdict.difference, same, "the same at every seed")
+            return Verdict(
+                word, verdict.seeds, self.margin, verdict.difference, same, "the same at every seed"
+            )
         return verdict
 
     def _directed(self, term: Term, table: Table) -> dict[str, float] | float:
@@ -160,7 +177,11 @@ class Inequality:
         gains = isinstance(self.greater, Gain) or isinstance(self.lesser, Gain)
         if not self.by_metric or metric.better == "higher" or (isinstance(values, float) and gains):
             return values
-        return -values if isinstance(values, float) else {seed: -value for seed, value in values.items()}
+        return (
+            -values
+            if isinstance(values, float)
+            else {seed: -value for seed, value in values.items()}
+        )
 
     def means(self, table: Table) -> tuple[float, float] | None:
         """The mean of each side over its own seeds, as numbers; None if a cell is not computed."""
@@ -179,7 +200,13 @@ class Inequality:
 
 
 def _places(term: Term) -> list[Place]:
-    return [] if isinstance(term, int | float) else [term.cell, term.over] if isinstance(term, Gain) else [term]
+    return (
+        []
+        if isinstance(term, int | float)
+        else [term.cell, term.over]
+        if isinstance(term, Gain)
+        else [term]
+    )
 
 
 def _values(term: Term, table: Table) -> dict[str, float] | float:
@@ -191,7 +218,9 @@ def _values(term: Term, table: Table) -> dict[str, float] | float:
 
 
 def _mean(values: dict[str, float] | float) -> float:
-    return values if isinstance(values, float) else float(np.mean(list(values.values()) or [math.nan]))
+    return (
+        values if isinstance(values, float) else float(np.mean(list(values.values()) or [math.nan]))
+    )
 
 
 def _text(term: Term) -> str:
@@ -203,8 +232,9 @@ def _text(term: Term) -> str:
 def combine(verdicts: Sequence[Verdict]) -> Word:
     """The verdict on a claim of several inequalities: supported if all are, contradicted if any is, else inconclusive.
 
-    That all hold needs no correction for their number (an intersection-union test: Berger, Technometrics 1982). That one
-    fails does: of k inequalities that hold with nothing to spare, 0.025 k are contradicted by chance.
+    That all hold needs no correction for their number (an intersection-union test: Berger,
+    Technometrics 1982). That one fails does: of k inequalities that hold with nothing to spare,
+    0.025 k are contradicted by chance.
     """
     words = {verdict.word for verdict in verdicts}
     if "contradicted" in words:

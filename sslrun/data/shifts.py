@@ -119,7 +119,9 @@ def _relabel(name: str, examples: Examples, renamed: ClassNames, task: Splits) -
         )
     if not _has_classes(examples):
         if renamed:
-            raise UserError(f"shift '{name}': classes is only for tasks with one class per example: remove it")
+            raise UserError(
+                f"shift '{name}': classes is only for tasks with one class per example: remove it"
+            )
         return Part(examples)  # numbers, spans and tags mean the same in every set
     matches = _match_classes(name, examples.classes, renamed, task.classes)
     assert examples.labels is not None
@@ -179,7 +181,9 @@ def _match_classes(
     return matches
 
 
-def _check_names(name: str, classes: Sequence[str], renamed: ClassNames, own_classes: Sequence[str]) -> None:
+def _check_names(
+    name: str, classes: Sequence[str], renamed: ClassNames, own_classes: Sequence[str]
+) -> None:
     """Raise UserError if `renamed` names a class that the set, or the task, does not have."""
     for theirs, ours in renamed.items():
         if theirs not in classes:

@@ -90,7 +90,9 @@ class Source(ABC):
 sources: Registry[Source] = Registry("data set", "data")
 
 
-def explain_missing(name: str, options: Any, progress: ProgressCallback | None = None) -> str | None:
+def explain_missing(
+    name: str, options: Any, progress: ProgressCallback | None = None
+) -> str | None:
     """Return why a data set cannot be had, if that is known without a download; else None."""
     try:
         sources[name](options, progress).check_available()

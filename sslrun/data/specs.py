@@ -69,15 +69,21 @@ class InputSpec:
             fields = json.loads(path.read_text(encoding="utf-8"))
             kind = fields.pop("kind")
         except FileNotFoundError:
-            raise UserError(f"{path}: no such file: it describes the inputs of the weights beside it") from None
+            raise UserError(
+                f"{path}: no such file: it describes the inputs of the weights beside it"
+            ) from None
         except (OSError, ValueError, AttributeError, KeyError):
             raise UserError(f"{path}: not a spec written by sslrun") from None
         if kind not in InputSpec.kinds:
-            raise UserError(f"{path}: unknown kind of inputs '{kind}': import its plug-in with --import")
+            raise UserError(
+                f"{path}: unknown kind of inputs '{kind}': import its plug-in with --import"
+            )
         try:
             return InputSpec.kinds[kind].restore(fields, folder)
         except TypeError:
-            raise UserError(f"{path}: not a spec of kind '{kind}' as this version writes it") from None
+            raise UserError(
+                f"{path}: not a spec of kind '{kind}' as this version writes it"
+            ) from None
 
 
 @dataclass(frozen=True)

@@ -115,13 +115,17 @@ def carve(labels: Tensor | int, fraction: float, seed: int = SPLIT_SEED) -> tupl
         labels = torch.zeros(labels, dtype=torch.int64)
     counts = labels.bincount()
     if len(counts) == 0 or counts.max() < 2:
-        raise UserError("no class has 2 training examples, so that none can be held out for validation: add some")
+        raise UserError(
+            "no class has 2 training examples, so that none can be held out for validation: add some"
+        )
     carved_counts = _share(counts, fraction).clamp(min=1).minimum(counts - 1)
     carved = _rank_in_class(labels, seed) < carved_counts[labels]
     return (~carved).nonzero()[:, 0], carved.nonzero()[:, 0]
 
 
-def select_labeled(examples: Examples, labels: float, seed: int, *, per_class: bool = False) -> Tensor:
+def select_labeled(
+    examples: Examples, labels: float, seed: int, *, per_class: bool = False
+) -> Tensor:
     """Return the indices, ascending, of the examples whose labels may be seen.
 
     With `per_class`, `labels` is a number of examples per class (see `select_count`), otherwise a
@@ -135,7 +139,9 @@ def select_labeled(examples: Examples, labels: float, seed: int, *, per_class: b
     return select_fraction(strata, labels, seed, classes)
 
 
-def select_fraction(labels: Tensor | None, fraction: float, seed: int, classes: Sequence[str] = ()) -> Tensor:
+def select_fraction(
+    labels: Tensor | None, fraction: float, seed: int, classes: Sequence[str] = ()
+) -> Tensor:
     """Return the indices, ascending, of a `fraction` of each class.
 
     A fraction in (0, 1] of each class is rounded to the nearest number, halves up: 1% of 115
@@ -158,7 +164,9 @@ def select_fraction(labels: Tensor | None, fraction: float, seed: int, classes: 
     if (selected_counts == 0).any():
         smallest_count, smallest = _find_smallest(counts, classes)
         if smallest_count == 0:
-            raise UserError(f"labels: {smallest} has no training example: add some, or leave the class out")
+            raise UserError(
+                f"labels: {smallest} has no training example: add some, or leave the class out"
+            )
         least = math.ceil(0.5 / smallest_count * 10_000) / 10_000
         raise UserError(
             f"labels: {fraction:g} leaves {smallest}, which has {smallest_count} training "
@@ -167,7 +175,9 @@ def select_fraction(labels: Tensor | None, fraction: float, seed: int, classes: 
     return (_rank_in_class(labels, seed) < selected_counts[labels]).nonzero()[:, 0]
 
 
-def select_count(labels: Tensor | None, count: int, seed: int, classes: Sequence[str] = ()) -> Tensor:
+def select_count(
+    labels: Tensor | None, count: int, seed: int, classes: Sequence[str] = ()
+) -> Tensor:
     """Return the indices, ascending, of `count` examples of each class.
 
     The selection lies within that of any larger count, and within that of any fraction that selects
@@ -234,7 +244,9 @@ def pool(first: Examples, second: Examples) -> Examples:
         UserError: Their specs differ.
     """
     if first.spec != second.spec:
-        raise UserError(f"the unlabeled examples are {second.spec}, the training examples {first.spec}: give one size")
+        raise UserError(
+            f"the unlabeled examples are {second.spec}, the training examples {first.spec}: give one size"
+        )
     if isinstance(first, TensorExamples) and isinstance(second, TensorExamples):
         return replace(first, inputs=torch.cat([first.inputs, second.inputs]), labels=None)
     return PooledExamples(first, second, torch.arange(len(first) + len(second)))

@@ -133,13 +133,17 @@ class FolderStore(Store):
         labels = [class_ids.get(_top_folder(file, folder)) for file in files]
         if None in labels:
             known = ", ".join(classes[:10])
-            raise UserError(f"{files[labels.index(None)]}: not in the folder of a class ({known}): move it")
+            raise UserError(
+                f"{files[labels.index(None)]}: not in the folder of a class ({known}): move it"
+            )
         return EncodedSplit(EncodedFiles(files), torch.tensor(labels), classes)
 
     @cached_property
     def _split_folders(self) -> dict[Split, Path]:
         if not self.root.is_dir():
-            raise UserError(f"{self.root}: no such folder; it should hold train/<class>/ or <class>/ with images")
+            raise UserError(
+                f"{self.root}: no such folder; it should hold train/<class>/ or <class>/ with images"
+            )
         folders: dict[Split, Path] = {}
         for split, names in SPELLINGS.items():
             for name in names:
@@ -167,7 +171,9 @@ class FolderStore(Store):
         for parent, _, names in os.walk(folder, followlinks=True):
             files += [os.path.join(parent, name) for name in names if _is_image(name)]
         if not files:
-            raise UserError(f"{folder}: holds no images ({', '.join(IMAGE_SUFFIXES)}): is it the right folder?")
+            raise UserError(
+                f"{folder}: holds no images ({', '.join(IMAGE_SUFFIXES)}): is it the right folder?"
+            )
         return tuple(sorted(files))
 
 
@@ -219,9 +225,13 @@ class TableStore(Store):
                 raise UserError(f"{self.name}: no image column '{self.image}'.{hint}")
             return self.image
         if not columns:
-            raise UserError(f"{self.name}: holds no images in its columns ({', '.join(features)}): choose an image set")
+            raise UserError(
+                f"{self.name}: holds no images in its columns ({', '.join(features)}): choose an image set"
+            )
         if len(columns) > 1:
-            raise UserError(f"{self.name}: holds images in {', '.join(columns)}: choose one, as in image: {columns[0]}")
+            raise UserError(
+                f"{self.name}: holds images in {', '.join(columns)}: choose one, as in image: {columns[0]}"
+            )
         return columns[0]
 
     def _label_column(self, features: Mapping[str, Any]) -> str | None:
@@ -236,7 +246,9 @@ class TableStore(Store):
         columns = [name for name, feature in features.items() if isinstance(feature, class_label)]
         columns = columns or [name for name in ("label", "labels") if name in features]
         if len(columns) > 1:
-            raise UserError(f"{self.name}: has labels in {', '.join(columns)}: choose one, as in label: {columns[0]}")
+            raise UserError(
+                f"{self.name}: has labels in {', '.join(columns)}: choose one, as in label: {columns[0]}"
+            )
         return columns[0] if columns else None
 
     def labels(self, table: Any, column: str, split: Split) -> tuple[Tensor, tuple[str, ...]]:
@@ -246,7 +258,9 @@ class TableStore(Store):
         """
         values = _column_values(table, column)
         if None in values:
-            raise UserError(f"{self.name}: split '{split}', row {values.index(None)}: has no {column}")
+            raise UserError(
+                f"{self.name}: split '{split}', row {values.index(None)}: has no {column}"
+            )
         classes = getattr(table.features[column], "names", None)
         if classes is None:
             classes = self._find_classes(values, column, split)
@@ -258,7 +272,9 @@ class TableStore(Store):
             )
         unknown = (row for row, value in enumerate(values) if not 0 <= value < len(classes))
         if (row := next(unknown, None)) is not None:
-            raise UserError(f"{self.name}: split '{split}', row {row}: its {column} is no class of train")
+            raise UserError(
+                f"{self.name}: split '{split}', row {row}: its {column} is no class of train"
+            )
         return torch.tensor(values), tuple(map(str, classes))
 
     def _find_classes(self, values: list[Any], column: str, split: Split) -> list[Any]:
@@ -372,7 +388,9 @@ class ParquetStore(TableStore):
             if files:
                 stored[split] = sorted(map(str, files))
         if not stored:
-            raise UserError(f"{self.root}: should hold train.parquet (and test.parquet), or be one parquet file")
+            raise UserError(
+                f"{self.root}: should hold train.parquet (and test.parquet), or be one parquet file"
+            )
         return assign_roles(stored, self.test_on_val)
 
 
@@ -453,7 +471,9 @@ class FileStore(TableStore):
                     if files := whole or sorted(self.path.glob(f"{name}-*{suffix}")):
                         stored[split] = files
         if not stored:
-            raise UserError(f"{self.path}: should be a file, or a folder with train{{{','.join(self.FORMATS)}}}")
+            raise UserError(
+                f"{self.path}: should be a file, or a folder with train{{{','.join(self.FORMATS)}}}"
+            )
         return assign_roles(stored, test_on_val=False)
 
 
@@ -511,7 +531,9 @@ class HubStore(TableStore):
         hub = self.hub
         hub_or_offline()
         try:
-            return datasets.load_dataset(hub.repository, hub.config, revision=hub.revision, data_files=hub.files)
+            return datasets.load_dataset(
+                hub.repository, hub.config, revision=hub.revision, data_files=hub.files
+            )
         except datasets.exceptions.DatasetNotFoundError as error:
             page = f"{datasets.config.HF_ENDPOINT}/datasets/{hub.repository}"
             if "gated" in str(error):
@@ -520,7 +542,9 @@ class HubStore(TableStore):
                 cause = f"there is no data set at {page}; if it is private, run `hf auth login`"
             raise UserError(f"{self.name}: {cause}") from None
         except ConnectionError:
-            raise UserError(f"{self.name}: not on this machine and the hub cannot be reached. {self.remedy}") from None
+            raise UserError(
+                f"{self.name}: not on this machine and the hub cannot be reached. {self.remedy}"
+            ) from None
         except (
             datasets.exceptions.DatasetGenerationError,
             ValueError,
@@ -617,8 +641,12 @@ class CsvImageStore(Store):
         class_ids = {name: index for index, name in enumerate(classes)}
         for row in rows:
             if row.label not in class_ids:
-                cause = f"label '{row.label}' does not occur in train" if row.label else "has no label"
-                raise UserError(f"{row.place}: {cause}: it should be one of {', '.join(classes[:10])}")
+                cause = (
+                    f"label '{row.label}' does not occur in train" if row.label else "has no label"
+                )
+                raise UserError(
+                    f"{row.place}: {cause}: it should be one of {', '.join(classes[:10])}"
+                )
         labels = torch.tensor([class_ids[row.label] for row in rows])
         return EncodedSplit(ListedImages(rows), labels, classes)
 
@@ -648,7 +676,9 @@ class CsvImageStore(Store):
                     if file.is_file():
                         stored[split] = [row for row, _ in self._read(file, split != "unlabeled")]
         if not stored:
-            raise UserError(f"{self.path}: should be a CSV file, or a folder with train.csv (and test.csv)")
+            raise UserError(
+                f"{self.path}: should be a CSV file, or a folder with train.csv (and test.csv)"
+            )
         return assign_roles(stored, test_on_val=False)
 
     def _read_splits(self, file: Path) -> dict[Split, list[ListedImage]]:
@@ -677,7 +707,9 @@ class CsvImageStore(Store):
         for line, cells in rows:
             empty = False
             if len(cells) != len(header):
-                raise UserError(f"{file}:{line}: should have {len(header)} cells, like the header, not {len(cells)}")
+                raise UserError(
+                    f"{file}:{line}: should have {len(header)} cells, like the header, not {len(cells)}"
+                )
             path = cells[image]
             if not path:
                 raise UserError(f"{file}:{line}: the column '{header[image]}' is empty")
@@ -688,7 +720,9 @@ class CsvImageStore(Store):
         if empty:
             raise UserError(f"{file}: lists no images: add a row for each")
 
-    def _find_optional(self, file: Path, header: list[str], default: str, column: str | None) -> int | None:
+    def _find_optional(
+        self, file: Path, header: list[str], default: str, column: str | None
+    ) -> int | None:
         if column is None:
             return header.index(default) if default in header else None
         return self._find_column(file, header, column, default)
@@ -697,7 +731,9 @@ class CsvImageStore(Store):
     def _find_column(file: Path, header: list[str], column: str, option: str) -> int:
         if column not in header:
             hint = did_you_mean(column, header)
-            raise UserError(f"{file}:1: no column '{column}'.{hint} Name it, as in {option}: {header[0]}")
+            raise UserError(
+                f"{file}:1: no column '{column}'.{hint} Name it, as in {option}: {header[0]}"
+            )
         return header.index(column)
 
 
@@ -721,7 +757,9 @@ def _read_csv(file: Path) -> Iterator[tuple[int, list[str]]]:
             except csv.Error as error:
                 raise UserError(f"{file}:{line}: cannot be read as CSV: {error}") from None
     except FileNotFoundError:
-        raise UserError(f"{file}: no such file; it should be a CSV file that lists images") from None
+        raise UserError(
+            f"{file}: no such file; it should be a CSV file that lists images"
+        ) from None
     except (OSError, UnicodeError) as error:
         raise UserError(f"{file}: cannot be read as CSV: {_one_line(error)}") from None
     if not has_header:

@@ -51,7 +51,12 @@ def barlow_loss(first: Tensor, second: Tensor, off_diagonal: float) -> Tensor:
     """
     with torch.autocast(first.device.type, enabled=False):
         first, second = (distributed.gather(each.float()) for each in (first, second))
-        a, b = ((each - each.mean(dim=0)) / (each.var(dim=0, correction=0) + 1e-5).sqrt() for each in (first, second))
+        a, b = (
+            (each - each.mean(dim=0)) / (each.var(dim=0, correction=0) + 1e-5).sqrt()
+            for each in (first, second)
+        )
         correlation = a.T @ b / len(a)
         diagonal = correlation.diagonal()
-        return (1 - diagonal).square().sum() + off_diagonal * (correlation.square().sum() - diagonal.square().sum())
+        return (1 - diagonal).square().sum() + off_diagonal * (
+            correlation.square().sum() - diagonal.square().sum()
+        )

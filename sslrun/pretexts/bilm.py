@@ -10,7 +10,14 @@ from sslrun.data.examples import Batch
 from sslrun.data.text.sequences import Tokens
 from sslrun.errors import UserError
 from sslrun.pretexts.base import pretexts
-from sslrun.pretexts.language import LanguageOptions, LanguagePretext, Pairs, TokenHead, following, preceding
+from sslrun.pretexts.language import (
+    LanguageOptions,
+    LanguagePretext,
+    Pairs,
+    TokenHead,
+    following,
+    preceding,
+)
 from sslrun.training.learner import Output
 
 
@@ -18,8 +25,8 @@ from sslrun.training.learner import Output
 class BiLm(LanguagePretext):
     """Predict each token from the tokens before it, and separately from the tokens after it.
 
-    ELMo: Peters et al., NAACL 2018 (arXiv:1802.05365). Two networks share their embeddings and their softmax.
-    The loss is the mean of both directions.
+    ELMo: Peters et al., NAACL 2018 (arXiv:1802.05365). Two networks share their embeddings and
+    their softmax. The loss is the mean of both directions.
     """
 
     class Options(LanguageOptions):

@@ -20,9 +20,9 @@ from sslrun.training.learner import Output
 class BYOL(TwoViews):
     """Predict a slowly moving teacher's projection of the other view.
 
-    Grill et al., NeurIPS 2020 (arXiv:2006.07733). The two views go through the networks one after the other, so
-    that each has its own batch statistics, as in the authors' code. The teacher stays in training mode, as
-    theirs does.
+    Grill et al., NeurIPS 2020 (arXiv:2006.07733). The two views go through the networks one after
+    the other, so that each has its own batch statistics, as in the authors' code. The teacher stays
+    in training mode, as theirs does.
     """
 
     class Options(TwoViewOptions):

@@ -15,7 +15,14 @@ from sslrun.data.examples import Batch
 from sslrun.data.text.sequences import IGNORED, Tokens
 from sslrun.errors import UserError
 from sslrun.pretexts.base import pretexts
-from sslrun.pretexts.language import LanguageOptions, LanguagePretext, Pairs, TokenHead, embedding_of, entropy
+from sslrun.pretexts.language import (
+    LanguageOptions,
+    LanguagePretext,
+    Pairs,
+    TokenHead,
+    embedding_of,
+    entropy,
+)
 from sslrun.training.learner import Output
 
 
@@ -36,16 +43,17 @@ class DenoisingViews(NamedTuple):
 class Denoise(LanguagePretext):
     """Cut spans out of the text and let a decoder generate them.
 
-    The encoder-decoder of Vaswani et al. (2017, arXiv:1706.03762), trained by the span corruption of T5 (Raffel et
-    al., JMLR 2020, arXiv:1910.10683). The backbone is the encoder; the decoder belongs to the pretext task. Encoder,
-    decoder and softmax share one embedding, as in both papers. With rate 0.4 and mean span 2:
+    The encoder-decoder of Vaswani et al. (2017, arXiv:1706.03762), trained by the span corruption
+    of T5 (Raffel et al., JMLR 2020, arXiv:1910.10683). The backbone is the encoder; the decoder
+    belongs to the pretext task. Encoder, decoder and softmax share one embedding, as in both
+    papers. With rate 0.4 and mean span 2:
 
         text      the cat sat on the mat
         encoder   the [MASK] on the [MASK]
         targets   [MASK] cat sat [MASK] mat [SEP]
 
-    Deviations: the sentinel of every span is [MASK], which BERT's vocabulary has; their order tells spans apart.
-    Positions and norms are BERT's, and so is the head before the softmax.
+    Deviations: the sentinel of every span is [MASK], which BERT's vocabulary has; their order tells
+    spans apart. Positions and norms are BERT's, and so is the head before the softmax.
     """
 
     class Options(LanguageOptions):
@@ -67,12 +75,17 @@ class Denoise(LanguagePretext):
             )
         self.tokenizer, width = backbone.spec.tokenizer, backbone.width
         shared = embedding_of(backbone)
-        self.table = nn.Embedding(backbone.spec.vocab, width) if shared is None or shared.shape[1] != width else None
+        self.table = (
+            nn.Embedding(backbone.spec.vocab, width)
+            if shared is None or shared.shape[1] != width
+            else None
+        )
         self.position_embed = nn.Embedding(backbone.spec.length + 2, width)
         heads = max(1, width // 64)
         check_heads("the decoder of 'denoise'", width, heads)
         self.blocks = Stack(
-            Block(width, heads, norm="post", cross=True, dropout=0.1, eps=1e-12) for _ in range(options.depth)
+            Block(width, heads, norm="post", cross=True, dropout=0.1, eps=1e-12)
+            for _ in range(options.depth)
         )
         for module in (self.table, self.position_embed, self.blocks):
             if module is not None:
@@ -87,7 +100,9 @@ class Denoise(LanguagePretext):
         starts = cut & ~F.pad(cut, (1, 0))[:, :-1]
         kept = (tokens.real & ~cut) | starts
         place = kept.cumsum(dim=1) - 1
-        target = torch.where(kept, place, ids.shape[1])  # tokens that are cut land in a column that is dropped
+        target = torch.where(
+            kept, place, ids.shape[1]
+        )  # tokens that are cut land in a column that is dropped
         short = Tokens(
             _scatter_to(torch.where(starts, tokenizer.mask, ids), target, tokenizer.pad),
             _scatter_to(tokens.segments, target, 0),
@@ -99,7 +114,9 @@ class Denoise(LanguagePretext):
         slots = torch.where(cut, cut.cumsum(dim=1) + starts.cumsum(dim=1) - 1, length)
         marks = torch.where(starts, slots - 1, length)
         targets = _scatter_to(ids, slots, IGNORED, length)
-        targets = torch.where(_scatter_to(starts.long(), marks, 0, length) > 0, tokenizer.mask, targets)
+        targets = torch.where(
+            _scatter_to(starts.long(), marks, 0, length) > 0, tokenizer.mask, targets
+        )
         documents = _scatter_to(tokens.documents, slots, 0, length).maximum(
             _scatter_to(tokens.documents, marks, 0, length)
         )
@@ -109,7 +126,9 @@ class Denoise(LanguagePretext):
         documents = documents.scatter(1, end, last)
         begins = documents != F.pad(documents, (1, 0))[:, :-1]
         previous = torch.where(targets == IGNORED, tokenizer.pad, targets).roll(1, dims=1)
-        return DenoisingViews(short, torch.where(begins, tokenizer.cls, previous), targets, documents)
+        return DenoisingViews(
+            short, torch.where(begins, tokenizer.cls, previous), targets, documents
+        )
 
     def forward(self, views: DenoisingViews) -> Output:
         features = self.backbone(views.tokens)
@@ -134,19 +153,28 @@ class Denoise(LanguagePretext):
     def _spans(self, inner: Tensor, generator: torch.Generator) -> Tensor:
         """Which tokens (B, T) are cut out: T5's alternation of random segments, kept and cut.
 
-        As many spans as fit are cut. A segment that contains a separator is cut up to the separator.
+        As many spans as fit are cut. A segment that contains a separator is cut up to the
+        separator.
         """
         count = inner.sum(dim=1)
         cut = (count * self.options.rate).round().clamp_min(1)
         spans = (cut / self.options.span).round().clamp_min(1)
-        cut, spans = cut.minimum(count - 1).clamp_min(0), spans.minimum(cut).minimum(count - cut).clamp_min(1)
+        cut, spans = (
+            cut.minimum(count - 1).clamp_min(0),
+            spans.minimum(cut).minimum(count - cut).clamp_min(1),
+        )
         most = int(inner.shape[1])
-        lengths = [_segment_lengths(total.long(), spans.long(), most, generator) for total in (count - cut, cut)]
+        lengths = [
+            _segment_lengths(total.long(), spans.long(), most, generator)
+            for total in (count - cut, cut)
+        ]
         ends = torch.stack(lengths, dim=2).flatten(1).cumsum(dim=1)
         rank = inner.cumsum(dim=1) - 1
         segment = torch.searchsorted(ends, rank.clamp_min(0), right=True).clamp_max(2 * most - 1)
         passed = (~inner).cumsum(dim=1)
-        at_start = torch.full_like(ends, most).scatter_reduce(1, segment, torch.where(inner, passed, most), "amin")
+        at_start = torch.full_like(ends, most).scatter_reduce(
+            1, segment, torch.where(inner, passed, most), "amin"
+        )
         return inner & (segment % 2 == 1) & (passed == at_start.gather(1, segment))
 
 

@@ -8,12 +8,18 @@ from torch import nn
 
 
 def mlp(
-    widths: list[int], *, norm: bool = True, last_norm: bool = False, last_affine: bool = True, last_bias: bool = True
+    widths: list[int],
+    *,
+    norm: bool = True,
+    last_norm: bool = False,
+    last_affine: bool = True,
+    last_bias: bool = True,
 ) -> nn.Sequential:
     """A multilayer perceptron: linear maps between `widths`, with batch norm (if `norm`) and ReLU between them.
 
-    `last_norm` adds a batch norm after the last map, with scale and shift if `last_affine`; a linear map before a
-    batch norm has no bias. `last_bias` gives the last map a bias if no norm follows it.
+    `last_norm` adds a batch norm after the last map, with scale and shift if `last_affine`; a
+    linear map before a batch norm has no bias. `last_bias` gives the last map a bias if no norm
+    follows it.
     """
     layers: list[nn.Module] = []
     last = len(widths) - 2

@@ -30,14 +30,17 @@ class LanguageOptions(PretextOptions):
 
     pairs: Pairs = "keep"
     dupes: int = Field(1, ge=1)
-    """Number of times that the corpus is laid out, each time cut at other places; an epoch reads all. BERT: 10."""
+    """Number of times that the corpus is laid out, each time cut at other places; an epoch reads
+    all. BERT: 10."""
     cross_documents: bool = False
     """With `pairs: drop`: let tokens attend to other documents of their sequence, too."""
 
     @model_validator(mode="after")
     def _one_layout(self) -> LanguageOptions:
         if self.cross_documents and self.pairs != "drop":
-            raise ValueError("cross_documents: true needs pairs: drop; the segments of a pair see each other anyway")
+            raise ValueError(
+                "cross_documents: true needs pairs: drop; the segments of a pair see each other anyway"
+            )
         return self
 
 
@@ -55,7 +58,9 @@ class LanguagePretext(Pretext):
         options = self.options
         if options.pairs == "drop":
             return examples.pack(options.dupes)
-        return examples.build_pairs(options.dupes, seed, random=0.5 if options.pairs == "keep" else 0.0)
+        return examples.build_pairs(
+            options.dupes, seed, random=0.5 if options.pairs == "keep" else 0.0
+        )
 
     def tokens(self, batch: Batch) -> Tokens:
         """The batch's tokens; those of one document may attend to each other."""
@@ -66,7 +71,10 @@ class LanguagePretext(Pretext):
 
     def held_out(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         output = self(self.views(batch, generator))
-        return {"held_out_loss": output.loss, **{f"held_out_{name}": value for name, value in output.metrics.items()}}
+        return {
+            "held_out_loss": output.loss,
+            **{f"held_out_{name}": value for name, value in output.metrics.items()},
+        }
 
     def floor(self, examples: Examples) -> float | None:
         if not isinstance(examples, Documents):
@@ -95,7 +103,8 @@ def entropy(shares: Tensor) -> float:
 class TokenHead(nn.Module):
     """Scores over the vocabulary, as BERT's head: linear, GELU, norm, then the embedding matrix and a bias.
 
-    `embedding_width` is the width of the matrix that is shared with the backbone; None: the head has its own.
+    `embedding_width` is the width of the matrix that is shared with the backbone; None: the head
+    has its own.
     """
 
     def __init__(self, width: int, vocab: int, embedding_width: int | None) -> None:
@@ -117,13 +126,20 @@ class TokenHead(nn.Module):
     def loss(self, x: Tensor, embedding: Tensor | None, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Mean cross-entropy of x (..., D) at targets (...) that are not `IGNORED`, and the share predicted right.
 
-        Computed in parts, because the scores of all tokens of a batch exceed a GPU's memory, or a CPU's cache.
+        Computed in parts, because the scores of all tokens of a batch exceed a GPU's memory, or a
+        CPU's cache.
         """
         rows = max(1, (CPU_SCORES if x.device.type == "cpu" else GPU_SCORES) // len(self.bias))
-        table, inner, flat = self._table(embedding), self._inner(x).flatten(0, -2), targets.flatten()
+        table, inner, flat = (
+            self._table(embedding),
+            self._inner(x).flatten(0, -2),
+            targets.flatten(),
+        )
         count = (targets != IGNORED).sum().clamp_min(1)
         if len(flat) > rows and torch.is_grad_enabled():
-            losses, right = cast(tuple[Tensor, Tensor], SummedLoss.apply(inner, table, self.bias, flat, rows))
+            losses, right = cast(
+                tuple[Tensor, Tensor], SummedLoss.apply(inner, table, self.bias, flat, rows)
+            )
         else:
             parts = zip(inner.split(rows), flat.split(rows), strict=True)
             sums = [_summed(rows_x, table, self.bias, wanted) for rows_x, wanted in parts]
@@ -140,7 +156,8 @@ class TokenHead(nn.Module):
 
 
 CPU_SCORES = 2**23
-"""Scores in memory at once on a CPU: 32 MiB of float32. Fewer make narrow matrices, which multiply slowly."""
+"""Scores in memory at once on a CPU: 32 MiB of float32. Fewer make narrow matrices, which multiply
+slowly."""
 GPU_SCORES = 2**28
 """Scores in memory at once on a GPU."""
 
@@ -159,15 +176,24 @@ class SummedLoss(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, table: Tensor, bias: Tensor, targets: Tensor, rows: int) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, x: Tensor, table: Tensor, bias: Tensor, targets: Tensor, rows: int
+    ) -> tuple[Tensor, Tensor]:
         """Sums for x (N, E), table (V, E), bias (V,) and targets (N,). Matrices multiply in autocast's precision."""
         device = x.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-        summed, right = torch.zeros((), device=x.device), torch.zeros((), dtype=torch.int64, device=x.device)
-        x_grad, table_grad, bias_grad = (torch.zeros_like(part, dtype=torch.float32) for part in (x, table, bias))
+        summed, right = (
+            torch.zeros((), device=x.device),
+            torch.zeros((), dtype=torch.int64, device=x.device),
+        )
+        x_grad, table_grad, bias_grad = (
+            torch.zeros_like(part, dtype=torch.float32) for part in (x, table, bias)
+        )
         with torch.autocast(device, enabled=False):
             weight, offset = table.to(dtype), bias.to(dtype)
-            parts = zip(x.to(dtype).split(rows), targets.split(rows), x_grad.split(rows), strict=True)
+            parts = zip(
+                x.to(dtype).split(rows), targets.split(rows), x_grad.split(rows), strict=True
+            )
             for part, wanted, part_grad in parts:
                 scores = F.linear(part, weight, offset).float()
                 known, truth = (wanted != IGNORED).float()[:, None], wanted.clamp_min(0)[:, None]
@@ -176,14 +202,17 @@ class SummedLoss(torch.autograd.Function):
                 highest, true_scores = scores.gather(1, best), scores.gather(1, truth)
                 total = scores.sub_(highest).exp_().sum(dim=1, keepdim=True)
                 summed += ((total.log() + highest - true_scores) * known).sum()
-                # Gradient of the scores: probabilities minus 1 at the target; zero where there is no target.
+                # Gradient of the scores: probabilities minus 1 at the target; zero where there is
+                # no target.
                 scores.mul_(known / total).scatter_add_(1, truth, -known)
                 bias_grad += scores.sum(dim=0)
                 scores = scores.to(dtype)
                 part_grad.copy_(scores @ weight)
                 table_grad += scores.T @ part
         ctx.mark_non_differentiable(right)
-        ctx.save_for_backward(x_grad.to(x.dtype), table_grad.to(table.dtype), bias_grad.to(bias.dtype))
+        ctx.save_for_backward(
+            x_grad.to(x.dtype), table_grad.to(table.dtype), bias_grad.to(bias.dtype)
+        )
         return summed, right
 
     @staticmethod

@@ -17,8 +17,9 @@ from sslrun.training.learner import Output
 class Ltr(LanguagePretext):
     """Predict each token from the tokens before it, without masking.
 
-    GPT's objective (Radford et al. 2018). With BERT's inputs and head it is the left-to-right row of BERT's
-    Table 5 (Devlin et al., NAACL 2019). The backbone must be causal, and stays causal when it is fine-tuned.
+    GPT's objective (Radford et al. 2018). With BERT's inputs and head it is the left-to-right row
+    of BERT's Table 5 (Devlin et al., NAACL 2019). The backbone must be causal, and stays causal
+    when it is fine-tuned.
     """
 
     class Options(LanguageOptions):

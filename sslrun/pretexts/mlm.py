@@ -14,11 +14,18 @@ from sslrun.data.examples import Batch, Examples
 from sslrun.data.text.sequences import IGNORED, Documents, Tokens
 from sslrun.errors import UserError
 from sslrun.pretexts.base import pretexts
-from sslrun.pretexts.language import LanguageOptions, LanguagePretext, TokenHead, embedding_of, entropy
+from sslrun.pretexts.language import (
+    LanguageOptions,
+    LanguagePretext,
+    TokenHead,
+    embedding_of,
+    entropy,
+)
 from sslrun.training.learner import Output
 
 RATE = 0.15
-"""BERT's share of chosen tokens. Every held-out loss is measured at it, so that losses of other rates compare."""
+"""BERT's share of chosen tokens. Every held-out loss is measured at it, so that losses of other
+rates compare."""
 
 
 class MaskedViews(NamedTuple):
@@ -27,23 +34,26 @@ class MaskedViews(NamedTuple):
     tokens: Tokens
     """What the backbone reads."""
     places: Tensor
-    """(B, K) positions of the chosen tokens. K is the same for all sequences; surplus positions have no target."""
+    """(B, K) positions of the chosen tokens. K is the same for all sequences; surplus positions
+    have no target."""
     targets: Tensor
     """(B, K) the original tokens; `IGNORED` at surplus positions."""
     related: Tensor | None
-    """(B,) 0 where the second segment continues the first, 1 where it is from elsewhere; None without pairs."""
+    """(B,) 0 where the second segment continues the first, 1 where it is from elsewhere; None
+    without pairs."""
 
 
 @pretexts.register("mlm")
 class Mlm(LanguagePretext):
     """Predict hidden tokens from both sides.
 
-    BERT: Devlin et al., NAACL 2019 (arXiv:1810.04805). In each sequence exactly `round(rate * tokens)` tokens are
-    chosen: at least one, and never a special one. 80 % of them become [MASK], 10 % a random token, and 10 % stay. Loss
-    and head cover the chosen tokens only. With `nsp`, [CLS] predicts whether the second segment continues the first.
+    BERT: Devlin et al., NAACL 2019 (arXiv:1810.04805). In each sequence exactly `round(rate *
+    tokens)` tokens are chosen: at least one, and never a special one. 80 % of them become [MASK],
+    10 % a random token, and 10 % stay. Loss and head cover the chosen tokens only. With `nsp`,
+    [CLS] predicts whether the second segment continues the first.
 
-    Deviation: tokens are chosen again each time a sequence is read. BERT's own code chose ten times, once for each of
-    its `dupes`; `masking: static` comes close to it.
+    Deviation: tokens are chosen again each time a sequence is read. BERT's own code chose ten
+    times, once for each of its `dupes`; `masking: static` comes close to it.
     """
 
     class Options(LanguageOptions):
@@ -58,25 +68,33 @@ class Mlm(LanguagePretext):
         whole_words: bool = False
         """Choose either all pieces of a word or none."""
         masking: Literal["dynamic", "static"] = "dynamic"
-        """dynamic: tokens are chosen again each time a sequence is read. static: always the same tokens of a
-        sequence, as in BERT's own code."""
+        """dynamic: tokens are chosen again each time a sequence is read. static: always the same
+        tokens of a sequence, as in BERT's own code."""
 
         @model_validator(mode="after")
         def _consistent(self) -> Mlm.Options:
             if self.nsp and self.pairs != "keep":
                 raise ValueError("nsp: true needs pairs: keep")
             if self.mask + self.replace > 1 + 1e-9:
-                raise ValueError("mask and replace are shares of the chosen tokens: together 1 at most")
+                raise ValueError(
+                    "mask and replace are shares of the chosen tokens: together 1 at most"
+                )
             return self
 
         def choices(self) -> list[str]:
             if self.nsp:
                 return []
             if self.pairs == "keep":
-                return ["without next-sentence prediction the pairs of segments stay, and only its loss is dropped"]
+                return [
+                    "without next-sentence prediction the pairs of segments stay, and only its loss is dropped"
+                ]
             if self.pairs == "next":
-                return ["without next-sentence prediction the second segment of a pair always continues the first"]
-            return ["without next-sentence prediction full sequences of running text take the place of pairs"]
+                return [
+                    "without next-sentence prediction the second segment of a pair always continues the first"
+                ]
+            return [
+                "without next-sentence prediction full sequences of running text take the place of pairs"
+            ]
 
     options: Options
     continues: Tensor
@@ -91,7 +109,9 @@ class Mlm(LanguagePretext):
         self.tokenizer = backbone.spec.tokenizer
         self.register_buffer("continues", self.tokenizer.continues, persistent=False)
         table = embedding_of(backbone)
-        self.head = TokenHead(backbone.width, backbone.spec.vocab, None if table is None else table.shape[1])
+        self.head = TokenHead(
+            backbone.width, backbone.spec.vocab, None if table is None else table.shape[1]
+        )
         self.nsp = nn.Linear(backbone.width, 2) if options.nsp else None
 
     def arrange(self, examples: Examples, seed: int) -> Examples:
@@ -131,22 +151,33 @@ class Mlm(LanguagePretext):
     def without_context(self, shares: Tensor) -> float:
         """The loss of a model that knows only how often tokens occur.
 
-        Under [MASK] it is the entropy of tokens. For the other chosen tokens it is the entropy given the token that is
-        shown, which may be the original one: H(original, shown) - H(shown).
+        Under [MASK] it is the entropy of tokens. For the other chosen tokens it is the entropy
+        given the token that is shown, which may be the original one: H(original, shown) - H(shown).
         """
         mask, replace = self.options.mask, self.options.replace
         kept = (1 - mask - replace) * shares
         replaced = replace * shares / len(shares)  # by each token of the vocabulary
-        both = (len(shares) - 1) * entropy(replaced) + entropy(kept + replaced)  # original and shown
+        both = (len(shares) - 1) * entropy(replaced) + entropy(
+            kept + replaced
+        )  # original and shown
         shown = entropy(kept + replace / len(shares))
         return mask * entropy(shares) + both - shown
 
     def _mask(self, batch: Batch, generator: torch.Generator, rate: float) -> MaskedViews:
         tokens = self.tokens(batch)
         ids, tokenizer = tokens.ids, self.tokenizer
-        noise = _static_noise(ids, tokens.real) if self.options.masking == "static" else _noise(ids, generator)
-        allowed = tokens.real & (ids != tokenizer.cls) & (ids != tokenizer.sep) & (ids != tokenizer.pad)
-        wanted, most = _chosen_counts(tokens.real.sum(dim=1), rate), max(1, round(ids.shape[1] * rate))
+        noise = (
+            _static_noise(ids, tokens.real)
+            if self.options.masking == "static"
+            else _noise(ids, generator)
+        )
+        allowed = (
+            tokens.real & (ids != tokenizer.cls) & (ids != tokenizer.sep) & (ids != tokenizer.pad)
+        )
+        wanted, most = (
+            _chosen_counts(tokens.real.sum(dim=1), rate),
+            max(1, round(ids.shape[1] * rate)),
+        )
         order = noise[0]
         if self.options.whole_words:
             order, allowed = self._whole_words(order, ids, allowed, wanted, most)
@@ -156,17 +187,21 @@ class Mlm(LanguagePretext):
         fate, other = noise[1].gather(1, places), noise[2].gather(1, places)
         new = torch.where(fate < self.options.mask, tokenizer.mask, ids.gather(1, places))
         random = (fate >= self.options.mask) & (fate < self.options.mask + self.options.replace)
-        new = torch.where(random, (other * tokenizer.vocab).long().clamp_max(tokenizer.vocab - 1), new)
+        new = torch.where(
+            random, (other * tokenizer.vocab).long().clamp_max(tokenizer.vocab - 1), new
+        )
         new = torch.where(chosen, new, ids.gather(1, places))
-        return MaskedViews(tokens._replace(ids=ids.scatter(1, places, new)), places, targets, batch.labels)
+        return MaskedViews(
+            tokens._replace(ids=ids.scatter(1, places, new)), places, targets, batch.labels
+        )
 
     def _whole_words(
         self, noise: Tensor, ids: Tensor, allowed: Tensor, wanted: Tensor, most: int
     ) -> tuple[Tensor, Tensor]:
         """Choose words at random until `wanted` (B,) pieces are chosen, as BERT's own code does.
 
-        Returns an order (B, T) in which the pieces of a word are adjacent, and which pieces (B, T) may be chosen. Words
-        with more pieces than are still wanted are skipped.
+        Returns an order (B, T) in which the pieces of a word are adjacent, and which pieces (B, T)
+        may be chosen. Words with more pieces than are still wanted are skipped.
         """
         first = ~self.continues[ids]
         first[:, 0] = True
@@ -186,7 +221,8 @@ class Mlm(LanguagePretext):
 def _chosen_counts(lengths: Tensor, rate: float) -> Tensor:
     """The number of tokens (B,) to choose in sequences of such lengths, at least one.
 
-    Computed in float64, as Python does, because float32 rounds some halves the other way. Apple's GPUs have no float64.
+    Computed in float64, as Python does, because float32 rounds some halves the other way. Apple's
+    GPUs have no float64.
     """
     exact = lengths.float() if lengths.device.type == "mps" else lengths.double()
     return (exact * rate).round().clamp_min(1).long()
@@ -205,7 +241,9 @@ def _static_noise(ids: Tensor, real: Tensor) -> Tensor:
     place = torch.arange(ids.shape[1], device=ids.device)
     sequence = ((ids + 1) * _splitmix(place + 1) * real).sum(dim=1, keepdim=True)
     kinds = torch.arange(3, device=ids.device)[:, None, None]
-    return ((_splitmix(sequence + _splitmix(place) + _splitmix(kinds + 7919)) >> 11) & (2**24 - 1)).float() / 2**24
+    return (
+        (_splitmix(sequence + _splitmix(place) + _splitmix(kinds + 7919)) >> 11) & (2**24 - 1)
+    ).float() / 2**24
 
 
 def _splitmix(x: Tensor) -> Tensor:

@@ -20,8 +20,9 @@ class MoCo(TwoViews):
     """Recognize the other view of the same image among a queue of earlier ones.
 
     MoCo v2: He et al., CVPR 2020 (arXiv:1911.05722); Chen et al. 2020 (arXiv:2003.04297).
-    Deviation: keys are not shuffled across devices before the key encoder. Queries and keys have separate batch
-    statistics anyway, because the two views go through different networks one after the other.
+    Deviation: keys are not shuffled across devices before the key encoder. Queries and keys have
+    separate batch statistics anyway, because the two views go through different networks one after
+    the other.
     """
 
     class Options(TwoViewOptions):
@@ -42,7 +43,9 @@ class MoCo(TwoViews):
         super().__init__(options, backbone)
         self.head = mlp([backbone.width, backbone.width, options.projection], norm=False)
         self.teacher = Teacher(backbone, self.head)
-        self.register_buffer("queue", F.normalize(torch.randn(options.queue, options.projection), dim=1))
+        self.register_buffer(
+            "queue", F.normalize(torch.randn(options.queue, options.projection), dim=1)
+        )
         self.register_buffer("place", torch.zeros((), dtype=torch.int64))
         self._keys: list[Tensor] = []
         """Keys of the current batch: one tensor for each part that the batch is computed in."""
@@ -66,11 +69,13 @@ class MoCo(TwoViews):
         self._keys.clear()
 
 
-def info_nce(queries: Tensor, keys: Tensor, queue: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+def info_nce(
+    queries: Tensor, keys: Tensor, queue: Tensor, temperature: float
+) -> tuple[Tensor, Tensor]:
     """InfoNCE loss of unit vectors (B, D) against their keys (B, D) and a queue (K, D).
 
-    -log exp(q.k / t) / (exp(q.k / t) + sum over the queue of exp(q.n / t)), averaged over the batch.
-    Returns the loss and the share of queries whose own key is the most similar, both 0-d.
+    -log exp(q.k / t) / (exp(q.k / t) + sum over the queue of exp(q.n / t)), averaged over the
+    batch. Returns the loss and the share of queries whose own key is the most similar, both 0-d.
     """
     with torch.autocast(queries.device.type, enabled=False):
         positive = (queries * keys).sum(dim=1, keepdim=True)

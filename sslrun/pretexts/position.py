@@ -26,35 +26,41 @@ NEIGHBORS = ((0, 0), (0, 1), (0, 2), (1, 0), (1, 2), (2, 0), (2, 1), (2, 2))
 class Position(Pretext):
     """Predict which of the eight neighbors of a patch another patch is.
 
-    Doersch et al., ICCV 2015 (arXiv:1505.05192). Both patches go through one backbone; only a head with two hidden
-    layers sees both (late fusion). Three measures prevent shortcuts: a gap between patches, jitter of each patch,
-    and colors changed so that chromatic aberration gives nothing away. Stage 2 reads the backbone on whole images.
+    Doersch et al., ICCV 2015 (arXiv:1505.05192). Both patches go through one backbone; only a head
+    with two hidden layers sees both (late fusion). Three measures prevent shortcuts: a gap between
+    patches, jitter of each patch, and colors changed so that chromatic aberration gives nothing
+    away. Stage 2 reads the backbone on whole images.
 
-    Deviations: a batch holds the center patch of the grid and several of its neighbors from each image, where the
-    paper draws one pair from an image; the backbone's work on the center is shared. Patches keep their mean, since a
-    backbone normalizes its inputs. Batch norm keeps its scale and shift.
+    Deviations: a batch holds the center patch of the grid and several of its neighbors from each
+    image, where the paper draws one pair from an image; the backbone's work on the center is
+    shared. Patches keep their mean, since a backbone normalizes its inputs. Batch norm keeps its
+    scale and shift.
     """
 
     reads = ImageSpec
 
     class Options(PretextOptions):
         patch: int | None = Field(default=None, ge=2)
-        """Side of a patch, in pixels; default: the largest for which 3 patches, 2 gaps and the jitter fit the image."""
+        """Side of a patch, in pixels; default: the largest for which 3 patches, 2 gaps and the
+        jitter fit the image."""
         gap: int | None = Field(default=None, ge=0)
         """Pixels between patches; default: half a patch, as in the paper."""
         jitter: int | None = Field(default=None, ge=0)
-        """Largest random shift of a patch along each axis, in pixels; default: 7/96 of a patch, as in the paper."""
+        """Largest random shift of a patch along each axis, in pixels; default: 7/96 of a patch, as
+        in the paper."""
         neighbors: int = Field(default=4, ge=1, le=8)
         """Number of neighbors drawn from each image."""
         color: Literal["drop", "project", "none"] = "drop"
-        """Measure against chromatic aberration. drop: two of each patch's channels become noise. project: the
-        green-magenta axis is removed. none: colors stay."""
+        """Measure against chromatic aberration. drop: two of each patch's channels become noise.
+        project: the green-magenta axis is removed. none: colors stay."""
         rescale: float = Field(default=0.0, ge=0, le=1)
-        """Share of patches that are scaled down (to at least 100 pixels) and up again; the paper says "some"."""
+        """Share of patches that are scaled down (to at least 100 pixels) and up again; the paper
+        says "some"."""
         enlarge: int = Field(default=1, ge=1, le=32)
-        """Factor by which patches are enlarged for the backbone. Patches of the paper are 96 pixels wide and need none.
-        From images of 32 pixels they are 7 wide, which the last stage of a ResNet reduces to a single place: all of its
-        kernels except their centers then see only padding, learn nothing, and disturb whole images."""
+        """Factor by which patches are enlarged for the backbone. Patches of the paper are 96 pixels
+        wide and need none. From images of 32 pixels they are 7 wide, which the last stage of a
+        ResNet reduces to a single place: all of its kernels except their centers then see only
+        padding, learn nothing, and disturb whole images."""
         hidden: int = Field(default=512, ge=1)
         """Width of the head's two hidden layers; 4096 in the paper."""
 
@@ -74,12 +80,16 @@ class Position(Pretext):
         """Patches ((1 + n) B, 3, p, p), the B centers first, and the classes (B, n) of each image's n neighbors."""
         images = to_float(batch.inputs)
         count, chosen, device = len(images), self.options.neighbors, images.device
-        targets = torch.rand(count, 8, generator=generator, device=device).argsort(dim=1)[:, :chosen]
+        targets = torch.rand(count, 8, generator=generator, device=device).argsort(dim=1)[
+            :, :chosen
+        ]
         cells = torch.tensor(NEIGHBORS, device=device)[targets]
         cells = torch.cat([cells.new_ones(count, 1, 2), cells], dim=1)
         room = torch.tensor([side - self.extent + 1 for side in images.shape[-2:]], device=device)
         origin = (torch.rand(count, 1, 2, generator=generator, device=device) * room).long()
-        moves = torch.randint(0, 2 * self.jitter + 1, cells.shape, generator=generator, device=device)
+        moves = torch.randint(
+            0, 2 * self.jitter + 1, cells.shape, generator=generator, device=device
+        )
         corners = origin + cells * (self.patch + self.gap) + moves
         places = torch.arange(1 + chosen, device=device)[:, None].expand(-1, count)
         flat = corners.transpose(0, 1).flatten(0, 1)
@@ -102,7 +112,10 @@ class Position(Pretext):
             return cut
         # One size for the whole batch, which could not stay one tensor otherwise.
         side = int(torch.randint(lowest, self.patch, (), generator=generator, device=cut.device))
-        drawn = torch.rand(len(cut), 1, 1, 1, generator=generator, device=cut.device) < self.options.rescale
+        drawn = (
+            torch.rand(len(cut), 1, 1, 1, generator=generator, device=cut.device)
+            < self.options.rescale
+        )
         return torch.where(drawn, resize(resize(cut, side), self.patch), cut)
 
     def _hide_colors(self, cut: Tensor, generator: torch.Generator) -> Tensor:
@@ -114,12 +127,15 @@ class Position(Pretext):
 def drop_colors(images: Tensor, generator: torch.Generator) -> Tensor:
     """Keep one random channel of each image (B, 3, H, W) and replace the others by noise.
 
-    The noise is Gaussian, around the kept channel's mean with a hundredth of its standard deviation.
+    The noise is Gaussian, around the kept channel's mean with a hundredth of its standard
+    deviation.
     """
     kept = torch.randint(3, (len(images), 1, 1, 1), generator=generator, device=images.device)
     channel = images.gather(1, kept.expand(-1, 1, *images.shape[2:]))
     noise = torch.randn(images.shape, generator=generator, device=images.device)
-    noise = noise * (channel.std(dim=(2, 3), keepdim=True) / 100) + channel.mean(dim=(2, 3), keepdim=True)
+    noise = noise * (channel.std(dim=(2, 3), keepdim=True) / 100) + channel.mean(
+        dim=(2, 3), keepdim=True
+    )
     return torch.where(torch.arange(3, device=images.device)[:, None, None] == kept, images, noise)
 
 
@@ -153,5 +169,11 @@ def _layout(options: Position.Options, backbone: Backbone) -> tuple[int, int, in
             f"pretext.patch: patches of {options.patch} do not fit images of {side} (3 patches, 2 gaps and the jitter, in "
             f"multiples of the backbone's patch, {unit}): take {fitting[-1][0]}"
         )
-    remedy = f"take a backbone with a patch smaller than {unit}" if unit > 1 else "take a smaller gap and jitter"
-    raise UserError(f"pretext 'position': no 3x3 grid of patches fits images of {side}: {remedy}, or larger images")
+    remedy = (
+        f"take a backbone with a patch smaller than {unit}"
+        if unit > 1
+        else "take a smaller gap and jitter"
+    )
+    raise UserError(
+        f"pretext 'position': no 3x3 grid of patches fits images of {side}: {remedy}, or larger images"
+    )

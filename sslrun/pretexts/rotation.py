@@ -20,18 +20,20 @@ from sslrun.training.learner import Output
 class Rotation(Pretext):
     """Predict by which quarter turn an image was rotated.
 
-    Gidaris et al., ICLR 2018 (arXiv:1803.07728). All turns of every image are in one batch, which the paper found
-    clearly better than one turn each: B images cost as much as 4B. Turns are exact, because interpolation would give
-    them away.
+    Gidaris et al., ICLR 2018 (arXiv:1803.07728). All turns of every image are in one batch, which
+    the paper found clearly better than one turn each: B images cost as much as 4B. Turns are exact,
+    because interpolation would give them away.
     """
 
     reads = ImageSpec
 
     class Options(PretextOptions):
         turns: Literal[2, 4] = 4
-        """Number of classes. 4: rotations by 0, 90, 180 and 270 degrees; 2: by 0 and 180 (Table 2 of the paper)."""
+        """Number of classes. 4: rotations by 0, 90, 180 and 270 degrees; 2: by 0 and 180 (Table 2
+        of the paper)."""
         augmentation: Augmentation = Augmentation(flip=0.5)
-        """Augmentation before the rotation; the paper's: flips, and crops where images are large enough."""
+        """Augmentation before the rotation; the paper's: flips, and crops where images are large
+        enough."""
 
     options: Options
 
@@ -42,8 +44,12 @@ class Rotation(Pretext):
     def views(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Rotated images (turns * B, 3, H, W), ordered by turn, and the class (turns * B,) of each turn."""
         images = self.options.augmentation(batch.inputs, batch.inputs.shape[-1], generator)
-        targets = torch.arange(self.options.turns, device=images.device).repeat_interleave(len(images))
-        turned = quarter_turns(images.repeat(self.options.turns, 1, 1, 1), targets * (4 // self.options.turns))
+        targets = torch.arange(self.options.turns, device=images.device).repeat_interleave(
+            len(images)
+        )
+        turned = quarter_turns(
+            images.repeat(self.options.turns, 1, 1, 1), targets * (4 // self.options.turns)
+        )
         return turned, targets
 
     def forward(self, views: tuple[Tensor, Tensor]) -> Output:

@@ -19,8 +19,8 @@ from sslrun.training.learner import Output
 class SimCLR(TwoViews):
     """Recognize the other view of the same image among all other views of the batch.
 
-    Chen et al., ICML 2020 (arXiv:2002.05709). Both views go through the network together, as in the authors' code.
-    Deviation: with several devices, batch norm's statistics are each device's own.
+    Chen et al., ICML 2020 (arXiv:2002.05709). Both views go through the network together, as in the
+    authors' code. Deviation: with several devices, batch norm's statistics are each device's own.
     """
 
     class Options(TwoViewOptions):
@@ -42,17 +42,20 @@ class SimCLR(TwoViews):
 
     def forward(self, views: tuple[Tensor, Tensor]) -> Output:
         projected = self.head(self.backbone(torch.cat(views)).pooled)
-        loss, hits = nt_xent(projected[: len(views[0])], projected[len(views[0]) :], self.options.temperature)
+        loss, hits = nt_xent(
+            projected[: len(views[0])], projected[len(views[0]) :], self.options.temperature
+        )
         return Output(loss, {"accuracy": hits})
 
 
 def nt_xent(first: Tensor, second: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """NT-Xent loss of two views' projections (B, D).
 
-    l(i, j) = -log exp(s_ij / t) / sum over k != i of exp(s_ik / t), with s the cosine similarity, averaged over all
-    2N ordered positive pairs of the batches of all ranks. Each rank returns the mean over its own pairs; averaging
-    gradients over ranks then gives the gradient of the whole batch's loss.
-    Returns the loss and the share of views whose other view is the most similar, both 0-d.
+    l(i, j) = -log exp(s_ij / t) / sum over k != i of exp(s_ik / t), with s the cosine similarity,
+    averaged over all 2N ordered positive pairs of the batches of all ranks. Each rank returns the
+    mean over its own pairs; averaging gradients over ranks then gives the gradient of the whole
+    batch's loss. Returns the loss and the share of views whose other view is the most similar, both
+    0-d.
     """
     with torch.autocast(first.device.type, enabled=False):
         own = F.normalize(torch.cat([first, second]).float(), dim=1)

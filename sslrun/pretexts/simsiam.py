@@ -17,9 +17,9 @@ from sslrun.training.learner import Output
 class SimSiam(TwoViews):
     """Predict the projection of the other view, whose gradient is stopped.
 
-    Chen & He, CVPR 2021 (arXiv:2011.10566). The two views go through the network one after the other, as in the
-    authors' code. Deviation: the predictor's learning rate follows the schedule like all others. The authors hold
-    it fixed, which gained them 0.4 points.
+    Chen & He, CVPR 2021 (arXiv:2011.10566). The two views go through the network one after the
+    other, as in the authors' code. Deviation: the predictor's learning rate follows the schedule
+    like all others. The authors hold it fixed, which gained them 0.4 points.
     """
 
     class Options(TwoViewOptions):
@@ -41,7 +41,10 @@ class SimSiam(TwoViews):
     def forward(self, views: tuple[Tensor, Tensor]) -> Output:
         projected = [self.projector(self.backbone(view).pooled) for view in views]
         predicted = [self.predictor(vectors) for vectors in projected]
-        return Output(simsiam_loss(predicted[0], projected[1]) / 2 + simsiam_loss(predicted[1], projected[0]) / 2)
+        return Output(
+            simsiam_loss(predicted[0], projected[1]) / 2
+            + simsiam_loss(predicted[1], projected[0]) / 2
+        )
 
 
 def simsiam_loss(predicted: Tensor, target: Tensor) -> Tensor:

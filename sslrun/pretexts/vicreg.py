@@ -47,7 +47,10 @@ class VICReg(TwoViews):
         first, second = (self.projector(self.backbone(view).pooled) for view in views)
         terms = vicreg_terms(first, second)
         weights = (self.options.invariance, self.options.variance, self.options.covariance)
-        loss = sum((weight * term for weight, term in zip(weights, terms, strict=True)), terms[0].new_zeros(()))
+        loss = sum(
+            (weight * term for weight, term in zip(weights, terms, strict=True)),
+            terms[0].new_zeros(()),
+        )
         named = zip(("invariance", "variance", "covariance"), terms, strict=True)
         return Output(loss, {name: term.detach() for name, term in named})
 

@@ -81,7 +81,9 @@ class Bench(ABC):
         """The weights of the head that the protocol in `follows` learned from the same labels."""
 
     @abstractmethod
-    def train(self, learner: TaskLearner, schedule: Schedule, attempt: str, *, keep_best: bool = False) -> TaskLearner:
+    def train(
+        self, learner: TaskLearner, schedule: Schedule, attempt: str, *, keep_best: bool = False
+    ) -> TaskLearner:
         """Train on the labeled examples; resumes the `attempt` of that name if it was interrupted.
 
         Returns the learner to evaluate, in eval mode: the averaged weights if `schedule.ema` is
@@ -130,7 +132,9 @@ class Bench(ABC):
 
     def score_vectors(self, predict: Callable[[Tensor], Tensor]) -> dict[str, dict[str, float]]:
         """Score `predict`, from vectors (N, D) to outputs (N, C), on "val" and every test."""
-        return {split: self.score(split, predict(self.vectors(split))) for split in ("val", *self.tests)}
+        return {
+            split: self.score(split, predict(self.vectors(split))) for split in ("val", *self.tests)
+        }
 
 
 class Protocol:

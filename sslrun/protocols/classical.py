@@ -61,8 +61,8 @@ def fit_best(
 
     best: tuple[float, Any, float] | None = None
     for value, classifier in candidates.classifiers.items():
-        # With other workers around, BLAS would start a thread for each core of the machine, and they would wait for
-        # each other.
+        # With other workers around, BLAS would start a thread for each core of the machine, and
+        # they would wait for each other.
         with threadpool_limits(torch.get_num_threads()):
             fitted = classifier.fit(x, y)
             accuracy = 100 * fitted.score(x_val, y_val)
@@ -112,7 +112,9 @@ class NearestNeighbors(ClassicalProtocol):
         from sklearn.neighbors import KNeighborsClassifier
 
         values = [k for k in (1, 5, 20) if k <= count]
-        return Candidates("n_neighbors", {k: _standardized(KNeighborsClassifier(n_neighbors=k)) for k in values})
+        return Candidates(
+            "n_neighbors", {k: _standardized(KNeighborsClassifier(n_neighbors=k)) for k in values}
+        )
 
 
 @protocols.register("logistic-regression")
@@ -123,7 +125,9 @@ class SklearnLogisticRegression(ClassicalProtocol):
         from sklearn.linear_model import LogisticRegression
 
         values = (1e-3, 1e-2, 1e-1, 1.0)
-        return Candidates("C", {c: _standardized(LogisticRegression(max_iter=1000, C=c)) for c in values})
+        return Candidates(
+            "C", {c: _standardized(LogisticRegression(max_iter=1000, C=c)) for c in values}
+        )
 
 
 @protocols.register("random-forest")
@@ -135,7 +139,9 @@ class RandomForest(ClassicalProtocol):
         from sklearn.ensemble import RandomForestClassifier
 
         def forest(leaf: int) -> Any:
-            return RandomForestClassifier(n_estimators=300, random_state=seed, n_jobs=-1, min_samples_leaf=leaf)
+            return RandomForestClassifier(
+                n_estimators=300, random_state=seed, n_jobs=-1, min_samples_leaf=leaf
+            )
 
         return Candidates("min_samples_leaf", {leaf: forest(leaf) for leaf in (1, 5)})
 

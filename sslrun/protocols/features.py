@@ -40,9 +40,13 @@ def extract(
     training = backbone.training
     backbone.eval()
     with torch.inference_mode():
-        (vectors,) = outputs_of(examples, lambda raw: (reads(backbone(inputs(raw))).float(),), device, batch, counter)
+        (vectors,) = outputs_of(
+            examples, lambda raw: (reads(backbone(inputs(raw))).float(),), device, batch, counter
+        )
     features = vectors.clone()  # outside inference mode, so that heads may be trained on them
     backbone.train(training)
     if not features.isfinite().all():
-        raise UserError("the backbone's features are not finite: its training diverged; lower the learning rate there")
+        raise UserError(
+            "the backbone's features are not finite: its training diverged; lower the learning rate there"
+        )
     return features

@@ -54,7 +54,9 @@ class Knn(VectorProtocol):
     def classify(self, bench: Bench) -> Scores:
         bank, labels = bench.features("train")
         k, temperature, classes = self.options.k, self.options.temperature, len(bench.task.classes)
-        return Scores(bench.score_vectors(lambda x: weighted_knn(bank, labels, x, k, temperature, classes)))
+        return Scores(
+            bench.score_vectors(lambda x: weighted_knn(bank, labels, x, k, temperature, classes))
+        )
 
 
 class ProbeOptions(LogisticOptions):

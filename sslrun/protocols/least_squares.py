@@ -51,7 +51,11 @@ def least_squares(x: Tensor, y: Tensor, classes: int, l2: float) -> nn.Linear:
     gram = z @ z.T if wide else z.T @ z
     gram.diagonal().add_(l2)
     factor = torch.linalg.cholesky(gram)
-    weights = z.T @ torch.cholesky_solve(targets, factor) if wide else torch.cholesky_solve(z.T @ targets, factor)
+    weights = (
+        z.T @ torch.cholesky_solve(targets, factor)
+        if wide
+        else torch.cholesky_solve(z.T @ targets, factor)
+    )
     head = nn.Linear(x.shape[1], classes, device=device, dtype=dtype)
     head.weight.copy_((weights / deviation[:, None]).T)
     head.bias.copy_(middle - (mean / deviation) @ weights)

@@ -83,10 +83,13 @@ class LogisticRegression:
         class ids; `metric` says which direction is better.
         """
         strengths = self.options.strengths()
-        weights, biases = logistic(*train, classes, strengths, self.options.iterations, self.options.tolerance)
+        weights, biases = logistic(
+            *train, classes, strengths, self.options.iterations, self.options.tolerance
+        )
         val_x, val_y = val
         scores = [
-            score(torch.addmm(bias, val_x, weight.T), val_y) for weight, bias in zip(weights, biases, strict=True)
+            score(torch.addmm(bias, val_x, weight.T), val_y)
+            for weight, bias in zip(weights, biases, strict=True)
         ]
         best = 0
         for index in range(1, len(scores)):
@@ -145,7 +148,9 @@ def logistic(
             return loss, gradient.flatten(1)
 
         curvature = (variances / classes + penalty).repeat(1, classes)
-        solution = _lbfgs(objective, torch.zeros_like(curvature), 1 / curvature, iterations, tolerance)
+        solution = _lbfgs(
+            objective, torch.zeros_like(curvature), 1 / curvature, iterations, tolerance
+        )
         solved = solution.view(len(l2), classes, -1)
         weights = solved[..., :-1] @ axes.T / deviation
         return weights, solved[..., -1] - weights @ mean
@@ -178,8 +183,12 @@ def _lbfgs(
             minima[which] = point
             if not unsolved.any():
                 return minima
-            which, point, value, gradient, inverse = (t[unsolved] for t in (which, point, value, gradient, inverse))
-            pairs = deque([(s[unsolved], c[unsolved], w[unsolved]) for s, c, w in pairs], maxlen=memory)
+            which, point, value, gradient, inverse = (
+                t[unsolved] for t in (which, point, value, gradient, inverse)
+            )
+            pairs = deque(
+                [(s[unsolved], c[unsolved], w[unsolved]) for s, c, w in pairs], maxlen=memory
+            )
         direction = _two_loops(gradient, pairs, inverse)
         slope = (direction * gradient).sum(dim=1)
         length = torch.ones_like(value)
@@ -203,7 +212,9 @@ def _lbfgs(
     return minima
 
 
-def _two_loops(gradient: Tensor, pairs: deque[tuple[Tensor, Tensor, Tensor]], inverse: Tensor) -> Tensor:
+def _two_loops(
+    gradient: Tensor, pairs: deque[tuple[Tensor, Tensor, Tensor]], inverse: Tensor
+) -> Tensor:
     """The quasi-Newton direction (M, P), from pairs of (step, change of gradient, weight)."""
     direction = -gradient
     shares = []

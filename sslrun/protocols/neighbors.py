@@ -19,7 +19,9 @@ class KnnOptions(Options):
     """A neighbor of cosine similarity s votes with weight exp(s / temperature)."""
 
 
-def weighted_knn(train_x: Tensor, train_y: Tensor, test_x: Tensor, k: int, temperature: float, classes: int) -> Tensor:
+def weighted_knn(
+    train_x: Tensor, train_y: Tensor, test_x: Tensor, k: int, temperature: float, classes: int
+) -> Tensor:
     """Score test features (M, D) by the votes of their `k` nearest training features (N, D).
 
     `train_y` (N,) are class ids. Returns (M, C): each class's share of the votes. If `k` is larger

@@ -1,8 +1,9 @@
 """Recipes and sweeps: YAML files, read into typed objects, with every mistake named by file, line and key.
 
-A recipe is one experiment; a sweep is a base recipe and named changes to it. Changes (a sweep's rows, the command
-line's `key=value`) address keys by dotted paths. A mapping given for a section is merged into it, unless it names
-another component (`pretext: {name: byol}`): then it takes the section's place, since the old options were the other's.
+A recipe is one experiment; a sweep is a base recipe and named changes to it. Changes (a sweep's
+rows, the command line's `key=value`) address keys by dotted paths. A mapping given for a section is
+merged into it, unless it names another component (`pretext: {name: byol}`): then it takes the
+section's place, since the old options were the other's.
 """
 
 from __future__ import annotations
@@ -50,7 +51,8 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
 def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
     """Read the sweep in a file, or the shipped one of that name; a recipe counts as a sweep of one row.
 
-    Overrides change the base, before the rows do. UserError: any mistake, with its file, line and key.
+    Overrides change the base, before the rows do. UserError: any mistake, with its file, line and
+    key.
     """
     path = find(path)
     source = read_yaml(path)
@@ -66,17 +68,23 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
         base_source.at = ()
         base_source.value.setdefault("name", source.value.get("name"))
     else:
-        raise source.error(("base",), "should be the recipe that the rows change: a file, or the recipe itself")
+        raise source.error(
+            ("base",), "should be the recipe that the rows change: a file, or the recipe itself"
+        )
     override(base_source, overrides)
     rows = {}
     for row in source.section("rows").value:
         changes = source.section("rows", row)
         recipe_source = base_source.copy()
         for dotted, value in changes.value.items():
-            inside = {keys[1:]: place for keys, place in changes.places.items() if keys[:1] == (dotted,)}
+            inside = {
+                keys[1:]: place for keys, place in changes.places.items() if keys[:1] == (dotted,)
+            }
             recipe_source.change(dotted, value, inside)
         rows[row] = parse(recipe_source)
-    sweep = validated(Sweep, Located({**source.without("base").value, "rows": rows}, source.places), "a sweep")
+    sweep = validated(
+        Sweep, Located({**source.without("base").value, "rows": rows}, source.places), "a sweep"
+    )
     sweep._against_at = source.places.get(("against",))
     return sweep
 
@@ -89,16 +97,25 @@ def parse(source: Located) -> Recipe:
     network = backbones[backbone.name]
     pretraining = None if pretext is None else pretexts[pretext.name]
     if pretraining is not None and (wrong := misfit(sources[data.name], pretraining, network)):
-        raise source.error(("backbone" if wrong.culprit == "backbone" else "pretext",), wrong.reason)
+        raise source.error(
+            ("backbone" if wrong.culprit == "backbone" else "pretext",), wrong.reason
+        )
     if pretext and source.value.get("weights"):
-        raise source.error(("weights",), "stand in place of pretraining: give either them or 'pretext'")
+        raise source.error(
+            ("weights",), "stand in place of pretraining: give either them or 'pretext'"
+        )
     if pretext and not source.value.get("pretrain"):
         raise source.error(
-            (), "'pretrain' is missing: the schedule of the pretext task, as {epochs: 100, batch: 256, lr: 0.001}"
+            (),
+            "'pretrain' is missing: the schedule of the pretext task, as {epochs: 100, batch: 256, lr: 0.001}",
         )
     pretrain = validated(Pretrain, source.section("pretrain"), "'pretrain'") if pretext else None
     evaluate = {key: _evaluation(source, key, data) for key in source.section("evaluate").value}
-    if pretraining is None and not evaluate and (wrong := misfit(sources[data.name], None, network)):
+    if (
+        pretraining is None
+        and not evaluate
+        and (wrong := misfit(sources[data.name], None, network))
+    ):
         raise source.error(("backbone",), wrong.reason)
     for key, evaluation in evaluate.items():
         task = tasks[evaluation.task.name]
@@ -117,7 +134,13 @@ def parse(source: Located) -> Recipe:
                     f"sequences of {getattr(named.options, option)} tokens are longer than the {most} positions of "
                     f"'{backbone.name}': lower it to {most}, or raise backbone.positions before pretraining",
                 )
-    typed = {"backbone": backbone, "pretext": pretext, "data": data, "pretrain": pretrain, "evaluate": evaluate}
+    typed = {
+        "backbone": backbone,
+        "pretext": pretext,
+        "data": data,
+        "pretrain": pretrain,
+        "evaluate": evaluate,
+    }
     rest = source.without(*protocols)
     return validated(Recipe, Located({**rest.value, **typed}, source.places), "a recipe", protocols)
 
@@ -137,7 +160,9 @@ def _evaluation(source: Located, key: str, data: Named) -> Evaluation:
         "task": task,
         "options": options,
     }
-    evaluation = validated(Evaluation, Located(given, section.places, section.at), f"'evaluate.{key}'", protocols)
+    evaluation = validated(
+        Evaluation, Located(given, section.places, section.at), f"'evaluate.{key}'", protocols
+    )
     for protocol in evaluation.protocols:
         if protocol not in protocols:
             hint = did_you_mean(protocol, protocols.in_order)
@@ -154,7 +179,9 @@ def _named_shifts(evaluation: Located) -> dict[str, Any]:
         given = {each: each for each in given}
     if isinstance(given, dict):
         given = {
-            name: {"corruption" if each in CORRUPTIONS else "data": each} if isinstance(each, str) else each
+            name: {"corruption" if each in CORRUPTIONS else "data": each}
+            if isinstance(each, str)
+            else each
             for name, each in given.items()
             if each is not None  # taken away by a row or an override
         }
@@ -169,9 +196,13 @@ def _shift(evaluation: Located, name: str, own: Named) -> Shift:
         section.value["data"] = other = _named(sources, section, "data", like=own)
         if sources[other.name].gives is not sources[own.name].gives:
             theirs = sources[other.name].gives.kind
-            raise section.error(("data",), f"'{other.name}' is {theirs} data, but '{own.name}' is {kind} data")
+            raise section.error(
+                ("data",), f"'{other.name}' is {theirs} data, but '{own.name}' is {kind} data"
+            )
     elif not issubclass(sources[own.name].gives, ImageSpec):
-        raise section.error((), f"'{own.name}' is {kind} data: only images can be corrupted; name other data")
+        raise section.error(
+            (), f"'{own.name}' is {kind} data: only images can be corrupted; name other data"
+        )
     return validated(Shift, section, f"the shift '{name}'")
 
 
@@ -182,22 +213,32 @@ def _protocol_options(name: str, recipe: Located, evaluation: Located) -> Option
     `epochs` and `steps` replace each other.
     """
     merged = Located({}, {(): recipe.places[()]}, (name,))
-    for section in (each.section(key) for key in inheritance(name) for each in (recipe, evaluation)):
+    for section in (
+        each.section(key) for key in inheritance(name) for each in (recipe, evaluation)
+    ):
         if {"epochs", "steps"} & section.value.keys():
-            merged.value = {key: value for key, value in merged.value.items() if key not in ("epochs", "steps")}
+            merged.value = {
+                key: value for key, value in merged.value.items() if key not in ("epochs", "steps")
+            }
         for key, value in section.value.items():
-            inside = {keys[1:]: place for keys, place in section.places.items() if keys[:1] == (key,)}
+            inside = {
+                keys[1:]: place for keys, place in section.places.items() if keys[:1] == (key,)
+            }
             merged.change(key, value, inside or {(): section.places[()]})
     return validated(protocols[name].Options, merged, f"'{name}'")
 
 
 def _named(
-    registry: Registry[Any], source: Located, key: str, default: str | None = None, like: Named | None = None
+    registry: Registry[Any],
+    source: Located,
+    key: str,
+    default: str | None = None,
+    like: Named | None = None,
 ) -> Named:
     """The component that `source` names under `key`: `name`, `{name: ..., option: ...}`, or `hf:bert-base-uncased`.
 
-    What follows a colon is the option that the class names as its `shorthand`. `like`: the recipe's data set, whose
-    options the component shares (see `Source.inherit_options`).
+    What follows a colon is the option that the class names as its `shorthand`. `like`: the recipe's
+    data set, whose options the component shares (see `Source.inherit_options`).
     """
     if isinstance(source.value.get(key), str):
         source.value[key] = {"name": source.value[key]}
@@ -221,16 +262,21 @@ def _named(
 def validated(model: type[Model], source: Located, owner: str, also: Iterable[str] = ()) -> Model:
     """Validate `source.value` as a `model`. UserError: the first mistake, with its place.
 
-    `also`: keys that `owner` may have in addition to the model's fields, to suggest in place of an unknown one.
+    `also`: keys that `owner` may have in addition to the model's fields, to suggest in place of an
+    unknown one.
     """
     try:
         return model.model_validate(source.value)
     except ValidationError as error:
         # Unknown keys first: a misspelt key often makes another one look missing.
         first = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
-        if first["type"].endswith("_type"):  # of several allowed types, report the one that was written
+        if first["type"].endswith(
+            "_type"
+        ):  # of several allowed types, report the one that was written
             written = _written(tuple(first["loc"]), source.value)
-            same = (each for each in error.errors() if tuple(each["loc"])[: len(written)] == written)
+            same = (
+                each for each in error.errors() if tuple(each["loc"])[: len(written)] == written
+            )
             first = min(same, key=lambda each: each["type"].endswith("_type"))
     keys: Keys = tuple(first["loc"])
     if first["type"] == "extra_forbidden":
@@ -241,14 +287,20 @@ def validated(model: type[Model], source: Located, owner: str, also: Iterable[st
         raise source.error(written, f"'{keys[-1]}' is missing")
     message = first["msg"].removeprefix("Value error, ").removeprefix("Input ")
     given = first.get("input")
-    shown = f", not {given!r}" if written and isinstance(given, str | int | float | bool | list) else ""
+    shown = (
+        f", not {given!r}" if written and isinstance(given, str | int | float | bool | list) else ""
+    )
     raise source.error(written, message + shown)
 
 
 def _fields(model: type[BaseModel], keys: Keys) -> Iterator[str]:
     """The option names that `model` has under `keys`."""
     for key in keys:
-        annotation = model.model_fields[key].annotation if isinstance(key, str) and key in model.model_fields else None
+        annotation = (
+            model.model_fields[key].annotation
+            if isinstance(key, str) and key in model.model_fields
+            else None
+        )
         for each in get_args(annotation) or (annotation,):
             if isinstance(each, type) and issubclass(each, BaseModel):
                 model = each

@@ -19,12 +19,14 @@ class Misfit(NamedTuple):
     reason: str
 
 
-def misfit(source: type[Source], task: type[Pretext] | type[Task] | None, backbone: type[Backbone]) -> Misfit | None:
+def misfit(
+    source: type[Source], task: type[Pretext] | type[Task] | None, backbone: type[Backbone]
+) -> Misfit | None:
     """Why a recipe cannot combine them; None if it can.
 
-    The task, pretext or downstream, must read what the source gives, and the backbone must take what the
-    task gives it: a video pretext that gives images serves every image backbone. Without a task the
-    backbone must take the data as they are.
+    The task, pretext or downstream, must read what the source gives, and the backbone must take
+    what the task gives it: a video pretext that gives images serves every image backbone. Without a
+    task the backbone must take the data as they are.
     """
     given: type[InputSpec] = source.gives
     giver = source.name
@@ -39,5 +41,7 @@ def misfit(source: type[Source], task: type[Pretext] | type[Task] | None, backbo
         return Misfit("backbone", reason)
     for capability in getattr(task, "needs", ()):
         if capability not in backbone.offers:
-            return Misfit("task", lacking_capability(backbone, capability, f"'{task.name}'" if task else ""))
+            return Misfit(
+                "task", lacking_capability(backbone, capability, f"'{task.name}'" if task else "")
+            )
     return None

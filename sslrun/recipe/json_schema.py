@@ -1,7 +1,7 @@
 """A JSON schema of recipes and sweeps, by which editors complete and check them (JSON Schema 2020-12).
 
-It is made from the registries and the options' classes, so that it knows whatever can be named, plug-ins included. It
-is more lenient than `sslrun check`, which also knows what may be combined.
+It is made from the registries and the options' classes, so that it knows whatever can be named,
+plug-ins included. It is more lenient than `sslrun check`, which also knows what may be combined.
 """
 
 from __future__ import annotations
@@ -21,7 +21,12 @@ from sslrun.recipe.schema import Against, Evaluation, Pretrain, Recipe, Sweep, W
 from sslrun.registry import Options, Registry, first_line
 from sslrun.tasks.base import tasks
 
-COMPONENTS: dict[str, Registry[Any]] = {"data": sources, "backbone": backbones, "pretext": pretexts, "task": tasks}
+COMPONENTS: dict[str, Registry[Any]] = {
+    "data": sources,
+    "backbone": backbones,
+    "pretext": pretexts,
+    "task": tasks,
+}
 """The keys of a recipe that name a component, and the registry of each."""
 SECTIONS: dict[str, type[BaseModel]] = {
     "recipe": Recipe,
@@ -39,7 +44,11 @@ Definitions = dict[str, dict[str, Any]]
 
 def protocol_options() -> dict[str, type[Options]]:
     """The options of each protocol that has any: sections of a recipe and of its evaluations."""
-    return {name: protocols[name].Options for name in protocols.in_order if protocols[name].Options.model_fields}
+    return {
+        name: protocols[name].Options
+        for name in protocols.in_order
+        if protocols[name].Options.model_fields
+    }
 
 
 def recipe_schema() -> dict[str, Any]:
@@ -52,7 +61,10 @@ def recipe_schema() -> dict[str, Any]:
     for name, model in (("pretrain", Pretrain), ("watch", Watch)):
         defs[name] = _section(name, model, defs)
     weights = _section("weights", Weights, defs)
-    defs["weights"] = {"anyOf": [{"type": "string"}, weights, NOTHING], "description": weights["description"]}
+    defs["weights"] = {
+        "anyOf": [{"type": "string"}, weights, NOTHING],
+        "description": weights["description"],
+    }
     defs["shift"] = _shift(defs)
     defs["evaluation"] = _evaluation(defs)
     defs["recipe"] = _recipe(defs)
@@ -116,19 +128,31 @@ def _component(key: str, registry: Registry[Any], defs: Definitions) -> dict[str
 
 def _named_otherwise(pattern: str) -> dict[str, Any]:
     """A component whose name has an option behind a colon, as `hf:bert-base-uncased`."""
-    return {"type": "object", "required": ["name"], "properties": {"name": {"type": "string", "pattern": pattern}}}
+    return {
+        "type": "object",
+        "required": ["name"],
+        "properties": {"name": {"type": "string", "pattern": pattern}},
+    }
 
 
-def _properties(model: type[BaseModel], names: Iterable[str], defs: Definitions, prefix: str) -> dict[str, Any]:
+def _properties(
+    model: type[BaseModel], names: Iterable[str], defs: Definitions, prefix: str
+) -> dict[str, Any]:
     """The schemas of some of a model's fields."""
-    fields: dict[str, Any] = {name: (model.model_fields[name].annotation, model.model_fields[name]) for name in names}
+    fields: dict[str, Any] = {
+        name: (model.model_fields[name].annotation, model.model_fields[name]) for name in names
+    }
     schema = _section(prefix, create_model(model.__name__, **fields), defs)
     return schema["properties"]
 
 
 def _shift(defs: Definitions) -> dict[str, Any]:
     properties = _properties(Shift, ("classes", "corruption", "severity"), defs, "shift")
-    whole = {"type": "object", "properties": {"data": _ref("data"), **properties}, "additionalProperties": False}
+    whole = {
+        "type": "object",
+        "properties": {"data": _ref("data"), **properties},
+        "additionalProperties": False,
+    }
     return {"anyOf": [{"type": "string"}, whole, NOTHING], "description": first_line(Shift)}
 
 
@@ -139,7 +163,10 @@ def _evaluation(defs: Definitions) -> dict[str, Any]:
         "items": {"enum": protocols.in_order},
         "description": "Ways to learn the task.",
     }
-    shifts = [{"type": "array", "items": {"type": "string"}}, {"type": "object", "additionalProperties": _ref("shift")}]
+    shifts = [
+        {"type": "array", "items": {"type": "string"}},
+        {"type": "object", "additionalProperties": _ref("shift")},
+    ]
     properties = {
         "data": {"anyOf": [_ref("data"), NOTHING]},
         "task": {"anyOf": [_ref("task"), NOTHING]},
@@ -181,10 +208,13 @@ def _row(sections: dict[str, Any]) -> dict[str, Any]:
     """A row of a sweep: whole sections, parts of sections, and keys with dots in them."""
     part = {"type": "object", "not": {"required": ["name"]}}  # options of the base's own component
     changes = {
-        key: {"anyOf": [schema, NOTHING, *([part] if key in COMPONENTS else [])]} for key, schema in sections.items()
+        key: {"anyOf": [schema, NOTHING, *([part] if key in COMPONENTS else [])]}
+        for key, schema in sections.items()
     }
     evaluation = {"anyOf": [_ref("evaluation.changes"), NOTHING]}
-    changes["evaluate"] = {"anyOf": [{"type": "object", "additionalProperties": evaluation}, NOTHING]}
+    changes["evaluate"] = {
+        "anyOf": [{"type": "object", "additionalProperties": evaluation}, NOTHING]
+    }
     dotted = f"^({'|'.join(sections)})\\..+$"
     return {
         "type": "object",
@@ -204,7 +234,10 @@ def _sweep(defs: Definitions) -> dict[str, Any]:
         "description": first_line(Sweep),
         "properties": {
             **properties,
-            "against": {"anyOf": [{"type": "string"}, against, NOTHING], "description": against["description"]},
+            "against": {
+                "anyOf": [{"type": "string"}, against, NOTHING],
+                "description": against["description"],
+            },
             "base": {"anyOf": [{"type": "string", "description": "A recipe's file."}, base]},
             "rows": {"type": "object", "additionalProperties": {"anyOf": [_ref("row"), NOTHING]}},
         },

@@ -29,7 +29,9 @@ class Located:
 
     def error(self, keys: Keys, message: str) -> UserError:
         """Make an error that begins with the place of `keys`, or of the nearest key around them."""
-        place = next(self.places[keys[:end]] for end in range(len(keys), -1, -1) if keys[:end] in self.places)
+        place = next(
+            self.places[keys[:end]] for end in range(len(keys), -1, -1) if keys[:end] in self.places
+        )
         path = ".".join(map(str, self.at + keys))
         return UserError(f"{place}: {path}: {message}" if path else f"{place}: {message}")
 
@@ -42,7 +44,11 @@ class Located:
                 value = {}
             if not isinstance(value, dict):
                 raise self.error(keys[:depth], f"should be a mapping, not {value!r}")
-        places = {path[len(keys) :]: place for path, place in self.places.items() if path[: len(keys)] == keys}
+        places = {
+            path[len(keys) :]: place
+            for path, place in self.places.items()
+            if path[: len(keys)] == keys
+        }
         places.setdefault((), self.places[()])
         return Located(value, places, self.at + keys)
 
@@ -51,7 +57,11 @@ class Located:
 
     def without(self, *names: str) -> Located:
         """The same mapping without some keys."""
-        return Located({key: value for key, value in self.value.items() if key not in names}, self.places, self.at)
+        return Located(
+            {key: value for key, value in self.value.items() if key not in names},
+            self.places,
+            self.at,
+        )
 
     def change(self, path: str, value: Any, places: Mapping[Keys, str]) -> None:
         """Set the dotted `path` to `value`; `places` says where the value and what lies inside it were written."""
@@ -69,20 +79,30 @@ class Located:
                     f"{places[()]}: {'.'.join(keys)}: '{'.'.join(keys[:depth])}' holds a value, not a section"
                 )
         old = _spelt_out(last, at.get(last))
-        if isinstance(old, dict) and isinstance(value, dict) and value.get("name", old.get("name")) == old.get("name"):
+        if (
+            isinstance(old, dict)
+            and isinstance(value, dict)
+            and value.get("name", old.get("name")) == old.get("name")
+        ):
             at[last] = old
             for inner, inner_value in value.items():
                 inside = {deep[1:]: place for deep, place in places.items() if deep[:1] == (inner,)}
                 self._change((*keys, inner), inner_value, {(): places[()], **inside})
             return
         at[last] = copy.deepcopy(value)
-        self.places = {deep: place for deep, place in self.places.items() if deep[: len(keys)] != keys}
+        self.places = {
+            deep: place for deep, place in self.places.items() if deep[: len(keys)] != keys
+        }
         self.places.update({keys + inner: place for inner, place in places.items()})
 
 
 def _spelt_out(key: str, value: Any) -> Any:
     """Spell out `pretext: simclr` as {name: simclr}, so that options can be added."""
-    return {"name": value} if key in ("backbone", "data", "pretext", "task") and isinstance(value, str) else value
+    return (
+        {"name": value}
+        if key in ("backbone", "data", "pretext", "task") and isinstance(value, str)
+        else value
+    )
 
 
 class _Loader(yaml.SafeLoader):
@@ -105,14 +125,18 @@ def read_yaml(path: Path) -> Located:
     except FileNotFoundError:
         raise UserError(f"{path}: no such file{_near_file(path)}") from None
     except IsADirectoryError:
-        raise UserError(f"{path}: is a folder; name a recipe in it{_near_file(path / 'x')}") from None
+        raise UserError(
+            f"{path}: is a folder; name a recipe in it{_near_file(path / 'x')}"
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: can't be read: {error}") from None
     loader = _Loader(text)
     try:
         root = loader.get_single_node()
         if not isinstance(root, yaml.MappingNode):
-            raise UserError(f"{path}: should be a mapping of keys such as 'name', 'backbone', 'data'")
+            raise UserError(
+                f"{path}: should be a mapping of keys such as 'name', 'backbone', 'data'"
+            )
         places: dict[Keys, str] = {}
         value = _construct(loader, root, (), places, path)
     except yaml.MarkedYAMLError as error:
@@ -132,15 +156,21 @@ def _near_file(path: Path) -> str:
     return "." + did_you_mean(path.name, sorted(each.name for each in folder.glob("*.yaml")))
 
 
-def _construct(loader: _Loader, node: yaml.Node, keys: Keys, places: dict[Keys, str], path: Path) -> Any:
+def _construct(
+    loader: _Loader, node: yaml.Node, keys: Keys, places: dict[Keys, str], path: Path
+) -> Any:
     places[keys] = f"{path}:{node.start_mark.line + 1}"
     if node.tag not in _COLLECTIONS:
-        return loader.construct_object(node, deep=True)  # of any other tag than a scalar's, an error
+        return loader.construct_object(
+            node, deep=True
+        )  # of any other tag than a scalar's, an error
     if isinstance(node, yaml.MappingNode):
         given: set[str] = set()
         for key_node, _ in node.value:
             if key_node.value in given:
-                raise UserError(f"{path}:{key_node.start_mark.line + 1}: '{key_node.value}' is given twice")
+                raise UserError(
+                    f"{path}:{key_node.start_mark.line + 1}: '{key_node.value}' is given twice"
+                )
             given.add(str(key_node.value))
         loader.flatten_mapping(node)  # merges (<<) come first, so that the mapping's own keys win
         value: dict[str, Any] = {}
@@ -150,7 +180,10 @@ def _construct(loader: _Loader, node: yaml.Node, keys: Keys, places: dict[Keys, 
             places[(*keys, key)] = f"{path}:{key_node.start_mark.line + 1}"
         return value
     assert isinstance(node, yaml.SequenceNode)
-    return [_construct(loader, each, (*keys, index), places, path) for index, each in enumerate(node.value)]
+    return [
+        _construct(loader, each, (*keys, index), places, path)
+        for index, each in enumerate(node.value)
+    ]
 
 
 def override(source: Located, overrides: Sequence[str]) -> None:
@@ -168,4 +201,7 @@ def override(source: Located, overrides: Sequence[str]) -> None:
 
 def _same_place(value: Any, place: str, at: Keys = ()) -> dict[Keys, str]:
     inner = value.items() if isinstance(value, dict) else ()
-    return {at: place, **{k: v for key, each in inner for k, v in _same_place(each, place, (*at, key)).items()}}
+    return {
+        at: place,
+        **{k: v for key, each in inner for k, v in _same_place(each, place, (*at, key)).items()},
+    }

@@ -31,7 +31,8 @@ class Named(BaseModel):
     name: str
     options: SerializeAsAny[Options]
     component: type[Any] | None = Field(None, exclude=True, repr=False)
-    """The class that the name stands for; its version and, for a plug-in, its source are part of a run's hash."""
+    """The class that the name stands for; its version and, for a plug-in, its source are part of a
+    run's hash."""
 
     def as_dict(self) -> dict[str, Any]:
         """The component as a recipe writes it, with every default."""
@@ -40,10 +41,13 @@ class Named(BaseModel):
     def identity(self) -> dict[str, Any]:
         """What the component adds to a run's hash, as JSON values.
 
-        Its name, the options that differ from the defaults, digests of the files that they name, and what
-        `component_identity` says of its class. Keys with a dot cannot be mistaken for options.
+        Its name, the options that differ from the defaults, digests of the files that they name,
+        and what `component_identity` says of its class. Keys with a dot cannot be mistaken for
+        options.
         """
-        digests = [digest for path in self.options.files() if (digest := contents(path)) is not None]
+        digests = [
+            digest for path in self.options.files() if (digest := contents(path)) is not None
+        ]
         return {
             "name": self.name,
             **self.options.non_defaults(),
@@ -56,7 +60,8 @@ class Pretrain(Schedule):
     """Stage 1: the schedule of pretraining."""
 
     seed: int | None = Field(None, ge=0)
-    """Fixed pretraining seed, shared by evaluations of all seeds; default: each evaluation uses its own seed."""
+    """Fixed pretraining seed, shared by evaluations of all seeds; default: each evaluation uses its
+    own seed."""
 
 
 class Watch(Options):
@@ -96,15 +101,21 @@ class Evaluation(BaseModel):
     """What is learned from the labels; default: the task that the data's labels are for."""
     protocols: tuple[str, ...]
     """Ways to learn the task; see `sslrun show protocol`."""
-    labels: tuple[Annotated[float, AfterValidator(_share_or_count)], ...] = Field((1.0,), min_length=1)
-    """Shares of the training labels, class-balanced and nested; a whole number above 1 is a number of labels per class."""
+    labels: tuple[Annotated[float, AfterValidator(_share_or_count)], ...] = Field(
+        (1.0,), min_length=1
+    )
+    """Shares of the training labels, class-balanced and nested; a whole number above 1 is a number
+    of labels per class."""
     restarts: int = Field(1, ge=1)
-    """Times that each protocol which trains step by step is run from the same pretrained weights, each with a new head
-    and another order of the data (BERT's fine-tuning restarts). A protocol with one solution is run once."""
+    """Times that each protocol which trains step by step is run from the same pretrained weights,
+    each with a new head and another order of the data (BERT's fine-tuning restarts). A protocol
+    with one solution is run once."""
     shifts: dict[Annotated[str, AfterValidator(_shift_name)], Shift] = {}
-    """Test sets out of distribution, by name: every protocol reports them too, but never uses them for model selection."""
+    """Test sets out of distribution, by name: every protocol reports them too, but never uses them
+    for model selection."""
     options: dict[str, SerializeAsAny[Options]]
-    """Protocol -> its options: the recipe's, with this task's own changes. Holds every registered protocol."""
+    """Protocol -> its options: the recipe's, with this task's own changes. Holds every registered
+    protocol."""
 
     @property
     def reads(self) -> tuple[Named, ...]:
@@ -130,9 +141,11 @@ class Weights(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
     file: Path
-    """A pretraining run's folder, or a .safetensors file with the names of sslrun, timm, torchvision or transformers."""
+    """A pretraining run's folder, or a .safetensors file with the names of sslrun, timm,
+    torchvision or transformers."""
     mean: tuple[float, float, float] | None = None
-    """Per-channel mean that images in [0, 1] are normalized by; default: the file's own, else ImageNet's."""
+    """Per-channel mean that images in [0, 1] are normalized by; default: the file's own, else
+    ImageNet's."""
     std: tuple[float, float, float] | None = None
     """Per-channel standard deviation; default: the file's own, else ImageNet's."""
 
@@ -151,7 +164,8 @@ class Recipe(BaseModel):
     backbone: Named
     """The network; see `sslrun show backbone`."""
     pretext: Named | None = None
-    """The pretext task; null: no pretraining, evaluations start from the initial weights. See `sslrun show pretext`."""
+    """The pretext task; null: no pretraining, evaluations start from the initial weights. See
+    `sslrun show pretext`."""
     data: Named
     """The data to pretrain on; see `sslrun show data`."""
     pretrain: Pretrain | None = None
@@ -166,7 +180,11 @@ class Recipe(BaseModel):
     @property
     def choices(self) -> list[str]:
         """What its components choose where their papers are silent."""
-        named = [self.backbone, *([self.pretext] if self.pretext else []), *(e.task for e in self.evaluate.values())]
+        named = [
+            self.backbone,
+            *([self.pretext] if self.pretext else []),
+            *(e.task for e in self.evaluate.values()),
+        ]
         return list(dict.fromkeys(each for part in named for each in part.options.choices()))
 
     def resolved(self) -> dict[str, Any]:
@@ -177,7 +195,9 @@ class Recipe(BaseModel):
             "pretext": self.pretext.as_dict() if self.pretext else None,
             "data": self.data.as_dict(),
             "pretrain": self.pretrain.model_dump(mode="json") if self.pretrain else None,
-            "weights": self.weights.model_dump(mode="json", exclude_none=True) if self.weights else None,
+            "weights": self.weights.model_dump(mode="json", exclude_none=True)
+            if self.weights
+            else None,
             "watch": self.watch.model_dump(mode="json"),
             "evaluate": {
                 key: {
@@ -206,7 +226,8 @@ class Against(BaseModel):
     table: str
     """Name of the published table; see `sslrun show table`."""
     columns: dict[str, str] = {}
-    """Task of the sweep -> the published column that it stands in for: of the same kind, on other data."""
+    """Task of the sweep -> the published column that it stands in for: of the same kind, on other
+    data."""
 
 
 class Sweep(BaseModel):
@@ -222,7 +243,8 @@ class Sweep(BaseModel):
     title: str | None = None
     """Title of the table; default: the name."""
     against: Against | None = None
-    """The published table that this sweep's table stands beside: its name, or `{table: ..., columns: ...}`."""
+    """The published table that this sweep's table stands beside: its name, or `{table: ...,
+    columns: ...}`."""
     jobs: int = Field(1, ge=1)
     """Worker processes that share the runs; --jobs takes precedence."""
 

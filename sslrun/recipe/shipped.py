@@ -22,15 +22,18 @@ def folder() -> Path:
 
 def names() -> dict[str, Path]:
     """The recipes and sweeps that ship, as `image/simclr-cifar10`, in alphabetical order, with their files."""
-    files = {path.relative_to(folder()).with_suffix("").as_posix(): path for path in folder().rglob("*.yaml")}
+    files = {
+        path.relative_to(folder()).with_suffix("").as_posix(): path
+        for path in folder().rglob("*.yaml")
+    }
     return {name: files[name] for name in sorted(files) if not name.startswith(f"{CLAIMS}/")}
 
 
 def find(path: Path) -> Path:
     """The file at `path`, or else the shipped recipe of that name: `image/simclr-cifar10`, or `simclr-cifar10` alone.
 
-    A path with a suffix is returned as it is: the function that reads it reports if it is missing. UserError: no such
-    recipe, or several of that last name.
+    A path with a suffix is returned as it is: the function that reads it reports if it is missing.
+    UserError: no such recipe, or several of that last name.
     """
     if path.exists() or path.suffix in (".yaml", ".yml"):
         return path
@@ -42,7 +45,9 @@ def find(path: Path) -> Path:
     if len(same) == 1:
         return shipped[same[0]]
     if same:
-        raise UserError(f"{name}: several recipes that ship have this name: {', '.join(same)}; name one in full")
+        raise UserError(
+            f"{name}: several recipes that ship have this name: {', '.join(same)}; name one in full"
+        )
     hint = did_you_mean(name, [*shipped, *(full.rpartition("/")[2] for full in shipped)])
     if len(hint) > 100:  # not near to any: the list would fill the screen
         hint = " `sslrun recipes` lists those that ship."
@@ -57,7 +62,9 @@ def summary(path: Path) -> str:
             break
         lines.append(line.lstrip("#").strip())
     text = " ".join(lines)
-    ends = (match.end() for match in re.finditer(r"(?<!\bal)(?<!\bvs)[.?]\s", text))  # et al. ends no sentence
+    ends = (
+        match.end() for match in re.finditer(r"(?<!\bal)(?<!\bvs)[.?]\s", text)
+    )  # et al. ends no sentence
     return text[: next(ends, len(text))].strip()
 
 

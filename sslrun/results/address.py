@@ -1,6 +1,7 @@
 """Where a number stands in a table: its row and its column, as typed values.
 
-`title` and `parts` are for people. Nothing reads an address back from them: a name may hold any character.
+`title` and `parts` are for people. Nothing reads an address back from them: a name may hold any
+character.
 """
 
 from __future__ import annotations
@@ -85,8 +86,8 @@ class Labels:
 class Column:
     """What was measured: a task's metric, learned from some labels, tested in or out of distribution.
 
-    Measurements and costs have no labels, and their metric names the column. Columns with labels are equal
-    whatever their metric: the plan of a sweep names its columns before any task is built.
+    Measurements and costs have no labels, and their metric names the column. Columns with labels
+    are equal whatever their metric: the plan of a sweep names its columns before any task is built.
     """
 
     task: str = ""

@@ -13,7 +13,8 @@ MIN_ROWS = 3
 """The fewest rows whose ranks are compared: with two, agreement is as likely as a coin's head."""
 
 EXACT_TIES = 8
-"""The most rows for which the p-value is exact in the presence of ties: every order is enumerated."""
+"""The most rows for which the p-value is exact in the presence of ties: every order is
+enumerated."""
 
 
 @dataclass(frozen=True)
@@ -30,10 +31,10 @@ class Agreement:
 def agreement(ours: Sequence[float], published: Sequence[float]) -> Agreement | None:
     """Compute the rank agreement of two columns; None for fewer than three rows.
 
-    Both must have the same direction: negate values for which lower is better.
-    Kendall, Biometrika 1938; with ties (tau-b), Biometrika 1945. Without ties, the exact null distribution is scipy's.
-    With ties and up to eight rows, every order of one side is enumerated; beyond that, `exact` is False and p is the
-    normal approximation's.
+    Both must have the same direction: negate values for which lower is better. Kendall, Biometrika
+    1938; with ties (tau-b), Biometrika 1945. Without ties, the exact null distribution is scipy's.
+    With ties and up to eight rows, every order of one side is enumerated; beyond that, `exact` is
+    False and p is the normal approximation's.
     """
     rows = len(ours)
     if rows < MIN_ROWS:

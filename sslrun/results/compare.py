@@ -55,7 +55,11 @@ class Pair:
 
     def text(self, value: float, sign: str = "") -> str:
         """Format one of its numbers."""
-        return format_amount(value, sign) if isinstance(self.ours, Cost) else self.column.metric.text(value, sign)
+        return (
+            format_amount(value, sign)
+            if isinstance(self.ours, Cost)
+            else self.column.metric.text(value, sign)
+        )
 
 
 @dataclass
@@ -65,7 +69,8 @@ class Comparison(Table):
     pairs: list[Pair] = field(default_factory=list)
     settings: list[Setting] = field(default_factory=list)
     agreements: dict[tuple[str, Column], Agreement] = field(default_factory=dict)
-    """(group of rows, column) -> agreement. There is one group, '', unless several of our rows share a published one."""
+    """(group of rows, column) -> agreement. There is one group, '', unless several of our rows
+    share a published one."""
     unmatched: dict[str, list[str]] = field(default_factory=dict)
     """What only one side has, by kind."""
     against: str = ""
@@ -100,7 +105,11 @@ class Comparison(Table):
     def as_dict(self) -> dict[str, Any]:
         """The comparison as JSON values."""
         settings = {
-            setting.kind: {"verdict": setting.verdict, "ours": setting.ours, "published": setting.published}
+            setting.kind: {
+                "verdict": setting.verdict,
+                "ours": setting.ours,
+                "published": setting.published,
+            }
             for setting in self.settings
         }
         return {
@@ -110,7 +119,9 @@ class Comparison(Table):
             "same": self.same,
             "settings": settings,
             "cells": [_pair_dict(pair) for pair in self.pairs],
-            "rank_agreement": [_agreement_dict(*key, found) for key, found in self.agreements.items()],
+            "rank_agreement": [
+                _agreement_dict(*key, found) for key, found in self.agreements.items()
+            ],
             "unmatched": self.unmatched,
             "notes": self.notes,
         }
@@ -177,16 +188,19 @@ def compare_all(ours: Table, every: Sequence[Published]) -> Comparisons:
 def compare(ours: Table, published: Published) -> Comparison:
     """Put our table beside a published one.
 
-    Rows and columns find each other by name, whatever the case and punctuation; by the published table's aliases; by
-    what papers call our protocols; or because ours say which column they stand in for (`ours.stand_ins`). A published
-    table whose rows are tasks is turned. Settings are compared between `ours.records` and the published table's own.
+    Rows and columns find each other by name, whatever the case and punctuation; by the published
+    table's aliases; by what papers call our protocols; or because ours say which column they stand
+    in for (`ours.stand_ins`). A published table whose rows are tasks is turned. Settings are
+    compared between `ours.records` and the published table's own.
     """
     published = with_protocols_in_rows(published)
     matches = match(ours, published)
     pairs, other_units = _pairs(ours, published, matches)
     kept = {(pair.row, pair.column) for pair in pairs}
     records = [
-        record for record in ours.records if any((record.row, each) in kept for each in columns_of_record(record))
+        record
+        for record in ours.records
+        if any((record.row, each) in kept for each in columns_of_record(record))
     ]
     comparison = Comparison(
         f"{ours.title or 'ours'} against {published.name}: {published.paper}, {published.where}",
@@ -198,7 +212,9 @@ def compare(ours: Table, published: Published) -> Comparison:
     )
     if pairs:
         by_protocol = all(found.part == "protocol" for found in matches.rows.values())
-        comparison.settings = compare_settings(records, published, published.task is not None or by_protocol)
+        comparison.settings = compare_settings(
+            records, published, published.task is not None or by_protocol
+        )
         comparison.settings += _stand_in_setting(matches)
     comparison.agreements = _agreements(pairs, matches.rows)
     _fill_cells(comparison)
@@ -250,17 +266,25 @@ def conversion(metric: Metric, published: str) -> Callable[[float], float] | Non
     return known.get(published)
 
 
-def _unmatched(ours: Table, published: Published, matches: Matches, other_units: list[str]) -> dict[str, list[str]]:
+def _unmatched(
+    ours: Table, published: Published, matches: Matches, other_units: list[str]
+) -> dict[str, list[str]]:
     """What only one side has, by kind."""
     downs, acrosses = matches.names(published)
-    found_rows, found_columns = ({found.name for found in side.values()} for side in (matches.rows, matches.columns))
+    found_rows, found_columns = (
+        {found.name for found in side.values()} for side in (matches.rows, matches.columns)
+    )
     one_sided = [
         f"{row.title}, {column.title}"
         for row, down in matches.rows.items()
         for column, across in matches.columns.items()
         if ((row, column) in ours.cells) != (matches.number(published, down, across) is not None)
     ]
-    of_costs = [column for column in ours.columns if column not in matches.columns and column not in ours.costs]
+    of_costs = [
+        column
+        for column in ours.columns
+        if column not in matches.columns and column not in ours.costs
+    ]
     kinds = {
         "rows of ours": [row.title for row in ours.rows if row not in matches.rows],
         "columns of ours": [column.title for column in of_costs],
@@ -274,14 +298,21 @@ def _unmatched(ours: Table, published: Published, matches: Matches, other_units:
 
 def _stand_in_setting(matches: Matches) -> list[Setting]:
     """The test data as a setting, if tasks stand in for published columns."""
-    stand_ins = {column.task: found.name for column, found in matches.columns.items() if found.part == "stand-in"}
+    stand_ins = {
+        column.task: found.name
+        for column, found in matches.columns.items()
+        if found.part == "stand-in"
+    }
     return [Setting("test data", tuple(stand_ins), tuple(stand_ins.values()))] if stand_ins else []
 
 
-def _agreements(pairs: Sequence[Pair], rows: dict[Row, Match]) -> dict[tuple[str, Column], Agreement]:
+def _agreements(
+    pairs: Sequence[Pair], rows: dict[Row, Match]
+) -> dict[tuple[str, Column], Agreement]:
     """Rank agreement per column; if several of our rows share a published one, per group of rows that do not.
 
-    Rows found by their name are grouped by protocol, those found by their protocol by name. Better ranks higher.
+    Rows found by their name are grouped by protocol, those found by their protocol by name. Better
+    ranks higher.
     """
     shared = len({found.name for found in rows.values()}) < len(rows)
     groups: dict[tuple[str, Column], list[Pair]] = {}
@@ -318,7 +349,12 @@ def _fill_cells(comparison: Comparison) -> None:
         name = join_titles("rank agreement", group)
         for which, words in (
             ("tau-b", "undefined" if math.isnan(found.tau) else f"{found.tau:+.2f}"),
-            ("p", "–" if math.isnan(found.p) else f"{found.p:.3f}" + ("" if found.exact else " (approx.)")),
+            (
+                "p",
+                "–"
+                if math.isnan(found.p)
+                else f"{found.p:.3f}" + ("" if found.exact else " (approx.)"),
+            ),
             ("rows", str(found.rows)),
         ):
             comparison.cells[Row(name, which), column] = TextCell(words=words)
@@ -344,7 +380,9 @@ def _preface(comparison: Comparison, published: Published) -> list[str]:
     return lines
 
 
-def _notes(comparison: Comparison, published: Published, ours: Table, matches: Matches) -> list[str]:
+def _notes(
+    comparison: Comparison, published: Published, ours: Table, matches: Matches
+) -> list[str]:
     """The lines below the table."""
     notes = []
     if comparison.pairs:
@@ -353,17 +391,25 @@ def _notes(comparison: Comparison, published: Published, ours: Table, matches: M
         costs = [pair.column for pair in comparison.pairs if pair.column in ours.costs]
         notes += dict.fromkeys(ours.costs[column] for column in costs if ours.costs[column])
         notes.append(_agreement_note(comparison))
-    return notes + [f"not matched, {kind}: {'; '.join(names)}" for kind, names in comparison.unmatched.items()]
+    return notes + [
+        f"not matched, {kind}: {'; '.join(names)}" for kind, names in comparison.unmatched.items()
+    ]
 
 
 def _value_notes(comparison: Comparison, published: Published) -> list[str]:
     """What the numbers are."""
     pairs = comparison.pairs
     spread = published.spread or "as the source gives it"
-    notes = [f"ours: mean ± standard deviation over seeds; published: ± {spread}; difference: ours - published"]
-    lower = dict.fromkeys(pair.column.metric.title for pair in pairs if pair.column.metric.better == "lower")
+    notes = [
+        f"ours: mean ± standard deviation over seeds; published: ± {spread}; difference: ours - published"
+    ]
+    lower = dict.fromkeys(
+        pair.column.metric.title for pair in pairs if pair.column.metric.better == "lower"
+    )
     if lower:
-        notes.append(f"lower is better, and a negative difference an improvement: {', '.join(lower)}")
+        notes.append(
+            f"lower is better, and a negative difference an improvement: {', '.join(lower)}"
+        )
     if not all(pair.published.verified for pair in pairs):
         notes.append("† recalled from the paper, not seen in it")
     if any(pair.value != pair.published.value for pair in pairs):
@@ -374,7 +420,8 @@ def _value_notes(comparison: Comparison, published: Published) -> list[str]:
 def _name_notes(ours: Table, matches: Matches) -> list[str]:
     """Which names differ, and which tasks stand in for others."""
     named = [
-        (row.protocol if found.part == "protocol" else row.name, found.name) for row, found in matches.rows.items()
+        (row.protocol if found.part == "protocol" else row.name, found.name)
+        for row, found in matches.rows.items()
     ]
     named += [
         (column.shift_title or column.task, found.name)
@@ -384,7 +431,9 @@ def _name_notes(ours: Table, matches: Matches) -> list[str]:
     renamed = [f"{own} = {theirs}" for own, theirs in named if normal(own) != normal(theirs)]
     notes = [f"names: {'; '.join(dict.fromkeys(renamed))}"] if renamed else []
     stand_ins = [
-        f"{column.task} for {found.name}" for column, found in matches.columns.items() if found.part == "stand-in"
+        f"{column.task} for {found.name}"
+        for column, found in matches.columns.items()
+        if found.part == "stand-in"
     ]
     if stand_ins:
         notes.append(
@@ -399,5 +448,9 @@ def _agreement_note(comparison: Comparison) -> str:
     if not comparison.agreements:
         return f"no rank agreement: it takes {MIN_ROWS} rows in a column"
     fewest = min(found.rows for found in comparison.agreements.values())
-    floor = f"; with {fewest} rows it can't be under {2 / math.factorial(fewest):.2g}" if fewest < 5 else ""
+    floor = (
+        f"; with {fewest} rows it can't be under {2 / math.factorial(fewest):.2g}"
+        if fewest < 5
+        else ""
+    )
     return f"rank agreement of the rows' means: Kendall's tau-b, two-sided p-value, exact where not marked{floor}"

@@ -19,10 +19,12 @@ PRETRAINING, ALL = "PFLOPs, pretraining", "PFLOPs, all stages"
 CORE_DAYS = "TPUv3-core-days"
 
 CORE_FLOPS = 123e12 / 2
-"""Peak FLOP/s of a TPUv3 core in bf16: two share a chip's 123 TFLOP/s (https://cloud.google.com/tpu/docs/v3)."""
+"""Peak FLOP/s of a TPUv3 core in bf16: two share a chip's 123 TFLOP/s
+(https://cloud.google.com/tpu/docs/v3)."""
 DAY = 86_400.0
 YARDSTICKS = {"ViT-L/16 (14 ep)": "Ours-JFT (ViT-L/16)", "ViT-H/14 (14 ep)": "Ours-JFT (ViT-H/14)"}
-"""Models for which Dosovitskiy et al. give both: exaFLOPs in Table 6, TPUv3-core-days in Table 2."""
+"""Models for which Dosovitskiy et al. give both: exaFLOPs in Table 6, TPUv3-core-days in Table
+2."""
 
 FLOPS_NOTE = (
     f"PFLOPs: 10^15, as torch counts them in a stage's first training step (for texts, in {COUNTED_STEPS} steps; a multiplication and "
@@ -63,7 +65,9 @@ class Expense:
 
     @classmethod
     def of(cls, record: RunRecord) -> Expense:
-        return cls(record.name, record.stage, record.flops, record.seconds, record.device, record.devices)
+        return cls(
+            record.name, record.stage, record.flops, record.seconds, record.device, record.devices
+        )
 
 
 def expenses(record: RunRecord) -> list[Expense]:
@@ -71,17 +75,24 @@ def expenses(record: RunRecord) -> list[Expense]:
 
     What was pretrained elsewhere (a file of weights, a hub) took unknown FLOPs.
     """
-    runs = [each for each in (record.pretraining, record.probe, record) if each is not None and each.finished]
+    runs = [
+        each
+        for each in (record.pretraining, record.probe, record)
+        if each is not None and each.finished
+    ]
     found = [Expense.of(each) for each in runs]
     if found and record.pretrained_elsewhere:
-        found.insert(0, Expense(f"weights of {record.name}", "pretrain", None, 0.0, found[-1].device))
+        found.insert(
+            0, Expense(f"weights of {record.name}", "pretrain", None, 0.0, found[-1].device)
+        )
     return found
 
 
 def add_compute(table: Table) -> None:
     """Add columns of what each row took, a value per seed. A run counts once per row, however many cells read it.
 
-    A row for which a number is unknown (weights from a file, FLOPs that were not counted) has no cell there.
+    A row for which a number is unknown (weights from a file, FLOPs that were not counted) has no
+    cell there.
     """
     uncounted: dict[str, None] = {}
     core_days_note = _core_days_note()
@@ -102,7 +113,9 @@ def add_compute(table: Table) -> None:
     table.notes += [FLOPS_NOTE, HOURS_NOTE, core_days_note]
     if uncounted:
         rows = "; ".join(uncounted)
-        table.note(f"FLOPs unknown, since they were not counted or weights are from elsewhere: {rows}")
+        table.note(
+            f"FLOPs unknown, since they were not counted or weights are from elsewhere: {rows}"
+        )
 
 
 def _total_flops(runs: Sequence[Expense]) -> float | None:

@@ -35,7 +35,9 @@ class Formats(Generic[T]):
         self.kind = kind
         self._functions: dict[str, tuple[Callable[[T], str], Join]] = {}
 
-    def register(self, ending: str, join: Join = "\n".join) -> Callable[[Callable[[T], str]], Callable[[T], str]]:
+    def register(
+        self, ending: str, join: Join = "\n".join
+    ) -> Callable[[Callable[[T], str]], Callable[[T], str]]:
         """Decorator: make a function known under a file ending such as ".md".
 
         `join` makes one text of several things' texts.
@@ -125,7 +127,9 @@ def _escape_latex(text: str) -> str:
         "\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}", "±": "$\\pm$",
         "·": "$\\cdot$", "–": "--", layout.LOWER_IS_BETTER: "$\\downarrow$",
     }  # fmt: skip
-    return "".join(special.get(letter, f"\\{letter}" if letter in "&%$#_{}" else letter) for letter in text)
+    return "".join(
+        special.get(letter, f"\\{letter}" if letter in "&%$#_{}" else letter) for letter in text
+    )
 
 
 def _under_one_head(texts: Sequence[str]) -> str:

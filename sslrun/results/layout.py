@@ -69,8 +69,15 @@ def best_cells(table: Table) -> set[Place]:
     cells = {place: cell for place, cell in table.cells.items() if place[1] not in table.costs}
     for (_, column), cell in cells.items():
         means.setdefault(column, []).append(cell.mean)
-    best = {column: f"{column.metric.best(values):{table.spec_of(column)}}" for column, values in means.items()}
-    return {place for place, cell in cells.items() if f"{cell.mean:{table.spec_of(place[1])}}" == best[place[1]]}
+    best = {
+        column: f"{column.metric.best(values):{table.spec_of(column)}}"
+        for column, values in means.items()
+    }
+    return {
+        place
+        for place, cell in cells.items()
+        if f"{cell.mean:{table.spec_of(place[1])}}" == best[place[1]]
+    }
 
 
 # ---------------------------------------------------------------- text
@@ -86,7 +93,9 @@ class Grid:
     """The number of columns that name the rows."""
 
 
-def grid(table: Table, bold: Callable[[str], str], escape: Callable[[str], str], plus_minus: str = " ± ") -> Grid:
+def grid(
+    table: Table, bold: Callable[[str], str], escape: Callable[[str], str], plus_minus: str = " ± "
+) -> Grid:
     """Head and body as text. A row's name stands only where it changes."""
     one_task, labels = has_one_task(table), label_heads(table)
     head = [*labels]
@@ -135,7 +144,9 @@ def rich_table(table: Table, columns: Sequence[Column]) -> RichTable:
         rich.add_column(head)
     for column in columns:
         words = column_head(table, column)
-        rich.add_column(words if one_task else f"{column.task}\n{words}", justify="right", no_wrap=True)
+        rich.add_column(
+            words if one_task else f"{column.task}\n{words}", justify="right", no_wrap=True
+        )
     for index, (labels, row) in enumerate(_labeled_rows(table)):
         if index and labels[0] and has_protocols(table):
             rich.add_section()

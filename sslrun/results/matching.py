@@ -58,8 +58,13 @@ def match(ours: Table, published: Published) -> Matches:
     column_names = {column: _names_of_column(column, stand_ins) for column in columns}
 
     def matches(row_side: list[str], column_side: list[str], turned: bool) -> Matches:
-        found_rows = {row: find(names, row_side, published.aliases) for row, names in row_names.items()}
-        found_columns = {column: find(names, column_side, published.aliases) for column, names in column_names.items()}
+        found_rows = {
+            row: find(names, row_side, published.aliases) for row, names in row_names.items()
+        }
+        found_columns = {
+            column: find(names, column_side, published.aliases)
+            for column, names in column_names.items()
+        }
         return Matches(
             {row: found for row, found in found_rows.items() if found},
             {column: found for column, found in found_columns.items() if found},
@@ -77,7 +82,9 @@ def published_names(published: Published) -> tuple[list[str], list[str]]:
     return list(published.rows), list(dict.fromkeys(columns))
 
 
-def find(names: Sequence[tuple[str, str]], theirs: Iterable[str], aliases: Mapping[str, list[str]]) -> Match | None:
+def find(
+    names: Sequence[tuple[str, str]], theirs: Iterable[str], aliases: Mapping[str, list[str]]
+) -> Match | None:
     """The first of (part, name) that is a published name or an alias of one, whatever its case and punctuation."""
     known: dict[str, str] = {}
     for published in theirs:
@@ -89,25 +96,40 @@ def find(names: Sequence[tuple[str, str]], theirs: Iterable[str], aliases: Mappi
     return None
 
 
-def _measured_alike(ours: Table, published: Published, stand_ins: Mapping[str, str]) -> tuple[list[Row], list[Column]]:
+def _measured_alike(
+    ours: Table, published: Published, stand_ins: Mapping[str, str]
+) -> tuple[list[Row], list[Column]]:
     """Our rows and columns with the protocol and the labels that the source states; all, if none has them.
 
     A task that stands in for a column does so with whatever labels it has. Costs always count.
     """
-    protocol, labels = (normal(str(published.setting.get(kind, ""))) for kind in ("protocol", "labels"))
+    protocol, labels = (
+        normal(str(published.setting.get(kind, ""))) for kind in ("protocol", "labels")
+    )
     rows = [row for row in ours.rows if normal(row.protocol) == protocol]
-    alike = [column for column in ours.columns if column.labels and normal(column.labels.title) == labels]
+    alike = [
+        column for column in ours.columns if column.labels and normal(column.labels.title) == labels
+    ]
     tasks = {column.task for column in alike}
-    columns = [each for each in ours.columns if each in alike or (each.task in stand_ins and each.task not in tasks)]
+    columns = [
+        each
+        for each in ours.columns
+        if each in alike or (each.task in stand_ins and each.task not in tasks)
+    ]
     return rows or ours.rows, [*columns, *ours.costs] if columns else ours.columns
 
 
 def _names_of_row(row: Row, records: Sequence[RunRecord]) -> list[tuple[str, str]]:
     """(part of the row, a name that it may have in a paper), the likeliest first."""
-    pretexts = {record.pretext or "" for record in records if record.row == row and not record.row_name}
+    pretexts = {
+        record.pretext or "" for record in records if record.row == row and not record.row_name
+    }
     names, protocols = (row.name, *pretexts), (row.protocol, *protocol_synonyms(row.protocol))
     both = [f"{name} · {protocol}" for name in names for protocol in protocols]
-    return [*(("name", name) for name in (*names, *both)), *(("protocol", protocol) for protocol in protocols)]
+    return [
+        *(("name", name) for name in (*names, *both)),
+        *(("protocol", protocol) for protocol in protocols),
+    ]
 
 
 def _names_of_column(column: Column, stand_ins: Mapping[str, str]) -> list[tuple[str, str]]:
@@ -132,15 +154,21 @@ def with_protocols_in_rows(published: Published) -> Published:
     for row, cells in published.rows.items():
         for protocol, number in cells.items():
             rows[f"{row} · {protocol}"] = {published.task: number}
-            aliases[f"{row} · {protocol}"] = [f"{other} · {protocol}" for other in published.aliases.get(row, ())]
+            aliases[f"{row} · {protocol}"] = [
+                f"{other} · {protocol}" for other in published.aliases.get(row, ())
+            ]
     return replace(published, rows=rows, aliases=aliases)
 
 
-def check_stand_ins(columns: Mapping[str, str], tasks: Sequence[str], every: Sequence[Published]) -> None:
+def check_stand_ins(
+    columns: Mapping[str, str], tasks: Sequence[str], every: Sequence[Published]
+) -> None:
     """Check `columns` (our task -> the published column). Raises UserError if one of them does not exist."""
     for task, column in columns.items():
         if task not in tasks:
             raise UserError(f"no task '{task}' is evaluated.{did_you_mean(task, list(tasks))}")
-        if not any(find([("stand-in", column)], published_names(each)[1], each.aliases) for each in every):
+        if not any(
+            find([("stand-in", column)], published_names(each)[1], each.aliases) for each in every
+        ):
             known = [name for each in every for name in published_names(each)[1]]
             raise UserError(f"there is no column '{column}'.{did_you_mean(column, known)}")

@@ -29,7 +29,8 @@ Scores = Mapping[str, float]
 class RunRecord:
     """A run's folder. Each file is read once, at first use: a record of an unfinished run is a snapshot.
 
-    Properties of the result raise UserError if the run is not finished or its result.json is damaged.
+    Properties of the result raise UserError if the run is not finished or its result.json is
+    damaged.
     """
 
     folder: Path
@@ -123,8 +124,11 @@ class RunRecord:
     def pretrained_elsewhere(self) -> bool:
         """Whether an evaluation started from weights that no run here made: a file's or a hub's."""
         origin = self.identity.get("origin", {})
-        # Whether a backbone brings weights is read from the recipe: an identity holds no option at its default.
-        brings_weights = "initial" in origin and self.recipe.get("backbone", {}).get("pretrained", False)
+        # Whether a backbone brings weights is read from the recipe: an identity holds no option at
+        # its default.
+        brings_weights = "initial" in origin and self.recipe.get("backbone", {}).get(
+            "pretrained", False
+        )
         return ("checkpoint" in origin or bool(brings_weights)) and self.stage != "scratch"
 
     @property

@@ -14,7 +14,8 @@ from sslrun.results.published import Published
 from sslrun.results.record import RunRecord
 
 ALWAYS = ("data", "steps", "parameters")
-"""Settings that are listed even if neither side states them; the others are listed if one side does."""
+"""Settings that are listed even if neither side states them; the others are listed if one side
+does."""
 KINDS = (*ALWAYS, "epochs", "backbone", "labels", "protocol", "metric")
 
 OF_PRETRAINING = ("data", "steps", "parameters", "epochs")
@@ -55,8 +56,9 @@ class Setting:
 def facts(record: RunRecord) -> dict[str, Any]:
     """What an evaluation's folder states about its settings.
 
-    The backbone (with the options that differ from the defaults), and data, epochs, steps and parameters of its
-    pretraining. They are read from its recipe and identity and from the pretraining beside it; missing ones are left out.
+    The backbone (with the options that differ from the defaults), and data, epochs, steps and
+    parameters of its pretraining. They are read from its recipe and identity and from the
+    pretraining beside it; missing ones are left out.
     """
     found: dict[str, Any] = {}
     if "backbone" in record.identity:
@@ -75,11 +77,15 @@ def _describe_backbone(backbone: Mapping[str, Any]) -> str:
 
     Keys with a dot are not options: see `Named.identity`.
     """
-    options = [f"{key} {value}" for key, value in backbone.items() if key != "name" and "." not in key]
+    options = [
+        f"{key} {value}" for key, value in backbone.items() if key != "name" and "." not in key
+    ]
     return f"{backbone['name']} ({', '.join(options)})" if options else str(backbone["name"])
 
 
-def compare_settings(records: Sequence[RunRecord], published: Published, protocol_matched: bool) -> list[Setting]:
+def compare_settings(
+    records: Sequence[RunRecord], published: Published, protocol_matched: bool
+) -> list[Setting]:
     """Compare the settings behind some evaluations with those that a published table states.
 
     protocol_matched: the rows found each other by their protocols, which is then no open question.
@@ -118,11 +124,16 @@ def _equal(kind: str, a: Any, b: Any) -> bool:
 def _may_be_equal(kind: str, ours: Any, published: Any) -> bool:
     """Whether two values that differ may mean the same.
 
-    That is so for words against a number ("20 epochs", 7800 steps), for a name with more detail on one side
-    ("resnet18 (channels 16)", "ResNet-18"), and for what varies within the published table; there, data must be listed.
+    That is so for words against a number ("20 epochs", 7800 steps), for a name with more detail on
+    one side ("resnet18 (channels 16)", "ResNet-18"), and for what varies within the published
+    table; there, data must be listed.
     """
     if re.search(r"\bby (row|column)\b", str(published)):
-        return kind != "data" or ":" not in str(published) or normal(str(ours)) in normal(str(published))
+        return (
+            kind != "data"
+            or ":" not in str(published)
+            or normal(str(ours)) in normal(str(published))
+        )
     if _is_number(ours) or _is_number(published):
         return _is_number(ours) != _is_number(published)
     return ours != published and normal(_without_detail(ours)) == normal(_without_detail(published))

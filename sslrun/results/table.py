@@ -84,13 +84,16 @@ class Table:
     records: list[RunRecord] = field(default_factory=list)
     """The evaluations that the table was made of; empty for measurements."""
     stand_ins: dict[str, dict[str, str]] = field(default_factory=dict)
-    """Published table -> our task -> the published column that it stands in for: of the same kind, on other data."""
+    """Published table -> our task -> the published column that it stands in for: of the same kind,
+    on other data."""
     format_spec: str | None = None
     """How every number is printed; None: with the digits of its column's metric."""
     marks_best: bool = True
-    """Whether the best cell of each column is printed bold, and the direction of a lower-is-better column shown."""
+    """Whether the best cell of each column is printed bold, and the direction of a lower-is-better
+    column shown."""
     costs: dict[Column, str] = field(default_factory=dict)
-    """Columns of what rows cost, each with the note that explains it. They stand last and none of their cells is bold."""
+    """Columns of what rows cost, each with the note that explains it. They stand last and none of
+    their cells is bold."""
     empty: dict[Place, str] = field(default_factory=dict)
     """Cells that could not be computed, and why; the notes repeat it."""
 
@@ -153,7 +156,9 @@ class Table:
         def row_order(row: Row) -> tuple[int, int]:
             return names[row.name], protocol_rank(row.protocol)
 
-        ordered = sorted(records, key=lambda each: (*row_order(each.row), tasks[each.task], *each.labels.order))
+        ordered = sorted(
+            records, key=lambda each: (*row_order(each.row), tasks[each.task], *each.labels.order)
+        )
         numbers = [(record, _numbers(record)) for record in ordered]
         for column in _ordered_columns(numbers, tasks):
             for record, of_record in numbers:
@@ -176,14 +181,25 @@ class Table:
         """
         measured = [record for record in records if record.distortion is not None]
         if not measured:
-            raise UserError("no distances of features in these runs: only finetune and lpft measure them")
-        table = cls(join_titles(title, "feature distortion"), records=measured, format_spec=".3g", marks_best=False)
+            raise UserError(
+                "no distances of features in these runs: only finetune and lpft measure them"
+            )
+        table = cls(
+            join_titles(title, "feature distortion"),
+            records=measured,
+            format_spec=".3g",
+            marks_best=False,
+        )
         for record in measured:
             for name, distance in (record.distortion or {}).items():
-                column = Column(record.task, record.labels, None if name == ID else name, DISTORTION)
+                column = Column(
+                    record.task, record.labels, None if name == ID else name, DISTORTION
+                )
                 table.add(record.row, column, distance, record.seed_key)
         lengths = [record.feature_length or 0.0 for record in measured]
-        extent = " to ".join(dict.fromkeys(f"{length:.3g}" for length in (min(lengths), max(lengths))))
+        extent = " to ".join(
+            dict.fromkeys(f"{length:.3g}" for length in (min(lengths), max(lengths)))
+        )
         over = _describe_seeds(measured)
         table.note(f"mean Euclidean distance of test features before and after training, {over}")
         table.note(f"mean length of the test features before training: {extent}")
@@ -210,10 +226,17 @@ class Table:
             "columns": [column_dict(column) for column in self.columns],
             "notes": self.notes,
             "cells": [
-                {**place_dict(place), "values": cell.values, "mean": cell.mean, "std": cell.deviation}
+                {
+                    **place_dict(place),
+                    "values": cell.values,
+                    "mean": cell.mean,
+                    "std": cell.deviation,
+                }
                 for place, cell in self.cells.items()
             ],
-            "empty": [{**place_dict(place), "reason": reason} for place, reason in self.empty.items()],
+            "empty": [
+                {**place_dict(place), "reason": reason} for place, reason in self.empty.items()
+            ],
         }
 
     CSV_HEAD: ClassVar[tuple[str, ...]] = (
@@ -231,7 +254,9 @@ class Table:
         """Add the cells of a table that `as_dict` described."""
         metrics = {_address(each): Metric(**each["metric"]) for each in table["columns"]}
         for cell in table["cells"]:
-            column = Column.from_dict(cell, metrics[_address({**cell, "metric": {"name": cell["metric"]}})])
+            column = Column.from_dict(
+                cell, metrics[_address({**cell, "metric": {"name": cell["metric"]}})]
+            )
             for seed, value in cell["values"].items():
                 self.add(Row(cell["row"], cell["protocol"]), column, value, seed)
 
@@ -249,7 +274,11 @@ def place_dict(place: Place) -> dict[str, Any]:
 
 def cell_numbers(cell: Cell) -> tuple[str, str, int]:
     """Mean, standard deviation and number of seeds, for CSV."""
-    return f"{cell.mean:.6g}", "" if cell.deviation is None else f"{cell.deviation:.6g}", len(cell.values)
+    return (
+        f"{cell.mean:.6g}",
+        "" if cell.deviation is None else f"{cell.deviation:.6g}",
+        len(cell.values),
+    )
 
 
 def _address(column: Mapping[str, Any]) -> str:
@@ -325,7 +354,9 @@ def _describe_metrics(records: Sequence[RunRecord]) -> str:
     if all(metric.unit == "%" and metric.better == "higher" for metric in metrics):
         return "each task's own metric"
     of_tasks = dict.fromkeys((record.task, record.metric) for record in records)
-    listed = "; ".join(f"{task}: {metric.title}{_unit_and_direction(metric)}" for task, metric in of_tasks)
+    listed = "; ".join(
+        f"{task}: {metric.title}{_unit_and_direction(metric)}" for task, metric in of_tasks
+    )
     return f"each task's own metric ({listed})"
 
 

@@ -103,12 +103,18 @@ class CellBench(Bench):
     @cached_property
     def parts(self) -> dict[str, Part]:
         """Every part of every shift, by the name of its split."""
-        return {_split_of(shift, name): part for shift, parts in self.shifted.items() for name, part in parts.items()}
+        return {
+            _split_of(shift, name): part
+            for shift, parts in self.shifted.items()
+            for name, part in parts.items()
+        }
 
     @cached_property
     def shift_of(self) -> dict[str, str]:
         """The shift of every part, by the name of the part's split."""
-        return {_split_of(shift, name): shift for shift, parts in self.shifted.items() for name in parts}
+        return {
+            _split_of(shift, name): shift for shift, parts in self.shifted.items() for name in parts
+        }
 
     @property
     def tests(self) -> tuple[str, ...]:
@@ -166,7 +172,9 @@ class CellBench(Bench):
 
         They are kept for the next cell of the same backbone, data and task.
         """
-        definition = repr(self.evaluation.shifts[self.shift_of[split]]) if split in self.parts else ""
+        definition = (
+            repr(self.evaluation.shifts[self.shift_of[split]]) if split in self.parts else ""
+        )
         same = repr(self.cell.origin), repr(self.evaluation.data), repr(self.evaluation.task)
         key = (*same, split, definition)
         kept = self.context.features
@@ -205,7 +213,9 @@ class CellBench(Bench):
     def head(self) -> dict[str, Tensor]:
         return load_file(self.cell.followed(self.context) / HEAD)
 
-    def train(self, learner: TaskLearner, schedule: Schedule, attempt: str, *, keep_best: bool = False) -> TaskLearner:
+    def train(
+        self, learner: TaskLearner, schedule: Schedule, attempt: str, *, keep_best: bool = False
+    ) -> TaskLearner:
         compute, run = self.context.compute, self.cell.run
         examples = compute.place(self.examples("train"))
         schedule = schedule.within(len(examples))
@@ -253,7 +263,9 @@ class CellBench(Bench):
                 if primary.is_as_good(float(file.metadata()["score"]), score):
                     return
         path.parent.mkdir(parents=True, exist_ok=True)
-        state = {name: each.detach().clone().contiguous() for name, each in learner.state_dict().items()}
+        state = {
+            name: each.detach().clone().contiguous() for name, each in learner.state_dict().items()
+        }
         with replacing(path) as temporary:
             save_file(state, temporary, {"score": repr(score)})
 

@@ -28,7 +28,8 @@ TIMED_STEPS = 3
 PROBE_BATCH = 8
 """Examples that FLOPs are counted and time is measured on, if there is time."""
 LEAST_BATCH = 2
-"""Examples of the first pass, from which it follows how many fit into the time. Some losses need two examples."""
+"""Examples of the first pass, from which it follows how many fit into the time. Some losses need
+two examples."""
 SECONDS = 15.0
 """Time limit for measuring all recipes of one `check` together, so that it ends within 20 s."""
 
@@ -65,17 +66,22 @@ class Measured:
         return of_many + (of_many - of_few) / (many - few) * (examples - many)
 
 
-def estimate(row: str, recipe: Recipe, compute: Compute, budget: Budget | None = None) -> dict[str, Any]:
+def estimate(
+    row: str, recipe: Recipe, compute: Compute, budget: Budget | None = None
+) -> dict[str, Any]:
     """Estimate what one recipe costs. Numbers are None if only loading the data could give them.
 
-    FLOPs are of forward and backward, as torch counts them (2 a multiplication and addition). Memory is weights,
-    gradients, the optimizer's state, and what a batch, or a part of it, keeps for the backward pass: extrapolated from
-    two small ones, since some of it is of any batch. The time is measured on a few examples: as many as `budget` leaves
-    time for, and `measured_on` says how many. 0: there was no time left, and what is measured is missing.
+    FLOPs are of forward and backward, as torch counts them (2 a multiplication and addition).
+    Memory is weights, gradients, the optimizer's state, and what a batch, or a part of it, keeps
+    for the backward pass: extrapolated from two small ones, since some of it is of any batch. The
+    time is measured on a few examples: as many as `budget` leaves time for, and `measured_on` says
+    how many. 0: there was no time left, and what is measured is missing.
     """
     source = sources[recipe.data.name](recipe.data.options)
     spec, _ = source.sketch(PROBE_BATCH)
-    backbone = build_backbone(recipe.backbone.name, recipe.backbone.options, _backbone_spec(recipe, spec))
+    backbone = build_backbone(
+        recipe.backbone.name, recipe.backbone.options, _backbone_spec(recipe, spec)
+    )
     found: dict[str, Any] = {
         "row": row,
         "backbone": recipe.backbone.name,
@@ -99,10 +105,19 @@ def estimate(row: str, recipe: Recipe, compute: Compute, budget: Budget | None =
     if measured is None and share > 0:
         measured = budget.measured[network] = _measure(pretext, source, schedule, compute, share)
     count = source.count()
-    steps = None if count is None and schedule.steps is None else schedule.total_steps(count or schedule.batch)
+    steps = (
+        None
+        if count is None and schedule.steps is None
+        else schedule.total_steps(count or schedule.batch)
+    )
     examples = None if steps is None else steps * schedule.batch
     state = _state_bytes(pretext, schedule)
-    found |= {"pretext": recipe.pretext.name, "examples": count, "steps": steps, "state_bytes": state}
+    found |= {
+        "pretext": recipe.pretext.name,
+        "examples": count,
+        "steps": steps,
+        "state_bytes": state,
+    }
     if measured is None:
         return found | {"measured_on": 0}
     flops, seconds = measured.flops / measured.count, measured.seconds / measured.count
@@ -118,7 +133,9 @@ def estimate(row: str, recipe: Recipe, compute: Compute, budget: Budget | None =
     }
 
 
-def _measure(pretext: nn.Module, source: Any, schedule: Pretrain, compute: Compute, share: float) -> Measured:
+def _measure(
+    pretext: nn.Module, source: Any, schedule: Pretrain, compute: Compute, share: float
+) -> Measured:
     """Measure a step of pretraining on as many examples, up to PROBE_BATCH, as `share` seconds allow."""
     end = time.perf_counter() + share
     generator = compute.generator()
@@ -146,13 +163,16 @@ def _measure(pretext: nn.Module, source: Any, schedule: Pretrain, compute: Compu
         kept[count] = sum(storages.values())
         return seconds
 
-    # A step takes about three times as long as its forward pass. The first pass is slower than those after it.
+    # A step takes about three times as long as its forward pass. The first pass is slower than
+    # those after it.
     with flop_counter() as counter:
         ahead = look(LEAST_BATCH)
     affordable = LEAST_BATCH * (end - time.perf_counter()) / max(3 * ahead, 1e-9)
     if affordable < LEAST_BATCH:
         return Measured(LEAST_BATCH, 3 * counter.get_total_flops(), 3 * ahead, kept | {0: 0})
-    count = next((each for each in (PROBE_BATCH, PROBE_BATCH // 2) if each <= affordable), LEAST_BATCH)
+    count = next(
+        (each for each in (PROBE_BATCH, PROBE_BATCH // 2) if each <= affordable), LEAST_BATCH
+    )
     batch = examples(count)
     with flop_counter() as counter, _kept_for_backward(pretext) as storages:
         seconds = _timed(lambda: step(batch), compute)
@@ -180,8 +200,13 @@ def _backbone_spec(recipe: Recipe, spec: InputSpec) -> InputSpec:
 
 def _lacking(recipe: Recipe) -> list[str]:
     """Why data sets that the recipe reads are missing, as far as that is known without a download."""
-    read = (recipe.data, *(each for evaluation in recipe.evaluate.values() for each in evaluation.reads))
-    return list(dict.fromkeys(filter(None, (explain_missing(data.name, data.options) for data in read))))
+    read = (
+        recipe.data,
+        *(each for evaluation in recipe.evaluate.values() for each in evaluation.reads),
+    )
+    return list(
+        dict.fromkeys(filter(None, (explain_missing(data.name, data.options) for data in read)))
+    )
 
 
 @contextmanager
@@ -203,7 +228,9 @@ def _kept_for_backward(module: nn.Module) -> Iterator[dict[int, int]]:
 def _state_bytes(module: nn.Module, schedule: Pretrain) -> int:
     """Bytes of the weights (with teachers), their gradients, the optimizer's moments, and the moving average."""
     every = sum(each.numel() * each.element_size() for each in module.parameters())
-    trained = sum(each.numel() * each.element_size() for each in module.parameters() if each.requires_grad)
+    trained = sum(
+        each.numel() * each.element_size() for each in module.parameters() if each.requires_grad
+    )
     moments = 2 if schedule.optimizer == "adamw" else 1
     return every * (2 if schedule.ema else 1) + trained * (1 + moments)
 
@@ -220,7 +247,17 @@ def _timed(step: Callable[[], object], compute: Compute) -> float:
 def render(rows: Sequence[dict[str, Any]]) -> Group:
     """Render the estimates of several recipes as a table."""
     table = RichTable(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for head in ("recipe", "backbone", "parameters", "pretext", "steps", "FLOPs", "memory", "time", "cells"):
+    for head in (
+        "recipe",
+        "backbone",
+        "parameters",
+        "pretext",
+        "steps",
+        "FLOPs",
+        "memory",
+        "time",
+        "cells",
+    ):
         named = head in ("recipe", "backbone", "pretext")
         table.add_column(head, justify="left" if named else "right", no_wrap=head != "recipe")
     for each in rows:
@@ -244,7 +281,11 @@ def _examples(rows: Sequence[dict[str, Any]]) -> str:
     missing = sum(row.get("measured_on") == 0 for row in rows)
     numbers = " or ".join(map(str, counts))
     text = f"{numbers or 'no'} examples"
-    return f"{text} (recipes not measured, since {SECONDS:.0f} s had passed: {missing})" if missing else text
+    return (
+        f"{text} (recipes not measured, since {SECONDS:.0f} s had passed: {missing})"
+        if missing
+        else text
+    )
 
 
 def _count(steps: int | None) -> str:

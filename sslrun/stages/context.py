@@ -33,7 +33,8 @@ class Interrupted(UserError):
 
 
 AGAIN_SECONDS = 2.0
-"""Seconds within which a second signal counts as the same one: torchrun repeats what the terminal has sent."""
+"""Seconds within which a second signal counts as the same one: torchrun repeats what the terminal
+has sent."""
 
 
 @dataclass
@@ -69,7 +70,8 @@ class Stop:
     def _received(self, number: int, frame: FrameType | None) -> None:
         if self.at_once:
             raise KeyboardInterrupt
-        # A second SIGTERM is no sign of impatience: what started this process passes one on when it ends itself.
+        # A second SIGTERM is no sign of impatience: what started this process passes one on when it
+        # ends itself.
         if self.due and number == signal.SIGINT and time.monotonic() - self.since > AGAIN_SECONDS:
             raise KeyboardInterrupt
         if self.signal is None:
@@ -79,7 +81,9 @@ class Stop:
         """Raise `Interrupted` if a signal was received."""
         if self.due:
             assert self.signal is not None
-            raise Interrupted(f"stopped by {self.signal.name}; everything finished is saved: {remedy}")
+            raise Interrupted(
+                f"stopped by {self.signal.name}; everything finished is saved: {remedy}"
+            )
 
 
 @dataclass
@@ -95,7 +99,8 @@ class Context:
     """Trace some steps of the first training."""
     stop: Stop = field(default_factory=Stop)
     features: dict[tuple[str, ...], tuple[Tensor, float]] = field(default_factory=dict)
-    """Frozen features and their FLOPs per example, kept for the next evaluation that reads the same ones."""
+    """Frozen features and their FLOPs per example, kept for the next evaluation that reads the same
+    ones."""
 
     @classmethod
     def open(cls, device: str, runs: Path, fresh: bool = False, profile: bool = False) -> Context:
@@ -106,7 +111,9 @@ class Context:
         check_root(runs)
         local = os.environ.get("LOCAL_RANK")
         made = compute(
-            f"cuda:{local}" if local and device in ("auto", "cuda") and torch.cuda.is_available() else device
+            f"cuda:{local}"
+            if local and device in ("auto", "cuda") and torch.cuda.is_available()
+            else device
         )
         distributed.setup(made.device)
         main = distributed.is_main()
@@ -124,7 +131,9 @@ def perform(
     """
     if run.finished and not context.fresh:
         if context.profile:
-            context.reporter.say(f"{run.path}: is finished, so that nothing is profiled; add --fresh to run it again")
+            context.reporter.say(
+                f"{run.path}: is finished, so that nothing is profiled; add --fresh to run it again"
+            )
         return run.result
     if not distributed.is_main():
         try:
@@ -135,10 +144,14 @@ def perform(
         except RuntimeError:
             if context.stop.signal is None:
                 raise
-            raise SystemExit(Interrupted.exit_code) from None  # the first process saved, said so, and left
+            raise SystemExit(
+                Interrupted.exit_code
+            ) from None  # the first process saved, said so, and left
     with run.claimed() as mine:
         if not mine:
-            raise Busy(f"{run.path}: another process is working on this run; wait for it, or end it")
+            raise Busy(
+                f"{run.path}: another process is working on this run; wait for it, or end it"
+            )
         if context.fresh:
             run.clear()
         if not run.finished:

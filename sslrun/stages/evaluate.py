@@ -91,7 +91,9 @@ class Cell:
         """The finished run of the cell that this one follows; evaluates it if that is not done."""
         cell = self.follows
         if cell is None:
-            raise ValueError(f"protocol '{self.protocol}' follows no other: it has no head to start from")
+            raise ValueError(
+                f"protocol '{self.protocol}' follows no other: it has no head to start from"
+            )
         cell.execute(context)
         return cell.run.path
 
@@ -125,7 +127,9 @@ class Cell:
         Raises UserError if the pretrained checkpoint is missing.
         """
         if not self.origin.exists:
-            raise UserError(f"no pretrained checkpoint for recipe '{self.recipe.name}' (seed {self.seed})")
+            raise UserError(
+                f"no pretrained checkpoint for recipe '{self.recipe.name}' (seed {self.seed})"
+            )
         return perform(self.run, self.recipe.resolved(), context, partial(self._body, context))
 
     def _body(self, context: Context) -> dict[str, Any]:
@@ -134,7 +138,9 @@ class Cell:
             bench = CellBench(self, context)
         for name, classes in bench.dropped.items():
             counts = ", ".join(f"{each} ({count})" for each, count in classes.items())
-            bench.say(f"{name}: examples of classes that the task does not have are left out: {counts}")
+            bench.say(
+                f"{name}: examples of classes that the task does not have are left out: {counts}"
+            )
         context.stop.check()
         scores = bench.method.run(bench)
         self._check(scores, bench)
@@ -182,7 +188,11 @@ def cells(
 
     Raises UserError if one of these protocols cannot learn one of the tasks.
     """
-    pretrained = InitialWeights.file(source) if source is not None else InitialWeights.pretrained(recipe, seed, root)
+    pretrained = (
+        InitialWeights.file(source)
+        if source is not None
+        else InitialWeights.pretrained(recipe, seed, root)
+    )
     found: list[Cell] = []
     for task, evaluation in recipe.evaluate.items():
         for protocol in only or evaluation.protocols:

@@ -22,8 +22,8 @@ TOKENIZER = "tokenizer.json"
 def export(source: Path, folder: Path) -> None:
     """Write config.json, model.safetensors and, where one lies beside the weights, the tokenizer into `folder`.
 
-    `source`: a run's folder or its weights, of a bert or a gpt; heads are not part of them. UserError: there are none, or
-    they are of a network that transformers has no class for.
+    `source`: a run's folder or its weights, of a bert or a gpt; heads are not part of them.
+    UserError: there are none, or they are of a network that transformers has no class for.
     """
     weights = source / WEIGHTS if source.is_dir() else source
     tensors, about = read(weights)
@@ -38,10 +38,14 @@ def export(source: Path, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         with replacing(folder / "model.safetensors") as temporary:
             save_file(found, temporary, {"format": "pt"})
-        (folder / "config.json").write_text(json.dumps(backbone.transformers_config(), indent=2) + "\n")
+        (folder / "config.json").write_text(
+            json.dumps(backbone.transformers_config(), indent=2) + "\n"
+        )
         if (weights.parent / TOKENIZER).is_file():
             _export_tokenizer(
-                load_tokenizer(TokenizerOptions(file=weights.parent / TOKENIZER)), folder, "segments" in backbone.offers
+                load_tokenizer(TokenizerOptions(file=weights.parent / TOKENIZER)),
+                folder,
+                "segments" in backbone.offers,
             )
     except OSError as error:
         raise UserError(f"{folder}: can't be written: {error.strerror}") from None

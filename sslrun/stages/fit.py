@@ -36,9 +36,9 @@ def fit(
 ) -> Iterator[Step]:
     """Train from the last checkpoint in `folder` (default: the run's) to the schedule's end; yield every step.
 
-    A checkpoint is written every `minutes`, and when a signal asks to stop. A step is yielded before it is
-    saved, so that a run never resumes past something that its caller has not done. UserError: stopped.
-    NonFinite: loss or gradient is not finite; names the last good checkpoint.
+    A checkpoint is written every `minutes`, and when a signal asks to stop. A step is yielded
+    before it is saved, so that a run never resumes past something that its caller has not done.
+    UserError: stopped. NonFinite: loss or gradient is not finite; names the last good checkpoint.
     """
     folder = folder or run.checkpoints
     found = latest(folder) if folder.exists() else None

@@ -24,8 +24,23 @@ LOOKED_AT = 200
 PRETRAINING = 60_000
 """Examples that a starter recipe's pretraining reads in all, about: minutes on a CPU."""
 TABLES = tuple(FileStore.FORMATS)
-TEXT_COLUMNS = ("text", "sentence", "review", "content", "body", "document", "tweet", "comment", "title")
-PAIRS = (("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "question2"), ("question", "sentence"))
+TEXT_COLUMNS = (
+    "text",
+    "sentence",
+    "review",
+    "content",
+    "body",
+    "document",
+    "tweet",
+    "comment",
+    "title",
+)
+PAIRS = (
+    ("sentence1", "sentence2"),
+    ("premise", "hypothesis"),
+    ("question1", "question2"),
+    ("question", "sentence"),
+)
 LABEL_COLUMNS = ("label", "class", "category", "target", "sentiment", "labels")
 PATH_COLUMNS = ("path", "image", "file", "filename", "file_name")
 
@@ -55,16 +70,26 @@ class Found:
 def write_starter(name: str, text: bool, path: Path | None) -> Path:
     """Write NAME.yaml, for the data at `path` or for data that need no download, and return its path.
 
-    UserError: the file is there already, the name cannot be a recipe's, or `path` holds nothing that is known.
+    UserError: the file is there already, the name cannot be a recipe's, or `path` holds nothing
+    that is known.
     """
     target = Path(name if name.endswith((".yaml", ".yml")) else f"{name}.yaml")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", target.stem):
-        raise UserError(f"{target.stem}: a recipe's name has letters, digits, '.', '_' and '-'; choose another name")
+        raise UserError(
+            f"{target.stem}: a recipe's name has letters, digits, '.', '_' and '-'; choose another name"
+        )
     if target.exists():
         raise UserError(f"{target}: is there already; choose another name, or remove it")
     found = look_at(path, text) if path is not None else _TEXT if text else _IMAGES
-    recipe = render_text(target.stem, found) if found.kind == "text" else render_images(target.stem, found)
-    with report_unwritable(target, "choose another place"), open(target, "x", encoding="utf-8") as file:
+    recipe = (
+        render_text(target.stem, found)
+        if found.kind == "text"
+        else render_images(target.stem, found)
+    )
+    with (
+        report_unwritable(target, "choose another place"),
+        open(target, "x", encoding="utf-8") as file,
+    ):
         file.write(recipe)
     return target
 
@@ -96,7 +121,9 @@ def look_at(path: Path, text: bool = False) -> Found:
     if suffixes[".txt"]:
         return _text_files(path, [file for file in files if file.suffix == ".txt"])
     kinds = ", ".join((".png", ".jpg", ".jpeg", ".txt", *TABLES))
-    raise UserError(f"--from {path}: found neither images nor text ({kinds}); name a folder or a file of those")
+    raise UserError(
+        f"--from {path}: found neither images nor text ({kinds}); name a folder or a file of those"
+    )
 
 
 def _folder_of_images(path: Path) -> Found:
@@ -121,7 +148,9 @@ def _side(files: Sequence[Path]) -> int:
         except (OSError, UnidentifiedImageError):
             continue
     if not shorter:
-        raise UserError(f"{files[0]}: cannot be read as an image, nor can the others; convert them to PNG or JPEG")
+        raise UserError(
+            f"{files[0]}: cannot be read as an image, nor can the others; convert them to PNG or JPEG"
+        )
     middle = median(shorter)
     return max((side for side in SIDES if side <= middle), default=SIDES[0])
 
@@ -136,18 +165,33 @@ def _table(path: Path, text: bool) -> Found:
     if images is not None and not text:
         return _listed_images(path, images, columns, table)
     if not strings:
-        raise UserError(f"--from {path}: no column holds text, only {', '.join(columns)}; add one, named text")
+        raise UserError(
+            f"--from {path}: no column holds text, only {', '.join(columns)}; add one, named text"
+        )
     label = _label_column(table, columns)
     pair = next((pair for pair in PAIRS if {*pair} <= strings.keys()), None)
-    first = pair[0] if pair else _text_column({name: each for name, each in strings.items() if name != label}, path)
+    first = (
+        pair[0]
+        if pair
+        else _text_column({name: each for name, each in strings.items() if name != label}, path)
+    )
     words = sorted(len(value.split()) for value in strings[first])
-    length = min(256, max(16, 16 * math.ceil(1.5 * words[int(0.95 * (len(words) - 1))] * (2 if pair else 1) / 16)))
+    length = min(
+        256,
+        max(
+            16, 16 * math.ceil(1.5 * words[int(0.95 * (len(words) - 1))] * (2 if pair else 1) / 16)
+        ),
+    )
     vocab = 8_000 if count >= 2_000 else 1_000
     data = f"{{name: text, path: {_quoted(path)}, column: {_quoted(first)}, length: {length}, tokenizer: {{vocab: {vocab}}}}}"
     if label is None:
-        return Found("text", data, count, about=f"{count:,} texts in the column {first}, without labels")
+        return Found(
+            "text", data, count, about=f"{count:,} texts in the column {first}, without labels"
+        )
     regression = any(isinstance(value, float) and value % 1 for value in table[label])
-    extra = (f", second: {_quoted(pair[1])}" if pair else "") + (", regression: true" if regression else "")
+    extra = (f", second: {_quoted(pair[1])}" if pair else "") + (
+        ", regression: true" if regression else ""
+    )
     task = f"{{name: sentences, path: {_quoted(path)}, first: {_quoted(first)}, label: {_quoted(label)}{extra}}}"
     classes = 1 if regression else len({*table[label]})
     return Found(
@@ -179,14 +223,18 @@ def _label_column(table: Any, columns: Sequence[str]) -> str | None:
     known = next((name for name in LABEL_COLUMNS if name in columns), None)
     if known:
         return known
-    few = [name for name in columns if 2 <= len({*map(str, table[name])}) <= min(50, len(table) // 5)]
+    few = [
+        name for name in columns if 2 <= len({*map(str, table[name])}) <= min(50, len(table) // 5)
+    ]
     return few[-1] if few else None
 
 
 def _listed_images(path: Path, image: str, columns: Sequence[str], table: Any) -> Found:
     """Images whose paths a table lists."""
     if "csv-images" not in sources:
-        raise UserError(f"--from {path}: lists images; put them in folders, <class>/<image>, and name that folder")
+        raise UserError(
+            f"--from {path}: lists images; put them in folders, <class>/<image>, and name that folder"
+        )
     folder = path if path.is_dir() else path.parent
     side = _side([folder / value for value in table[image]])
     label = _label_column(table, [name for name in columns if name != image])
@@ -199,7 +247,12 @@ def _listed_images(path: Path, image: str, columns: Sequence[str], table: Any) -
 
 
 def _text_files(path: Path, files: Sequence[Path]) -> Found:
-    lines = sum(1 for file in files for line in file.read_text(encoding="utf-8", errors="replace").splitlines() if line)
+    lines = sum(
+        1
+        for file in files
+        for line in file.read_text(encoding="utf-8", errors="replace").splitlines()
+        if line
+    )
     vocab = 8_000 if lines >= 2_000 else 1_000
     data = f"{{name: text, path: {_quoted(path)}, length: 64, tokenizer: {{vocab: {vocab}}}}}"
     return Found("text", data, max(1, lines // 4), about=f"{lines:,} lines of text, without labels")
@@ -209,7 +262,9 @@ def _quoted(value: Path | str) -> str:
     """A string as YAML has it: bare where nothing in it can be misread."""
     text = str(value)
     return (
-        text if re.fullmatch(r"[A-Za-z][\w./-]*", text) and text not in ("true", "false", "null") else json.dumps(text)
+        text
+        if re.fullmatch(r"[A-Za-z][\w./-]*", text) and text not in ("true", "false", "null")
+        else json.dumps(text)
     )
 
 

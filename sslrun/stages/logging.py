@@ -37,7 +37,9 @@ def _tensorboard(run: Run) -> Iterator[Log]:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        raise UserError("watch.to: tensorboard is not installed: pip install 'sslrun[tensorboard]'") from None
+        raise UserError(
+            "watch.to: tensorboard is not installed: pip install 'sslrun[tensorboard]'"
+        ) from None
     writer = SummaryWriter(str(run.path / "tensorboard"))
     try:
 
@@ -68,7 +70,11 @@ def _wandb(run: Run) -> Iterator[Log]:
 
 
 def _numbers(record: Mapping[str, Any]) -> list[tuple[str, float]]:
-    return [(name, value) for name, value in record.items() if name != "step" and isinstance(value, int | float)]
+    return [
+        (name, value)
+        for name, value in record.items()
+        if name != "step" and isinstance(value, int | float)
+    ]
 
 
 _SINKS = {"tensorboard": _tensorboard, "wandb": _wandb}

@@ -104,7 +104,14 @@ class Pretraining:
 
         with logs(run, recipe.watch.to) as log:
             for step in fit(
-                training, examples, self.seed, run, context, self.title, log, minutes=recipe.watch.checkpoint
+                training,
+                examples,
+                self.seed,
+                run,
+                context,
+                self.title,
+                log,
+                minutes=recipe.watch.checkpoint,
             ):
                 if step.last or looks(step.step) > looks(step.step - 1):
                     look = watcher.look(training.averaged, step.step / step.total)

@@ -19,10 +19,13 @@ TRACE = "trace.json"
 
 
 @contextmanager
-def step_profiler(folder: Path, device: torch.device, say: Callable[[str], None]) -> Iterator[Callable[[], None]]:
+def step_profiler(
+    folder: Path, device: torch.device, say: Callable[[str], None]
+) -> Iterator[Callable[[], None]]:
     """Trace TRACED steps into `folder` after SKIPPED others; call the yielded function after each step.
 
-    `say` reports where the trace is and the mean duration of its steps, or that there were too few steps.
+    `say` reports where the trace is and the mean duration of its steps, or that there were too few
+    steps.
     """
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
     done = 0
@@ -34,10 +37,14 @@ def step_profiler(folder: Path, device: torch.device, say: Callable[[str], None]
         profiler.export_chrome_trace(str(path))
         steps = min(done, last) - SKIPPED
         seconds = (time.monotonic() - began) / max(1, steps)
-        say(f"profile of {steps} steps, {1000 * seconds:,.1f} ms each, is at {path}: open it in ui.perfetto.dev")
+        say(
+            f"profile of {steps} steps, {1000 * seconds:,.1f} ms each, is at {path}: open it in ui.perfetto.dev"
+        )
 
     plan = schedule(wait=SKIPPED - 1, warmup=1, active=TRACED, repeat=1)
-    with profile(activities=activities, schedule=plan, on_trace_ready=write, record_shapes=True) as profiler:
+    with profile(
+        activities=activities, schedule=plan, on_trace_ready=write, record_shapes=True
+    ) as profiler:
 
         def after_step() -> None:
             nonlocal done, began
@@ -49,4 +56,6 @@ def step_profiler(folder: Path, device: torch.device, say: Callable[[str], None]
 
         yield after_step
     if done <= SKIPPED:
-        say(f"--profile: only {done} steps, but the first {SKIPPED} are not traced; train for more steps")
+        say(
+            f"--profile: only {done} steps, but the first {SKIPPED} are not traced; train for more steps"
+        )

@@ -62,7 +62,11 @@ class _Stage:
     def left(self) -> float | None:
         """Seconds left, at the pace so far; None before the first step."""
         steps = self.done - self.first
-        return (time.monotonic() - self.began) / steps * (self.total - self.done) if steps > 0 else None
+        return (
+            (time.monotonic() - self.began) / steps * (self.total - self.done)
+            if steps > 0
+            else None
+        )
 
 
 @dataclass
@@ -112,8 +116,9 @@ class Pace:
     def estimates(self, job: _Job | None = None) -> dict[Path, float]:
         """Seconds that each run took or will take; runs of stages that nothing is known about are missing.
 
-        An unfinished run takes as long as the mean of the finished ones of its stage. Before any of them is finished,
-        it takes as long as the steps of the current `job` tell, if that is of its stage.
+        An unfinished run takes as long as the mean of the finished ones of its stage. Before any of
+        them is finished, it takes as long as the steps of the current `job` tell, if that is of its
+        stage.
         """
         by_stage: dict[str, list[float]] = {}
         for path, seconds in self.seconds.items():
@@ -128,7 +133,11 @@ class Pace:
         """Seconds until all runs are settled, and whether that covers all; None while nothing is known."""
         estimates = self.estimates(job)
         waiting = [path for path in self.runs if path not in self.settled]
-        if waiting and not any(path in estimates for path in waiting) and (job is None or job.left is None):
+        if (
+            waiting
+            and not any(path in estimates for path in waiting)
+            and (job is None or job.left is None)
+        ):
             return None, False
         seconds = sum(estimates.get(path, 0.0) for path in waiting)
         if job is not None:
@@ -167,7 +176,8 @@ class Reporter:
         self._spoken = time.monotonic()
         self._depth = 0
         self._lock = threading.RLock()
-        """Held while the plan's progress is read or changed, by the ticker or by the thread that works."""
+        """Held while the plan's progress is read or changed, by the ticker or by the thread that
+        works."""
         self._stop = threading.Event()
         self._ticker: threading.Thread | None = None
 
@@ -178,7 +188,9 @@ class Reporter:
     # ------------------------------------------------------------ what runs
 
     @contextmanager
-    def plan(self, name: str, runs: Sequence[Run], workers: int = 1) -> Iterator[Callable[[Run], None]]:
+    def plan(
+        self, name: str, runs: Sequence[Run], workers: int = 1
+    ) -> Iterator[Callable[[Run], None]]:
         """Show a bar over all `runs`; call the yielded function with each one that is finished or has failed.
 
         Runs that other workers finish are counted as well.
@@ -217,7 +229,9 @@ class Reporter:
                 self._job = None
 
     @contextmanager
-    def stage(self, name: str, total: int, done: int = 0, unit: str = "examples") -> Iterator[Update]:
+    def stage(
+        self, name: str, total: int, done: int = 0, unit: str = "examples"
+    ) -> Iterator[Update]:
         """Show a bar over `total` steps with the loss and the speed; call the yielded function after steps."""
         stage = _Stage(name, total, done)
 
@@ -228,7 +242,9 @@ class Reporter:
         with self.job(name), self._running():
             assert self._job is not None
             outer, self._job.stage = self._job.stage, stage
-            bar = self.progress.add_task(escape(name), total=total, completed=done, count="", note="", left="")
+            bar = self.progress.add_task(
+                escape(name), total=total, completed=done, count="", note="", left=""
+            )
             self._draw_stage(bar, stage)
             try:
                 yield update
@@ -240,7 +256,8 @@ class Reporter:
     def reading(self) -> Iterator[Callable[[str, int, int], None]]:
         """Show bars of the data sets that are being read because no cache has them.
 
-        Call the yielded function with the name of one, how much of it is done, and how much there is (0: unknown).
+        Call the yielded function with the name of one, how much of it is done, and how much there
+        is (0: unknown).
         """
         bars: dict[str, TaskID] = {}
 
@@ -248,7 +265,9 @@ class Reporter:
             self._reading = f"{name}: {done:,}{f' of {total:,}' if total else ''} read"
             count = f"{done:,}/{f'{total:,}' if total else '?'}"
             if name not in bars:
-                bars[name] = self.progress.add_task(escape(name), total=None, count=count, note="read", left="")
+                bars[name] = self.progress.add_task(
+                    escape(name), total=None, count=count, note="read", left=""
+                )
             self.progress.update(bars[name], completed=done, total=total or None, count=count)
 
         with self._running():
@@ -291,7 +310,11 @@ class Reporter:
                     self._pace.look()
                     self._draw()
                 line = self.line()
-            if line and not self.console.is_terminal and time.monotonic() - self._spoken >= PLAIN_SECONDS:
+            if (
+                line
+                and not self.console.is_terminal
+                and time.monotonic() - self._spoken >= PLAIN_SECONDS
+            ):
                 self._spoken = time.monotonic()
                 self.say(line)
 
@@ -333,7 +356,9 @@ class Reporter:
 
     def _draw_stage(self, bar: TaskID, stage: _Stage) -> None:
         count = f"{stage.done}/{stage.total}"
-        self.progress.update(bar, completed=stage.done, count=count, note=stage.note, left=_clock(stage.left))
+        self.progress.update(
+            bar, completed=stage.done, count=count, note=stage.note, left=_clock(stage.left)
+        )
 
 
 def _left(seconds: float | None, whole: bool = True) -> str:
@@ -346,7 +371,11 @@ def _clock(seconds: float | None, whole: bool = True) -> str:
     if seconds is None:
         return ""
     minutes, rest = divmod(round(seconds), 60)
-    clock = f"{minutes}:{rest:02d}" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+    clock = (
+        f"{minutes}:{rest:02d}"
+        if minutes < 60
+        else f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+    )
     return f"{'' if whole else '> '}{clock} left"
 
 

@@ -65,11 +65,14 @@ def _summaries(kind: str) -> dict[str, str]:
         return {name: first_line(Registry.kinds[kind][name]) for name in Registry.kinds[kind]}
     if kind == "corruption":
         return {
-            name: f"{first_line(of).rstrip('.')}: {_listed(constants)}" for name, (of, constants) in CORRUPTIONS.items()
+            name: f"{first_line(of).rstrip('.')}: {_listed(constants)}"
+            for name, (of, constants) in CORRUPTIONS.items()
         }
     if kind == "section":
         return {name: first_line(model) for name, model in SECTIONS.items()}
-    short = {short: f"together: {', '.join(those)}" for short, those in published.short_names().items()}
+    short = {
+        short: f"together: {', '.join(those)}" for short, those in published.short_names().items()
+    }
     return short | {name: _source(published.published(name)) for name in published.names()}
 
 
@@ -88,8 +91,15 @@ def _whole(kind: str, name: str) -> dict[str, Any]:
     if kind == "corruption":
         return {"about": f"{_summaries(kind)[name]}, at severity 1 to 5", "options": []}
     if kind == "section":
-        options = [option for option in _options(SECTIONS[name]) if option["name"] not in HIDDEN.get(name, ())]
-        return {"about": inspect.getdoc(SECTIONS[name]) or "", "options": [BASE] * (name == "sweep") + options}
+        options = [
+            option
+            for option in _options(SECTIONS[name])
+            if option["name"] not in HIDDEN.get(name, ())
+        ]
+        return {
+            "about": inspect.getdoc(SECTIONS[name]) or "",
+            "options": [BASE] * (name == "sweep") + options,
+        }
     tables = published.published_as(name)
     found = {"about": "\n".join(f"{each.name}: {_source(each)}" for each in tables), "options": []}
     if len(tables) == 1:
@@ -119,7 +129,9 @@ def _numbers(table: published.Published) -> Table:
             made.cells[Row(row), Column(metric=Metric(column, table.unit))] = TextCell(
                 words=f"{number.value:,}{deviation}{mark}"
             )
-            remark = "; ".join(filter(None, [number.unit and f"in {number.unit}", number.where, number.note]))
+            remark = "; ".join(
+                filter(None, [number.unit and f"in {number.unit}", number.where, number.note])
+            )
             remarks.setdefault(remark, []).append(f"{row}, {column}")
     made.notes += [f"{'; '.join(places)}: {remark}" for remark, places in remarks.items() if remark]
     if table.spread:
@@ -143,7 +155,9 @@ def _options(model: type[BaseModel]) -> list[dict[str, Any]]:
         {
             "name": name,
             "type": _type_name(field.annotation),
-            "default": "required" if field.is_required() else _plain(field.get_default(call_default_factory=True)),
+            "default": "required"
+            if field.is_required()
+            else _plain(field.get_default(call_default_factory=True)),
             "about": " ".join((field.description or "").split()),
         }
         for name, field in model.model_fields.items()
@@ -152,12 +166,15 @@ def _options(model: type[BaseModel]) -> list[dict[str, Any]]:
 
 def _listed(constants: tuple[Any, ...]) -> str:
     return ", ".join(
-        " and ".join(f"{each:.3g}" for each in (one if isinstance(one, tuple) else (one,))) for one in constants
+        " and ".join(f"{each:.3g}" for each in (one if isinstance(one, tuple) else (one,)))
+        for one in constants
     )
 
 
 def _type_name(annotation: Any) -> str:
-    text = getattr(annotation, "__name__", None) if isinstance(annotation, type) else str(annotation)
+    text = (
+        getattr(annotation, "__name__", None) if isinstance(annotation, type) else str(annotation)
+    )
     return str(text).replace("typing.", "").replace("NoneType", "None")
 
 
@@ -185,9 +202,15 @@ def _blocks(found: dict[str, Any]) -> Iterator[Any]:
     for name in found.get("tables", ()):
         yield Group(Text(), _numbers(published.published(name)).render())
     if found["options"]:
-        table = RichTable("option", "default", "what it is", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+        table = RichTable(
+            "option", "default", "what it is", box=None, pad_edge=False, padding=(0, 2, 0, 0)
+        )
         for option in found["options"]:
-            table.add_row(Text(option["name"]), Text(str(option["default"])), Text(option["about"] or option["type"]))
+            table.add_row(
+                Text(option["name"]),
+                Text(str(option["default"])),
+                Text(option["about"] or option["type"]),
+            )
         yield table
 
 

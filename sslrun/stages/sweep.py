@@ -1,7 +1,8 @@
 """Batches: all runs of all rows of sweeps, each made once, shared among any number of worker processes.
 
-There is no master: every worker walks the same plan, takes a run by locking its directory, and skips what is done or
-taken. Killing a worker, or starting another on a second machine that sees the same folder, needs no ceremony.
+There is no master: every worker walks the same plan, takes a run by locking its directory, and
+skips what is done or taken. Killing a worker, or starting another on a second machine that sees the
+same folder, needs no ceremony.
 """
 
 from __future__ import annotations
@@ -185,8 +186,9 @@ def places_of(row: str, cell: Cell) -> list[Place]:
 def work(plans: Sequence[Jobs], context: Context, workers: int = 1) -> list[str]:
     """Do every job that is neither finished nor in the hands of another worker; wait for those that are.
 
-    Returns the failures' reasons. A job that fails takes down those that need it, and no others. `workers`: how many
-    share the jobs, to estimate the time left. UserError: no job can be done, as its data are missing.
+    Returns the failures' reasons. A job that fails takes down those that need it, and no others.
+    `workers`: how many share the jobs, to estimate the time left. UserError: no job can be done, as
+    its data are missing.
     """
     waiting = [job for plan in plans for job in plan.jobs]
     failed = without_data(waiting, context.reporter)
@@ -199,7 +201,9 @@ def work(plans: Sequence[Jobs], context: Context, workers: int = 1) -> list[str]
             later: list[Job] = []
             for job in waiting:
                 blocked = [need.run.path for need in job.needs if not need.run.finished]
-                reason = next((failed[path] for path in (job.run.path, *blocked) if path in failed), None)
+                reason = next(
+                    (failed[path] for path in (job.run.path, *blocked) if path in failed), None
+                )
                 if reason is not None:
                     job.run.fail(reason)
                     failed[job.run.path] = reason
@@ -256,17 +260,23 @@ def describe_failures(failures: Sequence[str], plans: Sequence[Jobs]) -> str:
     """Describe how many runs failed, and for which reasons."""
     total = sum(len(plan.jobs) for plan in plans)
     reasons = Counter(failures)
-    summary = f"{len(failures)} of {total} runs failed" + (", the others are done" if len(failures) < total else "")
+    summary = f"{len(failures)} of {total} runs failed" + (
+        ", the others are done" if len(failures) < total else ""
+    )
     if len(reasons) == 1:
         return f"{summary}: {failures[0]}"
-    return "\n".join([f"{summary}:", *(f"  {count}: {reason}" for reason, count in reasons.items())])
+    return "\n".join(
+        [f"{summary}:", *(f"  {count}: {reason}" for reason, count in reasons.items())]
+    )
 
 
-def launch(plans: Sequence[Jobs], context: Context, workers: int, arguments: Sequence[str]) -> list[str]:
+def launch(
+    plans: Sequence[Jobs], context: Context, workers: int, arguments: Sequence[str]
+) -> list[str]:
     """Do the `work` in this process, or share it with `workers - 1` others; returns the failures' reasons.
 
-    Each worker has its share of the cores and, unless the device is named, a GPU of its own in turn. `arguments`:
-    sslrun's, by which the other workers read the same plan.
+    Each worker has its share of the cores and, unless the device is named, a GPU of its own in
+    turn. `arguments`: sslrun's, by which the other workers read the same plan.
     """
     if context.fresh:
         for plan in plans:
@@ -295,5 +305,7 @@ def table_of(targets: Sequence[Path], root: Path) -> Table:
             records += [record for record in find_records(target) if record.is_evaluation]
     if not records:
         named = ", ".join(map(str, targets))
-        raise UserError(f"{named}: no finished evaluation there; run `sslrun sweep` or `sslrun probe` first")
+        raise UserError(
+            f"{named}: no finished evaluation there; run `sslrun sweep` or `sslrun probe` first"
+        )
     return Table.from_records(records)

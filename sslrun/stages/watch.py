@@ -31,7 +31,8 @@ class Look(NamedTuple):
     """The outcome of one look."""
 
     record: dict[str, float]
-    """knn (%; where there are labels), feature_std, rankme; held_out_loss and its floor, where the pretext has them."""
+    """knn (%; where there are labels), feature_std, rankme; held_out_loss and its floor, where the
+    pretext has them."""
     warning: str | None
     """A collapse by name, or a loss that does not leave its floor."""
 
@@ -42,7 +43,9 @@ class Watcher:
     They choose nothing: a look changes no result.
     """
 
-    def __init__(self, splits: Splits, pretext: Pretext, options: Watch, compute: Compute, seed: int) -> None:
+    def __init__(
+        self, splits: Splits, pretext: Pretext, options: Watch, compute: Compute, seed: int
+    ) -> None:
         self.compute = compute
         task = tasks[splits.source.task]
         self.task = task(task.Options(), splits.spec, splits.classes)
@@ -66,7 +69,8 @@ class Watcher:
         record |= self._held_out(pretext)
         if self.floor is None or "held_out_loss" not in record:
             return Look(record, collapse(queries))
-        # A floor says more than the features of whole sequences, which a model of tokens need not tell apart.
+        # A floor says more than the features of whole sequences, which a model of tokens need not
+        # tell apart.
         record["floor"] = self.floor
         stuck = progress >= PATIENCE and record["held_out_loss"] > AT_FLOOR * self.floor
         return Look(record, _stuck(record["held_out_loss"], self.floor) if stuck else None)
@@ -88,7 +92,9 @@ class Watcher:
 
     def _features(self, backbone: Backbone, examples: Examples) -> Tensor:
         with self.compute.autocast():
-            return extract(backbone, examples, self.task.inputs, self.compute.device, BATCH, self.task.vector)
+            return extract(
+                backbone, examples, self.task.inputs, self.compute.device, BATCH, self.task.vector
+            )
 
 
 def _stuck(loss: float, floor: float) -> str:

@@ -41,19 +41,25 @@ class InitialWeights:
         """The weights of the recipe's pretraining, or of the file it names, or the initial ones."""
         if recipe.weights is not None:
             given = recipe.weights
-            return cls.file(given.file, given.model_dump(include={"mean", "std"}, exclude_none=True))
+            return cls.file(
+                given.file, given.model_dump(include={"mean", "std"}, exclude_none=True)
+            )
         if recipe.pretext is None:
             return cls.initial(recipe, seed)
         job = Pretraining(recipe, seed, root)
         return cls({"pretrain": job.run.hash}, job.weights, job)
 
     @classmethod
-    def file(cls, path: Path, normalization: dict[str, tuple[float, ...]] | None = None) -> InitialWeights:
+    def file(
+        cls, path: Path, normalization: dict[str, tuple[float, ...]] | None = None
+    ) -> InitialWeights:
         """The weights in a run's folder or in a file. Raises UserError if there are none."""
         weights = path / WEIGHTS if path.is_dir() else path
         normalization = normalization or {}
         if not weights.is_file():
-            raise UserError(f"{path}: no checkpoint there; name a pretraining run's folder or its {WEIGHTS}")
+            raise UserError(
+                f"{path}: no checkpoint there; name a pretraining run's folder or its {WEIGHTS}"
+            )
         with open(weights, "rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         return cls({"checkpoint": digest, **normalization}, weights, normalization=normalization)

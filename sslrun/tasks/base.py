@@ -35,8 +35,8 @@ class TaskOptions(Options):
 class Task:
     """A downstream task: its head, its loss and its metrics.
 
-    A task has no parameters; its heads have. Outputs are what a head returns, one per example (B, C) or one per token
-    (B, T, C). Targets are what `loss` and `measure` compare them with.
+    A task has no parameters; its heads have. Outputs are what a head returns, one per example (B,
+    C) or one per token (B, T, C). Targets are what `loss` and `measure` compare them with.
     """
 
     Options: ClassVar[type[TaskOptions]] = TaskOptions
@@ -93,7 +93,9 @@ class Task:
     def targets(self, examples: Examples) -> Tensor:
         """What `measure` compares the outputs of a whole split with; by default its labels. UserError without any."""
         if examples.labels is None:
-            raise UserError(f"the task '{self.name}' needs labels, but this split has none: choose a labeled one")
+            raise UserError(
+                f"the task '{self.name}' needs labels, but this split has none: choose a labeled one"
+            )
         return examples.labels
 
     def loss(self, outputs: Tensor, targets: Any) -> Tensor:
@@ -117,7 +119,9 @@ def stacked(outputs: Sequence[Tensor]) -> Tensor:
     if outputs[0].ndim < 3:
         return torch.cat(list(outputs))
     longest = max(each.shape[1] for each in outputs)
-    return torch.cat([F.pad(each, (0, 0, 0, longest - each.shape[1]), value=float("-inf")) for each in outputs])
+    return torch.cat(
+        [F.pad(each, (0, 0, 0, longest - each.shape[1]), value=float("-inf")) for each in outputs]
+    )
 
 
 def outputs_of(
@@ -129,8 +133,8 @@ def outputs_of(
 ) -> tuple[Tensor, ...]:
     """Apply `run` to all examples in one pass, and return its outputs in the order of examples.
 
-    Examples of similar length run together. `counter` is entered around the middle batch, whose length is typical, to
-    count its FLOPs.
+    Examples of similar length run together. `counter` is entered around the middle batch, whose
+    length is typical, to count its FLOPs.
     """
     lengths = examples.lengths
     order = torch.arange(len(examples)) if lengths is None else lengths.argsort(stable=True)
@@ -140,17 +144,19 @@ def outputs_of(
         with counter if counter is not None and at == (len(places) - 1) // 2 else nullcontext():
             found.append(run(raw))
     every = tuple(stacked(each) for each in zip(*found, strict=True))
-    return every if lengths is None else tuple(each[order.argsort().to(each.device)] for each in every)
+    return (
+        every if lengths is None else tuple(each[order.argsort().to(each.device)] for each in every)
+    )
 
 
 class TaskLearner(Learner):
     """A backbone with a task's head on it: a learner (see `sslrun.training.learner`).
 
-    `head` is the head to start from, as LP-FT starts from that of a linear probe; default: a new one.
-    `frozen` keeps the backbone's parameters and buffers: it runs in eval mode, and its parameters require no gradients
-    any more, here or elsewhere.
-    `frozen_norm` lets batch norms use and keep their running statistics, while their scales and shifts learn. Kumar et
-    al. (ICLR 2022) fine-tune in this way, so that a head starts on the features that it was fitted to.
+    `head` is the head to start from, as LP-FT starts from that of a linear probe; default: a new
+    one. `frozen` keeps the backbone's parameters and buffers: it runs in eval mode, and its
+    parameters require no gradients any more, here or elsewhere. `frozen_norm` lets batch norms use
+    and keep their running statistics, while their scales and shifts learn. Kumar et al. (ICLR 2022)
+    fine-tune in this way, so that a head starts on the features that it was fitted to.
     """
 
     def __init__(
@@ -205,6 +211,8 @@ class TaskLearner(Learner):
     def predict_and_read(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The outputs of `predict` and the vectors of `Task.vector`, from one pass. ValueError: in training mode."""
         if self.training:
-            raise ValueError("predict in training mode would use and move batch statistics: call eval() first")
+            raise ValueError(
+                "predict in training mode would use and move batch statistics: call eval() first"
+            )
         features = self.backbone(self.task.inputs(batch))
         return self.head(self.task.readout(features)).float(), self.task.vector(features).float()

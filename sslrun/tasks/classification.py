@@ -28,23 +28,27 @@ class Classification(Task):
         size: int | None = Field(default=None, ge=1)
         """Side of the backbone's input images, in pixels; default: the size in the data."""
         augmentation: Augmentation = Augmentation(crop=(0.08, 1.0), flip=0.5)
-        """Augmentation of training images. Default: SimCLR's for linear evaluation and fine-tuning (Chen et al. 2020,
-        B.6 and B.8). A value replaces the whole default."""
+        """Augmentation of training images. Default: SimCLR's for linear evaluation and fine-tuning
+        (Chen et al. 2020, B.6 and B.8). A value replaces the whole default."""
         label_smoothing: float = Field(default=0.0, ge=0, lt=1)
         """Share of the target spread evenly over the classes (Szegedy et al. 2016)."""
         mixup: float = Field(default=0.0, ge=0)
         """Parameter alpha of mixup's Beta(alpha, alpha) (Zhang et al. 2018); 0: off."""
         cutmix: float = Field(default=0.0, ge=0)
-        """Parameter alpha of CutMix's Beta(alpha, alpha) (Yun et al. 2019); 0: off. With mixup, a fair coin for each image."""
+        """Parameter alpha of CutMix's Beta(alpha, alpha) (Yun et al. 2019); 0: off. With mixup, a
+        fair coin for each image."""
         init: Literal["zeros", "random"] = "zeros"
-        """Initial weights of a head: zeros as in ViT's fine-tuning (Dosovitskiy et al. 2021), or PyTorch's default."""
+        """Initial weights of a head: zeros as in ViT's fine-tuning (Dosovitskiy et al. 2021), or
+        PyTorch's default."""
         metric: Literal["accuracy", "mean_class_accuracy", "macro_f1"] = "accuracy"
         """Metric for model selection and tables."""
 
     reads = ImageSpec
     options: Classification.Options
 
-    def __init__(self, options: Classification.Options, spec: Any, classes: tuple[str, ...]) -> None:
+    def __init__(
+        self, options: Classification.Options, spec: Any, classes: tuple[str, ...]
+    ) -> None:
         super().__init__(options, spec, classes)
         names = dict.fromkeys((options.metric, *NAMES))
         self.metrics = tuple(Metric(name) for name in names)
@@ -80,10 +84,12 @@ class Classification(Task):
     def measure(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
         """Metrics in percent; top-5 accuracy for ten classes or more.
 
-        Targets are labels (N,); or (N, 1 + K): a label and then up to K reassessed labels, filled up with -1, for
-        real_accuracy.
+        Targets are labels (N,); or (N, 1 + K): a label and then up to K reassessed labels, filled
+        up with -1, for real_accuracy.
         """
-        targets, reassessed = (targets[:, 0], targets[:, 1:]) if targets.ndim == 2 else (targets, None)
+        targets, reassessed = (
+            (targets[:, 0], targets[:, 1:]) if targets.ndim == 2 else (targets, None)
+        )
         values = {
             "accuracy": measures.accuracy(outputs, targets),
             "mean_class_accuracy": measures.mean_class_accuracy(outputs, targets),
@@ -101,14 +107,16 @@ def mix(
 ) -> tuple[Tensor, Tensor]:
     """Mix each image (B, 3, H, W) and its class shares (B, C) with another of the batch.
 
-    mixup blends the two; CutMix pastes a box of the other. Deviation: both draw the image's own share from
-    Beta(alpha, alpha) for each image, where the papers' code draws one share per batch. A batch's gradient then varies
-    less, and the device does not wait for the CPU to know the box.
+    mixup blends the two; CutMix pastes a box of the other. Deviation: both draw the image's own
+    share from Beta(alpha, alpha) for each image, where the papers' code draws one share per batch.
+    A batch's gradient then varies less, and the device does not wait for the CPU to know the box.
     """
     other = torch.randperm(len(images), generator=generator, device=images.device)
     if mixup and cutmix:
         coin = torch.rand(len(images), 1, 1, 1, generator=generator, device=images.device) < 0.5
-        own = torch.where(coin, _blend(images, mixup, generator), _outside_box(images, cutmix, generator))
+        own = torch.where(
+            coin, _blend(images, mixup, generator), _outside_box(images, cutmix, generator)
+        )
     elif mixup:
         own = _blend(images, mixup, generator)
     else:

@@ -22,7 +22,8 @@ def top_k_accuracy(scores: Tensor, labels: Tensor, k: int) -> float:
 def multi_label_accuracy(scores: Tensor, labels: Tensor) -> float:
     """Share of examples whose highest score is one of their labels (N, K), which -1 fills up.
 
-    Examples without labels do not count (ImageNet ReaL: Beyer et al. 2020). NaN if no example has any.
+    Examples without labels do not count (ImageNet ReaL: Beyer et al. 2020). NaN if no example has
+    any.
     """
     counted = (labels >= 0).any(dim=1)
     hits = (scores.argmax(dim=1, keepdim=True) == labels).any(dim=1)
@@ -95,12 +96,20 @@ def _ranks(values: Tensor) -> Tensor:
 def entities(guess: Sequence[Sequence[str]], truth: Sequence[Sequence[str]]) -> dict[str, float]:
     """F1, precision and recall of entities, and the accuracy of tags, for tag sequences in BIO; in percent.
 
-    An entity is right if its span and its type are (conlleval). An I after another type, or after O, begins an entity.
+    An entity is right if its span and its type are (conlleval). An I after another type, or after
+    O, begins an entity.
     """
-    told, meant = ({(at, *each) for at, tags in enumerate(side) for each in _entities(tags)} for side in (guess, truth))
+    told, meant = (
+        {(at, *each) for at, tags in enumerate(side) for each in _entities(tags)}
+        for side in (guess, truth)
+    )
     right = len(told & meant)
     words = sum(map(len, truth))
-    same = sum(a == b for one, other in zip(guess, truth, strict=True) for a, b in zip(one, other, strict=True))
+    same = sum(
+        a == b
+        for one, other in zip(guess, truth, strict=True)
+        for a, b in zip(one, other, strict=True)
+    )
     return {
         "f1": 200 * right / max(1, len(told) + len(meant)),
         "precision": 100 * right / max(1, len(told)),

@@ -24,12 +24,15 @@ class Answer(NamedTuple):
     """By how much no answer scores above it."""
 
 
-def decode(outputs: Tensor, windows: SpanSet, rows: Tensor, candidates: int, longest: int) -> dict[int, Answer]:
+def decode(
+    outputs: Tensor, windows: SpanSet, rows: Tensor, candidates: int, longest: int
+) -> dict[int, Answer]:
     """The best answer to each question, by its number.
 
-    `outputs` (W, T, 2): of the windows `rows` (W,). As in BERT's run_squad.py: the best starts with the best ends of each
-    window, both in the passage, in order, not too long, and the start in the window that gives it the most context; the
-    sum of both scores decides, over all windows of a question. No answer scores as [CLS], by its lowest.
+    `outputs` (W, T, 2): of the windows `rows` (W,). As in BERT's run_squad.py: the best starts with
+    the best ends of each window, both in the passage, in order, not too long, and the start in the
+    window that gives it the most context; the sum of both scores decides, over all windows of a
+    question. No answer scores as [CLS], by its lowest.
     """
     length = outputs.shape[1]
     characters, best = windows.characters[rows][:, :length], windows.best[rows][:, :length]
@@ -54,18 +57,24 @@ def decode(outputs: Tensor, windows: SpanSet, rows: Tensor, candidates: int, lon
             first, last = int(characters[at, begins[at], 0]), int(characters[at, finishes[at], 1])
             found[question] = (float(score[at]), windows.rows[question].context[first:last])
         found.setdefault(question, (float("-inf"), ""))
-    return {question: Answer(text, nothing[question] - score) for question, (score, text) in found.items()}
+    return {
+        question: Answer(text, nothing[question] - score)
+        for question, (score, text) in found.items()
+    }
 
 
 def squad_scores(answers: dict[int, Answer], rows: Sequence[SpanRow]) -> dict[str, float]:
     """Exact match and F1 over the questions answered, in percent; the best of each question's right answers counts.
 
-    Where some questions have no answer, none is told where that scores above the best span (a threshold of 0); `best_f1`
-    is the F1 by the threshold that is best for these very questions, as SQuAD 2.0's official script gives it and Devlin
-    et al. (2019, 4.3) choose theirs.
+    Where some questions have no answer, none is told where that scores above the best span (a
+    threshold of 0); `best_f1` is the F1 by the threshold that is best for these very questions, as
+    SQuAD 2.0's official script gives it and Devlin et al. (2019, 4.3) choose theirs.
     """
     unanswerable = any(not row.answers for row in rows)
-    told = {at: "" if unanswerable and answer.doubt > 0 else answer.text for at, answer in answers.items()}
+    told = {
+        at: "" if unanswerable and answer.doubt > 0 else answer.text
+        for at, answer in answers.items()
+    }
     found = {
         "f1": fmean(_best(overlap, text, rows[at]) for at, text in told.items()),
         "exact_match": fmean(_best(_same, text, rows[at]) for at, text in told.items()),
@@ -80,7 +89,9 @@ def _best_f1(answers: dict[int, Answer], rows: Sequence[SpanRow]) -> float:
     empty = {at: _best(overlap, "", rows[at]) for at in answers}
     best = found = sum(empty.values())
     by_doubt = sorted(answers.items(), key=lambda each: each[1].doubt)
-    for _, equals in groupby(by_doubt, key=lambda each: each[1].doubt):  # a threshold lets all of them in
+    for _, equals in groupby(
+        by_doubt, key=lambda each: each[1].doubt
+    ):  # a threshold lets all of them in
         for at, answer in equals:
             found += _best(overlap, answer.text, rows[at]) - empty[at]
         best = max(best, found)
@@ -89,7 +100,10 @@ def _best_f1(answers: dict[int, Answer], rows: Sequence[SpanRow]) -> float:
 
 def _best(measure: Callable[[str, str], float], text: str, row: SpanRow) -> float:
     """The measure by whichever of the right answers is best for it."""
-    return max(measure(text, each) for each in [right for right, _ in row.answers if normalised(right)] or [""])
+    return max(
+        measure(text, each)
+        for each in [right for right, _ in row.answers if normalised(right)] or [""]
+    )
 
 
 def _same(answer: str, right: str) -> float:

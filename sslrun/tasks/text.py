@@ -1,8 +1,9 @@
 """The tasks of BERT's Figure 4: the class of a sentence or a pair, the span that answers a question, a tag per word.
 
-Heads are BERT's: dropout (none for spans) and one linear map. `bilstm` adds a randomly initialized BiLSTM below it, as in
-the last row of BERT's Table 5. The paper leaves its size and readout open: here it is as wide as the backbone in each
-direction, and a whole sequence is read at the forward half's last token and the backward half's first.
+Heads are BERT's: dropout (none for spans) and one linear map. `bilstm` adds a randomly initialized
+BiLSTM below it, as in the last row of BERT's Table 5. The paper leaves its size and readout open:
+here it is as wide as the backbone in each direction, and a whole sequence is read at the forward
+half's last token and the backward half's first.
 """
 
 from __future__ import annotations
@@ -57,7 +58,8 @@ class TokenTaskOptions(TextTaskOptions):
     """Options that tasks with one output per token share."""
 
     pool: Literal["cls", "last4", "mixture"] = "cls"
-    """Features of a token. cls: last layer. last4: last four, concatenated. mixture: learned mix of all layers."""
+    """Features of a token. cls: last layer. last4: last four, concatenated. mixture: learned mix of
+    all layers."""
 
     @property
     def linear(self) -> bool:
@@ -110,14 +112,20 @@ class BiLstm(nn.Module):
 class TextHead(nn.Module):
     """A head that is more than a linear map of one vector."""
 
-    def __init__(self, width: int, depth: int, outputs: int, options: TextTaskOptions, whole: bool) -> None:
+    def __init__(
+        self, width: int, depth: int, outputs: int, options: TextTaskOptions, whole: bool
+    ) -> None:
         super().__init__()
         self.pool, self.whole = options.pool, whole
         options.check_depth(depth)
         self.mix = ScalarMix(depth) if self.pool == "mixture" else None
         inputs = 4 * width if self.pool == "last4" else width
-        self.bilstm = BiLstm(inputs, width, options.bilstm, options.dropout) if options.bilstm else None
-        self.linear = DroppedLinear(2 * width if options.bilstm else inputs, outputs, options.dropout)
+        self.bilstm = (
+            BiLstm(inputs, width, options.bilstm, options.dropout) if options.bilstm else None
+        )
+        self.linear = DroppedLinear(
+            2 * width if options.bilstm else inputs, outputs, options.dropout
+        )
 
     def forward(self, features: Features) -> Tensor:
         """Outputs (B, C) for whole sequences, or (B, T, C) for tokens, with -inf at padding."""
@@ -149,11 +157,13 @@ class Sentences(Task):
 
     class Options(TextTaskOptions):
         pool: Pool = "pooled"
-        """Features of a sequence. pooled: the backbone's own (BERT: the tanh of a linear map of [CLS]). cls: the last
-        layer at the token at which sequences are read (in causal backbones the last one). mean: the mean over tokens.
-        last4: that token in the last four layers, side by side. mixture: that token in a learned mixture of layers."""
+        """Features of a sequence. pooled: the backbone's own (BERT: the tanh of a linear map of
+        [CLS]). cls: the last layer at the token at which sequences are read (in causal backbones
+        the last one). mean: the mean over tokens. last4: that token in the last four layers, side
+        by side. mixture: that token in a learned mixture of layers."""
         metric: Literal["accuracy", "f1", "macro_f1", "matthews", "spearman"] | None = None
-        """Metric for model selection and tables; default: accuracy, or spearman for numbers. f1: F1 of class 1."""
+        """Metric for model selection and tables; default: accuracy, or spearman for numbers. f1: F1
+        of class 1."""
 
         @property
         def linear(self) -> bool:
@@ -162,7 +172,9 @@ class Sentences(Task):
         @model_validator(mode="after")
         def _one_readout(self) -> Sentences.Options:
             if self.bilstm and self.pool == "mean":
-                raise ValueError("bilstm reads a sequence at its ends, not at the mean: leave out pool or bilstm")
+                raise ValueError(
+                    "bilstm reads a sequence at its ends, not at the mean: leave out pool or bilstm"
+                )
             return self
 
     reads = TextSpec
@@ -174,9 +186,13 @@ class Sentences(Task):
         known = ("accuracy", "macro_f1", "matthews", "f1") if classes else ("spearman", "pearson")
         self.metrics = tuple(Metric(name) for name in dict.fromkeys((primary, *known)))
         if (primary == "spearman") != (not classes):
-            raise UserError(f"metric {primary}: spearman is for numbers, the others are for classes")
+            raise UserError(
+                f"metric {primary}: spearman is for numbers, the others are for classes"
+            )
         if primary == "f1" and len(classes) != 2:
-            raise UserError(f"metric f1 needs two classes, but there are {len(classes)}: take macro_f1")
+            raise UserError(
+                f"metric f1 needs two classes, but there are {len(classes)}: take macro_f1"
+            )
 
     @property
     def linear(self) -> bool:
@@ -187,7 +203,9 @@ class Sentences(Task):
         if not self.options.linear:
             return TextHead(width, depth, outputs, self.options, whole=True)
         self.options.check_depth(depth)
-        return DroppedLinear(4 * width if self.options.pool == "last4" else width, outputs, self.options.dropout)
+        return DroppedLinear(
+            4 * width if self.options.pool == "last4" else width, outputs, self.options.dropout
+        )
 
     def readout(self, features: Features) -> Any:
         if not self.options.linear:
@@ -202,11 +220,17 @@ class Sentences(Task):
             case "mean":
                 return (tokens * real[..., None]).sum(dim=1) / real.sum(dim=1, keepdim=True)
             case "last4":
-                return torch.cat([gather_tokens(layer, read) for layer in features.layers[-4:]], dim=-1)
+                return torch.cat(
+                    [gather_tokens(layer, read) for layer in features.layers[-4:]], dim=-1
+                )
         return features.pooled
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        return F.cross_entropy(outputs, targets) if self.classes else F.mse_loss(outputs[:, 0], targets)
+        return (
+            F.cross_entropy(outputs, targets)
+            if self.classes
+            else F.mse_loss(outputs[:, 0], targets)
+        )
 
     def measure(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
         """Metrics in percent: accuracy, F1 and Matthews' correlation for classes; STS-B's correlations for numbers."""
@@ -254,7 +278,11 @@ class Span(Task):
         assert isinstance(examples, Sequences)
         assert examples.rows is not None
         answers = decode(
-            outputs.cpu(), examples.extra, examples.rows, self.options.candidates, self.options.answer_length
+            outputs.cpu(),
+            examples.extra,
+            examples.rows,
+            self.options.candidates,
+            self.options.answer_length,
         )
         return squad_scores(answers, examples.extra.rows)
 
@@ -273,7 +301,11 @@ class Tagging(Task):
     def __init__(self, options: TokenTaskOptions, spec: Any, classes: tuple[str, ...]) -> None:
         super().__init__(options, spec, classes)
         entities = any(tag.startswith(("B-", "I-")) for tag in classes)
-        names = ("f1", "precision", "recall", "accuracy") if entities else ("accuracy", "f1", "precision", "recall")
+        names = (
+            ("f1", "precision", "recall", "accuracy")
+            if entities
+            else ("accuracy", "f1", "precision", "recall")
+        )
         self.metrics = tuple(Metric(name) for name in names)
 
     def head(self, width: int, depth: int = 0) -> nn.Module:
@@ -285,7 +317,9 @@ class Tagging(Task):
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         known = targets != IGNORED
         scores = outputs.masked_fill(~known[..., None], 0)  # -inf at padding has no gradient
-        losses = F.cross_entropy(scores.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum")
+        losses = F.cross_entropy(
+            scores.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum"
+        )
         return losses / known.sum().clamp_min(1)
 
     def score(self, outputs: Tensor, examples: Examples) -> dict[str, float]:
@@ -299,7 +333,12 @@ class Tagging(Task):
             assert batch.labels is not None
             for row, labels in zip(place.tolist(), batch.labels, strict=True):
                 tags = examples.extra.tags[int(examples.rows[row])]
-                predicted = [self.classes[tag] for tag in best[row, : len(labels)][labels != IGNORED].tolist()]
+                predicted = [
+                    self.classes[tag]
+                    for tag in best[row, : len(labels)][labels != IGNORED].tolist()
+                ]
                 truth.append(tags)
-                guess.append(predicted + ["O"] * (len(tags) - len(predicted)))  # words that were cut off
+                guess.append(
+                    predicted + ["O"] * (len(tags) - len(predicted))
+                )  # words that were cut off
         return measures.entities(guess, truth)

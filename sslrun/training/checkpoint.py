@@ -48,7 +48,9 @@ def save(training: Training[Any], folder: Path) -> Path:
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
     except (OSError, RuntimeError) as error:
-        if not disk_is_full(error) and shutil.disk_usage(folder).free >= 2**20:  # torch.save does not always say
+        if (
+            not disk_is_full(error) and shutil.disk_usage(folder).free >= 2**20
+        ):  # torch.save does not always say
             raise
         raise UserError(
             f"{folder}: the disk is full; the last checkpoint is kept. Free some space and give the same command again"
@@ -63,14 +65,18 @@ def latest(folder: Path) -> Path | None:
     for path in sorted(folder.glob("step-*"), reverse=True):
         if _intact(path):
             return path
-        warnings.warn(f"{path}: damaged (its checksum is wrong); using the one before it", stacklevel=2)
+        warnings.warn(
+            f"{path}: damaged (its checksum is wrong); using the one before it", stacklevel=2
+        )
     return None
 
 
 def restore(training: Training[Any], path: Path) -> None:
     """Load a checkpoint into a training that was made with the same options."""
     load_model(training.learner, str(path / WEIGHTS))
-    training.load_state_dict(torch.load(path / STATE, map_location=training.compute.device, weights_only=True))
+    training.load_state_dict(
+        torch.load(path / STATE, map_location=training.compute.device, weights_only=True)
+    )
 
 
 def _intact(path: Path) -> bool:

@@ -22,7 +22,8 @@ Precision = Literal["auto", "fp32", "bf16"]
 Compile = Literal["auto", "on", "off"]
 
 COMPILE_STEPS = 2000
-"""What `compile: auto` compiles from: a minute of compilation is earned back at 30 ms saved a step."""
+"""What `compile: auto` compiles from: a minute of compilation is earned back at 30 ms saved a
+step."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +65,8 @@ class Compute:
     def seed(self, seed: int) -> None:
         """Seed torch's own generators, of the CPU and of this device.
 
-        As torch.manual_seed, which for every kind of device that is not in use keeps a trace of the stack: on a CPU a
-        millisecond, thousands of times.
+        As torch.manual_seed, which for every kind of device that is not in use keeps a trace of the
+        stack: on a CPU a millisecond, thousands of times.
         """
         torch.default_generator.manual_seed(seed)
         if self.device.type == "cuda":
@@ -79,22 +80,33 @@ class Compute:
     def compiles(self, choice: Compile, steps: int) -> bool:
         """Whether to compile a training of so many steps.
 
-        By number of steps, not by a measured time: the same run must be compiled, and rounded, the same way twice.
+        By number of steps, not by a measured time: the same run must be compiled, and rounded, the
+        same way twice.
         """
         if choice != "auto":
             return choice == "on"
-        return self.device.type == "cuda" and shutil.which("cc") is not None and steps >= COMPILE_STEPS
+        return (
+            self.device.type == "cuda" and shutil.which("cc") is not None and steps >= COMPILE_STEPS
+        )
 
 
 def compute(name: str = "auto") -> Compute:
     """The device of a name: auto, cpu, cuda, cuda:1, mps. UserError: not on this machine."""
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        name = (
+            "cuda"
+            if torch.cuda.is_available()
+            else "mps"
+            if torch.backends.mps.is_available()
+            else "cpu"
+        )
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError):
-        raise UserError(f"--device {name}: not on this machine; there is: {', '.join(_devices())}") from None
+        raise UserError(
+            f"--device {name}: not on this machine; there is: {', '.join(_devices())}"
+        ) from None
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")
         torch.backends.cudnn.benchmark = True
@@ -107,25 +119,29 @@ def _devices() -> list[str]:
 
 
 SAFE_CHANNELS = 16
-"""Input channels from which a strided 1x1 convolution is safe in channels_last on every CPU: see below."""
+"""Input channels from which a strided 1x1 convolution is safe in channels_last on every CPU: see
+below."""
 
 
 def _corrupts_memory(layer: nn.Conv2d) -> bool:
     """Whether oneDNN writes outside its workspace in the backward pass of this layer in channels_last.
 
-    The weight gradient of a 1x1 convolution with a stride copies its input into a workspace first, and spaces the
-    copies by the vector's length (8 float32 numbers with AVX2, 16 with AVX-512), although the workspace was sized by
-    the real number of channels (https://github.com/uxlfoundation/oneDNN/issues/6035; torch 2.14). With fewer channels
-    than that, the process aborts, hangs or trains on wrong gradients: a ResNet-18 with `channels: 4` aborts with AVX2
-    and, on larger images, with AVX-512. Other kernel sizes, unit strides, groups and the contiguous format are not
-    affected. One limit for every CPU, so that a recipe is computed in the same format on each.
+    The weight gradient of a 1x1 convolution with a stride copies its input into a workspace first,
+    and spaces the copies by the vector's length (8 float32 numbers with AVX2, 16 with AVX-512),
+    although the workspace was sized by the real number of channels
+    (https://github.com/uxlfoundation/oneDNN/issues/6035; torch 2.14). With fewer channels than
+    that, the process aborts, hangs or trains on wrong gradients: a ResNet-18 with `channels: 4`
+    aborts with AVX2 and, on larger images, with AVX-512. Other kernel sizes, unit strides, groups
+    and the contiguous format are not affected. One limit for every CPU, so that a recipe is
+    computed in the same format on each.
     """
     pointwise = layer.kernel_size == (1, 1) and max(layer.stride) > 1 and layer.groups == 1
     return pointwise and layer.in_channels < SAFE_CHANNELS
 
 
 NO_BF16_INSTRUCTIONS = {"AVX512_CORE", "AVX512_CORE_VNNI"}
-"""Values of ONEDNN_MAX_CPU_ISA with which oneDNN has bf16 kernels that emulate the arithmetic in float32."""
+"""Values of ONEDNN_MAX_CPU_ISA with which oneDNN has bf16 kernels that emulate the arithmetic in
+float32."""
 
 
 @cache
@@ -135,9 +151,9 @@ def fast_bf16(device: torch.device) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return False
-    # Three questions, since no one of them is enough. oneDNN says whether its bf16 kernels may run, and honors
-    # ONEDNN_MAX_CPU_ISA, but says yes to emulation too. torch's own kernels honor ATEN_CPU_CAPABILITY alone. The
-    # instructions of the hardware honor neither.
+    # Three questions, since no one of them is enough. oneDNN says whether its bf16 kernels may run,
+    # and honors ONEDNN_MAX_CPU_ISA, but says yes to emulation too. torch's own kernels honor
+    # ATEN_CPU_CAPABILITY alone. The instructions of the hardware honor neither.
     if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return False
     limited = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper() in NO_BF16_INSTRUCTIONS

@@ -36,7 +36,9 @@ def _attention(query: Shape, key: Shape, value: Shape, *args: Any, **kwargs: Any
     return sdpa_flop_count(query, key, value)
 
 
-def _attention_backward(gradient: Shape, query: Shape, key: Shape, value: Shape, *args: Any, **kwargs: Any) -> int:
+def _attention_backward(
+    gradient: Shape, query: Shape, key: Shape, value: Shape, *args: Any, **kwargs: Any
+) -> int:
     """The scores anew, and the gradients of the four that were multiplied."""
     return sdpa_backward_flop_count(gradient, query, key, value)
 
@@ -49,7 +51,8 @@ LACKING = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
 }
-"""What torch's counter takes for nothing: LSTMs as a whole (as of 2.15), and a CPU's attention (as of 2.14)."""
+"""What torch's counter takes for nothing: LSTMs as a whole (as of 2.15), and a CPU's attention (as
+of 2.14)."""
 
 
 class _Untracked:
@@ -76,9 +79,9 @@ COUNTED_STEPS = 4
 def is_counted(step: int, total: int, lengths_differ: bool) -> bool:
     """Whether a step's FLOPs are counted, which takes about as long again as a step of a small model.
 
-    The first step is; where examples differ in length, steps at even distances are, since FLOPs are not
-    quite proportional to length. Depends on the step alone, so that a resumed run takes every step in the
-    same way as one that was never stopped.
+    The first step is; where examples differ in length, steps at even distances are, since FLOPs are
+    not quite proportional to length. Depends on the step alone, so that a resumed run takes every
+    step in the same way as one that was never stopped.
     """
     return step % max(1, total // COUNTED_STEPS) == 0 if lengths_differ else step == 0
 
@@ -88,7 +91,8 @@ class FlopMeter:
 
     def __init__(self) -> None:
         self.counted: list[tuple[float, int]] = []
-        """FLOPs (forward and backward, over all devices) and this device's numbers of input, for each counted step."""
+        """FLOPs (forward and backward, over all devices) and this device's numbers of input, for
+        each counted step."""
         self.input_count = 0
         """Numbers of input (pixels, tokens) of all steps on this device, padding included."""
 
@@ -102,8 +106,12 @@ class FlopMeter:
         """Mean FLOPs of a step after `steps` steps; None before any was counted."""
         if not self.counted:
             return None
-        flops, numbers = (sum(column) / len(self.counted) for column in zip(*self.counted, strict=True))
-        return flops * (self.input_count / steps / numbers)  # a factor of exactly 1 where all batches have one size
+        flops, numbers = (
+            sum(column) / len(self.counted) for column in zip(*self.counted, strict=True)
+        )
+        return flops * (
+            self.input_count / steps / numbers
+        )  # a factor of exactly 1 where all batches have one size
 
     def state_dict(self) -> dict[str, Any]:
         return {"counted": self.counted, "input_count": self.input_count}

@@ -22,10 +22,10 @@ class Output(NamedTuple):
 class Learner(nn.Module):
     """A module that the loop can train.
 
-    For every optimizer step the loop calls `before_step`; then, for every part of the batch, `views`
-    (without gradients, outside autocast and compilation) and `forward` on what it returned (with gradients,
-    possibly compiled, autocast and wrapped for many devices); and, once the optimizer has moved the
-    parameters, `after_step`.
+    For every optimizer step the loop calls `before_step`; then, for every part of the batch,
+    `views` (without gradients, outside autocast and compilation) and `forward` on what it returned
+    (with gradients, possibly compiled, autocast and wrapped for many devices); and, once the
+    optimizer has moved the parameters, `after_step`.
     """
 
     def views(self, batch: Batch, generator: torch.Generator) -> Any:
@@ -42,7 +42,8 @@ class Learner(nn.Module):
     def before_step(self, progress: float) -> None:
         """Called before every optimizer step with the share [0, 1) of training that is done.
 
-        Schedules of the method belong here. Keep what they set in buffers, so that checkpoints carry it.
+        Schedules of the method belong here. Keep what they set in buffers, so that checkpoints
+        carry it.
         """
 
     def after_step(self, progress: float) -> None:

@@ -1,9 +1,10 @@
 """The one training loop: for every pretext task and every protocol, on any device.
 
-Nothing random carries over from step to step. The order of an epoch is a function of the seed and the epoch;
-what is drawn within a step (views, dropout) is a function of the seed and the step. A run that is resumed at
-any step therefore ends with the same bits as one that was never stopped (on a GPU except for kernels that add
-in no fixed order), and code that evaluates or logs between steps cannot change the result.
+Nothing random carries over from step to step. The order of an epoch is a function of the seed and
+the epoch; what is drawn within a step (views, dropout) is a function of the seed and the step. A
+run that is resumed at any step therefore ends with the same bits as one that was never stopped (on
+a GPU except for kernels that add in no fixed order), and code that evaluates or logs between steps
+cannot change the result.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ from sslrun.training.order import indices
 from sslrun.training.schedule import Schedule
 
 FINITE_EVERY = 50
-"""Steps between two checks that loss and gradient are finite, on devices where a check waits for the device."""
+"""Steps between two checks that loss and gradient are finite, on devices where a check waits for
+the device."""
 
 
 AnyLearner = TypeVar("AnyLearner", bound=Learner)
@@ -93,8 +95,8 @@ class Training(Generic[AnyLearner]):
         self.seconds_before_resume = 0.0
         self.check_every = 1 if compute.device.type == "cpu" else FINITE_EVERY
         self._non_finite = torch.zeros((), dtype=torch.int64, device=compute.device)
-        """0; or the first step that was not finite: positive where the loss was not, negative where only its
-        gradient was not."""
+        """0; or the first step that was not finite: positive where the loss was not, negative where
+        only its gradient was not."""
         self._rates: dict[int, float] = {}
         """Learning rates of the steps since the last check."""
         self._start = time.monotonic()
@@ -169,8 +171,8 @@ class Training(Generic[AnyLearner]):
 def train(training: Training[Any], examples: Examples, seed: int) -> Iterator[Step]:
     """Train from the training's step to the end of its schedule, and yield after every step.
 
-    The caller logs, evaluates, saves or stops. UserError: loss or gradient is not finite (NonFinite), the batch
-    is larger than the data, or the device's memory is too small for it.
+    The caller logs, evaluates, saves or stops. UserError: loss or gradient is not finite
+    (NonFinite), the batch is larger than the data, or the device's memory is too small for it.
     """
     schedule, compute, learner = training.schedule, training.compute, training.learner
     epoch_steps = schedule.steps_an_epoch(len(examples))
@@ -193,7 +195,9 @@ def train(training: Training[Any], examples: Examples, seed: int) -> Iterator[St
         if schedule.clip is not None:
             nn.utils.clip_grads_with_norm_(parameters, schedule.clip, norm)
         training.watch_finite(done.loss, norm, lr)
-        with explain_out_of_memory(schedule, compute):  # the first step allocates the optimizer's state
+        with explain_out_of_memory(
+            schedule, compute
+        ):  # the first step allocates the optimizer's state
             for optimizer in training.optimizers:
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
@@ -210,7 +214,9 @@ def train(training: Training[Any], examples: Examples, seed: int) -> Iterator[St
         learner.train()
 
 
-def _ordered(training: Training[Any], examples: Examples, seed: int, total: int) -> Iterator[Tensor]:
+def _ordered(
+    training: Training[Any], examples: Examples, seed: int, total: int
+) -> Iterator[Tensor]:
     """`indices` from the training's step on, with the examples in the state they had when its epoch began."""
 
     def remember() -> None:
@@ -258,15 +264,20 @@ class _Passes:
         for part in range(schedule.accumulate):
             batch, views = self._views(batches, part, done)
             done.numbers += batch.inputs.numel()
-            # Over devices gradients are summed at the last part only; DDP learns a static graph from a whole step.
+            # Over devices gradients are summed at the last part only; DDP learns a static graph
+            # from a whole step.
             summed = part == schedule.accumulate - 1 or self.training.step == self.first
             with counter or nullcontext(), nullcontext() if summed else _unsummed(self.plain):
                 with compute.autocast(schedule.precision):
-                    model = self.compiled if counter is None else self.plain  # a compiled one cannot be counted
+                    model = (
+                        self.compiled if counter is None else self.plain
+                    )  # a compiled one cannot be counted
                     output: Output = model(views)
                 (output.loss / schedule.accumulate).backward()
             if counter is not None:
-                done.flops = (done.flops or 0.0) + counter.get_total_flops() * distributed.world_size()
+                done.flops = (
+                    done.flops or 0.0
+                ) + counter.get_total_flops() * distributed.world_size()
             done.loss = done.loss + output.loss.detach() / schedule.accumulate
             done.metrics = output.metrics
         return done
@@ -288,11 +299,12 @@ def _wrapped(training: Training[Any], total: int) -> tuple[nn.Module, nn.Module]
     """The learner, wrapped for many devices where there are; and the same compiled where the schedule compiles."""
     model: nn.Module = training.learner
     if distributed.world_size() > 1:
-        # Static: some parameters may never be used, such as BERT's pooler without next-sentence prediction.
+        # Static: some parameters may never be used, such as BERT's pooler without next-sentence
+        # prediction.
         model = nn.parallel.DistributedDataParallel(model, static_graph=True)
     if training.compute.compiles(training.schedule.compile, total):
-        # Reset for each training: torch keeps only a few variants of a function in a process and then falls back,
-        # and the rounding of a run must not depend on the runs before it.
+        # Reset for each training: torch keeps only a few variants of a function in a process and
+        # then falls back, and the rounding of a run must not depend on the runs before it.
         torch.compiler.reset()
         return model, torch.compile(model)  # type: ignore[return-value]
     return model, model
@@ -312,7 +324,9 @@ def explain_out_of_memory(schedule: Schedule, compute: Compute) -> Iterator[None
         yield
     except RuntimeError as error:
         # The CPU's allocator has no error class of its own.
-        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(
+            error
+        ):
             raise
         batch, parts = schedule.batch, schedule.accumulate
         if batch == parts:

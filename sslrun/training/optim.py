@@ -20,13 +20,13 @@ class OptimizerOptions(Options):
     """An optimizer with its settings."""
 
     optimizer: Literal["adamw", "sgd", "lars", "muon"] = "adamw"
-    """Optimizer. muon: Muon (Jordan et al. 2024) for hidden matrices, and AdamW for everything else, convolutions
-    included."""
+    """Optimizer. muon: Muon (Jordan et al. 2024) for hidden matrices, and AdamW for everything
+    else, convolutions included."""
     lr: float = Field(0.001, gt=0)
     """Highest learning rate, as the optimizer receives it: not scaled by the batch size."""
     weight_decay: float = Field(0.0, ge=0)
-    """Weight decay; never on norms, biases and other vectors. Decoupled in adamw and muon, an L2 penalty in sgd and
-    lars, as in their papers."""
+    """Weight decay; never on norms, biases and other vectors. Decoupled in adamw and muon, an L2
+    penalty in sgd and lars, as in their papers."""
     momentum: float = Field(0.9, ge=0, lt=1)
     """Momentum of sgd, lars and muon."""
     nesterov: bool = False
@@ -34,18 +34,24 @@ class OptimizerOptions(Options):
     betas: tuple[Beta, Beta] = (0.9, 0.999)
     """Decay rates of the moments of adamw, also where it accompanies muon."""
     layer_decay: float = Field(1.0, gt=0, le=1)
-    """Factor on the learning rate from each layer of the backbone to the one below it (BEiT, Bao et al. 2022)."""
+    """Factor on the learning rate from each layer of the backbone to the one below it (BEiT, Bao et
+    al. 2022)."""
 
 
 class Lars(torch.optim.Optimizer):
     """Layer-wise adaptive rate scaling (You et al. 2017), as SimCLR, BYOL and Barlow Twins use it.
 
-    The step of a tensor w with gradient g' = g + weight_decay w is scaled by trust ||w|| / ||g'||. Parameter groups
-    with `adapt=False` (norms, biases) take plain momentum steps.
+    The step of a tensor w with gradient g' = g + weight_decay w is scaled by trust ||w|| / ||g'||.
+    Parameter groups with `adapt=False` (norms, biases) take plain momentum steps.
     """
 
-    def __init__(self, params: Iterable[Any], lr: float, momentum: float, trust: float = 0.001) -> None:
-        super().__init__(params, {"lr": lr, "momentum": momentum, "trust": trust, "weight_decay": 0.0, "adapt": True})
+    def __init__(
+        self, params: Iterable[Any], lr: float, momentum: float, trust: float = 0.001
+    ) -> None:
+        super().__init__(
+            params,
+            {"lr": lr, "momentum": momentum, "trust": trust, "weight_decay": 0.0, "adapt": True},
+        )
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -77,8 +83,9 @@ def optimizers(
 ) -> list[torch.optim.Optimizer]:
     """Make the optimizers of a module's trainable parameters.
 
-    Each parameter group has `lr_scale`, its factor on the learning rate. `layers` holds the backbone's parameters from
-    input to output, for `layer_decay`; parameters in none of them (heads) count as above all layers.
+    Each parameter group has `lr_scale`, its factor on the learning rate. `layers` holds the
+    backbone's parameters from input to output, for `layer_decay`; parameters in none of them
+    (heads) count as above all layers.
     """
     scales = {
         parameter: options.layer_decay ** (len(layers) - depth)
@@ -114,25 +121,34 @@ def _embedding(name: str) -> bool:
     return any(part in name for part in ("pos_embed", "cls_token", "reg_token", "mask_token"))
 
 
-def _optimizer(name: str, groups: list[dict[str, Any]], options: OptimizerOptions) -> torch.optim.Optimizer:
+def _optimizer(
+    name: str, groups: list[dict[str, Any]], options: OptimizerOptions
+) -> torch.optim.Optimizer:
     match name:
         case "sgd":
             nesterov = options.nesterov and options.momentum > 0
-            return torch.optim.SGD(groups, lr=options.lr, momentum=options.momentum, nesterov=nesterov, fused=True)
+            return torch.optim.SGD(
+                groups, lr=options.lr, momentum=options.momentum, nesterov=nesterov, fused=True
+            )
         case "lars":
             return Lars(groups, lr=options.lr, momentum=options.momentum)
         case "muon" if all(each.ndim == 2 for group in groups for each in group["params"]):
             # match_rms_adamw: an update as large as AdamW's, so that one learning rate serves both.
-            return torch.optim.Muon(groups, lr=options.lr, momentum=options.momentum, adjust_lr_fn="match_rms_adamw")
+            return torch.optim.Muon(
+                groups, lr=options.lr, momentum=options.momentum, adjust_lr_fn="match_rms_adamw"
+            )
         case _:
             return torch.optim.AdamW(groups, lr=options.lr, betas=options.betas, fused=True)
 
 
-def lr_factor(step: int, total: int, warmup: int, shape: Shape, milestones: tuple[float, ...], gamma: float) -> float:
+def lr_factor(
+    step: int, total: int, warmup: int, shape: Shape, milestones: tuple[float, ...], gamma: float
+) -> float:
     """The learning rate of `step` (0 to `total` - 1) as a share of the highest.
 
-    It rises linearly over `warmup` steps. Then it falls to 0 at `total` along a cosine or a line, stays constant, or is
-    multiplied by `gamma` at each of `milestones`, which are shares of `total`.
+    It rises linearly over `warmup` steps. Then it falls to 0 at `total` along a cosine or a line,
+    stays constant, or is multiplied by `gamma` at each of `milestones`, which are shares of
+    `total`.
     """
     if step < warmup:
         return (step + 1) / warmup

@@ -52,7 +52,9 @@ def indices(
             yield batch[part :: schedule.accumulate][rank::world]
 
 
-def _epoch(examples: Examples, schedule: Schedule, lengths: Tensor | None, seed: int, epoch: int) -> Tensor:
+def _epoch(
+    examples: Examples, schedule: Schedule, lengths: Tensor | None, seed: int, epoch: int
+) -> Tensor:
     """The order of one epoch: the examples' own, with similar lengths batched together."""
     order = examples.order(seed, epoch)
     if lengths is None:
@@ -65,7 +67,8 @@ def _epoch(examples: Examples, schedule: Schedule, lengths: Tensor | None, seed:
 def group_lengths(order: Tensor, lengths: Tensor, batch: int, generator: torch.Generator) -> Tensor:
     """Reorder the whole batches of a random order (N,) so that a batch holds similar lengths.
 
-    Sorts within stretches of `STRETCH` batches, and shuffles the batches. With batches of 2 and one stretch:
+    Sorts within stretches of `STRETCH` batches, and shuffles the batches. With batches of 2 and one
+    stretch:
 
         order [4 1 0 3 2], lengths [9 2 7 2 5]  ->  whole batches [4 1 0 3]
         sorted by length: [1 3 | 4 0] or, batches shuffled, [4 0 | 1 3]

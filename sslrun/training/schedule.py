@@ -25,8 +25,8 @@ class Schedule(OptimizerOptions):
     by_length: bool = True
     """Batch examples of similar length together, to waste less compute on padding."""
     accumulate: int = Field(1, ge=1)
-    """Number of parts that a batch is computed in, one after the other, to save memory. A contrastive loss then
-    compares within a part only."""
+    """Number of parts that a batch is computed in, one after the other, to save memory. A
+    contrastive loss then compares within a part only."""
     warmup: float = Field(0.0, ge=0)
     """Linear learning-rate warmup, in epochs; capped at the length of training."""
     schedule: Shape = "cosine"
@@ -36,21 +36,29 @@ class Schedule(OptimizerOptions):
     gamma: float = Field(0.1, gt=0, lt=1)
     """With `schedule: step`: factor on the learning rate at each milestone."""
     clip: float | None = Field(None, gt=0)
-    """Largest global norm of the gradient; larger gradients are scaled down to it. Default: no clipping."""
+    """Largest global norm of the gradient; larger gradients are scaled down to it. Default: no
+    clipping."""
     ema: float = Field(0.0, ge=0, lt=1)
-    """Decay of a moving average of the weights, which is evaluated and kept in place of the last ones; 0: off."""
+    """Decay of a moving average of the weights, which is evaluated and kept in place of the last
+    ones; 0: off."""
     precision: Precision = "auto"
-    """Precision of the forward pass. auto: bf16 autocast where the device multiplies natively in bf16, else fp32."""
+    """Precision of the forward pass. auto: bf16 autocast where the device multiplies natively in
+    bf16, else fp32."""
     compile: Compile = "auto"
-    """Whether to use torch.compile. auto: on CUDA, for trainings long enough to repay the compilation."""
+    """Whether to use torch.compile. auto: on CUDA, for trainings long enough to repay the
+    compilation."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Schedule:
         if (self.epochs is None) == (self.steps is None):
-            both = "" if self.steps is None else "; to go from one to the other, set the other to null"
+            both = (
+                "" if self.steps is None else "; to go from one to the other, set the other to null"
+            )
             raise ValueError(f"give either epochs or steps{both}")
         if self.batch % self.accumulate:
-            raise ValueError(f"batch ({self.batch}) is not a multiple of accumulate ({self.accumulate})")
+            raise ValueError(
+                f"batch ({self.batch}) is not a multiple of accumulate ({self.accumulate})"
+            )
         if (self.schedule == "step") != bool(self.milestones):
             raise ValueError("schedule: step and milestones go together")
         return self
@@ -59,7 +67,9 @@ class Schedule(OptimizerOptions):
         """Number of whole batches in an epoch. UserError: the batch is larger than the data."""
         if self.batch > examples:
             lower = 2 ** (examples.bit_length() - 1)
-            raise UserError(f"a batch of {self.batch} is larger than the {examples} examples: lower batch to {lower}")
+            raise UserError(
+                f"a batch of {self.batch} is larger than the {examples} examples: lower batch to {lower}"
+            )
         return examples // self.batch
 
     def within(self, examples: int) -> Schedule:
@@ -68,7 +78,9 @@ class Schedule(OptimizerOptions):
             return self
         parts = math.ceil(examples / (self.batch // self.accumulate))
         batch = examples - examples % (parts * distributed.world_size())
-        return self.model_copy(update={"batch": batch or examples, "accumulate": parts if batch else 1})
+        return self.model_copy(
+            update={"batch": batch or examples, "accumulate": parts if batch else 1}
+        )
 
     def total_steps(self, examples: int) -> int:
         """Total number of optimizer steps. UserError: the batch is larger than the data."""

@@ -58,7 +58,8 @@ def test_pretrain_then_every_protocol_then_the_table(folder, sslrun):
     assert (path / "backbone.safetensors").read_bytes() == weights
     assert set(result(folder, "finetune")["tried"]) == {"0.001", "0.01"}
     assert (
-        result(folder, "lpft")["metrics"]["test"]["accuracy"] > result(folder, "scratch")["metrics"]["test"]["accuracy"]
+        result(folder, "lpft")["metrics"]["test"]["accuracy"]
+        > result(folder, "scratch")["metrics"]["test"]["accuracy"]
     )
     table = json.loads(sslrun("table", "--json", "-o", "t.md", cwd=folder).stdout)
     assert len(table["cells"]) == 5
@@ -73,16 +74,36 @@ def test_pretrain_then_every_protocol_then_the_table(folder, sslrun):
     sslrun("knn", "tiny.yaml", "--from", path, cwd=folder)
     assert len(list(folder.glob("runs/tiny/knn-*"))) == 2
     (folder / "bad.safetensors").write_bytes(b"x" * 100)
-    assert "not a checkpoint" in sslrun("knn", "tiny.yaml", "--from", "bad.safetensors", cwd=folder, code=2).stderr
-    other = sslrun("knn", "tiny.yaml", "backbone=resnet34", "--from", path, cwd=folder, code=2).stderr
+    assert (
+        "not a checkpoint"
+        in sslrun("knn", "tiny.yaml", "--from", "bad.safetensors", cwd=folder, code=2).stderr
+    )
+    other = sslrun(
+        "knn", "tiny.yaml", "backbone=resnet34", "--from", path, cwd=folder, code=2
+    ).stderr
     assert "this checkpoint is of 'resnet18'" in other
 
 
 def test_a_killed_pretraining_continues_to_the_same_bits(folder, sslrun):
-    whole = Path(folder / sslrun("pretrain", "tiny.yaml", "pretrain.epochs=6", cwd=folder).stdout.strip())
-    command = [sys.executable, "-m", "sslrun", "pretrain", "tiny.yaml", "pretrain.epochs=6", "--runs", "other"]
+    whole = Path(
+        folder / sslrun("pretrain", "tiny.yaml", "pretrain.epochs=6", cwd=folder).stdout.strip()
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "sslrun",
+        "pretrain",
+        "tiny.yaml",
+        "pretrain.epochs=6",
+        "--runs",
+        "other",
+    ]
     process = subprocess.Popen(
-        command, cwd=folder, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        command,
+        cwd=folder,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     while process.poll() is None and not list(folder.glob("other/tiny/*/metrics.jsonl")):
         time.sleep(0.05)
@@ -94,24 +115,32 @@ def test_a_killed_pretraining_continues_to_the_same_bits(folder, sslrun):
     again = sslrun("pretrain", "tiny.yaml", "pretrain.epochs=6", "--runs", "other", cwd=folder)
     assert re.search(r"continues after step \d+", again.stderr)
     resumed = folder / again.stdout.strip()
-    assert (resumed / "backbone.safetensors").read_bytes() == (whole / "backbone.safetensors").read_bytes()
+    assert (resumed / "backbone.safetensors").read_bytes() == (
+        whole / "backbone.safetensors"
+    ).read_bytes()
 
 
 def test_kill_9_loses_only_what_came_after_the_last_checkpoint(folder, sslrun):
-    whole = Path(folder / sslrun("pretrain", "tiny.yaml", "pretrain.epochs=4", cwd=folder).stdout.strip())
+    whole = Path(
+        folder / sslrun("pretrain", "tiny.yaml", "pretrain.epochs=4", cwd=folder).stdout.strip()
+    )
     changes = ["pretrain.epochs=4", "watch.checkpoint=1.0e-6"]
     command = [sys.executable, "-m", "sslrun", "pretrain", "tiny.yaml", *changes, "--runs", "other"]
     process = subprocess.Popen(
         command, cwd=folder, stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"}
     )
-    while process.poll() is None and not list(folder.glob("other/tiny/*/checkpoint/step-0000000[1-9]?")):
+    while process.poll() is None and not list(
+        folder.glob("other/tiny/*/checkpoint/step-0000000[1-9]?")
+    ):
         time.sleep(0.002)
     process.kill()
     assert process.wait() == -signal.SIGKILL
     again = sslrun("pretrain", "tiny.yaml", *changes, "--runs", "other", cwd=folder)
     assert re.search(r"continues after step \d\d+", again.stderr)
     resumed = folder / again.stdout.strip()
-    assert (resumed / "backbone.safetensors").read_bytes() == (whole / "backbone.safetensors").read_bytes()
+    assert (resumed / "backbone.safetensors").read_bytes() == (
+        whole / "backbone.safetensors"
+    ).read_bytes()
     assert not (resumed / "checkpoint").exists()
 
 
@@ -125,7 +154,12 @@ def test_a_sweep_shares_runs_among_rows_and_workers(folder, sslrun):
     assert "random-forest" in printed
     made = sorted(path.name.split("-")[0] for path in folder.glob("runs/tiny/*-*"))
     assert made == ["knn", "pretrain", "probe", "random"]
-    assert {path.suffix for path in (folder / "runs/few").iterdir()} == {".md", ".tex", ".csv", ".json"}
+    assert {path.suffix for path in (folder / "runs/few").iterdir()} == {
+        ".md",
+        ".tex",
+        ".csv",
+        ".json",
+    }
     assert "one" in sslrun("table", "few.yaml", cwd=folder).stdout
 
 
@@ -136,23 +170,35 @@ def test_mistakes_leave_nothing_behind(folder, sslrun):
         (["pretrain", "tiny.yaml", "--device", "cuda:9"], "not on this machine"),
         (["pretrain", "tiny.yaml", "data=cifar10"], "see `sslrun show data cifar10`"),
         (["pretrain", "tiny.yaml", "pretrain.batch=5000"], "lower batch to 1024"),
-        (["scratch", "tiny.yaml", "evaluate.digits.labels=[0.001]"], "the smallest fraction that works"),
+        (
+            ["scratch", "tiny.yaml", "evaluate.digits.labels=[0.001]"],
+            "the smallest fraction that works",
+        ),
         (["table"], "no finished evaluation"),
         (["show", "pretexts", "simclear"], "'simclr'"),
-        (["pretrain", "tiny.yaml", "pretrain.optimizer=sgd", "pretrain.lr=1e9"], "not finite at step"),
+        (
+            ["pretrain", "tiny.yaml", "pretrain.optimizer=sgd", "pretrain.lr=1e9"],
+            "not finite at step",
+        ),
     ):
-        told = sslrun(*arguments, cwd=folder, code=2, SSLRUN_DATA=str(folder), HF_HUB_OFFLINE="1").stderr
+        told = sslrun(
+            *arguments, cwd=folder, code=2, SSLRUN_DATA=str(folder), HF_HUB_OFFLINE="1"
+        ).stderr
         assert words in told
         assert len(told.strip().splitlines()) == 1, told
     assert not list(folder.rglob("result.json"))
 
 
 def test_help_show_and_check(folder, sslrun):
-    assert b"pretrain" in subprocess.check_output([sys.executable, "-m", "sslrun", "--help"], cwd=folder)
+    assert b"pretrain" in subprocess.check_output(
+        [sys.executable, "-m", "sslrun", "--help"], cwd=folder
+    )
     loaded = "import sys, sslrun.cli; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", loaded]).returncode == 0
     assert "simclr" in sslrun("show", cwd=folder).stdout
-    options = json.loads(sslrun("show", "pretext", "simclr", "--json", cwd=folder).stdout)["options"]
+    options = json.loads(sslrun("show", "pretext", "simclr", "--json", cwd=folder).stdout)[
+        "options"
+    ]
     assert {"temperature", "augmentation"} <= {each["name"] for each in options}
     (checked,) = json.loads(sslrun("check", "tiny.yaml", "--json", cwd=folder).stdout)
     assert (checked["steps"], checked["cells"]) == (36, 5)
@@ -160,7 +206,9 @@ def test_help_show_and_check(folder, sslrun):
 
 
 @pytest.mark.parametrize(
-    "path", sorted([*RECIPES.glob("image/*.yaml"), *RECIPES.glob("text/*.yaml")]), ids=lambda path: path.stem
+    "path",
+    sorted([*RECIPES.glob("image/*.yaml"), *RECIPES.glob("text/*.yaml")]),
+    ids=lambda path: path.stem,
 )
 def test_recipes_are_valid(path):
     sweep = load_sweep(path)  # of one row, where it is a recipe
@@ -171,7 +219,9 @@ def test_recipes_are_valid(path):
 
 
 @pytest.mark.parametrize(
-    "path", [RECIPES / "quickstart.yaml", *sorted(RECIPES.glob("sweeps/*.yaml"))], ids=lambda path: path.stem
+    "path",
+    [RECIPES / "quickstart.yaml", *sorted(RECIPES.glob("sweeps/*.yaml"))],
+    ids=lambda path: path.stem,
 )
 def test_sweeps_are_valid(path, tmp_path):
     sweep = load_sweep(path)
@@ -184,8 +234,8 @@ def test_sweeps_are_valid(path, tmp_path):
 def made(recipe):
     """Its backbone and pretext task go together; without memory or time.
 
-    An encoder of transformers is left out: its shape lies on the hub (tests/acceptance/test_text.py takes one from a
-    folder).
+    An encoder of transformers is left out: its shape lies on the hub (tests/acceptance/test_text.py
+    takes one from a folder).
     """
     if recipe.backbone.name == "hf":
         return
@@ -244,14 +294,18 @@ def test_claims_run_what_is_missing_and_say_what_came_out(folder, sslrun):
     (folder / "sweep.yaml").write_text(CLAIMED)
     (claims / "mean.yaml").write_text(CLAIM.replace("sweep.yaml", "../../sweep.yaml"))
     listed = sslrun("claims", "--list", cwd=folder).stdout
-    assert re.search(r"1\s+mean\s+An MLP beats the mean\s+small 1 min \(a guess\), large 99 min \(a guess\)", listed)
+    assert re.search(
+        r"1\s+mean\s+An MLP beats the mean\s+small 1 min \(a guess\), large 99 min \(a guess\)",
+        listed,
+    )
     wrong = sslrun("claims", "-o", "claims.txt", cwd=folder, code=2).stderr
     assert "claims.txt: verdicts are written to files that end in .md or .json" in wrong
     assert not (folder / "runs").exists()
     first = sslrun("claims", "-o", "claims.md", cwd=folder).stdout
     assert "1. An MLP beats the mean: supported" in first
     assert re.search(
-        r"mlp · scratch · digits · 10 % > 5 \(.*\): supported: \+[\d.]+ \[.*\] over 3 seeds \(t interval\)", first
+        r"mlp · scratch · digits · 10 % > 5 \(.*\): supported: \+[\d.]+ \[.*\] over 3 seeds \(t interval\)",
+        first,
     )
     assert "For a larger budget: sslrun claims mean --budget 99" in first
     text = (folder / "claims.md").read_text()

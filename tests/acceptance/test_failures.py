@@ -38,7 +38,9 @@ def pretrain(tmp_path, monkeypatch, capsys):
     handlers = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
 
     def called(*changes, code):
-        monkeypatch.setattr(sys, "argv", ["sslrun", "pretrain", "pics.yaml", "--device", "cpu", *changes])
+        monkeypatch.setattr(
+            sys, "argv", ["sslrun", "pretrain", "pics.yaml", "--device", "cpu", *changes]
+        )
         with pytest.raises(SystemExit) as exit:
             cli.main()
         told = capsys.readouterr().err
@@ -51,7 +53,9 @@ def pretrain(tmp_path, monkeypatch, capsys):
         signal.signal(number, handler)
 
 
-def test_a_corrupt_image_is_named_and_skipped_only_where_the_recipe_says_so(pretrain, tmp_path, caplog):
+def test_a_corrupt_image_is_named_and_skipped_only_where_the_recipe_says_so(
+    pretrain, tmp_path, caplog
+):
     picture = tmp_path / "pics/train/cat/7.png"
     picture.write_bytes(picture.read_bytes()[:100])
     told = pretrain(code=2)
@@ -73,7 +77,10 @@ def test_a_disk_that_fills_up_keeps_the_last_checkpoint(pretrain, tmp_path, monk
 
     monkeypatch.setattr(checkpoint.os, "replace", full_at_the_third)
     told = pretrain(code=2)
-    assert "the disk is full; the last checkpoint is kept. Free some space and give the same command again" in told
+    assert (
+        "the disk is full; the last checkpoint is kept. Free some space and give the same command again"
+        in told
+    )
     (folder,) = tmp_path.glob("runs/pics/pretrain-*/checkpoint")
     assert sorted(each.name for each in folder.iterdir()) == ["step-000000001", "step-000000002"]
     assert checkpoint.latest(folder)

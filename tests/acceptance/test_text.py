@@ -53,7 +53,9 @@ def run(folder, monkeypatch, capsys):
 
     def called(command, *changes, code=0):
         capsys.readouterr()
-        monkeypatch.setattr(sys, "argv", ["sslrun", command, "tiny.yaml", "--device", "cpu", *map(str, changes)])
+        monkeypatch.setattr(
+            sys, "argv", ["sslrun", command, "tiny.yaml", "--device", "cpu", *map(str, changes)]
+        )
         with pytest.raises(SystemExit) as exit:
             cli.main()
         told = capsys.readouterr()
@@ -73,7 +75,9 @@ def write(folder, name, content):
 
 
 DOCUMENTS = "".join(f"aa bb cc {at} .\ndd ee ff {at} .\ngg hh .\n\n" for at in range(60))
-ROWS = "".join(f'{{"sentence": "aa {at}", "label": "{"xy"[at % 2]}", "score": {at}}}\n' for at in range(40))
+ROWS = "".join(
+    f'{{"sentence": "aa {at}", "label": "{"xy"[at % 2]}", "score": {at}}}\n' for at in range(40)
+)
 
 PRETRAIN = [
     ("an empty corpus", ["data={name: text, path: empty.txt}"], "sslrun: empty.txt: holds no words to train a tokenizer on"),
@@ -127,7 +131,9 @@ def files(folder):
     return folder
 
 
-@pytest.mark.parametrize(("changes", "words"), [each[1:] for each in PRETRAIN], ids=[each[0] for each in PRETRAIN])
+@pytest.mark.parametrize(
+    ("changes", "words"), [each[1:] for each in PRETRAIN], ids=[each[0] for each in PRETRAIN]
+)
 def test_a_mistake_before_pretraining_is_told_in_a_line(files, run, changes, words):
     told = run("pretrain", *changes, code=2)
     assert words in told
@@ -140,7 +146,9 @@ def test_a_corpus_that_is_being_read_is_left_at_the_first_signal(folder, run, mo
     def documents(self):
         first = not read
         for at in range(100):
-            if (folder / "cache" / "tokens").exists():  # not while the tokenizer is trained, in a thread of its library
+            if (
+                folder / "cache" / "tokens"
+            ).exists():  # not while the tokenizer is trained, in a thread of its library
                 read.append(at)
                 if first and at == 50:
                     os.kill(os.getpid(), signal.SIGINT)
@@ -174,7 +182,9 @@ EVALUATE = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("changes", "words"), [each[1:] for each in EVALUATE], ids=[each[0] for each in EVALUATE])
+@pytest.mark.parametrize(
+    ("changes", "words"), [each[1:] for each in EVALUATE], ids=[each[0] for each in EVALUATE]
+)
 def test_a_mistake_in_an_evaluation_is_told_in_a_line(files, run, changes, words):
     write(files, "odd/train.csv", "sentence,label\n" + "aa,x\nbb,y\n" * 20)
     write(files, "odd/test.csv", "sentence,label\naa,x\nbb,z\n")
@@ -197,7 +207,12 @@ def test_pretraining_names_its_losses_its_floor_and_keeps_its_tokenizer(folder, 
     # The table's other stages read the weights with the recipe's tokenizer, and with no other.
     run("finetune")
     (result,) = folder.glob("runs/tiny/finetune-*/result.json")
-    assert json.loads(result.read_text())["metrics"]["test"].keys() == {"accuracy", "macro_f1", "matthews", "f1"}
+    assert json.loads(result.read_text())["metrics"]["test"].keys() == {
+        "accuracy",
+        "macro_f1",
+        "matthews",
+        "f1",
+    }
     other = ["data.seed=3", "data.documents=90", "--from", path]
     assert "was trained with another tokenizer than the recipe's" in run("finetune", *other, code=2)
     run("finetune", *other[:2], f"data.tokenizer={{file: {saved}}}", *other[2:])
@@ -223,7 +238,10 @@ def test_a_weight_file_without_a_tokenizer_must_fit_its_size(folder, run):
     encoder = [named, "backbone=hf:./theirs", "pretext=null"]
     assert "probe" in run("probe", *encoder)
     kept = []
-    for protocol in ("finetune", "scratch"):  # which starts from its weights, and which from its shape alone
+    for protocol in (
+        "finetune",
+        "scratch",
+    ):  # which starts from its weights, and which from its shape alone
         run(protocol, *encoder, "finetune.lr=1e-9", "--runs", protocol)
         (path,) = folder.glob(f"{protocol}/tiny/*/backbone.safetensors")
         kept.append(load_file(path)["encoder.embeddings.word_embeddings.weight"])
@@ -231,7 +249,9 @@ def test_a_weight_file_without_a_tokenizer_must_fit_its_size(folder, run):
     assert [bool((each - theirs).abs().max() < 1e-5) for each in kept] == [True, False]
 
 
-def test_answers_that_are_not_in_their_passage_are_counted_and_the_rest_is_learned(files, run, caplog):
+def test_answers_that_are_not_in_their_passage_are_counted_and_the_rest_is_learned(
+    files, run, caplog
+):
     rows = [
         {"id": f"q{at}", "question": "what ?", "context": f"it is {word} {at} .", "answers": {"text": [word], "answer_start": [6 + (at == 5)]}}
         for at, word in enumerate(["aa", "bb", "cc", "dd"] * 12)
@@ -239,7 +259,10 @@ def test_answers_that_are_not_in_their_passage_are_counted_and_the_rest_is_learn
     write(files, "spans.jsonl", "\n".join(map(json.dumps, rows)))
     with caplog.at_level(logging.WARNING):
         run("finetune", "evaluate.task.data={name: passages, path: spans.jsonl}", "pretext=null")
-    assert "spans.jsonl train: left out 1 question whose answer is not in the passage: q5" in caplog.text
+    assert (
+        "spans.jsonl train: left out 1 question whose answer is not in the passage: q5"
+        in caplog.text
+    )
     (result,) = files.glob("runs/tiny/finetune-*/result.json")
     assert set(json.loads(result.read_text())["metrics"]["test"]) == {"f1", "exact_match"}
 
@@ -270,7 +293,12 @@ def started(folder, *changes, runs="runs", launcher=()):
         *changes,
     ]
     return subprocess.Popen(
-        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
+        command,
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=ENVIRONMENT,
     )
 
 
@@ -288,7 +316,9 @@ def test_a_killed_pretraining_on_text_goes_on_to_the_same_bits_without_reading_a
     long = ["pretrain.steps=60", "watch.checkpoint=1.0e-6"]
     whole, _ = finished(started(folder, *long))
     process = started(folder, *long, runs="other")
-    while process.poll() is None and not list(folder.glob("other/tiny/*/checkpoint/step-0000000[3-9]?")):
+    while process.poll() is None and not list(
+        folder.glob("other/tiny/*/checkpoint/step-0000000[3-9]?")
+    ):
         time.sleep(0.002)
     process.kill()
     process.communicate()
@@ -323,7 +353,8 @@ def test_a_step_far_along_is_reached_without_going_through_the_data():
 
 
 def test_two_processes_learn_what_one_learns_though_the_pooler_is_not_used(folder):
-    # Full sequences, that each process has as many words to name; static masks, which follow from the sequence.
+    # Full sequences, that each process has as many words to name; static masks, which follow from
+    # the sequence.
     changes = [
         "pretext.nsp=false",
         "pretext.pairs=drop",

@@ -24,9 +24,24 @@ TWO = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
 def called(folder, command, runs, *launcher):
-    command = [sys.executable, *launcher, "-m", "sslrun", command, "vit.yaml", "--device", "cpu", "--runs", runs]
+    command = [
+        sys.executable,
+        *launcher,
+        "-m",
+        "sslrun",
+        command,
+        "vit.yaml",
+        "--device",
+        "cpu",
+        "--runs",
+        runs,
+    ]
     done = subprocess.run(
-        command, cwd=folder, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        command,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -66,9 +81,23 @@ def test_two_processes_evaluate_as_one_does(tmp_path):
 
 def test_a_signal_saves_what_all_have_done(tmp_path):
     (tmp_path / "vit.yaml").write_text(RECIPE)
-    command = [sys.executable, *TWO, "-m", "sslrun", "pretrain", "vit.yaml", "pretrain.steps=100000", "--device", "cpu"]
+    command = [
+        sys.executable,
+        *TWO,
+        "-m",
+        "sslrun",
+        "pretrain",
+        "vit.yaml",
+        "pretrain.steps=100000",
+        "--device",
+        "cpu",
+    ]
     process = subprocess.Popen(
-        command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        command,
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     while process.poll() is None and not list(tmp_path.glob("runs/vit/*/metrics.jsonl")):
         time.sleep(0.05)

@@ -43,10 +43,14 @@ def test_features_have_the_shapes_they_promise(name, images):
 def test_resnet_is_torchvisions(name, images):
     theirs = getattr(torchvision.models, name)().eval()
     ours = build_backbone(name, {}, ImageSpec(32)).eval()
-    path_like = {key: value for key, value in theirs.state_dict().items() if not key.startswith("fc.")}
+    path_like = {
+        key: value for key, value in theirs.state_dict().items() if not key.startswith("fc.")
+    }
     ours.load_state_dict(path_like, strict=False)
     theirs.fc = nn.Identity()
-    torch.testing.assert_close(ours(images).pooled, theirs(ours.normalize(images)), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        ours(images).pooled, theirs(ours.normalize(images)), atol=1e-5, rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize(
@@ -60,7 +64,9 @@ def test_resnet_is_torchvisions(name, images):
 )
 def test_parameter_counts_are_the_published_ones(name, options, size, millions):
     backbone = build_backbone(name, options, ImageSpec(size))
-    assert sum(each.numel() for each in backbone.parameters()) / 1e6 == pytest.approx(millions, abs=0.06)
+    assert sum(each.numel() for each in backbone.parameters()) / 1e6 == pytest.approx(
+        millions, abs=0.06
+    )
 
 
 def test_small_stem_keeps_the_resolution(images):
@@ -88,11 +94,15 @@ def test_vit_is_torchvisions(images):
     del state["heads.head.weight"], state["heads.head.bias"]
     ours.load_state_dict(state, strict=False)
     theirs.heads = nn.Identity()
-    torch.testing.assert_close(ours(images).pooled, theirs(ours.normalize(images)), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        ours(images).pooled, theirs(ours.normalize(images)), atol=1e-5, rtol=1e-5
+    )
 
 
 def test_vit_takes_other_sizes_registers_and_means(images):
-    backbone = build_backbone("vit-tiny", {**SMALL_VIT, "registers": 2, "pool": "mean"}, ImageSpec(32)).eval()
+    backbone = build_backbone(
+        "vit-tiny", {**SMALL_VIT, "registers": 2, "pool": "mean"}, ImageSpec(32)
+    ).eval()
     larger = backbone(torch.rand(2, 3, 64, 48))
     assert larger.tokens.shape == (2, 48, 24)
     torch.testing.assert_close(larger.pooled, larger.tokens.mean(1))
@@ -120,7 +130,9 @@ def test_attention_weights_are_those_that_mix():
         weights = attention.weights(x, other, causal=causal)
         values = attention._qkv(x, other)[2]
         expected = attention.proj((weights @ values).transpose(1, 2).flatten(2))
-        torch.testing.assert_close(attention(x, other, causal=causal), expected, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(
+            attention(x, other, causal=causal), expected, atol=1e-5, rtol=1e-4
+        )
 
 
 @pytest.mark.parametrize("norm", ["pre", "post"])
@@ -167,7 +179,9 @@ def test_other_libraries_files_and_sizes_load(tmp_path, images):
     ours = build_backbone("resnet18", {}, ImageSpec(32)).eval()
     load_into(ours, tmp_path / "torchvision.pth")
     theirs.fc = nn.Identity()
-    torch.testing.assert_close(ours(images).pooled, theirs(ours.normalize(images)), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        ours(images).pooled, theirs(ours.normalize(images)), atol=1e-5, rtol=1e-5
+    )
     small, large = (build_backbone("vit-tiny", SMALL_VIT, ImageSpec(size)) for size in (32, 64))
     save_backbone(tmp_path / "vit.safetensors", small)
     load_into(large, tmp_path / "vit.safetensors")
@@ -178,7 +192,9 @@ def test_checkpoints_that_do_not_fit(tmp_path):
     path = tmp_path / "vit.safetensors"
     save_backbone(path, build_backbone("vit-tiny", SMALL_VIT, ImageSpec(32)))
     resnet = build_backbone("resnet18", {"channels": 8}, ImageSpec(32))
-    with pytest.raises(UserError, match=r"this checkpoint is of 'vit-tiny', the recipe asks for 'resnet18'"):
+    with pytest.raises(
+        UserError, match=r"this checkpoint is of 'vit-tiny', the recipe asks for 'resnet18'"
+    ):
         load_into(resnet, path)
     with pytest.raises(UserError, match="in 'vit-tiny' as configured"):
         load_into(build_backbone("vit-tiny", {**SMALL_VIT, "width": 48}, ImageSpec(32)), path)

@@ -27,7 +27,9 @@ ALL = {
 def tokens(sizes=(24, 9, 2), first=(10, 8, 1), seed=0, longest=None):
     """Sequences of so many real tokens, of which so many are of the first segment."""
     longest = longest or max(sizes)
-    ids = torch.randint(5, VOCAB, (len(sizes), longest), generator=torch.Generator().manual_seed(seed))
+    ids = torch.randint(
+        5, VOCAB, (len(sizes), longest), generator=torch.Generator().manual_seed(seed)
+    )
     place = torch.arange(longest)
     real = place < torch.tensor(sizes)[:, None]
     segments = (place >= torch.tensor(first)[:, None]) & real
@@ -57,7 +59,9 @@ def their_bert(causal=False, head=False):
         vocab_size=VOCAB, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=128,
         max_position_embeddings=40, is_decoder=causal,
     )  # fmt: skip
-    return shaken(transformers.BertForPreTraining(config) if head else transformers.BertModel(config))
+    return shaken(
+        transformers.BertForPreTraining(config) if head else transformers.BertModel(config)
+    )
 
 
 def test_bert_is_transformers_bert_with_its_weights_both_ways(tmp_path):
@@ -67,7 +71,10 @@ def test_bert_is_transformers_bert_with_its_weights_both_ways(tmp_path):
     with torch.no_grad():
         found = ours(given)
         told = theirs(
-            given.ids, attention_mask=given.real.long(), token_type_ids=given.segments, output_hidden_states=True
+            given.ids,
+            attention_mask=given.real.long(),
+            token_type_ids=given.segments,
+            output_hidden_states=True,
         )
     assert len(found.layers) == len(told.hidden_states) == 4
     for mine, its in zip(found.layers, told.hidden_states, strict=True):
@@ -98,8 +105,12 @@ def test_the_masked_language_model_gives_transformers_logits():
         found = ours(given)
         told = theirs(given.ids, attention_mask=given.real.long(), token_type_ids=given.segments)
         scores = mlm.head(found.tokens, ours.embedding)
-    torch.testing.assert_close(scores[given.real], told.prediction_logits[given.real], rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(mlm.nsp(found.pooled), told.seq_relationship_logits, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        scores[given.real], told.prediction_logits[given.real], rtol=1e-5, atol=1e-5
+    )
+    torch.testing.assert_close(
+        mlm.nsp(found.pooled), told.seq_relationship_logits, rtol=1e-5, atol=1e-5
+    )
 
 
 def test_causal_bert_is_transformers_decoder():
@@ -107,14 +118,23 @@ def test_causal_bert_is_transformers_decoder():
     ours.load_state_dict(ours.own_names(theirs.state_dict()))
     given = tokens()
     with torch.no_grad():
-        told = theirs(given.ids, attention_mask=given.real.long(), token_type_ids=given.segments).last_hidden_state
-        torch.testing.assert_close(ours(given).tokens[given.real], told[given.real], rtol=1e-5, atol=1e-5)
+        told = theirs(
+            given.ids, attention_mask=given.real.long(), token_type_ids=given.segments
+        ).last_hidden_state
+        torch.testing.assert_close(
+            ours(given).tokens[given.real], told[given.real], rtol=1e-5, atol=1e-5
+        )
 
 
 def test_gpt_is_transformers_gpt2_with_its_weights_both_ways():
     transformers = pytest.importorskip("transformers")
-    config = transformers.GPT2Config(vocab_size=VOCAB, n_embd=128, n_layer=2, n_head=2, n_positions=40)
-    theirs, ours = shaken(transformers.GPT2LMHeadModel(config)), made("gpt-tiny", width=128, positions=40)
+    config = transformers.GPT2Config(
+        vocab_size=VOCAB, n_embd=128, n_layer=2, n_head=2, n_positions=40
+    )
+    theirs, ours = (
+        shaken(transformers.GPT2LMHeadModel(config)),
+        made("gpt-tiny", width=128, positions=40),
+    )
     ours.load_state_dict(ours.own_names(theirs.state_dict()))
     given = tokens()
     with torch.no_grad():
@@ -137,7 +157,9 @@ def test_a_checkpoint_of_transformers_loads_as_it_lies_on_disk(tmp_path, older):
     theirs.save_pretrained(tmp_path)
     if older:  # names of the first releases, in a pickle
         state = {
-            name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): each
+            name.replace("LayerNorm.weight", "LayerNorm.gamma").replace(
+                "LayerNorm.bias", "LayerNorm.beta"
+            ): each
             for name, each in theirs.state_dict().items()
         }
         torch.save(state, tmp_path / "pytorch_model.bin")
@@ -157,11 +179,19 @@ def test_any_encoder_of_transformers_from_a_folder(tmp_path):
     with torch.no_grad():
         found = ours(given)
         told = theirs(
-            given.ids, attention_mask=given.real.long(), token_type_ids=given.segments, output_hidden_states=True
+            given.ids,
+            attention_mask=given.real.long(),
+            token_type_ids=given.segments,
+            output_hidden_states=True,
         )
     assert torch.equal(found.tokens, told.last_hidden_state)
     assert all(torch.equal(a, b) for a, b in zip(found.layers, told.hidden_states, strict=True))
-    mean = torch.stack([row[real].mean(dim=0) for row, real in zip(told.last_hidden_state, given.real, strict=True)])
+    mean = torch.stack(
+        [
+            row[real].mean(dim=0)
+            for row, real in zip(told.last_hidden_state, given.real, strict=True)
+        ]
+    )
     torch.testing.assert_close(found.pooled, mean)
     assert (ours.width, ours.depth) == (32, 4)
     fresh = made("hf", model=str(tmp_path), pretrained=False).state_dict()
@@ -182,7 +212,10 @@ def test_any_encoder_of_transformers_from_a_folder(tmp_path):
     with pytest.raises(UserError, match="can't be loaded") as error:
         made("hf", model=str(tmp_path / "nowhere"))
     assert "\n" not in str(error.value)
-    with pytest.raises(UserError, match="sequences of 41 tokens are longer than it can read, which has 40 positions"):
+    with pytest.raises(
+        UserError,
+        match="sequences of 41 tokens are longer than it can read, which has 40 positions",
+    ):
         made("hf", TextSpec(blank_tokenizer(VOCAB), 41), model=str(tmp_path))
     # A table of more rows than there are entries: what names tokens has no scores for the others.
     fewer = TextSpec(blank_tokenizer(VOCAB - 20), 24)
@@ -195,7 +228,9 @@ def test_any_encoder_of_transformers_from_a_folder(tmp_path):
 
 def test_a_model_of_transformers_that_reads_left_to_right_is_a_causal_one(tmp_path):
     transformers = pytest.importorskip("transformers")
-    config = transformers.GPT2Config(vocab_size=VOCAB, n_embd=32, n_layer=2, n_head=2, n_positions=24)
+    config = transformers.GPT2Config(
+        vocab_size=VOCAB, n_embd=32, n_layer=2, n_head=2, n_positions=24
+    )
     shaken(transformers.GPT2Model(config)).save_pretrained(tmp_path / "gpt")
     ours, given = made("hf", model=str(tmp_path / "gpt")), tokens()
     assert ours.causal
@@ -208,7 +243,9 @@ def test_a_model_of_transformers_that_reads_left_to_right_is_a_causal_one(tmp_pa
     assert differs.tolist() == [place >= 15 for place in range(24)]
     with pytest.raises(UserError, match="sees only one: take pretext 'ltr'"):
         pretexts["mlm"](pretexts["mlm"].Options(), ours)
-    two = transformers.T5Config(vocab_size=VOCAB, d_model=32, d_ff=64, num_layers=1, num_heads=2, d_kv=16)
+    two = transformers.T5Config(
+        vocab_size=VOCAB, d_model=32, d_ff=64, num_layers=1, num_heads=2, d_kv=16
+    )
     transformers.T5Model(two).save_pretrained(tmp_path / "t5")
     with pytest.raises(UserError, match="is no encoder of text alone: You must specify"):
         made("hf", model=str(tmp_path / "t5"))
@@ -219,8 +256,14 @@ def test_a_model_of_transformers_that_reads_left_to_right_is_a_causal_one(tmp_pa
 
 @pytest.mark.parametrize("name", [*ALL, "causal", "fast", "both"])
 def test_padding_changes_nothing(name):
-    extra = {"causal": {"causal": True}, "fast": {"fast": True}, "both": {"bidirectional": True}}.get(name, {})
-    backbone = made({"causal": "bert-tiny", "fast": "bert-tiny", "both": "lstm"}.get(name, name), **extra)
+    extra = {
+        "causal": {"causal": True},
+        "fast": {"fast": True},
+        "both": {"bidirectional": True},
+    }.get(name, {})
+    backbone = made(
+        {"causal": "bert-tiny", "fast": "bert-tiny", "both": "lstm"}.get(name, name), **extra
+    )
     given = tokens()
     with torch.no_grad():
         found = backbone(given)
@@ -238,7 +281,9 @@ def test_padding_changes_nothing(name):
     assert len(grouped) == len(list(backbone.parameters()))
 
 
-@pytest.mark.parametrize(("name", "options"), [("bert-tiny", {"causal": True}), ("gpt-tiny", {}), ("lstm", {})])
+@pytest.mark.parametrize(
+    ("name", "options"), [("bert-tiny", {"causal": True}), ("gpt-tiny", {}), ("lstm", {})]
+)
 def test_a_causal_backbone_is_read_at_its_last_real_token(name, options):
     """The first position sees nothing: pooled there, all texts would look alike."""
     backbone, given = made(name, **options), tokens()
@@ -270,7 +315,9 @@ def test_bert_starts_with_the_deviations_it_is_given():
     assert maps
     for model, std, word_std in ((papers, 0.02, 0.02), (wide, 0.125, 0.1)):
         for name in maps:
-            assert model.get_submodule(name).weight.std().item() == pytest.approx(std, rel=0.05), name
+            assert model.get_submodule(name).weight.std().item() == pytest.approx(std, rel=0.05), (
+                name
+            )
         assert model.token_embed.weight.std().item() == pytest.approx(word_std, rel=0.05)
         for embed in (model.position_embed, model.segment_embed):
             assert embed.weight.std().item() == pytest.approx(0.02, rel=0.3)
@@ -283,8 +330,12 @@ def test_the_fast_block_has_no_biases_and_knows_positions_by_distance():
     ids = torch.tensor([[7, 8, 9, 10]])
     ones = torch.ones_like(ids)
     with torch.no_grad():
-        straight, turned = (fast(Tokens(each, ones - 1, ones)).tokens for each in (ids, ids.flip(1)))
-    assert (straight - turned.flip(1)).abs().max() > 1e-4  # a bag of words would be the same both ways
+        straight, turned = (
+            fast(Tokens(each, ones - 1, ones)).tokens for each in (ids, ids.flip(1))
+        )
+    assert (
+        straight - turned.flip(1)
+    ).abs().max() > 1e-4  # a bag of words would be the same both ways
     with pytest.raises(UserError, match="no counterpart"):
         fast.to_transformers()
 
@@ -297,10 +348,14 @@ def test_elmo_reads_characters():
     embedded = backbone.embed(Tokens(ids, ids, ids))
     assert torch.equal(embedded[0, 0], embedded[0, 2])
     assert not torch.equal(embedded[0, 0], embedded[0, 1])
-    assert bytes(backbone.characters[7].tolist()).rstrip(b"\0").decode() == SPEC.tokenizer.strings[7]
+    assert (
+        bytes(backbone.characters[7].tolist()).rstrip(b"\0").decode() == SPEC.tokenizer.strings[7]
+    )
     # An LSTM has as many weights as its layers say, however large the vocabulary.
     large = made("elmo", TextSpec(blank_tokenizer(5000), 24))
-    assert sum(p.numel() for p in large.parameters()) == sum(p.numel() for p in backbone.parameters())
+    assert sum(p.numel() for p in large.parameters()) == sum(
+        p.numel() for p in backbone.parameters()
+    )
 
 
 def test_helpers_by_hand():
@@ -326,7 +381,9 @@ def test_weights_go_through_a_file(tmp_path, name):
 
 def test_sequences_longer_than_the_positions_and_odd_heads_are_refused():
     for name in ("bert-tiny", "gpt-tiny"):
-        with pytest.raises(UserError, match=f"{name}: sequences of 24 tokens are longer than its 16 positions"):
+        with pytest.raises(
+            UserError, match=f"{name}: sequences of 24 tokens are longer than its 16 positions"
+        ):
             made(name, positions=16)
     with pytest.raises(UserError, match="width 32 is not a multiple of heads 5"):
         made("bert-tiny", heads=5)
@@ -337,7 +394,10 @@ def test_what_is_known_of_a_batch_changes_no_feature(name):
     network = made(name).eval()
     for given in (tokens(), tokens(sizes=(9, 9), first=(3, 9))):
         padded = not given.real.all()
-        known, unknown = given._replace(packed=False, padded=padded), given._replace(packed=True, padded=True)
+        known, unknown = (
+            given._replace(packed=False, padded=padded),
+            given._replace(packed=True, padded=True),
+        )
         assert (known.attendable() is None) == (not padded)
         with torch.no_grad():
             one, other = network(known), network(unknown)

@@ -21,13 +21,17 @@ SHAPE = {"patch": 4, "depth": 3, "width": 48, "heads": 4}
 
 @pytest.fixture(scope="module")
 def vision_transformer():
-    return pytest.importorskip("timm.models.vision_transformer", reason="timm is not installed").VisionTransformer
+    return pytest.importorskip(
+        "timm.models.vision_transformer", reason="timm is not installed"
+    ).VisionTransformer
 
 
 def theirs(vision_transformer, **options):
     """A small one with random weights everywhere, and a classifier."""
     torch.manual_seed(0)
-    model = vision_transformer(img_size=16, patch_size=4, embed_dim=48, depth=3, num_heads=4, num_classes=7, **options)
+    model = vision_transformer(
+        img_size=16, patch_size=4, embed_dim=48, depth=3, num_heads=4, num_classes=7, **options
+    )
     for each in model.parameters():
         torch.nn.init.normal_(each, std=0.1)
     return model.eval()
@@ -59,10 +63,14 @@ def test_weights_from_timm_give_timms_features(vision_transformer, tmp_path, opt
         tokens = model.forward_features(Normalize(IMAGENET_MEAN, IMAGENET_STD)(images))
         features = ours(images)
         torch.testing.assert_close(features.tokens, tokens[:, -16:], atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(features.pooled, model.forward_head(tokens, pre_logits=True), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            features.pooled, model.forward_head(tokens, pre_logits=True), atol=1e-5, rtol=1e-5
+        )
 
 
-def test_a_timm_network_that_normalises_after_pooling_is_told_from_ours(vision_transformer, tmp_path):
+def test_a_timm_network_that_normalises_after_pooling_is_told_from_ours(
+    vision_transformer, tmp_path
+):
     path = tmp_path / "vit.safetensors"
     save_file(theirs(vision_transformer, global_pool="avg").state_dict(), path)
     with pytest.raises(UserError, match=r"norm.*in 'vit-tiny' as configured"):

@@ -106,9 +106,12 @@ def test_planted_results_come_out_as_planted(claim, tmp_path, values, word):
     assert "The interval is Student's t with fewer than 10 seeds" in text
     assert ("they are all the same" in text) == (word == "contradicted")
     assert re.search(
-        r"- reported only, narrow · probe · digits · 10 % > 99 \([\d.]+ against 99.00\): contradicted: -", text
+        r"- reported only, narrow · probe · digits · 10 % > 99 \([\d.]+ against 99.00\): contradicted: -",
+        text,
     )
-    assert outcome.as_dict()["otherwise"] == ("they are all the same" if word == "contradicted" else None)
+    assert outcome.as_dict()["otherwise"] == (
+        "they are all the same" if word == "contradicted" else None
+    )
 
 
 def test_what_is_missing_is_said_with_its_reason(claim, tmp_path):
@@ -136,13 +139,23 @@ def test_only_cells_that_are_asked_for_are_run(claim, tmp_path):
 
 
 def test_the_budget_picks_the_largest_variant_that_fits(claim, tmp_path):
-    assert [claim.choose(minutes, cuda=False) for minutes in (1, 2, 10, 60)] == [None, "small", "small", "large"]
+    assert [claim.choose(minutes, cuda=False) for minutes in (1, 2, 10, 60)] == [
+        None,
+        "small",
+        "small",
+        "large",
+    ]
     assert claim.choose(10, cuda=True) == "largest"
     named = tmp_path / "wide.yaml"  # not where claims are looked for by name
     assert claim.larger(None) == f"sslrun claims {named} --budget 2"
     assert claim.larger("small") == f"sslrun claims {named} --budget 9 (needs a GPU)"
     assert claim.larger("large") is None
-    assert {cell.seed for _, cell in Trial.within(60, False, claim, tmp_path).plan.cells} == {0, 1, 2, 3}
+    assert {cell.seed for _, cell in Trial.within(60, False, claim, tmp_path).plan.cells} == {
+        0,
+        1,
+        2,
+        3,
+    }
     none = Trial.within(1, False, claim, tmp_path)
     assert none.plan is None
     assert (none.outcome().word, list(none.outcome().lines())) == (
@@ -183,7 +196,9 @@ def test_a_cell_that_the_table_lacks_is_named_before_anything_runs(tmp_path):
 @pytest.mark.usefixtures("claim")
 def test_claims_are_found_by_name_and_by_file(tmp_path):
     assert [each.name for each in load_claims(["wide"], tmp_path)] == ["wide"]
-    assert [each.name for each in load_claims([str(tmp_path / "wide.yaml")], tmp_path / "none")] == ["wide"]
+    assert [
+        each.name for each in load_claims([str(tmp_path / "wide.yaml")], tmp_path / "none")
+    ] == ["wide"]
     with pytest.raises(UserError, match=r"no such claim: 'wid'\. Did you mean 'wide'\?"):
         load_claims(["wid"], tmp_path)
     with pytest.raises(UserError, match="no claims there"):
@@ -243,11 +258,15 @@ def test_each_claim_can_be_run(name, tmp_path):
         if chosen.measure is None:
             assert Trial.of(claim, variant, tmp_path).plan.jobs
             assert len(claim.sweep(variant).seeds) > 1 or any(
-                task.restarts > 1 for row in claim.sweep(variant).rows.values() for task in row.evaluate.values()
+                task.restarts > 1
+                for row in claim.sweep(variant).rows.values()
+                for task in row.evaluate.values()
             )
 
 
-@pytest.mark.parametrize("name", [name for name, path in CLAIMS.items() if "measure:" in path.read_text()])
+@pytest.mark.parametrize(
+    "name", [name for name, path in CLAIMS.items() if "measure:" in path.read_text()]
+)
 def test_the_cells_of_a_measurement_are_those_that_its_claim_names(name, tmp_path, monkeypatch):
     monkeypatch.setattr(speed, "_fastest", lambda steps, *_: dict.fromkeys(steps, 1.0))
     claim = load_claim(CLAIMS[name])
@@ -256,7 +275,12 @@ def test_the_cells_of_a_measurement_are_those_that_its_claim_names(name, tmp_pat
             continue
         options = {**chosen.measure.options.model_dump(), **CHEAP.get(chosen.measure.name, {})}
         if chosen.measure.name == "guess":
-            options["data"] = {"name": "world", "length": 64, "documents": 400, "tokenizer": {"vocab": 600}}
+            options["data"] = {
+                "name": "world",
+                "length": 64,
+                "documents": 400,
+                "tokenizer": {"vocab": 600},
+            }
         measure = Named(name=chosen.measure.name, options=type(chosen.measure.options)(**options))
         job = Measuring(measure, 0, tmp_path)
         result = job.execute(Context(tmp_path, compute("cpu")))

@@ -16,7 +16,9 @@ def by_seed(values):
 @pytest.mark.parametrize("seeds", [3, 5, 20])
 def test_each_verdict_where_it_is_planted(seeds):
     noise = np.random.default_rng(1)
-    shared = 50 + 10 * noise.standard_normal(seeds)  # of the seed, and so no part of a paired difference
+    shared = 50 + 10 * noise.standard_normal(
+        seeds
+    )  # of the seed, and so no part of a paired difference
     a, b = (by_seed(shared + gap + 0.3 * noise.standard_normal(seeds)) for gap in (4, 0))
     assert judge(a, b).word == "supported"
     assert judge(b, a).word == "contradicted"
@@ -43,7 +45,9 @@ def test_a_bootstrap_is_the_same_each_time_and_near_t_for_many_seeds():
     assert found == judge(values, zero)
     assert found.method == "bootstrap"
     error = np.std(list(values.values()), ddof=1) / 200**0.5
-    assert np.subtract(found.interval, found.difference) == pytest.approx([-1.972 * error, 1.972 * error], rel=0.06)
+    assert np.subtract(found.interval, found.difference) == pytest.approx(
+        [-1.972 * error, 1.972 * error], rel=0.06
+    )
 
 
 @pytest.mark.parametrize("seeds", [2, 3, 10])
@@ -51,7 +55,9 @@ def test_intervals_cover_the_truth_as_often_as_they_say(seeds):
     draws = np.random.default_rng(seeds).standard_normal((600, seeds))
     zero = dict.fromkeys(range(seeds), 0.0)
     covered = sum(judge(by_seed(each), zero).word == "inconclusive" for each in draws) / len(draws)
-    assert 0.925 <= covered <= 0.975  # 95 % within 2.8 standard errors; the plain bootstrap of 3 covers 75 %
+    assert (
+        0.925 <= covered <= 0.975
+    )  # 95 % within 2.8 standard errors; the plain bootstrap of 3 covers 75 %
 
 
 def test_one_seed_tells_nothing_nor_do_seeds_that_are_all_the_same():
@@ -59,7 +65,10 @@ def test_one_seed_tells_nothing_nor_do_seeds_that_are_all_the_same():
     assert (alone.word, alone.interval) == ("inconclusive", None)
     assert "one seed alone (+10.00)" in alone.text()
     same = judge({0: 1.0, 1: 1.0}, {0: 0.0, 1: 0.0})
-    assert (same.word, same.reason) == ("inconclusive", "the seeds all give the same difference (+1.00)")
+    assert (same.word, same.reason) == (
+        "inconclusive",
+        "the seeds all give the same difference (+1.00)",
+    )
 
 
 def test_only_seeds_of_both_sides_count():
@@ -105,7 +114,10 @@ def test_a_gain_is_paired_seed_by_seed():
     assert (found.word, found.seeds) == ("supported", 3)
     assert found.difference == pytest.approx((10 + 10.1 + 9.8) / 3 - (2 + 1.9 + 2) / 3)
     assert inequality.means(table) == pytest.approx(((10 + 10.1 + 9.8) / 3, (2 + 1.9 + 2) / 3))
-    assert Inequality(Gain(at["c"], at["d"]), Gain(at["a"], at["b"])).judge(table).word == "contradicted"
+    assert (
+        Inequality(Gain(at["c"], at["d"]), Gain(at["a"], at["b"])).judge(table).word
+        == "contradicted"
+    )
     assert Inequality(Gain(at["a"], at["b"]), at["c"], 1.0).text() == "(a · x - b · x) > c · x + 1"
 
 
@@ -118,7 +130,9 @@ def test_a_bound_needs_no_spread():
     assert Inequality(at["c"], 1.0).judge(table).word == "supported"
     assert Inequality(at["c"], 2.0).judge(table).word == "contradicted"
     assert Inequality(1e-12, at["one"]).judge(table).word == "inconclusive"  # one seed is no rule
-    assert Inequality(at["c"], at["a"]).judge(table).word == "inconclusive"  # between cells it may be by chance
+    assert (
+        Inequality(at["c"], at["a"]).judge(table).word == "inconclusive"
+    )  # between cells it may be by chance
 
 
 def test_better_and_worse_ask_the_metric_and_greater_and_lesser_the_number():

@@ -50,7 +50,10 @@ def test_one_at_a_time_makes_a_thing(tmp_path):
 
 @pytest.mark.parametrize(
     "full",
-    [OSError(errno.ENOSPC, "No space left on device"), Exception("No space left on device (os error 28)")],
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        Exception("No space left on device (os error 28)"),
+    ],
     ids=["python's", "tokenizers'"],
 )
 def test_a_full_disk_is_the_cache_s_and_not_the_run_s(tmp_path, full):
@@ -84,5 +87,7 @@ def test_a_second_call_finds_what_the_first_one_made():
     corpus = world()
     given = list(corpus.documents())
     first = token_file(cache_root() / "tokens" / "x", lambda: given, corpus.spec.tokenizer)
-    again = token_file(cache_root() / "tokens" / "x", lambda: pytest.fail("made anew"), corpus.spec.tokenizer)
+    again = token_file(
+        cache_root() / "tokens" / "x", lambda: pytest.fail("made anew"), corpus.spec.tokenizer
+    )
     assert all(a.equal(b) for a, b in zip(first, again, strict=True))

@@ -39,7 +39,9 @@ def test_classes_are_matched_by_name_or_as_told_and_the_rest_is_left_out():
 
 def test_several_of_theirs_may_be_one_of_ours():
     other = splits(["jet", "glider", "bird"], [0, 1, 2])
-    part = make_parts("kinds", Shift(data="x", classes={"jet": "airplane", "glider": "airplane"}), OWN, other)[""]
+    part = make_parts(
+        "kinds", Shift(data="x", classes={"jet": "airplane", "glider": "airplane"}), OWN, other
+    )[""]
     assert part.examples.labels.tolist() == [0, 0, 2]
 
 
@@ -64,9 +66,21 @@ def test_where_a_set_knows_fewer_classes_any_of_ours_that_are_one_there_is_right
             ["cat", "dog"],
             r"shift 's': none of its classes \(cat, dog\) has the name of a class of the task \(airplane, ",
         ),
-        ({"caat": "bird"}, ["cat", "bird"], r"shift 's': that set has no class 'caat'\. Did you mean 'cat'"),
-        ({"cat": "brid"}, ["cat", "bird"], r"shift 's': the task has no class 'brid'\. Did you mean 'bird'"),
-        ({"a": ("bird", "frog"), "b": "frog"}, ["a", "b"], r"shift 's': class 'frog' is matched to 'a' and to 'b'"),
+        (
+            {"caat": "bird"},
+            ["cat", "bird"],
+            r"shift 's': that set has no class 'caat'\. Did you mean 'cat'",
+        ),
+        (
+            {"cat": "brid"},
+            ["cat", "bird"],
+            r"shift 's': the task has no class 'brid'\. Did you mean 'bird'",
+        ),
+        (
+            {"a": ("bird", "frog"), "b": "frog"},
+            ["a", "b"],
+            r"shift 's': class 'frog' is matched to 'a' and to 'b'",
+        ),
     ],
 )
 def test_a_mistake_in_the_classes_is_told_in_a_line(classes, theirs, words):
@@ -100,7 +114,8 @@ def test_a_folder_of_a_domain_is_a_shift_of_another_domains_folder(tmp_path, mon
                 file.parent.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(np.full((8, 8, 3), number, np.uint8)).save(file)
     own, other = (
-        load_splits("folder", sources["folder"].Options(path=tmp_path / domain)) for domain in ("sketch", "real")
+        load_splits("folder", sources["folder"].Options(path=tmp_path / domain))
+        for domain in ("sketch", "real")
     )
     part = make_parts("real", Shift(data="folder"), own, other)[""]
     assert part.dropped == {"ape": 2}  # a quarter of the domain is its test split

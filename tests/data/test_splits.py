@@ -8,16 +8,28 @@ from sslrun.data import splits as module
 from sslrun.data.examples import Batch, Examples, TensorExamples
 from sslrun.data.source import sources
 from sslrun.data.specs import ImageSpec
-from sslrun.data.splits import PooledExamples, Splits, carve, load_splits, pool, select_fraction, select_labeled
+from sslrun.data.splits import (
+    PooledExamples,
+    Splits,
+    carve,
+    load_splits,
+    pool,
+    select_fraction,
+    select_labeled,
+)
 from sslrun.errors import UserError
 
 CPU = torch.device("cpu")
-UNEVEN = torch.tensor([0] * 50 + [1] * 200 + [2] * 30)[torch.randperm(280, generator=torch.Generator().manual_seed(3))]
+UNEVEN = torch.tensor([0] * 50 + [1] * 200 + [2] * 30)[
+    torch.randperm(280, generator=torch.Generator().manual_seed(3))
+]
 
 
 def examples(count, offset=0, labelled=True):
     inputs = (torch.arange(count) + offset).to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 2, 2)
-    return TensorExamples(inputs, torch.arange(count) % 2 if labelled else None, ("a", "b"), ImageSpec(2))
+    return TensorExamples(
+        inputs, torch.arange(count) % 2 if labelled else None, ("a", "b"), ImageSpec(2)
+    )
 
 
 class Source:
@@ -92,13 +104,17 @@ def test_one_percent_of_115_a_class_is_one_each():
 def test_number_of_labels_a_class():
     for count in (4, 4.0):
         assert UNEVEN[select_fraction(UNEVEN, count, 0)].bincount().tolist() == [4, 4, 4]
-    assert set(select_fraction(UNEVEN, 4, 0).tolist()) < set(select_fraction(UNEVEN, 0.5, 0).tolist())
+    assert set(select_fraction(UNEVEN, 4, 0).tolist()) < set(
+        select_fraction(UNEVEN, 0.5, 0).tolist()
+    )
     with pytest.raises(UserError, match=r"class 'c' has only 30 training examples"):
         select_fraction(UNEVEN, 31, 0, ("a", "b", "c"))
 
 
 def test_empty_class_is_named_with_the_smallest_fraction_that_works():
-    with pytest.raises(UserError, match=r"0.01 leaves class 'c', which has 30.*smallest.*works is 0.0167") as error:
+    with pytest.raises(
+        UserError, match=r"0.01 leaves class 'c', which has 30.*smallest.*works is 0.0167"
+    ) as error:
         select_fraction(UNEVEN, 0.01, 0, ("a", "b", "c"))
     least = float(str(error.value).split()[-1])
     assert (UNEVEN[select_fraction(UNEVEN, least, 0)].bincount() > 0).all()
@@ -132,8 +148,14 @@ def test_validation_is_carved_and_test_is_left_alone_until_asked_for():
 
 def test_missing_test_split_is_carved_before_validation():
     splits = Splits(Source(train=examples(100)))
-    parts = [set(each.inputs[:, 0, 0, 0].tolist()) for each in (splits.train, splits.val, splits.test)]
-    assert [len(each) for each in parts] == [66, 8, 26]  # of 50 a class 12.5, and of the other 37 then 3.7, rounded
+    parts = [
+        set(each.inputs[:, 0, 0, 0].tolist()) for each in (splits.train, splits.val, splits.test)
+    ]
+    assert [len(each) for each in parts] == [
+        66,
+        8,
+        26,
+    ]  # of 50 a class 12.5, and of the other 37 then 3.7, rounded
     assert set.union(*parts) == set(range(100))
 
 
@@ -145,7 +167,9 @@ def test_own_validation_split_is_used():
 
 
 def test_unlabelled_examples_join_pretraining_without_labels():
-    splits = Splits(Source(train=examples(20), test=examples(4), unlabeled=examples(30, 100, labelled=False)))
+    splits = Splits(
+        Source(train=examples(20), test=examples(4), unlabeled=examples(30, 100, labelled=False))
+    )
     assert len(splits.pretrain) == 18 + 30
     assert splits.pretrain.labels is None
     seen = set(splits.pretrain.inputs[:, 0, 0, 0].tolist())
@@ -208,7 +232,8 @@ def test_unknown_set():
 
 def test_a_share_of_tagged_sentences_needs_no_class_of_theirs():
     tagged = load_splits(
-        "world-tagging", sources["world-tagging"].Options(train=50, held_out=8, tokenizer={"vocab": 200})
+        "world-tagging",
+        sources["world-tagging"].Options(train=50, held_out=8, tokenizer={"vocab": 200}),
     )
     assert len(select_labeled(tagged.train, 0.1, 0)) == 5
     digits = load_splits("digits", sources["digits"].Options(size=8)).train

@@ -322,8 +322,13 @@ def test_a_pretext_task_on_clips_serves_image_backbones(outside, result, tmp_pat
     assert 0 <= first["data_wait"] <= 1
     network = load_backbone(folder)
     assert (network.name, network.spec.kind, network.spec.size) == ("resnet18", "image", 12)
-    assert load_backbone(result("finetune")[1]).spec == network.spec  # its own, not that of the clips
-    assert all(0 <= result(stage)[0]["metrics"]["test"]["accuracy"] <= 100 for stage in ("knn", "probe", "finetune"))
+    assert (
+        load_backbone(result("finetune")[1]).spec == network.spec
+    )  # its own, not that of the clips
+    assert all(
+        0 <= result(stage)[0]["metrics"]["test"]["accuracy"] <= 100
+        for stage in ("knn", "probe", "finetune")
+    )
     refused = outside("check", "video.yaml", "backbone=bert-tiny", "--import", "mine.py", code=2)
     assert "'bert-tiny' takes text data, but 'frame-order' gives image data" in refused
     refused = outside("check", "video.yaml", "pretext=simclr", "--import", "mine.py", code=2)
@@ -365,7 +370,9 @@ def test_a_pretext_task_keeps_its_teacher_and_data_their_order(outside, result, 
     assert (tmp_path / "orders.txt").read_text().split() == ["0", "1"]
     _, folder = result("pretrain")
     losses = [
-        json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines() if "loss" in line
+        json.loads(line)["loss"]
+        for line in (folder / "metrics.jsonl").read_text().splitlines()
+        if "loss" in line
     ]
     assert losses[-1] > 0  # there was something to learn: the student moved
     kept = load_backbone(folder)
@@ -385,7 +392,9 @@ def test_a_table_format_is_one_function(outside, tmp_path):
         '    return "\\n".join(f"{row.name}\\t{column.task}\\t{cell.mean}" for (row, column), cell in table.cells.items())\n'
     )
     recipe = {"name": "tsv", "backbone": "pixels", "data": {"name": "digits", "size": 8}}
-    (tmp_path / "tsv.yaml").write_text(yaml.safe_dump({**recipe, "evaluate": {"digits": {"protocols": ["knn"]}}}))
+    (tmp_path / "tsv.yaml").write_text(
+        yaml.safe_dump({**recipe, "evaluate": {"digits": {"protocols": ["knn"]}}})
+    )
     outside("sweep", "tsv.yaml")
     outside("table", "tsv.yaml", "-o", "table.tsv", "--import", "mine.py")
     name, task, mean = (tmp_path / "table.tsv").read_text().split("\t")
@@ -397,7 +406,12 @@ def test_a_table_format_is_one_function(outside, tmp_path):
 def test_the_examples_of_the_documentation_run(name, outside, tmp_path):
     source, recipe = (ROOT / "docs/examples" / f"{name}{ending}" for ending in (".py", ".yaml"))
     assert len(source.read_text().splitlines()) <= 60
-    fewer = ["--set", "pretrain={epochs: null, steps: 2, batch: 32}", "--set", "finetune={steps: 2, batch: 32}"]
+    fewer = [
+        "--set",
+        "pretrain={epochs: null, steps: 2, batch: 32}",
+        "--set",
+        "finetune={steps: 2, batch: 32}",
+    ]
     printed = outside("sweep", recipe, "--import", source, *fewer)
     assert "digits" in printed
     assert list(tmp_path.glob("runs/*/*/result.json"))
@@ -406,6 +420,14 @@ def test_the_examples_of_the_documentation_run(name, outside, tmp_path):
 def test_the_example_of_the_readme_runs(outside, result, tmp_path):
     readme = (ROOT / "README.md").read_text()
     (code,) = [block.partition("```")[0] for block in readme.split("```python\n")[1:]]
-    write(tmp_path, "mine", code, backbone=SMALL, pretext="brightness", data="digits", pretrain=SCHEDULE)
+    write(
+        tmp_path,
+        "mine",
+        code,
+        backbone=SMALL,
+        pretext="brightness",
+        data="digits",
+        pretrain=SCHEDULE,
+    )
     outside("pretrain", "mine.yaml", "--import", "mine.py")
     assert result("pretrain")[0]["pretext"] == "brightness"

@@ -150,7 +150,12 @@ def test_a_protocol_of_ones_own_is_a_command_and_a_row_of_the_table(plugin, sslr
     assert "propagate" in out
     found = results(tmp_path, "propagate")
     assert set(found) == {0.1, 0.5}
-    assert found[0.1]["metric"] == {"name": "distance", "unit": "steps", "better": "lower", "digits": 2}
+    assert found[0.1]["metric"] == {
+        "name": "distance",
+        "unit": "steps",
+        "better": "lower",
+        "digits": 2,
+    }
     assert found[0.1]["flops"] is None  # its passes are its own, which are not counted
     assert found[0.1]["bank"] == found[0.1]["labelled"] < found[0.5]["labelled"]
     assert found[0.5]["metrics"]["test"]["distance"] < found[0.1]["metrics"]["test"]["distance"] < 2
@@ -207,7 +212,10 @@ def test_a_task_that_it_does_not_support_is_one_line_from_check(plugin, sslrun, 
 def test_scores_that_are_missing_are_one_line(plugin, sslrun):
     code, _, err = sslrun("forgetful", "mine.yaml", "--device", "cpu")
     assert code == 2
-    assert "protocol 'forgetful' returned no 'distance' for noise: gaussian-noise 1, noise: gaussian-noise 5" in err
+    assert (
+        "protocol 'forgetful' returned no 'distance' for noise: gaussian-noise 1, noise: gaussian-noise 5"
+        in err
+    )
 
 
 def test_show_and_help_know_it(plugin, sslrun):

@@ -3,7 +3,9 @@
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[2]))  # measure this checkout's sslrun, even if another is installed
+sys.path.insert(
+    0, str(Path(__file__).parents[2])
+)  # measure this checkout's sslrun, even if another is installed
 
 from test_golden import renew
 

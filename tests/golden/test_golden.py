@@ -1,11 +1,13 @@
 """Golden losses: five steps of one recipe for each pretext task, and the protocols' losses and scores, bit for bit.
 
-A refactoring must not change them. If a change is meant to, renew the files and say why in the commit:
+A refactoring must not change them. If a change is meant to, renew the files and say why in the
+commit:
 
     python tests/golden/renew.py [NAME...]
 
-It prints each number that changed. Losses are compared exactly on the processor and packages that made the files
-(see "environment" in them), and within a tolerance elsewhere, because sums are added up in another order there.
+It prints each number that changed. Losses are compared exactly on the processor and packages that
+made the files (see "environment" in them), and within a tolerance elsewhere, because sums are added
+up in another order there.
 """
 
 from __future__ import annotations
@@ -33,25 +35,33 @@ from sslrun.stages import fit  # for LOG_SECONDS, the only internal name used he
 HERE = Path(__file__).parent
 RECIPES = yaml.safe_load((HERE / "recipes.yaml").read_text())["recipes"]
 TOLERANCE = 5e-4
-"""Relative difference of losses and weights on another processor: training amplifies the rounding of differently ordered
-sums. Measured between AVX-512 and AVX2: at most 7e-5 (simclr, step 4), 5e-5 after 12 steps of fine-tuning (digits)."""
+"""Relative difference of losses and weights on another processor: training amplifies the rounding
+of differently ordered sums. Measured between AVX-512 and AVX2: at most 7e-5 (simclr, step 4), 5e-5
+after 12 steps of fine-tuning (digits)."""
 NEAR_ZERO = 1e-5
 """Absolute difference that is always allowed: a loss of cosines may be as small as 0.003."""
 SCORE_TOLERANCE = 2.0
-"""Points between scores of a few hundred test examples; some examples lie at a decision boundary."""
+"""Points between scores of a few hundred test examples; some examples lie at a decision
+boundary."""
 
 
 def environment() -> dict[str, str]:
     """What the last bits depend on."""
     packages = {name: version(name) for name in ("torch", "numpy", "scikit-learn", "tokenizers")}
-    return {**packages, "instructions": torch.backends.cpu.get_cpu_capability(), "processor": processor()}
+    return {
+        **packages,
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "processor": processor(),
+    }
 
 
 def processor() -> str:
     """Name, family, model and stepping: on virtual machines, several generations share one name."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
-    facts = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    facts = {
+        name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)
+    }
     if "model name" not in facts:
         return platform.processor() or platform.machine()
     numbers = [facts.get(name, "?") for name in ("cpu family", "model", "stepping")]
@@ -85,10 +95,14 @@ def measure(name: str, folder: Path) -> dict[str, Any]:
     recipe.write_text(yaml.safe_dump({"name": name, **RECIPES[name]}))
     command = "sweep" if "evaluate" in RECIPES[name] else "pretrain"
     with reproducible(folder):
-        cli.app([command, str(recipe), "--runs", str(folder), "--device", "cpu"], standalone_mode=False)
+        cli.app(
+            [command, str(recipe), "--runs", str(folder), "--device", "cpu"], standalone_mode=False
+        )
     runs: dict[str, Path] = {}
     for result in sorted(folder.glob(f"{name}/*/result.json")):
-        assert key(result.parent) not in runs, f"two runs are {key(result.parent)}: one would hide the other"
+        assert key(result.parent) not in runs, (
+            f"two runs are {key(result.parent)}: one would hide the other"
+        )
         runs[key(result.parent)] = result.parent
     return {"losses": losses(runs), "weights": weights(runs), "scores": scores(runs)}
 
@@ -103,7 +117,9 @@ def losses(runs: dict[str, Path]) -> dict[str, list[str]]:
     found = {}
     for name, run in runs.items():
         log = run / "metrics.jsonl"
-        records = [json.loads(line) for line in log.read_text().splitlines()] if log.is_file() else []
+        records = (
+            [json.loads(line) for line in log.read_text().splitlines()] if log.is_file() else []
+        )
         if records:
             found[name] = [record["loss"].hex() for record in records if "loss" in record]
     return found
@@ -115,7 +131,11 @@ def weights(runs: dict[str, Path]) -> dict[str, str]:
     for name, run in runs.items():
         path = run / "backbone.safetensors"
         if path.is_file():
-            values = [value for tensor in load_file(path).values() for value in tensor.double().flatten().tolist()]
+            values = [
+                value
+                for tensor in load_file(path).values()
+                for value in tensor.double().flatten().tolist()
+            ]
             found[name] = math.fsum(value * value for value in values).hex()
     return found
 
@@ -139,7 +159,11 @@ def differences(now: Any, golden: Any, place: str = "") -> list[str]:
     """Every number that is not the same, as "place: golden -> now (relative difference)"."""
     if isinstance(now, dict):
         keys = sorted(now.keys() | golden.keys())
-        return [text for name in keys for text in differences(now.get(name), golden.get(name), f"{place} {name}")]
+        return [
+            text
+            for name in keys
+            for text in differences(now.get(name), golden.get(name), f"{place} {name}")
+        ]
     if isinstance(now, list) and isinstance(golden, list) and len(now) == len(golden):
         pairs = enumerate(zip(now, golden, strict=True), start=1)
         return [text for at, (a, b) in pairs for text in differences(a, b, f"{place} step {at}")]
@@ -154,7 +178,9 @@ def differences(now: Any, golden: Any, place: str = "") -> list[str]:
 def close(now: Any, golden: Any, relative: float, absolute: float) -> bool:
     """Whether all numbers are equal within a tolerance, and of the same places."""
     if isinstance(golden, dict):
-        return now.keys() == golden.keys() and all(close(now[k], golden[k], relative, absolute) for k in golden)
+        return now.keys() == golden.keys() and all(
+            close(now[k], golden[k], relative, absolute) for k in golden
+        )
     if isinstance(golden, list):
         return len(now) == len(golden) and all(
             close(a, b, relative, absolute) for a, b in zip(now, golden, strict=True)

@@ -13,7 +13,11 @@ from sslrun.launch import local
     ("device", "count", "expected"),
     [
         ("cuda", 8, [f"cuda:{at}" for at in range(8)]),
-        ("cuda", 3, ["cuda:0", "cuda:1", "cuda:2", "cuda:0", "cuda:1", "cuda:2", "cuda:0", "cuda:1"]),
+        (
+            "cuda",
+            3,
+            ["cuda:0", "cuda:1", "cuda:2", "cuda:0", "cuda:1", "cuda:2", "cuda:0", "cuda:1"],
+        ),
         ("cuda:1", 8, ["cuda:1"] * 8),
         ("cpu", 8, ["cpu"] * 8),
     ],
@@ -29,9 +33,7 @@ def test_a_workers_command_names_its_device():
 
 
 def test_the_others_are_waited_for(tmp_path):
-    code = (
-        f"import os, pathlib, time; time.sleep(0.3); pathlib.Path(r'{tmp_path}', os.environ['OMP_NUM_THREADS']).touch()"
-    )
+    code = f"import os, pathlib, time; time.sleep(0.3); pathlib.Path(r'{tmp_path}', os.environ['OMP_NUM_THREADS']).touch()"
     assert local.beside(lambda: "mine", [[sys.executable, "-c", code]], 3) == "mine"
     assert (tmp_path / "3").exists()
 
@@ -55,9 +57,20 @@ def test_a_sweep_gives_each_worker_its_device(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     monkeypatch.setattr(Compute, "use_threads", lambda *_: None)
     started = []
-    monkeypatch.setattr(local, "beside", lambda work, commands, threads: started.extend(commands) or [])
+    monkeypatch.setattr(
+        local, "beside", lambda work, commands, threads: started.extend(commands) or []
+    )
     assert (
-        sweep.launch([], Context(tmp_path, Compute(torch.device("cuda"))), 4, ["sweep", "a.yaml", "--device=auto"])
+        sweep.launch(
+            [],
+            Context(tmp_path, Compute(torch.device("cuda"))),
+            4,
+            ["sweep", "a.yaml", "--device=auto"],
+        )
         == []
     )
-    assert [command[-1] for command in started] == ["--device=cuda:1", "--device=cuda:2", "--device=cuda:3"]
+    assert [command[-1] for command in started] == [
+        "--device=cuda:1",
+        "--device=cuda:2",
+        "--device=cuda:3",
+    ]

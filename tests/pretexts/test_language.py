@@ -45,7 +45,8 @@ def pairs(lengths=((60, 65), (30, 5), (3, 2), (1, 1)), seed=1):
     """A batch of pairs of segments of random words, padded to the longest."""
     draw = torch.Generator().manual_seed(seed)
     words = [
-        [torch.randint(5, VOCAB, (n,), generator=draw).tolist() for n in side] for side in zip(*lengths, strict=True)
+        [torch.randint(5, VOCAB, (n,), generator=draw).tolist() for n in side]
+        for side in zip(*lengths, strict=True)
     ]
     labels = torch.arange(len(lengths)) % 2
     (found,) = build_labeled(*words, labels, ("next", "random"), TextSpec(TOKENIZER, 256)).batches(
@@ -59,7 +60,9 @@ def packed(lengths=(20, 3, 40, 10, 5, 60, 8, 9, 30), length=64, seed=2):
     draw = torch.Generator().manual_seed(seed)
     starts = torch.tensor([0, *lengths]).cumsum(0)
     ids = torch.randint(5, VOCAB, (int(starts[-1]),), generator=draw, dtype=torch.int32)
-    corpus = Documents(ids, starts, torch.arange(len(lengths) + 1), TextSpec(TOKENIZER, length)).pack()
+    corpus = Documents(
+        ids, starts, torch.arange(len(lengths) + 1), TextSpec(TOKENIZER, length)
+    ).pack()
     (found,) = corpus.batches([torch.arange(len(corpus))], torch.device("cpu"))
     assert (found.inputs.documents.amax(dim=1) > 1).all()
     return found
@@ -78,7 +81,9 @@ def test_the_number_chosen_is_pythons_at_every_length():
     lengths = torch.arange(1, 513)
     real = (torch.arange(512) < lengths[:, None]).long()
     views = made("mlm").views(Batch(Tokens(ids, torch.zeros_like(ids), real), None), generator())
-    assert (views.targets != IGNORED).sum(dim=1).tolist() == [max(1, round(n * 0.15)) for n in lengths.tolist()]
+    assert (views.targets != IGNORED).sum(dim=1).tolist() == [
+        max(1, round(n * 0.15)) for n in lengths.tolist()
+    ]
 
 
 @pytest.mark.parametrize("rate", [0.15, 0.4])
@@ -87,15 +92,21 @@ def test_exactly_the_rate_is_chosen_of_each_sequence_and_never_special_tokens(ra
     for seed in range(20):
         views = mlm.views(batch, generator(seed))
         told = views.targets != IGNORED
-        # As BERT's max(1, round(len(tokens) * rate)), special tokens counted, as far as there are words.
+        # As BERT's max(1, round(len(tokens) * rate)), special tokens counted, as far as there are
+        # words.
         sizes = batch.inputs.real.sum(dim=1).tolist()
         words = (batch.inputs.ids >= len(SPECIALS)).sum(dim=1).tolist()
-        wanted = [min(max(1, round(size * rate)), word) for size, word in zip(sizes, words, strict=True)]
+        wanted = [
+            min(max(1, round(size * rate)), word) for size, word in zip(sizes, words, strict=True)
+        ]
         assert told.sum(dim=1).tolist() == wanted
         truth = batch.inputs.ids.gather(1, views.places)
         assert torch.equal(views.targets[told], truth[told])
         assert (views.targets[told] >= len(SPECIALS)).all()
-        assert all(len(set(row[keep].tolist())) == keep.sum() for row, keep in zip(views.places, told, strict=True))
+        assert all(
+            len(set(row[keep].tolist())) == keep.sum()
+            for row, keep in zip(views.places, told, strict=True)
+        )
         changed = views.tokens.ids != batch.inputs.ids
         chosen = torch.zeros_like(changed).scatter(1, views.places, told)
         assert not (changed & ~chosen).any()
@@ -143,7 +154,8 @@ def test_dynamic_masks_differ_each_time_and_static_ones_only_by_sequence():
     assert torch.equal(one.targets, other.targets)
     told = one.targets != IGNORED
     assert told.sum(dim=1).tolist() == [19, 6, 1, 1]
-    # The same sequence in another batch is masked alike; another sequence is not; shares are the same.
+    # The same sequence in another batch is masked alike; another sequence is not; shares are the
+    # same.
     twice = plain(torch.randint(5, VOCAB, (2000, 40), generator=generator(3)))
     views = static.views(twice, generator())
     alone = static.views(plain(twice.inputs.ids[7:8]), generator())
@@ -154,7 +166,10 @@ def test_dynamic_masks_differ_each_time_and_static_ones_only_by_sequence():
     counts = torch.bincount(views.places[told], minlength=40).float()
     assert (counts - 300).abs().max() < 5 * 300**0.5
     # Nor does it matter how far a sequence is padded, which its batch's longest says.
-    near, far = (static.views(pairs(((30, 5), long)), generator()).tokens.ids[0] for long in ((30, 10), (30, 80)))
+    near, far = (
+        static.views(pairs(((30, 5), long)), generator()).tokens.ids[0]
+        for long in ((30, 10), (30, 80))
+    )
     assert len(near) < len(far)
     assert torch.equal(near[:38], far[:38])
 
@@ -162,7 +177,10 @@ def test_dynamic_masks_differ_each_time_and_static_ones_only_by_sequence():
 def test_dupes_lay_the_corpus_out_so_often():
     sentences = torch.arange(0, 601, 6)
     corpus = Documents(
-        torch.arange(600, dtype=torch.int32) % 90 + 5, sentences, torch.arange(0, 101, 10), TextSpec(TOKENIZER, 32)
+        torch.arange(600, dtype=torch.int32) % 90 + 5,
+        sentences,
+        torch.arange(0, 101, 10),
+        TextSpec(TOKENIZER, 32),
     )
     once, thrice = (made("mlm", dupes=dupes, length=32).arrange(corpus, 0) for dupes in (1, 3))
     assert len(thrice) > 2.5 * len(once)
@@ -172,17 +190,23 @@ def test_dupes_lay_the_corpus_out_so_often():
 def test_whole_words_are_chosen_or_left():
     # Words of one to four pieces: a b ##b c ##c ##c d ##d ##d ##d.
     entries = [*SPECIALS, "a", "b", "##b", "c", "##c", "d", "##d"]
-    tokenizer = Tokenizer(build_wordpiece(True, {entry: number for number, entry in enumerate(entries)}))
+    tokenizer = Tokenizer(
+        build_wordpiece(True, {entry: number for number, entry in enumerate(entries)})
+    )
     words = [[5], [6, 7], [8, 9, 9], [10, 11, 11, 11]]
     draw = generator(5)
     rows = []
     while len(rows) < 300:
-        row = [piece for at in torch.randint(4, (40,), generator=draw).tolist() for piece in words[at]]
+        row = [
+            piece for at in torch.randint(4, (40,), generator=draw).tolist() for piece in words[at]
+        ]
         rows.append([tokenizer.cls, *row[:62], tokenizer.sep])
     ids = torch.tensor(rows)
     mlm = made("mlm", tokenizer=tokenizer, whole_words=True, mask=1.0, replace=0.0)
     views = mlm.views(plain(ids), generator())
-    chosen = torch.zeros_like(ids, dtype=torch.bool).scatter(1, views.places, views.targets != IGNORED)
+    chosen = torch.zeros_like(ids, dtype=torch.bool).scatter(
+        1, views.places, views.targets != IGNORED
+    )
     begins = ~tokenizer.continues[ids]
     word = begins.cumsum(dim=1)
     partly = 0
@@ -210,18 +234,24 @@ def test_the_masked_loss_is_its_formula_and_is_computed_where_tokens_are_hidden_
     seen = []
     views = mlm.views(batch, generator())
     of = TokenHead.loss
-    monkeypatch.setattr(TokenHead, "loss", lambda self, x, *given: seen.append(x.shape) or of(self, x, *given))
+    monkeypatch.setattr(
+        TokenHead, "loss", lambda self, x, *given: seen.append(x.shape) or of(self, x, *given)
+    )
     output = mlm(views)
     assert seen == [(4, round(128 * 0.15), 16)]
     head, total, count, right = mlm.head, 0.0, 0, 0
     features = mlm.backbone(views.tokens).tokens
     for row in range(4):
-        for place, target in zip(views.places[row].tolist(), views.targets[row].tolist(), strict=True):
+        for place, target in zip(
+            views.places[row].tolist(), views.targets[row].tolist(), strict=True
+        ):
             if target == IGNORED:
                 continue
             x = head.dense.weight @ features[row, place] + head.dense.bias
             x = x * (1 + torch.erf(x / math.sqrt(2))) / 2
-            x = (x - x.mean()) / (x.var(correction=0) + 1e-12).sqrt() * head.norm.weight + head.norm.bias
+            x = (x - x.mean()) / (
+                x.var(correction=0) + 1e-12
+            ).sqrt() * head.norm.weight + head.norm.bias
             scores = mlm.backbone.token_embed.weight @ x + head.bias
             total -= (scores[target] - scores.exp().sum().log()).item()
             right += int(scores.argmax() == target)
@@ -230,7 +260,8 @@ def test_the_masked_loss_is_its_formula_and_is_computed_where_tokens_are_hidden_
     assert output.loss.item() == pytest.approx(total / count, rel=1e-6)
     assert output.metrics["mlm_loss"].item() == output.loss.item()
     assert output.metrics["mlm_accuracy"].item() == pytest.approx(right / count)
-    # The head's matrix is the embedding: it has none of its own, and its gradient reaches words that are nowhere in the text.
+    # The head's matrix is the embedding: it has none of its own, and its gradient reaches words
+    # that are nowhere in the text.
     assert [name for name, _ in head.named_parameters()] == [
         "bias",
         "dense.weight",
@@ -253,7 +284,8 @@ def test_next_sentence_prediction_is_added_and_told_apart():
     parts = output.metrics["mlm_loss"] + output.metrics["nsp_loss"]
     assert output.loss.item() == pytest.approx(parts.item(), rel=1e-6)
     assert set(output.metrics) == {"mlm_loss", "mlm_accuracy", "nsp_loss", "nsp_accuracy"}
-    # Without the loss the layout stays (as RoBERTa suspects of BERT's row) unless it is dropped as well.
+    # Without the loss the layout stays (as RoBERTa suspects of BERT's row) unless it is dropped as
+    # well.
     plain_mlm = made("mlm")
     assert plain_mlm.nsp is None
     assert set(plain_mlm(views).metrics) == {"mlm_loss", "mlm_accuracy"}
@@ -263,7 +295,9 @@ def test_next_sentence_prediction_is_added_and_told_apart():
         torch.arange(0, 101, 10),
         TextSpec(TOKENIZER, 32),
     )
-    kept, dropped = (made("mlm", pairs=pairs, length=32).arrange(corpus, 0) for pairs in ("keep", "drop"))
+    kept, dropped = (
+        made("mlm", pairs=pairs, length=32).arrange(corpus, 0) for pairs in ("keep", "drop")
+    )
     assert torch.equal(kept.ranges, made("mlm", nsp=True, length=32).arrange(corpus, 0).ranges)
     assert type(dropped).__name__ == "Packed"
 
@@ -294,7 +328,9 @@ def test_the_floor_is_what_frequencies_alone_come_to():
 
 def test_the_floor_of_masked_tokens_knows_that_some_are_shown():
     shares = torch.tensor([0.0, 0.5, 0.3, 0.15, 0.05], dtype=torch.float64)
-    both = torch.zeros(5, 6, dtype=torch.float64)  # what stood there, what is shown (the last: [MASK])
+    both = torch.zeros(
+        5, 6, dtype=torch.float64
+    )  # what stood there, what is shown (the last: [MASK])
     both[:, 5] = 0.8 * shares
     both[:, :5] = 0.1 * shares.diag() + 0.1 * shares[:, None] / 5
     best = -torch.xlogy(both, both / both.sum(dim=0)).sum().item()
@@ -306,13 +342,17 @@ def test_the_floor_of_denoising_counts_what_is_no_text():
     pretext = made("denoise", rate=0.3, span=3.0)
     cut = round(0.3 * (pretext.backbone.spec.length - 2))
     told = torch.tensor([cut / 2, cut / 2, round(cut / 3), 1.0])
-    assert pretext.without_context(torch.tensor([0.5, 0.5])) == pytest.approx(entropy(told / told.sum()), rel=1e-6)
+    assert pretext.without_context(torch.tensor([0.5, 0.5])) == pytest.approx(
+        entropy(told / told.sum()), rel=1e-6
+    )
 
 
 def test_a_loss_without_targets_is_nothing_and_others_are_means():
     head, x = TokenHead(5, 7, None), torch.randn(2, 3, 5, generator=generator())
     known = head(x, None).log_softmax(-1)
-    targets = torch.tensor([[1, IGNORED, int(known[0, 2].argmax())], [IGNORED, IGNORED, int(known[1, 2].argmin())]])
+    targets = torch.tensor(
+        [[1, IGNORED, int(known[0, 2].argmax())], [IGNORED, IGNORED, int(known[1, 2].argmin())]]
+    )
     loss, right = head.loss(x, None, targets)
     wanted = known[0, 0, 1] + known[0, 2].max() + known[1, 2].min()
     assert loss.item() == pytest.approx(-wanted.item() / 3, rel=1e-5)
@@ -351,7 +391,9 @@ def test_left_to_right_no_gradient_comes_from_the_future(backbone):
     for place in (0, 5, 11):
         features, rows = watched(ltr.backbone, plain(ids).inputs)
         features.tokens[0, place, :3].sum().backward()  # a norm's whole output has no slope
-        assert [bool(each.abs().sum() > 0) for each in rows.grad[0]] == [at <= place for at in range(12)]
+        assert [bool(each.abs().sum() > 0) for each in rows.grad[0]] == [
+            at <= place for at in range(12)
+        ]
 
 
 def watched(backbone, tokens):
@@ -372,7 +414,10 @@ def test_left_to_right_every_token_is_asked_for_but_the_first_of_a_document():
     ids = batch.inputs.ids
     for row in range(4):
         size = int(real[row].sum())
-        assert asked[row].tolist() == [*ids[row, 1:size].tolist(), *[IGNORED] * (ids.shape[1] - size + 1)]
+        assert asked[row].tolist() == [
+            *ids[row, 1:size].tolist(),
+            *[IGNORED] * (ids.shape[1] - size + 1),
+        ]
     views = packed().inputs
     asked, before = following(views), preceding(views)
     last = F.pad(views.documents.diff(dim=1) != 0, (0, 1), value=True)
@@ -399,7 +444,9 @@ def test_each_half_of_a_two_directional_model_sees_one_side(backbone):
     ids = torch.randint(5, VOCAB, (1, 10), generator=generator(1))
     changed = ids.clone()
     changed[0, 6] = (ids[0, 6] - 4) % 90 + 5
-    one, other = (bilm.backbone(plain(each).inputs).tokens[0].chunk(2, dim=-1) for each in (ids, changed))
+    one, other = (
+        bilm.backbone(plain(each).inputs).tokens[0].chunk(2, dim=-1) for each in (ids, changed)
+    )
     differs = [(a - b).abs().sum(dim=1) > 0 for a, b in zip(one, other, strict=True)]
     assert differs[0].tolist() == [at >= 6 for at in range(10)]
     assert differs[1].tolist() == [at <= 6 for at in range(10)]
@@ -409,7 +456,9 @@ def test_each_half_of_a_two_directional_model_sees_one_side(backbone):
         (output.metrics["forward_loss"] + output.metrics["backward_loss"]).item() / 2, rel=1e-5
     )
     _, back = bilm.backbone(views).tokens.chunk(2, dim=-1)
-    expected = F.cross_entropy(bilm.head(back, None).flatten(0, 1), preceding(views).flatten(), ignore_index=IGNORED)
+    expected = F.cross_entropy(
+        bilm.head(back, None).flatten(0, 1), preceding(views).flatten(), ignore_index=IGNORED
+    )
     assert output.metrics["backward_loss"].item() == pytest.approx(expected.item(), rel=1e-5)
 
 
@@ -418,7 +467,14 @@ def test_each_half_of_a_two_directional_model_sees_one_side(backbone):
 
 @pytest.mark.parametrize(
     ("name", "backbone"),
-    [("mlm", "bert"), ("mlm", "fast"), ("ltr", "causal"), ("ltr", "gpt"), ("ltr", "lstm"), ("bilm", "both")],
+    [
+        ("mlm", "bert"),
+        ("mlm", "fast"),
+        ("ltr", "causal"),
+        ("ltr", "gpt"),
+        ("ltr", "lstm"),
+        ("bilm", "both"),
+    ],
 )
 def test_documents_see_each_other_only_where_the_option_says_so(name, backbone):
     batch = packed()
@@ -473,7 +529,9 @@ def test_input_and_target_make_the_text_again(make, shape):
             short = views.tokens.ids[row][views.tokens.real[row]].tolist()
             told = views.targets[row][views.targets[row] != IGNORED].tolist()
             assert told[-1] == TOKENIZER.sep
-            assert rebuilt(short, told[:-1]) == batch.inputs.ids[row][batch.inputs.real[row]].tolist()
+            assert (
+                rebuilt(short, told[:-1]) == batch.inputs.ids[row][batch.inputs.real[row]].tolist()
+            )
             assert short.count(TOKENIZER.sep) == (batch.inputs.ids[row] == TOKENIZER.sep).sum()
         of, given = views.documents, views.decoder_ids
         begins = of.diff(dim=1, prepend=torch.zeros_like(of[:, :1])) != 0
@@ -486,13 +544,18 @@ def test_input_and_target_make_the_text_again(make, shape):
 
 
 def test_spans_have_t5s_share_and_length():
-    batch, denoise = plain(torch.randint(5, VOCAB, (200, 100), generator=generator(3))), made("denoise")
+    batch, denoise = (
+        plain(torch.randint(5, VOCAB, (200, 100), generator=generator(3))),
+        made("denoise"),
+    )
     views = denoise.views(batch, generator())
     marks = (views.tokens.ids == TOKENIZER.mask).sum(dim=1)
     assert marks.tolist() == [5] * 200
     assert (views.tokens.real.sum(dim=1) == 100 - 15 + 5).all()
     starts = torch.stack([(row == TOKENIZER.mask).nonzero()[:, 0] for row in views.tokens.ids])
-    assert starts[:, :-1].float().std(dim=0).min() > 5  # the last one ends the sequence, as T5's does
+    assert (
+        starts[:, :-1].float().std(dim=0).min() > 5
+    )  # the last one ends the sequence, as T5's does
 
 
 def test_the_decoder_sees_the_text_and_its_own_past_within_a_document():
@@ -500,9 +563,13 @@ def test_the_decoder_sees_the_text_and_its_own_past_within_a_document():
     views = denoise.views(packed(), generator())
     row = next(row for row in range(len(views.decoder_ids)) if views.documents[row].max() > 1)
     scores = []
-    handle = denoise.head.dense.register_forward_hook(lambda module, given, out: scores.append(given[0]))
+    handle = denoise.head.dense.register_forward_hook(
+        lambda module, given, out: scores.append(given[0])
+    )
     kept = []
-    denoise.blocks[0].register_forward_pre_hook(lambda module, given: kept.append(given[0]) or given[0].retain_grad())
+    denoise.blocks[0].register_forward_pre_hook(
+        lambda module, given: kept.append(given[0]) or given[0].retain_grad()
+    )
     encoded = []
     denoise.backbone.token_embed.register_forward_hook(
         lambda module, given, out: encoded.append(out) or out.retain_grad()
@@ -551,7 +618,11 @@ def test_every_pretext_on_text_learns_and_its_views_follow_from_the_generator(na
     again = pretext.views(batch, generator(7))
 
     def tensors(views):
-        return [each for each in torch.utils._pytree.tree_leaves(views) if isinstance(each, torch.Tensor)]
+        return [
+            each
+            for each in torch.utils._pytree.tree_leaves(views)
+            if isinstance(each, torch.Tensor)
+        ]
 
     pairs_of = zip(tensors(again), tensors(pretext.views(batch, generator(7))), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs_of)
@@ -569,13 +640,17 @@ def test_every_pretext_on_text_learns_and_its_views_follow_from_the_generator(na
         ("denoise", "gpt", {}, "is causal"),
     ],
 )
-def test_a_pretext_refuses_a_backbone_that_would_see_the_answer_or_nothing(name, backbone, options, words):
+def test_a_pretext_refuses_a_backbone_that_would_see_the_answer_or_nothing(
+    name, backbone, options, words
+):
     with pytest.raises(UserError, match=words):
         made(name, backbone, **options)
 
 
 def test_classes_of_a_task_are_no_sentence_order():
-    texts = build_labeled([[5], [6]], None, torch.tensor([0, 1]), ("sorry", "glad"), TextSpec(TOKENIZER, 16))
+    texts = build_labeled(
+        [[5], [6]], None, torch.tensor([0, 1]), ("sorry", "glad"), TextSpec(TOKENIZER, 16)
+    )
     assert made("mlm").arrange(texts, 0) is texts
     with pytest.raises(UserError, match="needs documents of several sentences"):
         made("mlm", nsp=True).arrange(texts, 0)

@@ -29,7 +29,9 @@ CHEAP = {"byol": {"hidden": 32}, "barlow": {"width": 32}, "vicreg": {"width": 32
 def made(name, backbone="resnet18", stem="small", **options):
     torch.manual_seed(0)
     shape = (
-        {"channels": 8, "stem": stem} if backbone == "resnet18" else {"patch": 4, "depth": 1, "width": 24, "heads": 3}
+        {"channels": 8, "stem": stem}
+        if backbone == "resnet18"
+        else {"patch": 4, "depth": 1, "width": 24, "heads": 3}
     )
     cls = pretexts[name]
     built = build_backbone(backbone, shape, ImageSpec(SIZE))
@@ -79,7 +81,9 @@ def test_views_follow_from_the_generator_and_not_from_the_global_one(name):
     pretext = made(name)
     first, again, other = (pretext.views(batch(), generator(seed)) for seed in (1, 1, 2))
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
-    assert not all(torch.equal(a, b) for a, b in zip(first, other, strict=True)) or name == "rotation"
+    assert (
+        not all(torch.equal(a, b) for a, b in zip(first, other, strict=True)) or name == "rotation"
+    )
 
 
 def test_nt_xent_is_its_formula():
@@ -89,7 +93,9 @@ def test_nt_xent_is_its_formula():
     for i in range(12):
         similar = [F.cosine_similarity(z[i], z[k], dim=0) / 0.3 for k in range(12)]
         positive = similar[(i + 6) % 12]
-        total -= math.log(math.exp(positive) / sum(math.exp(s) for k, s in enumerate(similar) if k != i))
+        total -= math.log(
+            math.exp(positive) / sum(math.exp(s) for k, s in enumerate(similar) if k != i)
+        )
     assert nt_xent(a, b, 0.3)[0].item() == pytest.approx(total / 12, rel=1e-5)
     order = torch.randperm(6)
     torch.testing.assert_close(nt_xent(a[order], b[order], 0.3)[0], nt_xent(a, b, 0.3)[0])
@@ -102,14 +108,18 @@ def test_info_nce_is_its_formula():
     total = 0.0
     for i in range(6):
         positive = math.exp(float(q[i] @ k[i]) / 0.2)
-        total -= math.log(positive / (positive + sum(math.exp(float(q[i] @ n) / 0.2) for n in queue)))
+        total -= math.log(
+            positive / (positive + sum(math.exp(float(q[i] @ n) / 0.2) for n in queue))
+        )
     assert info_nce(q, k, queue, 0.2)[0].item() == pytest.approx(total / 6)
 
 
 def test_losses_of_predictions_are_their_formulas_and_stop_the_gradient():
     a, b = pair()
     cosine = sum(float(a[i] @ b[i] / (a[i].norm() * b[i].norm())) for i in range(6)) / 6
-    distance = sum(float((a[i] / a[i].norm() - b[i] / b[i].norm()).square().sum()) for i in range(6)) / 6
+    distance = (
+        sum(float((a[i] / a[i].norm() - b[i] / b[i].norm()).square().sum()) for i in range(6)) / 6
+    )
     p, z = a.float().requires_grad_(), b.float().requires_grad_()
     assert byol_loss(p, z).item() == pytest.approx(distance, rel=1e-5)
     assert simsiam_loss(p, z).item() == pytest.approx(-cosine, rel=1e-5)
@@ -140,15 +150,23 @@ def test_vicreg_is_its_formula():
         for i in range(3):
             deviation = math.sqrt(float(centred[:, i].square().sum()) / 7 + 1e-4)
             variance += max(0.0, 1 - deviation) / 3 / 2
-            covariance += sum(float(centred[:, i] @ centred[:, j] / 7) ** 2 for j in range(3) if j != i) / 3
+            covariance += (
+                sum(float(centred[:, i] @ centred[:, j] / 7) ** 2 for j in range(3) if j != i) / 3
+            )
     found = vicreg_terms(a, b)
-    assert [each.item() for each in found] == pytest.approx([invariance, variance, covariance], rel=1e-5)
+    assert [each.item() for each in found] == pytest.approx(
+        [invariance, variance, covariance], rel=1e-5
+    )
 
 
 def test_decorrelated_views_leave_nothing_to_gain():
-    hadamard = torch.tensor([[1.0, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]], dtype=torch.float64)
+    hadamard = torch.tensor(
+        [[1.0, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]], dtype=torch.float64
+    )
     assert barlow_loss(hadamard, hadamard, 0.0051).item() == pytest.approx(0, abs=1e-8)
-    assert [each.item() for each in vicreg_terms(hadamard, hadamard)] == pytest.approx([0, 0, 0], abs=1e-8)
+    assert [each.item() for each in vicreg_terms(hadamard, hadamard)] == pytest.approx(
+        [0, 0, 0], abs=1e-8
+    )
 
 
 @pytest.mark.parametrize("name", ["byol", "moco"])
@@ -171,7 +189,8 @@ def test_queue_is_first_in_first_out():
     for at in range(4):
         pretext._keys = [torch.full((8, 4), float(at))] * 2  # a batch in two parts
         pretext.after_step(1.0)
-    # 64 keys into 40 places: of the first batch nothing is left, of the second 8, of the third all, of the fourth all.
+    # 64 keys into 40 places: of the first batch nothing is left, of the second 8, of the third all,
+    # of the fourth all.
     assert sorted(pretext.queue[:, 0].tolist()) == [1.0] * 8 + [2.0] * 16 + [3.0] * 16
     assert int(pretext.place) == 64 % 40
 
@@ -219,7 +238,11 @@ def test_kernels_of_the_last_stage_learn_from_enlarged_patches_alone():
         views = pretext.views(batch(), generator())
         assert views[0].shape[2:] == (7 * enlarge, 7 * enlarge)
         pretext(views).loss.backward()
-        last = [each for each in pretext.backbone.modules() if getattr(each, "kernel_size", None) == (3, 3)][-1]
+        last = [
+            each
+            for each in pretext.backbone.modules()
+            if getattr(each, "kernel_size", None) == (3, 3)
+        ][-1]
         around = last.weight.grad.flatten(2)[:, :, torch.arange(9) != 4]
         assert bool(around.abs().sum() > 0) == learns
 
@@ -230,7 +253,8 @@ def test_colour_measures_hide_what_tells_a_patchs_place():
     axis = torch.tensor([-1.0, 2.0, -1.0])[:, None, None]
     assert (projected * axis).sum(1).abs().max() < 1e-6
     torch.testing.assert_close(project_colors(projected), projected)
-    # Red moved against green by a pixel, as an aberration moves it: dropping leaves no two channels to compare.
+    # Red moved against green by a pixel, as an aberration moves it: dropping leaves no two channels
+    # to compare.
     shifted = torch.cat([image[:, :1].roll(1, 3), image[:, :1], image[:, :1]], dim=1)
     dropped = drop_colors(shifted, generator())
     deviations = dropped.std(dim=(2, 3)).sort(dim=1).values

@@ -42,13 +42,19 @@ def as_float(batch: Batch) -> Tensor:
 def examples(count: int, labels: bool = True) -> TensorExamples:
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(256, (count, 3, 4, 4), generator=generator, dtype=torch.uint8)
-    return TensorExamples(images, torch.arange(count) % 3 if labels else None, ("a", "b", "c"), ImageSpec(4))
+    return TensorExamples(
+        images, torch.arange(count) % 3 if labels else None, ("a", "b", "c"), ImageSpec(4)
+    )
 
 
-def clusters(count: int, width: int, classes: int, spread: float = 1.0, seed: int = 0) -> tuple[Tensor, Tensor]:
+def clusters(
+    count: int, width: int, classes: int, spread: float = 1.0, seed: int = 0
+) -> tuple[Tensor, Tensor]:
     """Overlapping Gaussian classes, off centre, on axes of unequal length."""
     generator = torch.Generator().manual_seed(seed)
-    centres = torch.randn(classes, width, generator=torch.Generator().manual_seed(99), dtype=torch.float64)
+    centres = torch.randn(
+        classes, width, generator=torch.Generator().manual_seed(99), dtype=torch.float64
+    )
     y = torch.randint(classes, (count,), generator=generator)
     x = centres[y] + spread * torch.randn(count, width, generator=generator, dtype=torch.float64)
     return 3 + x * torch.logspace(0, -1.5, width, dtype=torch.float64), y
@@ -94,7 +100,9 @@ def test_weighted_knn_is_the_vote_of_wu_et_al(monkeypatch: pytest.MonkeyPatch) -
         similarities = [float(F.cosine_similarity(query, other, dim=0)) for other in train_x]
         votes = torch.zeros(4, dtype=torch.float64)
         for i in sorted(range(60), key=lambda i: -similarities[i])[:k]:
-            votes[train_y[i]] += torch.tensor(similarities[i] / temperature, dtype=torch.float64).exp()
+            votes[train_y[i]] += torch.tensor(
+                similarities[i] / temperature, dtype=torch.float64
+            ).exp()
         torch.testing.assert_close(found, votes / votes.sum())
 
 
@@ -108,7 +116,9 @@ def test_weighted_knn_takes_as_many_neighbours_as_there_are_and_stays_finite() -
 def sklearn_logistic(x: Tensor, y: Tensor, l2: float) -> tuple[Tensor, Tensor]:
     """scikit-learn's solution for the same objective, for raw features."""
     mean, deviation = x.mean(), x.std()
-    model = SklearnLogistic(C=1 / (l2 * len(x)), tol=1e-10, max_iter=5000).fit(((x - mean) / deviation).numpy(), y)
+    model = SklearnLogistic(C=1 / (l2 * len(x)), tol=1e-10, max_iter=5000).fit(
+        ((x - mean) / deviation).numpy(), y
+    )
     weight = torch.from_numpy(model.coef_) / deviation
     return weight, torch.from_numpy(model.intercept_) - weight.sum(1) * mean
 
@@ -141,22 +151,29 @@ def test_a_few_iterations_do_on_features_of_very_unequal_variance() -> None:
     x, y = clusters(300, 20, 3, spread=3.0)
     x = (x - x.mean(0)) * torch.logspace(0, -2.5, 20, dtype=torch.float64)
     best, few = (
-        objective(x, y, *(part[0] for part in logistic(x, y, 3, [1e-6], n, tolerance=1e-9)), 1e-6) for n in (2000, 30)
+        objective(x, y, *(part[0] for part in logistic(x, y, 3, [1e-6], n, tolerance=1e-9)), 1e-6)
+        for n in (2000, 30)
     )
     plain = SklearnLogistic(C=1e6 / 300, max_iter=30).fit((x / x.std()).numpy(), y)
-    slow = objective(x, y, torch.from_numpy(plain.coef_) / x.std(), torch.from_numpy(plain.intercept_), 1e-6)
+    slow = objective(
+        x, y, torch.from_numpy(plain.coef_) / x.std(), torch.from_numpy(plain.intercept_), 1e-6
+    )
     assert 0 <= few - best < 1e-4
     assert slow - best > 100 * (few - best)
 
 
-def test_logistic_regression_does_not_depend_on_how_the_rows_are_split(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_logistic_regression_does_not_depend_on_how_the_rows_are_split(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     x, y = clusters(700, 6, 3)
     whole = logistic(x, y, 3, [1e-2, 1.0])
     monkeypatch.setattr(logistic_module, "CHUNK", 1)
     torch.testing.assert_close(whole, logistic(x, y, 3, [1e-2, 1.0]))
 
 
-@pytest.mark.parametrize("x", [torch.ones(30, 4), torch.randn(30, 40, generator=torch.Generator().manual_seed(0))])
+@pytest.mark.parametrize(
+    "x", [torch.ones(30, 4), torch.randn(30, 40, generator=torch.Generator().manual_seed(0))]
+)
 def test_logistic_regression_stays_finite(x: Tensor) -> None:
     """Constant features; fewer examples than features, and a class without examples."""
     weights, biases = logistic(x, torch.arange(30) % 2, 3, [1e-6, 1.0])
@@ -169,8 +186,12 @@ def test_the_strength_with_the_best_validation_score_is_chosen() -> None:
     generator = torch.Generator().manual_seed(0)
     x, y = clusters(40, 2, 3)
     val_x, val_y = clusters(500, 2, 3, seed=1)
-    x, val_x = (torch.cat([t, torch.randn(len(t), 60, generator=generator)], dim=1) for t in (x, val_x))
-    fit = LogisticRegression(LogisticOptions(l2_min=1e-6, l2_max=1e2, l2_count=9)).fit((x, y), (val_x, val_y), 3)
+    x, val_x = (
+        torch.cat([t, torch.randn(len(t), 60, generator=generator)], dim=1) for t in (x, val_x)
+    )
+    fit = LogisticRegression(LogisticOptions(l2_min=1e-6, l2_max=1e2, l2_count=9)).fit(
+        (x, y), (val_x, val_y), 3
+    )
     assert list(fit.scores) == pytest.approx([10.0**e for e in range(-6, 3)])
     assert fit.scores[fit.l2] == max(fit.scores.values()) > fit.scores[1e-6]
     with torch.no_grad():
@@ -215,7 +236,9 @@ def test_bounds_in_the_wrong_order_are_refused() -> None:
     assert KnnOptions().k == 20
 
 
-def classical(model: str, x: Tensor, y: Tensor, val: tuple[Tensor, Tensor], test_x: Tensor, classes: int):
+def classical(
+    model: str, x: Tensor, y: Tensor, val: tuple[Tensor, Tensor], test_x: Tensor, classes: int
+):
     candidates = protocols[model](Options()).candidates(len(x), 0)
     return fit_best(candidates, (x, y), val, test_x, classes)
 
@@ -269,7 +292,9 @@ def test_few_shot_least_squares_are_ridge_regression_onto_signs(count: int, widt
     z = torch.cat([(x - x.mean(0)) / deviation, torch.ones(count, 1, dtype=torch.float64)], dim=1)
     penalty = torch.diag(torch.tensor([7.5] * width + [0.0], dtype=torch.float64))
     solved = torch.linalg.solve(z.T @ z + penalty, z.T @ signs)
-    torch.testing.assert_close(head.weight, (solved[:-1] / deviation[:, None]).T, atol=1e-9, rtol=1e-9)
+    torch.testing.assert_close(
+        head.weight, (solved[:-1] / deviation[:, None]).T, atol=1e-9, rtol=1e-9
+    )
     # In float32 it is solved in float64 as well.
     torch.testing.assert_close(
         least_squares(x.float(), y, 3, 7.5)(queries.float()), expected.float(), atol=1e-4, rtol=0
@@ -279,4 +304,6 @@ def test_few_shot_least_squares_are_ridge_regression_onto_signs(count: int, widt
 def test_a_feature_that_never_changes_says_nothing() -> None:
     x, y = clusters(30, 5, 3)
     constant = torch.cat([x, torch.full((30, 1), 4.0, dtype=torch.float64)], dim=1)
-    torch.testing.assert_close(least_squares(constant, y, 3, 1.0)(constant), least_squares(x, y, 3, 1.0)(x))
+    torch.testing.assert_close(
+        least_squares(constant, y, 3, 1.0)(constant), least_squares(x, y, 3, 1.0)(x)
+    )

@@ -53,10 +53,13 @@ def hashes(tmp_path, **changes):
 
 
 @pytest.mark.parametrize(
-    "given", [{}, {"rate": 0.2}, {"crop": {"size": 4}}, {"crop": {"size": 8}}, {"crop": {"flip": 1}}]
+    "given",
+    [{}, {"rate": 0.2}, {"crop": {"size": 4}}, {"crop": {"size": 8}}, {"crop": {"flip": 1}}],
 )
 def test_a_new_option_with_a_default_changes_no_identity(given):
-    before, after = (Named(name="x", options=each.model_validate(given)).identity() for each in (Before, After))
+    before, after = (
+        Named(name="x", options=each.model_validate(given)).identity() for each in (Before, After)
+    )
     assert before == after
 
 
@@ -66,7 +69,10 @@ def test_only_what_differs_from_the_defaults_is_in_the_identity():
 
     assert of() == of(rate=0.1, crop={"size": 16, "flip": 0.5}) == {"name": "x"}
     assert of(rate=0.2, crop={"size": 4}) == {"name": "x", "rate": 0.2, "crop": {"size": 4}}
-    assert of(crop={"size": 8}) == {"name": "x", "crop": {}}  # the class's default, but not the field's
+    assert of(crop={"size": 8}) == {
+        "name": "x",
+        "crop": {},
+    }  # the class's default, but not the field's
 
 
 def test_a_changed_value_changes_the_hashes_and_a_default_that_is_written_out_does_not(tmp_path):
@@ -79,7 +85,10 @@ def test_a_changed_value_changes_the_hashes_and_a_default_that_is_written_out_do
 
 
 def test_the_order_of_keys_does_not_matter(tmp_path):
-    turned = {key: dict(reversed(value.items())) if isinstance(value, dict) else value for key, value in RECIPE.items()}
+    turned = {
+        key: dict(reversed(value.items())) if isinstance(value, dict) else value
+        for key, value in RECIPE.items()
+    }
     assert hashes(tmp_path, **dict(reversed(turned.items()))) == hashes(tmp_path)
 
 

@@ -24,25 +24,33 @@ def accepts(schema, value, root):
         target = root
         for part in schema["$ref"].removeprefix("#/").split("/"):
             target = target[part]
-        return accepts(target, value, root) and accepts({k: v for k, v in schema.items() if k != "$ref"}, value, root)
+        return accepts(target, value, root) and accepts(
+            {k: v for k, v in schema.items() if k != "$ref"}, value, root
+        )
     checks = [
         "type" not in schema or _is(schema["type"], value),
         "const" not in schema or value == schema["const"],
         "enum" not in schema or value in schema["enum"],
-        "pattern" not in schema or not isinstance(value, str) or re.search(schema["pattern"], value),
+        "pattern" not in schema
+        or not isinstance(value, str)
+        or re.search(schema["pattern"], value),
         "not" not in schema or not accepts(schema["not"], value, root),
         "anyOf" not in schema or any(accepts(each, value, root) for each in schema["anyOf"]),
         "oneOf" not in schema or sum(accepts(each, value, root) for each in schema["oneOf"]) == 1,
     ]
     if "if" in schema:
-        checks.append(accepts(schema["then" if accepts(schema["if"], value, root) else "else"], value, root))
+        checks.append(
+            accepts(schema["then" if accepts(schema["if"], value, root) else "else"], value, root)
+        )
     if isinstance(value, dict):
         checks.append(set(schema.get("required", ())) <= value.keys())
         checks += [_accepts_key(schema, key, inner, root) for key, inner in value.items()]
     if isinstance(value, list):
         first = schema.get("prefixItems", [])
         checks += [accepts(each, inner, root) for each, inner in zip(first, value, strict=False)]
-        checks += [accepts(schema.get("items", {}) or {}, inner, root) for inner in value[len(first) :]]
+        checks += [
+            accepts(schema.get("items", {}) or {}, inner, root) for inner in value[len(first) :]
+        ]
     return all(checks)
 
 
@@ -111,7 +119,14 @@ RECIPE = {
         ({"pretrain": {"epochs": "two"}}, False),
         ({"pretrane": {"epochs": 2}}, False),
         ({"evaluate": {"digits": {"protocols": ["knnn"]}}}, False),
-        ({"evaluate": {"digits": {"protocols": ["knn"], "task": {"augmentation": {"flip": 0.5}}}}}, True),
+        (
+            {
+                "evaluate": {
+                    "digits": {"protocols": ["knn"], "task": {"augmentation": {"flip": 0.5}}}
+                }
+            },
+            True,
+        ),
         ({"knn": {"k": 10}}, True),
         ({"knn": {"kk": 10}}, False),
     ],
@@ -137,7 +152,9 @@ def test_a_plug_in_is_in_it():
             made["$defs"]["pretext.of-a-schema-test"]["properties"]["speed"]["description"]
             == "How fast nothing is learned."
         )
-        assert {"$ref": "#/$defs/pretext.of-a-schema-test"} in made["$defs"]["pretext"]["anyOf"][-1]["oneOf"]
+        assert {"$ref": "#/$defs/pretext.of-a-schema-test"} in made["$defs"]["pretext"]["anyOf"][
+            -1
+        ]["oneOf"]
     finally:
         del pretexts._classes["of-a-schema-test"]
 

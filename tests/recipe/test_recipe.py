@@ -55,8 +55,13 @@ def test_reads_every_section(write):
 
 def test_a_name_with_a_dot_is_one_key_where_a_section_is_merged(write):
     text = GOOD.replace("labels: [0.1, 1.0]", "shifts: {CIFAR-10.1: {corruption: fog}}")
-    shifts = load(write(text), ["evaluate.digits.shifts={CIFAR-10.1: {severity: 5}, b.2: contrast}"])
-    assert {name: (each.corruption, each.severity) for name, each in shifts.evaluate["digits"].shifts.items()} == {
+    shifts = load(
+        write(text), ["evaluate.digits.shifts={CIFAR-10.1: {severity: 5}, b.2: contrast}"]
+    )
+    assert {
+        name: (each.corruption, each.severity)
+        for name, each in shifts.evaluate["digits"].shifts.items()
+    } == {
         "CIFAR-10.1": ("fog", 5),
         "b.2": ("contrast", 3),
     }
@@ -64,12 +69,19 @@ def test_a_name_with_a_dot_is_one_key_where_a_section_is_merged(write):
 
 def test_a_name_with_a_colon_is_the_option_that_such_names_stand_for(write):
     text = "name: mine\ndata: {name: world, length: 32}\nbackbone: BACKBONE\n"
-    assert load(write(text.replace("BACKBONE", "hf:google/bert_tiny"))).backbone.options.model == "google/bert_tiny"
-    given = load(write(text.replace("BACKBONE", "{name: 'hf:tiny', pretrained: false}"))).backbone.options
+    assert (
+        load(write(text.replace("BACKBONE", "hf:google/bert_tiny"))).backbone.options.model
+        == "google/bert_tiny"
+    )
+    given = load(
+        write(text.replace("BACKBONE", "{name: 'hf:tiny', pretrained: false}"))
+    ).backbone.options
     assert (given.model, given.pretrained) == ("tiny", False)
     images = load(write("name: mine\ndata: hub:owner/photos\nbackbone: resnet18\n"))
     assert (images.data.name, images.data.options.hub) == ("hub", "owner/photos")
-    assert "no such backbone: 'gpt-tiny:x'" in message(load, write(text.replace("BACKBONE", "gpt-tiny:x")))
+    assert "no such backbone: 'gpt-tiny:x'" in message(
+        load, write(text.replace("BACKBONE", "gpt-tiny:x"))
+    )
 
 
 def test_protocol_options_go_from_recipe_to_evaluation_and_from_finetune_to_lpft(write):
@@ -91,7 +103,10 @@ evaluate:
   world-span: {restarts: 3, protocols: [probe]}
 """
     evaluate = load(write(text)).evaluate
-    found = {name: [each.restarts_of(one) for one in ("knn", "probe", "lpft")] for name, each in evaluate.items()}
+    found = {
+        name: [each.restarts_of(one) for one in ("knn", "probe", "lpft")]
+        for name, each in evaluate.items()
+    }
     assert found == {
         "world-sentiment": [1, 1, 3], "by-sgd": [1, 3, 3], "mixed": [1, 3, 3], "world-span": [1, 3, 3]
     }  # fmt: skip
@@ -110,7 +125,9 @@ def test_resolved_recipe_reads_back_equal(write):
 
 def test_overrides(write):
     path = write(GOOD)
-    recipe = load(path, ["pretrain.epochs=5", "backbone.stem=imagenet", "evaluate.digits.labels=[1.0]"])
+    recipe = load(
+        path, ["pretrain.epochs=5", "backbone.stem=imagenet", "evaluate.digits.labels=[1.0]"]
+    )
     assert recipe.pretrain.epochs == 5
     assert recipe.backbone.options.stem == "imagenet"
     assert recipe.evaluate["digits"].labels == (1.0,)
@@ -131,13 +148,20 @@ def test_a_component_that_is_a_name_alone_takes_options(write):
     changed = load(path, ["pretext=rotation", "pretext.turns=2"])
     assert (changed.pretext.name, changed.pretext.options.turns) == ("rotation", 2)
     told = message(load, path, ["data.sice=16"])
-    assert told == "override data.sice=16: data.sice: no such option of 'digits'. Did you mean 'size'?"
+    assert (
+        told == "override data.sice=16: data.sice: no such option of 'digits'. Did you mean 'size'?"
+    )
 
 
 @pytest.mark.parametrize(
     ("old", "new", "line", "parts"),
     [
-        ("temperature", "temprature", 5, ["pretext.temprature", "no such option of 'simclr'", "'temperature'"]),
+        (
+            "temperature",
+            "temprature",
+            5,
+            ["pretext.temprature", "no such option of 'simclr'", "'temperature'"],
+        ),
         ("name: simclr", "name: simclear", 3, ["no such pretext: 'simclear'", "'simclr'"]),
         ("resnet18", "resnet81", 2, ["no such backbone", "'resnet18'"]),
         ("data: digits", "data: digit", 6, ["no such data", "'digits'"]),
@@ -146,7 +170,12 @@ def test_a_component_that_is_a_name_alone_takes_options(write):
         ("epochs: 2", "epochs: -1", 7, ["pretrain.epochs", "greater than 0"]),
         ("batch: 64", "batch: 0", 7, ["pretrain.batch", "not 0"]),
         ("lr: 1e-3", "betas: [1.5, 0.9]", 7, ["pretrain.betas", "less than 1, not 1.5"]),
-        ("lr: 1e-3", "schedule: step, milestones: [30, 60]", 7, ["pretrain.milestones", "less than 1, not 30"]),
+        (
+            "lr: 1e-3",
+            "schedule: step, milestones: [30, 60]",
+            7,
+            ["pretrain.milestones", "less than 1, not 30"],
+        ),
         ("lr: 0.02", "lr: []", 12, ["finetune.lr"]),
         ("lr: 0.02", "lr: -1", 12, ["finetune.lr", "greater than 0, not -1"]),
         ("lr: 0.02", "lr: [0.1, 0]", 12, ["finetune.lr", "should be greater than 0, not 0"]),
@@ -162,14 +191,39 @@ def test_a_component_that_is_a_name_alone_takes_options(write):
             5,
             ["augmentation.crop", "the smallest value first, then the largest"],
         ),
-        ("temperature: 0.5", "augmentation: {ratio: [0, 1]}", 5, ["augmentation.ratio", "greater than 0"]),
-        ("temperature: 0.5", "augmentation: {sigma: [0, 1]}", 5, ["augmentation.sigma", "greater than 0"]),
-        ("temperature: 0.5", "augmentation: {jitter: [1, 1, 1, 1]}", 5, ["augmentation.jitter", "equal to 0.5, not 1"]),
+        (
+            "temperature: 0.5",
+            "augmentation: {ratio: [0, 1]}",
+            5,
+            ["augmentation.ratio", "greater than 0"],
+        ),
+        (
+            "temperature: 0.5",
+            "augmentation: {sigma: [0, 1]}",
+            5,
+            ["augmentation.sigma", "greater than 0"],
+        ),
+        (
+            "temperature: 0.5",
+            "augmentation: {jitter: [1, 1, 1, 1]}",
+            5,
+            ["augmentation.jitter", "equal to 0.5, not 1"],
+        ),
         ("lpft: {lr: 0.001}", "lpft: {layer_decay: 1.5}", 14, ["lpft.layer_decay", "not 1.5"]),
-        ("lpft: {lr: 0.001}", "lpft: {learning: 1}", 14, ["lpft.learning", "no such option of 'lpft'"]),
+        (
+            "lpft: {lr: 0.001}",
+            "lpft: {learning: 1}",
+            14,
+            ["lpft.learning", "no such option of 'lpft'"],
+        ),
         ("lr: 0.02", "epohcs: 1", 12, ["finetune.epohcs", "'epochs'"]),
         ("lpft:", "lptf:", 14, ["lptf", "no such option of a recipe", "'lpft'"]),
-        ("[probe,", "[prob,", 10, ["evaluate.digits.protocols", "no such protocol: 'prob'", "'probe'"]),
+        (
+            "[probe,",
+            "[prob,",
+            10,
+            ["evaluate.digits.protocols", "no such protocol: 'prob'", "'probe'"],
+        ),
         ("labels: [0.1, 1.0]", "labels: []", 11, ["evaluate.digits.labels"]),
         ("labels: [0.1, 1.0]", "labels: [0]", 11, ["evaluate.digits.labels", "0"]),
         ("name: mine", "name: my recipe", 1, ["name", "'my recipe'"]),
@@ -210,7 +264,9 @@ def test_files_that_are_none(tmp_path, write):
     binary = tmp_path / "binary.yaml"
     binary.write_bytes(b"\xff\xfe\x00")
     assert "can't be read" in message(load, binary)
-    assert "not valid YAML" in message(load, write("name: !!python/object/apply:os.system [true]\n"))
+    assert "not valid YAML" in message(
+        load, write("name: !!python/object/apply:os.system [true]\n")
+    )
 
 
 SWEEP = """\
@@ -237,7 +293,10 @@ def test_sweep_rows_change_the_base(write):
 def test_sweep_with_its_base_inside_equals_one_with_a_file(write):
     write(GOOD)
     inside = "base:\n" + "".join(f"  {line}\n" for line in GOOD.splitlines())
-    both = [load_sweep(write(text, "few.yaml")) for text in (SWEEP, SWEEP.replace("base: mine.yaml\n", inside))]
+    both = [
+        load_sweep(write(text, "few.yaml"))
+        for text in (SWEEP, SWEEP.replace("base: mine.yaml\n", inside))
+    ]
     assert both[0] == both[1]
 
 

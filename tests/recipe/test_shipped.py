@@ -80,14 +80,16 @@ def test_the_wheel_holds_the_recipes_and_finds_them(tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "installed")
     inside = {
-        path.relative_to(tmp_path / "installed/sslrun") for path in tmp_path.glob("installed/sslrun/recipes/**/*.yaml")
+        path.relative_to(tmp_path / "installed/sslrun")
+        for path in tmp_path.glob("installed/sslrun/recipes/**/*.yaml")
     }
     assert inside == {path.relative_to(ROOT) for path in (ROOT / "recipes").rglob("*.yaml")}
-    code = (
-        "import sslrun.recipe as r; from pathlib import Path; print(r.__file__, r.load_sweep(Path('quickstart')).name)"
-    )
+    code = "import sslrun.recipe as r; from pathlib import Path; print(r.__file__, r.load_sweep(Path('quickstart')).name)"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env={"PYTHONPATH": str(tmp_path / "installed")},
         check=True, capture_output=True, text=True,
     )  # fmt: skip
-    assert done.stdout.split() == [str(tmp_path / "installed/sslrun/recipe/__init__.py"), "quickstart"]
+    assert done.stdout.split() == [
+        str(tmp_path / "installed/sslrun/recipe/__init__.py"),
+        "quickstart",
+    ]

@@ -18,15 +18,31 @@ def planted(tmp_path):
     """
     count = itertools.count()
 
-    def plant(row, value, *, task="digits", protocol="finetune", labels=1.0, seed=0, metric=None, facts=None, **more):
+    def plant(
+        row,
+        value,
+        *,
+        task="digits",
+        protocol="finetune",
+        labels=1.0,
+        seed=0,
+        metric=None,
+        facts=None,
+        **more,
+    ):
         index, stated = next(count), dict(facts or {})
         metric = {**ACCURACY, **(metric or {})}
         origin, recipe = {}, {}
         if stated:
             pretraining = Run(tmp_path, "planted", "pretrain", {"index": index})
-            pretraining.finish({"stage": "pretrain", **{key: stated.get(key) for key in ("steps", "parameters")}})
+            pretraining.finish(
+                {"stage": "pretrain", **{key: stated.get(key) for key in ("steps", "parameters")}}
+            )
             origin = {"origin": {"pretrain": pretraining.hash}}
-            recipe = {"data": {"name": stated.get("data")}, "pretrain": {"epochs": stated.get("epochs")}}
+            recipe = {
+                "data": {"name": stated.get("data")},
+                "pretrain": {"epochs": stated.get("epochs")},
+            }
         run = Run(tmp_path, "planted", protocol, {"index": index, **origin})
         run.start(recipe, {"device": "cpu"})
         shifts = {name: {metric["name"]: score} for name, score in more.pop("shifts", {}).items()}

@@ -9,7 +9,15 @@ from rich.console import Console
 from sslrun.recipe import Sweep, parse
 from sslrun.recipe.places import Located
 from sslrun.results.compare import compare
-from sslrun.results.compute import ALL, CORE_DAYS, PRETRAINING, add_compute, core_days, expenses, utilizations
+from sslrun.results.compute import (
+    ALL,
+    CORE_DAYS,
+    PRETRAINING,
+    add_compute,
+    core_days,
+    expenses,
+    utilizations,
+)
 from sslrun.results.formats import to_markdown
 from sslrun.results.published import published
 from sslrun.results.record import RunRecord
@@ -54,14 +62,19 @@ def result(stage):
 
 def test_core_days_are_those_of_the_papers_own_models():
     # 43 % of 61.5 TFLOP/s for a day is 2.3 exaFLOPs; ViT-L/16's 1567 are then its 680 core-days.
-    for (name, share), (flops, days) in zip(utilizations().items(), ((1567, 680), (4262, 2500)), strict=True):
+    for (name, share), (flops, days) in zip(
+        utilizations().items(), ((1567, 680), (4262, 2500)), strict=True
+    ):
         assert flops * 1e18 / (share * 61.5e12 * 86400) == pytest.approx(days), name
         assert core_days(flops * 1e18) == pytest.approx(days, rel=0.18)
     assert [round(share, 3) for share in utilizations().values()] == [0.434, 0.321]
 
 
 def test_a_run_counts_once_a_row_and_seed(stage, result):
-    pretraining = {seed: stage(f"pretrain-{seed}", "pretrain", 2e15 + seed * 1e15, 7200, devices=8) for seed in (0, 1)}
+    pretraining = {
+        seed: stage(f"pretrain-{seed}", "pretrain", 2e15 + seed * 1e15, 7200, devices=8)
+        for seed in (0, 1)
+    }
     records = [
         result("A", "probe", seed, 1e15, pretraining[seed], task)
         for task in ("ImageNet", "CIFAR-10")
@@ -72,21 +85,35 @@ def test_a_run_counts_once_a_row_and_seed(stage, result):
     table = Table.from_records(records)
     add_compute(table)
     cells = {
-        (row.name, column.metric.name): cell for (row, column), cell in table.cells.items() if column in table.costs
+        (row.name, column.metric.name): cell
+        for (row, column), cell in table.cells.items()
+        if column in table.costs
     }
     assert cells["A", PRETRAINING].values == {"0": 2.0, "1": 3.0}
     assert cells["A", ALL].values == {"0": 4.0, "1": 5.0}
     assert cells["A", CORE_DAYS].values["0"] == pytest.approx(core_days(2e15))
     assert cells["A", "hours on GPU"].mean == 2 * 8 + 2
     assert cells["A", ALL].text() == "4.5 ± 0.707"
-    assert [format_amount(each) for each in (1.234e-7, 12.34, 2500.4)] == ["1.23e-07", "12.3", "2,500"]
+    assert [format_amount(each) for each in (1.234e-7, 12.34, 2500.4)] == [
+        "1.23e-07",
+        "12.3",
+        "2,500",
+    ]
     assert ("B", PRETRAINING) not in cells
     assert ("B", CORE_DAYS) not in cells
     assert cells["B", "hours on CPU"].mean == 1
     assert ("C", ALL) not in cells
-    assert "FLOPs unknown, since they were not counted or weights are from elsewhere: C · knn" in table.notes
+    assert (
+        "FLOPs unknown, since they were not counted or weights are from elsewhere: C · knn"
+        in table.notes
+    )
     assert any(f"for texts, in {COUNTED_STEPS} steps" in note for note in table.notes)
-    assert "**" not in next(line for line in to_markdown(table).splitlines() if line.startswith("| B")).split("|")[-4]
+    assert (
+        "**"
+        not in next(
+            line for line in to_markdown(table).splitlines() if line.startswith("| B")
+        ).split("|")[-4]
+    )
 
 
 def test_the_last_row_of_the_vit_table_is_filled_in(stage, result):
@@ -94,7 +121,11 @@ def test_the_last_row_of_the_vit_table_is_filled_in(stage, result):
     table = Table.from_records([result("Ours-JFT (ViT-L/16)", "finetune", 0, 1e18, pretraining)])
     add_compute(table)
     made = compare(table, published("vit_table2"))
-    (cost,) = [pair for pair in made.pairs if pair.published_row == CORE_DAYS or pair.published_column == CORE_DAYS]
+    (cost,) = [
+        pair
+        for pair in made.pairs
+        if pair.published_row == CORE_DAYS or pair.published_column == CORE_DAYS
+    ]
     assert (cost.value, cost.ours.mean) == (680, pytest.approx(core_days(1567e18)))
     text = io.StringIO()
     Console(file=text, width=250).print(made.render())
@@ -118,7 +149,9 @@ def test_runs_say_what_they_took(tmp_path):
     assert [each.stage for each in stages["lpft"]] == ["pretrain", "probe", "lpft"]
     pretraining, probe, lpft = stages["lpft"]
     result = json.loads(next(tmp_path.glob("tiny/lpft-*/result.json")).read_text())
-    forward = 2 * 192 * 8  # of one image through the network's one layer, whose inputs need no gradient
+    forward = (
+        2 * 192 * 8
+    )  # of one image through the network's one layer, whose inputs need no gradient
     head = 2 * 8 * 10
     assert probe.flops == forward * result["labelled"]
     assert lpft.flops == 2 * 2 * 16 * (2 * forward + 3 * head)  # two rates, two steps
@@ -128,7 +161,11 @@ def test_runs_say_what_they_took(tmp_path):
     assert expenses(RunRecord(tmp_path)) == []
 
 
-HF = {"backbone": {"name": "hf", "model": "some/encoder"}, "data": "world", "task": "world-sentiment"}
+HF = {
+    "backbone": {"name": "hf", "model": "some/encoder"},
+    "data": "world",
+    "task": "world-sentiment",
+}
 MLP = {"backbone": "mlp", "data": "digits", "task": "digits"}
 
 
@@ -142,7 +179,9 @@ MLP = {"backbone": "mlp", "data": "digits", "task": "digits"}
         ("finetune", MLP, True),
     ],
 )
-def test_what_was_pretrained_elsewhere_has_no_cost_of_all_stages(tmp_path, monkeypatch, protocol, about, known):
+def test_what_was_pretrained_elsewhere_has_no_cost_of_all_stages(
+    tmp_path, monkeypatch, protocol, about, known
+):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "weights.safetensors").touch()
     keys = {key: value for key, value in about.items() if key != "task"}
@@ -156,6 +195,10 @@ def test_what_was_pretrained_elsewhere_has_no_cost_of_all_stages(tmp_path, monke
     made.finish({"stage": protocol, "flops": 2e15, "seconds": 3600, **result})
     table = Table.from_records([RunRecord(made.path, "A")])
     add_compute(table)
-    columns = {column.metric.name: cell.mean for (_, column), cell in table.cells.items() if column in table.costs}
+    columns = {
+        column.metric.name: cell.mean
+        for (_, column), cell in table.cells.items()
+        if column in table.costs
+    }
     assert columns == {"hours on GPU": 1.0, **({ALL: 2.0} if known else {})}
     assert any(note.startswith("FLOPs unknown") for note in table.notes) != known

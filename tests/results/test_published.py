@@ -20,7 +20,14 @@ from sslrun.results.published import names, published, published_as, short_names
 from sslrun.results.settings import ALWAYS, KINDS
 from sslrun.results.table import Table
 
-EVIDENCE = {"paper_text", "official_repo", "paper_text_translation", "secondary_quote", "lecture", "memory"}
+EVIDENCE = {
+    "paper_text",
+    "official_repo",
+    "paper_text_translation",
+    "secondary_quote",
+    "lecture",
+    "memory",
+}
 
 
 def own():
@@ -66,7 +73,15 @@ def test_every_number_has_a_source_and_says_whether_it_was_seen_there():
         ("lpft", "kumar_table1_id", 3, 8, "LP-FT", "CIFAR-10", 97.5),
         ("lpft", "kumar_table2_ood", 3, 12, "LP", "STL", 85.1),
         ("rotnet", "rotnet_table3_cifar10", 10, 1, "RotNet + conv", "CIFAR-10 acc", 91.16),
-        ("simclr", "simclr_cifar10_b9", 3, 1, "SimCLR ResNet-50 (bs 1024)", "CIFAR-10 linear acc", 94.0),
+        (
+            "simclr",
+            "simclr_cifar10_b9",
+            3,
+            1,
+            "SimCLR ResNet-50 (bs 1024)",
+            "CIFAR-10 linear acc",
+            94.0,
+        ),
         ("mae", "mae_table3", 5, 4, "MAE", "ViT-L", 85.9),
         ("dino", "dino_table2", 25, 2, "DINO ViT-S/16", "k-NN", 74.5),
         ("doersch", "doersch_table1_voc07_det", 12, 1, "Ours-color-dropping", "mAP", 46.3),
@@ -90,7 +105,11 @@ def test_the_vit_table_is_five_models_by_seven_sets_and_their_cost():
 def test_short_names_are_no_tables_and_unknown_ones_are_told_of_in_a_line():
     assert not set(short_names()) & set(names())
     assert [each.name for each in published_as("bert_table5")] == ["bert_table5"]
-    for wrong, near in (("vitt", "vit"), ("bert-ablations", "bert-ablation"), ("bert_tabel5", "bert_table5")):
+    for wrong, near in (
+        ("vitt", "vit"),
+        ("bert-ablations", "bert-ablation"),
+        ("bert_tabel5", "bert_table5"),
+    ):
         with pytest.raises(UserError, match=f"no such published table: '{wrong}'.*'{near}"):
             published_as(wrong)
     with pytest.raises(UserError, match=r"There is: vit, .*see `sslrun show table`") as error:
@@ -117,11 +136,14 @@ def test_every_number_of_a_table_is_shown_as_it_was_published():
     assert "† recalled from the paper, not seen in it" in lines
     assert "LP-FT, Average (6 datasets, submission text): Table 2 (OOD), pre-camera-ready" in shown
     for name in names():
-        told = json.loads(CliRunner().invoke(app, ["show", "table", name, "--json"]).output)["tables"]
+        told = json.loads(CliRunner().invoke(app, ["show", "table", name, "--json"]).output)[
+            "tables"
+        ]
         numbers = {row: {column: each["value"] for column, each in cells.items()}
                    for row, cells in told[name]["rows"].items()}  # fmt: skip
         assert numbers == {
-            row: {column: each.value for column, each in cells.items()} for row, cells in published(name).rows.items()
+            row: {column: each.value for column, each in cells.items()}
+            for row, cells in published(name).rows.items()
         }
 
 
@@ -145,12 +167,18 @@ def test_of_the_tables_of_a_paper_those_that_share_a_cell_are_shown(tmp_path):
     for ending in table_formats:
         compare_all(both, published_as("lpft")).write(tmp_path / f"t{ending}")
     lines = (tmp_path / "t.csv").read_text().splitlines()
-    assert [line.split(",")[0] for line in lines] == ["table", "kumar_table1_id", "kumar_table2_ood"]
+    assert [line.split(",")[0] for line in lines] == [
+        "table",
+        "kumar_table1_id",
+        "kumar_table2_ood",
+    ]
     assert "90.7" in (tmp_path / "t.md").read_text()
 
 
 def test_what_the_source_does_not_tell_is_open_and_said_to_be():
     made = compare(ours("ImageNet", {"Ours-JFT (ViT-L/16)": 50.0}), published("vit_table2"))
-    assert {"steps", "parameters", "data"} <= {each.kind for each in made.settings if each.verdict == "unknown"}
+    assert {"steps", "parameters", "data"} <= {
+        each.kind for each in made.settings if each.verdict == "unknown"
+    }
     assert "steps: unknown (ours: unknown; published: unknown)" in made.preface
     assert set(ALWAYS) <= {each.kind for each in made.settings}

@@ -16,8 +16,19 @@ MAE = Metric("mae", "eV", "lower", 3)
 def evaluation(tmp_path, **more):
     pretraining = Run(tmp_path, "mine", "pretrain", {"seed": 0})
     pretraining.start({"name": "mine"}, {"device": "cpu (2 threads)", "threads": 2})
-    pretraining.finish({"stage": "pretrain", "steps": 7, "parameters": 9, "tokens": 5, "seconds": 3.5, "flops": 8.0})
-    run = Run(tmp_path, "mine", "fewshot", {"origin": {"pretrain": pretraining.hash}, "head": "abc"})
+    pretraining.finish(
+        {
+            "stage": "pretrain",
+            "steps": 7,
+            "parameters": 9,
+            "tokens": 5,
+            "seconds": 3.5,
+            "flops": 8.0,
+        }
+    )
+    run = Run(
+        tmp_path, "mine", "fewshot", {"origin": {"pretrain": pretraining.hash}, "head": "abc"}
+    )
     run.start({"name": "mine", "data": {"name": "digits"}}, {"device": "GPU", "devices": 4})
     result = {
         "stage": "fewshot", "protocol": "fewshot", "recipe": "mine", "backbone": "mlp", "pretext": None, "task": "qm9",
@@ -31,10 +42,16 @@ def evaluation(tmp_path, **more):
 
 def test_every_part_of_a_run_is_read_with_its_type(tmp_path):
     record = RunRecord(evaluation(tmp_path, distortion={"ID": 1.0}, feature_length=2.0).path)
-    assert (record.stage, record.protocol, record.task, record.seed, record.restart) == ("fewshot",) * 2 + ("qm9", 3, 2)
+    assert (record.stage, record.protocol, record.task, record.seed, record.restart) == (
+        "fewshot",
+    ) * 2 + ("qm9", 3, 2)
     assert record.labels == Labels(1, per_class=True)
     assert record.metric == MAE
-    assert (record.validation, record.test, record.shifts) == ({"mae": 2.0}, {"mae": 3.0}, {"fog": {"mae": 4.0}})
+    assert (record.validation, record.test, record.shifts) == (
+        {"mae": 2.0},
+        {"mae": 3.0},
+        {"fog": {"mae": 4.0}},
+    )
     assert (record.distortion, record.feature_length) == ({"ID": 1.0}, 2.0)
     assert (record.suite, record.labeled, record.dropped) == (("VTAB", 19), 10, {"fog": {"cat": 2}})
     assert (record.seed_key, record.seconds, record.flops) == ("3.2", 1.5, None)
@@ -44,7 +61,12 @@ def test_every_part_of_a_run_is_read_with_its_type(tmp_path):
     assert RunRecord(record.folder, "A").row == Row("A", "fewshot")
     assert record.is_evaluation
     pretraining = record.pretraining
-    assert (pretraining.stage, pretraining.steps, pretraining.parameters, pretraining.tokens) == ("pretrain", 7, 9, 5)
+    assert (pretraining.stage, pretraining.steps, pretraining.parameters, pretraining.tokens) == (
+        "pretrain",
+        7,
+        9,
+        5,
+    )
     assert (pretraining.threads, pretraining.flops) == (2, 8.0)
     assert not pretraining.is_evaluation
     assert record.probe is None  # named by the identity, and not there
@@ -72,7 +94,12 @@ def test_a_run_that_failed_or_is_not_there(tmp_path):
     run = Run(tmp_path, "mine", "probe", {})
     run.fail("digits: missing")
     record = RunRecord(run.path)
-    assert (record.finished, record.failure, record.stage, record.pretraining) == (False, "digits: missing", "", None)
+    assert (record.finished, record.failure, record.stage, record.pretraining) == (
+        False,
+        "digits: missing",
+        "",
+        None,
+    )
     assert (record.recipe, record.identity, record.environment) == ({}, {}, {})
     with pytest.raises(UserError, match="not a finished run"):
         _ = record.seed

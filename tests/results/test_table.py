@@ -53,7 +53,9 @@ def test_a_later_record_of_the_same_seed_replaces_the_earlier_one(records, plant
 
 
 def test_protocols_that_nothing_knows_come_last(planted):
-    table = Table.from_records([planted("A", 1.0, protocol="mine"), planted("A", 2.0, protocol="scratch")])
+    table = Table.from_records(
+        [planted("A", 1.0, protocol="mine"), planted("A", 2.0, protocol="scratch")]
+    )
     assert [row.protocol for row in table.rows] == ["scratch", "mine"]
 
 
@@ -74,20 +76,33 @@ def test_markdown_latex_csv_json(records, tmp_path):
     assert "91.0 $\\pm$ 1.4" in latex
     lines = list(csv.DictReader(io.StringIO(to_csv(table))))
     assert [float(line["mean"]) for line in lines] == [50.04, 91.0, 50.0, 60.0]
-    assert (lines[0]["labels"], lines[0]["per_class"], lines[0]["metric"]) == ("0.1", "False", "accuracy")
+    assert (lines[0]["labels"], lines[0]["per_class"], lines[0]["metric"]) == (
+        "0.1",
+        "False",
+        "accuracy",
+    )
     cell = json.loads(table.to_json())["cells"][1]
     assert cell["values"] == {"0": 90.0, "1": 92.0}
     address = {key: cell[key] for key in ("task", "labels", "per_class", "shift", "metric")}
-    assert address == {"task": "digits", "labels": 1.0, "per_class": False, "shift": None, "metric": "accuracy"}
+    assert address == {
+        "task": "digits",
+        "labels": 1.0,
+        "per_class": False,
+        "shift": None,
+        "metric": "accuracy",
+    }
     for ending in table_formats:
         table.write(tmp_path / f"t{ending}")
         assert (tmp_path / f"t{ending}").read_text()
     with pytest.raises(
-        UserError, match=r"t\.doc: tables are written to files that end in \.md, \.tex, \.csv or \.json"
+        UserError,
+        match=r"t\.doc: tables are written to files that end in \.md, \.tex, \.csv or \.json",
     ):
         table.write(tmp_path / "t.doc")
     (tmp_path / "folder.md").mkdir()
-    with pytest.raises(UserError, match=r"folder\.md: can't be written \(Is a directory\); name another place$"):
+    with pytest.raises(
+        UserError, match=r"folder\.md: can't be written \(Is a directory\); name another place$"
+    ):
         table.write(tmp_path / "folder.md")
 
 
@@ -109,7 +124,9 @@ def test_another_format_is_one_function(records, tmp_path):
 
 
 def test_columns_that_do_not_fit_the_terminal_go_below_and_no_number_is_cut(planted):
-    table = Table.from_records([planted("A", 10.0 + n, protocol="knn", labels=n / 10) for n in range(1, 11)])
+    table = Table.from_records(
+        [planted("A", 10.0 + n, protocol="knn", labels=n / 10) for n in range(1, 11)]
+    )
     assert len([line for line in printed(table).splitlines() if line.startswith("A ")]) == 1
     lines = printed(table, width=40).splitlines()
     assert max(map(len, lines)) <= 40
@@ -121,7 +138,9 @@ def test_columns_that_do_not_fit_the_terminal_go_below_and_no_number_is_cut(plan
 
 def test_where_lower_is_better_the_lowest_is_bold_and_the_head_says_so(planted):
     rows = {"A": 0.0314, "B": 0.0271, "C": 0.2}
-    table = Table.from_records([planted(row, value, task="qm9", metric=MAE) for row, value in rows.items()], "t")
+    table = Table.from_records(
+        [planted(row, value, task="qm9", metric=MAE) for row, value in rows.items()], "t"
+    )
     markdown = to_markdown(table)
     assert "|  | 100 % ↓ |" in markdown
     assert "| B | **0.027** |" in markdown
@@ -133,13 +152,18 @@ def test_where_lower_is_better_the_lowest_is_bold_and_the_head_says_so(planted):
 
 
 def test_tasks_of_several_metrics_each_have_their_digits_unit_and_direction(planted):
-    records = [planted(row, value, task="qm9", metric=MAE) for row, value in (("A", 0.0314), ("B", 0.0271))]
+    records = [
+        planted(row, value, task="qm9", metric=MAE) for row, value in (("A", 0.0314), ("B", 0.0271))
+    ]
     records += [planted("A", 90.0), planted("B", 80.0)]
     markdown = to_markdown(Table.from_records(records))
     assert "|  | qm9 mae (eV) ↓ | digits accuracy |" in markdown
     assert "| A | 0.031 | **90.0** |" in markdown
     assert "| B | **0.027** | 80.0 |" in markdown
-    assert "test each task's own metric (qm9: mae in eV (lower is better); digits: accuracy in %), seed 0" in markdown
+    assert (
+        "test each task's own metric (qm9: mae in eV (lower is better); digits: accuracy in %), seed 0"
+        in markdown
+    )
 
 
 HARD = "a · b: c, d"
@@ -156,7 +180,11 @@ def test_a_shift_may_have_any_name(planted, tmp_path):
     assert [column.shift for column in table.columns] == [None, HARD, "fog", MEAN]
     assert table.cells[Row("A", "finetune"), mean].values["0"] == 70.0
     assert f"|  | ID | {HARD} | fog | mean OOD |" in to_markdown(table)
-    (cell,) = [each for each in json.loads(table.to_json())["cells"] if (each["row"], each["shift"]) == ("B", HARD)]
+    (cell,) = [
+        each
+        for each in json.loads(table.to_json())["cells"]
+        if (each["row"], each["shift"]) == ("B", HARD)
+    ]
     assert cell["values"] == {"0": 70.0, "1": 71.0, "2": 74.0}
     lines = list(csv.DictReader(io.StringIO(to_csv(table))))
     assert {line["shift"] for line in lines} == {"", HARD, "fog", "mean OOD"}

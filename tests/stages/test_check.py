@@ -23,7 +23,14 @@ def recipe(evaluate=None, **pretrain):
         "backbone": {"name": "resnet18", "stem": "small", "channels": 4},
         "pretext": "rotation",
         "data": {"name": "digits", "size": 8},
-        "pretrain": {"steps": 5, "batch": 64, "optimizer": "sgd", "lr": 0.1, "precision": "fp32", **pretrain},
+        "pretrain": {
+            "steps": 5,
+            "batch": 64,
+            "optimizer": "sgd",
+            "lr": 0.1,
+            "precision": "fp32",
+            **pretrain,
+        },
     }
     return parse(Located(given, {(): "tiny.yaml:1"}))
 
@@ -33,7 +40,9 @@ def test_what_the_backward_pass_needs_is_counted_once_and_without_weights():
     x = torch.randn(10, 16)
     with _kept_for_backward(net) as kept:
         net(x).sum()
-    assert sum(kept.values()) == 4 * (10 * 16 + 10 * 32)  # the input, and the ReLU's output: read twice, kept once
+    assert sum(kept.values()) == 4 * (
+        10 * 16 + 10 * 32
+    )  # the input, and the ReLU's output: read twice, kept once
 
 
 def test_cells_count_restarts_and_data_that_is_not_there_is_told(tmp_path, monkeypatch):
@@ -47,12 +56,17 @@ def test_cells_count_restarts_and_data_that_is_not_there_is_told(tmp_path, monke
     console = Console(file=io.StringIO(), width=200)
     console.print(render([found, found]))
     assert (
-        console.file.getvalue().count("not there yet: cifar10: not on this machine and the hub cannot be reached") == 1
+        console.file.getvalue().count(
+            "not there yet: cifar10: not on this machine and the hub cannot be reached"
+        )
+        == 1
     )
 
 
 def test_memory_is_of_the_part_of_a_batch_that_is_computed_at_once():
-    small, large, parts = (estimate("", each, CPU) for each in (recipe(), recipe(batch=128), recipe(accumulate=2)))
+    small, large, parts = (
+        estimate("", each, CPU) for each in (recipe(), recipe(batch=128), recipe(accumulate=2))
+    )
     assert 1.9 < large["activation_bytes"] / small["activation_bytes"] < 2.1
     assert 0.4 < parts["activation_bytes"] / small["activation_bytes"] < 0.6
     assert small["state_bytes"] == large["state_bytes"] > 3 * 4 * small["parameters"]
@@ -63,7 +77,8 @@ def test_memory_counts_what_the_optimizer_and_the_average_keep():
     net = nn.Linear(9, 10)
     net.bias.requires_grad_(False)
     sgd, adamw, averaged = (
-        _state_bytes(net, each.pretrain) for each in (recipe(), recipe(optimizer="adamw"), recipe(ema=0.9))
+        _state_bytes(net, each.pretrain)
+        for each in (recipe(), recipe(optimizer="adamw"), recipe(ema=0.9))
     )
     assert sgd == 4 * (100 + 90 + 90)  # weights, gradients, momentum
     assert adamw == sgd + 4 * 90
@@ -91,7 +106,9 @@ def slowed(monkeypatch, seconds):
     return clock
 
 
-@pytest.mark.parametrize(("seconds", "count"), [(0.01, 8), (0.1, 8), (0.5, 8), (0.9, 4), (1.4, 2), (2.9, 2), (7.0, 2)])
+@pytest.mark.parametrize(
+    ("seconds", "count"), [(0.01, 8), (0.1, 8), (0.5, 8), (0.9, 4), (1.4, 2), (2.9, 2), (7.0, 2)]
+)
 def test_a_slow_network_is_measured_on_fewer_examples(monkeypatch, seconds, count):
     slowed(monkeypatch, 0.001)
     quick = estimate("", recipe(), CPU)

@@ -13,7 +13,9 @@ def test_a_second_interrupt_ends_at_once_and_a_second_termination_does_not(monke
     monkeypatch.setattr(context.time, "monotonic", lambda: next(clock))
     stop.check()
     stop._received(signal.SIGINT, None)
-    stop._received(signal.SIGTERM, None)  # a sweep's first worker ends the others, when it has saved
+    stop._received(
+        signal.SIGTERM, None
+    )  # a sweep's first worker ends the others, when it has saved
     with pytest.raises(Interrupted, match="stopped by SIGINT"):
         stop.check()
     with pytest.raises(KeyboardInterrupt):

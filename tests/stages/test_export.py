@@ -22,7 +22,9 @@ def run(tmp_path):
     """A run's folder, with weights of a backbone by name; and that backbone."""
 
     def made(name, **options):
-        tokenizer = Tokenizer(build_wordpiece(True, {entry: at for at, entry in enumerate([*SPECIALS, *WORDS])}))
+        tokenizer = Tokenizer(
+            build_wordpiece(True, {entry: at for at, entry in enumerate([*SPECIALS, *WORDS])})
+        )
         torch.manual_seed(0)
         backbone = build_backbone(name, options, TextSpec(tokenizer, 16)).eval()
         for each in backbone.parameters():
@@ -42,7 +44,9 @@ def run(tmp_path):
         ("gpt-tiny", {"positions": 16}),
     ],
 )
-def test_transformers_loads_an_exported_run_and_makes_the_same_of_a_text(name, options, run, tmp_path):
+def test_transformers_loads_an_exported_run_and_makes_the_same_of_a_text(
+    name, options, run, tmp_path
+):
     transformers = pytest.importorskip("transformers")
     folder, ours = run(name, **options)
     export(folder, tmp_path / "out")
@@ -59,7 +63,9 @@ def test_transformers_loads_an_exported_run_and_makes_the_same_of_a_text(name, o
     assert real.tolist() == given["attention_mask"].bool().tolist()
     with torch.inference_mode():
         expected, found = ours(batch.inputs), theirs(**given)
-    torch.testing.assert_close(found.last_hidden_state[real], expected.tokens[real], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        found.last_hidden_state[real], expected.tokens[real], atol=1e-5, rtol=1e-5
+    )
     if name == "bert-tiny" and not options.get("causal"):
         torch.testing.assert_close(found.pooler_output, expected.pooled, atol=1e-5, rtol=1e-5)
 
@@ -68,8 +74,12 @@ def test_what_has_no_counterpart_is_refused_in_a_line(run, tmp_path):
     folder, _ = run("bert-tiny", fast=True)
     with pytest.raises(UserError, match="no counterpart of fast: true"):
         export(folder, tmp_path / "out")
-    save_backbone(folder / "backbone.safetensors", build_backbone("resnet18", {"channels": 4}, ImageSpec(8)))
-    with pytest.raises(UserError, match="needs a backbone with 'export', which 'resnet18' does not offer"):
+    save_backbone(
+        folder / "backbone.safetensors", build_backbone("resnet18", {"channels": 4}, ImageSpec(8))
+    )
+    with pytest.raises(
+        UserError, match="needs a backbone with 'export', which 'resnet18' does not offer"
+    ):
         export(folder, tmp_path / "out")
     with pytest.raises(UserError, match="nothing: no such file"):
         export(tmp_path / "nothing", tmp_path / "out")
@@ -83,5 +93,8 @@ def test_what_has_no_counterpart_is_refused_in_a_line(run, tmp_path):
         export(folder, tmp_path / "file")
     (folder / "tokenizer.json").unlink()  # the weights alone
     export(folder, tmp_path / "out")
-    assert sorted(each.name for each in (tmp_path / "out").iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(each.name for each in (tmp_path / "out").iterdir()) == [
+        "config.json",
+        "model.safetensors",
+    ]
     assert json.loads((tmp_path / "out/config.json").read_text())["hidden_size"] == 128

@@ -25,7 +25,12 @@ TEXT = {
     "backbone": {"name": "bert-tiny", "depth": 1, "width": 16, "positions": 64},
     "data": {"name": "world", "documents": 30, "length": 48, "tokenizer": {"vocab": 200}},
     "fewshot": {"shots": [2]},
-    "evaluate": {"task": {"data": {"name": "world-sentiment", "train": 40, "held_out": 20}, "protocols": ["fewshot"]}},
+    "evaluate": {
+        "task": {
+            "data": {"name": "world-sentiment", "train": 40, "held_out": 20},
+            "protocols": ["fewshot"],
+        }
+    },
 }
 
 
@@ -71,8 +76,12 @@ def test_text_and_tasks_without_one_class_an_example(tmp_path, monkeypatch):
     assert isinstance(made, Table)
     assert made.columns == [Column("task", Labels(2, per_class=True))]
     assert plan.cells[0][1].run.result["labelled"] == 4
-    tagging = {**TEXT, "evaluate": {"task": {"data": {"name": "world-tagging"}, "protocols": ["fewshot"]}}}
+    tagging = {
+        **TEXT,
+        "evaluate": {"task": {"data": {"name": "world-tagging"}, "protocols": ["fewshot"]}},
+    }
     with pytest.raises(
-        UserError, match=r"tiny.yaml:1: evaluate.task.protocols: fewshot needs one vector and one class"
+        UserError,
+        match=r"tiny.yaml:1: evaluate.task.protocols: fewshot needs one vector and one class",
     ):
         table(tagging, tmp_path)

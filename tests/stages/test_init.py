@@ -31,7 +31,10 @@ def photos(folder, count=24, side=40, classes=("cats", "dogs")):
 
 
 def reviews(folder, suffix, count=60, columns=("review", "label")):
-    rows = [{columns[0]: f"{WORDS[at % 2]} number {at}", columns[1]: ("pos", "neg")[at % 2]} for at in range(count)]
+    rows = [
+        {columns[0]: f"{WORDS[at % 2]} number {at}", columns[1]: ("pos", "neg")[at % 2]}
+        for at in range(count)
+    ]
     path = folder / f"reviews{suffix}"
     if suffix == ".jsonl":
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -56,7 +59,12 @@ def run(monkeypatch, capsys, *arguments, code=0):
     return captured
 
 
-QUICK = ["--set", "pretrain={epochs: null, steps: 2, batch: 8}", "--set", "finetune={steps: 2, batch: 8}"]
+QUICK = [
+    "--set",
+    "pretrain={epochs: null, steps: 2, batch: 8}",
+    "--set",
+    "finetune={steps: 2, batch: 8}",
+]
 
 
 def test_a_folder_of_images_becomes_a_recipe_that_runs(folder, monkeypatch, capsys):
@@ -68,7 +76,9 @@ def test_a_folder_of_images_becomes_a_recipe_that_runs(folder, monkeypatch, caps
     assert recipe.data.as_dict()["size"] == 32
     assert recipe.pretrain.batch <= 16 * 0.65
     assert "backbone" in run(monkeypatch, capsys, "check", "mine.yaml", "backbone.channels=4").out
-    table = run(monkeypatch, capsys, "sweep", "mine.yaml", *QUICK, "--set", "backbone.channels=4").out
+    table = run(
+        monkeypatch, capsys, "sweep", "mine.yaml", *QUICK, "--set", "backbone.channels=4"
+    ).out
     assert all(protocol in table for protocol in ("knn", "probe", "finetune", "scratch"))
 
 
@@ -82,7 +92,14 @@ def test_a_table_of_texts_becomes_a_recipe_that_runs(folder, monkeypatch, capsys
     assert recipe.evaluate["mine"].data.options.first == "review"
     assert (
         "bert-tiny"
-        in run(monkeypatch, capsys, "check", "my-experiment.yaml", "backbone.width=16", "backbone.heads=2").out
+        in run(
+            monkeypatch,
+            capsys,
+            "check",
+            "my-experiment.yaml",
+            "backbone.width=16",
+            "backbone.heads=2",
+        ).out
     )
     small = [
         "--set",
@@ -125,7 +142,9 @@ def test_data_without_labels_get_a_recipe_without_evaluations(folder):
 def test_images_that_a_table_lists(folder):
     photos(folder)
     rows = [
-        {"path": f"photos/{kind}/{at}.png", "label": kind} for at in range(24) for kind in [("cats", "dogs")[at % 2]]
+        {"path": f"photos/{kind}/{at}.png", "label": kind}
+        for at in range(24)
+        for kind in [("cats", "dogs")[at % 2]]
     ]
     with open(folder / "list.csv", "w", newline="") as file:
         writer = csv.DictWriter(file, ("path", "label"))

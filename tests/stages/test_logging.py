@@ -52,7 +52,9 @@ class Board:
 
 def test_the_run_keeps_every_record(run):
     log_all(run)
-    assert [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()] == RECORDS
+    assert [
+        json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()
+    ] == RECORDS
 
 
 def test_tensorboard_gets_the_numbers(run):
@@ -80,15 +82,21 @@ def test_wandb_learns_of_a_failure(run, monkeypatch):
 
 
 def test_wandb_that_refuses_is_one_line(run, monkeypatch):
-    monkeypatch.setitem(sys.modules, "wandb", Board("No API key configured. Use `wandb login` to log in."))
+    monkeypatch.setitem(
+        sys.modules, "wandb", Board("No API key configured. Use `wandb login` to log in.")
+    )
     with pytest.raises(UserError, match=r"Use `wandb login` to log in\. Or set WANDB_MODE=offline"):
         log_all(run, "wandb")
 
 
-@pytest.mark.parametrize(("name", "module"), [("tensorboard", "torch.utils.tensorboard"), ("wandb", "wandb")])
+@pytest.mark.parametrize(
+    ("name", "module"), [("tensorboard", "torch.utils.tensorboard"), ("wandb", "wandb")]
+)
 def test_a_sink_that_is_not_installed(name, module, run, monkeypatch):
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(UserError, match=rf"{name} is not installed: pip install 'sslrun\[{name}\]'"):
+    with pytest.raises(
+        UserError, match=rf"{name} is not installed: pip install 'sslrun\[{name}\]'"
+    ):
         log_all(run, name)
 
 

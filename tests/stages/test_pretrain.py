@@ -39,5 +39,7 @@ def test_a_resumed_run_looks_at_its_features_when_one_never_stopped_does(tmp_pat
     with pytest.raises(Interrupted):
         job.execute(Context(tmp_path, compute("cpu"), quiet, stop=Soon(signal=signal.SIGTERM)))
     job.execute(Context(tmp_path, compute("cpu"), quiet))
-    records = [json.loads(line) for line in (job.run.path / "metrics.jsonl").read_text().splitlines()]
+    records = [
+        json.loads(line) for line in (job.run.path / "metrics.jsonl").read_text().splitlines()
+    ]
     assert [each["step"] for each in records if "knn" in each] == [18, 36, 54]

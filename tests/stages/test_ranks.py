@@ -23,5 +23,10 @@ RECIPE = {
 def test_a_process_that_is_not_the_first_writes_nothing(protocol, tmp_path, monkeypatch):
     monkeypatch.setattr(distributed, "is_main", lambda: False)
     (cell, *_) = cells(parse(Located(RECIPE, {(): "tiny.yaml:1"})), 0, tmp_path, [protocol])
-    assert cell.execute(Context(tmp_path, compute("cpu"), Reporter(quiet=True)))["metrics"]["test"]["accuracy"] > 0
+    assert (
+        cell.execute(Context(tmp_path, compute("cpu"), Reporter(quiet=True)))["metrics"]["test"][
+            "accuracy"
+        ]
+        > 0
+    )
     assert not list(tmp_path.rglob("*"))

@@ -45,7 +45,13 @@ def test_bars_show_stage_loss_speed_and_time_left_on_any_terminal(width, runs):
     plan, stage = paper.file.getvalue().splitlines()
     assert "1/5 runs" in plan
     assert "> 1:40 left" in plan
-    for words in ("a-recipe-of-a-long-name", "540/1080", "loss 0.387 · 1,735 images/s", "left", "━"):
+    for words in (
+        "a-recipe-of-a-long-name",
+        "540/1080",
+        "loss 0.387 · 1,735 images/s",
+        "left",
+        "━",
+    ):
         assert words in stage
     assert len(stage) <= width
     assert not reporter.progress.tasks
@@ -79,9 +85,14 @@ def test_without_a_terminal_a_line_says_all(plain, runs):
 
 def test_a_job_without_steps_has_lines_too(plain):
     reporter, printed = plain
-    with reporter.job("digits 1 · resnet18 · knn · seed 0"), reporter.job("another name for the same"):
+    with (
+        reporter.job("digits 1 · resnet18 · knn · seed 0"),
+        reporter.job("another name for the same"),
+    ):
         wait_for(lambda: printed().count("\n") >= 2)
-    assert set(printed().splitlines()) <= {f"digits 1 · resnet18 · knn · seed 0 · running for {s} s" for s in range(20)}
+    assert set(printed().splitlines()) <= {
+        f"digits 1 · resnet18 · knn · seed 0 · running for {s} s" for s in range(20)
+    }
     length = len(printed())
     time.sleep(0.1)
     assert len(printed()) == length  # nothing runs, nothing is printed
@@ -132,7 +143,10 @@ def test_steps_of_what_runs_tell_the_time_left(runs, monkeypatch):
     assert job.stage.left is None
     job.stage.done = 60
     assert job.stage.left == 60.0
-    assert Pace(runs).left(job) == (2 * (30 + 60) - 30, False)  # of two pretrainings; nothing is known about probes
+    assert Pace(runs).left(job) == (
+        2 * (30 + 60) - 30,
+        False,
+    )  # of two pretrainings; nothing is known about probes
     assert reporting._left(*Pace(runs).left(job)) == "over 2 min 30 s left"
 
 
@@ -161,6 +175,8 @@ def test_the_reading_of_a_data_set_is_shown(plain):
     assert not drawn.progress.live.is_started
 
 
-@pytest.mark.parametrize(("seconds", "words"), [(4.4, "4 s"), (75, "1 min 15 s"), (7260, "2 h 01 min")])
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(4.4, "4 s"), (75, "1 min 15 s"), (7260, "2 h 01 min")]
+)
 def test_durations(seconds, words):
     assert reporting._duration(seconds) == words

@@ -35,7 +35,15 @@ RECIPE = {
     "finetune": {"epochs": 4, "batch": 32, "optimizer": "sgd", "lr": [0.01, 0.1], "keep": "best"},
     "evaluate": {
         "digits": {
-            "protocols": ["knn", "probe", "fewshot", "finetune", "lpft", "scratch", "nearest-neighbors"],
+            "protocols": [
+                "knn",
+                "probe",
+                "fewshot",
+                "finetune",
+                "lpft",
+                "scratch",
+                "nearest-neighbors",
+            ],
             "labels": [0.1],
             "fewshot": {"shots": [5]},
             "task": {"augmentation": {"crop": [0.8, 1.0]}},
@@ -88,7 +96,9 @@ def evaluated(tmp_path):
 
     def run(shifts=None, **changes):
         recipe = {**RECIPE, **changes}
-        recipe["evaluate"] = {"digits": {**RECIPE["evaluate"]["digits"], **({"shifts": shifts} if shifts else {})}}
+        recipe["evaluate"] = {
+            "digits": {**RECIPE["evaluate"]["digits"], **({"shifts": shifts} if shifts else {})}
+        }
         path = tmp_path / "shifted.yaml"
         path.write_text(yaml.safe_dump(recipe))
         context = Context(tmp_path / "runs", compute("cpu"))
@@ -111,7 +121,10 @@ def test_every_protocol_is_scored_on_every_shift_and_in_distribution_nothing_cha
         assert list(result["shifts"]) == ["noise", "turned"]
         assert "shifts" not in plain[protocol]
         assert 0 <= result["shifts"]["noise"]["accuracy"] <= 100
-    assert shifted["probe"]["shifts"]["turned"]["accuracy"] < shifted["probe"]["metrics"]["test"]["accuracy"]
+    assert (
+        shifted["probe"]["shifts"]["turned"]["accuracy"]
+        < shifted["probe"]["metrics"]["test"]["accuracy"]
+    )
     again = evaluated({"noise 1": {"corruption": "gaussian-noise", "severity": 1}, "noise 5": {"corruption": "gaussian-noise", "severity": 5}})  # fmt: skip
     for protocol, result in again.items():  # of several severities the mean is told
         mean = sum(each["accuracy"] for each in result["shifts"].values()) / 2
@@ -124,7 +137,9 @@ def test_the_papers_numbers_stand_beside_those_of_its_sets(evaluated, tmp_path):
     path.write_text(json.dumps({**result, "task": "cifar10"}))
     table = Table.from_records([RunRecord(path.parent)], "t")
     beside = compare_all(table, published_as("lpft"))
-    pairs = {(pair.column.label, pair.published.value) for each in beside.tables for pair in each.pairs}
+    pairs = {
+        (pair.column.label, pair.published.value) for each in beside.tables for pair in each.pairs
+    }
     assert pairs == {("10 %", 97.5), ("10 % · CIFAR-10.1", 93.5), ("10 % · STL-10", 90.7)}
 
 
@@ -137,12 +152,15 @@ def test_a_claim_names_a_shift_behind_the_share_of_labels(tmp_path):
     work([trial.plan], Context(tmp_path / "runs", compute("cpu")))
     ((inequality, verdict, _),) = trial.outcome().judged
     assert (
-        inequality.text() == "MLP · lpft · digits · 10 % · mean OOD > MLP · probe · digits · 10 % · a · b: c, d - 100"
+        inequality.text()
+        == "MLP · lpft · digits · 10 % · mean OOD > MLP · probe · digits · 10 % · a · b: c, d - 100"
     )
     assert verdict.word == "supported"
     CLAIM["variants"]["small"]["inequalities"][0]["lesser"][-1] = "noize"
     path.write_text(yaml.safe_dump(CLAIM))
-    with pytest.raises(UserError, match=r"no such cell of the table: 'MLP · probe · digits · 10 % · noize'"):
+    with pytest.raises(
+        UserError, match=r"no such cell of the table: 'MLP · probe · digits · 10 % · noize'"
+    ):
         Trial.of(load_claim(path), "small", tmp_path / "runs")
 
 
@@ -150,8 +168,13 @@ def test_labels_out_of_distribution_choose_nothing(evaluated, tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (60, 8, 8), dtype=np.uint8)
     labels = np.arange(60) % 10
     np.savez(tmp_path / "a.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
-    np.savez(tmp_path / "b.npz", x_train=images, y_train=labels, x_test=images, y_test=(labels + 3) % 10)
-    a, b = (evaluated({"other": {"data": {"name": "npz", "path": str(tmp_path / f"{name}.npz")}}}) for name in "ab")
+    np.savez(
+        tmp_path / "b.npz", x_train=images, y_train=labels, x_test=images, y_test=(labels + 3) % 10
+    )
+    a, b = (
+        evaluated({"other": {"data": {"name": "npz", "path": str(tmp_path / f"{name}.npz")}}})
+        for name in "ab"
+    )
     for protocol in a:
         assert figures(a[protocol]) == figures(b[protocol])
     assert any(a[protocol]["shifts"] != b[protocol]["shifts"] for protocol in a)
@@ -162,7 +185,11 @@ def test_the_table_has_columns_for_each_shift_and_their_mean(evaluated, tmp_path
     records = [record for record in find_records(tmp_path / "runs") if record.protocol != "fewshot"]
     table = Table.from_records(records, "t")
     probe = next(record for record in records if record.protocol == "probe")
-    cells = {column.label: cell.mean for (row, column), cell in table.cells.items() if row.protocol == "probe"}
+    cells = {
+        column.label: cell.mean
+        for (row, column), cell in table.cells.items()
+        if row.protocol == "probe"
+    }
     noise, turned = (each["accuracy"] for each in probe.shifts.values())
     assert cells == {
         "10 %": probe.test["accuracy"],
@@ -204,8 +231,12 @@ def test_the_epoch_that_is_best_on_validation_is_kept(evaluated, monkeypatch):
     assert same == [False, True, False, False]  # of equals the earlier
 
 
-def test_of_learning_rates_that_score_the_same_the_one_told_is_the_one_kept(evaluated, tmp_path, monkeypatch):
-    monkeypatch.setitem(RECIPE["evaluate"], "digits", {**RECIPE["evaluate"]["digits"], "protocols": ["finetune"]})
+def test_of_learning_rates_that_score_the_same_the_one_told_is_the_one_kept(
+    evaluated, tmp_path, monkeypatch
+):
+    monkeypatch.setitem(
+        RECIPE["evaluate"], "digits", {**RECIPE["evaluate"]["digits"], "protocols": ["finetune"]}
+    )
     honest = CellBench.evaluate
 
     def even(self, learner, split):
@@ -217,8 +248,12 @@ def test_of_learning_rates_that_score_the_same_the_one_told_is_the_one_kept(eval
     assert tied["metrics"]["test"] == alone["metrics"]["test"]
 
 
-def test_a_rate_at_which_training_diverges_is_no_candidate_and_where_all_do_that_is_told(evaluated, monkeypatch):
-    monkeypatch.setitem(RECIPE["evaluate"], "digits", {**RECIPE["evaluate"]["digits"], "protocols": ["finetune"]})
+def test_a_rate_at_which_training_diverges_is_no_candidate_and_where_all_do_that_is_told(
+    evaluated, monkeypatch
+):
+    monkeypatch.setitem(
+        RECIPE["evaluate"], "digits", {**RECIPE["evaluate"]["digits"], "protocols": ["finetune"]}
+    )
     options = {**RECIPE["finetune"], "clip": None}
     tried = evaluated(finetune={**options, "lr": [1e30, 0.01]})["finetune"]
     alone = evaluated(finetune={**options, "lr": 0.01})["finetune"]
@@ -228,11 +263,18 @@ def test_a_rate_at_which_training_diverges_is_no_candidate_and_where_all_do_that
         evaluated(finetune={**options, "lr": [1e30, 1e31]})
 
 
-def test_a_run_that_is_killed_keeps_the_best_epoch_that_it_has_seen(evaluated, tmp_path, monkeypatch):
+def test_a_run_that_is_killed_keeps_the_best_epoch_that_it_has_seen(
+    evaluated, tmp_path, monkeypatch
+):
     monkeypatch.setitem(
-        RECIPE["evaluate"], "digits", {**RECIPE["evaluate"]["digits"], "protocols": ["finetune"], "labels": [0.3]}
+        RECIPE["evaluate"],
+        "digits",
+        {**RECIPE["evaluate"]["digits"], "protocols": ["finetune"], "labels": [0.3]},
     )
-    changes = {"watch": {"checkpoint": 1e-9}, "finetune": {**RECIPE["finetune"], "lr": [0.3, 1.0], "epochs": 6}}
+    changes = {
+        "watch": {"checkpoint": 1e-9},
+        "finetune": {**RECIPE["finetune"], "lr": [0.3, 1.0], "epochs": 6},
+    }
     whole = evaluated(SHIFTS, **changes)["finetune"]
     shutil.rmtree(tmp_path / "runs")
     honest, looks = CellBench.keep_if_best, []
@@ -253,16 +295,31 @@ def test_a_run_that_is_killed_keeps_the_best_epoch_that_it_has_seen(evaluated, t
     assert resumed["distortion"] == whole["distortion"]
 
 
-def test_distortion_is_nothing_where_nothing_moves_and_more_where_more_does(evaluated, tmp_path, monkeypatch, capsys):
+def test_distortion_is_nothing_where_nothing_moves_and_more_where_more_does(
+    evaluated, tmp_path, monkeypatch, capsys
+):
     monkeypatch.setitem(
-        RECIPE["evaluate"], "digits", {**RECIPE["evaluate"]["digits"], "protocols": ["probe", "finetune", "lpft"]}
+        RECIPE["evaluate"],
+        "digits",
+        {**RECIPE["evaluate"]["digits"], "protocols": ["probe", "finetune", "lpft"]},
     )
-    fixed = {"epochs": 2, "batch": 32, "optimizer": "sgd", "frozen_norm": True}  # else statistics move
+    fixed = {
+        "epochs": 2,
+        "batch": 32,
+        "optimizer": "sgd",
+        "frozen_norm": True,
+    }  # else statistics move
     still, far = (evaluated(SHIFTS, finetune={**fixed, "lr": lr}) for lr in (1e-9, 0.1))
     assert list(far["finetune"]["distortion"]) == ["ID", "noise", "turned"]
-    assert max(still["finetune"]["distortion"].values()) < 1e-3 < min(far["finetune"]["distortion"].values())
+    assert (
+        max(still["finetune"]["distortion"].values())
+        < 1e-3
+        < min(far["finetune"]["distortion"].values())
+    )
     assert "distortion" not in far["probe"]
-    assert "distortion" in evaluated(finetune={**fixed, "lr": 0.1})["lpft"]  # of any run, shifts or none
+    assert (
+        "distortion" in evaluated(finetune={**fixed, "lr": 0.1})["lpft"]
+    )  # of any run, shifts or none
     # It is what the weights that are kept say.
     (folder,) = (
         path.parent
@@ -275,7 +332,9 @@ def test_distortion_is_nothing_where_nothing_moves_and_more_where_more_does(eval
         cli.main()
     assert exit.value.code == 0
     told = json.loads(capsys.readouterr().out)
-    assert {each["shift"] or "ID": each["mean"] for each in told["cells"]} == far["finetune"]["distortion"]
+    assert {each["shift"] or "ID": each["mean"] for each in told["cells"]} == far["finetune"][
+        "distortion"
+    ]
     assert {each["labels"] for each in told["cells"]} == {0.1}
 
 
@@ -318,7 +377,10 @@ def test_text_can_not_be_corrupted(tmp_path):
 
 
 def test_names_alone_are_data_sets_and_corruptions(tmp_path):
-    recipe = {**RECIPE, "evaluate": {"digits": {**RECIPE["evaluate"]["digits"], "shifts": ["fog", "cifar10.1"]}}}
+    recipe = {
+        **RECIPE,
+        "evaluate": {"digits": {**RECIPE["evaluate"]["digits"], "shifts": ["fog", "cifar10.1"]}},
+    }
     path = tmp_path / "shifted.yaml"
     path.write_text(yaml.safe_dump(recipe))
     shifts = load(path).evaluate["digits"].shifts

@@ -49,14 +49,30 @@ def sbatch(tmp_path, monkeypatch):
 def test_slurm_gets_an_array_of_workers_that_run_the_same_sweep(sweep, sbatch, capsys):
     given = sbatch("echo Submitted batch job 17")
     options = "--partition gpu --comment 'two words'"
-    assert sweep("--jobs", "40", "--slurm", options, "--runs", "my runs", "--set", "pretrain.epochs=5") == 0
+    assert (
+        sweep("--jobs", "40", "--slurm", options, "--runs", "my runs", "--set", "pretrain.epochs=5")
+        == 0
+    )
     assert capsys.readouterr().out == "Submitted batch job 17\n"
     arguments = given.read_text().splitlines()
     assert {"--array=1-40", "--requeue", "--signal=B:TERM@120"} <= set(arguments)
     assert arguments[-6:-2] == ["--partition", "gpu", "--comment", "two words"]
     assert arguments[-2] == "--wrap"
-    worker = [sys.executable, "-m", "sslrun", "sweep", QUICKSTART, "--jobs=1", "--runs=my runs", "--device=auto"]
-    assert shlex.split(arguments[-1]) == ["exec", *worker, "--set=pretrain.epochs=5"]  # each of the array is one worker
+    worker = [
+        sys.executable,
+        "-m",
+        "sslrun",
+        "sweep",
+        QUICKSTART,
+        "--jobs=1",
+        "--runs=my runs",
+        "--device=auto",
+    ]
+    assert shlex.split(arguments[-1]) == [
+        "exec",
+        *worker,
+        "--set=pretrain.epochs=5",
+    ]  # each of the array is one worker
 
 
 def test_data_that_is_not_here_is_told_before_slurm_is_asked_as_a_node_may_have_it(
@@ -72,9 +88,14 @@ def test_data_that_is_not_here_is_told_before_slurm_is_asked_as_a_node_may_have_
 
 
 def test_a_refusal_of_slurm_is_one_line(sweep, sbatch, capsys):
-    sbatch("echo 'sbatch: error: no such partition: gpo' >&2\necho 'sbatch: error: submission failed' >&2\nexit 1")
+    sbatch(
+        "echo 'sbatch: error: no such partition: gpo' >&2\necho 'sbatch: error: submission failed' >&2\nexit 1"
+    )
     assert sweep("--slurm", "--partition gpo") == 2
-    assert capsys.readouterr().err == "sslrun: sbatch refused: no such partition: gpo; submission failed\n"
+    assert (
+        capsys.readouterr().err
+        == "sslrun: sbatch refused: no such partition: gpo; submission failed\n"
+    )
 
 
 @pytest.mark.parametrize(
@@ -120,17 +141,34 @@ def test_a_table_stands_beside_the_published_one_and_says_what_was_chosen(tmp_pa
     (tmp_path / "words.yaml").write_text(ABLATION)
     plan = Plan.of(load_sweep(tmp_path / "words.yaml"), tmp_path / "runs")
     assert work([plan], Context.open("cpu", tmp_path / "runs", False)) == []
-    assert sum("pretrain" in job.run.path.name for job in plan.jobs) == 2  # the last two rows share one
+    assert (
+        sum("pretrain" in job.run.path.name for job in plan.jobs) == 2
+    )  # the last two rows share one
     notes = plan.table().notes
-    assert [each for each in notes if each.startswith("No NSP: without next-sentence prediction the pairs")]
-    assert [each for each in notes if each.startswith("LTR & No NSP, + BiLSTM: whole sequences are read at their last")]
-    assert [each for each in notes if each.startswith("+ BiLSTM: the BiLSTM has 1 layer, in each direction")]
+    assert [
+        each
+        for each in notes
+        if each.startswith("No NSP: without next-sentence prediction the pairs")
+    ]
+    assert [
+        each
+        for each in notes
+        if each.startswith("LTR & No NSP, + BiLSTM: whole sequences are read at their last")
+    ]
+    assert [
+        each
+        for each in notes
+        if each.startswith("+ BiLSTM: the BiLSTM has 1 layer, in each direction")
+    ]
     assert any(
-        re.match(r"pretrained on: No NSP: 0.0 M tokens in 1 steps, \d+ s; LTR & No NSP: ", each) for each in notes
+        re.match(r"pretrained on: No NSP: 0.0 M tokens in 1 steps, \d+ s; LTR & No NSP: ", each)
+        for each in notes
     )
     result = next(job.run.result for job in plan.jobs if "pretrain" in job.run.path.name)
     assert 4 * 8 < result["tokens"] <= 4 * 16
-    found = {(pair.published_row, pair.published_column) for pair in plan.comparison().tables[0].pairs}
+    found = {
+        (pair.published_row, pair.published_column) for pair in plan.comparison().tables[0].pairs
+    }
     rows = ("No NSP", "LTR & No NSP", "LTR & No NSP + BiLSTM")
     assert found == {(row, "SST-2 (Acc)") for row in rows}
 
@@ -148,8 +186,16 @@ def test_a_table_stands_beside_the_published_one_and_says_what_was_chosen(tmp_pa
             "sentimen: SST-2",
             "words.yaml:2: against: no task 'sentimen' is evaluated. Did you mean 'sentiment'?",
         ),
-        ("sentiment: SST-2", "sentiment: SST", "words.yaml:2: against: there is no column 'SST'. There is: MNLI-m"),
-        ("columns: {", "colums: {", "against.colums: no such option of a sweep. Did you mean 'columns'?"),
+        (
+            "sentiment: SST-2",
+            "sentiment: SST",
+            "words.yaml:2: against: there is no column 'SST'. There is: MNLI-m",
+        ),
+        (
+            "columns: {",
+            "colums: {",
+            "against.colums: no such option of a sweep. Did you mean 'columns'?",
+        ),
     ],
 )
 def test_what_a_sweep_stands_against_is_checked_before_anything_runs(tmp_path, old, new, told):
@@ -197,7 +243,9 @@ NOWHERE = "not on this machine and the hub cannot be reached. Put it at data/"
 def test_where_all_data_is_missing_one_line_says_so_and_nothing_is_written(lacking, tmp_path):
     code, _, told = lacking(LACKING)
     assert code == 2
-    assert told == [f"sslrun: cifar10: {NOWHERE}cifar10, or set SSLRUN_DATA; see `sslrun show data cifar10`"]
+    assert told == [
+        f"sslrun: cifar10: {NOWHERE}cifar10, or set SSLRUN_DATA; see `sslrun show data cifar10`"
+    ]
     assert not (tmp_path / "runs").exists()
 
 

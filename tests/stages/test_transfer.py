@@ -29,7 +29,11 @@ def weights(tmp_path):
     torch.manual_seed(0)
     backbone = build_backbone("vit-tiny", VIT, ImageSpec(8))
     torch.nn.init.normal_(backbone.pos_embed)
-    state = {name: each.clone() for name, each in backbone.state_dict().items() if name not in ("mean", "std")}
+    state = {
+        name: each.clone()
+        for name, each in backbone.state_dict().items()
+        if name not in ("mean", "std")
+    }
     path = tmp_path / "vit.safetensors"
     save_file({**state, "head.weight": torch.zeros(10, 16), "head.bias": torch.zeros(10)}, path)
     return path
@@ -42,7 +46,10 @@ def plan(tmp_path, weights, size, protocol="finetune", normalised=True, **more):
         "finetune": {"steps": 1, "batch": 8, "lr": 1e-12, "precision": "fp32"},
         "evaluate": {"digits": {"protocols": [protocol], "labels": [0.1], "task": {"size": size}}}, **more,
     }  # fmt: skip
-    return Plan.of(Sweep(name="tiny", rows={"tiny": parse(Located(given, {(): "tiny.yaml:1"}))}), tmp_path / "runs")
+    return Plan.of(
+        Sweep(name="tiny", rows={"tiny": parse(Located(given, {(): "tiny.yaml:1"}))}),
+        tmp_path / "runs",
+    )
 
 
 def done(planned, tmp_path):
@@ -57,7 +64,9 @@ def test_positions_are_interpolated_once_and_then_learn_at_the_new_size(tmp_path
     tuned, given = load_file(cell.run.path / "backbone.safetensors"), load_file(weights)
     assert tuned["pos_embed"].shape == (1, 1 + 6 * 6, 16)
     torch.testing.assert_close(tuned["pos_embed"][:, :1], given["pos_embed"][:, :1])
-    torch.testing.assert_close(tuned["pos_embed"][:, 1:], interpolated(given["pos_embed"][:, 1:], 2, 6, 6))
+    torch.testing.assert_close(
+        tuned["pos_embed"][:, 1:], interpolated(given["pos_embed"][:, 1:], 2, 6, 6)
+    )
     torch.testing.assert_close(tuned["patch_embed.proj.weight"], given["patch_embed.proj.weight"])
     assert tuned["mean"].tolist() == tuned["std"].tolist() == HALF
     assert cell.run.result["pretext"] == "vit.safetensors"
@@ -81,7 +90,14 @@ def test_features_are_those_of_the_file_and_its_normalisation(tmp_path, weights)
 def test_mistakes_about_weights(tmp_path, weights):
     with pytest.raises(UserError, match=r"nothing\.safetensors: no checkpoint there"):
         plan(tmp_path, tmp_path / "nothing.safetensors", 8)
-    with pytest.raises(UserError, match=r"weights: stand in place of pretraining: give either them or 'pretext'"):
+    with pytest.raises(
+        UserError, match=r"weights: stand in place of pretraining: give either them or 'pretext'"
+    ):
         plan(tmp_path, weights, 8, pretext="rotation", pretrain={"steps": 1, "lr": 0.1})
-    recipe = parse(Located({"name": "x", "backbone": "vit-tiny", "data": "digits", "weights": "w"}, {(): "x.yaml:1"}))
+    recipe = parse(
+        Located(
+            {"name": "x", "backbone": "vit-tiny", "data": "digits", "weights": "w"},
+            {(): "x.yaml:1"},
+        )
+    )
     assert parse(Located(recipe.resolved(), {(): "x.yaml:1"})) == recipe

@@ -19,7 +19,9 @@ from sslrun.training.device import compute
 def splits(tmp_path, monkeypatch):
     monkeypatch.setenv("SSLRUN_CACHE", str(tmp_path))
     text._train_cached.cache_clear()
-    yield load_splits("world", sources["world"].Options(documents=150, length=32, tokenizer={"vocab": 250}))
+    yield load_splits(
+        "world", sources["world"].Options(documents=150, length=32, tokenizer={"vocab": 250})
+    )
     text._train_cached.cache_clear()
 
 
@@ -55,7 +57,9 @@ def test_a_loss_that_stays_at_the_floor_is_called_out_and_one_below_it_is_not(sp
     assert f"{late.record['floor']:.2f}" in late.warning
     assert "repeated lines" in late.warning
     for share, told in ((0.98, True), (0.96, False)):
-        pretext.held_out = lambda *_, loss=share * late.record["floor"]: {"held_out_loss": torch.tensor(loss)}
+        pretext.held_out = lambda *_, loss=share * late.record["floor"]: {
+            "held_out_loss": torch.tensor(loss)
+        }
         found = look(pretext, 0.5)
         assert found.record["held_out_loss"] == pytest.approx(share * late.record["floor"])
         assert (found.warning is not None) == told
@@ -74,7 +78,9 @@ def test_the_same_held_out_words_are_asked_for_at_each_look_whatever_is_trained_
 def test_every_pretext_on_text_has_a_held_out_loss(splits, name):
     if name == "bilm":
         torch.manual_seed(0)
-        pretext = pretexts[name](pretexts[name].Options(), build_backbone("elmo", {"width": 16}, splits.spec))
+        pretext = pretexts[name](
+            pretexts[name].Options(), build_backbone("elmo", {"width": 16}, splits.spec)
+        )
     else:
         pretext = made(splits, name, "gpt-tiny" if name == "ltr" else "bert-tiny")
     record = watcher(splits, pretext).look(pretext, 0.0).record

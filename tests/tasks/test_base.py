@@ -95,7 +95,9 @@ def state(module: nn.Module) -> dict[str, Tensor]:
 
 
 def moved(module: nn.Module, before: dict[str, Tensor]) -> set[str]:
-    return {name for name, value in module.state_dict().items() if not torch.equal(value, before[name])}
+    return {
+        name for name, value in module.state_dict().items() if not torch.equal(value, before[name])
+    }
 
 
 def test_a_frozen_backbone_stays_as_it_is_to_the_last_byte() -> None:
@@ -156,7 +158,9 @@ def test_one_pass_gives_predictions_and_a_vector_an_example(task: type[Task]) ->
     outputs, vectors = model.predict_and_read(given)
     features = model.backbone(model.task.inputs(given))
     assert torch.equal(outputs, model.predict(given))
-    assert torch.equal(vectors, model.task.readout(features) if model.task.linear else features.pooled)
+    assert torch.equal(
+        vectors, model.task.readout(features) if model.task.linear else features.pooled
+    )
     assert vectors.shape == (32, 6)
 
 

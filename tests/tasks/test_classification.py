@@ -42,13 +42,18 @@ def test_it_is_registered() -> None:
 def test_a_fresh_head_says_nothing_unless_asked_to_start_at_random() -> None:
     images = batch()
     zeros, random = task().head(5), task(init="random").head(5)
-    assert task().loss(zeros(torch.randn(16, 5)), images.labels).item() == pytest.approx(math.log(3))
+    assert task().loss(zeros(torch.randn(16, 5)), images.labels).item() == pytest.approx(
+        math.log(3)
+    )
     assert random.weight.std() > 0.1
     assert zeros.weight.shape == (3, 5)
 
 
 def test_the_loss_is_smoothed_cross_entropy_for_labels_and_for_shares() -> None:
-    outputs, labels = torch.randn(6, 3, generator=seeded(), dtype=torch.float64), torch.arange(6) % 3
+    outputs, labels = (
+        torch.randn(6, 3, generator=seeded(), dtype=torch.float64),
+        torch.arange(6) % 3,
+    )
     target = 0.9 * F.one_hot(labels, 3).double() + 0.1 / 3
     naive = -(target * outputs.log_softmax(1)).sum(1).mean()
     smoothed = task(label_smoothing=0.1)
@@ -89,11 +94,15 @@ def test_mixup_blends_images_and_labels_by_the_same_share_drawn_for_each_image()
     count, alpha = 4000, 0.3
     images, shares = flat_images(count)
     mixed, targets = mix(images[:, :, :1, :1], shares, mixup=alpha, cutmix=0, generator=seeded())
-    torch.testing.assert_close(mixed[:, 0, 0, 0].double(), targets.double() @ torch.arange(count).double())
+    torch.testing.assert_close(
+        mixed[:, 0, 0, 0].double(), targets.double() @ torch.arange(count).double()
+    )
     torch.testing.assert_close(targets.sum(1), torch.ones(count))
     own = targets.diagonal()
     assert own.mean().item() == pytest.approx(0.5, abs=0.03)
-    assert own.var().item() == pytest.approx(1 / (4 * (2 * alpha + 1)), rel=0.05)  # of Beta(alpha, alpha)
+    assert own.var().item() == pytest.approx(
+        1 / (4 * (2 * alpha + 1)), rel=0.05
+    )  # of Beta(alpha, alpha)
 
 
 def test_cutmix_pastes_one_box_and_shares_the_labels_by_its_area() -> None:

@@ -14,7 +14,9 @@ def test_rankme_is_the_exponential_of_the_singular_values_entropy() -> None:
     features = gaussian(200, 20).double() * torch.linspace(1, 0.01, 20)
     shares = torch.linalg.svdvals(features)
     shares = shares / shares.sum() + 1e-7
-    assert rankme(features) == pytest.approx(float((-(shares * shares.log()).sum()).exp()), rel=1e-5)
+    assert rankme(features) == pytest.approx(
+        float((-(shares * shares.log()).sum()).exp()), rel=1e-5
+    )
 
 
 def test_rankme_of_orthogonal_features_is_their_number() -> None:

@@ -35,20 +35,30 @@ def test_metrics_equal_scikit_learns(predictions: tuple[torch.Tensor, torch.Tens
 
 
 @pytest.mark.filterwarnings("ignore:y_pred contains classes")
-def test_classes_without_examples_leave_the_class_means_alone(predictions: tuple[torch.Tensor, torch.Tensor]) -> None:
+def test_classes_without_examples_leave_the_class_means_alone(
+    predictions: tuple[torch.Tensor, torch.Tensor],
+) -> None:
     scores, labels = predictions
     kept = (labels != 0) & (labels != 3)
     scores, labels = scores[kept], labels[kept]
     guess = scores.argmax(1)
-    assert mean_class_accuracy(scores, labels) == pytest.approx(100 * balanced_accuracy_score(labels, guess))
+    assert mean_class_accuracy(scores, labels) == pytest.approx(
+        100 * balanced_accuracy_score(labels, guess)
+    )
     assert macro_f1(scores, labels) == pytest.approx(100 * f1_score(labels, guess, average="macro"))
 
 
-def test_matthews_and_f1_equal_scikit_learns(predictions: tuple[torch.Tensor, torch.Tensor]) -> None:
+def test_matthews_and_f1_equal_scikit_learns(
+    predictions: tuple[torch.Tensor, torch.Tensor],
+) -> None:
     scores, labels = predictions
-    assert metrics.matthews(scores, labels) == pytest.approx(100 * matthews_corrcoef(labels, scores.argmax(1)))
+    assert metrics.matthews(scores, labels) == pytest.approx(
+        100 * matthews_corrcoef(labels, scores.argmax(1))
+    )
     two, guess = labels % 2, scores[:, :2].argmax(1)
-    assert metrics.matthews(scores[:, :2], two) == pytest.approx(100 * matthews_corrcoef(two, guess))
+    assert metrics.matthews(scores[:, :2], two) == pytest.approx(
+        100 * matthews_corrcoef(two, guess)
+    )
     assert metrics.f1(scores[:, :2], two) == pytest.approx(100 * f1_score(two, guess))
     one = torch.tensor([[1.0, 0.0]]).repeat(len(labels), 1)
     assert metrics.matthews(one, two) == metrics.f1(one, two) == 0
@@ -61,20 +71,28 @@ def test_correlations_equal_scipys() -> None:
     guess = (truth + torch.randn(400, generator=generator)).round(decimals=1)
     assert metrics.pearson(guess, truth) == pytest.approx(100 * pearsonr(guess, truth).statistic)
     assert metrics.spearman(guess, truth) == pytest.approx(100 * spearmanr(guess, truth).statistic)
-    assert metrics.spearman(guess.exp(), truth) == pytest.approx(metrics.spearman(guess, truth), abs=1e-3)
+    assert metrics.spearman(guess.exp(), truth) == pytest.approx(
+        metrics.spearman(guess, truth), abs=1e-3
+    )
     assert metrics.pearson(torch.ones(400), truth) == metrics.spearman(torch.ones(400), truth) == 0
 
 
 def test_entities_count_by_span_and_type() -> None:
     truth = [["B-PER", "I-PER", "O", "B-LOC"], ["O", "B-ORG", "B-ORG", "I-ORG"]]
-    assert metrics.entities(truth, truth) == {"f1": 100, "precision": 100, "recall": 100, "accuracy": 100}
+    assert metrics.entities(truth, truth) == {
+        "f1": 100,
+        "precision": 100,
+        "recall": 100,
+        "accuracy": 100,
+    }
     guess = [["B-PER", "I-PER", "O", "B-PER"], ["O", "B-ORG", "I-ORG", "I-ORG"]]
     # Right: PER 0-2. Told besides: PER 3-4, ORG 1-4. Meant besides: LOC 3-4, ORG 1-2, ORG 2-4.
     found = metrics.entities(guess, truth)
     assert (found["precision"], found["recall"]) == (pytest.approx(100 / 3), 25)
     assert found["f1"] == pytest.approx(200 / 7)
     assert found["accuracy"] == 75
-    # An I after O or after another type begins an entity, as conlleval has it; an O-only guess is nothing.
+    # An I after O or after another type begins an entity, as conlleval has it; an O-only guess is
+    # nothing.
     begun = [["I-PER", "I-PER", "O", "I-LOC"], ["O", "B-ORG", "B-ORG", "I-ORG"]]
     assert metrics.entities(begun, truth)["f1"] == 100
     assert metrics.entities([["I-PER", "I-LOC"]], [["B-PER", "B-LOC"]])["f1"] == 100
@@ -94,4 +112,6 @@ def test_several_labels_an_image_are_each_right_and_images_without_any_do_not_co
     either = torch.stack([labels, guess], dim=1)
     assert metrics.multi_label_accuracy(scores, either) == 100
     padded[:100] = -1
-    assert metrics.multi_label_accuracy(scores, padded) == pytest.approx(accuracy(scores[100:], labels[100:]))
+    assert metrics.multi_label_accuracy(scores, padded) == pytest.approx(
+        accuracy(scores[100:], labels[100:])
+    )

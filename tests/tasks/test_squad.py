@@ -83,7 +83,10 @@ def test_scores_of_many_answers_are_the_official_ones():
     text = lambda most: " ".join(draw.choices(words, k=draw.randint(0, most)))  # noqa: E731
     golds = [[text(4) for _ in range(draw.randint(0, 3))] for _ in range(500)]
     guesses = [draw.choice(gold) if gold and draw.random() < 0.3 else text(4) for gold in golds]
-    rows = [SpanRow(str(at), "?", "", tuple((each, 0) for each in gold)) for at, gold in enumerate(golds)]
+    rows = [
+        SpanRow(str(at), "?", "", tuple((each, 0) for each in gold))
+        for at, gold in enumerate(golds)
+    ]
     expected = official(guesses, golds)
     assert 5 < expected["exact_match"] < expected["f1"] < 95
     answers = {at: Answer(guess, 0.0) for at, guess in enumerate(guesses)}
@@ -99,7 +102,10 @@ def test_scores_of_many_answers_are_the_official_ones():
 
 WORDS = [chr(ord("a") + at) * 2 for at in range(26)]
 TOKENIZER = Tokenizer(
-    build_wordpiece(True, {entry: at for at, entry in enumerate([*SPECIALS, *WORDS, "who", "?", "un", "##do", "."])})
+    build_wordpiece(
+        True,
+        {entry: at for at, entry in enumerate([*SPECIALS, *WORDS, "who", "?", "un", "##do", "."])},
+    )
 )
 PASSAGE = " ".join(WORDS)
 
@@ -160,7 +166,9 @@ def test_max_context_is_the_official_one_but_for_ties():
             elif told:  # as much as the first of the best has
                 mine = _context_score(start + place, start, start + length)
                 assert mine == max(
-                    _context_score(start + place, s, s + n) for s, n in spans if s <= start + place < s + n
+                    _context_score(start + place, s, s + n)
+                    for s, n in spans
+                    if s <= start + place < s + n
                 )
     assert not found.extra.best[:, :4].any()
     assert _window_starts(10, 10, 4) == [0]
@@ -197,7 +205,10 @@ def scores(found, *wanted, base=-5.0):
 
 
 def decoded(found, outputs, candidates=20, longest=30):
-    return {at: each.text for at, each in decode(outputs, found.extra, found.rows, candidates, longest).items()}
+    return {
+        at: each.text
+        for at, each in decode(outputs, found.extra, found.rows, candidates, longest).items()
+    }
 
 
 def test_the_best_span_of_all_windows_is_told_in_the_passages_own_characters():
@@ -290,7 +301,10 @@ def test_perfect_scores_find_every_answer_of_the_small_world():
 
     drawn = World(0).examples("span", "train", 60)
     tokenizer = train_wordpiece(lambda: (each for row in drawn for each in row[:2]), 150, True)
-    rows = [Row(str(at), q, passage, ((answer, start),)) for at, (q, passage, answer, start) in enumerate(drawn)]
+    rows = [
+        Row(str(at), q, passage, ((answer, start),))
+        for at, (q, passage, answer, start) in enumerate(drawn)
+    ]
     found = build_windows(rows, TextSpec(tokenizer, 20), 4, 8)
     assert len(found) > 90
     outputs = torch.zeros(len(found), 20, 2)
@@ -298,4 +312,6 @@ def test_perfect_scores_find_every_answer_of_the_small_world():
         if first and bool(found.extra.best[at, first]):
             outputs[at, first, 0], outputs[at, last, 1] = 5, 5
     told = decode(outputs, found.extra, found.rows, 20, 30)
-    assert squad_scores(told, rows)["exact_match"] > 97  # but where no window with the most context holds all of it
+    assert (
+        squad_scores(told, rows)["exact_match"] > 97
+    )  # but where no window with the most context holds all of it

@@ -7,7 +7,13 @@ import torch.nn.functional as F
 from sslrun.backbones import build_backbone
 from sslrun.backbones.base import Features
 from sslrun.data.specs import TextSpec
-from sslrun.data.text.sequences import IGNORED, Sequences, build_labeled, concatenate_texts, trim_ranges
+from sslrun.data.text.sequences import (
+    IGNORED,
+    Sequences,
+    build_labeled,
+    concatenate_texts,
+    trim_ranges,
+)
 from sslrun.data.text.tags import TagSet
 from sslrun.data.text.tokenizer import blank_tokenizer
 from sslrun.errors import UserError
@@ -25,7 +31,11 @@ def task(name="sentences", classes=("a", "b", "c"), **options):
 
 def backbone(name="bert-tiny", **options):
     torch.manual_seed(0)
-    small = {"depth": 4, "width": 16, "dropout": 0.0} if name != "lstm" else {"width": 16, "dropout": 0.0}
+    small = (
+        {"depth": 4, "width": 16, "dropout": 0.0}
+        if name != "lstm"
+        else {"width": 16, "dropout": 0.0}
+    )
     return build_backbone(name, {**small, **options}, SPEC)
 
 
@@ -49,7 +59,12 @@ def test_each_readout_is_what_it_says(name):
         assert found.read.tolist() == read
         rows = torch.arange(4)
         assert torch.equal(task(pool="cls").readout(found), found.tokens[rows, found.read])
-        mean = torch.stack([row[: size + 2].mean(dim=0) for row, size in zip(found.tokens, (7, 4, 12, 2), strict=True)])
+        mean = torch.stack(
+            [
+                row[: size + 2].mean(dim=0)
+                for row, size in zip(found.tokens, (7, 4, 12, 2), strict=True)
+            ]
+        )
         torch.testing.assert_close(task(pool="mean").readout(found), mean)
         four = torch.cat([layer[rows, found.read] for layer in found.layers[1:]], dim=1)
         assert torch.equal(task(pool="last4").readout(found), four)
@@ -62,7 +77,10 @@ def test_each_readout_is_what_it_says(name):
         head.mix.weights.data = torch.tensor([0.0, 2.0, 0.0, 1.0, 0.0])
         head.mix.scale.data = torch.tensor(3.0)
         shares = head.mix.weights.softmax(0)
-        mixed = 3 * sum(share * layer[rows, found.read] for share, layer in zip(shares, found.layers, strict=True))
+        mixed = 3 * sum(
+            share * layer[rows, found.read]
+            for share, layer in zip(shares, found.layers, strict=True)
+        )
         torch.testing.assert_close(head(mixture.readout(found)), head.linear(mixed))
     assert task().linear
     assert not mixture.linear
@@ -79,7 +97,9 @@ def test_heads_are_one_linear_map_after_dropout():
 
 
 @pytest.mark.parametrize("name", ["sentences", "span", "tagging"])
-@pytest.mark.parametrize("shape", [{}, {"bilstm": True}, {"bilstm": 2}, {"pool": "mixture", "bilstm": True}])
+@pytest.mark.parametrize(
+    "shape", [{}, {"bilstm": True}, {"bilstm": 2}, {"pool": "mixture", "bilstm": True}]
+)
 def test_padding_does_not_change_what_a_head_gives(name, shape):
     made, network = task(name, **shape), backbone().eval()
     torch.manual_seed(1)
@@ -125,7 +145,9 @@ def test_the_bilstm_is_random_and_sees_both_sides_of_a_causal_backbone():
                     whole.bilstm.back[0](back[row : row + 1, :size].flip(1))[-1][0, -1],
                 ]
             )
-            torch.testing.assert_close(whole(features)[row], whole.linear(expected), rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(
+                whole(features)[row], whole.linear(expected), rtol=1e-4, atol=1e-5
+            )
 
 
 def test_the_bilstm_is_torchs_of_the_backbones_width_whatever_it_reads():
@@ -145,7 +167,9 @@ def test_the_bilstm_is_torchs_of_the_backbones_width_whatever_it_reads():
 
 
 @pytest.mark.parametrize("name", ["bert-tiny", "gpt-tiny", "lstm"])
-@pytest.mark.parametrize("options", [{}, {"bilstm": 1}, {"pool": "last4"}, {"pool": "mixture"}, {"pool": "mean"}])
+@pytest.mark.parametrize(
+    "options", [{}, {"bilstm": 1}, {"pool": "last4"}, {"pool": "mixture"}, {"pool": "mean"}]
+)
 def test_every_readout_learns(name, options):
     if name == "lstm" and options.get("pool") == "last4":
         options = {"pool": "cls"}
@@ -170,7 +194,13 @@ def test_span_loss_is_the_mean_of_start_and_end():
     outputs = torch.randn(3, 7, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     targets = torch.tensor([[1, 2], [0, 0], [6, 6]])
     known = outputs.log_softmax(dim=1)
-    expected = -sum(known[at, first, 0] + known[at, last, 1] for at, (first, last) in enumerate(targets.tolist())) / 6
+    expected = (
+        -sum(
+            known[at, first, 0] + known[at, last, 1]
+            for at, (first, last) in enumerate(targets.tolist())
+        )
+        / 6
+    )
     assert made.loss(outputs, targets).item() == pytest.approx(expected.item(), rel=1e-6)
 
 
@@ -179,7 +209,11 @@ def test_span_loss_is_the_mean_of_start_and_end():
 
 def tagged():
     """Three sentences, of which the second is cut; its words have several pieces."""
-    pieces = [[10, 11, 12], [20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31, 32, 33, 34, 35, 36, 37, 38, 39], [40]]
+    pieces = [
+        [10, 11, 12],
+        [20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31, 32, 33, 34, 35, 36, 37, 38, 39],
+        [40],
+    ]
     first = [[0, 2], list(range(0, 20, 2)), [0]]  # where a word begins
     words = [["B-X", "O"], ["B-X", "I-X", *["O"] * 7, "B-Y"], ["B-Y"]]
     classes = ("B-X", "B-Y", "I-X", "O")
@@ -213,7 +247,9 @@ def test_tags_are_told_at_the_first_piece_and_words_that_were_cut_off_are_outsid
     labels = batch(given).labels
     outputs = torch.randn(*labels.shape, 4, generator=torch.Generator().manual_seed(0))
     known = labels != IGNORED
-    assert made.loss(outputs, labels).item() == pytest.approx(F.cross_entropy(outputs[known], labels[known]).item())
+    assert made.loss(outputs, labels).item() == pytest.approx(
+        F.cross_entropy(outputs[known], labels[known]).item()
+    )
     assert known.sum() == 2 + 9 + 1
     # Tags that mark no entities, as parts of speech, have no entities to be scored by.
     assert made.primary.name == "f1"
@@ -229,7 +265,10 @@ def test_outputs_of_several_batches_are_stacked():
 def test_outputs_come_in_the_order_of_the_examples_though_like_lengths_run_together():
     given, seen = tagged(), []
     (found,) = outputs_of(
-        given, lambda raw: seen.append(raw) or (raw.inputs.ids[:, 1:2].float(),), torch.device("cpu"), 2
+        given,
+        lambda raw: seen.append(raw) or (raw.inputs.ids[:, 1:2].float(),),
+        torch.device("cpu"),
+        2,
     )
     assert found[:, 0].tolist() == batch(given).inputs.ids[:, 1].tolist()
     longest = [int(raw.inputs.real.sum(dim=1).max()) for raw in seen]

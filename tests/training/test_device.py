@@ -49,7 +49,9 @@ def run_limited(program, onednn, aten):
     """Run a program on this CPU as if it had fewer instructions, and return what it prints."""
     limits = {"ONEDNN_MAX_CPU_ISA": onednn, "ATEN_CPU_CAPABILITY": aten}
     command = [sys.executable, "-c", program]
-    done = subprocess.run(command, env={**os.environ, **limits}, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(
+        command, env={**os.environ, **limits}, capture_output=True, text=True, timeout=200
+    )
     assert done.returncode == 0, (done.returncode, done.stderr)
     return done.stdout
 
@@ -77,7 +79,10 @@ def test_narrow_resnets_train_without_corrupting_memory(onednn, aten):
 
 def test_an_lstm_falls_back_to_float32_where_onednn_has_no_bf16():
     printed = json.loads(run_limited(RECURRENT, "AVX2", "avx2"))
-    if torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512"):
+    if torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() in (
+        "AVX2",
+        "AVX512",
+    ):
         assert printed["dtype"] == "torch.float32"
         assert printed["error"] < 1e-5
     assert not printed["fast"]
@@ -87,7 +92,9 @@ def test_an_lstm_falls_back_to_float32_where_onednn_has_no_bf16():
 @pytest.mark.parametrize("kernels", [True, False])
 @pytest.mark.parametrize("capability", ["AVX512", "AVX2"])
 @pytest.mark.parametrize("limit", [None, *sorted(NO_BF16_INSTRUCTIONS), "AVX512_CORE_BF16"])
-def test_bf16_is_fast_where_everything_allows_it(monkeypatch, instruction, kernels, capability, limit):
+def test_bf16_is_fast_where_everything_allows_it(
+    monkeypatch, instruction, kernels, capability, limit
+):
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: instruction)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
@@ -97,5 +104,7 @@ def test_bf16_is_fast_where_everything_allows_it(monkeypatch, instruction, kerne
         monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
     else:
         monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
-    expected = instruction and kernels and capability == "AVX512" and limit not in NO_BF16_INSTRUCTIONS
+    expected = (
+        instruction and kernels and capability == "AVX512" and limit not in NO_BF16_INSTRUCTIONS
+    )
     assert fast_bf16.__wrapped__(torch.device("cpu")) is expected

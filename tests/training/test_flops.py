@@ -28,11 +28,17 @@ class Perceptron(Learner):
         super().__init__()
         torch.manual_seed(0)
         self.backbone = nn.Sequential(
-            nn.Flatten(), nn.Linear(*LAYERS[0]), nn.BatchNorm1d(5), nn.Dropout(0.3), nn.Linear(*LAYERS[1])
+            nn.Flatten(),
+            nn.Linear(*LAYERS[0]),
+            nn.BatchNorm1d(5),
+            nn.Dropout(0.3),
+            nn.Linear(*LAYERS[1]),
         )
 
     def views(self, batch, generator):
-        return batch.inputs / 255 + torch.rand(batch.inputs.shape, generator=generator), batch.labels
+        return batch.inputs / 255 + torch.rand(
+            batch.inputs.shape, generator=generator
+        ), batch.labels
 
     def forward(self, views):
         return Output(nn.functional.cross_entropy(self.backbone(views[0]), views[1]))
@@ -44,7 +50,9 @@ class Perceptron(Learner):
 def examples(count=40):
     generator = torch.Generator().manual_seed(1)
     images = torch.randint(0, 256, (count, 3, 2, 2), dtype=torch.uint8, generator=generator)
-    return TensorExamples(images, torch.randint(0, 7, (count,), generator=generator), tuple("abcdefg"), ImageSpec(2))
+    return TensorExamples(
+        images, torch.randint(0, 7, (count,), generator=generator), tuple("abcdefg"), ImageSpec(2)
+    )
 
 
 def trained(schedule=SCHEDULE, until=None, training=None):
@@ -59,8 +67,12 @@ def trained(schedule=SCHEDULE, until=None, training=None):
 def test_a_steps_flops_are_those_of_its_matrices(accumulate):
     products = [8 * inputs * outputs for inputs, outputs in LAYERS]
     forward = 2 * sum(products)
-    backward = 2 * (products[0] + 2 * products[1])  # of weights; and of inputs, but for the first layer's
-    assert trained(SCHEDULE.model_copy(update={"accumulate": accumulate})).flops == forward + backward
+    backward = 2 * (
+        products[0] + 2 * products[1]
+    )  # of weights; and of inputs, but for the first layer's
+    assert (
+        trained(SCHEDULE.model_copy(update={"accumulate": accumulate})).flops == forward + backward
+    )
 
 
 def test_counting_changes_no_bit_and_is_done_once(monkeypatch, tmp_path):
@@ -70,7 +82,9 @@ def test_counting_changes_no_bit_and_is_done_once(monkeypatch, tmp_path):
     monkeypatch.setattr(loop, "is_counted", lambda step, total, differ: False)
     plain = trained()
     assert plain.flops is None
-    for a, b in zip(counted.learner.state_dict().values(), plain.learner.state_dict().values(), strict=True):
+    for a, b in zip(
+        counted.learner.state_dict().values(), plain.learner.state_dict().values(), strict=True
+    ):
         assert torch.equal(a, b)
     resumed = Training(Perceptron(), SCHEDULE, CPU)
     checkpoint.restore(resumed, checkpoint.latest(tmp_path))
@@ -86,7 +100,9 @@ class Texts(TensorExamples):
         return 1 + torch.arange(len(self)) % 2
 
     def batches(self, indices, device):
-        for batch, chosen in zip(super().batches((indices := list(indices)), device), indices, strict=True):
+        for batch, chosen in zip(
+            super().batches((indices := list(indices)), device), indices, strict=True
+        ):
             longest = int(self.lengths[chosen].max())
             yield Batch(batch.inputs.repeat(longest, 1, 1, 1), batch.labels.repeat(longest))
 
@@ -111,7 +127,10 @@ def test_where_lengths_differ_a_few_steps_are_counted_and_the_others_go_by_their
 
 
 def test_recurrent_layers_count_as_their_matrices():
-    lstm, x = nn.LSTM(6, 8, 2, batch_first=True, bidirectional=True), torch.randn(3, 5, 6, requires_grad=True)
+    lstm, x = (
+        nn.LSTM(6, 8, 2, batch_first=True, bidirectional=True),
+        torch.randn(3, 5, 6, requires_grad=True),
+    )
     forward = 2 * 15 * 2 * (4 * 8 * (6 + 8) + 4 * 8 * (16 + 8))
     with flop_counter() as counter:
         lstm(x)[0].sum().backward()
@@ -134,14 +153,27 @@ def test_attention_counts_as_its_products_in_both_directions():
     product = 2 * 2 * 4 * 5 * 7 * 8
     with flop_counter() as counter:
         nn.functional.scaled_dot_product_attention(q, k, v).sum().backward()
-    assert counter.get_total_flops() == (2 + 5) * product  # the backward pass computes the scores anew
+    assert (
+        counter.get_total_flops() == (2 + 5) * product
+    )  # the backward pass computes the scores anew
 
 
 def test_frozen_features_count_one_forward_pass_of_one_batch():
-    backbone = build_backbone("vit-tiny", {"patch": 2, "depth": 2, "width": 8, "heads": 2}, ImageSpec(4))
+    backbone = build_backbone(
+        "vit-tiny", {"patch": 2, "depth": 2, "width": 8, "heads": 2}, ImageSpec(4)
+    )
     images = TensorExamples(torch.zeros(10, 3, 4, 4, dtype=torch.uint8), None, (), ImageSpec(4))
     counter = flop_counter()
-    extract(backbone, images, lambda batch: batch.inputs.float(), torch.device("cpu"), 4, counter=counter)
+    extract(
+        backbone,
+        images,
+        lambda batch: batch.inputs.float(),
+        torch.device("cpu"),
+        4,
+        counter=counter,
+    )
     tokens, width = 5, 8
-    block = tokens * (4 + 8) * width**2 + 2 * tokens**2 * width  # projections and MLP; scores, and what they mix
+    block = (
+        tokens * (4 + 8) * width**2 + 2 * tokens**2 * width
+    )  # projections and MLP; scores, and what they mix
     assert counter.get_total_flops() == 4 * 2 * (4 * 12 * width + 2 * block)

@@ -27,13 +27,20 @@ class Toy(Learner):
         super().__init__()
         torch.manual_seed(0)
         self.backbone = nn.Sequential(
-            nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 16), nn.Dropout()
+            nn.Conv2d(3, 8, 3),
+            nn.BatchNorm2d(8),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(8, 16),
+            nn.Dropout(),
         )
         self.head = nn.Linear(16, 4)
         self.explode_at, self.calls, self.progress = -1, 0, 0.0
 
     def views(self, batch, generator):
-        return batch.inputs / 255 + torch.rand(batch.inputs.shape, generator=generator), batch.labels
+        return batch.inputs / 255 + torch.rand(
+            batch.inputs.shape, generator=generator
+        ), batch.labels
 
     def forward(self, views):
         self.calls += 1
@@ -50,7 +57,9 @@ class Toy(Learner):
 def examples(count=40):
     generator = torch.Generator().manual_seed(1)
     images = torch.randint(0, 256, (count, 3, 8, 8), dtype=torch.uint8, generator=generator)
-    return TensorExamples(images, torch.randint(0, 4, (count,), generator=generator), tuple("abcd"), ImageSpec(8))
+    return TensorExamples(
+        images, torch.randint(0, 4, (count,), generator=generator), tuple("abcd"), ImageSpec(8)
+    )
 
 
 def run(schedule, until=None, training=None, seed=3):
@@ -68,7 +77,16 @@ def state(training):
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd", "lars", "muon"])
 def test_resumed_run_equals_one_never_stopped_bit_for_bit(optimizer, tmp_path):
-    schedule = Schedule(epochs=3, batch=8, optimizer=optimizer, lr=0.05, weight_decay=0.1, ema=0.9, clip=1.0, warmup=1)
+    schedule = Schedule(
+        epochs=3,
+        batch=8,
+        optimizer=optimizer,
+        lr=0.05,
+        weight_decay=0.1,
+        ema=0.9,
+        clip=1.0,
+        warmup=1,
+    )
     whole = run(schedule)
     checkpoint.save(run(schedule, until=7), tmp_path)
     resumed = Training(Toy(), schedule, CPU)
@@ -77,7 +95,9 @@ def test_resumed_run_equals_one_never_stopped_bit_for_bit(optimizer, tmp_path):
     run(schedule, training=resumed)
     assert resumed.step == whole.step == 15
     assert all(torch.equal(a, b) for a, b in zip(state(whole), state(resumed), strict=True))
-    assert not all(torch.equal(a, b) for a, b in zip(state(whole), state(run(schedule, seed=4)), strict=True))
+    assert not all(
+        torch.equal(a, b) for a, b in zip(state(whole), state(run(schedule, seed=4)), strict=True)
+    )
 
 
 def test_every_epoch_sees_every_example_once_in_another_order():
@@ -111,11 +131,15 @@ def test_a_batch_is_of_like_lengths_and_an_epoch_of_all_examples():
         return list(indices(ragged, schedule, 0, 0, 250))
 
     def padded(batches):
-        return sum(len(each) * int(lengths[each].max()) for each in batches) / int(lengths.sum()) / 2
+        return (
+            sum(len(each) * int(lengths[each].max()) for each in batches) / int(lengths.sum()) / 2
+        )
 
     found, plain = epochs(True), epochs(False)
     assert (
-        torch.cat(found[:125]).sort().values.tolist() == torch.cat(found[125:]).sort().values.tolist() == [*range(2000)]
+        torch.cat(found[:125]).sort().values.tolist()
+        == torch.cat(found[125:]).sort().values.tolist()
+        == [*range(2000)]
     )
     assert padded(found) < 1.05 < 1.5 < padded(plain)
     means = torch.tensor([lengths[each].float().mean() for each in found[:125]])
@@ -126,7 +150,9 @@ def test_a_batch_is_of_like_lengths_and_an_epoch_of_all_examples():
     rest = list(indices(ragged, Schedule(epochs=2, batch=16, lr=0.1), 0, 130, 250))
     assert all(torch.equal(a, b) for a, b in zip(rest, found[130:], strict=True))
     parts = list(indices(ragged, Schedule(epochs=2, batch=400, accumulate=4, lr=0.1), 0, 0, 4))
-    for batch in zip(*[iter(parts)] * 4, strict=True):  # none has the long ones, whose mean would count no more
+    for batch in zip(
+        *[iter(parts)] * 4, strict=True
+    ):  # none has the long ones, whose mean would count no more
         means = torch.tensor([lengths[each].float().mean() for each in batch])
         assert means.max() < 1.02 * means.min()
 
@@ -158,7 +184,9 @@ def test_accumulated_parts_make_the_gradient_of_the_whole_batch():
 
     learned = []
     for parts in (1, 4):
-        schedule = Schedule(steps=2, batch=16, accumulate=parts, optimizer="sgd", lr=0.5, precision="fp32")
+        schedule = Schedule(
+            steps=2, batch=16, accumulate=parts, optimizer="sgd", lr=0.5, precision="fp32"
+        )
         training = Training(Plain(), schedule, CPU)
         list(train(training, examples(), 0))
         learned.append(training.learner.head.weight.detach())
@@ -187,7 +215,11 @@ def test_learning_rate_by_hand():
 def test_lars_is_its_formula_and_leaves_vectors_alone():
     torch.manual_seed(0)
     matrix, vector = nn.Parameter(torch.randn(4, 3)), nn.Parameter(torch.randn(3))
-    lars = Lars([{"params": [matrix], "weight_decay": 0.1}, {"params": [vector], "adapt": False}], 0.2, momentum=0.9)
+    lars = Lars(
+        [{"params": [matrix], "weight_decay": 0.1}, {"params": [vector], "adapt": False}],
+        0.2,
+        momentum=0.9,
+    )
     w, v = matrix.detach().double(), vector.detach().double()
     m, n = torch.zeros_like(w), torch.zeros_like(v)
     for _ in range(3):
@@ -210,7 +242,9 @@ def test_no_decay_on_vectors_and_less_learning_towards_the_input():
     assert of[id(toy.backbone[4].weight)]["lr_scale"] == 0.5
     assert of[id(toy.head.weight)]["lr_scale"] == 1.0
     assert of[id(toy.head.weight)]["weight_decay"] == 0.3
-    assert of[id(toy.head.bias)]["weight_decay"] == of[id(toy.backbone[1].weight)]["weight_decay"] == 0
+    assert (
+        of[id(toy.head.bias)]["weight_decay"] == of[id(toy.backbone[1].weight)]["weight_decay"] == 0
+    )
 
 
 def test_a_loss_that_is_not_finite_is_named_with_its_step():
@@ -232,7 +266,9 @@ def spoil_gradient(training, at):
 def test_a_gradient_that_is_not_finite_is_named_before_it_spoils_the_weights(clip):
     training = Training(Toy(), Schedule(epochs=3, batch=8, lr=0.1, clip=clip), CPU)
     spoil_gradient(training, at=4)
-    with pytest.raises(NonFinite, match=r"the gradient is not finite at step 4 \(learning rate 0\.0905\)"):
+    with pytest.raises(
+        NonFinite, match=r"the gradient is not finite at step 4 \(learning rate 0\.0905\)"
+    ):
         list(train(training, examples(), 0))
     assert training.step == 3
     assert all(each.isfinite().all() for each in training.learner.parameters())
@@ -242,13 +278,17 @@ def test_where_looks_are_rare_the_first_bad_step_is_still_the_one_named():
     training = Training(Toy(), Schedule(epochs=3, batch=8, lr=0.1), CPU)
     training.check_every = 50  # as on a device that a look would wait for
     spoil_gradient(training, at=4)
-    with pytest.raises(NonFinite, match=r"the gradient is not finite at step 4 \(learning rate 0\.0905\)"):
+    with pytest.raises(
+        NonFinite, match=r"the gradient is not finite at step 4 \(learning rate 0\.0905\)"
+    ):
         list(train(training, examples(), 0))
     assert training.step == 15
 
 
 def test_a_batch_larger_than_the_data():
-    with pytest.raises(UserError, match="batch of 64 is larger than the 40 examples: lower batch to 32"):
+    with pytest.raises(
+        UserError, match="batch of 64 is larger than the 40 examples: lower batch to 32"
+    ):
         list(train(Training(Toy(), Schedule(epochs=1, batch=64), CPU), examples(), 0))
 
 
@@ -297,7 +337,10 @@ def test_out_of_memory_says_what_to_lower(error, batch, parts, remedy, monkeypat
     ("given", "message"),
     [
         ({}, "either epochs or steps"),
-        ({"epochs": 1, "steps": 1}, "either epochs or steps; to go from one to the other, set the other to null"),
+        (
+            {"epochs": 1, "steps": 1},
+            "either epochs or steps; to go from one to the other, set the other to null",
+        ),
         ({"steps": 1, "batch": 10, "accumulate": 3}, "not a multiple"),
         ({"steps": 1, "schedule": "step"}, "milestones go together"),
     ],
@@ -315,7 +358,9 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path):
         assert checkpoint.latest(tmp_path) is None
 
 
-def test_the_last_two_checkpoints_are_kept_and_a_damaged_one_costs_only_the_steps_since_the_other(tmp_path):
+def test_the_last_two_checkpoints_are_kept_and_a_damaged_one_costs_only_the_steps_since_the_other(
+    tmp_path,
+):
     schedule = Schedule(epochs=3, batch=8, lr=0.1)
     training = Training(Toy(), schedule, CPU)
     saved = [checkpoint.save(training, tmp_path) for _ in train(training, examples(), 3)]
@@ -338,7 +383,10 @@ class Collected(TensorExamples):
         object.__setattr__(self, "visits", torch.zeros(len(self)))
 
     def order(self, seed, epoch):
-        chosen = (self.visits + torch.rand(len(self), generator=torch.Generator().manual_seed(seed + epoch))).argsort()
+        chosen = (
+            self.visits
+            + torch.rand(len(self), generator=torch.Generator().manual_seed(seed + epoch))
+        ).argsort()
         self.visits[chosen[:24]] += 1  # the batches of an epoch read the first 24 of them
         return torch.cat([chosen[:24], chosen[:16]])
 

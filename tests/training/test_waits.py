@@ -1,7 +1,7 @@
 """A training step makes the host wait for the device nowhere.
 
-Tensors on the meta device have shapes and no values: whatever asks for a value, as `item` or a boolean index does, fails
-there, and so does what mixes devices.
+Tensors on the meta device have shapes and no values: whatever asks for a value, as `item` or a
+boolean index does, fails there, and so does what mixes devices.
 """
 
 import pytest
@@ -58,7 +58,13 @@ def test_pretraining_on_text(name, on, options):
 @pytest.mark.parametrize("on", ["bert-tiny", "gpt-tiny", "lstm"])
 @pytest.mark.parametrize(
     ("name", "options"),
-    [("sentences", {}), ("sentences", {"pool": "mean"}), ("sentences", {"bilstm": 1}), ("span", {}), ("tagging", {})],
+    [
+        ("sentences", {}),
+        ("sentences", {"pool": "mean"}),
+        ("sentences", {"bilstm": 1}),
+        ("span", {}),
+        ("tagging", {}),
+    ],
 )
 def test_fine_tuning_on_text(name, options, on):
     task = tasks[name](tasks[name].Options(**options), SPEC, ("O", "B-A", "I-A"))
@@ -74,6 +80,8 @@ def test_fine_tuning_on_text(name, options, on):
 
 @pytest.mark.parametrize("name", ["rotation", "position"])
 def test_pretraining_on_images(name):
-    network = build_backbone("vit-tiny", {"patch": 4, "depth": 1, "width": 16, "heads": 2}, ImageSpec(36))
+    network = build_backbone(
+        "vit-tiny", {"patch": 4, "depth": 1, "width": 16, "heads": 2}, ImageSpec(36)
+    )
     images = TensorExamples(torch.zeros(4, 3, 36, 36, dtype=torch.uint8), None, (), ImageSpec(36))
     step(pretexts[name](pretexts[name].Options(), network), images)

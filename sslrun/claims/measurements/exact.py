@@ -34,7 +34,9 @@ class Convolution(Measurement):
         def _fitting(self) -> Convolution.Options:
             for kernel in self.kernels:
                 if kernel % 2 == 0 or kernel > self.size:
-                    raise ValueError(f"a kernel of {kernel} should be odd and no larger than the images ({self.size})")
+                    raise ValueError(
+                        f"a kernel of {kernel} should be odd and no larger than the images ({self.size})"
+                    )
             return self
 
     options: Options
@@ -43,7 +45,9 @@ class Convolution(Measurement):
         made = Table("self-attention as a convolution", format_spec=".1e", marks_best=False)
         made.second = "kernel"
         for kernel in self.options.kernels:
-            found = convolution.errors((*self.options.alphas, math.inf), kernel, self.options.size, seed)
+            found = convolution.errors(
+                (*self.options.alphas, math.inf), kernel, self.options.size, seed
+            )
             for alpha, row in found.items():
                 name = "hard attention" if math.isinf(alpha) else f"alpha {alpha:g}"
                 for what, value in row.items():

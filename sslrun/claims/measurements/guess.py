@@ -31,7 +31,9 @@ from sslrun.training.loop import Training, train
 from sslrun.training.schedule import Schedule
 
 GAP = "___"
-ENTROPY, SURPRISE = (Column(metric=Metric(name, "nats", "lower", digits=2)) for name in ("entropy", "surprise"))
+ENTROPY, SURPRISE = (
+    Column(metric=Metric(name, "nats", "lower", digits=2)) for name in ("entropy", "surprise")
+)
 SHOWN = 3
 """Guesses that are told of a sentence."""
 
@@ -56,8 +58,9 @@ class Guess(NamedTuple):
 class TruncatedMlm(Mlm):
     """Masked language modelling in which half of the texts break off at random, out of attention's reach from there on.
 
-    A masked model that has only seen whole texts is at a loss where one breaks off, and would seem to sharpen for no
-    other reason than that it is at home again. A left-to-right one meets every beginning anyway.
+    A masked model that has only seen whole texts is at a loss where one breaks off, and would seem
+    to sharpen for no other reason than that it is at home again. A left-to-right one meets every
+    beginning anyway.
     """
 
     def views(self, batch: Batch, generator: torch.Generator) -> MaskedViews:
@@ -78,9 +81,10 @@ MODELS: dict[str, type[LanguagePretext]] = {"masked": TruncatedMlm, "left to rig
 class GuessMeasurement(Measurement):
     """Entropy of the guess at a gap, and its surprise at what stood there, by how much of the right context is told.
 
-    A BERT and the same network left to right are pretrained alike (the first on texts that break off too), and guess at one gap in each held-out text, all but
-    so many tokens to the right of it hidden from attention. Then sentences with a gap, each telling more: without a [SEP]
-    behind, since they are told as far as known, as in the lecture's `I am ___`. In nats.
+    A BERT and the same network left to right are pretrained alike (the first on texts that break
+    off too), and guess at one gap in each held-out text, all but so many tokens to the right of it
+    hidden from attention. Then sentences with a gap, each telling more: without a [SEP] behind,
+    since they are told as far as known, as in the lecture's `I am ___`. In nats.
     """
 
     class Options(Options):
@@ -105,7 +109,9 @@ class GuessMeasurement(Measurement):
         @classmethod
         def _corpus(cls, data: dict[str, Any]) -> dict[str, Any]:
             try:
-                sources[str(data.get("name"))].Options.model_validate({k: v for k, v in data.items() if k != "name"})
+                sources[str(data.get("name"))].Options.model_validate(
+                    {k: v for k, v in data.items() if k != "name"}
+                )
             except UserError as error:
                 raise ValueError(str(error)) from None
             return data
@@ -124,7 +130,9 @@ class GuessMeasurement(Measurement):
     def table(self, seed: int, compute: Compute, folder: Path, check: Callable[[], None]) -> Table:
         given = self.options
         options = {key: value for key, value in given.data.items() if key != "name"}
-        splits = load_splits(given.data["name"], sources[given.data["name"]].Options.model_validate(options))
+        splits = load_splits(
+            given.data["name"], sources[given.data["name"]].Options.model_validate(options)
+        )
         made = Table("the guess at a gap", marks_best=False)
         made.second = "told"
         assert isinstance(splits.spec, TextSpec)
@@ -139,27 +147,40 @@ class GuessMeasurement(Measurement):
                 told = "all to the right" if right is None else f"{right} to the right"
                 log = guess(held_out, right)
                 made.add(Row(row, told), ENTROPY, entropy(log).mean().item(), str(seed))
-                made.add(Row(row, told), SURPRISE, -log.gather(1, truth[:, None]).mean().item(), str(seed))
+                made.add(
+                    Row(row, told),
+                    SURPRISE,
+                    -log.gather(1, truth[:, None]).mean().item(),
+                    str(seed),
+                )
             for sentence in given.sentences:
                 log = guess(gapped(sentence, splits.spec), None)
                 made.add(Row(row, sentence), ENTROPY, entropy(log).item(), str(seed))
                 best = log[0].topk(SHOWN)
                 words = (splits.spec.tokenizer.strings[each] for each in best.indices.tolist())
                 shown = zip(words, best.values.exp().tolist(), strict=True)
-                made.note(f"{row}, {sentence}: {', '.join(f'{word} {p:.0%}' for word, p in shown)} (seed {seed})")
+                made.note(
+                    f"{row}, {sentence}: {', '.join(f'{word} {p:.0%}' for word, p in shown)} (seed {seed})"
+                )
         made.notes.insert(0, f"nats, {len(truth)} gaps in held-out text")
         return made
 
     def _gaps(self, splits: Splits, spec: TextSpec, seed: int) -> tuple[Guess, Tensor]:
         """One gap in the beginning of each held-out document, where the context asked for fits; and what stood there."""
         examples: Any = splits.val
-        (batch,) = examples.batches([torch.arange(min(len(examples), self.options.gaps))], torch.device("cpu"))
+        (batch,) = examples.batches(
+            [torch.arange(min(len(examples), self.options.gaps))], torch.device("cpu")
+        )
         tokens: Tokens = batch.inputs
-        room = tokens.real.sum(dim=1) - 2 - max(self.options.right, default=0)  # [CLS] before, [SEP] behind
+        room = (
+            tokens.real.sum(dim=1) - 2 - max(self.options.right, default=0)
+        )  # [CLS] before, [SEP] behind
         kept = room >= 1
         tokens, room = tokens.subset(kept), room[kept]
         if not len(room):
-            raise UserError(f"{self.options.data['name']}: its sequences are too short for that much right context")
+            raise UserError(
+                f"{self.options.data['name']}: its sequences are too short for that much right context"
+            )
         draw = torch.rand(len(room), generator=torch.Generator().manual_seed(seed))
         gap = 1 + (draw * room).long()
         truth = tokens.ids.gather(1, gap[:, None])
@@ -167,13 +188,20 @@ class GuessMeasurement(Measurement):
         return Guess(tokens._replace(ids=ids), gap), truth[:, 0]
 
     def _trained(
-        self, cls: type[LanguagePretext], splits: Splits, seed: int, compute: Compute, check: Callable[[], None]
+        self,
+        cls: type[LanguagePretext],
+        splits: Splits,
+        seed: int,
+        compute: Compute,
+        check: Callable[[], None],
     ) -> Any:
         """The pretext with its backbone, pretrained."""
         given = self.options
         positions = max(8, splits.source.options.length)
         torch.manual_seed(seed)
-        backbone = build_backbone(given.backbone, {"causal": cls is Ltr, "positions": positions}, splits.spec)
+        backbone = build_backbone(
+            given.backbone, {"causal": cls is Ltr, "positions": positions}, splits.spec
+        )
         pretext = cls(cls.Options(), cast(TextBackbone, backbone))
         schedule = Schedule(
             steps=given.steps, batch=given.batch, optimizer="adamw", lr=given.lr, weight_decay=0.01, warmup=0.1,
@@ -209,7 +237,9 @@ def gapped(sentence: str, spec: TextSpec) -> Guess:
     ids = torch.tensor([[tokenizer.cls, *left, tokenizer.mask, *right]])
     if ids.shape[1] > spec.length:
         raise UserError(f"'{sentence}' is longer than sequences are; raise data.length")
-    return Guess(Tokens(ids, torch.zeros_like(ids), torch.ones_like(ids)), torch.tensor([1 + len(left)]))
+    return Guess(
+        Tokens(ids, torch.zeros_like(ids), torch.ones_like(ids)), torch.tensor([1 + len(left)])
+    )
 
 
 def entropy(log: Tensor) -> Tensor:

@@ -56,10 +56,10 @@ def step_by_step(backbone: Any) -> Backbone:
 class Speed(Measurement):
     """Microseconds a token of a training step (forward and backward), by length, as many tokens in every batch.
 
-    Three networks of about as many parameters: a two-directional LSTM by torch's own kernels, the same one token after
-    the other, a Transformer. They take turns, and of several rounds the fastest of each counts, so that what else the
-    machine does harms none more than another. In float32, without dropout, which would keep attention from its fast
-    kernels.
+    Three networks of about as many parameters: a two-directional LSTM by torch's own kernels, the
+    same one token after the other, a Transformer. They take turns, and of several rounds the
+    fastest of each counts, so that what else the machine does harms none more than another. In
+    float32, without dropout, which would keep attention from its fast kernels.
     """
 
     class Options(Options):
@@ -79,7 +79,12 @@ class Speed(Measurement):
         torch.manual_seed(seed)
         spec = TextSpec(blank_tokenizer(VOCAB), max(given.lengths))
         lstm = {"width": given.width, "depth": 2, "bidirectional": True, "dropout": 0.0}
-        transformer = {"width": given.width, "depth": 3, "positions": max(8, *given.lengths), "dropout": 0.0}
+        transformer = {
+            "width": given.width,
+            "depth": 3,
+            "positions": max(8, *given.lengths),
+            "dropout": 0.0,
+        }
         networks: dict[str, Backbone] = {
             "LSTM, both ways": build_backbone("lstm", lstm, spec),
             "LSTM, both ways, token by token": step_by_step(build_backbone("lstm", lstm, spec)),
@@ -96,7 +101,8 @@ class Speed(Measurement):
             for name, seconds in _fastest(steps, given.rounds, compute.device).items():
                 made.add(Row(name), column, 1e6 * seconds / batch.ids.numel(), str(seed))
         counts = ", ".join(
-            f"{name} {sum(each.numel() for each in network.parameters()):,}" for name, network in networks.items()
+            f"{name} {sum(each.numel() for each in network.parameters()):,}"
+            for name, network in networks.items()
         )
         made.note(
             f"µs a token, forward and backward, {given.tokens:,} tokens a batch, on {compute}; parameters: {counts}"
@@ -119,7 +125,9 @@ def _step(network: Backbone, batch: Tokens) -> Callable[[], None]:
     return step
 
 
-def _fastest(steps: dict[str, Callable[[], None]], rounds: int, device: torch.device) -> dict[str, float]:
+def _fastest(
+    steps: dict[str, Callable[[], None]], rounds: int, device: torch.device
+) -> dict[str, float]:
     """Seconds of each step, the least of so many rounds in which they take turns, after one that isn't timed."""
     best = dict.fromkeys(steps, float("inf"))
     for number in range(rounds + 1):

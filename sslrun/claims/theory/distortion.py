@@ -1,14 +1,16 @@
 """Fine-tuning distorts pretrained features: two-layer linear networks, where every step of the argument can be read off.
 
-Kumar, Raghunathan, Jones, Ma, Liang, "Fine-Tuning can Distort Pretrained Features and Underperform Out-of-Distribution",
-ICLR 2022, section 3. A network v·B x with features B (k, d) and a head v (k,) learns y = v*·B* x (rows of B* orthonormal,
-w* = B*ᵀ v*) from examples that lie in a subspace S of R^d, starting from pretrained features B0 and a random head v0, by
-gradient flow on the mean squared error:
+Kumar, Raghunathan, Jones, Ma, Liang, "Fine-Tuning can Distort Pretrained Features and Underperform
+Out-of-Distribution", ICLR 2022, section 3. A network v·B x with features B (k, d) and a head v (k,)
+learns y = v*·B* x (rows of B* orthonormal, w* = B*ᵀ v*) from examples that lie in a subspace S of
+R^d, starting from pretrained features B0 and a random head v0, by gradient flow on the mean squared
+error:
 
     g = XᵀX (Bᵀ v - w*) / n,    dv/dt = -2 B g,    dB/dt = -2 v gᵀ  (FT; LP holds B still; LP-FT starts from LP's head).
 
-Errors are ID |P_S (w - w*)|² and OOD |w - w*|², with w = Bᵀ v: mean squared errors where the inputs' second moment is the
-projection onto S, and the identity (which is also the worst case over inputs of norm 1). What must hold:
+Errors are ID |P_S (w - w*)|² and OOD |w - w*|², with w = Bᵀ v: mean squared errors where the
+inputs' second moment is the projection onto S, and the identity (which is also the worst case over
+inputs of norm 1). What must hold:
 
 - the features of inputs orthogonal to S never change: g lies in S, and so does every row that is added to B;
 - v vᵀ - B Bᵀ never changes (Du, Hu, Lee, NeurIPS 2018);
@@ -16,7 +18,8 @@ projection onto S, and the identity (which is also the worst case over inputs of
   first version of the paper);
 - FT's OOD error is at all times at least `bound` (its main theorem), however well it fits the examples.
 
-Features that change for inputs in S, and not for those orthogonal to it, are what distorts: the head follows the first.
+Features that change for inputs in S, and not for those orthogonal to it, are what distorts: the
+head follows the first.
 """
 
 from __future__ import annotations
@@ -82,8 +85,9 @@ class Problem:
     ) -> Problem:  # fmt: skip
         """Normal examples in a random subspace of dimension `span`, and a truth of norm 1.
 
-        noise: what is added to the true features before they are made orthonormal again, as a share of their norm; they
-        are then rotated, which no protocol may notice. head: the norm of v0, about.
+        noise: what is added to the true features before they are made orthonormal again, as a share
+        of their norm; they are then rotated, which no protocol may notice. head: the norm of v0,
+        about.
         """
         generator = np.random.default_rng(seed)
         normal = generator.standard_normal
@@ -119,7 +123,9 @@ class Problem:
     def feature_change(self, network: Network) -> tuple[float, float]:
         """How far the features of an input of norm 1 moved, root mean square: of inputs in S, and orthogonal to it."""
         moved = network.features - self.start.features
-        in_span, orthogonal = (np.sum((moved @ basis) ** 2) / max(1, basis.shape[1]) for basis in self.bases)
+        in_span, orthogonal = (
+            np.sum((moved @ basis) ** 2) / max(1, basis.shape[1]) for basis in self.bases
+        )
         return float(in_span**0.5), float(orthogonal**0.5)
 
     @property
@@ -139,8 +145,8 @@ class Problem:
 
             sqrt(OOD) >= cos(theta) / sqrt(k) * min(phi, phi² / |w*|) / (1 + |w*|)² - epsilon,
 
-        theta the largest principal angle between the rows of B* and the orthogonal complement of S. 0 where that says
-        nothing: features too far from perfect, or S too large.
+        theta the largest principal angle between the rows of B* and the orthogonal complement of S.
+        0 where that says nothing: features too far from perfect, or S too large.
         """
         outside = self.bases[1]
         count = len(self.truth.features)
@@ -189,7 +195,9 @@ def flow(problem: Problem, start: Network) -> Way:
     def velocity(_: float, state: Array) -> Array:
         network = unpack(state)
         slope = moment @ (network.weight - target)
-        return -2 * np.concatenate([np.outer(network.head, slope).ravel(), network.features @ slope])
+        return -2 * np.concatenate(
+            [np.outer(network.head, slope).ravel(), network.features @ slope]
+        )
 
     def arrived(_: float, state: Array) -> float:
         return float(np.mean((problem.examples @ (unpack(state).weight - target)) ** 2)) - FITTED
@@ -199,7 +207,13 @@ def flow(problem: Problem, start: Network) -> Way:
     if arrived(0.0, state) <= 0:
         return Way(np.zeros(1), [start])
     solved = solve_ivp(
-        velocity, (0, LONGEST), state, method="DOP853", rtol=TOLERANCE, atol=TOLERANCE / 1000, events=arrived
+        velocity,
+        (0, LONGEST),
+        state,
+        method="DOP853",
+        rtol=TOLERANCE,
+        atol=TOLERANCE / 1000,
+        events=arrived,
     )
     if solved.status != 1:
         raise UserError(
@@ -227,7 +241,12 @@ def learn(problem: Problem) -> dict[str, Way]:
     }
 
 
-NOISE = {"perfect features": 0.0, "nearly perfect features": 0.01, "good features": 0.1, "poor features": 0.7}
+NOISE = {
+    "perfect features": 0.0,
+    "nearly perfect features": 0.01,
+    "good features": 0.1,
+    "poor features": 0.7,
+}
 
 
 def table(seeds: Sequence[int] = range(5), noise: dict[str, float] = NOISE, **sizes: int) -> Table:
@@ -247,9 +266,13 @@ def table(seeds: Sequence[int] = range(5), noise: dict[str, float] = NOISE, **si
                 ):
                     made.add(Row(name, protocol), _column(what), value, str(seed))
                 if protocol == "FT":
-                    made.add(Row(name, protocol), _column("OOD error at least"), problem.bound, str(seed))
+                    made.add(
+                        Row(name, protocol), _column("OOD error at least"), problem.bound, str(seed)
+                    )
                 drift = max(drift, path.drift if protocol != "LP" else 0.0)
-    made.note(f"mean ± standard deviation over {len(seeds)} random problems; Kumar et al., ICLR 2022, section 3")
+    made.note(
+        f"mean ± standard deviation over {len(seeds)} random problems; Kumar et al., ICLR 2022, section 3"
+    )
     made.note(f"v vᵀ - B Bᵀ, which gradient flow conserves, drifted by at most {drift:.1g}")
     return made
 
@@ -262,7 +285,8 @@ def plot(path: Path, noise: float = 0.01, seed: int = 0, **sizes: int) -> str:
     """Draw errors and the features' change over the time of the flow, and what the theorems say of them; returns what was
     done, which is nothing without matplotlib.
 
-    noise: by default the features are so near to perfect that the theorem bounds FT's OOD error away from 0.
+    noise: by default the features are so near to perfect that the theorem bounds FT's OOD error
+    away from 0.
     """
     if importlib.util.find_spec("matplotlib") is None:
         return f"{path}: not drawn, matplotlib isn't installed (pip install matplotlib)"
@@ -270,28 +294,52 @@ def plot(path: Path, noise: float = 0.01, seed: int = 0, **sizes: int) -> str:
 
     problem = Problem.random(noise, seed=seed, **sizes)
     figure = Figure(figsize=(13, 3.8), layout="constrained")
-    figure.suptitle(f"two-layer linear networks, features off the true ones by a share of {noise:g}")
+    figure.suptitle(
+        f"two-layer linear networks, features off the true ones by a share of {noise:g}"
+    )
     ways = learn(problem)
-    panels = dict(zip(("ID error", "OOD error", "features' change"), figure.subplots(1, 3), strict=True))
+    panels = dict(
+        zip(("ID error", "OOD error", "features' change"), figure.subplots(1, 3), strict=True)
+    )
     for (protocol, way), color in zip(ways.items(), ("C0", "C1", "C2"), strict=True):
         for title, error in (("ID error", problem.error_id), ("OOD error", problem.error_ood)):
             if protocol == "LP":
-                panels[title].axhline(error(way.end), label="LP, at its end", color=color, linestyle="--")
+                panels[title].axhline(
+                    error(way.end), label="LP, at its end", color=color, linestyle="--"
+                )
             else:
-                panels[title].plot(way.times, [error(each) for each in way.networks], label=protocol, color=color)
+                panels[title].plot(
+                    way.times, [error(each) for each in way.networks], label=protocol, color=color
+                )
         if protocol != "LP":  # whose features stay as they are
             in_span, orthogonal = zip(*map(problem.feature_change, way.networks), strict=True)
-            panels["features' change"].plot(way.times, in_span, label=f"{protocol}, in the examples' span", color=color)
             panels["features' change"].plot(
-                way.times, orthogonal, label=f"{protocol}, orthogonal to it", color=color, linestyle=":"
+                way.times, in_span, label=f"{protocol}, in the examples' span", color=color
+            )
+            panels["features' change"].plot(
+                way.times,
+                orthogonal,
+                label=f"{protocol}, orthogonal to it",
+                color=color,
+                linestyle=":",
             )
     if problem.bound:
-        panels["OOD error"].axhline(problem.bound, label="FT's is never below (theorem)", color="gray", linestyle=":")
+        panels["OOD error"].axhline(
+            problem.bound, label="FT's is never below (theorem)", color="gray", linestyle=":"
+        )
     for title, axes in panels.items():
-        axes.set(title=title, xlabel="time of the gradient flow", xscale="log", yscale="log", xlim=(EARLY, None))
+        axes.set(
+            title=title,
+            xlabel="time of the gradient flow",
+            xscale="log",
+            yscale="log",
+            xlim=(EARLY, None),
+        )
         axes.legend(fontsize="small")
     panels["ID error"].set(ylabel="mean squared", ylim=(1e-8, None))
-    panels["features' change"].set(ylabel="of an input of norm 1, root mean square", ylim=(1e-17, None))
+    panels["features' change"].set(
+        ylabel="of an input of norm 1, root mean square", ylim=(1e-17, None)
+    )
     figure.savefig(path, dpi=150)
     return f"{path}: drawn"
 

@@ -211,7 +211,9 @@ def native_side(images: EncodedImages, skip_corrupt: bool = False) -> int:
                 f"the images at, as in size: {1 << (min(width, height).bit_length() - 1)}"
             )
         return width
-    raise UserError(f"{images.name(0)}: cannot be decoded, and neither can any other of the {len(images)} images")
+    raise UserError(
+        f"{images.name(0)}: cannot be decoded, and neither can any other of the {len(images)} images"
+    )
 
 
 def from_arrays(arrays: np.ndarray, size: int | None = None) -> Tensor:
@@ -225,11 +227,15 @@ def from_arrays(arrays: np.ndarray, size: int | None = None) -> Tensor:
     shape = arrays.shape
     is_image = arrays.ndim == 3 or (arrays.ndim == 4 and shape[3] in (1, 3))
     if arrays.dtype != np.uint8 or not is_image:
-        raise UserError(f"images are {arrays.dtype} {shape}: they should be uint8 of shape (N, H, W) or (N, H, W, 3)")
+        raise UserError(
+            f"images are {arrays.dtype} {shape}: they should be uint8 of shape (N, H, W) or (N, H, W, 3)"
+        )
     images = torch.from_numpy(arrays.reshape(*shape[:3], -1)).permute(0, 3, 1, 2)
     height, width = images.shape[2:]
     if size is None and height != width:
-        raise UserError(f"images are {width}x{height}, not square: give the side to store them at, as in size: 32")
+        raise UserError(
+            f"images are {width}x{height}, not square: give the side to store them at, as in size: 32"
+        )
     if size is not None and (height, width) != (size, size):
         images = _resize_arrays(images, size)
     return images.expand(-1, 3, -1, -1).contiguous()
@@ -262,7 +268,9 @@ def worker_count() -> int:
         cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
         return max(1, min(16, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
     if not setting.isdecimal():
-        raise UserError(f"SSLRUN_WORKERS={setting}: should be a number of decoding workers, as in SSLRUN_WORKERS=4")
+        raise UserError(
+            f"SSLRUN_WORKERS={setting}: should be a number of decoding workers, as in SSLRUN_WORKERS=4"
+        )
     return int(setting)
 
 
@@ -411,7 +419,9 @@ def _decode_each(
             executor.shutdown(cancel_futures=True)
             raise
     if not decodable.any():
-        raise UserError(f"{name}: none of its {len(images)} images can be decoded; the first is {images.name(0)}")
+        raise UserError(
+            f"{name}: none of its {len(images)} images can be decoded; the first is {images.name(0)}"
+        )
     return decodable
 
 

@@ -316,7 +316,9 @@ def read_real_labels(path: Path, classes: int) -> list[list[int]]:
         raise UserError(f"{path}: should be a list of lists of labels, one for each image")
     for number, labels in enumerate(images, start=1):
         if not all(isinstance(label, int) and 0 <= label < classes for label in labels):
-            raise UserError(f"{path}: image {number} has {labels}: should be classes, from 0 to {classes - 1}")
+            raise UserError(
+                f"{path}: image {number} has {labels}: should be classes, from 0 to {classes - 1}"
+            )
     return images
 
 
@@ -372,7 +374,9 @@ class HubImages(ImageSource):
             "unlabeled": options.unlabeled,
         }
         splits = {split: name for split, name in names.items() if name}
-        remedy = "Download its files elsewhere, and read them with the data set 'parquet' or 'folder'"
+        remedy = (
+            "Download its files elsewhere, and read them with the data set 'parquet' or 'folder'"
+        )
         hub = Hub(options.hub, splits, options.config)
         return HubStore(options.hub, hub, remedy, options.image, options.label)
 
@@ -490,7 +494,9 @@ class NpzImages(Source):
         x, y = (f"x_{split}", f"y_{split}") if has_splits else ("images", "labels")
         if x not in self._arrays:
             names = ", ".join(self._arrays)
-            raise UserError(f"{path}: holds {names}: should hold x_train (and y_train), or images (and labels)")
+            raise UserError(
+                f"{path}: holds {names}: should hold x_train (and y_train), or images (and labels)"
+            )
         try:
             images = from_arrays(self._arrays[x], self.options.size)
         except UserError as error:
@@ -502,7 +508,9 @@ class NpzImages(Source):
         train_labels = self._labels("y_train" if has_splits else "labels")
         class_count = 1 + int(max(labels.max(), train_labels.max()))
         if class_count < 2:
-            raise UserError(f"{path}: {y}: has only one class: remove the labels, or give at least two classes")
+            raise UserError(
+                f"{path}: {y}: has only one class: remove the labels, or give at least two classes"
+            )
         return TensorExamples(images, labels, tuple(map(str, range(class_count))), spec)
 
     def sketch(self, count: int) -> tuple[ImageSpec, Batch]:
@@ -512,9 +520,13 @@ class NpzImages(Source):
         """Return the array `name` as labels (N,) int64; N must be `count`, if given."""
         labels = self._arrays[name]
         if labels.dtype.kind not in "iu" or labels.size == 0 or labels.min() < 0:
-            raise UserError(f"{self.options.path}: {name}: should be whole numbers from 0, not {labels.dtype}")
+            raise UserError(
+                f"{self.options.path}: {name}: should be whole numbers from 0, not {labels.dtype}"
+            )
         if count is not None and labels.size != count:
-            raise UserError(f"{self.options.path}: {name}: has {labels.size} labels for {count} images")
+            raise UserError(
+                f"{self.options.path}: {name}: has {labels.size} labels for {count} images"
+            )
         return torch.from_numpy(labels.reshape(-1).astype(np.int64))
 
     @cached_property
@@ -558,7 +570,9 @@ class Cifar101(Source):
 
     def load(self, split: Split) -> TensorExamples:
         if split not in self.splits:
-            raise UserError(f"{self.name}: has no split '{split}', only test: it is a shifted test set for cifar10")
+            raise UserError(
+                f"{self.name}: has no split '{split}', only test: it is a shifted test set for cifar10"
+            )
         folder = self._find_folder()
         try:
             images, labels = (np.load(folder / file, allow_pickle=False) for file in self.files)

@@ -113,7 +113,9 @@ def _build_corpus(settings: Mapping[str, Any]) -> TextSource:
     """Build the data set that a tokenizer is trained on, from its name and options."""
     name = settings.get("name")
     if name is None:
-        raise UserError("data.tokenizer.corpus: has no name; name a text data set, as in {name: world}")
+        raise UserError(
+            "data.tokenizer.corpus: has no name; name a text data set, as in {name: world}"
+        )
     cls: Any = sources[str(name)]
     if not issubclass(cls.gives, TextSpec):
         raise UserError(f"data.tokenizer.corpus: '{name}' is {cls.gives.kind} data, not text")
@@ -226,7 +228,9 @@ class PublishedText(TableText):
             return FileStore(folder, self.card.label)
         remedy = explain_download(self.name, self.name)
         if self.card.hub is None:
-            raise UserError(f"{self.name}: not on this machine, and the hub has no copy that can be loaded. {remedy}")
+            raise UserError(
+                f"{self.name}: not on this machine, and the hub has no copy that can be loaded. {remedy}"
+            )
         return HubStore(self.name, self.card.hub, remedy, label=self.card.label)
 
     @classmethod

@@ -100,7 +100,9 @@ class ConllTags(TagSource):
         return assign_roles(files, test_on_val=False)
 
 
-def read_conll(file: Path, words: Column = "first", tags: Column = "last") -> tuple[list[list[str]], list[list[str]]]:
+def read_conll(
+    file: Path, words: Column = "first", tags: Column = "last"
+) -> tuple[list[list[str]], list[list[str]]]:
     """Read the words and the tags of each sentence.
 
     Raises:

@@ -56,7 +56,11 @@ class Corpus(TextSource):
 
     def load(self, split: Split) -> Documents:
         tokenizer = self.spec.tokenizer
-        folder = cache_root() / "tokens" / digest_of([TOKENS_VERSION, self.name, self.content(), tokenizer.digest])
+        folder = (
+            cache_root()
+            / "tokens"
+            / digest_of([TOKENS_VERSION, self.name, self.content(), tokenizer.digest])
+        )
         tokens, sentences, documents = token_file(folder, self._report_documents, tokenizer)
         if len(documents) < 2:
             raise UserError(f"{self.title}: holds no text; is it the right file or folder?")
@@ -89,7 +93,9 @@ def token_file(
             if not (folder / "complete").exists():
                 folder.mkdir(exist_ok=True)
                 _write_tokens(folder, documents, tokenizer)
-    tokens, sentences, starts = (_map_file(folder / name, kind) for name, (kind, _) in PARTS.items())
+    tokens, sentences, starts = (
+        _map_file(folder / name, kind) for name, (kind, _) in PARTS.items()
+    )
     return tokens, sentences, starts
 
 
@@ -115,7 +121,9 @@ def _map_file(path: Path, kind: np.dtype) -> Tensor:
     return torch.from_numpy(np.memmap(path, kind, "c", shape=(count,)))
 
 
-def _write_tokens(folder: Path, documents: Callable[[], Iterable[list[str]]], tokenizer: Tokenizer) -> None:
+def _write_tokens(
+    folder: Path, documents: Callable[[], Iterable[list[str]]], tokenizer: Tokenizer
+) -> None:
     """Write the files of `PARTS`, from the last complete piece on."""
     progress = folder / "progress.json"
     done: dict[str, int] = dict.fromkeys(PARTS, 0)
@@ -342,7 +350,9 @@ def _read_text_file(file: Path) -> Iterator[list[str]]:
         with open(file, encoding="utf-8") as lines:
             for number, line in enumerate(lines, start=1):
                 if "\0" in line:
-                    raise UserError(f"{file}:{number}: is binary, not text; remove it from the folder")
+                    raise UserError(
+                        f"{file}:{number}: is binary, not text; remove it from the folder"
+                    )
                 if line.strip():
                     document.append(line.strip())
                 if document and (not line.strip() or len(document) == LONGEST):

@@ -86,7 +86,9 @@ class SpanSource(TextSource):
         if split == "train":
             rows = self._drop_misplaced(rows, split)
         if not rows:
-            raise UserError(f"{self.title}: split '{split}' has no question whose answer is in its passage")
+            raise UserError(
+                f"{self.title}: split '{split}' has no question whose answer is in its passage"
+            )
         return build_windows(rows, self.spec, self.options.question_length, self.options.stride)
 
     def _drop_misplaced(self, rows: list[SpanRow], split: Split) -> list[SpanRow]:
@@ -129,7 +131,9 @@ class _Question(NamedTuple):
     """Number of its tokens."""
 
 
-def build_windows(rows: list[SpanRow], spec: TextSpec, question_length: int, stride: int) -> Sequences:
+def build_windows(
+    rows: list[SpanRow], spec: TextSpec, question_length: int, stride: int
+) -> Sequences:
     """Combine every question with every window of its passage, W examples in all.
 
     Labels (W, 2) are the positions of the first and last token of the first answer, or 0 and 0,
@@ -148,7 +152,8 @@ def build_windows(rows: list[SpanRow], spec: TextSpec, question_length: int, str
         for context, start, (_, offsets) in zip(contexts, starts.tolist(), encoded, strict=False)
     }
     questions = [
-        _Question(start, len(ids)) for start, ids in zip(starts[len(contexts) :].tolist(), question_ids, strict=False)
+        _Question(start, len(ids))
+        for start, ids in zip(starts[len(contexts) :].tolist(), question_ids, strict=False)
     ]
     builder = _WindowBuilder(spec.length, stride)
     for number, (row, question) in enumerate(zip(rows, questions, strict=True)):
@@ -206,7 +211,9 @@ class _WindowBuilder:
             self.characters.append(self._place_characters(passage.offsets, window, begin))
             self.best.append(self._mark_best(windows, window, begin))
 
-    def _place_characters(self, offsets: list[tuple[int, int]], window: Window, begin: int) -> Tensor:
+    def _place_characters(
+        self, offsets: list[tuple[int, int]], window: Window, begin: int
+    ) -> Tensor:
         """(T, 2) the characters of each token of the passage; -1 elsewhere."""
         start, end = window
         characters = torch.full((self.length, 2), -1, dtype=torch.int32)
@@ -270,7 +277,11 @@ def _context_score(token: int, start: int, end: int) -> float:
 def _token_span(offsets: list[tuple[int, int]], answer: tuple[str, int]) -> tuple[int, int] | None:
     """Return the first and last token that overlap an answer; None if there are none."""
     text, start = answer
-    touched = [token for token, (begin, end) in enumerate(offsets) if begin < start + len(text) and end > start]
+    touched = [
+        token
+        for token, (begin, end) in enumerate(offsets)
+        if begin < start + len(text) and end > start
+    ]
     return (touched[0], touched[-1]) if touched else None
 
 

@@ -91,7 +91,9 @@ class TableSentences(TableText, SentenceSource):
         numbers = list(values)
         for row, value in enumerate(numbers):
             if not isinstance(value, int | float) or not math.isfinite(value):
-                raise UserError(f"{self.title}: split '{split}', row {row}: its {label} is not a number: {value!r}")
+                raise UserError(
+                    f"{self.title}: split '{split}', row {row}: its {label} is not a number: {value!r}"
+                )
         return numbers
 
 
@@ -124,14 +126,20 @@ SENTENCES = {
         _glue("mrpc"),
         ("sentence1", "sentence2"),
     ),
-    "sst2": TextCard("Is the review positive? Socher et al., EMNLP 2013.", _glue("sst2"), ("sentence",)),
-    "qqp": TextCard("Do the questions ask the same? Quora, 2017.", _glue("qqp"), ("question1", "question2")),
+    "sst2": TextCard(
+        "Is the review positive? Socher et al., EMNLP 2013.", _glue("sst2"), ("sentence",)
+    ),
+    "qqp": TextCard(
+        "Do the questions ask the same? Quora, 2017.", _glue("qqp"), ("question1", "question2")
+    ),
     "rte": TextCard(
         "Does the first sentence entail the second? Dagan et al. 2006, and later RTE challenges.",
         _glue("rte"),
         ("sentence1", "sentence2"),
     ),
-    "cola": TextCard("Is the sentence grammatical? Warstadt et al., TACL 2019.", _glue("cola"), ("sentence",)),
+    "cola": TextCard(
+        "Is the sentence grammatical? Warstadt et al., TACL 2019.", _glue("cola"), ("sentence",)
+    ),
     "stsb": TextCard(
         "How similar are the sentences, from 0 to 5? Cer et al., SemEval 2017.",
         _glue("stsb"),

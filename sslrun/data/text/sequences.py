@@ -298,7 +298,9 @@ class Documents(Examples):
         counts = torch.zeros(self.spec.vocab, dtype=torch.int64)
         for part in self.chosen.split(16):  # few: each may have a million tokens
             starts, ends = (bound.tolist() for bound in self._spans(part))
-            text = torch.cat([self.tokens[start:end] for start, end in zip(starts, ends, strict=True)])
+            text = torch.cat(
+                [self.tokens[start:end] for start, end in zip(starts, ends, strict=True)]
+            )
             counts += text.bincount(minlength=self.spec.vocab)
         return counts
 
@@ -381,7 +383,9 @@ class Documents(Examples):
         if buffer:
             yield np.frombuffer(buffer, np.int64).reshape(-1, 5)
         elif is_empty:
-            raise UserError("the corpus holds no sentences; write one per line, and a blank line between documents")
+            raise UserError(
+                "the corpus holds no sentences; write one per line, and a blank line between documents"
+            )
 
     def pack(self, dupes: int = 1) -> Packed:
         """Cut the concatenation of all documents into full sequences.
@@ -423,7 +427,9 @@ class _PairBuilder:
             if end - start > 1:
                 cut = start + 1 + int(self.draw.integers(end - start - 1))
             a = (int(self.sentences[start]), int(self.sentences[cut]))
-            is_random = self.random_share > 0 and (cut == end or self.draw.random() < self.random_share)
+            is_random = self.random_share > 0 and (
+                cut == end or self.draw.random() < self.random_share
+            )
             if is_random:
                 b = self._draw_second(document, max(1, target - (a[1] - a[0])))
                 end = cut
@@ -494,7 +500,9 @@ class Packed(Examples):
         starts = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
         width, total = corpus.spec.length - 1, int(starts[-1])
         shifts = [width * dupe // dupes for dupe in range(dupes)]
-        places = torch.cat([torch.arange(shift, max(shift, total - width + 1), width) for shift in shifts])
+        places = torch.cat(
+            [torch.arange(shift, max(shift, total - width + 1), width) for shift in shifts]
+        )
         if len(places) == 0:
             raise UserError(
                 f"the corpus holds {total} tokens, less than one sequence of {corpus.spec.length}; "

@@ -94,7 +94,9 @@ class TagSource(TextSource):
             )
         unknown = {tag for sentence in tags for tag in sentence}.difference(self.tags)
         if unknown:
-            raise UserError(f"{self.title}: split '{split}' has the tag '{min(unknown)}', which train lacks")
+            raise UserError(
+                f"{self.title}: split '{split}' has the tag '{min(unknown)}', which train lacks"
+            )
 
     def _encode(self, words: list[list[str]]) -> list[EncodedSentence]:
         """Encode sentences so that every word has at least one piece.
@@ -103,7 +105,8 @@ class TagSource(TextSource):
         """
         encoded = self.spec.tokenizer.encode_words(words)
         lost = [
-            set(range(len(sentence))).difference(owners) for sentence, (_, owners) in zip(words, encoded, strict=True)
+            set(range(len(sentence))).difference(owners)
+            for sentence, (_, owners) in zip(words, encoded, strict=True)
         ]
         if not any(lost):
             return encoded
@@ -214,7 +217,9 @@ class OwnTags(TableTags):
     def store(self) -> TableStore:
         path = self.options.path
         if path.is_file() and path.suffix in (".conll", ".txt"):
-            raise UserError(f"{path}: is not a table; for files with one word per line, use the data set conll-files")
+            raise UserError(
+                f"{path}: is not a table; for files with one word per line, use the data set conll-files"
+            )
         return FileStore(path)
 
     @property

@@ -69,7 +69,9 @@ class Tokenizer:
         vocabulary = core.get_vocab()
         missing = [special for special in SPECIALS if special not in vocabulary]
         if missing:
-            raise UserError(f"this tokenizer has no {', '.join(missing)}; use a WordPiece tokenizer like BERT's")
+            raise UserError(
+                f"this tokenizer has no {', '.join(missing)}; use a WordPiece tokenizer like BERT's"
+            )
         self.pad, self.unk, self.cls, self.sep, self.mask = map(vocabulary.__getitem__, SPECIALS)
 
     @cached_property
@@ -112,7 +114,9 @@ class Tokenizer:
         encoded = self.core.encode_batch(list(texts), add_special_tokens=False)
         return [(text.ids, text.offsets) for text in encoded]
 
-    def encode_words(self, sentences: Sequence[Sequence[str]]) -> list[tuple[list[int], list[int | None]]]:
+    def encode_words(
+        self, sentences: Sequence[Sequence[str]]
+    ) -> list[tuple[list[int], list[int | None]]]:
         """Encode sentences of words to ids, and to the index of the word of each id."""
         encoded = self.core.encode_batch(
             [list(words) for words in sentences], is_pretokenized=True, add_special_tokens=False
@@ -155,7 +159,9 @@ def train_wordpiece(
         UserError: The texts hold no words; `title` names them in the message.
     """
     core = build_wordpiece(lowercase)
-    letters = sorted(entry for entry in _train_entries(core, texts(), 1, []) if entry.startswith("##"))
+    letters = sorted(
+        entry for entry in _train_entries(core, texts(), 1, []) if entry.startswith("##")
+    )
     entries = _train_entries(core, texts(), vocab, letters)
     if len(entries) <= len(SPECIALS):
         raise UserError(f"{title}: holds no words to train a tokenizer on")
@@ -164,9 +170,13 @@ def train_wordpiece(
     return Tokenizer(trained)
 
 
-def _train_entries(core: Core, texts: Iterable[str], vocab: int, first: list[str]) -> dict[str, int]:
+def _train_entries(
+    core: Core, texts: Iterable[str], vocab: int, first: list[str]
+) -> dict[str, int]:
     """Train entries and their ids: special tokens, then those of `first`, then the others."""
-    trainer = trainers.WordPieceTrainer(vocab_size=vocab, special_tokens=[*SPECIALS, *first], show_progress=False)
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=vocab, special_tokens=[*SPECIALS, *first], show_progress=False
+    )
     core.train_from_iterator(texts, trainer)
     return core.get_vocab()
 

@@ -211,8 +211,12 @@ class World:
         people = draw.sample(PEOPLE, 2)
         things, colors = draw.sample(THINGS, count), draw.sample(COLORS, count)
         events = [
-            self.event(draw)._replace(who=who, receiver=receiver, where=where, when=when, thing=thing, color=color)
-            for who, receiver, thing, color in zip(people[:count], people[::-1], things, colors, strict=False)
+            self.event(draw)._replace(
+                who=who, receiver=receiver, where=where, when=when, thing=thing, color=color
+            )
+            for who, receiver, thing, color in zip(
+                people[:count], people[::-1], things, colors, strict=False
+            )
         ]
         lines = []
         if draw.random() < 0.4:

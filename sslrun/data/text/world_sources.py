@@ -84,7 +84,9 @@ class WorldSentences(WorldTask, SentenceSource):
 
     def rows(self, split: Split) -> SentenceRows:
         *texts, labels = zip(*self.draw(split), strict=True)
-        return SentenceRows(texts[0], texts[1] if len(texts) > 1 else None, torch.tensor(labels), self.labels)
+        return SentenceRows(
+            texts[0], texts[1] if len(texts) > 1 else None, torch.tensor(labels), self.labels
+        )
 
 
 @sources.register("world-entailment")

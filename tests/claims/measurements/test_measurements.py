@@ -27,21 +27,29 @@ def tokens(count=4, length=12, seed=0):
 def model(row):
     torch.manual_seed(0)
     cls = MODELS[row]
-    backbone = build_backbone("bert-tiny", {"causal": cls is Ltr, "positions": 16, "width": 64, "heads": 2}, SPEC)
+    backbone = build_backbone(
+        "bert-tiny", {"causal": cls is Ltr, "positions": 16, "width": 64, "heads": 2}, SPEC
+    )
     return cls(cls.Options(), backbone).eval()
 
 
 def test_token_by_token_is_the_same_lstm():
     torch.manual_seed(0)
-    fused = build_backbone("lstm", {"width": 8, "depth": 2, "bidirectional": True, "dropout": 0.0}, SPEC)
+    fused = build_backbone(
+        "lstm", {"width": 8, "depth": 2, "bidirectional": True, "dropout": 0.0}, SPEC
+    )
     torch.manual_seed(0)
     stepwise = step_by_step(
-        build_backbone("lstm", {"width": 8, "depth": 2, "bidirectional": True, "dropout": 0.0}, SPEC)
+        build_backbone(
+            "lstm", {"width": 8, "depth": 2, "bidirectional": True, "dropout": 0.0}, SPEC
+        )
     )
     batch = tokens()
     torch.testing.assert_close(stepwise(batch).tokens, fused(batch).tokens)
     stepwise(batch).tokens.square().sum().backward()
-    assert all(each.grad is not None and each.grad.abs().sum() > 0 for each in stepwise.ahead.parameters())
+    assert all(
+        each.grad is not None and each.grad.abs().sum() > 0 for each in stepwise.ahead.parameters()
+    )
 
 
 def test_what_is_told_to_the_right_moves_the_masked_guess_alone():

@@ -36,15 +36,20 @@ def test_hard_attention_is_the_convolution_to_rounding(kernel, dilation, padding
 
 @pytest.mark.parametrize("alpha", [800.0, math.inf])
 def test_on_whole_numbers_the_limit_is_the_convolution_to_the_bit(alpha):
-    # Sums of whole numbers don't round, and exp(-800) is 0: whatever differs would be the construction's.
+    # Sums of whole numbers don't round, and exp(-800) is 0: whatever differs would be the
+    # construction's.
     x, weight, bias = (each.mul(10).round() for each in random_case(5, size=9))
     for padding in ("replicate", "zeros"):
-        assert torch.equal(attend(x, weight, bias, alpha, padding), convolve(x, weight, bias, padding))
+        assert torch.equal(
+            attend(x, weight, bias, alpha, padding), convolve(x, weight, bias, padding)
+        )
 
 
 def test_convolve_is_conv2d():
     x, weight, bias = random_case()
-    assert torch.equal(convolve(x, weight, bias, "zeros"), torch.nn.functional.conv2d(x, weight, bias, padding=1))
+    assert torch.equal(
+        convolve(x, weight, bias, "zeros"), torch.nn.functional.conv2d(x, weight, bias, padding=1)
+    )
 
 
 def test_the_error_falls_as_exp_of_minus_alpha_and_stays_under_the_bound():
@@ -74,7 +79,9 @@ def test_attention_is_a_distribution_centred_at_its_shift():
     assert torch.allclose(soft.sum(-1), torch.ones(9, 30, dtype=torch.float64), atol=1e-14)
     query = 2 * 6 + 3
     for head, (down, right) in enumerate(towards.int().tolist()):
-        assert soft[head, query].argmax() == hard[head, query].argmax() == (2 + down) * 6 + 3 + right
+        assert (
+            soft[head, query].argmax() == hard[head, query].argmax() == (2 + down) * 6 + 3 + right
+        )
     assert hard.max(-1).values.min() == 1
     with pytest.raises(ValueError, match="middle"):
         shifts(2)

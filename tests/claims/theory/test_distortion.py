@@ -16,14 +16,18 @@ from sslrun.results.formats import to_markdown
 
 
 def problem(noise=0.0, seed=0, **sizes):
-    return Problem.random(noise, seed=seed, **{"dimensions": 30, "features": 4, "span": 12, "examples": 24, **sizes})
+    return Problem.random(
+        noise, seed=seed, **{"dimensions": 30, "features": 4, "span": 12, "examples": 24, **sizes}
+    )
 
 
 def plane(degrees, head):
     """Two dimensions, one feature: the truth (cos, sin), one example (1, 0), perfect features."""
     angle = np.radians(degrees)
     truth = np.array([[np.cos(angle), np.sin(angle)]])
-    return Problem(np.array([[1.0, 0.0]]), Network(truth, np.array([1.0])), Network(truth, np.array([head])))
+    return Problem(
+        np.array([[1.0, 0.0]]), Network(truth, np.array([1.0])), Network(truth, np.array([head]))
+    )
 
 
 @pytest.mark.parametrize(("degrees", "head"), [(30, 0.1), (45, 2.0), (60, 0.5), (60, -1.5)])
@@ -60,7 +64,8 @@ def test_features_of_inputs_orthogonal_to_the_examples_never_change():
         in_span, orthogonal = found.feature_change(way.end)
         assert in_span > 1e-3
         assert orthogonal < 1e-13
-    # To the bit where the span is some of the axes, so that the gradient's other entries are zeros and not rounding.
+    # To the bit where the span is some of the axes, so that the gradient's other entries are zeros
+    # and not rounding.
     examples = np.random.default_rng(0).standard_normal((24, 30)) * (np.arange(30) < 12)
     axes = Problem(examples, found.truth, found.start)
     end = flow(axes, axes.start).end
@@ -105,35 +110,48 @@ def test_the_bound_is_the_theorems_formula():
     phi = 0.99**0.5
     assert found.head_error == pytest.approx(phi)
     assert found.bound == pytest.approx((0.5 * min(phi, phi**2) / 4) ** 2)
-    # Two features at 30 and 60 degrees to the span of the first two axes: the nearer one's sine counts.
+    # Two features at 30 and 60 degrees to the span of the first two axes: the nearer one's sine
+    # counts.
     truth, head = np.array([[0.75**0.5, 0, 0.5, 0], [0, 0.5, 0, 0.75**0.5]]), np.array([0.6, 0.8])
     two = Problem(np.eye(2, 4), Network(truth, head), Network(truth, np.zeros(2)))
     assert two.bound == pytest.approx((0.5 / 2**0.5 / 4) ** 2)
     # Nothing in it depends on how the features are turned, with their head.
     near = problem(0.002)
     turn = np.linalg.qr(np.random.default_rng(0).standard_normal((4, 4)))[0]
-    turned = Problem(near.examples, near.truth, Network(turn @ near.start.features, turn @ near.start.head))
-    assert (turned.bound, turned.head_error) == pytest.approx((near.bound, near.head_error), rel=1e-9)
+    turned = Problem(
+        near.examples, near.truth, Network(turn @ near.start.features, turn @ near.start.head)
+    )
+    assert (turned.bound, turned.head_error) == pytest.approx(
+        (near.bound, near.head_error), rel=1e-9
+    )
     # No room for the features outside the span: the theorem says nothing.
     assert problem(span=28, examples=40).bound == 0
 
 
 def test_the_table_tells_the_papers_story():
-    made = table(seeds=range(3), noise={"good": 0.1}, dimensions=30, features=4, span=12, examples=24)
+    made = table(
+        seeds=range(3), noise={"good": 0.1}, dimensions=30, features=4, span=12, examples=24
+    )
     assert [row.protocol for row in made.rows] == ["LP", "FT", "LP-FT"]
     ood, identical = (Column(metric=Metric(name)) for name in ("OOD error", "ID error"))
     worse = Inequality((Row("good", "FT"), ood), (Row("good", "LP"), ood))
     assert all(
-        made.cells[worse.greater].values[seed] > made.cells[worse.lesser].values[seed] for seed in ("0", "1", "2")
+        made.cells[worse.greater].values[seed] > made.cells[worse.lesser].values[seed]
+        for seed in ("0", "1", "2")
     )
-    assert made.cells[Row("good", "LP"), identical].mean > 1e3 * made.cells[Row("good", "FT"), identical].mean
+    assert (
+        made.cells[Row("good", "LP"), identical].mean
+        > 1e3 * made.cells[Row("good", "FT"), identical].mean
+    )
     assert made.cells[Row("good", "LP-FT"), ood].mean < made.cells[Row("good", "LP"), ood].mean
     assert "conserves, drifted by at most" in to_markdown(made)
 
 
 def test_a_flow_that_never_arrives_says_so(monkeypatch):
     monkeypatch.setattr(distortion, "LONGEST", 0.1)
-    with pytest.raises(UserError, match=r"not fitted the examples by time 0\.1: .*; take more examples"):
+    with pytest.raises(
+        UserError, match=r"not fitted the examples by time 0\.1: .*; take more examples"
+    ):
         flow(problem(), problem().start)
 
 
@@ -143,13 +161,17 @@ def test_a_plot_is_drawn_or_said_not_to_be(tmp_path, monkeypatch):
 
         honest, drawn = matplotlib.figure.Figure.savefig, []
         monkeypatch.setattr(
-            matplotlib.figure.Figure, "savefig", lambda self, *a, **k: (drawn.append(self), honest(self, *a, **k))
+            matplotlib.figure.Figure,
+            "savefig",
+            lambda self, *a, **k: (drawn.append(self), honest(self, *a, **k)),
         )
         sizes = {"dimensions": 30, "features": 4, "span": 12, "examples": 24}
         assert plot(tmp_path / "a.png", 0.005, **sizes) == f"{tmp_path}/a.png: drawn"
         assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
         lines = {
-            (axes.get_title(), line.get_label()): line.get_ydata() for axes in drawn[0].axes for line in axes.lines
+            (axes.get_title(), line.get_label()): line.get_ydata()
+            for axes in drawn[0].axes
+            for line in axes.lines
         }
         bound = lines["OOD error", "FT's is never below (theorem)"][0]
         assert bound == pytest.approx(problem(0.005).bound)

@@ -20,30 +20,49 @@ def images(generator):
 
 
 def each(function, images, *parameters):
-    return torch.stack([function(image, *rest) for image, *rest in zip(images, *parameters, strict=True)])
+    return torch.stack(
+        [function(image, *rest) for image, *rest in zip(images, *parameters, strict=True)]
+    )
 
 
 @pytest.mark.parametrize("size", [11, 32, 48])
 def test_resized_crop(images, generator, size):
     boxes = augment.crop_boxes(48, 32, 32, (0.08, 1.0), (3 / 4, 4 / 3), generator)
-    expected = each(lambda x, b: reference.resized_crop(x, *b, [size, size], antialias=True), images, boxes.tolist())
-    torch.testing.assert_close(augment.crop_resize(images, boxes, size), expected, atol=1e-5, rtol=0)
+    expected = each(
+        lambda x, b: reference.resized_crop(x, *b, [size, size], antialias=True),
+        images,
+        boxes.tolist(),
+    )
+    torch.testing.assert_close(
+        augment.crop_resize(images, boxes, size), expected, atol=1e-5, rtol=0
+    )
     mirrored = augment.crop_resize(images, boxes, size, torch.ones(48, dtype=torch.bool))
     torch.testing.assert_close(mirrored, expected.flip(3), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("name", ["brightness", "contrast", "saturation", "hue"])
 def test_colour(images, generator, name):
-    parameters = torch.rand(48, generator=generator) * (1.0 if name == "hue" else 1.8) - (0.5 if name == "hue" else 0)
+    parameters = torch.rand(48, generator=generator) * (1.0 if name == "hue" else 1.8) - (
+        0.5 if name == "hue" else 0
+    )
     function = getattr(reference, f"adjust_{name}")
-    for some in (images, (images * 6).round() / 6):  # coarse levels: many pixels without a single largest channel
+    for some in (
+        images,
+        (images * 6).round() / 6,
+    ):  # coarse levels: many pixels without a single largest channel
         expected = each(function, some, parameters.tolist())
-        torch.testing.assert_close(getattr(augment, f"adjust_{name}")(some, parameters), expected, atol=3e-6, rtol=0)
+        torch.testing.assert_close(
+            getattr(augment, f"adjust_{name}")(some, parameters), expected, atol=3e-6, rtol=0
+        )
 
 
 def test_jitter_is_torchvisions_in_the_drawn_order(images, generator):
     factors, order = augment.jitter_parameters(48, (0.4, 0.4, 0.4, 0.1), generator)
-    functions = [reference.adjust_brightness, reference.adjust_contrast, reference.adjust_saturation]
+    functions = [
+        reference.adjust_brightness,
+        reference.adjust_contrast,
+        reference.adjust_saturation,
+    ]
 
     def one(image, at, values, others):
         names = list(others)
@@ -53,14 +72,20 @@ def test_jitter_is_torchvisions_in_the_drawn_order(images, generator):
         return image
 
     expected = each(one, images, range(48), factors.tolist(), order.tolist())
-    torch.testing.assert_close(augment.apply_jitter(images, factors, order), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        augment.apply_jitter(images, factors, order), expected, atol=1e-5, rtol=0
+    )
 
 
 @pytest.mark.parametrize("kernel", [3, 5])
 def test_blur(images, generator, kernel):
     sigma = torch.rand(48, generator=generator) * 1.9 + 0.1
-    expected = each(lambda x, s: reference.gaussian_blur(x, [kernel, kernel], [s, s]), images, sigma.tolist())
-    torch.testing.assert_close(augment.gaussian_blur(images, sigma, kernel), expected, atol=1e-6, rtol=0)
+    expected = each(
+        lambda x, s: reference.gaussian_blur(x, [kernel, kernel], [s, s]), images, sigma.tolist()
+    )
+    torch.testing.assert_close(
+        augment.gaussian_blur(images, sigma, kernel), expected, atol=1e-6, rtol=0
+    )
     nobody = torch.zeros(48, dtype=torch.bool)
     torch.testing.assert_close(augment.gaussian_blur(images, sigma, kernel, nobody), images)
 
@@ -118,10 +143,18 @@ def test_policies_do_what_they_say(generator):
     whole = augment.to_float(images)
     assert torch.equal(Augmentation()(images, 16, generator), whole)
     grey = Augmentation(gray=0.25)(images, 16, generator)
-    assert (grey[:, 0] == grey[:, 1]).all(dim=(1, 2)).float().mean().item() == pytest.approx(0.25, abs=0.08)
+    assert (grey[:, 0] == grey[:, 1]).all(dim=(1, 2)).float().mean().item() == pytest.approx(
+        0.25, abs=0.08
+    )
     jittered = Augmentation(jitter=(0.4, 0.4, 0.4, 0.1), jitter_p=0.5)(images, 16, generator)
-    assert (jittered != whole).any(dim=3).any(dim=2).any(dim=1).float().mean().item() == pytest.approx(0.5, abs=0.1)
-    for policy in (Augmentation.simclr(), Augmentation.byol_second(), Augmentation(padding=2, cutout=4, flip=0.5)):
+    assert (jittered != whole).any(dim=3).any(dim=2).any(
+        dim=1
+    ).float().mean().item() == pytest.approx(0.5, abs=0.1)
+    for policy in (
+        Augmentation.simclr(),
+        Augmentation.byol_second(),
+        Augmentation(padding=2, cutout=4, flip=0.5),
+    ):
         views = policy(images, 16, generator)
         assert views.shape == (400, 3, 16, 16)
         assert views.dtype == torch.float32

@@ -37,7 +37,9 @@ def test_each_severity_is_further_from_the_image_and_its_shape_stays(images, nam
     made = [made_of(images, name, severity) for severity in range(1, 6)]
     assert all(each.shape == images.shape and each.dtype == torch.uint8 for each in made)
     far = [distance(each, images) for each in made]
-    assert all(after > 0.97 * before for before, after in itertools.pairwise(far)), far  # pixels fall on edges or not
+    assert all(after > 0.97 * before for before, after in itertools.pairwise(far)), (
+        far
+    )  # pixels fall on edges or not
     assert 0 < 1.2 * far[0] < far[4] < 150
     grey = made_of(images[:3, :1], name, 3)
     assert grey.shape == (3, 1, 32, 32)
@@ -54,11 +56,17 @@ def test_examples_are_corrupted_as_they_are_drawn_each_by_its_own_draws_and_ever
     plain = TensorExamples(same, torch.arange(40) % 2, ("a", "b"), ImageSpec(8))
     shifted = CorruptedExamples(plain, "gaussian-noise", 5)
     places = torch.arange(40).split(16)
-    first, again = (torch.cat([batch.inputs for batch in shifted.batches(places, CPU)]) for _ in range(2))
+    first, again = (
+        torch.cat([batch.inputs for batch in shifted.batches(places, CPU)]) for _ in range(2)
+    )
     assert torch.equal(first, again)
-    assert len({each.numpy().tobytes() for each in first}) == 40  # no draw is used twice, within a batch or across
+    assert (
+        len({each.numpy().tobytes() for each in first}) == 40
+    )  # no draw is used twice, within a batch or across
     assert first.float().std().item() == pytest.approx(25.5, rel=0.05)
-    assert [batch.labels.tolist() for batch in shifted.batches(places[:1], CPU)] == [plain.labels[:16].tolist()]
+    assert [batch.labels.tolist() for batch in shifted.batches(places[:1], CPU)] == [
+        plain.labels[:16].tolist()
+    ]
     weaker = next(CorruptedExamples(plain, "gaussian-noise", 1).batches(places, CPU)).inputs
     assert 0 < weaker.float().std() < first.float().std() / 2
     assert plain.inputs.float().std() == 0
@@ -83,7 +91,8 @@ def test_turns_and_blurs_as_torchvision(images):
     made = made_of(images, "rotation", 5)
     for before, after in zip(images, made, strict=True):
         by = [
-            TF.rotate(before.float(), degrees, TF.InterpolationMode.BILINEAR)[:, 10:22, 10:22] for degrees in (30, -30)
+            TF.rotate(before.float(), degrees, TF.InterpolationMode.BILINEAR)[:, 10:22, 10:22]
+            for degrees in (30, -30)
         ]
         assert min((each - after[:, 10:22, 10:22]).abs().max().item() for each in by) < 2
     blurred = TF.gaussian_blur(images.float(), [9, 9], [1.0, 1.0])
@@ -103,7 +112,11 @@ def test_fog_is_smooth_and_motion_is_along_a_line(images):
 
 @pytest.mark.parametrize(
     ("name", "severity", "told"),
-    [("gausian-noise", 1, "Did you mean 'gaussian-noise'"), ("fog", 0, "severity 0"), ("fog", 6, "severity 6")],
+    [
+        ("gausian-noise", 1, "Did you mean 'gaussian-noise'"),
+        ("fog", 0, "severity 0"),
+        ("fog", 6, "severity 6"),
+    ],
 )
 def test_a_mistake_is_told_in_a_line(images, name, severity, told):
     with pytest.raises(UserError, match=told):

@@ -9,7 +9,14 @@ from PIL import Image
 
 from sslrun.data.examples import TensorExamples
 from sslrun.data.image import images as module
-from sslrun.data.image.images import Decoder, EncodedSplit, StreamedImages, from_arrays, load_images, native_side
+from sslrun.data.image.images import (
+    Decoder,
+    EncodedSplit,
+    StreamedImages,
+    from_arrays,
+    load_images,
+    native_side,
+)
 from sslrun.errors import UserError
 
 CPU = torch.device("cpu")
@@ -60,7 +67,9 @@ def cache(tmp_path, monkeypatch):
 
 def load(images, labels=None, size=None, skip_corrupt=False, progress=None, identity=None):
     split = EncodedSplit(images, labels, ("a", "b") if labels is not None else ())
-    return load_images("set-train", identity or {"id": 1}, lambda: split, size, skip_corrupt, progress)
+    return load_images(
+        "set-train", identity or {"id": 1}, lambda: split, size, skip_corrupt, progress
+    )
 
 
 # ---------------------------------------------------------------- decoding
@@ -74,7 +83,11 @@ def test_decoding_is_exact_where_nothing_is_resized():
 
 @pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "CMYK", "1"])
 def test_every_mode_becomes_the_same_rgb(mode):
-    image = Image.fromarray(np.where(noise(8, 8) > 127, 255, 0).astype(np.uint8)).convert("RGB").convert(mode)
+    image = (
+        Image.fromarray(np.where(noise(8, 8) > 127, 255, 0).astype(np.uint8))
+        .convert("RGB")
+        .convert(mode)
+    )
     format = "TIFF" if mode == "CMYK" else "PNG"
     decoded = Decoder(8)(Memory([encoded(image, format)]), 0)
     assert decoded.shape == (8, 8, 3)
@@ -109,10 +122,16 @@ def test_shorter_side_is_resized_and_the_centre_cropped(width, height):
 
 def test_large_jpeg_is_decoded_at_a_fraction_and_looks_the_same():
     y, x = np.mgrid[:512, :640]
-    smooth = np.stack([127 + 100 * np.sin(x / 60), 127 + 100 * np.cos(y / 50), (x + y) / 5], -1).astype(np.uint8)
+    smooth = np.stack(
+        [127 + 100 * np.sin(x / 60), 127 + 100 * np.cos(y / 50), (x + y) / 5], -1
+    ).astype(np.uint8)
     jpeg = encoded(Image.fromarray(smooth), "JPEG", quality=95)
     decoded = Decoder(32)(Memory([jpeg]), 0).astype(int)
-    full = Image.open(io.BytesIO(jpeg)).resize((40, 32), Image.Resampling.BILINEAR).crop((4, 0, 36, 32))
+    full = (
+        Image.open(io.BytesIO(jpeg))
+        .resize((40, 32), Image.Resampling.BILINEAR)
+        .crop((4, 0, 36, 32))
+    )
     assert np.abs(decoded - np.asarray(full).astype(int)).mean() < 2
 
 
@@ -122,7 +141,9 @@ def test_arrays_are_enlarged_like_single_images_and_grey_has_three_channels():
     assert images.shape == (5, 3, 12, 12)
     assert images.dtype == torch.uint8
     assert (images[:, :1] == images).all()
-    one = np.asarray(Image.fromarray(grey[0]).resize((12, 12), Image.Resampling.BILINEAR)).astype(int)
+    one = np.asarray(Image.fromarray(grey[0]).resize((12, 12), Image.Resampling.BILINEAR)).astype(
+        int
+    )
     assert np.abs(images[0, 0].numpy().astype(int) - one).max() <= 1
     assert (from_arrays(coloured(2)).permute(0, 2, 3, 1).numpy() == coloured(2)).all()
     assert (from_arrays(grey[..., None]) == torch.from_numpy(grey)[:, None]).all()
@@ -141,7 +162,9 @@ def test_arrays_of_another_kind_are_refused():
 
 
 def test_unequal_sizes_need_a_size():
-    images = Memory([encoded(Image.fromarray(noise(8, 8, 3))), encoded(Image.fromarray(noise(12, 8, 3)))])
+    images = Memory(
+        [encoded(Image.fromarray(noise(8, 8, 3))), encoded(Image.fromarray(noise(12, 8, 3)))]
+    )
     with pytest.raises(UserError, match=r"image 1: is 8x12.*8x8.*as in size: 8"):
         load(images)
     assert load(images, size=8).inputs.shape == (2, 3, 8, 8)
@@ -158,7 +181,9 @@ def test_damaged_image_is_named_or_skipped(caplog):
     jpeg = encoded(Image.fromarray(noise(64, 64, 3)), "JPEG")
     damaged = Memory([None, contents[1], contents[2][:60], contents[3], jpeg[: len(jpeg) // 2]])
     labels = torch.tensor([0, 1, 0, 1, 0])
-    with pytest.raises(UserError, match=r"image 0: cannot be decoded \(not an image\).*skip_corrupt: true"):
+    with pytest.raises(
+        UserError, match=r"image 0: cannot be decoded \(not an image\).*skip_corrupt: true"
+    ):
         load(damaged, labels, size=8)
     for _ in range(2):  # decoded, and then from the cache
         caplog.clear()
@@ -166,7 +191,9 @@ def test_damaged_image_is_named_or_skipped(caplog):
             kept = load(damaged, labels, size=8, skip_corrupt=True)
         assert kept.labels.tolist() == [1, 1]
         assert (kept.inputs.permute(0, 2, 3, 1).numpy() == pixels[[1, 3]]).all()
-        assert [record.message for record in caplog.records] == ["set-train: skipped 3 images that cannot be decoded"]
+        assert [record.message for record in caplog.records] == [
+            "set-train: skipped 3 images that cannot be decoded"
+        ]
 
 
 def test_only_damaged_images_are_an_error():
@@ -207,7 +234,9 @@ def test_damaged_cache_entry_is_made_anew(cache, damage):
 
         save_file({"something": torch.zeros(2)}, entry)
     else:
-        entry.write_bytes({"cut": content[:-50], "header": b"\xff" * 64 + content[64:], "empty": b""}[damage])
+        entry.write_bytes(
+            {"cut": content[:-50], "header": b"\xff" * 64 + content[64:], "empty": b""}[damage]
+        )
     assert torch.equal(load(images).inputs, first)
     reads = images.reads
     assert torch.equal(load(images).inputs, first)
@@ -272,7 +301,9 @@ def test_streamed_batches_equal_those_of_the_tensor(monkeypatch, count):
     streamed = load(memory(pixels), labels)
     assert isinstance(streamed, StreamedImages)
     assert streamed.spec.size == 8
-    whole = TensorExamples(torch.from_numpy(pixels).permute(0, 3, 1, 2), labels, ("a", "b"), streamed.spec)
+    whole = TensorExamples(
+        torch.from_numpy(pixels).permute(0, 3, 1, 2), labels, ("a", "b"), streamed.spec
+    )
     chosen = torch.tensor([3, 19, 4, 7, 0, 11, 5])
     order = [torch.tensor([6, 1, 0]), torch.tensor([2, 3]), torch.tensor([5])]
     before = torch.get_rng_state()
@@ -283,7 +314,9 @@ def test_streamed_batches_equal_those_of_the_tensor(monkeypatch, count):
             assert torch.equal(a.labels, b.labels)
     twice = streamed.subset(chosen).subset(torch.tensor([1, 0]))
     assert torch.equal(next(twice.batches([torch.tensor([0])], CPU)).inputs[0], whole.inputs[19])
-    assert torch.equal(torch.get_rng_state(), before)  # the run's randomness doesn't depend on how data comes
+    assert torch.equal(
+        torch.get_rng_state(), before
+    )  # the run's randomness doesn't depend on how data comes
 
 
 @pytest.mark.usefixtures("streaming")

@@ -69,7 +69,9 @@ def test_labels_follow_the_images_numbers_wherever_they_lie(place):
     assert test.labels.tolist() == [[0, 0, 1], [0, 2, 1], [1, -1, -1], [1, 1, -1], [2, 0, -1]]
     assert load("train", place / "real.json").labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
     assert load("test", None).labels.tolist() == [0, 0, 1, 1, 2]
-    assert load("test", place / "real.json").labels.tolist() == test.labels.tolist()  # from the cache
+    assert (
+        load("test", place / "real.json").labels.tolist() == test.labels.tolist()
+    )  # from the cache
 
 
 def test_tables_keep_the_files_names(place):
@@ -80,14 +82,19 @@ def test_tables_keep_the_files_names(place):
 
     for name, root in (("ILSVRC2012_val_{:08d}.JPEG", "sets"), ("{}.png", "others")):
         rows = {"image": [encoded(4, 1, name), encoded(1, 2, name)], "label": [1, 2]}
-        classes = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b", "c"])})
+        classes = datasets.Features(
+            {"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b", "c"])}
+        )
         folder = place / root / "imagenet-1k"
         folder.mkdir(parents=True)
         for split in ("train", "validation"):
             datasets.Dataset.from_dict(rows, classes).to_parquet(str(folder / f"{split}.parquet"))
     assert load("test", place / "real.json").labels.tolist() == [[1, 1], [2, 0]]
     os.environ["SSLRUN_DATA"] = str(place / "others")
-    with pytest.raises(UserError, match=r"not named ILSVRC2012_val_00000001.JPEG and so on: get them with their names"):
+    with pytest.raises(
+        UserError,
+        match=r"not named ILSVRC2012_val_00000001.JPEG and so on: get them with their names",
+    ):
         load("test", place / "real.json")
 
 

@@ -106,7 +106,11 @@ def test_imagenet_is_tested_on_validation_even_beside_a_test_split():
 
 
 def test_column_of_the_card_is_read():
-    write(Path("data/cifar100"), train=table(6, label="fine_label", coarse=[0] * 6), test=table(2, label="fine_label"))
+    write(
+        Path("data/cifar100"),
+        train=table(6, label="fine_label", coarse=[0] * 6),
+        test=table(2, label="fine_label"),
+    )
     assert source("cifar100").load("train").labels.tolist() == [0, 1] * 3
 
 
@@ -140,7 +144,9 @@ def test_cards_are_complete_and_described(monkeypatch, tmp_path):
     assert told["splits"] == "train 5,000, test 8,000, unlabeled 100,000"
     assert "stored at" not in told
     assert sources["imagenet-1k"].describe()["stored at"] == "256x256, unless size says otherwise"
-    assert told["searched"].startswith(f"found at {tmp_path}/stl10, not found at data/stl10; then the hub")
+    assert told["searched"].startswith(
+        f"found at {tmp_path}/stl10, not found at data/stl10; then the hub"
+    )
 
 
 @pytest.mark.skipif("SSLRUN_DATA" not in os.environ, reason="needs SSLRUN_DATA with cifar10 in it")
@@ -153,7 +159,9 @@ def test_real_cifar10(places, monkeypatch):
     assert test.labels.bincount().tolist() == [1000] * 10
     assert test.classes[:3] == ("airplane", "automobile", "bird")
     blue_over_red = [float(test.inputs[test.labels == c, 2].float().mean()) for c in (0, 6)]
-    assert blue_over_red[0] > blue_over_red[1] + 30  # aeroplanes are seen against the sky, frogs are not
+    assert (
+        blue_over_red[0] > blue_over_red[1] + 30
+    )  # aeroplanes are seen against the sky, frogs are not
 
 
 # ---------------------------------------------------------------- the hub
@@ -167,7 +175,9 @@ def hub(monkeypatch):
     def load_dataset(path, name=None, **options):
         calls.append((path, name, options))
         if path not in held:
-            raise datasets.exceptions.DatasetNotFoundError(f"Dataset '{path}' doesn't exist on the Hub")
+            raise datasets.exceptions.DatasetNotFoundError(
+                f"Dataset '{path}' doesn't exist on the Hub"
+            )
         return datasets.DatasetDict(held[path])
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
@@ -176,13 +186,19 @@ def hub(monkeypatch):
 
 
 def test_hub_set_with_its_splits_and_columns_found_by_type(hub):
-    hub["me/pets"] = {"train": table(10, image="photo"), "dev": table(4, image="photo"), "extra": table(3, label=None)}
+    hub["me/pets"] = {
+        "train": table(10, image="photo"),
+        "dev": table(4, image="photo"),
+        "extra": table(3, label=None),
+    }
     pets = source("hub", hub="me/pets", config="small", test="dev", unlabeled="extra")
     assert pets.splits == ("train", "test", "unlabeled")
     assert equal(pets.load("train"), pixels(10))
     assert pets.load("test").labels.tolist() == [0, 1, 0, 1]
     assert pets.load("unlabeled").labels is None
-    assert [(path, config) for path, config, _ in hub["calls"]] == [("me/pets", "small")]  # asked once
+    assert [(path, config) for path, config, _ in hub["calls"]] == [
+        ("me/pets", "small")
+    ]  # asked once
 
 
 def test_cached_hub_set_needs_no_hub(hub):
@@ -190,28 +206,41 @@ def test_cached_hub_set_needs_no_hub(hub):
     source("cifar10").load("train")
     del hub["uoft-cs/cifar10"]
     assert equal(source("cifar10").load("train"), pixels(6))
-    with pytest.raises(UserError, match=r"cifar10: there is no data set at .*uoft-cs/cifar10.*hf auth login"):
+    with pytest.raises(
+        UserError, match=r"cifar10: there is no data set at .*uoft-cs/cifar10.*hf auth login"
+    ):
         source("cifar10").load("test")
 
 
 def test_stl10_pretrains_on_its_unlabelled_images(hub):
-    hub["jxie/stl10"] = {"train": table(20), "test": table(4), "unlabeled": table(30, seed=5, label=None)}
+    hub["jxie/stl10"] = {
+        "train": table(20),
+        "test": table(4),
+        "unlabeled": table(30, seed=5, label=None),
+    }
     splits = load_splits("stl10", sources["stl10"].Options())
     assert len(splits.train) == 18
     assert equal(splits.pretrain.subset(torch.arange(18, 48)), pixels(30, seed=5))
 
 
 def test_mistakes_about_a_hub_set(hub):
-    hub["me/two"] = {"train": table(4, other=[1] * 4).add_column("kind", [0, 1, 0, 1]), "dev": table(4)}
+    hub["me/two"] = {
+        "train": table(4, other=[1] * 4).add_column("kind", [0, 1, 0, 1]),
+        "dev": table(4),
+    }
     two = datasets.ClassLabel(names=["x", "y"])
     hub["me/two"]["train"] = hub["me/two"]["train"].cast_column("kind", two)
-    with pytest.raises(UserError, match=r"me/two: has labels in label, kind: choose one, as in label: label"):
+    with pytest.raises(
+        UserError, match=r"me/two: has labels in label, kind: choose one, as in label: label"
+    ):
         source("hub", hub="me/two").load("train")
     with pytest.raises(UserError, match=r"me/two: no column 'kinds'. Did you mean 'kind'"):
         source("hub", hub="me/two", label="kinds").load("train")
     with pytest.raises(UserError, match=r"me/two: no image column 'imag'. Did you mean 'image'"):
         source("hub", hub="me/two", label="kind", image="imag").load("train")
-    with pytest.raises(UserError, match=r"me/two: no split 'test' on the hub, only train, dev: .*'test'"):
+    with pytest.raises(
+        UserError, match=r"me/two: no split 'test' on the hub, only train, dev: .*'test'"
+    ):
         source("hub", hub="me/two").load("test")
     with pytest.raises(UserError, match=r"me/none: there is no data set at"):
         source("hub", hub="me/none").load("train")
@@ -227,20 +256,31 @@ def test_gated_set_says_how_to_get_in(monkeypatch):
         raise datasets.exceptions.DatasetNotFoundError("Dataset 'x' is a gated dataset on the Hub.")
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    with pytest.raises(UserError, match=r"imagenet-1k: accept its terms at https://\S+ILSVRC.*hf auth login"):
+    with pytest.raises(
+        UserError, match=r"imagenet-1k: accept its terms at https://\S+ILSVRC.*hf auth login"
+    ):
         source("imagenet-1k").load("train")
 
 
 def test_classes_of_a_plain_column_are_those_of_train(hub):
     rows = [Image.fromarray(each) for each in pixels(4)]
     features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("string")})
-    make = lambda *labels: datasets.Dataset.from_dict({"image": rows[: len(labels)], "label": labels}, features)  # noqa: E731
-    hub["me/words"] = {"train": make("owl", "ant", "owl", "bee"), "test": make("owl", "owl"), "odd": make("ant", "elk")}
+
+    def make(*labels):
+        return datasets.Dataset.from_dict({"image": rows[: len(labels)], "label": labels}, features)
+
+    hub["me/words"] = {
+        "train": make("owl", "ant", "owl", "bee"),
+        "test": make("owl", "owl"),
+        "odd": make("ant", "elk"),
+    }
     words = source("hub", hub="me/words")
     assert words.load("train").classes == ("ant", "bee", "owl")
     assert words.load("train").labels.tolist() == [2, 0, 2, 1]
     assert words.load("test").labels.tolist() == [2, 2]
-    with pytest.raises(UserError, match=r"me/words: split 'test', row 1: its label is no class of train"):
+    with pytest.raises(
+        UserError, match=r"me/words: split 'test', row 1: its label is no class of train"
+    ):
         source("hub", hub="me/words", test="odd").load("test")
 
 
@@ -348,7 +388,9 @@ def test_folder_mistakes(tmp_path):
         source("folder", path=tmp_path / "empty").load("train")
     image_folder(tmp_path / "pets", train=2, test=1)
     (tmp_path / "pets" / "test" / "dog").rename(tmp_path / "pets" / "test" / "elk")
-    with pytest.raises(UserError, match=r"test/elk/0.png: not in the folder of a class \(cat, dog\)"):
+    with pytest.raises(
+        UserError, match=r"test/elk/0.png: not in the folder of a class \(cat, dog\)"
+    ):
         source("folder", path=tmp_path / "pets").load("test")
     for each in (tmp_path / "pets" / "train" / "dog").iterdir():
         each.unlink()
@@ -418,7 +460,10 @@ def test_csv_with_a_split_column(tmp_path):
 
 def test_csv_files_for_each_split_with_named_columns(tmp_path):
     sets = tmp_path / "sets"
-    list_images(sets / "train.csv", [["breed", "path", "label"], *([str(i % 2), f"{i}.png", "x"] for i in range(4))])
+    list_images(
+        sets / "train.csv",
+        [["breed", "path", "label"], *([str(i % 2), f"{i}.png", "x"] for i in range(4))],
+    )
     list_images(sets / "val.csv", [["breed", "path"], ["1", "v/0.png"], ["0", "v/1.png"]], seed=1)
     list_images(sets / "unlabeled.csv", [["path"], ["u/0.png"]], seed=2)
     photos = csv_source(sets, label="breed")
@@ -429,7 +474,10 @@ def test_csv_files_for_each_split_with_named_columns(tmp_path):
 
 
 def test_csv_without_labels_pretrains(tmp_path):
-    list_images(tmp_path / "photos.csv", [["path", "width"], *([f"{index}.png", "8"] for index in range(40))])
+    list_images(
+        tmp_path / "photos.csv",
+        [["path", "width"], *([f"{index}.png", "8"] for index in range(40))],
+    )
     splits = load_splits("csv-images", sources["csv-images"].Options(path=tmp_path / "photos.csv"))
     assert splits.pretrain.labels is None
     assert splits.pretrain.classes == ()
@@ -441,7 +489,9 @@ def test_csv_with_tabs_byte_order_mark_blank_lines_and_absolute_paths(tmp_path):
     lines = [f"{tmp_path}/images/{path}\t{label}\r\n" for path, label in PETS[1:]]
     lists = tmp_path / "lists"
     lists.mkdir()
-    (lists / "photos.tsv").write_text("\ufeffpath\tlabel\r\n\r\n" + "".join(lines), encoding="utf-8")
+    (lists / "photos.tsv").write_text(
+        "\ufeffpath\tlabel\r\n\r\n" + "".join(lines), encoding="utf-8"
+    )
     assert equal(csv_source(lists / "photos.tsv").load("train"), pixels(3))
 
 
@@ -451,10 +501,26 @@ def test_csv_with_tabs_byte_order_mark_blank_lines_and_absolute_paths(tmp_path):
         ("path,label\n0.png,cat\nnone/1.png,dog\n", {}, ":3: no such file none/1.png"),
         ("path,label\n0.png,cat\n\n,dog\n", {}, ":4: the column 'path' is empty"),
         ("path,label\n0.png,cat\n1.png\n", {}, ":3: should have 2 cells, like the header, not 1"),
-        ("path,label\n0.png,cat\n1.png,dog\n2.png,\n", {}, ":4: has no label: it should be one of cat, dog"),
-        ("path,label\n0.png,cat\n1.png,cat\n", {}, ": has only one class, 'cat': .*remove the column"),
-        ("file,label\n0.png,cat\n", {}, r":1: no column 'path'\. There is: file, label\. Name it, as in image: "),
-        ("path,lable\n0.png,cat\n", {"label": "label"}, r":1: no column 'label'\. Did you mean 'lable'\?"),
+        (
+            "path,label\n0.png,cat\n1.png,dog\n2.png,\n",
+            {},
+            ":4: has no label: it should be one of cat, dog",
+        ),
+        (
+            "path,label\n0.png,cat\n1.png,cat\n",
+            {},
+            ": has only one class, 'cat': .*remove the column",
+        ),
+        (
+            "file,label\n0.png,cat\n",
+            {},
+            r":1: no column 'path'\. There is: file, label\. Name it, as in image: ",
+        ),
+        (
+            "path,lable\n0.png,cat\n",
+            {"label": "label"},
+            r":1: no column 'label'\. Did you mean 'lable'\?",
+        ),
         ("path,label\n", {}, ": lists no images: add a row for each"),
         ("", {}, ": is empty: the first line should name the columns"),
         ('path,label\n0.png,cat\n"1.png,dog\n', {}, ":3: cannot be read as CSV: "),
@@ -479,7 +545,9 @@ def test_csv_names_the_line_of_a_label_or_an_image_that_does_not_fit(tmp_path):
     with pytest.raises(UserError, match=message):
         csv_source(tmp_path).load("test")
     (tmp_path / "cat" / "4.png").write_bytes(b"nothing")
-    with pytest.raises(UserError, match=r"train.csv:4: cat/4.png: cannot be decoded \(not an image\)"):
+    with pytest.raises(
+        UserError, match=r"train.csv:4: cat/4.png: cannot be decoded \(not an image\)"
+    ):
         csv_source(tmp_path).load("train")
     kept = csv_source(tmp_path, skip_corrupt=True).load("train")
     assert kept.labels.tolist() == [0, 1]
@@ -524,7 +592,13 @@ def test_csv_is_cached_until_a_label_or_an_image_changes(tmp_path, monkeypatch):
 
 def test_npz_with_and_without_splits(tmp_path):
     path = tmp_path / "set.npz"
-    np.savez(path, x_train=pixels(6), y_train=np.array([[0], [1], [2]] * 2), x_test=pixels(2), y_test=np.array([1, 0]))
+    np.savez(
+        path,
+        x_train=pixels(6),
+        y_train=np.array([[0], [1], [2]] * 2),
+        x_test=pixels(2),
+        y_test=np.array([1, 0]),
+    )
     found = source("npz", path=path)
     assert found.splits == ("train", "test")
     assert equal(found.load("train"), pixels(6))
@@ -542,7 +616,10 @@ def test_npz_with_and_without_splits(tmp_path):
     [
         ({"pictures": pixels(2)}, "holds pictures: should hold x_train"),
         ({"images": pixels(2).astype(float)}, "images: images are float64"),
-        ({"images": pixels(2), "labels": np.array([0.0, 1.0])}, "labels: should be whole numbers from 0, not float64"),
+        (
+            {"images": pixels(2), "labels": np.array([0.0, 1.0])},
+            "labels: should be whole numbers from 0, not float64",
+        ),
         ({"images": pixels(2), "labels": np.array([0, 1, 0])}, "labels: has 3 labels for 2 images"),
         ({"images": pixels(2), "labels": np.array([0, 0])}, "labels: has only one class"),
         ({"images": np.array([object()], dtype=object)}, "cannot be read as .npz"),
@@ -590,7 +667,9 @@ def test_hub_that_never_answers_is_given_up(monkeypatch):
 
 def test_cifar101_is_read_as_its_authors_give_it(tmp_path, monkeypatch):
     monkeypatch.setenv("SSLRUN_DATA", str(tmp_path))
-    with pytest.raises(UserError, match=r"cifar10.1: not on this machine: put cifar10.1_v6_data.npy and"):
+    with pytest.raises(
+        UserError, match=r"cifar10.1: not on this machine: put cifar10.1_v6_data.npy and"
+    ):
         source("cifar10.1").load("test")
     folder = tmp_path / "cifar10.1"
     folder.mkdir()
@@ -599,7 +678,10 @@ def test_cifar101_is_read_as_its_authors_give_it(tmp_path, monkeypatch):
     np.save(folder / "cifar10.1_v6_labels.npy", np.arange(6, dtype=np.int32))
     found = source("cifar10.1").load("test")
     assert np.array_equal(found.inputs.permute(0, 2, 3, 1).numpy(), images)
-    assert [found.classes[label] for label in found.labels[:2].tolist()] == ["airplane", "automobile"]
+    assert [found.classes[label] for label in found.labels[:2].tolist()] == [
+        "airplane",
+        "automobile",
+    ]
     assert source("cifar10.1", size=16).load("test").inputs.shape == (6, 3, 16, 16)
     with pytest.raises(UserError, match="has no split 'train', only test"):
         source("cifar10.1").load("train")

@@ -45,9 +45,17 @@ def make(place, name, train, test=6, classes=2, width=8):
         for index in range(count):
             pixels[index, ..., 0] = index % 250
             pixels[index, ..., 1 + index % classes] = 255
-        rows = {"webp": [Image.fromarray(each) for each in pixels], "cls": [index % classes for index in range(count)]}
-        types = {"webp": datasets.Image(), "cls": datasets.ClassLabel(names=[str(each) for each in range(classes)])}
-        datasets.Dataset.from_dict(rows, datasets.Features(types)).to_parquet(str(folder / f"{split}.parquet"))
+        rows = {
+            "webp": [Image.fromarray(each) for each in pixels],
+            "cls": [index % classes for index in range(count)],
+        }
+        types = {
+            "webp": datasets.Image(),
+            "cls": datasets.ClassLabel(names=[str(each) for each in range(classes)]),
+        }
+        datasets.Dataset.from_dict(rows, datasets.Features(types)).to_parquet(
+            str(folder / f"{split}.parquet")
+        )
 
 
 def splits(name, size=8):
@@ -80,7 +88,9 @@ def test_images_are_made_square_and_not_cropped(place):
     types = {"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])}
     folder.mkdir(parents=True)
     for split in ("train", "test"):
-        datasets.Dataset.from_dict(rows, datasets.Features(types)).to_parquet(str(folder / f"{split}.parquet"))
+        datasets.Dataset.from_dict(rows, datasets.Features(types)).to_parquet(
+            str(folder / f"{split}.parquet")
+        )
     image = splits("dmlab").test.inputs[0, 0]
     assert image.shape == (8, 8)
     assert (image[:, 0] > 200).all()
@@ -97,7 +107,9 @@ def test_sets_are_looked_for_on_the_hub_where_vtabs_labels_are(monkeypatch):
     monkeypatch.setattr(sslrun.hub, "_answers", lambda url: True)
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     for name in ("caltech101", "sun397"):
-        with pytest.raises(UserError, match=rf"vtab-{name}: not on this machine .* Put it at data/vtab/{name}"):
+        with pytest.raises(
+            UserError, match=rf"vtab-{name}: not on this machine .* Put it at data/vtab/{name}"
+        ):
             splits(name).test  # noqa: B018
     assert asked == ["clip-benchmark/wds_vtab-caltech101", "dpdl-benchmark/sun397"]
 
@@ -114,7 +126,9 @@ def test_what_the_hub_gives_is_read_as_web_datasets_are(monkeypatch):
         }
         types = {"__key__": datasets.Value("string"), "__url__": datasets.Value("string"), "webp": datasets.Image(),
                  "cls": datasets.Value("int64")}  # fmt: skip
-        made = datasets.Dataset.from_dict({**rows, "cls": [each % 3 for each in range(30)]}, datasets.Features(types))
+        made = datasets.Dataset.from_dict(
+            {**rows, "cls": [each % 3 for each in range(30)]}, datasets.Features(types)
+        )
         return datasets.DatasetDict(train=made, test=made)
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
@@ -125,11 +139,16 @@ def test_what_the_hub_gives_is_read_as_web_datasets_are(monkeypatch):
 
 
 def sweep(place, *sets):
-    asked = {name: {"data": {"name": "vtab", "set": name, "size": 8}, "protocols": ["probe"]} for name in sets}
+    asked = {
+        name: {"data": {"name": "vtab", "set": name, "size": 8}, "protocols": ["probe"]}
+        for name in sets
+    }
     given = {"name": "tiny", "backbone": "pixels", "data": {"name": "vtab", "set": sets[0], "size": 8},
              "probe": {"l2_count": 1}, "evaluate": asked}  # fmt: skip
     row = "Ours-I21k (ViT-L/16)"
-    plan = Plan.of(Sweep(name="tiny", rows={row: parse(Located(given, {(): "t.yaml:1"}))}), place / "runs")
+    plan = Plan.of(
+        Sweep(name="tiny", rows={row: parse(Located(given, {(): "t.yaml:1"}))}), place / "runs"
+    )
     return work([plan], Context(place / "runs", compute("cpu"), Reporter(quiet=True))), plan
 
 
@@ -160,4 +179,7 @@ def test_a_set_that_cannot_be_had_is_an_empty_cell_with_its_reason(place, monkey
     mean = sum(table.cells[row, Column(task, Labels(1.0))].mean for task in columns) / 3
     assert table.cells[row, Column("VTAB", Labels(1.0))].mean == pytest.approx(mean)
     (pair,) = compare(table, published("vit_table2")).pairs[-1:]
-    assert (pair.published_row, pair.published_column) in {("VTAB (19 tasks)", row.name), (row.name, "VTAB (19 tasks)")}
+    assert (pair.published_row, pair.published_column) in {
+        ("VTAB (19 tasks)", row.name),
+        (row.name, "VTAB (19 tasks)"),
+    }

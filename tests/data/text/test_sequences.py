@@ -8,7 +8,14 @@ import torch
 
 from sslrun.data.specs import TextSpec
 from sslrun.data.text import sequences
-from sslrun.data.text.sequences import IGNORED, Documents, Sequences, build_labeled, concatenate_texts, trim_ranges
+from sslrun.data.text.sequences import (
+    IGNORED,
+    Documents,
+    Sequences,
+    build_labeled,
+    concatenate_texts,
+    trim_ranges,
+)
 from sslrun.data.text.tokenizer import blank_tokenizer
 from sslrun.errors import UserError
 
@@ -21,7 +28,12 @@ def corpus(documents, length=32):
     """Documents given as the lengths of their sentences; every token is another number, from 10 on."""
     lengths = torch.tensor([each for document in documents for each in document])
     sentences = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
-    starts = torch.cat([torch.zeros(1, dtype=torch.int64), torch.tensor([len(each) for each in documents]).cumsum(0)])
+    starts = torch.cat(
+        [
+            torch.zeros(1, dtype=torch.int64),
+            torch.tensor([len(each) for each in documents]).cumsum(0),
+        ]
+    )
     tokens = torch.arange(10, 10 + int(sentences[-1]), dtype=torch.int32)
     return Documents(tokens, sentences, starts, TextSpec(TOKENIZER, length))
 
@@ -42,10 +54,16 @@ def batch(examples):
 
 def test_texts_become_berts_sequences():
     spec = TextSpec(TOKENIZER, 16)
-    pairs = build_labeled([[10, 11], [12], []], [[13], [14, 15, 16], []], torch.tensor([1, 0, 1]), ("a", "b"), spec)
+    pairs = build_labeled(
+        [[10, 11], [12], []], [[13], [14, 15, 16], []], torch.tensor([1, 0, 1]), ("a", "b"), spec
+    )
     tokens, labels = batch(pairs)
     c, s, p = TOKENIZER.cls, TOKENIZER.sep, TOKENIZER.pad
-    assert tokens.ids.tolist() == [[c, 10, 11, s, 13, s, p], [c, 12, s, 14, 15, 16, s], [c, s, p, p, p, p, p]]
+    assert tokens.ids.tolist() == [
+        [c, 10, 11, s, 13, s, p],
+        [c, 12, s, 14, 15, 16, s],
+        [c, s, p, p, p, p, p],
+    ]
     assert tokens.segments.tolist() == [[0, 0, 0, 0, 1, 1, 0], [0, 0, 0, 1, 1, 1, 1], [0] * 7]
     assert tokens.real.tolist() == [[True] * 6 + [False], [True] * 7, [True] * 2 + [False] * 5]
     assert labels.tolist() == [1, 0, 1]
@@ -60,8 +78,13 @@ def test_tags_go_with_their_tokens():
     tokens, offsets = concatenate_texts([[10, 11], [12]])
     none = torch.zeros(2, dtype=torch.int64)
     ranges = torch.stack([offsets[:-1], offsets[1:], none, none], dim=1)
-    found = Sequences(tokens, ranges, None, ("x", "y"), TextSpec(TOKENIZER, 16), torch.tensor([1, IGNORED, 0]))
-    assert batch(found).labels.tolist() == [[IGNORED, 1, IGNORED, IGNORED], [IGNORED, 0, IGNORED, IGNORED]]
+    found = Sequences(
+        tokens, ranges, None, ("x", "y"), TextSpec(TOKENIZER, 16), torch.tensor([1, IGNORED, 0])
+    )
+    assert batch(found).labels.tolist() == [
+        [IGNORED, 1, IGNORED, IGNORED],
+        [IGNORED, 0, IGNORED, IGNORED],
+    ]
 
 
 def one_by_one(first, second, length):
@@ -79,7 +102,13 @@ def test_pairs_are_cut_as_bert_cuts_them():
     for length in (13, 14, 32):
         ranges = torch.tensor([(100, 100 + a, 500, 500 + b) for a, b in cases])
         found = trim_ranges(ranges, length)
-        kept = list(zip((found[:, 1] - found[:, 0]).tolist(), (found[:, 3] - found[:, 2]).tolist(), strict=True))
+        kept = list(
+            zip(
+                (found[:, 1] - found[:, 0]).tolist(),
+                (found[:, 3] - found[:, 2]).tolist(),
+                strict=True,
+            )
+        )
         assert kept == [one_by_one(a, b, length) for a, b in cases]
         assert torch.equal(found[:, ::2], ranges[:, ::2])
 
@@ -137,7 +166,10 @@ def test_without_random_pairs_each_document_is_gone_through_once():
     assert alone.any()  # a sentence that can't be divided
     assert torch.equal(document_of(found, a[~alone]), document_of(found, b[~alone]))
     seen = torch.zeros(len(found.tokens))
-    for start, end in [*zip(a.tolist(), a_end.tolist(), strict=True), *zip(b.tolist(), b_end.tolist(), strict=True)]:
+    for start, end in [
+        *zip(a.tolist(), a_end.tolist(), strict=True),
+        *zip(b.tolist(), b_end.tolist(), strict=True),
+    ]:
         seen[start:end] += 1
     assert seen.max() == 1
     assert seen.mean() > 0.85
@@ -149,7 +181,9 @@ def test_what_a_random_pair_leaves_over_is_put_back():
     found = corpus(DOCUMENTS)
     pairs = found.build_pairs(dupes=1, seed=0)
     seen = torch.zeros(len(found.tokens))
-    for (a, a_end, b, b_end), random in zip(pairs.ranges.tolist(), pairs.labels.tolist(), strict=True):
+    for (a, a_end, b, b_end), random in zip(
+        pairs.ranges.tolist(), pairs.labels.tolist(), strict=True
+    ):
         seen[a:a_end] += 1
         if not random:
             seen[b:b_end] += 1
@@ -159,7 +193,8 @@ def test_what_a_random_pair_leaves_over_is_put_back():
 
 
 def test_half_of_the_pairs_that_could_go_on_do():
-    # Sentences of 5 tokens, room for 29: a pair of a random place always has several sentences to divide.
+    # Sentences of 5 tokens, room for 29: a pair of a random place always has several sentences to
+    # divide.
     pairs = corpus([[5] * 400] * 6).build_pairs(dupes=6, seed=1)
     assert pairs.labels.float().mean().item() == pytest.approx(0.5, abs=0.03)
     lengths = (pairs.ranges[:, 1] - pairs.ranges[:, 0]) + (pairs.ranges[:, 3] - pairs.ranges[:, 2])
@@ -175,7 +210,9 @@ def test_long_pairs_lose_tokens_at_either_end_of_the_longer_part():
     a, a_end, b, b_end = pairs.ranges.unbind(1)
     assert set((a_end - a).tolist()) | set((b_end - b).tolist()) <= {14, 15}
     starts = (a % 60).float()
-    assert starts.mean().item() == pytest.approx((60 - 14.5) / 2, abs=2)  # as often at the front as at the back
+    assert starts.mean().item() == pytest.approx(
+        (60 - 14.5) / 2, abs=2
+    )  # as often at the front as at the back
 
 
 def test_each_dupe_divides_anew_and_a_seed_tells_all():
@@ -236,7 +273,8 @@ def test_packed_documents_are_running_text_with_a_separator_after_each():
     assert tokens.ids[:, 0].tolist() == [TOKENIZER.cls] * 4
     assert tokens.ids[:, 1:].flatten().tolist() == text[:28]
     assert tokens.documents[0].tolist() == [1] * 7 + [2]
-    # Another document begins after each separator, and only there; the first one of a sequence is its number 1.
+    # Another document begins after each separator, and only there; the first one of a sequence is
+    # its number 1.
     assert torch.equal(tokens.documents.diff(dim=1)[:, 1:] == 1, tokens.ids[:, 1:-1] == sep)
     assert (tokens.documents[:, :2] == 1).all()
     assert tokens.real.all()

@@ -33,11 +33,15 @@ def cache(tmp_path, monkeypatch):
 
 def source(name, tmp_path, **options):
     cls = sources[name]
-    return cls(cls.Options(**{"tokenizer": {"file": tmp_path / "vocab.txt"}, "length": 16, **options}))
+    return cls(
+        cls.Options(**{"tokenizer": {"file": tmp_path / "vocab.txt"}, "length": 16, **options})
+    )
 
 
 def tokenizer():
-    return Tokenizer(build_wordpiece(True, {entry: at for at, entry in enumerate([*SPECIALS, *WORDS])}))
+    return Tokenizer(
+        build_wordpiece(True, {entry: at for at, entry in enumerate([*SPECIALS, *WORDS])})
+    )
 
 
 def ids(*words):
@@ -52,7 +56,11 @@ def documents(count=40, seed=0):
 def expected(given):
     sentences = tokenizer().encode([sentence for document in given for sentence in document])
     ends = np.cumsum([len(each) for each in sentences])
-    return [number for each in sentences for number in each], [0, *ends], [0, *np.cumsum([len(d) for d in given])]
+    return (
+        [number for each in sentences for number in each],
+        [0, *ends],
+        [0, *np.cumsum([len(d) for d in given])],
+    )
 
 
 # ---------------------------------------------------------------- token files
@@ -94,7 +102,9 @@ def test_a_token_file_goes_on_where_it_was_killed(tmp_path, monkeypatch, stop):
     done = json.loads(progress.read_text())["documents"] if progress.exists() else 0
     assert stop - 8 < done <= stop
     encode = Tokenizer.encode
-    monkeypatch.setattr(Tokenizer, "encode", lambda self, texts: seen.extend(texts) or encode(self, texts))
+    monkeypatch.setattr(
+        Tokenizer, "encode", lambda self, texts: seen.extend(texts) or encode(self, texts)
+    )
     found = token_file(tmp_path / "tokens", lambda: given, tokenizer())
     assert seen == [sentence for document in given[done:] for sentence in document]
     assert [each.tolist() for each in found] == [list(map(int, each)) for each in expected(given)]
@@ -104,10 +114,14 @@ def test_memory_holds_a_piece_at_a_time(tmp_path, monkeypatch):
     monkeypatch.setattr(corpora, "PIECE", 300)
     monkeypatch.setattr(corpora, "LONGEST", 5)
     path = tmp_path / "one.txt"
-    path.write_text("aa bb ccx dd .\n" * 5000)  # no blank line: a single document, but for its length
+    path.write_text(
+        "aa bb ccx dd .\n" * 5000
+    )  # no blank line: a single document, but for its length
     encode, sizes = Tokenizer.encode, []
     monkeypatch.setattr(
-        Tokenizer, "encode", lambda self, texts: sizes.append(sum(map(len, texts))) or encode(self, texts)
+        Tokenizer,
+        "encode",
+        lambda self, texts: sizes.append(sum(map(len, texts))) or encode(self, texts),
     )
     found = source("text", tmp_path, path=path).load("train")
     assert len(found) == 1000
@@ -126,7 +140,9 @@ def test_another_text_or_tokenizer_makes_another_token_file(tmp_path):
     again = source("text", tmp_path, path=path).load("train")
     assert again.tokens.tolist() == ids("dd", "dd", "aa")
     (tmp_path / "vocab.txt").write_text("\n".join([*SPECIALS, *reversed(WORDS)]))
-    assert source("text", tmp_path, path=path).load("train").tokens.tolist() != again.tokens.tolist()
+    assert (
+        source("text", tmp_path, path=path).load("train").tokens.tolist() != again.tokens.tolist()
+    )
 
 
 def test_the_building_of_a_token_file_is_told(tmp_path):
@@ -142,7 +158,9 @@ def test_the_building_of_a_token_file_is_told(tmp_path):
 def test_a_corpus_is_divided_by_documents(tmp_path):
     path = tmp_path / "some.txt"
     path.write_text("".join(f"{'aa ' * at}\n\n" for at in range(1, 21)))
-    splits = load_splits("text", sources["text"].Options(path=path, tokenizer={"file": tmp_path / "vocab.txt"}))
+    splits = load_splits(
+        "text", sources["text"].Options(path=path, tokenizer={"file": tmp_path / "vocab.txt"})
+    )
     assert len(splits.val) >= 1
     assert len(splits.train) + len(splits.val) <= 20
     assert not set(splits.train.chosen.tolist()) & set(splits.val.chosen.tolist())
@@ -156,7 +174,9 @@ def test_sentences_are_lines_or_else_found_by_punctuation(tmp_path):
         "",
         None,
     ]
-    (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps({"text": row, "n": 1}) for row in rows))
+    (tmp_path / "rows.jsonl").write_text(
+        "\n".join(json.dumps({"text": row, "n": 1}) for row in rows)
+    )
     found = list(source("text", tmp_path, path=tmp_path / "rows.jsonl").documents())
     assert found == [
         ["One two.", "Three?", '"Four" five! six.'],
@@ -171,10 +191,18 @@ def test_sentences_are_lines_or_else_found_by_punctuation(tmp_path):
         ("empty.txt", b"", "empty.txt: holds no text"),
         ("blank.txt", b"\n \n\n", "blank.txt: holds no text"),
         ("zero.txt", b"aa\n\0\0bb\n", r"zero.txt:2: is binary, not text"),
-        ("latin.txt", "aa\ncaf\xe9\n".encode("latin-1"), r"latin.txt: is not UTF-8 text \(byte \d+\)"),
+        (
+            "latin.txt",
+            "aa\ncaf\xe9\n".encode("latin-1"),
+            r"latin.txt: is not UTF-8 text \(byte \d+\)",
+        ),
         ("rows.jsonl", b'{"body": "aa"}\n', r"rows.jsonl: no column 'text'; the columns are body"),
         ("rows.json", b"{", r"rows.json: cannot be read as json"),
-        ("lists.jsonl", b'{"text": ["aa", "bb"]}\n', r"lists.jsonl: column 'text' holds values of type list, not text"),
+        (
+            "lists.jsonl",
+            b'{"text": ["aa", "bb"]}\n',
+            r"lists.jsonl: column 'text' holds values of type list, not text",
+        ),
     ],
 )
 def test_corpora_that_are_none_are_told(tmp_path, name, content, words):
@@ -187,7 +215,12 @@ def test_corpora_that_are_none_are_told(tmp_path, name, content, words):
 # ---------------------------------------------------------------- sentences and pairs
 
 
-ROWS = [("aa bb", "cc", "yes", 0.5), ("cc", "dd .", "no", 2.0), ("dd", "", "yes", 1.0), ("aa", "bb", "no", 5.0)] * 3
+ROWS = [
+    ("aa bb", "cc", "yes", 0.5),
+    ("cc", "dd .", "no", 2.0),
+    ("dd", "", "yes", 1.0),
+    ("aa", "bb", "no", 5.0),
+] * 3
 
 
 def test_berts_corpus_is_wikipedia_and_then_the_books_a_sentence_a_row(tmp_path, monkeypatch):
@@ -198,7 +231,9 @@ def test_berts_corpus_is_wikipedia_and_then_the_books_a_sentence_a_row(tmp_path,
     }
     for name, texts in rows.items():
         (tmp_path / name).mkdir()
-        (tmp_path / name / "train.jsonl").write_text("".join(json.dumps({"text": each}) + "\n" for each in texts))
+        (tmp_path / name / "train.jsonl").write_text(
+            "".join(json.dumps({"text": each}) + "\n" for each in texts)
+        )
     both = source("wikipedia-books", tmp_path)
     found = list(both.documents())
     assert found[:2] == [["aa bb.", "Cc dd."], ["dd dd."]]
@@ -216,7 +251,9 @@ def test_wikitexts_rows_are_lines_of_articles(tmp_path, monkeypatch):
         " = Bb = \n", " Aa bb . \n", None,
     ]  # fmt: skip
     (tmp_path / "wikitext-103").mkdir()
-    (tmp_path / "wikitext-103" / "train.jsonl").write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
+    (tmp_path / "wikitext-103" / "train.jsonl").write_text(
+        "".join(json.dumps({"text": row}) + "\n" for row in rows)
+    )
     found = source("wikitext-103", tmp_path)
     assert list(found.documents()) == [["Bb cc . Dd = 2 .", "Cc ."], ["Aa bb ."]]
     assert len(found.load("train")) == 2
@@ -226,7 +263,9 @@ def test_a_table_may_lie_in_parts(tmp_path, monkeypatch):
     monkeypatch.setenv("SSLRUN_DATA", str(tmp_path))
     (tmp_path / "wikipedia").mkdir()
     for number, sentence in enumerate(("aa bb .", "cc dd .")):
-        (tmp_path / "wikipedia" / f"train-0000{number}-of-00002.jsonl").write_text(json.dumps({"text": sentence}))
+        (tmp_path / "wikipedia" / f"train-0000{number}-of-00002.jsonl").write_text(
+            json.dumps({"text": sentence})
+        )
     found = source("wikipedia", tmp_path)
     assert list(found.documents()) == [["aa bb ."], ["cc dd ."]]
     before = found.content()
@@ -246,10 +285,14 @@ def table(request, tmp_path):
         import pyarrow
         from pyarrow import parquet
 
-        parquet.write_table(pyarrow.table(dict(zip(names, map(list, zip(*ROWS, strict=True)), strict=True))), path)
+        parquet.write_table(
+            pyarrow.table(dict(zip(names, map(list, zip(*ROWS, strict=True)), strict=True))), path
+        )
     else:
         rows = [dict(zip(names, row, strict=True)) for row in ROWS]
-        path.write_text(json.dumps(rows) if request.param == "json" else "\n".join(map(json.dumps, rows)))
+        path.write_text(
+            json.dumps(rows) if request.param == "json" else "\n".join(map(json.dumps, rows))
+        )
     return path
 
 
@@ -261,11 +304,19 @@ def test_named_columns_of_any_table(tmp_path, table):
     (batch,) = found.batches([torch.arange(3)], torch.device("cpu"))
     c, s, p = ids("[CLS]", "[SEP]", "[PAD]")
     a, b, cc, d, dot = ids("aa", "bb", "cc", "dd", ".")
-    assert batch.inputs.ids.tolist() == [[c, a, b, s, cc, s], [c, cc, s, d, dot, s], [c, d, s, p, p, p]]
-    numbers = source("sentences", tmp_path, path=table, first="right", label="score", regression=True).load("train")
+    assert batch.inputs.ids.tolist() == [
+        [c, a, b, s, cc, s],
+        [c, cc, s, d, dot, s],
+        [c, d, s, p, p, p],
+    ]
+    numbers = source(
+        "sentences", tmp_path, path=table, first="right", label="score", regression=True
+    ).load("train")
     assert numbers.labels.tolist() == [0.5, 2.0, 1.0, 5.0] * 3
     assert numbers.classes == ()
-    with pytest.raises(UserError, match="no column 'lable'; the columns are left, right, verdict, score"):
+    with pytest.raises(
+        UserError, match="no column 'lable'; the columns are left, right, verdict, score"
+    ):
         source("sentences", tmp_path, path=table, first="left", label="lable").load("train")
 
 
@@ -273,7 +324,9 @@ def test_a_folder_has_splits_and_a_class_of_test_must_be_one_of_train(tmp_path):
     folder = tmp_path / "set"
     folder.mkdir()
     for name, labels in (("train", "abab"), ("dev", "ab"), ("test", "ba")):
-        (folder / f"{name}.csv").write_text("sentence,label\n" + "".join(f"aa,{each}\n" for each in labels))
+        (folder / f"{name}.csv").write_text(
+            "sentence,label\n" + "".join(f"aa,{each}\n" for each in labels)
+        )
     found = source("sentences", tmp_path, path=folder)
     assert set(found.splits) == {"train", "val", "test"}
     assert found.load("test").labels.tolist() == [1, 0]
@@ -281,9 +334,14 @@ def test_a_folder_has_splits_and_a_class_of_test_must_be_one_of_train(tmp_path):
     with pytest.raises(UserError, match="split 'test', row 1: its label is no class of train"):
         source("sentences", tmp_path, path=folder).load("test")
     (folder / "train.csv").unlink()
-    with pytest.raises(UserError, match=r"set: holds only dev.csv, test.csv, and nothing to train on"):
+    with pytest.raises(
+        UserError, match=r"set: holds only dev.csv, test.csv, and nothing to train on"
+    ):
         source("sentences", tmp_path, path=folder).load("train")
-    assert source("sentences", tmp_path, path=folder).load("test").classes == ("a", "c")  # a test set needs no other
+    assert source("sentences", tmp_path, path=folder).load("test").classes == (
+        "a",
+        "c",
+    )  # a test set needs no other
     for name in ("dev", "test"):
         (folder / f"{name}.csv").unlink()
     with pytest.raises(UserError, match=r"set: should be a file, or a folder with train"):
@@ -309,16 +367,32 @@ def test_a_label_beyond_the_classes_that_a_file_declares_is_told(tmp_path):
 @pytest.mark.parametrize(
     ("rows", "options", "words"),
     [
-        ([{"sentence": "aa", "label": None}, {"sentence": "bb", "label": "x"}], {}, "row 0: has no label"),
+        (
+            [{"sentence": "aa", "label": None}, {"sentence": "bb", "label": "x"}],
+            {},
+            "row 0: has no label",
+        ),
         ([{"sentence": "aa", "label": "x"}] * 2, {}, "has only one class, 'x'"),
         (
             [{"sentence": ["aa"], "label": "x"}, {"sentence": ["b"], "label": "y"}],
             {},
             "column 'sentence' holds values of type list",
         ),
-        ([{"sentence": "aa", "label": 0.5}, {"sentence": "b", "label": 1.5}], {}, "holds float values, not classes"),
-        ([{"sentence": "aa", "label": "high"}], {"regression": True}, "row 0: its label is not a number: 'high'"),
-        ([{"sentence": "a", "label": 1.0}, {"sentence": "b", "label": None}], {"regression": True}, "row 1: its label"),
+        (
+            [{"sentence": "aa", "label": 0.5}, {"sentence": "b", "label": 1.5}],
+            {},
+            "holds float values, not classes",
+        ),
+        (
+            [{"sentence": "aa", "label": "high"}],
+            {"regression": True},
+            "row 0: its label is not a number: 'high'",
+        ),
+        (
+            [{"sentence": "a", "label": 1.0}, {"sentence": "b", "label": None}],
+            {"regression": True},
+            "row 1: its label",
+        ),
         ([{"label": "x"}], {}, "no column 'sentence'"),
     ],
 )
@@ -337,7 +411,9 @@ def test_tables_without_rows_are_told(tmp_path, name):
 
 
 def test_cells_that_are_numbers_or_nothing_are_texts(tmp_path):
-    (tmp_path / "rows.jsonl").write_text('{"sentence": 12, "label": 0}\n{"sentence": null, "label": 1}\n')
+    (tmp_path / "rows.jsonl").write_text(
+        '{"sentence": 12, "label": 0}\n{"sentence": null, "label": 1}\n'
+    )
     found = source("sentences", tmp_path, path=tmp_path / "rows.jsonl").load("train")
     assert (found.ranges[:, 1] - found.ranges[:, 0]).tolist() == [1, 0]
 
@@ -368,14 +444,17 @@ def passages(tmp_path, rows, name="train"):
 
 
 def row(at, context, answer, start, question="what is ?"):
-    answers = {"text": [answer], "answer_start": [start]} if answer else {"text": [], "answer_start": []}
+    answers = (
+        {"text": [answer], "answer_start": [start]} if answer else {"text": [], "answer_start": []}
+    )
     return {"id": f"q{at}", "question": question, "context": context, "answers": answers}
 
 
 def test_answers_that_are_not_in_the_passage_are_counted_named_and_left_out(tmp_path, caplog):
     contexts = [f"{'aa ' * at}bb" for at in range(1, 31)]
     rows = [
-        row(at, context, "bb", context.index("bb") - (at in (3, 7)), "what ?") for at, context in enumerate(contexts)
+        row(at, context, "bb", context.index("bb") - (at in (3, 7)), "what ?")
+        for at, context in enumerate(contexts)
     ]
     folder = passages(tmp_path, rows)
     passages(tmp_path, rows[:5], "validation")
@@ -383,7 +462,9 @@ def test_answers_that_are_not_in_the_passage_are_counted_named_and_left_out(tmp_
     with caplog.at_level(logging.WARNING):
         train = found.load("train")
     told = [each.getMessage() for each in caplog.records]
-    wrong = [name for name in ("q3", "q7") if name in {each.id for each in found.questions("train")}]
+    wrong = [
+        name for name in ("q3", "q7") if name in {each.id for each in found.questions("train")}
+    ]
     assert len(told) == 1
     assert f"left out {len(wrong)} question" in told[0]
     assert all(name in told[0] for name in wrong)
@@ -394,20 +475,38 @@ def test_answers_that_are_not_in_the_passage_are_counted_named_and_left_out(tmp_
 
 def test_splits_that_a_set_lacks_are_carved_by_passages(tmp_path):
     contexts = [f"{'aa ' * at}bb cc dd" for at in range(40)]
-    rows = [row(f"{at}-{n}", context, "bb", context.index("bb")) for at, context in enumerate(contexts) for n in (0, 1)]
+    rows = [
+        row(f"{at}-{n}", context, "bb", context.index("bb"))
+        for at, context in enumerate(contexts)
+        for n in (0, 1)
+    ]
     folder = passages(tmp_path, rows)
     found = source("passages", tmp_path, path=folder, length=12, stride=3)
-    sides = {split: {each.context for each in found.questions(split)} for split in ("train", "val", "test")}
-    assert {split: len(each) for split, each in sides.items()} == {"train": 27, "val": 3, "test": 10}
+    sides = {
+        split: {each.context for each in found.questions(split)}
+        for split in ("train", "val", "test")
+    }
+    assert {split: len(each) for split, each in sides.items()} == {
+        "train": 27,
+        "val": 3,
+        "test": 10,
+    }
     assert not sides["train"] & (sides["val"] | sides["test"])
     assert not sides["val"] & sides["test"]
     splits = load_splits("passages", found.options)
-    told = {split: {each.id for each in getattr(splits, split).extra.rows} for split in ("train", "val", "test")}
+    told = {
+        split: {each.id for each in getattr(splits, split).extra.rows}
+        for split in ("train", "val", "test")
+    }
     assert sum(map(len, told.values())) == len(set().union(*told.values())) == 80
 
 
 def test_one_passage_is_too_few_to_hold_some_out(tmp_path):
-    row = {"question": "who ?", "context": "aa bb", "answers": {"text": ["aa"], "answer_start": [0]}}
+    row = {
+        "question": "who ?",
+        "context": "aa bb",
+        "answers": {"text": ["aa"], "answer_start": [0]},
+    }
     (tmp_path / "rows.jsonl").write_text("\n".join([json.dumps(row)] * 3))
     with pytest.raises(UserError, match=r"rows.jsonl: has too few passages to hold some out"):
         source("passages", tmp_path, path=tmp_path / "rows.jsonl").load("train")
@@ -417,10 +516,19 @@ def test_one_passage_is_too_few_to_hold_some_out(tmp_path):
     ("rows", "words"),
     [
         ([{"question": "what", "context": "aa"}], "no column 'answers'; the columns are"),
-        ([{**row(0, "aa", "aa", 0), "answers": "aa"}], "row 0: question and context should be text"),
+        (
+            [{**row(0, "aa", "aa", 0), "answers": "aa"}],
+            "row 0: question and context should be text",
+        ),
         ([{**row(0, "aa", "aa", 0), "question": 3}], "row 0: question and context should be text"),
-        ([{**row(0, "aa", "aa", 0), "answers": {"text": ["aa", "a"], "answer_start": [0]}}], "lists of equal length"),
-        ([row(0, "aa bb", "cc", 0), row(1, "bb", "cc", 0)], "has no question whose answer is in its passage"),
+        (
+            [{**row(0, "aa", "aa", 0), "answers": {"text": ["aa", "a"], "answer_start": [0]}}],
+            "lists of equal length",
+        ),
+        (
+            [row(0, "aa bb", "cc", 0), row(1, "bb", "cc", 0)],
+            "has no question whose answer is in its passage",
+        ),
     ],
 )
 def test_passages_that_do_not_fit_are_told(tmp_path, rows, words):
@@ -441,18 +549,25 @@ def tags(tmp_path, rows):
 
 
 def test_a_words_first_piece_carries_its_tag(tmp_path):
-    found = tags(tmp_path, [(["aaxx", "bb", "cc"], ["B-X", "O", "B-Y"]), (["dd"], ["O"])]).load("train")
+    found = tags(tmp_path, [(["aaxx", "bb", "cc"], ["B-X", "O", "B-Y"]), (["dd"], ["O"])]).load(
+        "train"
+    )
     assert found.classes == ("B-X", "B-Y", "O")
     (batch,) = found.batches([torch.arange(2)], torch.device("cpu"))
     assert batch.inputs.ids[0, 1:-1].tolist() == ids("aa", "##x", "##x", "bb", "cc")
-    assert batch.labels.tolist() == [[IGNORED, 0, IGNORED, IGNORED, 2, 1, IGNORED], [IGNORED, 2, *[IGNORED] * 5]]
+    assert batch.labels.tolist() == [
+        [IGNORED, 0, IGNORED, IGNORED, 2, 1, IGNORED],
+        [IGNORED, 2, *[IGNORED] * 5],
+    ]
     assert found.extra.tags == [["B-X", "O", "B-Y"], ["O"]]
 
 
 def test_a_word_of_which_nothing_is_left_keeps_its_place(tmp_path):
     from sslrun.tasks.base import tasks
 
-    found = tags(tmp_path, [(["aa", "\u200b", "", "bb"], ["B-X", "O", "O", "B-Y"]), (["cc"], ["O"])]).load("train")
+    found = tags(
+        tmp_path, [(["aa", "\u200b", "", "bb"], ["B-X", "O", "O", "B-Y"]), (["cc"], ["O"])]
+    ).load("train")
     (batch,) = found.batches([torch.arange(2)], torch.device("cpu"))
     assert batch.labels[0].tolist() == [IGNORED, 0, 2, 2, 1, IGNORED]
     task = tasks["tagging"](tasks["tagging"].Options(), found.spec, found.classes)
@@ -466,7 +581,10 @@ def test_a_word_of_which_nothing_is_left_keeps_its_place(tmp_path):
         ([(["aa", "bb"], ["O"]), (["aa"], ["B-X"])], "row 0: has 2 words but 1 tags"),
         ([("aa bb", "O O")], "column 'tokens' should hold lists"),
         ([(["aa"], "O")], "column 'tags' should hold lists"),
-        ([(["aa"], ["O"]), (None, None)], "split 'train', row 1: column 'tokens' should hold lists"),
+        (
+            [(["aa"], ["O"]), (None, None)],
+            "split 'train', row 1: column 'tokens' should hold lists",
+        ),
         (
             [(["aa", "bb"], ["S-PER", "O"]), (["aa", "bb"], ["B-LOC", "I-LOC"])],
             "the tag 'S-PER' is not O and does not begin",
@@ -485,14 +603,18 @@ def test_an_entity_may_be_longer_in_test_than_any_of_its_kind_in_train(tmp_path)
         (folder / f"{name}.jsonl").write_text(json.dumps({"tokens": ["aa"] * 4, "tags": tags}))
     test = source("words", tmp_path, path=folder).load("test")
     assert test.classes == ("B-X", "B-Y", "I-X", "I-Y", "O")
-    assert next(test.batches([torch.tensor([0])], torch.device("cpu"))).labels[0, 1:-1].tolist() == [1, 3, 4, 4]
+    assert next(test.batches([torch.tensor([0])], torch.device("cpu"))).labels[
+        0, 1:-1
+    ].tolist() == [1, 3, 4, 4]
 
 
 def test_a_tag_that_train_lacks_is_told(tmp_path):
     folder = tmp_path / "tagged"
     folder.mkdir()
     for name, tag in (("train", "B-X"), ("test", "B-Z")):
-        (folder / f"{name}.jsonl").write_text(json.dumps({"tokens": ["aa", "bb"], "tags": [tag, "O"]}))
+        (folder / f"{name}.jsonl").write_text(
+            json.dumps({"tokens": ["aa", "bb"], "tags": [tag, "O"]})
+        )
     with pytest.raises(UserError, match="split 'test' has the tag 'B-Z', which train lacks"):
         source("words", tmp_path, path=folder).load("test")
 

@@ -43,7 +43,9 @@ def test_a_trained_one_is_the_same_in_every_process():
         "texts = [each for document in World(0).documents(60) for each in document]\n"
         "print(train_wordpiece(lambda: texts, 200, True).digest)"
     )
-    others = [subprocess.check_output([sys.executable, "-c", code], text=True).strip() for _ in range(2)]
+    others = [
+        subprocess.check_output([sys.executable, "-c", code], text=True).strip() for _ in range(2)
+    ]
     assert {trained().digest, *others} == {trained().digest}
 
 
@@ -60,7 +62,15 @@ def test_a_trained_one_covers_its_texts_within_its_size():
 
 def test_words_are_split_as_berts_greedily_from_the_longest_entry(by_hand):
     (ids,) = by_hand.encode(["Únwanted, running XY"])
-    assert [VOCABULARY[each] for each in ids] == ["un", "##want", "##ed", ",", "runn", "##ing", "[UNK]"]
+    assert [VOCABULARY[each] for each in ids] == [
+        "un",
+        "##want",
+        "##ed",
+        ",",
+        "runn",
+        "##ing",
+        "[UNK]",
+    ]
     assert by_hand.continues.tolist() == [each.startswith("##") for each in VOCABULARY]
     ((ids, places),) = by_hand.offsets(["Únwanted, a"])
     assert places == [(0, 2), (2, 6), (6, 8), (8, 9), (10, 11)]
@@ -83,7 +93,9 @@ def test_saved_and_loaded_it_is_equal(tmp_path, by_hand):
     assert again == made
     assert hash(again) == hash(made)
     assert again != by_hand
-    assert [each.name for each in tmp_path.iterdir() if each.name != "vocab.txt"] == ["tokenizer.json"]
+    assert [each.name for each in tmp_path.iterdir() if each.name != "vocab.txt"] == [
+        "tokenizer.json"
+    ]
 
 
 def test_transformers_reads_what_is_saved(tmp_path):
@@ -104,7 +116,8 @@ def test_padding_and_truncation_of_a_loaded_one_are_off(tmp_path):
 
 
 def test_a_vocabulary_file_has_one_entry_a_line_and_room_for_every_id(tmp_path):
-    # An entry given twice keeps its later id; characters that splitlines ends a line at are entries.
+    # An entry given twice keeps its later id; characters that splitlines ends a line at are
+    # entries.
     lines = [*SPECIALS, "a", "a", "\u2028", "b"]
     for end in ("\n", "\r\n"):
         (tmp_path / "vocab.txt").write_bytes("".join(line + end for line in lines).encode())
@@ -117,7 +130,9 @@ def test_mistakes_are_told(tmp_path):
     with pytest.raises(UserError, match="holds no words"):
         trained(texts=["", "  "])
     (tmp_path / "few.txt").write_text("[PAD]\n[UNK]\na\n")
-    with pytest.raises(UserError, match=r"few.txt: this tokenizer has no \[CLS\], \[SEP\], \[MASK\]"):
+    with pytest.raises(
+        UserError, match=r"few.txt: this tokenizer has no \[CLS\], \[SEP\], \[MASK\]"
+    ):
         load_tokenizer(TokenizerOptions(file=tmp_path / "few.txt"))
     (tmp_path / "broken.json").write_text("{")
     with pytest.raises(UserError, match=r"broken.json: cannot be loaded") as error:
@@ -129,7 +144,10 @@ def test_mistakes_are_told(tmp_path):
     for wrong, words in (
         ({"file": tmp_path / "few.txt", "hub": "me/mine"}, "not both"),
         ({"file": tmp_path / "none.json"}, "cannot be read"),
-        ({"file": tmp_path / "few.txt", "sha256": "0" * 64}, "has changed since this recipe was resolved"),
+        (
+            {"file": tmp_path / "few.txt", "sha256": "0" * 64},
+            "has changed since this recipe was resolved",
+        ),
     ):
         with pytest.raises(ValueError, match=words):
             TokenizerOptions(**wrong)
@@ -147,7 +165,9 @@ def test_one_is_trained_once_and_read_from_the_cache_afterwards(tmp_path, monkey
     monkeypatch.setenv("SSLRUN_CACHE", str(tmp_path))
     text._train_cached.cache_clear()
     calls = []
-    monkeypatch.setattr(text, "train_wordpiece", lambda *given: calls.append(given) or train_wordpiece(*given))
+    monkeypatch.setattr(
+        text, "train_wordpiece", lambda *given: calls.append(given) or train_wordpiece(*given)
+    )
     cls = sources["world"]
     for lowercase in (True, True, False):
         text._train_cached.cache_clear()
@@ -180,10 +200,16 @@ def test_weights_of_another_tokenizer_are_refused(tmp_path):
     again = build_backbone("bert-tiny", small, TextSpec(mine, 16))
     load_into(again, tmp_path / "backbone.safetensors")
     assert all(
-        torch.equal(a, b) for a, b in zip(backbone.state_dict().values(), again.state_dict().values(), strict=True)
+        torch.equal(a, b)
+        for a, b in zip(backbone.state_dict().values(), again.state_dict().values(), strict=True)
     )
-    with pytest.raises(UserError, match=r"another tokenizer.*data.tokenizer: \{file: .*tokenizer.json\}"):
-        load_into(build_backbone("bert-tiny", small, TextSpec(other, 16)), tmp_path / "backbone.safetensors")
+    with pytest.raises(
+        UserError, match=r"another tokenizer.*data.tokenizer: \{file: .*tokenizer.json\}"
+    ):
+        load_into(
+            build_backbone("bert-tiny", small, TextSpec(other, 16)),
+            tmp_path / "backbone.safetensors",
+        )
 
 
 def test_the_digest_is_of_the_content():

@@ -34,7 +34,9 @@ def bag_of_words(task, train=3000, test=1000):
     for split, count in (("train", train), ("test", test)):
         *texts, labels = zip(*world.examples(task, split, count), strict=True)
         sides.append(([" ".join(" ".join(f"{at}{word}" for word in text.split()) for at, text in enumerate(each)) for each in zip(*texts, strict=True)], labels))  # fmt: skip
-    model = make_pipeline(CountVectorizer(token_pattern=r"\S+", binary=True), LogisticRegression(C=0.3, max_iter=300))
+    model = make_pipeline(
+        CountVectorizer(token_pattern=r"\S+", binary=True), LogisticRegression(C=0.3, max_iter=300)
+    )
     return 100 * model.fit(*sides[0]).score(*sides[1])
 
 
@@ -46,14 +48,19 @@ def test_the_same_seed_tells_the_same_and_splits_differ():
         assert train == World(0).examples(task, "train", 80)[:50]
         assert train != World(0).examples(task, "test", 50)
         assert train != World(1).examples(task, "train", 50)
-        splits = [{str(each) for each in World(0).examples(task, split, 1500)} for split in ("train", "val", "test")]
+        splits = [
+            {str(each) for each in World(0).examples(task, split, 1500)}
+            for split in ("train", "val", "test")
+        ]
         assert not splits[0] & splits[1] | splits[0] & splits[2] | splits[1] & splits[2], task
 
 
 def test_documents_are_of_several_sentences_about_the_same_few_people():
     documents = World(0).documents(200)
     assert all(4 <= len(each) <= 8 for each in documents)
-    assert all(line.endswith((" .", " ?")) and line == line.lower() for each in documents for line in each)
+    assert all(
+        line.endswith((" .", " ?")) and line == line.lower() for each in documents for line in each
+    )
     for document in documents:
         words = set(" ".join(document).split())
         assert len(words & set(PEOPLE) - {*AMBIGUOUS}) <= 4
@@ -92,9 +99,10 @@ def test_classes_are_balanced():
 MOST = {"paraphrase": 56, "questions": 56, "entailment": 56, "sentiment": 80}
 """What a bag of words may find at most, in percent, where guessing finds 50, 50, 33 and 50.
 
-Paraphrases and answers are told by what goes with what on both sides: it stays at chance. It does better on entailment,
-where the wording of a hypothesis tells what it may not be ("there was a ..." never contradicts), and on sentiment, where
-verbs say how each of two events ended: in half of the texts both ended alike, and which one counts is word order.
+Paraphrases and answers are told by what goes with what on both sides: it stays at chance. It does
+better on entailment, where the wording of a hypothesis tells what it may not be ("there was a ..."
+never contradicts), and on sentiment, where verbs say how each of two events ended: in half of the
+texts both ended alike, and which one counts is word order.
 """
 
 
@@ -114,7 +122,11 @@ def test_labels_of_sentiment_follow_from_what_happened_last():
     for text, label in World(0).examples("sentiment", "train", 500):
         assert not {*GLAD, *SORRY} & set(text.split())
         _, last = text.split(" then ")
-        told = [verb for verb, ways in wordings.items() if any(f" {way} " in f" {last} " for way in ways)]
+        told = [
+            verb
+            for verb, ways in wordings.items()
+            if any(f" {way} " in f" {last} " for way in ways)
+        ]
         assert len(told) == 1, last
         assert FEELINGS[told[0]] == bool(label)
 
@@ -149,7 +161,9 @@ def test_answers_lie_where_they_are_said_to():
         assert passage[start : start + len(answer)] == answer
         assert passage.split().count(answer) == 1
         assert answer not in question.split()
-        assert answer in next(words for opening, words in kinds.items() if question.startswith(opening))
+        assert answer in next(
+            words for opening, words in kinds.items() if question.startswith(opening)
+        )
 
 
 def test_which_of_two_things_is_asked_for_is_told_behind_both():
@@ -185,7 +199,9 @@ def test_questions_are_answered_by_the_sentences_that_say_so():
         asked = next(word for word in question.split() if word in THINGS)
         words = sentence.split()
         about = asked in words
-        tells = any(word in kind and not (word == asked and words.count(word) == 1) for word in words)
+        tells = any(
+            word in kind and not (word == asked and words.count(word) == 1) for word in words
+        )
         if label == 0:
             assert about
             assert tells
@@ -211,4 +227,6 @@ def test_tags_follow_from_what_a_word_names():
     # Of names that nothing stands before, a third receives.
     assert 0.5 < first["B-RECEIVER"] / first["B-AGENT"] < 1
     # A dictionary does not do: each of the four names two kinds of thing.
-    assert all({"B-AGENT", "B-RECEIVER"} < tags and len(tags) == 3 for tags in named.values()), named
+    assert all({"B-AGENT", "B-RECEIVER"} < tags and len(tags) == 3 for tags in named.values()), (
+        named
+    )
