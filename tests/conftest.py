@@ -68,7 +68,13 @@ def run_command(tmp_path_factory):
     if sys.platform != "linux":
 
         def start(arguments, cwd, env):
-            done = subprocess.run([sys.executable, "-m", "sslrun", *arguments], cwd=cwd, env=env, capture_output=True, text=True)  # fmt: skip
+            done = subprocess.run(
+                [sys.executable, "-m", "sslrun", *arguments],
+                cwd=cwd,
+                env=env,
+                capture_output=True,
+                text=True,
+            )
             return Completed(done.returncode, done.stdout, done.stderr)
 
         yield start

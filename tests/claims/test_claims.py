@@ -186,10 +186,17 @@ def test_a_mistake_is_named_by_its_line(tmp_path, old, new, message):
 
 def test_a_cell_that_the_table_lacks_is_named_before_anything_runs(tmp_path):
     (tmp_path / "sweep.yaml").write_text(SWEEP)
-    (tmp_path / "wide.yaml").write_text(CLAIM.replace("over: [narrow, scratch, digits, 10 %]", "over: [narow, scratch, digits, 10 %]"))  # fmt: skip
+    (tmp_path / "wide.yaml").write_text(
+        CLAIM.replace(
+            "over: [narrow, scratch, digits, 10 %]", "over: [narow, scratch, digits, 10 %]"
+        )
+    )
     with pytest.raises(UserError) as error:
         Trial.of(load_claim(tmp_path / "wide.yaml"), "small", tmp_path)
-    assert "wide.yaml:13: variants.small.inequalities.1.greater.over: no such cell of the table: 'narow · scratch" in str(error.value)  # fmt: skip
+    assert (
+        "wide.yaml:13: variants.small.inequalities.1.greater.over: no such cell of the table: 'narow · scratch"
+        in str(error.value)
+    )
     assert "Did you mean 'narrow · scratch · digits · 10 %'?" in str(error.value)
 
 

@@ -96,7 +96,10 @@ def test_inequalities_read_a_tables_cells():
     assert Inequality(*places).judge(table).word == "supported"
     assert Inequality(*reversed(places)).judge(table).word == "contradicted"
     assert Inequality(*places, margin=20).judge(table).word == "inconclusive"
-    assert "not computed: BYOL · probe · digits · 10 %" in Inequality((Row("BYOL", "probe"), column), places[1]).judge(table).text()  # fmt: skip
+    assert (
+        "not computed: BYOL · probe · digits · 10 %"
+        in Inequality((Row("BYOL", "probe"), column), places[1]).judge(table).text()
+    )
 
 
 def planted(metric=None, **cells):

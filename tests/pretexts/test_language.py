@@ -599,7 +599,17 @@ def test_one_embedding_serves_encoder_decoder_and_softmax():
 # ---------------------------------------------------------------- all of them
 
 
-FITTING = [("mlm", "bert"), ("mlm", "both"), ("mlm", "elmo"), ("ltr", "causal"), ("ltr", "gpt"), ("ltr", "lstm"), ("bilm", "elmo"), ("denoise", "bert"), ("denoise", "fast")]  # fmt: skip
+FITTING = [
+    ("mlm", "bert"),
+    ("mlm", "both"),
+    ("mlm", "elmo"),
+    ("ltr", "causal"),
+    ("ltr", "gpt"),
+    ("ltr", "lstm"),
+    ("bilm", "elmo"),
+    ("denoise", "bert"),
+    ("denoise", "fast"),
+]
 
 
 @pytest.mark.parametrize(("name", "backbone"), FITTING)

@@ -22,8 +22,15 @@ from sslrun.pretexts.vicreg import vicreg_terms
 
 SIZE = 32
 IMAGE_PRETEXTS = [name for name in pretexts if pretexts[name].reads is ImageSpec]
-CHEAP = {"byol": {"hidden": 32}, "barlow": {"width": 32}, "vicreg": {"width": 32}, "moco": {"queue": 48, "momentum": 0.9},
-         "simsiam": {"hidden": 32, "bottleneck": 8}, "position": {"hidden": 32}, "simclr": {"temperature": 0.5}}  # fmt: skip
+CHEAP = {
+    "byol": {"hidden": 32},
+    "barlow": {"width": 32},
+    "vicreg": {"width": 32},
+    "moco": {"queue": 48, "momentum": 0.9},
+    "simsiam": {"hidden": 32, "bottleneck": 8},
+    "position": {"hidden": 32},
+    "simclr": {"temperature": 0.5},
+}
 
 
 def made(name, backbone="resnet18", stem="small", **options):

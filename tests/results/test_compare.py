@@ -93,7 +93,11 @@ def test_a_table_of_tasks_by_methods_is_turned_and_protocols_have_the_papers_nam
         for each in ("probe", "finetune", "lpft", "knn")
     ]
     kumar = compare(Table.from_records(results), published("kumar_table1_id"))
-    assert [(pair.row.protocol, pair.published_row) for pair in kumar.pairs] == [("probe", "LP"), ("finetune", "FT"), ("lpft", "LP-FT")]  # fmt: skip
+    assert [(pair.row.protocol, pair.published_row) for pair in kumar.pairs] == [
+        ("probe", "LP"),
+        ("finetune", "FT"),
+        ("lpft", "LP-FT"),
+    ]
     assert "90% CI half-width" in printed(kumar)
     assert "protocol" not in {each.kind for each in kumar.settings}
 
@@ -152,8 +156,10 @@ def test_only_the_test_of_a_task_stands_in_for_a_column_and_its_shifts_go_by_the
 
 
 def test_where_the_columns_are_protocols_ours_stand_beside_them(result):
-    results = [result("SimCLR", value, task="imagenet-1k", protocol=protocol)
-               for protocol, value in (("knn", 50.0), ("probe", 60.0), ("finetune", 70.0))]  # fmt: skip
+    results = [
+        result("SimCLR", value, task="imagenet-1k", protocol=protocol)
+        for protocol, value in (("knn", 50.0), ("probe", 60.0), ("finetune", 70.0))
+    ]
     made = compare(Table.from_records(results), published("dino_table2"))
     assert [(pair.row.protocol, pair.published_row, pair.value) for pair in made.pairs] == [
         ("knn", "SimCLR RN50 · k-NN", 60.7),
@@ -191,7 +197,10 @@ def test_only_what_was_measured_as_the_source_says_stands_beside_it(result):
     assert "epochs: differs (ours: 4; published: 1,000)" in made.preface
     assert "protocol: the same (probe)" in made.preface
     # Where none was, all stand there, and that is said.
-    only = compare(Table.from_records([each for each in results if each.protocol == "knn"]), published("solo_learn_resnet18_1000ep"))  # fmt: skip
+    only = compare(
+        Table.from_records([each for each in results if each.protocol == "knn"]),
+        published("solo_learn_resnet18_1000ep"),
+    )
     assert len(only.pairs) == 3
     assert "protocol: differs (ours: knn; published: probe)" in only.preface
 
@@ -293,7 +302,12 @@ def test_what_was_not_the_same_is_said_first(bert, result):
     )
     told = {"data": "d", "steps": 5, "parameters": 1000, "backbone": "BERT", "labels": "100%", "protocol": "finetune",
             "metric": "accuracy"}  # fmt: skip
-    same = compare(Table.from_records([result("A", 95.0, task="cifar10", facts={"data": "D", "steps": 5, "parameters": 1001})]), small(setting=told))  # fmt: skip
+    same = compare(
+        Table.from_records(
+            [result("A", 95.0, task="cifar10", facts={"data": "D", "steps": 5, "parameters": 1001})]
+        ),
+        small(setting=told),
+    )
     assert same.same
     assert "replication" not in same.preface[0]
     assert Setting("steps", (7800,), ("20 epochs",)).verdict == "unknown"
@@ -364,7 +378,12 @@ def test_the_same_renderers_write_it(tmp_path, bert):
 
 def test_where_lower_is_better_a_gain_is_a_negative_difference(result):
     mae = {"name": "mae", "unit": "eV", "better": "lower", "digits": 3}
-    ours = Table.from_records([result(row, value, task="qm9", metric=mae) for row, value in (("A", 0.03), ("B", 0.05), ("C", 0.07))])  # fmt: skip
+    ours = Table.from_records(
+        [
+            result(row, value, task="qm9", metric=mae)
+            for row, value in (("A", 0.03), ("B", 0.05), ("C", 0.07))
+        ]
+    )
     rows = {
         row: {"QM9": Number(value, None, True)}
         for row, value in (("A", 0.04), ("B", 0.04), ("C", 0.06))

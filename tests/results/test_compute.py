@@ -52,8 +52,17 @@ def result(stage):
 
     def plant(row, protocol, seed, flops, pretraining=None, task="ImageNet", **more):
         identity = {"origin": {"pretrain": pretraining.hash}} if pretraining else {}
-        about = {"recipe": "r", "backbone": "b", "pretext": "p", "task": task, "protocol": protocol, "labels": 1.0,
-                 "seed": seed, "metric": METRIC, "metrics": {"test": {"accuracy": 50.0}}}  # fmt: skip
+        about = {
+            "recipe": "r",
+            "backbone": "b",
+            "pretext": "p",
+            "task": task,
+            "protocol": protocol,
+            "labels": 1.0,
+            "seed": seed,
+            "metric": METRIC,
+            "metrics": {"test": {"accuracy": 50.0}},
+        }
         run = stage(f"{row} {task} {seed}", protocol, flops, identity=identity, **more, **about)
         return RunRecord(run.path, row)
 

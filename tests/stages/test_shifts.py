@@ -125,7 +125,12 @@ def test_every_protocol_is_scored_on_every_shift_and_in_distribution_nothing_cha
         shifted["probe"]["shifts"]["turned"]["accuracy"]
         < shifted["probe"]["metrics"]["test"]["accuracy"]
     )
-    again = evaluated({"noise 1": {"corruption": "gaussian-noise", "severity": 1}, "noise 5": {"corruption": "gaussian-noise", "severity": 5}})  # fmt: skip
+    again = evaluated(
+        {
+            "noise 1": {"corruption": "gaussian-noise", "severity": 1},
+            "noise 5": {"corruption": "gaussian-noise", "severity": 5},
+        }
+    )
     for protocol, result in again.items():  # of several severities the mean is told
         mean = sum(each["accuracy"] for each in result["shifts"].values()) / 2
         assert shifted[protocol]["shifts"]["noise"]["accuracy"] == pytest.approx(mean)
@@ -144,7 +149,22 @@ def test_the_papers_numbers_stand_beside_those_of_its_sets(evaluated, tmp_path):
 
 
 def test_a_claim_names_a_shift_behind_the_share_of_labels(tmp_path):
-    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump({**SWEEP, "base": {**RECIPE, "evaluate": {"digits": {**RECIPE["evaluate"]["digits"], "shifts": {HARD: SHIFTS["noise"], "turned": SHIFTS["turned"]}}}}}))  # fmt: skip
+    (tmp_path / "sweep.yaml").write_text(
+        yaml.safe_dump(
+            {
+                **SWEEP,
+                "base": {
+                    **RECIPE,
+                    "evaluate": {
+                        "digits": {
+                            **RECIPE["evaluate"]["digits"],
+                            "shifts": {HARD: SHIFTS["noise"], "turned": SHIFTS["turned"]},
+                        }
+                    },
+                },
+            }
+        )
+    )
     path = tmp_path / "claim.yaml"
     path.write_text(yaml.safe_dump(CLAIM))
     trial = Trial.of(load_claim(path), "small", tmp_path / "runs")
@@ -371,7 +391,9 @@ def test_a_mistake_in_a_shift_is_one_line(tmp_path, shifts, words):
 
 def test_text_can_not_be_corrupted(tmp_path):
     path = tmp_path / "text.yaml"
-    path.write_text("name: t\nbackbone: bert-tiny\ndata: world\nevaluate: {world-sentiment: {protocols: [knn], shifts: [fog]}}\n")  # fmt: skip
+    path.write_text(
+        "name: t\nbackbone: bert-tiny\ndata: world\nevaluate: {world-sentiment: {protocols: [knn], shifts: [fog]}}\n"
+    )
     with pytest.raises(UserError, match="only images can be corrupted; name other data"):
         load(path)
 

@@ -97,7 +97,10 @@ def test_the_houses_own_attention_is_the_convolution_too(kernel, channels, out):
     assert not made[:, out:].any()
     soft = block(weight, bias, alpha=1.0)
     same = attend(x, weight, bias, 1.0, "replicate")
-    assert (soft(tokens(x, layer.proj.in_features)).transpose(1, 2)[:, :out].unflatten(-1, (8, 8)) - same).abs().max() < EXACT * 10  # fmt: skip
+    assert (
+        soft(tokens(x, layer.proj.in_features)).transpose(1, 2)[:, :out].unflatten(-1, (8, 8))
+        - same
+    ).abs().max() < EXACT * 10
 
 
 def test_one_pixel_has_no_room_for_a_place_in_the_houses_attention():

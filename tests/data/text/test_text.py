@@ -50,7 +50,13 @@ def ids(*words):
 
 def documents(count=40, seed=0):
     draw = random.Random(seed)
-    return [[" ".join(draw.choices(["aa", "bb", "ccx"], k=draw.randint(0, 9))) for _ in range(draw.randint(1, 5))] for _ in range(count)]  # fmt: skip
+    return [
+        [
+            " ".join(draw.choices(["aa", "bb", "ccx"], k=draw.randint(0, 9)))
+            for _ in range(draw.randint(1, 5))
+        ]
+        for _ in range(count)
+    ]
 
 
 def expected(given):

@@ -33,7 +33,18 @@ def bag_of_words(task, train=3000, test=1000):
     sides = []
     for split, count in (("train", train), ("test", test)):
         *texts, labels = zip(*world.examples(task, split, count), strict=True)
-        sides.append(([" ".join(" ".join(f"{at}{word}" for word in text.split()) for at, text in enumerate(each)) for each in zip(*texts, strict=True)], labels))  # fmt: skip
+        sides.append(
+            (
+                [
+                    " ".join(
+                        " ".join(f"{at}{word}" for word in text.split())
+                        for at, text in enumerate(each)
+                    )
+                    for each in zip(*texts, strict=True)
+                ],
+                labels,
+            )
+        )
     model = make_pipeline(
         CountVectorizer(token_pattern=r"\S+", binary=True), LogisticRegression(C=0.3, max_iter=300)
     )
@@ -156,7 +167,17 @@ def test_entailed_hypotheses_follow_and_contradictions_do_not():
 
 
 def test_answers_lie_where_they_are_said_to():
-    kinds = {"what colour": COLORS, "which colour": COLORS, "where": PLACES, "in which": PLACES, "when": TIMES, "who": PEOPLE, "by whom": PEOPLE, "to whom": PEOPLE, "what was": THINGS}  # fmt: skip
+    kinds = {
+        "what colour": COLORS,
+        "which colour": COLORS,
+        "where": PLACES,
+        "in which": PLACES,
+        "when": TIMES,
+        "who": PEOPLE,
+        "by whom": PEOPLE,
+        "to whom": PEOPLE,
+        "what was": THINGS,
+    }
     for question, passage, answer, start in World(0).examples("span", "train", 800):
         assert passage[start : start + len(answer)] == answer
         assert passage.split().count(answer) == 1
@@ -193,7 +214,15 @@ def test_who_gave_and_who_got_are_told_neither_by_place_nor_by_name():
 
 
 def test_questions_are_answered_by_the_sentences_that_say_so():
-    kinds = {"what colour": COLORS, "which colour": COLORS, "where": PLACES, "in which": PLACES, "who": PEOPLE, "by whom": PEOPLE, "when": TIMES}  # fmt: skip
+    kinds = {
+        "what colour": COLORS,
+        "which colour": COLORS,
+        "where": PLACES,
+        "in which": PLACES,
+        "who": PEOPLE,
+        "by whom": PEOPLE,
+        "when": TIMES,
+    }
     for question, sentence, label in World(0).examples("questions", "train", 1000):
         kind = next(words for start, words in kinds.items() if question.startswith(start))
         asked = next(word for word in question.split() if word in THINGS)
