@@ -28,9 +28,15 @@ def checked(monkeypatch):
     from sslrun.stages import check
 
     row = {
-        "backbone": "resnet18", "parameters": 11_000_000, "pretext": "rotation", "steps": 123_456, "flops": 1.23e18,
-        "memory_bytes": 12 * 2**30, "seconds": 1e5, "cells": 12,
-    }  # fmt: skip
+        "backbone": "resnet18",
+        "parameters": 11_000_000,
+        "pretext": "rotation",
+        "steps": 123_456,
+        "flops": 1.23e18,
+        "memory_bytes": 12 * 2**30,
+        "seconds": 1e5,
+        "cells": 12,
+    }
     monkeypatch.setattr(check, "estimate", lambda name, *_: {"row": name, **row})
 
 

@@ -61,9 +61,16 @@ evaluate:
 def sslrun(*arguments, cwd, code=0, **environment):
     done = subprocess.run(
         [sys.executable, "-m", "sslrun", *map(str, arguments)],
-        cwd=cwd, capture_output=True, text=True,
-        env={"PYTHONPATH": str(Path(cli.__file__).parents[1]), "OMP_NUM_THREADS": "1", **os.environ, **environment},
-    )  # fmt: skip
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        env={
+            "PYTHONPATH": str(Path(cli.__file__).parents[1]),
+            "OMP_NUM_THREADS": "1",
+            **os.environ,
+            **environment,
+        },
+    )
     assert done.returncode == code, done.stderr
     return done
 
@@ -146,15 +153,21 @@ def imported(tmp_path):
     [
         ("a = 1\n1 / 0\n", "mine.py:2: cannot be imported: ZeroDivisionError: division by zero"),
         ("a = 1\nb = = 2\n", "mine.py:2: cannot be imported: SyntaxError: invalid syntax"),
-        ("import nothing_of_that_name\n", "mine.py:1: cannot be imported: ModuleNotFoundError: No module named 'nothing_of_that_name'"),
-        ("def f():\n    raise KeyError('x')\n\nf()\n", "mine.py:2: cannot be imported: KeyError: 'x'"),
+        (
+            "import nothing_of_that_name\n",
+            "mine.py:1: cannot be imported: ModuleNotFoundError: No module named 'nothing_of_that_name'",
+        ),
+        (
+            "def f():\n    raise KeyError('x')\n\nf()\n",
+            "mine.py:2: cannot be imported: KeyError: 'x'",
+        ),
         ("import sys\nsys.exit(3)\n", "mine.py:2: cannot be imported: SystemExit: 3"),
         (
             "from sslrun.pretexts.base import pretexts\n\n@pretexts.register('simclr')\nclass Mine: pass\n",
             "mine.py:3: cannot be imported: the pretext 'simclr' is defined already, in sslrun.pretexts.simclr; choose another name",
         ),
     ],
-)  # fmt: skip
+)
 def test_a_plug_in_that_cannot_be_imported_is_named_with_its_line(imported, text, told):
     import sslrun.recipe  # noqa: F401
 

@@ -80,41 +80,125 @@ ROWS = "".join(
 )
 
 PRETRAIN = [
-    ("an empty corpus", ["data={name: text, path: empty.txt}"], "sslrun: empty.txt: holds no words to train a tokenizer on"),
+    (
+        "an empty corpus",
+        ["data={name: text, path: empty.txt}"],
+        "sslrun: empty.txt: holds no words to train a tokenizer on",
+    ),
     ("no file", ["data={name: text, path: none.txt}"], "none.txt: no such file or folder"),
     ("a folder without text", ["data={name: text, path: pictures}"], "pictures: holds no text"),
-    ("one sentence", ["data={name: text, path: one.txt}"], "there is only 1 example (for a corpus: document)"),
-    ("few documents", ["data={name: text, path: few.txt}"], "pairs of segments draw the second from another document"),
-    ("a binary file", ["data={name: text, path: binary.txt}"], "sslrun: binary.txt:1: is binary, not text"),
-    ("another encoding", ["data={name: text, path: latin.txt}"], "latin.txt: is not UTF-8 text (byte "),
-    ("a missing column", ["data={name: text, path: rows.jsonl, column: body}"], "rows.jsonl: no column 'body'"),
-    ("too few for a sequence", ["data={name: text, path: few.txt}", "pretext.nsp=false", "pretext.pairs=drop"], "less than one sequence of 128"),
-    ("too long", ["data.length=200"], "data.length: sequences of 200 tokens are longer than the 128 positions of 'bert-tiny': lower it to 128"),
-    ("too long in an evaluation", ["evaluate.task.data.length=129"], "evaluate.task.data.length: sequences of 129 tokens are longer than the 128 positions"),
-    ("not causal", ["pretext=ltr"], "set backbone.causal: true for a bert, or take a gpt, a one-directional lstm, or pretext 'mlm'"),
+    (
+        "one sentence",
+        ["data={name: text, path: one.txt}"],
+        "there is only 1 example (for a corpus: document)",
+    ),
+    (
+        "few documents",
+        ["data={name: text, path: few.txt}"],
+        "pairs of segments draw the second from another document",
+    ),
+    (
+        "a binary file",
+        ["data={name: text, path: binary.txt}"],
+        "sslrun: binary.txt:1: is binary, not text",
+    ),
+    (
+        "another encoding",
+        ["data={name: text, path: latin.txt}"],
+        "latin.txt: is not UTF-8 text (byte ",
+    ),
+    (
+        "a missing column",
+        ["data={name: text, path: rows.jsonl, column: body}"],
+        "rows.jsonl: no column 'body'",
+    ),
+    (
+        "too few for a sequence",
+        ["data={name: text, path: few.txt}", "pretext.nsp=false", "pretext.pairs=drop"],
+        "less than one sequence of 128",
+    ),
+    (
+        "too long",
+        ["data.length=200"],
+        "data.length: sequences of 200 tokens are longer than the 128 positions of 'bert-tiny': lower it to 128",
+    ),
+    (
+        "too long in an evaluation",
+        ["evaluate.task.data.length=129"],
+        "evaluate.task.data.length: sequences of 129 tokens are longer than the 128 positions",
+    ),
+    (
+        "not causal",
+        ["pretext=ltr"],
+        "set backbone.causal: true for a bert, or take a gpt, a one-directional lstm, or pretext 'mlm'",
+    ),
     ("masks on a causal one", ["backbone=gpt-tiny"], "take pretext 'ltr'"),
     ("one direction", ["pretext=bilm"], "take backbone 'elmo'"),
-    ("layers that an evaluation reads in vain", ["evaluate.task.task.pool=last4"], "pool last4 reads 4 layers, but the backbone has 2"),
-    ("an encoder that is none", ["pretext=denoise", "backbone=gpt-tiny"], "needs an encoder that reads both sides"),
+    (
+        "layers that an evaluation reads in vain",
+        ["evaluate.task.task.pool=last4"],
+        "pool last4 reads 4 layers, but the backbone has 2",
+    ),
+    (
+        "an encoder that is none",
+        ["pretext=denoise", "backbone=gpt-tiny"],
+        "needs an encoder that reads both sides",
+    ),
     ("contradicting options", ["pretext.pairs=drop"], "nsp: true needs pairs: keep"),
-    ("an option that says nothing", ["pretext.cross_documents=true"], "cross_documents: true needs pairs: drop"),
+    (
+        "an option that says nothing",
+        ["pretext.cross_documents=true"],
+        "cross_documents: true needs pairs: drop",
+    ),
     ("an option that is none", ["pretext.whole_word=true"], "Did you mean 'whole_words'?"),
     ("another modality", ["pretext=simclr"], "reads image data, but 'world' is text data"),
-    ("labels as sentence order", ["data={name: world-sentiment, train: 64}"], "next-sentence prediction needs documents"),
+    (
+        "labels as sentence order",
+        ["data={name: world-sentiment, train: 64}"],
+        "next-sentence prediction needs documents",
+    ),
     ("no tokenizer file", ["data.tokenizer={file: none.json}"], "none.json: cannot be read"),
     ("no tokenizer", ["data.tokenizer={file: rows.jsonl}"], "rows.jsonl: cannot be loaded"),
-    ("a tokenizer of another kind", ["data.tokenizer={file: short.txt}"], "this tokenizer has no [CLS], [SEP], [MASK]"),
-    ("a tokenizer's nameless corpus", ["data.tokenizer.corpus={documents: 50}"], "name a text data set, as in {name: world}"),
-    ("a tokenizer's images", ["data.tokenizer.corpus={name: digits}"], "'digits' is image data, not text"),
-    ("a tokenizer's unknown option", ["data.tokenizer.corpus={name: world, docs: 50}"], "data.tokenizer.corpus: docs: "),
+    (
+        "a tokenizer of another kind",
+        ["data.tokenizer={file: short.txt}"],
+        "this tokenizer has no [CLS], [SEP], [MASK]",
+    ),
+    (
+        "a tokenizer's nameless corpus",
+        ["data.tokenizer.corpus={documents: 50}"],
+        "name a text data set, as in {name: world}",
+    ),
+    (
+        "a tokenizer's images",
+        ["data.tokenizer.corpus={name: digits}"],
+        "'digits' is image data, not text",
+    ),
+    (
+        "a tokenizer's unknown option",
+        ["data.tokenizer.corpus={name: world, docs: 50}"],
+        "data.tokenizer.corpus: docs: ",
+    ),
     ("a tiny vocabulary", ["data.tokenizer.vocab=10"], "greater than or equal to 64"),
     ("heads", ["backbone.heads=5"], "width 32 is not a multiple of heads 5"),
-    ("heads of a gpt", ["backbone={name: gpt-tiny, width: 200}", "pretext=ltr"], "gpt-tiny: width 200 is not a multiple of heads 3"),
-    ("heads of a decoder", ["backbone={name: lstm, width: 100, bidirectional: true}", "pretext=denoise"], "decoder of 'denoise': width 200 is not a multiple of heads 3"),
-    ("odd heads that turn", ["backbone={name: bert-tiny, width: 130, fast: true}"], "heads are 65 wide, but rotary positions need an even width"),
+    (
+        "heads of a gpt",
+        ["backbone={name: gpt-tiny, width: 200}", "pretext=ltr"],
+        "gpt-tiny: width 200 is not a multiple of heads 3",
+    ),
+    (
+        "heads of a decoder",
+        ["backbone={name: lstm, width: 100, bidirectional: true}", "pretext=denoise"],
+        "decoder of 'denoise': width 200 is not a multiple of heads 3",
+    ),
+    (
+        "odd heads that turn",
+        ["backbone={name: bert-tiny, width: 130, fast: true}"],
+        "heads are 65 wide, but rotary positions need an even width",
+    ),
     ("a set that is not here", ["data=corpus"], "sslrun: corpus: not on this machine"),
     ("a model that is not here", ["backbone=hf:./nowhere"], "./nowhere: can't be loaded"),
-]  # fmt: skip
+]
 
 
 @pytest.fixture
@@ -163,23 +247,75 @@ def test_a_corpus_that_is_being_read_is_left_at_the_first_signal(folder, run, mo
 
 OWN = "evaluate.task.data={name: sentences, path: rows.jsonl"
 EVALUATE = [
-    ("a missing column", [f"{OWN}, first: text}}"], "rows.jsonl: no column 'text'; the columns are sentence, label, score"),
+    (
+        "a missing column",
+        [f"{OWN}, first: text}}"],
+        "rows.jsonl: no column 'text'; the columns are sentence, label, score",
+    ),
     ("a metric that is none", ["evaluate.task.task.metric=bleu"], "should be 'accuracy', 'f1'"),
-    ("a metric that does not fit", ["evaluate.task.task.metric=spearman"], "spearman is for numbers"),
-    ("f1 of three", ["evaluate.task.data={name: world-entailment, train: 60}", "evaluate.task.task.metric=f1"], "take macro_f1"),
-    ("no such task", ["evaluate.task.data.name=world-sentimant"], "Did you mean 'world-sentiment'?"),
+    (
+        "a metric that does not fit",
+        ["evaluate.task.task.metric=spearman"],
+        "spearman is for numbers",
+    ),
+    (
+        "f1 of three",
+        ["evaluate.task.data={name: world-entailment, train: 60}", "evaluate.task.task.metric=f1"],
+        "take macro_f1",
+    ),
+    (
+        "no such task",
+        ["evaluate.task.data.name=world-sentimant"],
+        "Did you mean 'world-sentiment'?",
+    ),
     ("no such head", ["evaluate.task.task.name=sentence"], "Did you mean 'sentences'?"),
-    ("neighbours of spans", ["evaluate.task.data={name: world-span, train: 16}", "evaluate.task.protocols=[knn]"], "knn needs one vector"),
-    ("numbers that are words", [f"{OWN}, label: sentence, regression: true}}"], "row 0: its sentence is not a number: 'aa 0'"),
-    ("a class that train lacks", ["evaluate.task.data={name: sentences, path: odd}"], "split 'test', row 1: its label is no class of train"),
-    ("layers that are not there", ["evaluate.task.task.pool=last4"], "pool last4 reads 4 layers, but the backbone has 2"),
+    (
+        "neighbours of spans",
+        ["evaluate.task.data={name: world-span, train: 16}", "evaluate.task.protocols=[knn]"],
+        "knn needs one vector",
+    ),
+    (
+        "numbers that are words",
+        [f"{OWN}, label: sentence, regression: true}}"],
+        "row 0: its sentence is not a number: 'aa 0'",
+    ),
+    (
+        "a class that train lacks",
+        ["evaluate.task.data={name: sentences, path: odd}"],
+        "split 'test', row 1: its label is no class of train",
+    ),
+    (
+        "layers that are not there",
+        ["evaluate.task.task.pool=last4"],
+        "pool last4 reads 4 layers, but the backbone has 2",
+    ),
     ("two readouts", ["evaluate.task.task={pool: mean, bilstm: true}"], "leave out pool or bilstm"),
-    ("no room for passages", ["evaluate.task.data={name: world-span, train: 16, length: 8}"], "leave no room beside a question"),
-    ("no file", ["evaluate.task.data={name: sentences, path: none.csv}"], "none.csv: should be a file, or a folder"),
-    ("a kind of file", ["evaluate.task.data={name: sentences, path: docs.txt}"], "docs.txt: should end with one of .parquet"),
-    ("a corpus has no labels", ["evaluate.task.data={name: text, path: docs.txt}"], "no labels to learn from"),
-    ("a broken table", ["evaluate.task.data={name: sentences, path: broken.parquet}"], "broken.parquet: cannot be read as parquet"),
-]  # fmt: skip
+    (
+        "no room for passages",
+        ["evaluate.task.data={name: world-span, train: 16, length: 8}"],
+        "leave no room beside a question",
+    ),
+    (
+        "no file",
+        ["evaluate.task.data={name: sentences, path: none.csv}"],
+        "none.csv: should be a file, or a folder",
+    ),
+    (
+        "a kind of file",
+        ["evaluate.task.data={name: sentences, path: docs.txt}"],
+        "docs.txt: should end with one of .parquet",
+    ),
+    (
+        "a corpus has no labels",
+        ["evaluate.task.data={name: text, path: docs.txt}"],
+        "no labels to learn from",
+    ),
+    (
+        "a broken table",
+        ["evaluate.task.data={name: sentences, path: broken.parquet}"],
+        "broken.parquet: cannot be read as parquet",
+    ),
+]
 
 
 @pytest.mark.parametrize(
@@ -223,9 +359,13 @@ def test_pretraining_names_its_losses_its_floor_and_keeps_its_tokenizer(folder, 
 def test_a_weight_file_without_a_tokenizer_must_fit_its_size(folder, run):
     transformers = pytest.importorskip("transformers")
     config = transformers.BertConfig(
-        vocab_size=300, hidden_size=32, num_hidden_layers=1, num_attention_heads=1, intermediate_size=128,
+        vocab_size=300,
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        intermediate_size=128,
         max_position_embeddings=128,
-    )  # fmt: skip
+    )
     torch.manual_seed(77)  # not the seed from which `scratch` starts
     transformers.BertModel(config).save_pretrained(folder / "theirs")
     weights = folder / "theirs" / "model.safetensors"
@@ -253,9 +393,14 @@ def test_answers_that_are_not_in_their_passage_are_counted_and_the_rest_is_learn
     files, run, caplog
 ):
     rows = [
-        {"id": f"q{at}", "question": "what ?", "context": f"it is {word} {at} .", "answers": {"text": [word], "answer_start": [6 + (at == 5)]}}
+        {
+            "id": f"q{at}",
+            "question": "what ?",
+            "context": f"it is {word} {at} .",
+            "answers": {"text": [word], "answer_start": [6 + (at == 5)]},
+        }
         for at, word in enumerate(["aa", "bb", "cc", "dd"] * 12)
-    ]  # fmt: skip
+    ]
     write(files, "spans.jsonl", "\n".join(map(json.dumps, rows)))
     with caplog.at_level(logging.WARNING):
         run("finetune", "evaluate.task.data={name: passages, path: spans.jsonl}", "pretext=null")

@@ -15,10 +15,14 @@ from sslrun.errors import UserError
 
 SMALL_VIT = {"patch": 8, "depth": 2, "width": 24, "heads": 3}
 SMALL = {
-    "resnet18": {"channels": 8}, "resnet34": {"channels": 4}, "resnet50": {"channels": 4}, "mlp": {"width": 16},
-    "mixer": {"patch": 8, "width": 16, "depth": 2}, "pixels": {},
+    "resnet18": {"channels": 8},
+    "resnet34": {"channels": 4},
+    "resnet50": {"channels": 4},
+    "mlp": {"width": 16},
+    "mixer": {"patch": 8, "width": 16, "depth": 2},
+    "pixels": {},
     **{f"vit-{size}": SMALL_VIT for size in ("tiny", "small", "base", "large", "huge")},
-}  # fmt: skip
+}
 
 
 @pytest.fixture
@@ -81,11 +85,18 @@ def test_vit_is_torchvisions(images):
     theirs = torchvision.models.VisionTransformer(32, 8, 2, 3, 24, 96).eval()
     ours = build_backbone("vit-tiny", SMALL_VIT, ImageSpec(32)).eval()
     names = {
-        "class_token": "cls_token", "encoder.pos_embedding": "pos_embed", "conv_proj": "patch_embed.proj",
-        "encoder.layers.encoder_layer_": "blocks.", "ln_1": "norm1", "ln_2": "norm2", "mlp.0": "mlp.fc1",
-        "mlp.3": "mlp.fc2", "self_attention.in_proj_": "attn.qkv.", "self_attention.out_proj": "attn.proj",
+        "class_token": "cls_token",
+        "encoder.pos_embedding": "pos_embed",
+        "conv_proj": "patch_embed.proj",
+        "encoder.layers.encoder_layer_": "blocks.",
+        "ln_1": "norm1",
+        "ln_2": "norm2",
+        "mlp.0": "mlp.fc1",
+        "mlp.3": "mlp.fc2",
+        "self_attention.in_proj_": "attn.qkv.",
+        "self_attention.out_proj": "attn.proj",
         "encoder.ln": "norm",
-    }  # fmt: skip
+    }
     state = {}
     for name, tensor in theirs.state_dict().items():
         for old, new in names.items():

@@ -56,9 +56,14 @@ def shaken(module):
 def their_bert(causal=False, head=False):
     transformers = pytest.importorskip("transformers")
     config = transformers.BertConfig(
-        vocab_size=VOCAB, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=128,
-        max_position_embeddings=40, is_decoder=causal,
-    )  # fmt: skip
+        vocab_size=VOCAB,
+        hidden_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        intermediate_size=128,
+        max_position_embeddings=40,
+        is_decoder=causal,
+    )
     return shaken(
         transformers.BertForPreTraining(config) if head else transformers.BertModel(config)
     )

@@ -52,9 +52,11 @@ def test_weights_from_timm_give_timms_features(vision_transformer, tmp_path, opt
     path = tmp_path / "vit.safetensors"
     save_file(model.state_dict(), path)
     given = {
-        "name": "tiny", "backbone": {"name": "vit-tiny", **SHAPE, **options}, "data": {"name": "digits", "size": 16},
+        "name": "tiny",
+        "backbone": {"name": "vit-tiny", **SHAPE, **options},
+        "data": {"name": "digits", "size": 16},
         "evaluate": {"digits": {"protocols": ["knn"]}},
-    }  # fmt: skip
+    }
     # As `sslrun knn tiny.yaml --from vit.safetensors` has it.
     (cell,) = cells(parse(Located(given, {(): "tiny.yaml:1"})), 0, tmp_path / "runs", source=path)
     ours = CellBench(cell, Context(tmp_path, compute("cpu"))).backbone().eval()

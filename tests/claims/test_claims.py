@@ -71,11 +71,21 @@ def plant(trial, values):
     for row, cell in trial.plan.cells:
         value = values.get((row, cell.labels), [50, 50, 50])[cell.seed]
         cell.run.start({}, {"device": "cpu (2 threads)", "threads": 2})
-        cell.run.finish({
-            "stage": cell.protocol, "protocol": cell.protocol, "recipe": "planted", "backbone": "mlp", "pretext": None,
-            "task": cell.task, "labels": cell.labels, "seed": cell.seed, "metric": METRIC,
-            "metrics": {"test": {"accuracy": value}}, "seconds": 3.6,
-        })  # fmt: skip
+        cell.run.finish(
+            {
+                "stage": cell.protocol,
+                "protocol": cell.protocol,
+                "recipe": "planted",
+                "backbone": "mlp",
+                "pretext": None,
+                "task": cell.task,
+                "labels": cell.labels,
+                "seed": cell.seed,
+                "metric": METRIC,
+                "metrics": {"test": {"accuracy": value}},
+                "seconds": 3.6,
+            }
+        )
 
 
 BETTER, WORSE, SAME = [60, 61, 62.5], [50, 51, 52], [50.5, 50, 53]
@@ -84,13 +94,29 @@ BETTER, WORSE, SAME = [60, 61, 62.5], [50, 51, 52], [50.5, 50, 53]
 @pytest.mark.parametrize(
     ("values", "word"),
     [
-        ({("wide", 0.1): BETTER, ("narrow", 0.1): WORSE, ("wide", 1.0): SAME, ("narrow", 1.0): WORSE}, "supported"),
+        (
+            {
+                ("wide", 0.1): BETTER,
+                ("narrow", 0.1): WORSE,
+                ("wide", 1.0): SAME,
+                ("narrow", 1.0): WORSE,
+            },
+            "supported",
+        ),
         ({("wide", 0.1): WORSE, ("narrow", 0.1): BETTER}, "contradicted"),
         ({("wide", 0.1): SAME, ("narrow", 0.1): WORSE}, "inconclusive"),
         # The first inequality holds, the gain is the other way round.
-        ({("wide", 0.1): BETTER, ("narrow", 0.1): WORSE, ("wide", 1.0): [90, 92, 92.5], ("narrow", 1.0): WORSE}, "contradicted"),
+        (
+            {
+                ("wide", 0.1): BETTER,
+                ("narrow", 0.1): WORSE,
+                ("wide", 1.0): [90, 92, 92.5],
+                ("narrow", 1.0): WORSE,
+            },
+            "contradicted",
+        ),
     ],
-)  # fmt: skip
+)
 def test_planted_results_come_out_as_planted(claim, tmp_path, values, word):
     trial = Trial.within(5, False, claim, tmp_path / "runs")
     assert trial.outcome().word == "inconclusive"  # nothing is there yet
@@ -132,9 +158,12 @@ def test_what_is_missing_is_said_with_its_reason(claim, tmp_path):
 def test_only_cells_that_are_asked_for_are_run(claim, tmp_path):
     plan = Trial.within(5, False, claim, tmp_path).plan
     assert {(row, cell.protocol, cell.labels) for row, cell in plan.cells} == {
-        ("wide", "scratch", 0.1), ("wide", "scratch", 1.0), ("narrow", "scratch", 0.1), ("narrow", "scratch", 1.0),
+        ("wide", "scratch", 0.1),
+        ("wide", "scratch", 1.0),
+        ("narrow", "scratch", 0.1),
+        ("narrow", "scratch", 1.0),
         ("narrow", "probe", 0.1),
-    }  # fmt: skip
+    }
     assert len(plan.jobs) == 15
 
 
@@ -167,15 +196,39 @@ def test_the_budget_picks_the_largest_variant_that_fits(claim, tmp_path):
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("minutes: 2", "minuts: 2", "wide.yaml:8: variants.small.minuts: no such option of a variant. Did you mean 'minutes'?"),
-        ("lesser: 99", "lesser: [narrow, 10]", "wide.yaml:15: variants.small.inequalities.2.lesser: should be a cell"),
-        ("[narrow, probe, digits, 10 %]", "98", "wide.yaml:15: variants.small.inequalities.2: compares two numbers"),
-        ("    sweep: sweep.yaml\n    inequalities:\n", "    inequalities:\n", "wide.yaml:7: variants.small: give either sweep"),
-        ("    sweep: sweep.yaml\n    inequalities:\n", "    measure: sped\n    inequalities:\n", "wide.yaml:10: variants.small.measure: no such measurement: 'sped'. Did you mean 'speed'?"),
-        ("    sweep: sweep.yaml\n    inequalities:\n", "    measure: {name: speed, length: 3}\n    inequalities:\n", "wide.yaml:10: variants.small.measure.length: no such option of 'speed'. Did you mean 'lengths'?"),
+        (
+            "minutes: 2",
+            "minuts: 2",
+            "wide.yaml:8: variants.small.minuts: no such option of a variant. Did you mean 'minutes'?",
+        ),
+        (
+            "lesser: 99",
+            "lesser: [narrow, 10]",
+            "wide.yaml:15: variants.small.inequalities.2.lesser: should be a cell",
+        ),
+        (
+            "[narrow, probe, digits, 10 %]",
+            "98",
+            "wide.yaml:15: variants.small.inequalities.2: compares two numbers",
+        ),
+        (
+            "    sweep: sweep.yaml\n    inequalities:\n",
+            "    inequalities:\n",
+            "wide.yaml:7: variants.small: give either sweep",
+        ),
+        (
+            "    sweep: sweep.yaml\n    inequalities:\n",
+            "    measure: sped\n    inequalities:\n",
+            "wide.yaml:10: variants.small.measure: no such measurement: 'sped'. Did you mean 'speed'?",
+        ),
+        (
+            "    sweep: sweep.yaml\n    inequalities:\n",
+            "    measure: {name: speed, length: 3}\n    inequalities:\n",
+            "wide.yaml:10: variants.small.measure.length: no such option of 'speed'. Did you mean 'lengths'?",
+        ),
         ("otherwise: they are all the same\n", "", "wide.yaml:1: 'otherwise' is missing"),
     ],
-)  # fmt: skip
+)
 def test_a_mistake_is_named_by_its_line(tmp_path, old, new, message):
     assert old in CLAIM
     (tmp_path / "wide.yaml").write_text(CLAIM.replace(old, new, 1))

@@ -309,9 +309,16 @@ def write(folder, name, plugin, **recipe):
 
 def test_a_pretext_task_on_clips_serves_image_backbones(outside, result, tmp_path):
     write(
-        tmp_path, "video", CLIPS, backbone=SMALL, pretext="frame-order", data="moving-squares", pretrain=SCHEDULE,
-        evaluate={"moving-squares": {"protocols": ["knn", "probe", "finetune"]}}, finetune=SCHEDULE,
-    )  # fmt: skip
+        tmp_path,
+        "video",
+        CLIPS,
+        backbone=SMALL,
+        pretext="frame-order",
+        data="moving-squares",
+        pretrain=SCHEDULE,
+        evaluate={"moving-squares": {"protocols": ["knn", "probe", "finetune"]}},
+        finetune=SCHEDULE,
+    )
     assert "valid" in outside("check", "video.yaml", "--import", "mine.py")
     outside("sweep", "video.yaml", "--import", "mine.py")
     pretrained, folder = result("pretrain")
@@ -362,10 +369,15 @@ def test_a_graph_task_is_better_when_its_error_is_lower(outside, result, tmp_pat
 
 def test_a_pretext_task_keeps_its_teacher_and_data_their_order(outside, result, tmp_path):
     write(
-        tmp_path, "teacher", TEACHER, backbone=SMALL, pretext="self-distillation",
-        data={"name": "easy-digits", "size": 8}, pretrain={**SCHEDULE, "steps": None, "epochs": 2, "batch": 512},
+        tmp_path,
+        "teacher",
+        TEACHER,
+        backbone=SMALL,
+        pretext="self-distillation",
+        data={"name": "easy-digits", "size": 8},
+        pretrain={**SCHEDULE, "steps": None, "epochs": 2, "batch": 512},
         evaluate={"easy-digits": {"protocols": ["knn"]}},
-    )  # fmt: skip
+    )
     outside("sweep", "teacher.yaml", "--import", "mine.py")
     assert (tmp_path / "orders.txt").read_text().split() == ["0", "1"]
     _, folder = result("pretrain")

@@ -108,8 +108,11 @@ evaluate:
         for name, each in evaluate.items()
     }
     assert found == {
-        "world-sentiment": [1, 1, 3], "by-sgd": [1, 3, 3], "mixed": [1, 3, 3], "world-span": [1, 3, 3]
-    }  # fmt: skip
+        "world-sentiment": [1, 1, 3],
+        "by-sgd": [1, 3, 3],
+        "mixed": [1, 3, 3],
+        "world-span": [1, 3, 3],
+    }
 
 
 def test_steps_replace_inherited_epochs(write):

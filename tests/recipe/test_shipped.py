@@ -73,9 +73,16 @@ def test_the_wheel_holds_the_recipes_and_finds_them(tmp_path):
         (source / name).symlink_to(ROOT / name)
     wheels = tmp_path / "wheels"
     subprocess.run(
-        [sys.executable, "-c", "from setuptools import build_meta; import sys; build_meta.build_wheel(sys.argv[1])", wheels],
-        cwd=source, check=True, capture_output=True,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-c",
+            "from setuptools import build_meta; import sys; build_meta.build_wheel(sys.argv[1])",
+            wheels,
+        ],
+        cwd=source,
+        check=True,
+        capture_output=True,
+    )
     (wheel,) = wheels.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "installed")

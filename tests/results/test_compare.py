@@ -188,9 +188,19 @@ def test_a_shifted_split_is_not_the_test_split():
 
 
 def test_only_what_was_measured_as_the_source_says_stands_beside_it(result):
-    results = [result(row, 40.0 + at, task="cifar10", protocol=protocol, labels=labels, facts={"epochs": 4.0, "data": None})
-               for at, row in enumerate(("SimCLR", "BYOL", "VICReg"))
-               for protocol in ("knn", "probe") for labels in (0.1, 1.0)]  # fmt: skip
+    results = [
+        result(
+            row,
+            40.0 + at,
+            task="cifar10",
+            protocol=protocol,
+            labels=labels,
+            facts={"epochs": 4.0, "data": None},
+        )
+        for at, row in enumerate(("SimCLR", "BYOL", "VICReg"))
+        for protocol in ("knn", "probe")
+        for labels in (0.1, 1.0)
+    ]
     made = compare(Table.from_records(results), published("solo_learn_resnet18_1000ep"))
     assert {(pair.row.protocol, pair.column.label) for pair in made.pairs} == {("probe", "100 %")}
     assert "SimCLR · knn" in made.unmatched["rows of ours"]
@@ -300,8 +310,15 @@ def test_what_was_not_the_same_is_said_first(bert, result):
         60.5,
         pytest.approx(-23.9),
     )
-    told = {"data": "d", "steps": 5, "parameters": 1000, "backbone": "BERT", "labels": "100%", "protocol": "finetune",
-            "metric": "accuracy"}  # fmt: skip
+    told = {
+        "data": "d",
+        "steps": 5,
+        "parameters": 1000,
+        "backbone": "BERT",
+        "labels": "100%",
+        "protocol": "finetune",
+        "metric": "accuracy",
+    }
     same = compare(
         Table.from_records(
             [result("A", 95.0, task="cifar10", facts={"data": "D", "steps": 5, "parameters": 1001})]

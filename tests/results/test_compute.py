@@ -145,11 +145,14 @@ def test_the_last_row_of_the_vit_table_is_filled_in(stage, result):
 
 def test_runs_say_what_they_took(tmp_path):
     given = {
-        "name": "tiny", "backbone": {"name": "mlp", "width": 8, "depth": 1}, "pretext": "rotation",
-        "data": {"name": "digits", "size": 8}, "pretrain": {"steps": 2, "batch": 16, "lr": 0.001, "precision": "fp32"},
+        "name": "tiny",
+        "backbone": {"name": "mlp", "width": 8, "depth": 1},
+        "pretext": "rotation",
+        "data": {"name": "digits", "size": 8},
+        "pretrain": {"steps": 2, "batch": 16, "lr": 0.001, "precision": "fp32"},
         "finetune": {"steps": 2, "batch": 16, "lr": [0.001, 0.01], "precision": "fp32"},
         "evaluate": {"digits": {"protocols": ["probe", "lpft"], "labels": [0.1]}},
-    }  # fmt: skip
+    }
     recipe = parse(Located(given, {(): "tiny.yaml:1"}))
     plan = Plan.of(Sweep(name="tiny", rows={"tiny": recipe}), tmp_path)
     assert not work([plan], Context(tmp_path, compute("cpu"), Reporter(quiet=True)))
@@ -199,8 +202,17 @@ def test_what_was_pretrained_elsewhere_has_no_cost_of_all_stages(
     (cell,) = cells(recipe, 0, tmp_path)
     made = cell.run
     made.start(recipe.resolved(), {"device": "GPU"})
-    result = {"recipe": "r", "backbone": "b", "pretext": "p", "task": "t", "protocol": protocol, "labels": 1.0,
-              "seed": 0, "metric": METRIC, "metrics": {"test": {"accuracy": 50.0}}}  # fmt: skip
+    result = {
+        "recipe": "r",
+        "backbone": "b",
+        "pretext": "p",
+        "task": "t",
+        "protocol": protocol,
+        "labels": 1.0,
+        "seed": 0,
+        "metric": METRIC,
+        "metrics": {"test": {"accuracy": 50.0}},
+    }
     made.finish({"stage": protocol, "flops": 2e15, "seconds": 3600, **result})
     table = Table.from_records([RunRecord(made.path, "A")])
     add_compute(table)

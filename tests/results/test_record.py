@@ -31,11 +31,23 @@ def evaluation(tmp_path, **more):
     )
     run.start({"name": "mine", "data": {"name": "digits"}}, {"device": "GPU", "devices": 4})
     result = {
-        "stage": "fewshot", "protocol": "fewshot", "recipe": "mine", "backbone": "mlp", "pretext": None, "task": "qm9",
-        "suite": ["VTAB", 19], "labels": 1, "labelled": 10, "seed": 3, "restart": 2, "metric": MAE.as_dict(),
-        "metrics": {"val": {"mae": 2.0}, "test": {"mae": 3.0}}, "shifts": {"fog": {"mae": 4.0}},
-        "dropped": {"fog": {"cat": 2}}, "seconds": 1.5,
-    }  # fmt: skip
+        "stage": "fewshot",
+        "protocol": "fewshot",
+        "recipe": "mine",
+        "backbone": "mlp",
+        "pretext": None,
+        "task": "qm9",
+        "suite": ["VTAB", 19],
+        "labels": 1,
+        "labelled": 10,
+        "seed": 3,
+        "restart": 2,
+        "metric": MAE.as_dict(),
+        "metrics": {"val": {"mae": 2.0}, "test": {"mae": 3.0}},
+        "shifts": {"fog": {"mae": 4.0}},
+        "dropped": {"fog": {"cat": 2}},
+        "seconds": 1.5,
+    }
     run.finish({**result, **more})
     return run
 

@@ -362,13 +362,28 @@ def test_distortion_is_nothing_where_nothing_moves_and_more_where_more_does(
     ("shifts", "words"),
     [
         ({"s": {"corruption": "fogg"}}, "Did you mean 'fog'?"),
-        ({"s": {"corruption": "fog", "severity": 6}}, "evaluate.digits.shifts.s.severity: should be less than or equal to 5"),
-        ({"s": {"corruption": "fog", "severity": [1, 6]}}, "shifts.s.severity: should be less than or equal to 5, not 6"),
-        ({"s": {"corruption": "fog", "severity": []}}, "shifts.s.severity: Tuple should have at least 1 item"),
+        (
+            {"s": {"corruption": "fog", "severity": 6}},
+            "evaluate.digits.shifts.s.severity: should be less than or equal to 5",
+        ),
+        (
+            {"s": {"corruption": "fog", "severity": [1, 6]}},
+            "shifts.s.severity: should be less than or equal to 5, not 6",
+        ),
+        (
+            {"s": {"corruption": "fog", "severity": []}},
+            "shifts.s.severity: Tuple should have at least 1 item",
+        ),
         ({"s": {"severity": 2}}, "give either data (another set) or corruption"),
-        ({"s": {"data": "digits", "corruption": "fog"}}, "give either data (another set) or corruption"),
+        (
+            {"s": {"data": "digits", "corruption": "fog"}},
+            "give either data (another set) or corruption",
+        ),
         ({"s": {"corruption": "fog", "classes": {"a": "b"}}}, "classes requires data"),
-        ({"s": {"corruption": "fog", "severty": 2}}, "no such option of the shift 's'. Did you mean 'severity'?"),
+        (
+            {"s": {"corruption": "fog", "severty": 2}},
+            "no such option of the shift 's'. Did you mean 'severity'?",
+        ),
         ({"s": {"data": "cifar"}}, "no such data set: 'cifar'"),
         ({"s": {"data": "sst2"}}, "'sst2' is text data, but 'digits' is image data"),
         ({"": "fog"}, "a shift's name should not be empty"),
@@ -377,7 +392,7 @@ def test_distortion_is_nothing_where_nothing_moves_and_more_where_more_does(
         (["fog", "cifar"], "no such data set: 'cifar'"),
         ("fog", "should be a mapping"),
     ],
-)  # fmt: skip
+)
 def test_a_mistake_in_a_shift_is_one_line(tmp_path, shifts, words):
     recipe = {**RECIPE, "evaluate": {"digits": {**RECIPE["evaluate"]["digits"], "shifts": shifts}}}
     path = tmp_path / "shifted.yaml"

@@ -41,11 +41,14 @@ def weights(tmp_path):
 
 def plan(tmp_path, weights, size, protocol="finetune", normalised=True, **more):
     given = {
-        "name": "tiny", "backbone": {"name": "vit-tiny", **VIT}, "data": {"name": "digits", "size": 8},
+        "name": "tiny",
+        "backbone": {"name": "vit-tiny", **VIT},
+        "data": {"name": "digits", "size": 8},
         "weights": {"file": str(weights), **({"mean": HALF, "std": HALF} if normalised else {})},
         "finetune": {"steps": 1, "batch": 8, "lr": 1e-12, "precision": "fp32"},
-        "evaluate": {"digits": {"protocols": [protocol], "labels": [0.1], "task": {"size": size}}}, **more,
-    }  # fmt: skip
+        "evaluate": {"digits": {"protocols": [protocol], "labels": [0.1], "task": {"size": size}}},
+        **more,
+    }
     return Plan.of(
         Sweep(name="tiny", rows={"tiny": parse(Located(given, {(): "tiny.yaml:1"}))}),
         tmp_path / "runs",

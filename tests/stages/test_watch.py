@@ -38,9 +38,15 @@ def watcher(splits, pretext):
 def test_the_floor_is_the_entropy_of_the_training_texts_words(splits):
     pretext = made(splits, "ltr", "gpt-tiny")
     counts = torch.cat(
-        [splits.train.tokens[splits.train.sentences[splits.train.documents[at]] : splits.train.sentences[splits.train.documents[at + 1]]]
-         for at in splits.train.chosen.tolist()]
-    ).bincount()  # fmt: skip
+        [
+            splits.train.tokens[
+                splits.train.sentences[splits.train.documents[at]] : splits.train.sentences[
+                    splits.train.documents[at + 1]
+                ]
+            ]
+            for at in splits.train.chosen.tolist()
+        ]
+    ).bincount()
     shares = [each / int(counts.sum()) for each in counts.tolist() if each]
     assert watcher(splits, pretext).floor == pytest.approx(-sum(p * math.log(p) for p in shares))
 

@@ -128,8 +128,13 @@ def test_windows_cover_the_passage_by_the_stride_and_hold_the_answer_where_they_
     for row, start in zip(ids.tolist(), starts, strict=True):
         passage = [5 + at for at in range(start, min(start + room, 26))]
         assert [each for each in row if each != TOKENIZER.pad] == [
-            TOKENIZER.cls, TOKENIZER.strings.index("who"), TOKENIZER.strings.index("?"), TOKENIZER.sep, *passage, TOKENIZER.sep
-        ]  # fmt: skip
+            TOKENIZER.cls,
+            TOKENIZER.strings.index("who"),
+            TOKENIZER.strings.index("?"),
+            TOKENIZER.sep,
+            *passage,
+            TOKENIZER.sep,
+        ]
     answer = PASSAGE.index("kk")
     for at, start in enumerate(starts):
         first, last = batch.labels[at].tolist()
@@ -273,9 +278,17 @@ def test_the_best_f1_is_by_the_best_threshold():
         return SpanRow("q", "?", "aa bb", tuple((each, 0) for each in answers))
 
     rows = [row("aa"), row("aa bb"), row(), row(), row("bb")]
-    answers = dict(enumerate(
-        [Answer("aa", -1.0), Answer("aa", 2.0), Answer("aa", 3.0), Answer("bb", -2.0), Answer("bb", 3.0)]
-    ))  # fmt: skip
+    answers = dict(
+        enumerate(
+            [
+                Answer("aa", -1.0),
+                Answer("aa", 2.0),
+                Answer("aa", 3.0),
+                Answer("bb", -2.0),
+                Answer("bb", 3.0),
+            ]
+        )
+    )
     found = squad_scores(answers, rows)
     assert found["f1"] == pytest.approx(100 * (1 + 0 + 1 + 0 + 0) / 5)
 

@@ -119,9 +119,12 @@ def test_the_vit_tables_second_row_is_from_the_same_run_as_the_first(place):
     folders(place / "sets/imagenet-1k")
     data = {"name": "imagenet-1k", "size": 8, "real": str(place / "real.json")}
     given = {
-        "name": "tiny", "backbone": "pixels", "data": data, "probe": {"l2_count": 1, "l2_min": 0.001},
+        "name": "tiny",
+        "backbone": "pixels",
+        "data": data,
+        "probe": {"l2_count": 1, "l2_min": 0.001},
         "evaluate": {"imagenet-1k": {"protocols": ["probe", "knn"]}},
-    }  # fmt: skip
+    }
     recipe = parse(Located(given, {(): "tiny.yaml:1"}))
     plan = Plan.of(Sweep(name="tiny", rows={"Ours-I21k (ViT-L/16)": recipe}), place / "runs")
     assert not work([plan], Context(Path(place / "runs"), compute("cpu"), Reporter(quiet=True)))

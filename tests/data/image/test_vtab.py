@@ -124,8 +124,12 @@ def test_what_the_hub_gives_is_read_as_web_datasets_are(monkeypatch):
             "__url__": list("u" * 30),
             "webp": [Image.fromarray(each) for each in pixels],
         }
-        types = {"__key__": datasets.Value("string"), "__url__": datasets.Value("string"), "webp": datasets.Image(),
-                 "cls": datasets.Value("int64")}  # fmt: skip
+        types = {
+            "__key__": datasets.Value("string"),
+            "__url__": datasets.Value("string"),
+            "webp": datasets.Image(),
+            "cls": datasets.Value("int64"),
+        }
         made = datasets.Dataset.from_dict(
             {**rows, "cls": [each % 3 for each in range(30)]}, datasets.Features(types)
         )
@@ -143,8 +147,13 @@ def sweep(place, *sets):
         name: {"data": {"name": "vtab", "set": name, "size": 8}, "protocols": ["probe"]}
         for name in sets
     }
-    given = {"name": "tiny", "backbone": "pixels", "data": {"name": "vtab", "set": sets[0], "size": 8},
-             "probe": {"l2_count": 1}, "evaluate": asked}  # fmt: skip
+    given = {
+        "name": "tiny",
+        "backbone": "pixels",
+        "data": {"name": "vtab", "set": sets[0], "size": 8},
+        "probe": {"l2_count": 1},
+        "evaluate": asked,
+    }
     row = "Ours-I21k (ViT-L/16)"
     plan = Plan.of(
         Sweep(name="tiny", rows={row: parse(Located(given, {(): "t.yaml:1"}))}), place / "runs"

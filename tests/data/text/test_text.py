@@ -253,9 +253,19 @@ def test_berts_corpus_is_wikipedia_and_then_the_books_a_sentence_a_row(tmp_path,
 def test_wikitexts_rows_are_lines_of_articles(tmp_path, monkeypatch):
     monkeypatch.setenv("SSLRUN_DATA", str(tmp_path))
     rows = [
-        "", " = Aa = \n", "", " Bb cc . Dd = 2 . \n", " = = Cc = = \n", "", " Cc . \n", " = Dd = \n", " = = Aa = = \n",
-        " = Bb = \n", " Aa bb . \n", None,
-    ]  # fmt: skip
+        "",
+        " = Aa = \n",
+        "",
+        " Bb cc . Dd = 2 . \n",
+        " = = Cc = = \n",
+        "",
+        " Cc . \n",
+        " = Dd = \n",
+        " = = Aa = = \n",
+        " = Bb = \n",
+        " Aa bb . \n",
+        None,
+    ]
     (tmp_path / "wikitext-103").mkdir()
     (tmp_path / "wikitext-103" / "train.jsonl").write_text(
         "".join(json.dumps({"text": row}) + "\n" for row in rows)
