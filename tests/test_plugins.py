@@ -1,4 +1,4 @@
-"""Plug-ins: files of the user's own, imported on request, and named in every error."""
+"""Plug-ins: user files that are imported on request and named in every error."""
 
 import json
 import os
@@ -84,7 +84,7 @@ def folder(tmp_path):
 
 @pytest.fixture
 def run_here(folder, monkeypatch):
-    """Runs a command in this process, in the folder, and returns its exit code."""
+    """Run a command in this process and in the folder; returns its exit code."""
     monkeypatch.chdir(folder)
     monkeypatch.setattr(plugins, "_modules", {})
 
@@ -99,7 +99,7 @@ def run_here(folder, monkeypatch):
 
 def test_a_pretext_task_in_a_file_of_ones_own(folder):
     unknown = sslrun("pretrain", "tiny.yaml", cwd=folder, code=2).stderr
-    assert "tiny.yaml:3" in unknown  # a recipe alone imports nothing
+    assert "tiny.yaml:3" in unknown  # a recipe does not import plug-ins
     assert "no such pretext: 'brightness'" in unknown
     path = Path(
         folder
@@ -110,7 +110,7 @@ def test_a_pretext_task_in_a_file_of_ones_own(folder):
 
 
 @pytest.mark.parametrize("command", [["sweep", "tiny.yaml"], ["claims", "frozen"]])
-def test_workers_import_it_too(command, folder, run_here, monkeypatch):
+def test_workers_import_the_plug_in_too(command, folder, run_here, monkeypatch):
     given = []
     monkeypatch.setattr(
         "sslrun.stages.sweep.launch", lambda plans, context, jobs, again: given.extend(again) or []
@@ -136,7 +136,7 @@ def test_a_command_that_is_suggested_imports_it_too(folder, run_here, capsys):
 
 @pytest.fixture
 def imported(tmp_path):
-    """Imports a file with some text; returns the message of the error, which is one line."""
+    """Import a file with this text; returns the one-line error message."""
 
     def call(text, name="mine.py"):
         (tmp_path / name).write_text(text)
@@ -155,7 +155,8 @@ def imported(tmp_path):
         ("a = 1\nb = = 2\n", "mine.py:2: cannot be imported: SyntaxError: invalid syntax"),
         (
             "import nothing_of_that_name\n",
-            "mine.py:1: cannot be imported: ModuleNotFoundError: No module named 'nothing_of_that_name'",
+            "mine.py:1: cannot be imported: "
+            "ModuleNotFoundError: No module named 'nothing_of_that_name'",
         ),
         (
             "def f():\n    raise KeyError('x')\n\nf()\n",
@@ -163,8 +164,10 @@ def imported(tmp_path):
         ),
         ("import sys\nsys.exit(3)\n", "mine.py:2: cannot be imported: SystemExit: 3"),
         (
-            "from sslrun.pretexts.base import pretexts\n\n@pretexts.register('simclr')\nclass Mine: pass\n",
-            "mine.py:3: cannot be imported: the pretext 'simclr' is defined already, in sslrun.pretexts.simclr; choose another name",
+            "from sslrun.pretexts.base import pretexts\n\n"
+            "@pretexts.register('simclr')\nclass Mine: pass\n",
+            "mine.py:3: cannot be imported: the pretext 'simclr' is defined already, "
+            "in sslrun.pretexts.simclr; choose another name",
         ),
     ],
 )
@@ -239,6 +242,4 @@ def test_the_traceback_is_printed_when_it_is_asked_for(folder, run_here, capsys,
     assert "Traceback (most recent call last)" in long
     assert "return 1 / 0" in long
     assert run_here("check", "none.yaml") == 2
-    assert (
-        "FileNotFoundError" in capsys.readouterr().err
-    )  # although the mistake is raised from None
+    assert "FileNotFoundError" in capsys.readouterr().err  # although the error is raised from None

@@ -1,4 +1,4 @@
-"""Backbones against torchvision's, and the invariants that their parts promise."""
+"""Image backbones: equal to torchvision's, and invariants of their parts."""
 
 import pytest
 import torch
@@ -31,7 +31,7 @@ def images():
 
 
 @pytest.mark.parametrize("name", [each for each in backbones if backbones[each].takes is ImageSpec])
-def test_features_have_the_shapes_they_promise(name, images):
+def test_features_have_the_documented_shapes(name, images):
     backbone = build_backbone(name, SMALL[name], ImageSpec(32)).eval()
     features = backbone(images)
     assert features.pooled.shape == (2, backbone.width)
@@ -44,7 +44,7 @@ def test_features_have_the_shapes_they_promise(name, images):
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
-def test_resnet_is_torchvisions(name, images):
+def test_resnet_equals_torchvisions(name, images):
     theirs = getattr(torchvision.models, name)().eval()
     ours = build_backbone(name, {}, ImageSpec(32)).eval()
     path_like = {
@@ -81,7 +81,7 @@ def test_small_stem_keeps_the_resolution(images):
     assert [grid.shape[-1] for grid in grids] == [4, 1]
 
 
-def test_vit_is_torchvisions(images):
+def test_vit_equals_torchvisions(images):
     theirs = torchvision.models.VisionTransformer(32, 8, 2, 3, 24, 96).eval()
     ours = build_backbone("vit-tiny", SMALL_VIT, ImageSpec(32)).eval()
     names = {
@@ -134,7 +134,7 @@ def test_positions_interpolate_smoothly():
     torch.testing.assert_close(there_and_back, ramp, atol=0.03, rtol=0)
 
 
-def test_attention_weights_are_those_that_mix():
+def test_attention_weights_reproduce_the_attention_output():
     attention = Attention(12, 3)
     x, memory = torch.randn(2, 5, 12), torch.randn(2, 7, 12)
     for other, causal in ((None, False), (None, True), (memory, False)):
@@ -147,7 +147,7 @@ def test_attention_weights_are_those_that_mix():
 
 
 @pytest.mark.parametrize("norm", ["pre", "post"])
-def test_blocks_see_what_they_may(norm):
+def test_blocks_attend_only_within_their_mask(norm):
     block = Block(12, 3, norm=norm).eval()
     x = torch.randn(1, 6, 12)
     changed = x.clone()
@@ -162,7 +162,7 @@ def test_blocks_see_what_they_may(norm):
     assert not torch.allclose(cross(x, memory=x), cross(x, memory=changed))
 
 
-def test_drop_path_keeps_the_expectation_and_rests_in_evaluation():
+def test_drop_path_keeps_the_expectation_and_is_off_in_evaluation():
     drop, x = DropPath(0.25), torch.ones(4000, 2)
     dropped = drop(x)
     assert set(dropped[:, 0].tolist()) == {0.0, torch.tensor(1 / 0.75).item()}
@@ -170,7 +170,7 @@ def test_drop_path_keeps_the_expectation_and_rests_in_evaluation():
     assert torch.equal(drop.eval()(x), x)
 
 
-def test_normalisation_comes_from_the_training_set_and_travels(tmp_path, images):
+def test_normalization_comes_from_the_training_set_and_is_saved(tmp_path, images):
     pixels = torch.randint(0, 256, (64, 3, 32, 32), dtype=torch.uint8)
     examples = TensorExamples(pixels, None, (), ImageSpec(32))
     backbone = build_backbone("resnet18", {"channels": 8}, ImageSpec(32)).eval()
@@ -184,7 +184,7 @@ def test_normalisation_comes_from_the_training_set_and_travels(tmp_path, images)
     assert torch.equal(again(images).pooled, backbone(images).pooled)
 
 
-def test_other_libraries_files_and_sizes_load(tmp_path, images):
+def test_checkpoints_of_other_libraries_and_sizes_load(tmp_path, images):
     theirs = torchvision.models.resnet18().eval()
     torch.save(theirs.state_dict(), tmp_path / "torchvision.pth")
     ours = build_backbone("resnet18", {}, ImageSpec(32)).eval()
@@ -199,7 +199,7 @@ def test_other_libraries_files_and_sizes_load(tmp_path, images):
     torch.testing.assert_close(large.positions(4, 4), interpolated(large.pos_embed[:, 1:], 8, 4, 4))
 
 
-def test_checkpoints_that_do_not_fit(tmp_path):
+def test_checkpoints_that_do_not_fit_are_errors(tmp_path):
     path = tmp_path / "vit.safetensors"
     save_backbone(path, build_backbone("vit-tiny", SMALL_VIT, ImageSpec(32)))
     resnet = build_backbone("resnet18", {"channels": 8}, ImageSpec(32))
@@ -216,23 +216,24 @@ def test_checkpoints_that_do_not_fit(tmp_path):
         load_into(resnet, tmp_path / "nothing.safetensors")
 
 
-def test_images_that_are_no_multiple_of_the_patch():
+def test_images_that_are_no_multiple_of_the_patch_are_errors():
     backbone = build_backbone("vit-tiny", {**SMALL_VIT, "size": 32}, ImageSpec(20))
     with pytest.raises(
         UserError,
-        match="vit-tiny: images of 20x20 have sides that are no multiple of its patch, 8: choose a size that is",
+        match="vit-tiny: images of 20x20 have sides that are no multiple of its patch, 8: "
+        "choose a size that is",
     ):
         backbone(torch.rand(1, 3, 20, 20))
 
 
-def test_gradients_of_a_resnet_on_images_of_one_place_in_bf16_are_the_same_twice():
+def test_bf16_gradients_of_a_resnet_on_one_pixel_images_are_deterministic():
     backbone = build_backbone("resnet18", {"stem": "small", "channels": 4}, ImageSpec(4)).train()
     images = torch.rand(16, 3, 4, 4, generator=torch.Generator().manual_seed(0))
 
     def gradients(bf16):
         backbone.zero_grad()
         dirt = [torch.full((count,), 1e30) for count in (5_000, 20_000, 100_000)]
-        del dirt  # what is left in memory that is given back
+        del dirt  # leaves garbage in freed memory
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             pooled = backbone(images).pooled
         pooled.float().square().sum().backward()

@@ -1,4 +1,4 @@
-"""Claims: planted results come out as planted, mistakes are named by line, budgets pick variants."""
+"""Claims: verdicts on planted results, errors named by line, variants by budget."""
 
 import json
 import os
@@ -67,7 +67,7 @@ def claim(tmp_path):
 
 
 def plant(trial, values):
-    """Finish the runs of a trial with accuracies by row and share of the labels, a number a seed."""
+    """Finish a trial's runs with accuracies by row and label fraction, one per seed."""
     for row, cell in trial.plan.cells:
         value = values.get((row, cell.labels), [50, 50, 50])[cell.seed]
         cell.run.start({}, {"device": "cpu (2 threads)", "threads": 2})
@@ -105,7 +105,7 @@ BETTER, WORSE, SAME = [60, 61, 62.5], [50, 51, 52], [50.5, 50, 53]
         ),
         ({("wide", 0.1): WORSE, ("narrow", 0.1): BETTER}, "contradicted"),
         ({("wide", 0.1): SAME, ("narrow", 0.1): WORSE}, "inconclusive"),
-        # The first inequality holds, the gain is the other way round.
+        # The first inequality holds; the gain has the opposite sign.
         (
             {
                 ("wide", 0.1): BETTER,
@@ -117,13 +117,15 @@ BETTER, WORSE, SAME = [60, 61, 62.5], [50, 51, 52], [50.5, 50, 53]
         ),
     ],
 )
-def test_planted_results_come_out_as_planted(claim, tmp_path, values, word):
+def test_planted_results_give_the_planted_verdicts(claim, tmp_path, values, word):
     trial = Trial.within(5, False, claim, tmp_path / "runs")
-    assert trial.outcome().word == "inconclusive"  # nothing is there yet
+    assert trial.outcome().word == "inconclusive"  # there are no results yet
     plant(trial, values)
     outcome = trial.outcome()
     assert outcome.word == word
-    assert outcome.judged[2][2]  # what is only reported doesn't count: it is contradicted each time
+    assert outcome.judged[2][
+        2
+    ]  # a reported inequality does not count; this one is always contradicted
     assert outcome.judged[2][1].word == "contradicted"
     assert outcome.cost.seconds == pytest.approx(3.6 * 15)
     assert outcome.cost.core_hours == pytest.approx(3.6 * 15 * 2 / 3600)
@@ -132,7 +134,8 @@ def test_planted_results_come_out_as_planted(claim, tmp_path, values, word):
     assert "The interval is Student's t with fewer than 10 seeds" in text
     assert ("they are all the same" in text) == (word == "contradicted")
     assert re.search(
-        r"- reported only, narrow · probe · digits · 10 % > 99 \([\d.]+ against 99.00\): contradicted: -",
+        r"- reported only, narrow · probe · digits · 10 % > 99 "
+        r"\([\d.]+ against 99.00\): contradicted: -",
         text,
     )
     assert outcome.as_dict()["otherwise"] == (
@@ -140,7 +143,7 @@ def test_planted_results_come_out_as_planted(claim, tmp_path, values, word):
     )
 
 
-def test_what_is_missing_is_said_with_its_reason(claim, tmp_path):
+def test_missing_cells_are_reported_with_their_reason(claim, tmp_path):
     trial = Trial.within(5, False, claim, tmp_path / "runs")
     assert list(trial.outcome().lines()) == ["nothing of it is computed: not run yet"]
     for job in trial.plan.jobs:
@@ -155,7 +158,7 @@ def test_what_is_missing_is_said_with_its_reason(claim, tmp_path):
     assert list(trial.outcome().lines())[-1] == "runs are missing: diverged"
 
 
-def test_only_cells_that_are_asked_for_are_run(claim, tmp_path):
+def test_only_cells_of_the_inequalities_are_run(claim, tmp_path):
     plan = Trial.within(5, False, claim, tmp_path).plan
     assert {(row, cell.protocol, cell.labels) for row, cell in plan.cells} == {
         ("wide", "scratch", 0.1),
@@ -175,7 +178,7 @@ def test_the_budget_picks_the_largest_variant_that_fits(claim, tmp_path):
         "large",
     ]
     assert claim.choose(10, cuda=True) == "largest"
-    named = tmp_path / "wide.yaml"  # not where claims are looked for by name
+    named = tmp_path / "wide.yaml"  # not in the folder where claims are found by name
     assert claim.larger(None) == f"sslrun claims {named} --budget 2"
     assert claim.larger("small") == f"sslrun claims {named} --budget 9 (needs a GPU)"
     assert claim.larger("large") is None
@@ -199,7 +202,8 @@ def test_the_budget_picks_the_largest_variant_that_fits(claim, tmp_path):
         (
             "minutes: 2",
             "minuts: 2",
-            "wide.yaml:8: variants.small.minuts: no such option of a variant. Did you mean 'minutes'?",
+            "wide.yaml:8: variants.small.minuts: no such option of a variant. "
+            "Did you mean 'minutes'?",
         ),
         (
             "lesser: 99",
@@ -219,17 +223,19 @@ def test_the_budget_picks_the_largest_variant_that_fits(claim, tmp_path):
         (
             "    sweep: sweep.yaml\n    inequalities:\n",
             "    measure: sped\n    inequalities:\n",
-            "wide.yaml:10: variants.small.measure: no such measurement: 'sped'. Did you mean 'speed'?",
+            "wide.yaml:10: variants.small.measure: no such measurement: 'sped'. "
+            "Did you mean 'speed'?",
         ),
         (
             "    sweep: sweep.yaml\n    inequalities:\n",
             "    measure: {name: speed, length: 3}\n    inequalities:\n",
-            "wide.yaml:10: variants.small.measure.length: no such option of 'speed'. Did you mean 'lengths'?",
+            "wide.yaml:10: variants.small.measure.length: no such option of 'speed'. "
+            "Did you mean 'lengths'?",
         ),
         ("otherwise: they are all the same\n", "", "wide.yaml:1: 'otherwise' is missing"),
     ],
 )
-def test_a_mistake_is_named_by_its_line(tmp_path, old, new, message):
+def test_errors_in_claims_name_their_line(tmp_path, old, new, message):
     assert old in CLAIM
     (tmp_path / "wide.yaml").write_text(CLAIM.replace(old, new, 1))
     with pytest.raises(UserError) as error:
@@ -247,8 +253,8 @@ def test_a_cell_that_the_table_lacks_is_named_before_anything_runs(tmp_path):
     with pytest.raises(UserError) as error:
         Trial.of(load_claim(tmp_path / "wide.yaml"), "small", tmp_path)
     assert (
-        "wide.yaml:13: variants.small.inequalities.1.greater.over: no such cell of the table: 'narow · scratch"
-        in str(error.value)
+        "wide.yaml:13: variants.small.inequalities.1.greater.over: "
+        "no such cell of the table: 'narow · scratch" in str(error.value)
     )
     assert "Did you mean 'narrow · scratch · digits · 10 %'?" in str(error.value)
 
@@ -278,16 +284,16 @@ def test_verdicts_are_written_in_two_formats(claim, tmp_path):
         write([outcome], tmp_path / "found.txt", "")
 
 
-# ---------------------------------------------------------------- the claims that there are
+# ---------------------------------------------------------------- shipped claims
 
 CLAIMS = {path.stem: path for path in sorted(FOLDER.glob("*.yaml"))}
 CHEAP = {
     "guess": {"steps": 1, "batch": 2, "gaps": 20},
 }
-"""What makes a measurement quick, where it is not."""
+"""Options that make slow measurements quick."""
 
 
-def test_all_ten_are_there_and_each_can_be_judged_in_minutes_on_a_cpu():
+def test_all_ten_claims_have_a_variant_of_minutes_on_a_cpu():
     claims = [load_claim(path) for path in CLAIMS.values()]
     short = {
         claim.number
@@ -298,7 +304,7 @@ def test_all_ten_are_there_and_each_can_be_judged_in_minutes_on_a_cpu():
 
 
 @pytest.mark.parametrize("name", CLAIMS)
-def test_what_a_claim_quotes_stands_in_the_lecture(name):
+def test_quotations_of_claims_occur_in_the_lecture(name):
     data = os.environ.get("SSLRUN_DATA")
     lecture = Path(data).parent / "lecture.md" if data else None
     if lecture is None or not lecture.is_file():
@@ -312,7 +318,7 @@ def test_what_a_claim_quotes_stands_in_the_lecture(name):
 
 @pytest.mark.parametrize("name", CLAIMS)
 def test_each_claim_can_be_run(name, tmp_path):
-    """Its cells are those of its sweep, and there is more than one value of each."""
+    """Its cells are those of its sweep, and each has more than one value."""
     claim = load_claim(CLAIMS[name])
     for variant, chosen in claim.variants.items():
         if chosen.measure is None:
@@ -327,7 +333,7 @@ def test_each_claim_can_be_run(name, tmp_path):
 @pytest.mark.parametrize(
     "name", [name for name, path in CLAIMS.items() if "measure:" in path.read_text()]
 )
-def test_the_cells_of_a_measurement_are_those_that_its_claim_names(name, tmp_path, monkeypatch):
+def test_a_measurement_has_the_cells_that_its_claim_names(name, tmp_path, monkeypatch):
     monkeypatch.setattr(speed, "_fastest", lambda steps, *_: dict.fromkeys(steps, 1.0))
     claim = load_claim(CLAIMS[name])
     for variant, chosen in claim.variants.items():
@@ -344,7 +350,9 @@ def test_the_cells_of_a_measurement_are_those_that_its_claim_names(name, tmp_pat
         measure = Named(name=chosen.measure.name, options=type(chosen.measure.options)(**options))
         job = Measuring(measure, 0, tmp_path)
         result = job.execute(Context(tmp_path, compute("cpu")))
-        assert result == job.execute(Context(tmp_path, compute("cpu")))  # read, not measured again
+        assert result == job.execute(
+            Context(tmp_path, compute("cpu"))
+        )  # read from the run, not measured again
         table = Measurements("", (job,)).table()
         assert len(table.cells) == len(result["table"]["cells"])
         assert claim.inequalities(variant, list(table.cells))

@@ -1,4 +1,4 @@
-"""Verdicts, planted, and intervals that cover what they say."""
+"""Verdicts on planted results, and coverage of the intervals."""
 
 import numpy as np
 import pytest
@@ -14,23 +14,23 @@ def by_seed(values):
 
 
 @pytest.mark.parametrize("seeds", [3, 5, 20])
-def test_each_verdict_where_it_is_planted(seeds):
+def test_planted_differences_give_each_verdict(seeds):
     noise = np.random.default_rng(1)
     shared = 50 + 10 * noise.standard_normal(
         seeds
-    )  # of the seed, and so no part of a paired difference
+    )  # an effect of the seed, which cancels in a paired difference
     a, b = (by_seed(shared + gap + 0.3 * noise.standard_normal(seeds)) for gap in (4, 0))
     assert judge(a, b).word == "supported"
     assert judge(b, a).word == "contradicted"
     assert judge(a, b, 4.0).word == "inconclusive"
     assert judge(a, b, 8.0).word == "contradicted"
-    # The same values at other seeds: unpaired, what seeds share drowns the difference.
+    # The same values at other seeds are unpaired: seed effects hide the difference.
     a, b = by_seed([14.0, 54.1, 94.2]), by_seed([10.0, 50.0, 90.0])
     assert judge(a, b).word == "supported"
     assert judge(a, {0: b[2], 1: b[0], 2: b[1]}).word == "inconclusive"
 
 
-def test_the_t_interval_is_the_textbooks():
+def test_the_t_interval_equals_textbook_values():
     found = judge(by_seed([3.0, 4.0, 5.0]), by_seed([1.0, 1.0, 1.0]))
     assert found.difference == 3
     assert found.interval == pytest.approx((3 - 4.302653 / 3**0.5, 3 + 4.302653 / 3**0.5), abs=1e-5)
@@ -38,7 +38,7 @@ def test_the_t_interval_is_the_textbooks():
     assert found.text() == "supported: +3.00 [+0.52, +5.48] over 3 seeds (t interval)"
 
 
-def test_a_bootstrap_is_the_same_each_time_and_near_t_for_many_seeds():
+def test_the_bootstrap_is_deterministic_and_near_t_for_many_seeds():
     values = by_seed(np.random.default_rng(0).standard_normal(200))
     zero = dict.fromkeys(values, 0.0)
     found = judge(values, zero)
@@ -51,7 +51,7 @@ def test_a_bootstrap_is_the_same_each_time_and_near_t_for_many_seeds():
 
 
 @pytest.mark.parametrize("seeds", [2, 3, 10])
-def test_intervals_cover_the_truth_as_often_as_they_say(seeds):
+def test_intervals_have_their_nominal_coverage(seeds):
     draws = np.random.default_rng(seeds).standard_normal((600, seeds))
     zero = dict.fromkeys(range(seeds), 0.0)
     covered = sum(judge(by_seed(each), zero).word == "inconclusive" for each in draws) / len(draws)
@@ -60,7 +60,7 @@ def test_intervals_cover_the_truth_as_often_as_they_say(seeds):
     )  # 95 % within 2.8 standard errors; the plain bootstrap of 3 covers 75 %
 
 
-def test_one_seed_tells_nothing_nor_do_seeds_that_are_all_the_same():
+def test_one_seed_or_identical_seeds_are_inconclusive():
     alone = judge({0: 90.0}, {0: 80.0})
     assert (alone.word, alone.interval) == ("inconclusive", None)
     assert "one seed alone (+10.00)" in alone.text()
@@ -71,7 +71,7 @@ def test_one_seed_tells_nothing_nor_do_seeds_that_are_all_the_same():
     )
 
 
-def test_only_seeds_of_both_sides_count():
+def test_only_seeds_present_on_both_sides_count():
     found = judge({0: 5.0, 1: 6.0, 2: 7.1, 9: -100.0}, {0: 1.0, 1: 2.1, 2: 3.0, 8: 100.0})
     assert (found.word, found.seeds) == ("supported", 3)
     assert judge({0: 1.0}, {1: 1.0}).reason == "no seed has both"
@@ -87,7 +87,7 @@ def test_a_claim_is_supported_by_all_of_its_inequalities_and_contradicted_by_any
     assert combine([]) == "inconclusive"
 
 
-def test_inequalities_read_a_tables_cells():
+def test_inequalities_read_the_cells_of_a_table():
     table, column = Table("t"), Column("digits", Labels(0.1))
     for seed, (low, high) in enumerate([(60, 80), (61, 80.5), (62, 83)]):
         table.add(Row("no pretraining", "probe"), column, low, seed)
@@ -124,7 +124,7 @@ def test_a_gain_is_paired_seed_by_seed():
     assert Inequality(Gain(at["a"], at["b"]), at["c"], 1.0).text() == "(a · x - b · x) > c · x + 1"
 
 
-def test_a_bound_needs_no_spread():
+def test_a_bound_needs_no_variance():
     table, at = planted(a=[1e-15, 1e-15], b=[1e-15, 3e-15], c=[2.0, 2.0], one=[0.0])
     assert Inequality(1e-12, at["a"]).judge(table).word == "supported"
     assert Inequality(1e-12, at["a"]).judge(table).method == "the same at every seed"
@@ -132,23 +132,25 @@ def test_a_bound_needs_no_spread():
     assert Inequality(1e-12, at["c"]).judge(table).word == "contradicted"
     assert Inequality(at["c"], 1.0).judge(table).word == "supported"
     assert Inequality(at["c"], 2.0).judge(table).word == "contradicted"
-    assert Inequality(1e-12, at["one"]).judge(table).word == "inconclusive"  # one seed is no rule
+    assert (
+        Inequality(1e-12, at["one"]).judge(table).word == "inconclusive"
+    )  # one seed decides nothing
     assert (
         Inequality(at["c"], at["a"]).judge(table).word == "inconclusive"
-    )  # between cells it may be by chance
+    )  # a difference between cells may be chance
 
 
-def test_better_and_worse_ask_the_metric_and_greater_and_lesser_the_number():
+def test_better_and_worse_follow_the_metric_greater_and_lesser_the_number():
     values = {"a": [1.0, 2.1, 3.0], "b": [5.0, 6.0, 7.3]}
     table, at = planted(Metric("mae", "eV", "lower"), **values)
     assert Inequality(at["a"], at["b"]).judge(table).word == "contradicted"
     better = Inequality(at["a"], at["b"], 3.0, by_metric=True)
     assert better.judge(table).word == "supported"
-    assert better.means(table) == pytest.approx((6.1 / 3, 18.3 / 3))  # numbers as they are
+    assert better.means(table) == pytest.approx((6.1 / 3, 18.3 / 3))  # the plain numbers
     assert better.text() == "a · mae is better than b · mae by 3"
     assert Inequality(at["b"], at["a"], by_metric=True).judge(table).word == "contradicted"
     assert Inequality(at["a"], 9.0, by_metric=True).judge(table).word == "supported"
-    gain = Gain(at["a"], at["b"])  # an improvement by 4
+    gain = Gain(at["a"], at["b"])  # an improvement of 4
     assert Inequality(gain, 3.0, by_metric=True).judge(table).word == "supported"
     assert Inequality(gain, 3.0).judge(table).word == "contradicted"
     higher, at = planted(Metric("r2", ""), **values)

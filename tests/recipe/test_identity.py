@@ -1,4 +1,4 @@
-"""What a run's hash covers: what differs from the defaults, versions, files and the source of plug-ins."""
+"""Run hashes: non-default options, versions, files and the source of plug-ins."""
 
 import sys
 from types import ModuleType
@@ -46,7 +46,7 @@ RECIPE = {
 
 
 def hashes(tmp_path, **changes):
-    """The hashes of a recipe's pretraining and of its probe."""
+    """Return the hashes of a recipe's pretraining and of its probe."""
     recipe = parse(Located({**RECIPE, **changes}, {(): "mine.yaml:1"}))
     (probe,) = cells(recipe, 0, tmp_path)
     return Pretraining(recipe, 0, tmp_path).run.hash, probe.run.hash
@@ -72,7 +72,7 @@ def test_only_what_differs_from_the_defaults_is_in_the_identity():
     assert of(crop={"size": 8}) == {
         "name": "x",
         "crop": {},
-    }  # the class's default, but not the field's
+    }  # the default of the class, but not of the field
 
 
 def test_a_changed_value_changes_the_hashes_and_a_default_that_is_written_out_does_not(tmp_path):
@@ -97,10 +97,10 @@ def test_a_raised_version_changes_the_hashes(tmp_path, monkeypatch):
     monkeypatch.setattr(pretexts["simclr"], "version", 2)
     second = hashes(tmp_path)
     assert second[0] != first[0]
-    assert second[1] != first[1]  # a probe is of that pretraining
+    assert second[1] != first[1]  # a probe's identity includes its pretraining
 
 
-def test_a_plug_in_is_told_by_the_content_of_its_file(tmp_path, monkeypatch):
+def test_a_plug_in_is_identified_by_the_content_of_its_file(tmp_path, monkeypatch):
     path = tmp_path / "mine.py"
     path.write_text("a = 1\n")
     module = ModuleType("mine_of_a_test")

@@ -1,4 +1,4 @@
-"""The JSON schema of recipes: it accepts every recipe that ships, and not what is misspelled."""
+"""The JSON schema of recipes: it accepts shipped recipes and rejects misspellings."""
 
 import json
 import re
@@ -19,7 +19,10 @@ TYPES = {"object": dict, "array": list, "string": str, "null": type(None), "bool
 
 
 def accepts(schema, value, root):
-    """Whether a value is valid: the keywords of JSON Schema that pydantic and `recipe_schema` write, but for ranges."""
+    """Return whether a value is valid.
+
+    Supports the keywords of JSON Schema that pydantic and `recipe_schema` write, except ranges.
+    """
     if "$ref" in schema:
         target = root
         for part in schema["$ref"].removeprefix("#/").split("/"):
@@ -75,7 +78,7 @@ def schema():
     return json.loads(json.dumps(recipe_schema()))
 
 
-def test_it_is_printed_as_json(monkeypatch, capsys, schema):
+def test_the_schema_is_printed_as_json(monkeypatch, capsys, schema):
     monkeypatch.setattr(sys, "argv", ["sslrun", "show", "schema"])
     with pytest.raises(SystemExit):
         cli.main()
@@ -86,7 +89,7 @@ def test_it_is_printed_as_json(monkeypatch, capsys, schema):
     jsonschema.Draft202012Validator.check_schema(printed)
 
 
-def test_every_reference_leads_somewhere(schema):
+def test_every_reference_resolves(schema):
     references = re.findall(r'"\$ref": "#/\$defs/([^"]+)"', json.dumps(schema))
     assert set(references) <= schema["$defs"].keys()
     assert len(schema["$defs"]) > 100
@@ -131,13 +134,13 @@ RECIPE = {
         ({"knn": {"kk": 10}}, False),
     ],
 )
-def test_what_is_misspelled_is_found(schema, changes, valid):
+def test_misspellings_are_rejected(schema, changes, valid):
     assert bool(accepts(schema, RECIPE | changes, schema)) is valid
     sweep = {"name": "sweep", "base": RECIPE, "rows": {"a": changes, "b": {"pretrain.epochs": 3}}}
     assert bool(accepts(schema, sweep, schema)) is valid
 
 
-def test_a_plug_in_is_in_it():
+def test_the_schema_includes_plug_ins():
     @pretexts.register("of-a-schema-test")
     class Mine(Pretext):
         """Nothing is learned."""

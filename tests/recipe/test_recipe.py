@@ -1,4 +1,4 @@
-"""Recipes and sweeps: what is read, and what a user is told about each mistake."""
+"""Recipes and sweeps: parsing, overrides, inheritance, and error messages."""
 
 from pathlib import Path
 
@@ -44,16 +44,16 @@ def message(call, *arguments) -> str:
     return text
 
 
-def test_reads_every_section(write):
+def test_every_section_is_read(write):
     recipe = load(write(GOOD))
     assert recipe.backbone.name == "resnet18"
     assert recipe.backbone.options.stem == "small"
     assert recipe.pretext.options.temperature == 0.5
-    assert recipe.pretrain.lr == 1e-3  # YAML 1.1 would have read a string
+    assert recipe.pretrain.lr == 1e-3  # a string in YAML 1.1
     assert recipe.evaluate["digits"].labels == (0.1, 1.0)
 
 
-def test_a_name_with_a_dot_is_one_key_where_a_section_is_merged(write):
+def test_merging_keeps_a_name_with_a_dot_as_one_key(write):
     text = GOOD.replace("labels: [0.1, 1.0]", "shifts: {CIFAR-10.1: {corruption: fog}}")
     shifts = load(
         write(text), ["evaluate.digits.shifts={CIFAR-10.1: {severity: 5}, b.2: contrast}"]
@@ -67,7 +67,7 @@ def test_a_name_with_a_dot_is_one_key_where_a_section_is_merged(write):
     }
 
 
-def test_a_name_with_a_colon_is_the_option_that_such_names_stand_for(write):
+def test_a_name_with_a_colon_sets_the_components_shorthand_option(write):
     text = "name: mine\ndata: {name: world, length: 32}\nbackbone: BACKBONE\n"
     assert (
         load(write(text.replace("BACKBONE", "hf:google/bert_tiny"))).backbone.options.model
@@ -84,14 +84,14 @@ def test_a_name_with_a_colon_is_the_option_that_such_names_stand_for(write):
     )
 
 
-def test_protocol_options_go_from_recipe_to_evaluation_and_from_finetune_to_lpft(write):
+def test_evaluations_inherit_protocol_options_and_lpft_those_of_finetune(write):
     options = load(write(GOOD)).evaluate["digits"].options
     assert (options["finetune"].epochs, options["finetune"].lr) == (3, 0.02)
     assert (options["scratch"].epochs, options["scratch"].lr) == (3, 0.02)
     assert (options["lpft"].epochs, options["lpft"].lr) == (3, 0.001)
 
 
-def test_restarts_are_of_what_is_trained_step_by_step(write):
+def test_restarts_apply_to_gradient_trained_protocols(write):
     text = """\
 name: mine
 data: {name: world, length: 32}
@@ -126,7 +126,7 @@ def test_resolved_recipe_reads_back_equal(write):
     assert again == recipe
 
 
-def test_overrides(write):
+def test_overrides_change_and_add_values(write):
     path = write(GOOD)
     recipe = load(
         path, ["pretrain.epochs=5", "backbone.stem=imagenet", "evaluate.digits.labels=[1.0]"]
@@ -137,14 +137,14 @@ def test_overrides(write):
     assert load(path, ["pretext=null"]).pretext is None
 
 
-def test_another_component_takes_the_place_of_the_old_ones_options(write):
+def test_another_component_discards_the_options_of_the_old_one(write):
     recipe = load(write(GOOD), ["pretext={name: rotation}"])
     assert recipe.pretext.name == "rotation"
     kept = load(write(GOOD), ["pretext={temperature: 0.1}"])
     assert (kept.pretext.name, kept.pretext.options.temperature) == ("simclr", 0.1)
 
 
-def test_a_component_that_is_a_name_alone_takes_options(write):
+def test_overrides_add_options_to_a_bare_component_name(write):
     path = write(GOOD)
     assert load(path, ["data.size=16"]).data.options.size == 16
     assert load(path, ["data={size: 16}"]).data.options.size == 16
@@ -236,7 +236,7 @@ def test_a_component_that_is_a_name_alone_takes_options(write):
         ("stem: small}", "stem: small", 3, ["not valid YAML"]),
     ],
 )
-def test_mistakes_are_named_with_file_line_and_remedy(write, old, new, line, parts):
+def test_errors_name_file_line_and_remedy(write, old, new, line, parts):
     assert old in GOOD
     path = write(GOOD.replace(old, new))
     text = message(load, path)
@@ -245,11 +245,11 @@ def test_mistakes_are_named_with_file_line_and_remedy(write, old, new, line, par
         assert part in text
 
 
-def test_missing_key(write):
+def test_a_missing_key_is_an_error(write):
     assert "data: name a data set" in message(load, write(GOOD.replace("data: digits\n", "")))
 
 
-def test_overrides_that_fail(write):
+def test_invalid_overrides_are_errors(write):
     path = write(GOOD)
     assert "override pretrain.epoch=5: pretrain.epoch" in message(load, path, ["pretrain.epoch=5"])
     assert "override pretrain.epochs=x" in message(load, path, ["pretrain.epochs=x"])
@@ -258,7 +258,7 @@ def test_overrides_that_fail(write):
     assert "not valid YAML" in message(load, path, ["name=[1"])
 
 
-def test_files_that_are_none(tmp_path, write):
+def test_invalid_and_missing_files_are_errors(tmp_path, write):
     write(GOOD, "simclr.yaml")
     assert "no such file" in message(load, tmp_path / "simclear.yaml")
     assert "'simclr.yaml'" in message(load, tmp_path / "simclear.yaml")
@@ -303,7 +303,7 @@ def test_sweep_with_its_base_inside_equals_one_with_a_file(write):
     assert both[0] == both[1]
 
 
-def test_sweep_mistakes_are_placed_in_the_file_they_stand_in(write):
+def test_sweep_errors_name_the_file_that_contains_them(write):
     base = write(GOOD)
     path = write(SWEEP.replace("rotation", "rotatoin"), "few.yaml")
     assert message(load_sweep, path).startswith(f"{path}:5: pretext")
@@ -322,7 +322,7 @@ def test_a_recipe_is_a_sweep_of_one_row_but_a_sweep_is_no_recipe(write):
     assert "sslrun sweep" in message(load, write(SWEEP, "few.yaml"))
 
 
-def test_places_and_merged_mappings(write):
+def test_lines_are_located_in_merged_mappings(write):
     assert read_yaml(write(GOOD)).places[("evaluate", "digits", "labels")].endswith(":11")
     merged = read_yaml(write("a: &a {x: 1, y: 2}\nb: {<<: *a, y: 3}\n"))
     assert merged.value["b"] == {"x": 1, "y": 3}

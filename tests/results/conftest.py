@@ -1,4 +1,4 @@
-"""Evaluations planted as folders, which records read as they read real runs."""
+"""Planted evaluations: folders that records read like real runs."""
 
 import itertools
 

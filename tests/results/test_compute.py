@@ -1,4 +1,4 @@
-"""What rows cost: FLOPs, hours and TPUv3-core-days."""
+"""Costs of rows: FLOPs, hours and TPUv3-core-days."""
 
 import io
 import json
@@ -48,7 +48,7 @@ def stage(tmp_path):
 
 @pytest.fixture
 def result(stage):
-    """Plant an evaluation, perhaps of a pretraining, and return its record."""
+    """Plant an evaluation, optionally of a pretraining run, and return its record."""
 
     def plant(row, protocol, seed, flops, pretraining=None, task="ImageNet", **more):
         identity = {"origin": {"pretrain": pretraining.hash}} if pretraining else {}
@@ -69,7 +69,7 @@ def result(stage):
     return plant
 
 
-def test_core_days_are_those_of_the_papers_own_models():
+def test_core_days_agree_with_those_of_the_paper():
     # 43 % of 61.5 TFLOP/s for a day is 2.3 exaFLOPs; ViT-L/16's 1567 are then its 680 core-days.
     for (name, share), (flops, days) in zip(
         utilizations().items(), ((1567, 680), (4262, 2500)), strict=True
@@ -79,7 +79,7 @@ def test_core_days_are_those_of_the_papers_own_models():
     assert [round(share, 3) for share in utilizations().values()] == [0.434, 0.321]
 
 
-def test_a_run_counts_once_a_row_and_seed(stage, result):
+def test_a_run_counts_once_per_row_and_seed(stage, result):
     pretraining = {
         seed: stage(f"pretrain-{seed}", "pretrain", 2e15 + seed * 1e15, 7200, devices=8)
         for seed in (0, 1)
@@ -143,7 +143,7 @@ def test_the_last_row_of_the_vit_table_is_filled_in(stage, result):
     assert "PFLOPs" not in str(made.unmatched)
 
 
-def test_runs_say_what_they_took(tmp_path):
+def test_runs_record_their_costs(tmp_path):
     given = {
         "name": "tiny",
         "backbone": {"name": "mlp", "width": 8, "depth": 1},
@@ -161,9 +161,7 @@ def test_runs_say_what_they_took(tmp_path):
     assert [each.stage for each in stages["lpft"]] == ["pretrain", "probe", "lpft"]
     pretraining, probe, lpft = stages["lpft"]
     result = json.loads(next(tmp_path.glob("tiny/lpft-*/result.json")).read_text())
-    forward = (
-        2 * 192 * 8
-    )  # of one image through the network's one layer, whose inputs need no gradient
+    forward = 2 * 192 * 8  # one image through one layer, whose input needs no gradient
     head = 2 * 8 * 10
     assert probe.flops == forward * result["labelled"]
     assert lpft.flops == 2 * 2 * 16 * (2 * forward + 3 * head)  # two rates, two steps
@@ -185,15 +183,13 @@ MLP = {"backbone": "mlp", "data": "digits", "task": "digits"}
     ("protocol", "about", "known"),
     [
         ("finetune", {**MLP, "weights": "weights.safetensors"}, False),
-        ("finetune", HF, False),  # it brings weights by default
+        ("finetune", HF, False),  # this backbone is pretrained by default
         ("finetune", {**HF, "backbone": {**HF["backbone"], "pretrained": False}}, True),
         ("scratch", HF, True),
         ("finetune", MLP, True),
     ],
 )
-def test_what_was_pretrained_elsewhere_has_no_cost_of_all_stages(
-    tmp_path, monkeypatch, protocol, about, known
-):
+def test_weights_from_elsewhere_have_no_total_cost(tmp_path, monkeypatch, protocol, about, known):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "weights.safetensors").touch()
     keys = {key: value for key, value in about.items() if key != "task"}

@@ -1,4 +1,4 @@
-"""The published numbers: all there, each with its source, under the names that they are asked for by."""
+"""Published tables: complete, with sources, under their short names."""
 
 import json
 import os
@@ -34,7 +34,7 @@ def own():
     return yaml.safe_load((files("sslrun.results") / "published.yaml").read_text(encoding="utf-8"))
 
 
-def test_numbers_are_those_of_the_collection_they_were_taken_from():
+def test_published_numbers_equal_those_of_their_collection():
     data = os.environ.get("SSLRUN_DATA")
     collection = Path(data).parent / "published.yaml" if data else None
     if collection is None or not collection.is_file():
@@ -44,7 +44,7 @@ def test_numbers_are_those_of_the_collection_they_were_taken_from():
         assert {key: ours[name][key] for key in table} == table, name
 
 
-def test_every_number_has_a_source_and_says_whether_it_was_seen_there():
+def test_every_number_has_a_source_and_a_verification_status():
     count = 0
     for name in names():
         table = published(name)
@@ -87,7 +87,7 @@ def test_every_number_has_a_source_and_says_whether_it_was_seen_there():
         ("doersch", "doersch_table1_voc07_det", 12, 1, "Ours-color-dropping", "mAP", 46.3),
     ],
 )
-def test_tables_are_there_under_short_names(short, table, rows, columns, row, column, value):
+def test_tables_have_short_names(short, table, rows, columns, row, column, value):
     (found,) = [each for each in published_as(short) if each.name == table]
     assert len(found.rows) == rows
     assert len({name for cells in found.rows.values() for name in cells}) == columns
@@ -102,7 +102,7 @@ def test_the_vit_table_is_five_models_by_seven_sets_and_their_cost():
     assert all(set(models[:4]) <= set(cells) for cells in table.values())
 
 
-def test_short_names_are_no_tables_and_unknown_ones_are_told_of_in_a_line():
+def test_unknown_table_names_are_a_one_line_error():
     assert not set(short_names()) & set(names())
     assert [each.name for each in published_as("bert_table5")] == ["bert_table5"]
     for wrong, near in (
@@ -127,7 +127,7 @@ def test_tables_are_shown_with_their_settings():
     )
 
 
-def test_every_number_of_a_table_is_shown_as_it_was_published():
+def test_every_number_is_shown_as_published():
     shown = CliRunner().invoke(app, ["show", "table", "lpft"]).output
     lines = shown[shown.index("kumar_table2_ood, %") :].splitlines()
     assert lines[2].split()[:3] == ["STL", "CIFAR-10.1", "Ent-30"]
@@ -154,7 +154,7 @@ def ours(task, rows):
     return made
 
 
-def test_of_the_tables_of_a_paper_those_that_share_a_cell_are_shown(tmp_path):
+def test_only_tables_of_a_paper_that_share_a_cell_are_shown(tmp_path):
     made = compare_all(ours("CIFAR-10", {"x": 90.0}), published_as("lpft"))
     assert [each.against for each in made.tables] == ["kumar_table1_id"]
     assert "no cell of ours stands in: Table 2 (OOD) (kumar_table2_ood)" in made.tables[0].notes[-1]
@@ -175,7 +175,7 @@ def test_of_the_tables_of_a_paper_those_that_share_a_cell_are_shown(tmp_path):
     assert "90.7" in (tmp_path / "t.md").read_text()
 
 
-def test_what_the_source_does_not_tell_is_open_and_said_to_be():
+def test_settings_missing_from_the_source_are_reported_as_unknown():
     made = compare(ours("ImageNet", {"Ours-JFT (ViT-L/16)": 50.0}), published("vit_table2"))
     assert {"steps", "parameters", "data"} <= {
         each.kind for each in made.settings if each.verdict == "unknown"

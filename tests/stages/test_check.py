@@ -1,4 +1,4 @@
-"""What a recipe is said to cost."""
+"""Estimates of `sslrun check`: cells, memory, FLOPs and time."""
 
 import io
 
@@ -35,17 +35,17 @@ def recipe(evaluate=None, **pretrain):
     return parse(Located(given, {(): "tiny.yaml:1"}))
 
 
-def test_what_the_backward_pass_needs_is_counted_once_and_without_weights():
+def test_saved_activations_are_counted_once_and_without_weights():
     net = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 8))
     x = torch.randn(10, 16)
     with _kept_for_backward(net) as kept:
         net(x).sum()
     assert sum(kept.values()) == 4 * (
         10 * 16 + 10 * 32
-    )  # the input, and the ReLU's output: read twice, kept once
+    )  # the input and the ReLU's output, which two layers read and which is kept once
 
 
-def test_cells_count_restarts_and_data_that_is_not_there_is_told(tmp_path, monkeypatch):
+def test_cells_count_restarts_and_missing_data_is_reported(tmp_path, monkeypatch):
     monkeypatch.setenv("SSLRUN_DATA", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     mine = {"protocols": ["knn", "finetune"], "labels": [0.1, 1.0], "restarts": 3}
@@ -63,7 +63,7 @@ def test_cells_count_restarts_and_data_that_is_not_there_is_told(tmp_path, monke
     )
 
 
-def test_memory_is_of_the_part_of_a_batch_that_is_computed_at_once():
+def test_memory_is_estimated_for_the_part_of_a_batch_computed_at_once():
     small, large, parts = (
         estimate("", each, CPU) for each in (recipe(), recipe(batch=128), recipe(accumulate=2))
     )
@@ -73,7 +73,7 @@ def test_memory_is_of_the_part_of_a_batch_that_is_computed_at_once():
     assert small["memory_bytes"] == small["state_bytes"] + small["activation_bytes"]
 
 
-def test_memory_counts_what_the_optimizer_and_the_average_keep():
+def test_memory_includes_the_optimizer_and_the_weight_average():
     net = nn.Linear(9, 10)
     net.bias.requires_grad_(False)
     sgd, adamw, averaged = (
@@ -86,7 +86,7 @@ def test_memory_counts_what_the_optimizer_and_the_average_keep():
 
 
 def slowed(monkeypatch, seconds):
-    """Make every example take `seconds` in a forward pass and twice that in a backward pass; returns the clock."""
+    """Simulate `seconds` per example forward and twice that backward; returns the clock."""
     clock, real = [0.0], check.pretexts["rotation"]
     forward = real.forward
 
@@ -123,13 +123,13 @@ def test_a_slow_network_is_measured_on_fewer_examples(monkeypatch, seconds, coun
     assert f"the time by measuring {count} examples on this device" in console.file.getvalue()
 
 
-def test_a_sweep_stops_measuring_when_the_time_is_over_and_says_so(monkeypatch):
+def test_a_sweep_stops_measuring_after_its_time_limit_and_reports_it(monkeypatch):
     clock = slowed(monkeypatch, 0.3)
     recipes = [recipe(steps=steps) for steps in (5, 10)]
     other = recipes[0].model_copy(update={"name": "other", "pretext": recipe().pretext})
     budget = Budget(3)
     first, second = (estimate("", each, CPU, budget) for each in recipes)
-    assert second["flops"] == 2 * first["flops"]  # the same network: measured once
+    assert second["flops"] == 2 * first["flops"]  # the network is the same and is measured once
     budget.measured.clear()
     clock[0] = 21.0
     third = estimate("", other, CPU, budget)
@@ -142,7 +142,7 @@ def test_a_sweep_stops_measuring_when_the_time_is_over_and_says_so(monkeypatch):
     assert "4 examples (recipes not measured, since 15 s had passed: 1)" in console.file.getvalue()
 
 
-def test_time_of_a_check_is_shared_evenly_among_recipes(monkeypatch):
+def test_the_time_of_a_check_is_divided_evenly_among_recipes(monkeypatch):
     clock = slowed(monkeypatch, 0.0)
     budget = Budget(2, seconds=10.0)
     assert budget.next() == 5.0

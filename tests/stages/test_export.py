@@ -1,4 +1,4 @@
-"""What transformers makes of an exported run is what we make of it."""
+"""Exported runs give the same features in transformers as in sslrun."""
 
 import json
 
@@ -19,7 +19,7 @@ TEXTS = (["aa bbx cc.", "dd"], ["cc", "aa aa bb dd."])
 
 @pytest.fixture
 def run(tmp_path):
-    """A run's folder, with weights of a backbone by name; and that backbone."""
+    """Return a function that writes a run's folder for a named backbone and returns both."""
 
     def made(name, **options):
         tokenizer = Tokenizer(
@@ -44,7 +44,7 @@ def run(tmp_path):
         ("gpt-tiny", {"positions": 16}),
     ],
 )
-def test_transformers_loads_an_exported_run_and_makes_the_same_of_a_text(
+def test_transformers_loads_an_exported_run_and_computes_the_same_features(
     name, options, run, tmp_path
 ):
     transformers = pytest.importorskip("transformers")
@@ -70,7 +70,7 @@ def test_transformers_loads_an_exported_run_and_makes_the_same_of_a_text(
         torch.testing.assert_close(found.pooler_output, expected.pooled, atol=1e-5, rtol=1e-5)
 
 
-def test_what_has_no_counterpart_is_refused_in_a_line(run, tmp_path):
+def test_backbones_without_a_counterpart_are_a_one_line_error(run, tmp_path):
     folder, _ = run("bert-tiny", fast=True)
     with pytest.raises(UserError, match="no counterpart of fast: true"):
         export(folder, tmp_path / "out")
@@ -91,7 +91,7 @@ def test_what_has_no_counterpart_is_refused_in_a_line(run, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="file: can't be written"):
         export(folder, tmp_path / "file")
-    (folder / "tokenizer.json").unlink()  # the weights alone
+    (folder / "tokenizer.json").unlink()  # only the weights stay
     export(folder, tmp_path / "out")
     assert sorted(each.name for each in (tmp_path / "out").iterdir()) == [
         "config.json",

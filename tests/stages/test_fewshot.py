@@ -1,4 +1,4 @@
-"""Few-shot evaluation, as a recipe has it."""
+"""Few-shot evaluation from a recipe."""
 
 import pytest
 
@@ -42,7 +42,7 @@ def table(given, tmp_path, seeds=(0,)):
     return plan.table(), plan, recipe
 
 
-def test_images_from_one_a_class_on(tmp_path, monkeypatch):
+def test_few_shot_on_images_starts_at_one_per_class(tmp_path, monkeypatch):
     monkeypatch.setenv("SSLRUN_CACHE", str(tmp_path))
     made, plan, recipe = table(DIGITS, tmp_path, seeds=(0, 1))
     assert made.columns == [
@@ -61,7 +61,7 @@ def test_images_from_one_a_class_on(tmp_path, monkeypatch):
     assert estimate("", recipe, compute("cpu"))["cells"] == 4
 
 
-def test_asking_for_more_shots_leaves_the_others_as_they_are(tmp_path):
+def test_adding_shots_does_not_change_existing_results(tmp_path):
     def runs(shots):
         recipe = parse(Located({**DIGITS, "fewshot": {"shots": shots}}, {(): "tiny.yaml:1"}))
         plan = Plan.of(Sweep(name="tiny", rows={"tiny": recipe}), tmp_path)
@@ -70,7 +70,7 @@ def test_asking_for_more_shots_leaves_the_others_as_they_are(tmp_path):
     assert runs([1]) < runs([1, 5])
 
 
-def test_text_and_tasks_without_one_class_an_example(tmp_path, monkeypatch):
+def test_few_shot_on_text_and_its_errors_for_unsuitable_tasks(tmp_path, monkeypatch):
     monkeypatch.setenv("SSLRUN_CACHE", str(tmp_path))
     made, plan, _ = table(TEXT, tmp_path)
     assert isinstance(made, Table)

@@ -1,4 +1,4 @@
-"""Starter recipes: they fit the data, pass the checks, and run."""
+"""Starter recipes of `sslrun init`: they fit the data, pass the checks, and run."""
 
 import csv
 import json
@@ -111,14 +111,14 @@ def test_a_table_of_texts_becomes_a_recipe_that_runs(folder, monkeypatch, capsys
 
 
 @pytest.mark.parametrize("text", [False, True])
-def test_without_data_of_ones_own_nothing_is_downloaded(folder, text):
+def test_starter_recipes_without_user_data_download_nothing(folder, text):
     recipe = load(write_starter("starter", text, None))
     assert recipe.data.name == ("world" if text else "digits")
     assert len(recipe.evaluate["mine"].protocols) == 4
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".parquet"])
-def test_tables_of_every_format_and_columns_of_any_name(folder, suffix):
+def test_tables_of_every_format_and_with_any_column_names_are_read(folder, suffix):
     found = look_at(reviews(folder, suffix, columns=("what they wrote", "verdict")))
     assert (found.count, found.classes) == (60, 2)
     assert 'column: "what they wrote"' in found.data
@@ -139,7 +139,7 @@ def test_data_without_labels_get_a_recipe_without_evaluations(folder):
     assert text.data.name == "text"
 
 
-def test_images_that_a_table_lists(folder):
+def test_a_table_that_lists_images_becomes_a_recipe(folder):
     photos(folder)
     rows = [
         {"path": f"photos/{kind}/{at}.png", "label": kind}
@@ -159,7 +159,7 @@ def test_images_that_a_table_lists(folder):
     assert look_at(folder / "list.csv").classes == 2
 
 
-def test_what_cannot_be_written_or_read(folder):
+def test_unwritable_and_unreadable_files_are_errors(folder):
     write_starter("mine", False, None)
     with pytest.raises(UserError, match=r"mine\.yaml: is there already"):
         write_starter("mine", False, None)

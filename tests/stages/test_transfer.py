@@ -1,4 +1,4 @@
-"""Transfer from a file of weights, at a higher resolution than they were trained at."""
+"""Transfer from a weight file to a higher resolution."""
 
 import json
 
@@ -25,7 +25,7 @@ HALF = [0.5, 0.5, 0.5]
 
 @pytest.fixture
 def weights(tmp_path):
-    """Those of a ViT for images of 8 pixels, as timm would write them: without their normalisation, with a classifier."""
+    """Write a ViT's weights as timm does: with a classifier, without pixel statistics."""
     torch.manual_seed(0)
     backbone = build_backbone("vit-tiny", VIT, ImageSpec(8))
     torch.nn.init.normal_(backbone.pos_embed)
@@ -76,7 +76,7 @@ def test_positions_are_interpolated_once_and_then_learn_at_the_new_size(tmp_path
     assert json.loads((cell.run.path / "identity.json").read_text())["origin"]["mean"] == HALF
 
 
-def test_features_are_those_of_the_file_and_its_normalisation(tmp_path, weights):
+def test_features_use_the_weights_and_normalization_of_the_file(tmp_path, weights):
     ((_, cell),) = plan(tmp_path, weights, 8, "knn").cells
     bench = CellBench(cell, Context(tmp_path, compute("cpu")))
     found = bench.backbone().eval()
@@ -90,7 +90,7 @@ def test_features_are_those_of_the_file_and_its_normalisation(tmp_path, weights)
     assert plan(tmp_path, weights, 8, "knn", normalised=False).cells[0][1].run.hash != cell.run.hash
 
 
-def test_mistakes_about_weights(tmp_path, weights):
+def test_invalid_weight_files_are_errors(tmp_path, weights):
     with pytest.raises(UserError, match=r"nothing\.safetensors: no checkpoint there"):
         plan(tmp_path, tmp_path / "nothing.safetensors", 8)
     with pytest.raises(

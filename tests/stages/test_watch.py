@@ -1,4 +1,4 @@
-"""Looks at a pretraining on text: the held-out loss, its floor, and one that does not leave it."""
+"""Pretraining on text: the held-out loss, its floor, and a warning at the floor."""
 
 import math
 
@@ -35,7 +35,7 @@ def watcher(splits, pretext):
     return Watcher(splits, pretext, Watch(examples=64), compute("cpu"), 0)
 
 
-def test_the_floor_is_the_entropy_of_the_training_texts_words(splits):
+def test_the_floor_is_the_unigram_entropy_of_the_training_text(splits):
     pretext = made(splits, "ltr", "gpt-tiny")
     counts = torch.cat(
         [
@@ -51,7 +51,7 @@ def test_the_floor_is_the_entropy_of_the_training_texts_words(splits):
     assert watcher(splits, pretext).floor == pytest.approx(-sum(p * math.log(p) for p in shares))
 
 
-def test_a_loss_that_stays_at_the_floor_is_called_out_and_one_below_it_is_not(splits):
+def test_a_loss_at_the_floor_gives_a_warning_and_one_below_it_does_not(splits):
     pretext = made(splits)
     look = watcher(splits, pretext).look
     early = look(pretext, 0.1)
@@ -71,7 +71,7 @@ def test_a_loss_that_stays_at_the_floor_is_called_out_and_one_below_it_is_not(sp
         assert (found.warning is not None) == told
 
 
-def test_the_same_held_out_words_are_asked_for_at_each_look_whatever_is_trained_on(splits):
+def test_every_evaluation_uses_the_same_held_out_targets(splits):
     one, other = made(splits, rate=0.15), made(splits, rate=0.5, nsp=True)
     other.backbone.load_state_dict(one.backbone.state_dict())
     other.head.load_state_dict(one.head.state_dict())

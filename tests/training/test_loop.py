@@ -1,4 +1,4 @@
-"""The loop: the same bits whether it was stopped or not, and everything a schedule says is done."""
+"""The training loop: resuming to the same bits, schedules, batches and errors."""
 
 import math
 
@@ -21,7 +21,7 @@ CPU = compute("cpu")
 
 
 class Toy(Learner):
-    """A small network with dropout and random views, so that any random state that is not restored shows."""
+    """A small network with dropout and random views, which depends on every random state."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -100,7 +100,7 @@ def test_resumed_run_equals_one_never_stopped_bit_for_bit(optimizer, tmp_path):
     )
 
 
-def test_every_epoch_sees_every_example_once_in_another_order():
+def test_each_epoch_visits_every_example_once_in_a_new_order():
     seen = []
 
     class Recorder(Toy):
@@ -116,7 +116,7 @@ def test_every_epoch_sees_every_example_once_in_another_order():
     assert not torch.equal(first, second)
 
 
-def test_a_batch_is_of_like_lengths_and_an_epoch_of_all_examples():
+def test_batches_group_similar_lengths_and_epochs_visit_all_examples():
     lengths = torch.randint(8, 129, (2000,), generator=torch.Generator().manual_seed(0))
 
     class Ragged(TensorExamples):
@@ -145,19 +145,19 @@ def test_a_batch_is_of_like_lengths_and_an_epoch_of_all_examples():
     means = torch.tensor([lengths[each].float().mean() for each in found[:125]])
     assert means[:60].mean().item() == pytest.approx(
         means[60:].mean().item(), rel=0.2
-    )  # short and long ones come mixed
+    )  # short and long batches alternate
     assert not torch.equal(found[0], found[125])
     rest = list(indices(ragged, Schedule(epochs=2, batch=16, lr=0.1), 0, 130, 250))
     assert all(torch.equal(a, b) for a, b in zip(rest, found[130:], strict=True))
     parts = list(indices(ragged, Schedule(epochs=2, batch=400, accumulate=4, lr=0.1), 0, 0, 4))
     for batch in zip(
         *[iter(parts)] * 4, strict=True
-    ):  # none has the long ones, whose mean would count no more
+    ):  # the examples left over are not the long ones, which would lower the mean
         means = torch.tensor([lengths[each].float().mean() for each in batch])
         assert means.max() < 1.02 * means.min()
 
 
-def test_lengths_are_not_asked_for_at_every_step():
+def test_lengths_are_not_read_at_every_step():
     asked = []
 
     class Ragged(TensorExamples):
@@ -172,11 +172,13 @@ def test_lengths_are_not_asked_for_at_every_step():
     assert len(asked) <= 2
 
 
-def test_accumulated_parts_make_the_gradient_of_the_whole_batch():
+def test_accumulated_parts_give_the_gradient_of_the_whole_batch():
     class Plain(Toy):
         def __init__(self):
             super().__init__()
-            self.backbone[1] = nn.Identity()  # batch statistics and dropout are of a part
+            self.backbone[1] = (
+                nn.Identity()
+            )  # batch statistics and dropout depend on the split into parts
             self.backbone[5] = nn.Identity()
 
         def views(self, batch, generator):
@@ -193,7 +195,7 @@ def test_accumulated_parts_make_the_gradient_of_the_whole_batch():
     torch.testing.assert_close(*learned)
 
 
-def test_weight_average_is_its_closed_form():
+def test_the_weight_average_equals_its_closed_form():
     training = Training(Toy(), Schedule(steps=3, batch=8, optimizer="sgd", lr=0.1, ema=0.5), CPU)
     expected = training.learner.head.weight.detach().clone()
     for _ in train(training, examples(), 0):
@@ -201,7 +203,7 @@ def test_weight_average_is_its_closed_form():
     torch.testing.assert_close(training.averaged.head.weight, expected)
 
 
-def test_learning_rate_by_hand():
+def test_the_learning_rate_equals_values_by_hand():
     def course(shape, warmup=0, **more):
         return [lr_factor(t, 8, warmup, shape, more.get("milestones", ()), 0.1) for t in range(8)]
 
@@ -212,7 +214,7 @@ def test_learning_rate_by_hand():
     assert course("step", milestones=(0.5, 0.75)) == pytest.approx([1] * 4 + [0.1] * 2 + [0.01] * 2)
 
 
-def test_lars_is_its_formula_and_leaves_vectors_alone():
+def test_lars_equals_its_formula_and_skips_vectors():
     torch.manual_seed(0)
     matrix, vector = nn.Parameter(torch.randn(4, 3)), nn.Parameter(torch.randn(3))
     lars = Lars(
@@ -233,7 +235,7 @@ def test_lars_is_its_formula_and_leaves_vectors_alone():
     torch.testing.assert_close(vector.detach().double(), v, rtol=1e-6, atol=1e-7)
 
 
-def test_no_decay_on_vectors_and_less_learning_towards_the_input():
+def test_vectors_have_no_decay_and_layers_near_the_input_lower_rates():
     toy = Toy()
     options = Schedule(steps=1, weight_decay=0.3, layer_decay=0.5)
     (made,) = optimizers(toy, options, toy.layers())
@@ -274,9 +276,9 @@ def test_a_gradient_that_is_not_finite_is_named_before_it_spoils_the_weights(cli
     assert all(each.isfinite().all() for each in training.learner.parameters())
 
 
-def test_where_looks_are_rare_the_first_bad_step_is_still_the_one_named():
+def test_with_rare_checks_the_first_bad_step_is_still_named():
     training = Training(Toy(), Schedule(epochs=3, batch=8, lr=0.1), CPU)
-    training.check_every = 50  # as on a device that a look would wait for
+    training.check_every = 50  # as on a device where reading the loss would wait
     spoil_gradient(training, at=4)
     with pytest.raises(
         NonFinite, match=r"the gradient is not finite at step 4 \(learning rate 0\.0905\)"
@@ -285,7 +287,7 @@ def test_where_looks_are_rare_the_first_bad_step_is_still_the_one_named():
     assert training.step == 15
 
 
-def test_a_batch_larger_than_the_data():
+def test_a_batch_larger_than_the_data_is_an_error():
     with pytest.raises(
         UserError, match="batch of 64 is larger than the 40 examples: lower batch to 32"
     ):
@@ -297,13 +299,13 @@ def test_a_batch_larger_than_the_data():
     [
         (128, 1, 1, 200, (128, 1)),
         (128, 1, 1, 13, (13, 1)),
-        (128, 16, 1, 10, (10, 2)),  # in parts of no more than 8, as were asked for
+        (128, 16, 1, 10, (10, 2)),  # in parts of at most 8, as configured
         (128, 16, 1, 27, (24, 4)),
         (128, 1, 2, 13, (12, 1)),
         (128, 4, 2, 50, (48, 2)),
     ],
 )
-def test_a_batch_holds_no_more_than_there_is_in_parts_that_devices_share_evenly(
+def test_a_batch_is_capped_at_the_data_and_split_evenly_over_devices(
     batch, parts, devices, labels, found, monkeypatch
 ):
     monkeypatch.setattr("sslrun.training.schedule.distributed.world_size", lambda: devices)
@@ -345,12 +347,12 @@ def test_out_of_memory_says_what_to_lower(error, batch, parts, remedy, monkeypat
         ({"steps": 1, "schedule": "step"}, "milestones go together"),
     ],
 )
-def test_schedules_that_make_no_sense(given, message):
+def test_invalid_schedules_are_rejected(given, message):
     with pytest.raises(ValueError, match=message):
         Schedule(**given)
 
 
-def test_a_damaged_checkpoint_is_passed_over(tmp_path):
+def test_a_damaged_checkpoint_is_skipped(tmp_path):
     training = run(Schedule(epochs=3, batch=8, lr=0.1), until=2)
     path = checkpoint.save(training, tmp_path)
     (path / checkpoint.STATE).write_bytes(b"half")
@@ -376,7 +378,7 @@ def test_the_last_two_checkpoints_are_kept_and_a_damaged_one_costs_only_the_step
 
 
 class Collected(TensorExamples):
-    """Data that is collected while training: each epoch visits the examples that were drawn least often so far."""
+    """Data whose order changes in training: each epoch visits the least-drawn examples."""
 
     def __init__(self, source):
         super().__init__(source.inputs, source.labels, source.classes, source.spec)
@@ -408,7 +410,7 @@ def test_examples_that_change_while_training_resume_to_the_same_bits(tmp_path):
         return training
 
     whole = trained(Training(Toy(), schedule, CPU))
-    trained(Training(Toy(), schedule, CPU), until=7)  # in the midst of the second epoch
+    trained(Training(Toy(), schedule, CPU), until=7)  # in the middle of the second epoch
     resumed = Training(Toy(), schedule, CPU)
     checkpoint.restore(resumed, checkpoint.latest(tmp_path))
     assert resumed.examples_state["visits"].sum() == 24
@@ -416,7 +418,7 @@ def test_examples_that_change_while_training_resume_to_the_same_bits(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(state(whole), state(resumed), strict=True))
 
 
-def test_a_learner_is_told_the_progress_before_and_after_each_step():
+def test_a_learner_receives_the_progress_before_and_after_each_step():
     class Scheduled(Toy):
         def __init__(self):
             super().__init__()

@@ -1,4 +1,4 @@
-"""Measurements measure what they say."""
+"""Measurements: attention and LSTM guesses, broken-off texts, entropy, options."""
 
 import re
 
@@ -33,7 +33,7 @@ def model(row):
     return cls(cls.Options(), backbone).eval()
 
 
-def test_token_by_token_is_the_same_lstm():
+def test_the_lstm_token_by_token_equals_the_whole_lstm():
     torch.manual_seed(0)
     fused = build_backbone(
         "lstm", {"width": 8, "depth": 2, "bidirectional": True, "dropout": 0.0}, SPEC
@@ -52,7 +52,7 @@ def test_token_by_token_is_the_same_lstm():
     )
 
 
-def test_what_is_told_to_the_right_moves_the_masked_guess_alone():
+def test_tokens_to_the_right_change_only_the_masked_guess():
     guess = Guess(tokens(), torch.tensor([3, 4, 5, 6]))
     changed = Guess(guess.tokens._replace(ids=guess.tokens.ids.clone()), guess.gap)
     changed.tokens.ids[:, -1] = 7  # far to the right
@@ -67,7 +67,7 @@ def test_what_is_told_to_the_right_moves_the_masked_guess_alone():
         torch.testing.assert_close(near.exp().sum(1), torch.ones(4))
 
 
-def test_texts_break_off_in_half_of_the_cases_and_nothing_is_masked_behind():
+def test_half_of_the_texts_are_truncated_at_the_mask():
     pretext = model("masked")
     assert isinstance(pretext, TruncatedMlm)
     masked = pretext.views(Batch(tokens(400), None), torch.Generator().manual_seed(0))
@@ -79,12 +79,12 @@ def test_texts_break_off_in_half_of_the_cases_and_nothing_is_masked_behind():
     assert (masked.places < seen[:, None])[chosen].all()
 
 
-def test_entropy_of_even_and_certain_guesses():
+def test_entropy_of_uniform_and_certain_guesses():
     log = torch.tensor([[0.25] * 4, [1 - 3e-9, 1e-9, 1e-9, 1e-9]]).log()
     assert entropy(log).tolist() == pytest.approx([torch.tensor(4.0).log().item(), 0.0], abs=1e-6)
 
 
-def test_a_sentence_is_told_up_to_where_it_is_known():
+def test_a_sentence_with_a_gap_ends_without_separator():
     guess = gapped("w1 w2 ___ w3", SPEC)
     tokenizer = SPEC.tokenizer
     assert guess.gap.tolist() == [3]
@@ -107,6 +107,6 @@ def test_a_sentence_is_told_up_to_where_it_is_known():
         ("distortion", {"examples": 39}, "39 examples don't span 40 dimensions"),
     ],
 )
-def test_mistaken_options(name, options, message):
+def test_invalid_options_are_errors(name, options, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         measurements[name].Options(**options)

@@ -26,7 +26,7 @@ EXACT = 1e-13
 
 @pytest.mark.parametrize(("kernel", "dilation"), [(1, 1), (3, 1), (5, 1), (3, 2)])
 @pytest.mark.parametrize("padding", ["replicate", "zeros"])
-def test_hard_attention_is_the_convolution_to_rounding(kernel, dilation, padding):
+def test_hard_attention_equals_the_convolution_up_to_rounding(kernel, dilation, padding):
     x, weight, bias = random_case(kernel, size=9)
     x = x[..., :8]  # not square
     expected = convolve(x, weight, bias, padding, dilation)
@@ -35,9 +35,9 @@ def test_hard_attention_is_the_convolution_to_rounding(kernel, dilation, padding
 
 
 @pytest.mark.parametrize("alpha", [800.0, math.inf])
-def test_on_whole_numbers_the_limit_is_the_convolution_to_the_bit(alpha):
-    # Sums of whole numbers don't round, and exp(-800) is 0: whatever differs would be the
-    # construction's.
+def test_on_integers_the_limit_equals_the_convolution_to_the_bit(alpha):
+    # Sums of integers do not round, and exp(-800) is 0, so any difference would come from the
+    # construction.
     x, weight, bias = (each.mul(10).round() for each in random_case(5, size=9))
     for padding in ("replicate", "zeros"):
         assert torch.equal(
@@ -45,7 +45,7 @@ def test_on_whole_numbers_the_limit_is_the_convolution_to_the_bit(alpha):
         )
 
 
-def test_convolve_is_conv2d():
+def test_convolve_equals_conv2d():
     x, weight, bias = random_case()
     assert torch.equal(
         convolve(x, weight, bias, "zeros"), torch.nn.functional.conv2d(x, weight, bias, padding=1)
@@ -61,7 +61,7 @@ def test_the_error_falls_as_exp_of_minus_alpha_and_stays_under_the_bound():
         assert all(row[what] <= row["bound"] + EXACT for row in found.values())
         assert found[46][what] < EXACT
         assert found[math.inf][what] < EXACT
-    assert found[5]["inside"] > 0.05  # soft attention is not the convolution
+    assert found[5]["inside"] > 0.05  # soft attention differs from the convolution
 
 
 def test_the_border_is_repeated_and_not_zero():
@@ -72,7 +72,7 @@ def test_the_border_is_repeated_and_not_zero():
     assert gap[..., 0, :].max() > 0.1
 
 
-def test_attention_is_a_distribution_centred_at_its_shift():
+def test_attention_is_a_distribution_centered_at_its_shift():
     towards = shifts(3)
     assert len(towards) == 9
     soft, hard = weights(5, 6, towards, 2.0), weights(5, 6, towards, math.inf)
@@ -88,7 +88,7 @@ def test_attention_is_a_distribution_centred_at_its_shift():
 
 
 @pytest.mark.parametrize(("kernel", "channels", "out"), [(3, 3, 5), (3, 1, 40), (5, 4, 2)])
-def test_the_houses_own_attention_is_the_convolution_too(kernel, channels, out):
+def test_sslruns_own_attention_equals_the_convolution_too(kernel, channels, out):
     x, weight, bias = random_case(kernel, size=8, channels=channels, out=out)
     layer = block(weight, bias, alpha=60.0)
     made = layer(tokens(x, layer.proj.in_features)).transpose(1, 2)
@@ -103,7 +103,7 @@ def test_the_houses_own_attention_is_the_convolution_too(kernel, channels, out):
     ).abs().max() < EXACT * 10
 
 
-def test_one_pixel_has_no_room_for_a_place_in_the_houses_attention():
+def test_sslruns_own_attention_needs_more_than_one_pixel():
     _, weight, bias = random_case(1, channels=2, out=2)
     with pytest.raises(ValueError, match="too small"):
         block(weight, bias, 10.0)

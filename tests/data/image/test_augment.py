@@ -1,4 +1,4 @@
-"""Augmentations against torchvision's on the same parameters, and their parameters in distribution."""
+"""Augmentations: equal to torchvision's for equal parameters, and parameter distributions."""
 
 import pytest
 import torch
@@ -41,7 +41,7 @@ def test_resized_crop(images, generator, size):
 
 
 @pytest.mark.parametrize("name", ["brightness", "contrast", "saturation", "hue"])
-def test_colour(images, generator, name):
+def test_color(images, generator, name):
     parameters = torch.rand(48, generator=generator) * (1.0 if name == "hue" else 1.8) - (
         0.5 if name == "hue" else 0
     )
@@ -49,14 +49,14 @@ def test_colour(images, generator, name):
     for some in (
         images,
         (images * 6).round() / 6,
-    ):  # coarse levels: many pixels without a single largest channel
+    ):  # coarse levels: many pixels have no unique largest channel
         expected = each(function, some, parameters.tolist())
         torch.testing.assert_close(
             getattr(augment, f"adjust_{name}")(some, parameters), expected, atol=3e-6, rtol=0
         )
 
 
-def test_jitter_is_torchvisions_in_the_drawn_order(images, generator):
+def test_jitter_equals_torchvisions_in_the_drawn_order(images, generator):
     factors, order = augment.jitter_parameters(48, (0.4, 0.4, 0.4, 0.1), generator)
     functions = [
         reference.adjust_brightness,
@@ -90,7 +90,7 @@ def test_blur(images, generator, kernel):
     torch.testing.assert_close(augment.gaussian_blur(images, sigma, kernel, nobody), images)
 
 
-def test_grey_solarize_and_flip_only_where_drawn(images):
+def test_gray_solarize_and_flip_apply_to_drawn_images_only(images):
     mask = torch.arange(48) % 2 == 0
     for ours, theirs in (
         (augment.grayscale(images, mask), lambda x: reference.rgb_to_grayscale(x, 3)),
@@ -101,7 +101,7 @@ def test_grey_solarize_and_flip_only_where_drawn(images):
         assert torch.equal(ours[~mask], images[~mask])
 
 
-def test_quarter_turns_are_exact_and_four_are_none(images):
+def test_quarter_turns_are_exact_and_four_are_the_identity(images):
     turns = torch.arange(48) % 4
     expected = each(lambda x, k: x.rot90(k, (1, 2)), images, turns.tolist())
     assert torch.equal(augment.quarter_turns(images, turns), expected)
@@ -118,10 +118,10 @@ def test_patches_pad_crop_and_cutout(images, generator):
     assert augment.pad_crop(images, 4, generator).shape == images.shape
     assert torch.equal(augment.pad_crop(images, 0, generator), images)
     blanked = (augment.cutout(images + 1, 8, generator) == 0).float().mean()
-    assert 0.03 < blanked < 64 / 1024  # cut off at the border
+    assert 0.03 < blanked < 64 / 1024  # clipped at the border
 
 
-def test_crops_are_distributed_as_torchvisions(generator):
+def test_crops_have_the_distribution_of_torchvisions(generator):
     torch.manual_seed(0)
     ours = augment.crop_boxes(4000, 40, 24, (0.2, 1.0), (3 / 4, 4 / 3), generator).float()
     image = torch.empty(3, 40, 24)
@@ -138,7 +138,7 @@ def test_orders_of_the_jitter_are_equally_likely(generator):
     assert counts[counts > 0].tolist() == pytest.approx([1000] * 6, rel=0.12)
 
 
-def test_policies_do_what_they_say(generator):
+def test_policies_have_their_documented_parameters(generator):
     images = torch.randint(0, 256, (400, 3, 16, 16), dtype=torch.uint8, generator=generator)
     whole = augment.to_float(images)
     assert torch.equal(Augmentation()(images, 16, generator), whole)

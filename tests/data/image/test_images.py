@@ -23,7 +23,7 @@ CPU = torch.device("cpu")
 
 
 class Memory:
-    """Encoded images in memory; None is a damaged one."""
+    """Encoded images in memory; None stands for a damaged one."""
 
     def __init__(self, contents):
         self.contents = contents
@@ -75,7 +75,7 @@ def load(images, labels=None, size=None, skip_corrupt=False, progress=None, iden
 # ---------------------------------------------------------------- decoding
 
 
-def test_decoding_is_exact_where_nothing_is_resized():
+def test_decoding_without_resizing_is_exact():
     pixels = coloured(3)
     images = memory(pixels)
     assert all((Decoder(8)(images, index) == pixels[index]).all() for index in range(3))
@@ -94,7 +94,7 @@ def test_every_mode_becomes_the_same_rgb(mode):
     assert (decoded == np.asarray(image.convert("RGB"))).all()
 
 
-def test_sixteen_bit_grey_keeps_its_high_byte():
+def test_sixteen_bit_gray_keeps_its_high_byte():
     grey = noise(8, 8).astype(np.uint16)
     decoded = Decoder(8)(Memory([encoded(Image.fromarray(grey * 256 + 7))]), 0)
     assert (decoded == grey[:, :, None]).all()
@@ -103,13 +103,13 @@ def test_sixteen_bit_grey_keeps_its_high_byte():
 def test_orientation_tag_is_applied():
     pixels = noise(8, 8, 3)
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be shown turned clockwise by a quarter
+    exif[0x0112] = 6  # to be rotated clockwise by 90 degrees
     decoded = Decoder(8)(Memory([encoded(Image.fromarray(pixels), exif=exif)]), 0)
     assert (decoded == np.rot90(pixels, -1)).all()
 
 
 @pytest.mark.parametrize(("width", "height"), [(48, 24), (24, 48), (49, 24)])
-def test_shorter_side_is_resized_and_the_centre_cropped(width, height):
+def test_the_shorter_side_is_resized_and_the_center_cropped(width, height):
     pixels = np.zeros((height, width, 3), np.uint8)
     pixels[height // 4 : height - height // 4, width // 4 : width - width // 4] = 200
     image = Image.fromarray(pixels)
@@ -135,7 +135,7 @@ def test_large_jpeg_is_decoded_at_a_fraction_and_looks_the_same():
     assert np.abs(decoded - np.asarray(full).astype(int)).mean() < 2
 
 
-def test_arrays_are_enlarged_like_single_images_and_grey_has_three_channels():
+def test_arrays_are_resized_like_images_and_gray_gets_three_channels():
     grey = noise(5, 6, 6)
     images = from_arrays(grey, 12)
     assert images.shape == (5, 3, 12, 12)
@@ -149,7 +149,7 @@ def test_arrays_are_enlarged_like_single_images_and_grey_has_three_channels():
     assert (from_arrays(grey[..., None]) == torch.from_numpy(grey)[:, None]).all()
 
 
-def test_arrays_of_another_kind_are_refused():
+def test_arrays_of_another_kind_are_rejected():
     with pytest.raises(UserError, match=r"float32.*should be uint8"):
         from_arrays(np.zeros((2, 4, 4), np.float32))
     with pytest.raises(UserError, match=r"should be uint8 of shape"):
@@ -161,7 +161,7 @@ def test_arrays_of_another_kind_are_refused():
 # ---------------------------------------------------------------- sizes and damage
 
 
-def test_unequal_sizes_need_a_size():
+def test_images_of_unequal_sizes_need_a_size():
     images = Memory(
         [encoded(Image.fromarray(noise(8, 8, 3))), encoded(Image.fromarray(noise(12, 8, 3)))]
     )
@@ -185,7 +185,7 @@ def test_damaged_image_is_named_or_skipped(caplog):
         UserError, match=r"image 0: cannot be decoded \(not an image\).*skip_corrupt: true"
     ):
         load(damaged, labels, size=8)
-    for _ in range(2):  # decoded, and then from the cache
+    for _ in range(2):  # first decoded, then read from the cache
         caplog.clear()
         with caplog.at_level(logging.WARNING):
             kept = load(damaged, labels, size=8, skip_corrupt=True)
@@ -223,7 +223,7 @@ def test_second_load_reads_the_cache_and_a_change_of_the_key_does_not():
 
 
 @pytest.mark.parametrize("damage", ["cut", "header", "empty", "foreign"])
-def test_damaged_cache_entry_is_made_anew(cache, damage):
+def test_a_damaged_cache_entry_is_rebuilt(cache, damage):
     images = memory(coloured(4))
     first = load(images).inputs.clone()
     (entry,) = cache.glob("images/*.safetensors")
@@ -257,14 +257,14 @@ def test_unwritable_cache_names_the_remedy(tmp_path, monkeypatch):
         load(memory(coloured(2)))
 
 
-def test_two_at_once_decode_once():
+def test_two_concurrent_loads_decode_once():
     images = memory(coloured(300))
     threads = [threading.Thread(target=load, args=(images,)) for _ in range(2)]
     for each in threads:
         each.start()
     for each in threads:
         each.join()
-    assert images.reads <= 300 + 2  # and the first image's header, by both
+    assert images.reads <= 300 + 2  # plus the header of the first image, which both read
 
 
 def test_progress_counts_to_the_end():
@@ -316,7 +316,7 @@ def test_streamed_batches_equal_those_of_the_tensor(monkeypatch, count):
     assert torch.equal(next(twice.batches([torch.tensor([0])], CPU)).inputs[0], whole.inputs[19])
     assert torch.equal(
         torch.get_rng_state(), before
-    )  # the run's randomness doesn't depend on how data comes
+    )  # a run's random draws do not depend on how data is stored
 
 
 @pytest.mark.usefixtures("streaming")
@@ -336,7 +336,7 @@ def test_stream_draws_its_order_lazily(monkeypatch):
 
 
 @pytest.mark.usefixtures("streaming")
-def test_damaged_image_in_a_stream_is_told_in_one_line(monkeypatch):
+def test_a_damaged_image_in_a_stream_is_a_one_line_error(monkeypatch):
     contents = memory(coloured(20)).contents
     contents[7] = None
     streamed = load(Memory(contents))
@@ -347,7 +347,7 @@ def test_damaged_image_in_a_stream_is_told_in_one_line(monkeypatch):
 
 
 @pytest.mark.usefixtures("streaming")
-def test_stream_without_its_damaged_images(caplog):
+def test_a_stream_can_skip_its_damaged_images(caplog):
     pixels = coloured(20)
     contents = memory(pixels).contents
     contents[0] = contents[7] = None
@@ -360,4 +360,4 @@ def test_stream_without_its_damaged_images(caplog):
     assert batch.labels.tolist() == [1, 0, 1]
     before = images.reads
     assert len(load(images, torch.arange(20) % 2, skip_corrupt=True)) == 18
-    assert images.reads <= before + 2  # remembered, but for the size
+    assert images.reads <= before + 2  # cached, except for the size

@@ -1,4 +1,4 @@
-"""VTAB-1k: a thousand examples a set, and a sweep that goes on without the sets that can't be had."""
+"""VTAB-1k: a thousand examples per set, and sweeps that skip unavailable sets."""
 
 import datasets
 import numpy as np
@@ -37,7 +37,7 @@ def place(tmp_path, monkeypatch):
 
 
 def make(place, name, train, test=6, classes=2, width=8):
-    """Parquet files: a class is a colour, and the image's number is written into its red, so that it can be told."""
+    """Write Parquet files whose images have a color per class and their number in the red."""
     folder = place / "sets/vtab" / name
     folder.mkdir(parents=True)
     for split, count in (("train", train), ("test", test)):
@@ -62,7 +62,7 @@ def splits(name, size=8):
     return load_splits("vtab", VTAB.Options(set=name, size=size))
 
 
-def test_a_thousand_examples_of_which_two_hundred_choose(place):
+def test_a_set_has_800_training_and_200_validation_examples(place):
     make(place, "dtd", 1100, classes=2)
     found = splits("dtd")
     assert [len(each) for each in (found.train, found.val, found.test)] == [800, 200, 6]
@@ -72,7 +72,7 @@ def test_a_thousand_examples_of_which_two_hundred_choose(place):
     assert found.classes == ("0", "1")
 
 
-def test_smaller_sets_are_split_alike_and_nothing_is_in_two(place):
+def test_smaller_sets_have_the_same_proportions_and_disjoint_splits(place):
     make(place, "pets", 50)
     found = splits("pets")
     numbers = [set(each.inputs[:, 0, 0, 0].tolist()) for each in (found.train, found.val)]
@@ -80,10 +80,10 @@ def test_smaller_sets_are_split_alike_and_nothing_is_in_two(place):
     assert numbers[0] | numbers[1] == set(range(50))
 
 
-def test_images_are_made_square_and_not_cropped(place):
+def test_images_are_resized_to_squares_without_cropping(place):
     folder = place / "sets/vtab/dmlab"
     edges = np.zeros((2, 8, 32, 3), dtype=np.uint8)
-    edges[:, :, :8] = 255  # what a centre crop would lose
+    edges[:, :, :8] = 255  # a center crop would remove the edges
     rows = {"image": [Image.fromarray(each) for each in edges], "label": [0, 1]}
     types = {"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])}
     folder.mkdir(parents=True)
@@ -97,7 +97,7 @@ def test_images_are_made_square_and_not_cropped(place):
     assert (image[:, 4:] < 50).all()
 
 
-def test_sets_are_looked_for_on_the_hub_where_vtabs_labels_are(monkeypatch):
+def test_sets_are_read_from_hub_repositories_with_vtabs_labels(monkeypatch):
     asked = []
 
     def load_dataset(path, name=None, **options):
@@ -114,8 +114,8 @@ def test_sets_are_looked_for_on_the_hub_where_vtabs_labels_are(monkeypatch):
     assert asked == ["clip-benchmark/wds_vtab-caltech101", "dpdl-benchmark/sun397"]
 
 
-def test_what_the_hub_gives_is_read_as_web_datasets_are(monkeypatch):
-    """Images under their format's name, plain numbers under cls, and where each is from."""
+def test_hub_files_are_read_as_web_datasets(monkeypatch):
+    """Write images under their format's name, labels under cls, and their origin."""
 
     def load_dataset(path, name=None, **options):
         pixels = np.arange(30, dtype=np.uint8).repeat(8 * 8 * 3).reshape(30, 8, 8, 3)
@@ -161,7 +161,7 @@ def sweep(place, *sets):
     return work([plan], Context(place / "runs", compute("cpu"), Reporter(quiet=True))), plan
 
 
-def test_a_set_that_cannot_be_had_is_an_empty_cell_with_its_reason(place, monkeypatch):
+def test_an_unavailable_set_is_an_empty_cell_with_its_reason(place, monkeypatch):
     make(place, "dtd", 40)
     make(place, "svhn", 40)
     failures, plan = sweep(place, "dtd", "kitti_closest_vehicle_distance", "svhn")
@@ -170,11 +170,14 @@ def test_a_set_that_cannot_be_had_is_an_empty_cell_with_its_reason(place, monkey
     columns = [column.task for column in table.columns]
     assert columns == ["dtd", "svhn", "kitti_closest_vehicle_distance"]
     assert "VTAB is the mean over 19 sets, of which there are 2 here" in table.notes
-    note = "empty, kitti_closest_vehicle_distance 100 %: vtab-kitti_closest_vehicle_distance: not on this machine"
+    note = (
+        "empty, kitti_closest_vehicle_distance 100 %: "
+        "vtab-kitti_closest_vehicle_distance: not on this machine"
+    )
     assert any(each.startswith(note) for each in table.notes)
     assert to_markdown(table).splitlines()[4].endswith("|  |")
     assert '"reason": "vtab-kitti' in table.to_json()
-    # Once it is there it is computed, and with all of its sets the benchmark has its mean.
+    # After its data is added, the cell is computed, and the complete benchmark has its mean.
     make(place, "kitti_closest_vehicle_distance", 40)
     monkeypatch.setattr(VTAB, "suite", ("VTAB", 3))
     for run in place.glob("runs/tiny/probe-*"):

@@ -1,4 +1,4 @@
-"""Layouts of text: pairs of segments as BERT's code makes them, packed documents, cut pairs, and batches of them."""
+"""Text layouts: BERT's segment pairs, packed documents, truncated pairs, and batches."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +25,7 @@ CPU = torch.device("cpu")
 
 
 def corpus(documents, length=32):
-    """Documents given as the lengths of their sentences; every token is another number, from 10 on."""
+    """Return documents with sentences of these lengths; every token is a new number from 10 on."""
     lengths = torch.tensor([each for document in documents for each in document])
     sentences = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
     starts = torch.cat(
@@ -39,7 +39,7 @@ def corpus(documents, length=32):
 
 
 def document_of(found, place):
-    """The document of each place in the tokens."""
+    """Return the document of each position in the tokens."""
     ends = found.sentences[found.documents[1:]]
     return torch.searchsorted(ends, place.contiguous(), right=True)
 
@@ -52,7 +52,7 @@ def batch(examples):
 # ---------------------------------------------------------------- batches
 
 
-def test_texts_become_berts_sequences():
+def test_texts_become_sequences_as_in_bert():
     spec = TextSpec(TOKENIZER, 16)
     pairs = build_labeled(
         [[10, 11], [12], []], [[13], [14, 15, 16], []], torch.tensor([1, 0, 1]), ("a", "b"), spec
@@ -74,7 +74,7 @@ def test_texts_become_berts_sequences():
     assert batch(single).labels is None
 
 
-def test_tags_go_with_their_tokens():
+def test_tags_stay_with_their_tokens():
     tokens, offsets = concatenate_texts([[10, 11], [12]])
     none = torch.zeros(2, dtype=torch.int64)
     ranges = torch.stack([offsets[:-1], offsets[1:], none, none], dim=1)
@@ -88,7 +88,7 @@ def test_tags_go_with_their_tokens():
 
 
 def one_by_one(first, second, length):
-    """BERT's `_truncate_seq_pair` of fine-tuning, token by token."""
+    """Return BERT's fine-tuning `_truncate_seq_pair`, token by token."""
     while first + second > length - (3 if second else 2):
         if first > second:
             first -= 1
@@ -97,7 +97,7 @@ def one_by_one(first, second, length):
     return first, second
 
 
-def test_pairs_are_cut_as_bert_cuts_them():
+def test_pairs_are_truncated_as_in_bert():
     cases = [(a, b) for a in (1, 5, 6, 7, 14, 30, 31) for b in (0, 1, 6, 7, 15, 31)]
     for length in (13, 14, 32):
         ranges = torch.tensor([(100, 100 + a, 500, 500 + b) for a, b in cases])
@@ -116,7 +116,7 @@ def test_pairs_are_cut_as_bert_cuts_them():
 # ---------------------------------------------------------------- documents
 
 
-def test_a_subset_is_of_those_documents_and_of_none_where_none_are_asked_for():
+def test_a_subset_has_the_chosen_documents_only():
     found = corpus([[3], [4, 5], [6]])
     assert found.count_tokens() == 18
     some = found.subset(torch.tensor([2, 0]))
@@ -136,7 +136,7 @@ def test_a_subset_is_of_those_documents_and_of_none_where_none_are_asked_for():
 DOCUMENTS = [[6, 9, 4, 11, 7, 5, 8, 3, 10, 6][: 4 + at % 7] for at in range(60)]
 
 
-def test_pairs_follow_berts_procedure():
+def test_pairs_follow_the_procedure_of_bert():
     found = corpus(DOCUMENTS)
     pairs = found.build_pairs(dupes=8, seed=0)
     a, a_end, b, b_end = pairs.ranges.unbind(1)
@@ -149,21 +149,21 @@ def test_pairs_follow_berts_procedure():
     assert same[~random].all()
     assert not same[random].any()
     assert (b[~random] >= a_end[~random]).all()
-    # Where nothing was cut off, B begins where A ends, at a sentence's bound.
+    # Without truncation, B begins where A ends, at a sentence boundary.
     whole = ~random & (a_end == b)
     assert whole.sum() > 0.5 * (~random).sum()
     assert torch.isin(b[whole], found.sentences).all()
     assert torch.equal(document_of(found, a), document_of(found, a_end - 1))
 
 
-def test_without_random_pairs_each_document_is_gone_through_once():
+def test_without_random_pairs_each_document_is_used_once():
     found = corpus([*DOCUMENTS, [5]])
     pairs = found.build_pairs(dupes=1, seed=0, random=0.0)
     assert not pairs.labels.any()
     a, a_end, b, b_end = pairs.ranges.unbind(1)
     assert (a_end > a).all()
     alone = b == b_end
-    assert alone.any()  # a sentence that can't be divided
+    assert alone.any()  # a sentence that cannot be split
     assert torch.equal(document_of(found, a[~alone]), document_of(found, b[~alone]))
     seen = torch.zeros(len(found.tokens))
     for start, end in [
@@ -173,11 +173,11 @@ def test_without_random_pairs_each_document_is_gone_through_once():
         seen[start:end] += 1
     assert seen.max() == 1
     assert seen.mean() > 0.85
-    # One document will do.
+    # One document is enough.
     assert len(found.subset(torch.tensor([0])).build_pairs(1, 0, random=0.0)) > 0
 
 
-def test_what_a_random_pair_leaves_over_is_put_back():
+def test_sentences_unused_by_a_random_pair_are_used_next():
     found = corpus(DOCUMENTS)
     pairs = found.build_pairs(dupes=1, seed=0)
     seen = torch.zeros(len(found.tokens))
@@ -187,21 +187,21 @@ def test_what_a_random_pair_leaves_over_is_put_back():
         seen[a:a_end] += 1
         if not random:
             seen[b:b_end] += 1
-    # Every token is told once as A or as A's continuation, but for those that were cut off.
+    # Every token occurs once in A or in A's continuation, except truncated ones.
     assert seen.max() == 1
     assert seen.mean() > 0.85
 
 
-def test_half_of_the_pairs_that_could_go_on_do():
-    # Sentences of 5 tokens, room for 29: a pair of a random place always has several sentences to
-    # divide.
+def test_half_of_the_divisible_pairs_are_consecutive():
+    # With sentences of 5 tokens and room for 29, a random pair always has several sentences to
+    # split.
     pairs = corpus([[5] * 400] * 6).build_pairs(dupes=6, seed=1)
     assert pairs.labels.float().mean().item() == pytest.approx(0.5, abs=0.03)
     lengths = (pairs.ranges[:, 1] - pairs.ranges[:, 0]) + (pairs.ranges[:, 3] - pairs.ranges[:, 2])
     assert (lengths < 28).float().mean().item() == pytest.approx(sequences.SHORT_SHARE, abs=0.05)
     places = (pairs.ranges[:, 1] - pairs.ranges[:, 0]) // 5
     assert set(places.tolist()) >= {1, 2, 3, 4}
-    # A single sentence can't be divided: its second segment is always random.
+    # A single sentence cannot be split, so its second segment is always random.
     assert corpus([[7]] * 5).build_pairs(2, 0).labels.tolist() == [1] * 10
 
 
@@ -212,10 +212,10 @@ def test_long_pairs_lose_tokens_at_either_end_of_the_longer_part():
     starts = (a % 60).float()
     assert starts.mean().item() == pytest.approx(
         (60 - 14.5) / 2, abs=2
-    )  # as often at the front as at the back
+    )  # tokens are removed equally often at the front and at the back
 
 
-def test_each_dupe_divides_anew_and_a_seed_tells_all():
+def test_each_dupe_has_new_pairs_that_depend_on_the_seed():
     found = corpus(DOCUMENTS)
     twice = found.build_pairs(2, 3)
     assert torch.equal(twice.ranges, found.build_pairs(2, 3).ranges)
@@ -226,7 +226,7 @@ def test_each_dupe_divides_anew_and_a_seed_tells_all():
 
 
 @pytest.mark.parametrize("at_once", [20, 10**6])
-def test_pairs_are_kept_for_the_next_time_where_there_is_a_folder(tmp_path, monkeypatch, at_once):
+def test_pairs_are_cached_if_the_corpus_has_a_folder(tmp_path, monkeypatch, at_once):
     plain = corpus(DOCUMENTS)
     expected = plain.build_pairs(2, 3)
     monkeypatch.setattr(sequences, "BUFFERED", at_once)
@@ -265,7 +265,7 @@ def test_pairs_stay_among_the_chosen_documents():
 # ---------------------------------------------------------------- packed
 
 
-def test_packed_documents_are_running_text_with_a_separator_after_each():
+def test_packed_documents_are_contiguous_text_with_separators():
     found = corpus([[3, 2], [4], [20], [1]], length=8)
     tokens = batch(found.pack()).inputs
     sep = TOKENIZER.sep
@@ -273,15 +273,15 @@ def test_packed_documents_are_running_text_with_a_separator_after_each():
     assert tokens.ids[:, 0].tolist() == [TOKENIZER.cls] * 4
     assert tokens.ids[:, 1:].flatten().tolist() == text[:28]
     assert tokens.documents[0].tolist() == [1] * 7 + [2]
-    # Another document begins after each separator, and only there; the first one of a sequence is
-    # its number 1.
+    # A new document begins after each separator and nowhere else; the first one of a sequence
+    # has number 1.
     assert torch.equal(tokens.documents.diff(dim=1)[:, 1:] == 1, tokens.ids[:, 1:-1] == sep)
     assert (tokens.documents[:, :2] == 1).all()
     assert tokens.real.all()
     assert not tokens.segments.any()
 
 
-def test_packed_dupes_cut_elsewhere_and_subsets_are_of_sequences():
+def test_packed_dupes_have_other_offsets_and_subsets_select_sequences():
     packed = corpus([[5, 6]] * 30, length=16).pack(dupes=3)
     starts = packed.places % 15
     assert set(starts.tolist()) == {0, 5, 10}

@@ -1,4 +1,4 @@
-"""Text sources: token files that are made once and in pieces, and tables of sentences, pairs, passages and tags."""
+"""Text sources: token files, and tables of sentences, pairs, passages and tags."""
 
 import csv
 import json
@@ -89,7 +89,7 @@ def test_a_token_file_holds_every_sentence_and_is_mapped(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("stop", [0, 1, 17, 39])
-def test_a_token_file_goes_on_where_it_was_killed(tmp_path, monkeypatch, stop):
+def test_a_killed_token_file_resumes(tmp_path, monkeypatch, stop):
     monkeypatch.setattr(corpora, "PIECE", 50)
     given, seen = documents(), []
 
@@ -101,7 +101,7 @@ def test_a_token_file_goes_on_where_it_was_killed(tmp_path, monkeypatch, stop):
 
     with pytest.raises(KeyboardInterrupt):
         token_file(tmp_path / "tokens", killed, tokenizer())
-    # What a crash left half written beyond the last record of progress is cut off.
+    # Bytes that a crash wrote after the last progress record are truncated.
     with open(tmp_path / "tokens" / "tokens", "ab") as file:
         file.write(b"half a piece")
     progress = tmp_path / "tokens" / "progress.json"
@@ -116,13 +116,13 @@ def test_a_token_file_goes_on_where_it_was_killed(tmp_path, monkeypatch, stop):
     assert [each.tolist() for each in found] == [list(map(int, each)) for each in expected(given)]
 
 
-def test_memory_holds_a_piece_at_a_time(tmp_path, monkeypatch):
+def test_memory_holds_one_piece_at_a_time(tmp_path, monkeypatch):
     monkeypatch.setattr(corpora, "PIECE", 300)
     monkeypatch.setattr(corpora, "LONGEST", 5)
     path = tmp_path / "one.txt"
     path.write_text(
         "aa bb ccx dd .\n" * 5000
-    )  # no blank line: a single document, but for its length
+    )  # without a blank line there is one document, split by length only
     encode, sizes = Tokenizer.encode, []
     monkeypatch.setattr(
         Tokenizer,
@@ -151,11 +151,11 @@ def test_another_text_or_tokenizer_makes_another_token_file(tmp_path):
     )
 
 
-def test_the_building_of_a_token_file_is_told(tmp_path):
+def test_building_a_token_file_reports_progress(tmp_path):
     path = tmp_path / "some.txt"
     path.write_text("aa bb\n\n" * 250)
     told = []
-    for _ in range(2):  # the second time it is there
+    for _ in range(2):  # the second time it is cached
         options = sources["text"].Options(path=path, tokenizer={"file": tmp_path / "vocab.txt"})
         sources["text"](options, lambda *each: told.append(each)).load("train")
     assert told == [(str(path), 100, 0), (str(path), 200, 0), (str(path), 250, 250)]
@@ -172,7 +172,7 @@ def test_a_corpus_is_divided_by_documents(tmp_path):
     assert not set(splits.train.chosen.tolist()) & set(splits.val.chosen.tolist())
 
 
-def test_sentences_are_lines_or_else_found_by_punctuation(tmp_path):
+def test_sentences_are_lines_or_split_at_punctuation(tmp_path):
     rows = [
         'One two. Three? "Four" five! six.',
         'He said "Go." Then (at noon.) he left.',
@@ -211,7 +211,7 @@ def test_sentences_are_lines_or_else_found_by_punctuation(tmp_path):
         ),
     ],
 )
-def test_corpora_that_are_none_are_told(tmp_path, name, content, words):
+def test_invalid_corpora_are_errors(tmp_path, name, content, words):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=words) as error:
         source("text", tmp_path, path=tmp_path / name).load("train")
@@ -229,7 +229,7 @@ ROWS = [
 ] * 3
 
 
-def test_berts_corpus_is_wikipedia_and_then_the_books_a_sentence_a_row(tmp_path, monkeypatch):
+def test_berts_corpus_is_wikipedia_followed_by_the_books(tmp_path, monkeypatch):
     monkeypatch.setenv("SSLRUN_DATA", str(tmp_path))
     rows = {
         "wikipedia": ["aa bb. Cc dd.\n\nReferences\n", "dd dd."],
@@ -250,7 +250,7 @@ def test_berts_corpus_is_wikipedia_and_then_the_books_a_sentence_a_row(tmp_path,
     assert source("wikipedia-books", tmp_path).content() != before
 
 
-def test_wikitexts_rows_are_lines_of_articles(tmp_path, monkeypatch):
+def test_rows_of_wikitext_are_lines_of_articles(tmp_path, monkeypatch):
     monkeypatch.setenv("SSLRUN_DATA", str(tmp_path))
     rows = [
         "",
@@ -275,7 +275,7 @@ def test_wikitexts_rows_are_lines_of_articles(tmp_path, monkeypatch):
     assert len(found.load("train")) == 2
 
 
-def test_a_table_may_lie_in_parts(tmp_path, monkeypatch):
+def test_a_table_may_have_several_files(tmp_path, monkeypatch):
     monkeypatch.setenv("SSLRUN_DATA", str(tmp_path))
     (tmp_path / "wikipedia").mkdir()
     for number, sentence in enumerate(("aa bb .", "cc dd .")):
@@ -312,7 +312,7 @@ def table(request, tmp_path):
     return path
 
 
-def test_named_columns_of_any_table(tmp_path, table):
+def test_columns_of_any_table_can_be_named(tmp_path, table):
     given = {"path": table, "first": "left", "second": "right", "label": "verdict"}
     found = source("sentences", tmp_path, **given).load("train")
     assert found.classes == ("no", "yes")
@@ -357,14 +357,14 @@ def test_a_folder_has_splits_and_a_class_of_test_must_be_one_of_train(tmp_path):
     assert source("sentences", tmp_path, path=folder).load("test").classes == (
         "a",
         "c",
-    )  # a test set needs no other
+    )  # a test set needs no other split
     for name in ("dev", "test"):
         (folder / f"{name}.csv").unlink()
     with pytest.raises(UserError, match=r"set: should be a file, or a folder with train"):
         source("sentences", tmp_path, path=folder).load("train")
 
 
-def test_a_label_beyond_the_classes_that_a_file_declares_is_told(tmp_path):
+def test_a_label_outside_the_declared_classes_is_an_error(tmp_path):
     import datasets
     import pyarrow.parquet
 
@@ -412,7 +412,7 @@ def test_a_label_beyond_the_classes_that_a_file_declares_is_told(tmp_path):
         ([{"label": "x"}], {}, "no column 'sentence'"),
     ],
 )
-def test_tables_that_do_not_fit_are_told(tmp_path, rows, options, words):
+def test_unsuitable_tables_are_errors(tmp_path, rows, options, words):
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     with pytest.raises(UserError, match=words) as error:
         source("sentences", tmp_path, path=tmp_path / "rows.jsonl", **options).load("train")
@@ -420,13 +420,13 @@ def test_tables_that_do_not_fit_are_told(tmp_path, rows, options, words):
 
 
 @pytest.mark.parametrize("name", ["none.csv", "none.jsonl", "none.json", "heads.csv"])
-def test_tables_without_rows_are_told(tmp_path, name):
+def test_tables_without_rows_are_errors(tmp_path, name):
     (tmp_path / name).write_text("sentence,label\n" if name == "heads.csv" else "")
     with pytest.raises(UserError, match=f"{name}: holds no rows"):
         source("sentences", tmp_path, path=tmp_path / name).load("train")
 
 
-def test_cells_that_are_numbers_or_nothing_are_texts(tmp_path):
+def test_numbers_and_empty_cells_are_read_as_text(tmp_path):
     (tmp_path / "rows.jsonl").write_text(
         '{"sentence": 12, "label": 0}\n{"sentence": null, "label": 1}\n'
     )
@@ -434,7 +434,7 @@ def test_cells_that_are_numbers_or_nothing_are_texts(tmp_path):
     assert (found.ranges[:, 1] - found.ranges[:, 0]).tolist() == [1, 0]
 
 
-def test_words_that_look_like_nothing_and_lone_quotes_are_text(tmp_path):
+def test_null_like_words_and_single_quotes_are_read_as_text(tmp_path):
     texts = ["None", "NA", "null", "nan", '"aa', "bb", 'cc "dd']
     (tmp_path / "rows.tsv").write_text(
         "sentence\tlabel\n" + "".join(f"{each}\t{at % 2}\n" for at, each in enumerate(texts))
@@ -466,7 +466,7 @@ def row(at, context, answer, start, question="what is ?"):
     return {"id": f"q{at}", "question": question, "context": context, "answers": answers}
 
 
-def test_answers_that_are_not_in_the_passage_are_counted_named_and_left_out(tmp_path, caplog):
+def test_answers_missing_from_the_passage_are_named_and_skipped(tmp_path, caplog):
     contexts = [f"{'aa ' * at}bb" for at in range(1, 31)]
     rows = [
         row(at, context, "bb", context.index("bb") - (at in (3, 7)), "what ?")
@@ -485,11 +485,11 @@ def test_answers_that_are_not_in_the_passage_are_counted_named_and_left_out(tmp_
     assert f"left out {len(wrong)} question" in told[0]
     assert all(name in told[0] for name in wrong)
     assert len(train.extra.rows) == len(found.questions("train")) - len(wrong)
-    # Scored on every question there is, as the official evaluation does.
+    # All questions are scored, as in the official evaluation.
     assert [each.id for each in found.load("test").extra.rows] == [f"q{at}" for at in range(5)]
 
 
-def test_splits_that_a_set_lacks_are_carved_by_passages(tmp_path):
+def test_missing_splits_are_carved_by_passage(tmp_path):
     contexts = [f"{'aa ' * at}bb cc dd" for at in range(40)]
     rows = [
         row(f"{at}-{n}", context, "bb", context.index("bb"))
@@ -517,7 +517,7 @@ def test_splits_that_a_set_lacks_are_carved_by_passages(tmp_path):
     assert sum(map(len, told.values())) == len(set().union(*told.values())) == 80
 
 
-def test_one_passage_is_too_few_to_hold_some_out(tmp_path):
+def test_one_passage_is_too_few_for_a_held_out_split(tmp_path):
     row = {
         "question": "who ?",
         "context": "aa bb",
@@ -547,7 +547,7 @@ def test_one_passage_is_too_few_to_hold_some_out(tmp_path):
         ),
     ],
 )
-def test_passages_that_do_not_fit_are_told(tmp_path, rows, words):
+def test_invalid_passages_are_errors(tmp_path, rows, words):
     for name in ("train", "validation", "test"):
         folder = passages(tmp_path, rows, name)
     with pytest.raises(UserError, match=words) as error:
@@ -564,7 +564,7 @@ def tags(tmp_path, rows):
     return source("words", tmp_path, path=path)
 
 
-def test_a_words_first_piece_carries_its_tag(tmp_path):
+def test_the_first_piece_of_a_word_has_its_tag(tmp_path):
     found = tags(tmp_path, [(["aaxx", "bb", "cc"], ["B-X", "O", "B-Y"]), (["dd"], ["O"])]).load(
         "train"
     )
@@ -578,7 +578,7 @@ def test_a_words_first_piece_carries_its_tag(tmp_path):
     assert found.extra.tags == [["B-X", "O", "B-Y"], ["O"]]
 
 
-def test_a_word_of_which_nothing_is_left_keeps_its_place(tmp_path):
+def test_a_word_without_tokens_keeps_its_position(tmp_path):
     from sslrun.tasks.base import tasks
 
     found = tags(
@@ -607,7 +607,7 @@ def test_a_word_of_which_nothing_is_left_keeps_its_place(tmp_path):
         ),
     ],
 )
-def test_tags_that_do_not_fit_are_told(tmp_path, rows, words):
+def test_invalid_tags_are_errors(tmp_path, rows, words):
     with pytest.raises(UserError, match=words):
         tags(tmp_path, rows).load("train")
 
@@ -624,7 +624,7 @@ def test_an_entity_may_be_longer_in_test_than_any_of_its_kind_in_train(tmp_path)
     ].tolist() == [1, 3, 4, 4]
 
 
-def test_a_tag_that_train_lacks_is_told(tmp_path):
+def test_a_tag_missing_from_train_is_an_error(tmp_path):
     folder = tmp_path / "tagged"
     folder.mkdir()
     for name, tag in (("train", "B-X"), ("test", "B-Z")):
@@ -635,11 +635,15 @@ def test_a_tag_that_train_lacks_is_told(tmp_path):
         source("words", tmp_path, path=folder).load("test")
 
 
-def test_the_worlds_sets_are_made_without_a_download():
+def test_the_sets_of_the_world_need_no_download():
     for name, task in (
-        ("world-entailment", "sentences"), ("world-questions", "sentences"), ("world-paraphrase", "sentences"),
-        ("world-sentiment", "sentences"), ("world-span", "span"), ("world-tagging", "tagging"),
-    ):  # fmt: skip
+        ("world-entailment", "sentences"),
+        ("world-questions", "sentences"),
+        ("world-paraphrase", "sentences"),
+        ("world-sentiment", "sentences"),
+        ("world-span", "span"),
+        ("world-tagging", "tagging"),
+    ):
         cls = sources[name]
         tokenizer = {"vocab": 150, "corpus": {"name": "world", "documents": 40}}
         found = cls(cls.Options(train=20, held_out=8, length=64, tokenizer=tokenizer))
