@@ -100,9 +100,9 @@ def test_exit_codes_of_commands(capsys):
             yield cli._exit_code(raising(error))
 
     assert list(endings()) == [0, 130, 2, 130, 130]
-    told = capsys.readouterr().err.splitlines()
-    assert told[1] == "sslrun: wrong"
-    assert {told[0], *told[2:]} == {"sslrun: stopped; give the same command again to continue"}
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[1] == "sslrun: wrong"
+    assert {lines[0], *lines[2:]} == {"sslrun: stopped; give the same command again to continue"}
 
 
 def test_no_command_prints_the_help(monkeypatch, capsys):

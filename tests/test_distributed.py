@@ -25,7 +25,7 @@ def losses(first, second, weight):
     return contrastive + sum(vicreg_terms(first @ weight, second @ weight))
 
 
-def one_of_two(rank, store, found):
+def one_of_two(rank, store, results):
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
     views, weight = inputs()
     weight.requires_grad_()
@@ -37,7 +37,7 @@ def one_of_two(rank, store, found):
     dist.all_reduce(mean)
     dist.all_reduce(gradient)
     if distributed.is_main():
-        torch.save([mean, gradient], found)
+        torch.save([mean, gradient], results)
     dist.destroy_process_group()
 
 
@@ -87,7 +87,7 @@ def trained(wrapped=None):
     return training.learner.backbone.weight.detach(), counts
 
 
-def trained_by_two(rank, store, found):
+def trained_by_two(rank, store, results):
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
     sums, wrap = [], loop._wrapped
 
@@ -105,7 +105,7 @@ def trained_by_two(rank, store, found):
     loop._wrapped = counted
     weight, counts = trained(sums)
     if distributed.is_main():
-        torch.save([weight, torch.tensor(counts)], found)
+        torch.save([weight, torch.tensor(counts)], results)
     dist.destroy_process_group()
 
 

@@ -111,17 +111,18 @@ def test_a_pretext_task_in_a_file_of_ones_own(folder):
 
 @pytest.mark.parametrize("command", [["sweep", "tiny.yaml"], ["claims", "frozen"]])
 def test_workers_import_the_plug_in_too(command, folder, run_here, monkeypatch):
-    given = []
+    commands = []
     monkeypatch.setattr(
-        "sslrun.stages.sweep.launch", lambda plans, context, jobs, again: given.extend(again) or []
+        "sslrun.stages.sweep.launch",
+        lambda plans, context, jobs, again: commands.extend(again) or [],
     )
     (folder / "mine.py").write_text("loaded = True\n")
     (folder / "tiny.yaml").write_text(RECIPE.replace("brightness", "rotation"))
     recipes = Path(cli.__file__).parents[1] / "recipes" / "claims"
     where = [f"--recipes={recipes}"] if command[0] == "claims" else []
     assert run_here(*command, *where, "--import", "mine.py") == 0
-    assert given[0] == command[0]
-    assert f"--import={folder}/mine.py" in given
+    assert commands[0] == command[0]
+    assert f"--import={folder}/mine.py" in commands
 
 
 def test_a_command_that_is_suggested_imports_it_too(folder, run_here, capsys):
@@ -149,7 +150,7 @@ def imported(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("a = 1\n1 / 0\n", "mine.py:2: cannot be imported: ZeroDivisionError: division by zero"),
         ("a = 1\nb = = 2\n", "mine.py:2: cannot be imported: SyntaxError: invalid syntax"),
@@ -171,10 +172,10 @@ def imported(tmp_path):
         ),
     ],
 )
-def test_a_plug_in_that_cannot_be_imported_is_named_with_its_line(imported, text, told):
+def test_a_plug_in_that_cannot_be_imported_is_named_with_its_line(imported, text, message):
     import sslrun.recipe  # noqa: F401
 
-    assert imported(text) == told
+    assert imported(text) == message
 
 
 def test_files_that_are_no_plug_ins(imported, tmp_path):

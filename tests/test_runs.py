@@ -35,19 +35,19 @@ def test_the_hash_includes_the_content_of_files_that_a_recipe_names(tmp_path):
         "evaluate": {"world-sentiment": {"protocols": ["probe"]}},
     }
 
-    def made():
+    def build_run():
         contents.cache_clear()  # one process reads them once
         (cell,) = cells(parse(Located(recipe, {(): "mine.yaml:1"})), 0, tmp_path)
         return cell.run.hash
 
-    found = []
+    hashes = []
     for path, text in (("vocab", "a"), ("weights", "a"), ("weights", "b"), ("vocab", "b")):
         named[path].write_text(text)
-        found += [made(), made()]
-    assert found[::2] == found[1::2]
-    assert len(set(found)) == 4
+        hashes += [build_run(), build_run()]
+    assert hashes[::2] == hashes[1::2]
+    assert len(set(hashes)) == 4
     named["weights"].rename(tmp_path / "model" / "other.safetensors")
-    assert made() not in found
+    assert build_run() not in hashes
 
 
 def test_large_folders_are_hashed_by_names_and_sizes(tmp_path, monkeypatch):
@@ -55,7 +55,7 @@ def test_large_folders_are_hashed_by_names_and_sizes(tmp_path, monkeypatch):
     for folder, text in (("one", "abcd"), ("two", "abce"), ("three", "abc")):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "file").write_text(text)
-    one, two, three = (contents(tmp_path / each) for each in ("one", "two", "three"))
+    one, two, three = (contents(tmp_path / name) for name in ("one", "two", "three"))
     assert one == two != three
     assert contents(tmp_path / "one" / "file") != contents(tmp_path / "two" / "file")
     assert contents(tmp_path / "four") is None
@@ -77,10 +77,13 @@ def test_a_run_is_finished_by_its_result(run):
 
 
 def test_a_run_is_locked_by_one_process_at_a_time(run):
-    with run.claimed() as mine, Run(run.root, "mine", "pretrain", run.identity).claimed() as theirs:
-        assert (mine, theirs) == (True, False)
-    with run.claimed() as mine:
-        assert mine
+    with (
+        run.claimed() as lock,
+        Run(run.root, "mine", "pretrain", run.identity).claimed() as other_lock,
+    ):
+        assert (lock, other_lock) == (True, False)
+    with run.claimed() as lock:
+        assert lock
 
 
 def test_writes_are_atomic(tmp_path, monkeypatch):

@@ -45,15 +45,15 @@ def test_features_have_the_documented_shapes(name, images):
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
 def test_resnet_equals_torchvisions(name, images):
-    theirs = getattr(torchvision.models, name)().eval()
+    reference = getattr(torchvision.models, name)().eval()
     ours = build_backbone(name, {}, ImageSpec(32)).eval()
     path_like = {
-        key: value for key, value in theirs.state_dict().items() if not key.startswith("fc.")
+        key: value for key, value in reference.state_dict().items() if not key.startswith("fc.")
     }
     ours.load_state_dict(path_like, strict=False)
-    theirs.fc = nn.Identity()
+    reference.fc = nn.Identity()
     torch.testing.assert_close(
-        ours(images).pooled, theirs(ours.normalize(images)), atol=1e-5, rtol=1e-5
+        ours(images).pooled, reference(ours.normalize(images)), atol=1e-5, rtol=1e-5
     )
 
 
@@ -68,7 +68,7 @@ def test_resnet_equals_torchvisions(name, images):
 )
 def test_parameter_counts_are_the_published_ones(name, options, size, millions):
     backbone = build_backbone(name, options, ImageSpec(size))
-    assert sum(each.numel() for each in backbone.parameters()) / 1e6 == pytest.approx(
+    assert sum(parameter.numel() for parameter in backbone.parameters()) / 1e6 == pytest.approx(
         millions, abs=0.06
     )
 
@@ -82,7 +82,7 @@ def test_small_stem_keeps_the_resolution(images):
 
 
 def test_vit_equals_torchvisions(images):
-    theirs = torchvision.models.VisionTransformer(32, 8, 2, 3, 24, 96).eval()
+    reference = torchvision.models.VisionTransformer(32, 8, 2, 3, 24, 96).eval()
     ours = build_backbone("vit-tiny", SMALL_VIT, ImageSpec(32)).eval()
     names = {
         "class_token": "cls_token",
@@ -98,15 +98,15 @@ def test_vit_equals_torchvisions(images):
         "encoder.ln": "norm",
     }
     state = {}
-    for name, tensor in theirs.state_dict().items():
+    for name, tensor in reference.state_dict().items():
         for old, new in names.items():
             name = name.replace(old, new)
         state[name] = tensor
     del state["heads.head.weight"], state["heads.head.bias"]
     ours.load_state_dict(state, strict=False)
-    theirs.heads = nn.Identity()
+    reference.heads = nn.Identity()
     torch.testing.assert_close(
-        ours(images).pooled, theirs(ours.normalize(images)), atol=1e-5, rtol=1e-5
+        ours(images).pooled, reference(ours.normalize(images)), atol=1e-5, rtol=1e-5
     )
 
 
@@ -185,13 +185,13 @@ def test_normalization_comes_from_the_training_set_and_is_saved(tmp_path, images
 
 
 def test_checkpoints_of_other_libraries_and_sizes_load(tmp_path, images):
-    theirs = torchvision.models.resnet18().eval()
-    torch.save(theirs.state_dict(), tmp_path / "torchvision.pth")
+    reference = torchvision.models.resnet18().eval()
+    torch.save(reference.state_dict(), tmp_path / "torchvision.pth")
     ours = build_backbone("resnet18", {}, ImageSpec(32)).eval()
     load_into(ours, tmp_path / "torchvision.pth")
-    theirs.fc = nn.Identity()
+    reference.fc = nn.Identity()
     torch.testing.assert_close(
-        ours(images).pooled, theirs(ours.normalize(images)), atol=1e-5, rtol=1e-5
+        ours(images).pooled, reference(ours.normalize(images)), atol=1e-5, rtol=1e-5
     )
     small, large = (build_backbone("vit-tiny", SMALL_VIT, ImageSpec(size)) for size in (32, 64))
     save_backbone(tmp_path / "vit.safetensors", small)
@@ -237,7 +237,7 @@ def test_bf16_gradients_of_a_resnet_on_one_pixel_images_are_deterministic():
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             pooled = backbone(images).pooled
         pooled.float().square().sum().backward()
-        return torch.cat([each.grad.flatten() for each in backbone.layer4.parameters()])
+        return torch.cat([parameter.grad.flatten() for parameter in backbone.layer4.parameters()])
 
     first, exact = gradients(True), gradients(False)
     assert (first - exact).norm() < 0.5 * exact.norm()

@@ -152,16 +152,20 @@ def test_gpt_equals_transformers_gpt2_and_converts_both_ways():
         features = ours(batch)
         expected = reference(batch.ids, attention_mask=batch.real.long(), output_hidden_states=True)
         scores = features.tokens @ ours.embedding.T
-    for layer, its in zip(features.layers, expected.hidden_states, strict=True):
-        torch.testing.assert_close(layer[batch.real], its[batch.real], rtol=1e-5, atol=1e-5)
+    for layer, expected_layer in zip(features.layers, expected.hidden_states, strict=True):
+        torch.testing.assert_close(
+            layer[batch.real], expected_layer[batch.real], rtol=1e-5, atol=1e-5
+        )
     torch.testing.assert_close(
         scores[batch.real], expected.logits[batch.real], rtol=1e-5, atol=1e-5
     )
     model = transformers.GPT2Model(config)
     model.load_state_dict(ours.to_transformers(), strict=True)
     with torch.no_grad():
-        its = model.eval()(batch.ids, attention_mask=batch.real.long()).last_hidden_state
-    torch.testing.assert_close(its[batch.real], features.tokens[batch.real], rtol=1e-5, atol=1e-5)
+        expected_layer = model.eval()(batch.ids, attention_mask=batch.real.long()).last_hidden_state
+    torch.testing.assert_close(
+        expected_layer[batch.real], features.tokens[batch.real], rtol=1e-5, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("legacy", [False, True])

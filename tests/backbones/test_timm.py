@@ -32,8 +32,8 @@ def theirs(vision_transformer, **options):
     model = vision_transformer(
         img_size=16, patch_size=4, embed_dim=48, depth=3, num_heads=4, num_classes=7, **options
     )
-    for each in model.parameters():
-        torch.nn.init.normal_(each, std=0.1)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
     return model.eval()
 
 
@@ -53,14 +53,14 @@ def test_weights_of_timm_give_the_features_of_timm(
     model = theirs(vision_transformer, **theirs_has)
     path = tmp_path / "vit.safetensors"
     save_file(model.state_dict(), path)
-    given = {
+    recipe_ = {
         "name": "tiny",
         "backbone": {"name": "vit-tiny", **SHAPE, **options},
         "data": {"name": "digits", "size": 16},
         "evaluate": {"digits": {"protocols": ["knn"]}},
     }
     # As in `sslrun knn tiny.yaml --from vit.safetensors`.
-    (cell,) = cells(parse(Located(given, {(): "tiny.yaml:1"})), 0, tmp_path / "runs", source=path)
+    (cell,) = cells(parse(Located(recipe_, {(): "tiny.yaml:1"})), 0, tmp_path / "runs", source=path)
     ours = CellBench(cell, Context(tmp_path, compute("cpu"))).backbone().eval()
     images = torch.rand(3, 3, 16, 16)
     with torch.no_grad():

@@ -261,9 +261,9 @@ def test_a_cell_that_the_table_lacks_is_named_before_anything_runs(tmp_path):
 
 @pytest.mark.usefixtures("claim")
 def test_claims_are_found_by_name_and_by_file(tmp_path):
-    assert [each.name for each in load_claims(["wide"], tmp_path)] == ["wide"]
+    assert [claim.name for claim in load_claims(["wide"], tmp_path)] == ["wide"]
     assert [
-        each.name for each in load_claims([str(tmp_path / "wide.yaml")], tmp_path / "none")
+        claim.name for claim in load_claims([str(tmp_path / "wide.yaml")], tmp_path / "none")
     ] == ["wide"]
     with pytest.raises(UserError, match=r"no such claim: 'wid'\. Did you mean 'wide'\?"):
         load_claims(["wid"], tmp_path)
@@ -274,8 +274,8 @@ def test_claims_are_found_by_name_and_by_file(tmp_path):
 def test_verdicts_are_written_in_two_formats(claim, tmp_path):
     outcome = Trial.within(1, False, claim, tmp_path).outcome()
     write([outcome], tmp_path / "found.json", "")
-    (found,) = json.loads((tmp_path / "found.json").read_text())
-    assert (found["name"], found["verdict"], found["larger"]) == (
+    (verdict,) = json.loads((tmp_path / "found.json").read_text())
+    assert (verdict["name"], verdict["verdict"], verdict["larger"]) == (
         "wide",
         "inconclusive",
         f"sslrun claims {tmp_path / 'wide.yaml'} --budget 2",
@@ -298,7 +298,7 @@ def test_all_ten_claims_have_a_variant_of_minutes_on_a_cpu():
     short = {
         claim.number
         for claim in claims
-        if any(each.device == "cpu" and each.minutes <= 15 for each in claim.variants.values())
+        if any(value.device == "cpu" and value.minutes <= 15 for value in claim.variants.values())
     }
     assert short >= set(range(1, 11))
 

@@ -31,21 +31,23 @@ def test_planted_differences_give_each_verdict(seeds):
 
 
 def test_the_t_interval_equals_textbook_values():
-    found = judge(by_seed([3.0, 4.0, 5.0]), by_seed([1.0, 1.0, 1.0]))
-    assert found.difference == 3
-    assert found.interval == pytest.approx((3 - 4.302653 / 3**0.5, 3 + 4.302653 / 3**0.5), abs=1e-5)
-    assert found.method == "t interval"
-    assert found.text() == "supported: +3.00 [+0.52, +5.48] over 3 seeds (t interval)"
+    verdict = judge(by_seed([3.0, 4.0, 5.0]), by_seed([1.0, 1.0, 1.0]))
+    assert verdict.difference == 3
+    assert verdict.interval == pytest.approx(
+        (3 - 4.302653 / 3**0.5, 3 + 4.302653 / 3**0.5), abs=1e-5
+    )
+    assert verdict.method == "t interval"
+    assert verdict.text() == "supported: +3.00 [+0.52, +5.48] over 3 seeds (t interval)"
 
 
 def test_the_bootstrap_is_deterministic_and_near_t_for_many_seeds():
     values = by_seed(np.random.default_rng(0).standard_normal(200))
     zero = dict.fromkeys(values, 0.0)
-    found = judge(values, zero)
-    assert found == judge(values, zero)
-    assert found.method == "bootstrap"
+    verdict = judge(values, zero)
+    assert verdict == judge(values, zero)
+    assert verdict.method == "bootstrap"
     error = np.std(list(values.values()), ddof=1) / 200**0.5
-    assert np.subtract(found.interval, found.difference) == pytest.approx(
+    assert np.subtract(verdict.interval, verdict.difference) == pytest.approx(
         [-1.972 * error, 1.972 * error], rel=0.06
     )
 
@@ -54,7 +56,7 @@ def test_the_bootstrap_is_deterministic_and_near_t_for_many_seeds():
 def test_intervals_have_their_nominal_coverage(seeds):
     draws = np.random.default_rng(seeds).standard_normal((600, seeds))
     zero = dict.fromkeys(range(seeds), 0.0)
-    covered = sum(judge(by_seed(each), zero).word == "inconclusive" for each in draws) / len(draws)
+    covered = sum(judge(by_seed(draw), zero).word == "inconclusive" for draw in draws) / len(draws)
     assert (
         0.925 <= covered <= 0.975
     )  # 95 % within 2.8 standard errors; the plain bootstrap of 3 covers 75 %
@@ -72,8 +74,8 @@ def test_one_seed_or_identical_seeds_are_inconclusive():
 
 
 def test_only_seeds_present_on_both_sides_count():
-    found = judge({0: 5.0, 1: 6.0, 2: 7.1, 9: -100.0}, {0: 1.0, 1: 2.1, 2: 3.0, 8: 100.0})
-    assert (found.word, found.seeds) == ("supported", 3)
+    verdict = judge({0: 5.0, 1: 6.0, 2: 7.1, 9: -100.0}, {0: 1.0, 1: 2.1, 2: 3.0, 8: 100.0})
+    assert (verdict.word, verdict.seeds) == ("supported", 3)
     assert judge({0: 1.0}, {1: 1.0}).reason == "no seed has both"
     diverged = judge(by_seed([1.0, float("nan"), 2.0]), by_seed([0.0, 0.0, 0.0]))
     assert (diverged.word, diverged.reason) == ("inconclusive", "not a number at seed 1")
@@ -111,47 +113,50 @@ def planted(metric=None, **cells):
 
 
 def test_a_gain_is_paired_seed_by_seed():
-    table, at = planted(a=[30, 50.1, 70], b=[20, 40, 60.2], c=[5, 25, 45], d=[3, 23.1, 43])
-    inequality = Inequality(Gain(at["a"], at["b"]), Gain(at["c"], at["d"]))
-    found = inequality.judge(table)
-    assert (found.word, found.seeds) == ("supported", 3)
-    assert found.difference == pytest.approx((10 + 10.1 + 9.8) / 3 - (2 + 1.9 + 2) / 3)
+    table, cells = planted(a=[30, 50.1, 70], b=[20, 40, 60.2], c=[5, 25, 45], d=[3, 23.1, 43])
+    inequality = Inequality(Gain(cells["a"], cells["b"]), Gain(cells["c"], cells["d"]))
+    verdict = inequality.judge(table)
+    assert (verdict.word, verdict.seeds) == ("supported", 3)
+    assert verdict.difference == pytest.approx((10 + 10.1 + 9.8) / 3 - (2 + 1.9 + 2) / 3)
     assert inequality.means(table) == pytest.approx(((10 + 10.1 + 9.8) / 3, (2 + 1.9 + 2) / 3))
     assert (
-        Inequality(Gain(at["c"], at["d"]), Gain(at["a"], at["b"])).judge(table).word
+        Inequality(Gain(cells["c"], cells["d"]), Gain(cells["a"], cells["b"])).judge(table).word
         == "contradicted"
     )
-    assert Inequality(Gain(at["a"], at["b"]), at["c"], 1.0).text() == "(a · x - b · x) > c · x + 1"
+    assert (
+        Inequality(Gain(cells["a"], cells["b"]), cells["c"], 1.0).text()
+        == "(a · x - b · x) > c · x + 1"
+    )
 
 
 def test_a_bound_needs_no_variance():
-    table, at = planted(a=[1e-15, 1e-15], b=[1e-15, 3e-15], c=[2.0, 2.0], one=[0.0])
-    assert Inequality(1e-12, at["a"]).judge(table).word == "supported"
-    assert Inequality(1e-12, at["a"]).judge(table).method == "the same at every seed"
-    assert Inequality(1e-12, at["b"]).judge(table).word == "supported"
-    assert Inequality(1e-12, at["c"]).judge(table).word == "contradicted"
-    assert Inequality(at["c"], 1.0).judge(table).word == "supported"
-    assert Inequality(at["c"], 2.0).judge(table).word == "contradicted"
+    table, cells = planted(a=[1e-15, 1e-15], b=[1e-15, 3e-15], c=[2.0, 2.0], one=[0.0])
+    assert Inequality(1e-12, cells["a"]).judge(table).word == "supported"
+    assert Inequality(1e-12, cells["a"]).judge(table).method == "the same at every seed"
+    assert Inequality(1e-12, cells["b"]).judge(table).word == "supported"
+    assert Inequality(1e-12, cells["c"]).judge(table).word == "contradicted"
+    assert Inequality(cells["c"], 1.0).judge(table).word == "supported"
+    assert Inequality(cells["c"], 2.0).judge(table).word == "contradicted"
     assert (
-        Inequality(1e-12, at["one"]).judge(table).word == "inconclusive"
+        Inequality(1e-12, cells["one"]).judge(table).word == "inconclusive"
     )  # one seed decides nothing
     assert (
-        Inequality(at["c"], at["a"]).judge(table).word == "inconclusive"
+        Inequality(cells["c"], cells["a"]).judge(table).word == "inconclusive"
     )  # a difference between cells may be chance
 
 
 def test_better_and_worse_follow_the_metric_greater_and_lesser_the_number():
     values = {"a": [1.0, 2.1, 3.0], "b": [5.0, 6.0, 7.3]}
-    table, at = planted(Metric("mae", "eV", "lower"), **values)
-    assert Inequality(at["a"], at["b"]).judge(table).word == "contradicted"
-    better = Inequality(at["a"], at["b"], 3.0, by_metric=True)
+    table, cells = planted(Metric("mae", "eV", "lower"), **values)
+    assert Inequality(cells["a"], cells["b"]).judge(table).word == "contradicted"
+    better = Inequality(cells["a"], cells["b"], 3.0, by_metric=True)
     assert better.judge(table).word == "supported"
     assert better.means(table) == pytest.approx((6.1 / 3, 18.3 / 3))  # the plain numbers
     assert better.text() == "a · mae is better than b · mae by 3"
-    assert Inequality(at["b"], at["a"], by_metric=True).judge(table).word == "contradicted"
-    assert Inequality(at["a"], 9.0, by_metric=True).judge(table).word == "supported"
-    gain = Gain(at["a"], at["b"])  # an improvement of 4
+    assert Inequality(cells["b"], cells["a"], by_metric=True).judge(table).word == "contradicted"
+    assert Inequality(cells["a"], 9.0, by_metric=True).judge(table).word == "supported"
+    gain = Gain(cells["a"], cells["b"])  # an improvement of 4
     assert Inequality(gain, 3.0, by_metric=True).judge(table).word == "supported"
     assert Inequality(gain, 3.0).judge(table).word == "contradicted"
-    higher, at = planted(Metric("r2", ""), **values)
-    assert Inequality(at["b"], at["a"], 3.0, by_metric=True).judge(higher).word == "supported"
+    higher, cells = planted(Metric("r2", ""), **values)
+    assert Inequality(cells["b"], cells["a"], 3.0, by_metric=True).judge(higher).word == "supported"

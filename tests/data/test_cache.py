@@ -32,20 +32,20 @@ def test_a_digest_depends_on_values_but_not_on_key_order():
 
 
 def test_a_cache_entry_is_built_by_one_process_at_a_time(tmp_path):
-    made = []
+    built = []
 
     def make():
         with locked(tmp_path / "folder" / "thing"):
-            if not made:
+            if not built:
                 time.sleep(0.2)
-                made.append(threading.get_ident())
+                built.append(threading.get_ident())
 
     threads = [threading.Thread(target=make) for _ in range(3)]
-    for each in threads:
-        each.start()
-    for each in threads:
-        each.join()
-    assert len(made) == 1
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(built) == 1
 
 
 @pytest.mark.parametrize(
@@ -88,8 +88,8 @@ def test_text_sets_name_the_remedy_for_an_unwritable_cache(tmp_path, monkeypatch
 
 def test_a_second_call_reads_the_cache_entry():
     corpus = world()
-    given = list(corpus.documents())
-    first = token_file(cache_root() / "tokens" / "x", lambda: given, corpus.spec.tokenizer)
+    documents = list(corpus.documents())
+    first = token_file(cache_root() / "tokens" / "x", lambda: documents, corpus.spec.tokenizer)
     again = token_file(
         cache_root() / "tokens" / "x", lambda: pytest.fail("made anew"), corpus.spec.tokenizer
     )

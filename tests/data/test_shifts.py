@@ -59,7 +59,7 @@ def test_if_a_shift_merges_classes_any_of_them_is_correct():
 
 
 @pytest.mark.parametrize(
-    ("classes", "theirs", "words"),
+    ("classes", "shift_classes", "words"),
     [
         (
             {},
@@ -84,9 +84,9 @@ def test_if_a_shift_merges_classes_any_of_them_is_correct():
         ),
     ],
 )
-def test_errors_in_the_classes_are_one_line(classes, theirs, words):
+def test_errors_in_the_classes_are_one_line(classes, shift_classes, words):
     with pytest.raises(UserError, match=words) as error:
-        make_parts("s", Shift(data="x", classes=classes), OWN, splits(theirs, [0, 1]))
+        make_parts("s", Shift(data="x", classes=classes), OWN, splits(shift_classes, [0, 1]))
     assert "\n" not in str(error.value)
 
 

@@ -172,8 +172,8 @@ def test_unlabeled_examples_join_pretraining_without_labels():
     )
     assert len(splits.pretrain) == 18 + 30
     assert splits.pretrain.labels is None
-    seen = set(splits.pretrain.inputs[:, 0, 0, 0].tolist())
-    assert seen == set(splits.train.inputs[:, 0, 0, 0].tolist()) | set(range(100, 130))
+    pixels = set(splits.pretrain.inputs[:, 0, 0, 0].tolist())
+    assert pixels == set(splits.train.inputs[:, 0, 0, 0].tolist()) | set(range(100, 130))
 
 
 class Streamed(Examples):
@@ -200,8 +200,8 @@ def test_a_pool_of_a_tensor_and_a_stream_keeps_the_requested_order():
     joined = pool(examples(10), Streamed(examples(5, 10)))
     assert isinstance(joined, PooledExamples)
     order = [torch.tensor([12, 0, 14, 3]), torch.tensor([1, 2]), torch.tensor([11])]
-    found = [batch.inputs[:, 0, 0, 0].tolist() for batch in joined.batches(iter(order), CPU)]
-    assert found == [[12, 0, 14, 3], [1, 2], [11]]
+    pixels_ = [batch.inputs[:, 0, 0, 0].tolist() for batch in joined.batches(iter(order), CPU)]
+    assert pixels_ == [[12, 0, 14, 3], [1, 2], [11]]
     part = joined.subset(torch.tensor([14, 9, 10]))
     assert len(part) == 3
     (batch,) = part.batches([torch.tensor([2, 0, 1])], CPU)
@@ -216,12 +216,12 @@ def test_a_pool_of_two_sizes_is_rejected():
 
 def test_digits_are_split_and_labeled_as_in_a_run():
     splits = load_splits("digits", module.sources["digits"].Options(size=16))
-    sizes = [len(each) for each in (splits.train, splits.val, splits.test)]
+    sizes = [len(part) for part in (splits.train, splits.val, splits.test)]
     assert sum(sizes) == 1797
     assert splits.spec == ImageSpec(16)
     assert len(select_fraction(splits.train.labels, 0.01, 0)) == 10
-    for each in (splits.val, splits.test):
-        counts = each.labels.bincount()
+    for part in (splits.val, splits.test):
+        counts = part.labels.bincount()
         assert counts.max() - counts.min() <= 2
 
 

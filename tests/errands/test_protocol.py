@@ -153,23 +153,27 @@ def test_a_users_protocol_becomes_a_command_and_a_table_row(plugin, sslrun, tmp_
     code, out, err = sslrun("propagate", "mine.yaml", "--device", "cpu")
     assert code == 0, err
     assert "propagate" in out
-    found = results(tmp_path, "propagate")
-    assert set(found) == {0.1, 0.5}
-    assert found[0.1]["metric"] == {
+    by_labels = results(tmp_path, "propagate")
+    assert set(by_labels) == {0.1, 0.5}
+    assert by_labels[0.1]["metric"] == {
         "name": "distance",
         "unit": "steps",
         "better": "lower",
         "digits": 2,
     }
-    assert found[0.1]["flops"] is None  # passes that the protocol makes itself are not counted
-    assert found[0.1]["bank"] == found[0.1]["labelled"] < found[0.5]["labelled"]
-    assert found[0.5]["metrics"]["test"]["distance"] < found[0.1]["metrics"]["test"]["distance"] < 2
-    assert set(found[0.1]["shifts"]["noise"]) == {"distance", "wrong"}
+    assert by_labels[0.1]["flops"] is None  # passes that the protocol makes itself are not counted
+    assert by_labels[0.1]["bank"] == by_labels[0.1]["labelled"] < by_labels[0.5]["labelled"]
+    assert (
+        by_labels[0.5]["metrics"]["test"]["distance"]
+        < by_labels[0.1]["metrics"]["test"]["distance"]
+        < 2
+    )
+    assert set(by_labels[0.1]["shifts"]["noise"]) == {"distance", "wrong"}
 
     code, out, err = sslrun("table", "runs", "--json")
     assert code == 0, err
-    cells = {(each["labels"], each["shift"]): each["mean"] for each in json.loads(out)["cells"]}
-    assert cells[0.5, None] == found[0.5]["metrics"]["test"]["distance"]
+    cells = {(cell["labels"], cell["shift"]): cell["mean"] for cell in json.loads(out)["cells"]}
+    assert cells[0.5, None] == by_labels[0.5]["metrics"]["test"]["distance"]
 
 
 def test_a_protocol_that_learns_nothing_runs_once(plugin, sslrun, tmp_path):
@@ -253,7 +257,7 @@ def test_show_and_help_include_the_protocol(plugin, sslrun):
 def test_commands_are_added_once(plugin):
     cli.add_protocol_commands(cli.app)
     cli.add_protocol_commands(cli.app)
-    names = [each.name for each in cli.app.registered_commands if each.name]
+    names = [command.name for command in cli.app.registered_commands if command.name]
     assert len(names) == len(set(names))
     assert {"knn", "svm", "propagate"} <= set(names)
 

@@ -114,15 +114,15 @@ def key(run: Path) -> str:
 
 
 def losses(runs: dict[str, Path]) -> dict[str, list[str]]:
-    found = {}
+    losses_by_run = {}
     for name, run in runs.items():
         log = run / "metrics.jsonl"
         records = (
             [json.loads(line) for line in log.read_text().splitlines()] if log.is_file() else []
         )
         if records:
-            found[name] = [record["loss"].hex() for record in records if "loss" in record]
-    return found
+            losses_by_run[name] = [record["loss"].hex() for record in records if "loss" in record]
+    return losses_by_run
 
 
 def weights(runs: dict[str, Path]) -> dict[str, str]:
@@ -130,7 +130,7 @@ def weights(runs: dict[str, Path]) -> dict[str, str]:
 
     It is exact, because torch's sum depends on the alignment.
     """
-    found = {}
+    sums = {}
     for name, run in runs.items():
         path = run / "backbone.safetensors"
         if path.is_file():
@@ -139,23 +139,23 @@ def weights(runs: dict[str, Path]) -> dict[str, str]:
                 for tensor in load_file(path).values()
                 for value in tensor.double().flatten().tolist()
             ]
-            found[name] = math.fsum(value * value for value in values).hex()
-    return found
+            sums[name] = math.fsum(value * value for value in values).hex()
+    return sums
 
 
 def scores(runs: dict[str, Path]) -> dict[str, dict[str, str]]:
     """Return every metric of every split and shift."""
-    found = {}
+    scores_by_run = {}
     for name, run in runs.items():
         result = json.loads((run / "result.json").read_text())
         splits = {**result.get("metrics", {}), **result.get("shifts", {})}
         if splits:
-            found[name] = {
+            scores_by_run[name] = {
                 f"{split} {metric}": float(value).hex()
                 for split, metrics in sorted(splits.items())
                 for metric, value in sorted(metrics.items())
             }
-    return found
+    return scores_by_run
 
 
 def differences(now: Any, golden: Any, place: str = "") -> list[str]:
@@ -169,7 +169,9 @@ def differences(now: Any, golden: Any, place: str = "") -> list[str]:
         ]
     if isinstance(now, list) and isinstance(golden, list) and len(now) == len(golden):
         pairs = enumerate(zip(now, golden, strict=True), start=1)
-        return [text for at, (a, b) in pairs for text in differences(a, b, f"{place} step {at}")]
+        return [
+            text for step, (a, b) in pairs for text in differences(a, b, f"{place} step {step}")
+        ]
     if now == golden:
         return []
     if not isinstance(now, str) or not isinstance(golden, str):

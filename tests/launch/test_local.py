@@ -12,7 +12,7 @@ from sslrun.launch import local
 @pytest.mark.parametrize(
     ("device", "count", "expected"),
     [
-        ("cuda", 8, [f"cuda:{at}" for at in range(8)]),
+        ("cuda", 8, [f"cuda:{number}" for number in range(8)]),
         (
             "cuda",
             3,

@@ -163,8 +163,8 @@ def test_dynamic_masks_differ_per_draw_and_static_masks_per_sequence():
     one, other = (static.views(batch, generator(seed)) for seed in (0, 1))
     assert torch.equal(one.tokens.ids, other.tokens.ids)
     assert torch.equal(one.targets, other.targets)
-    told = one.targets != IGNORED
-    assert told.sum(dim=1).tolist() == [19, 6, 1, 1]
+    is_target = one.targets != IGNORED
+    assert is_target.sum(dim=1).tolist() == [19, 6, 1, 1]
     # A sequence has the same mask in every batch, and other sequences have other masks.
     # The rates stay the same.
     many = unpadded(torch.randint(5, VOCAB, (2000, 40), generator=generator(3)))
@@ -172,9 +172,11 @@ def test_dynamic_masks_differ_per_draw_and_static_masks_per_sequence():
     alone = static.views(unpadded(many.inputs.ids[7:8]), generator())
     assert torch.equal(alone.tokens.ids[0], views.tokens.ids[7])
     assert not torch.equal(views.places[0], views.places[1])
-    told = views.targets != IGNORED
-    assert (views.tokens.ids == TOKENIZER.mask).sum() / told.sum() == pytest.approx(0.801, abs=0.02)
-    counts = torch.bincount(views.places[told], minlength=40).float()
+    is_target = views.targets != IGNORED
+    assert (views.tokens.ids == TOKENIZER.mask).sum() / is_target.sum() == pytest.approx(
+        0.801, abs=0.02
+    )
+    counts = torch.bincount(views.places[is_target], minlength=40).float()
     assert (counts - 300).abs().max() < 5 * 300**0.5
     # The mask is independent of the padding, which depends on the longest sequence of the batch.
     short, long = (

@@ -96,14 +96,14 @@ def test_weighted_knn_equals_the_vote_of_wu_et_al(monkeypatch: pytest.MonkeyPatc
     test_x, _ = clusters(300, 8, 4, seed=1)
     k, temperature = 7, 0.1
     scores = weighted_knn(train_x, train_y, test_x, k, temperature, 4)
-    for query, found in zip(test_x, scores, strict=True):
+    for query, score in zip(test_x, scores, strict=True):
         similarities = [float(F.cosine_similarity(query, other, dim=0)) for other in train_x]
         votes = torch.zeros(4, dtype=torch.float64)
         for i in sorted(range(60), key=lambda i: -similarities[i])[:k]:
             votes[train_y[i]] += torch.tensor(
                 similarities[i] / temperature, dtype=torch.float64
             ).exp()
-        torch.testing.assert_close(found, votes / votes.sum())
+        torch.testing.assert_close(score, votes / votes.sum())
 
 
 def test_weighted_knn_is_capped_at_the_examples_and_stays_finite() -> None:
@@ -283,9 +283,9 @@ def test_few_shot_least_squares_equal_ridge_regression_onto_signs(count: int, wi
     y[:3] = torch.arange(3)
     signs = torch.where(y[:, None] == torch.arange(3), 1.0, -1.0).double()
     deviation = x.std(dim=0, correction=0) + 1e-5
-    theirs = Ridge(7.5).fit(((x - x.mean(0)) / deviation).numpy(), signs.numpy())
+    reference = Ridge(7.5).fit(((x - x.mean(0)) / deviation).numpy(), signs.numpy())
     queries, _ = clusters(20, width, 3, seed=1)
-    expected = torch.from_numpy(theirs.predict(((queries - x.mean(0)) / deviation).numpy()))
+    expected = torch.from_numpy(reference.predict(((queries - x.mean(0)) / deviation).numpy()))
     head = least_squares(x, y, 3, 7.5)
     torch.testing.assert_close(head(queries), expected, atol=1e-10, rtol=1e-10)
     # The normal equations with an unregularized column of ones.

@@ -53,23 +53,27 @@ def hashes(tmp_path, **changes):
 
 
 @pytest.mark.parametrize(
-    "given",
+    "options",
     [{}, {"rate": 0.2}, {"crop": {"size": 4}}, {"crop": {"size": 8}}, {"crop": {"flip": 1}}],
 )
-def test_a_new_option_with_a_default_changes_no_identity(given):
+def test_a_new_option_with_a_default_changes_no_identity(options):
     before, after = (
-        Named(name="x", options=each.model_validate(given)).identity() for each in (Before, After)
+        Named(name="x", options=cls.model_validate(options)).identity() for cls in (Before, After)
     )
     assert before == after
 
 
 def test_only_what_differs_from_the_defaults_is_in_the_identity():
-    def of(**given):
-        return Named(name="x", options=Before.model_validate(given)).identity()
+    def identity_of(**options):
+        return Named(name="x", options=Before.model_validate(options)).identity()
 
-    assert of() == of(rate=0.1, crop={"size": 16, "flip": 0.5}) == {"name": "x"}
-    assert of(rate=0.2, crop={"size": 4}) == {"name": "x", "rate": 0.2, "crop": {"size": 4}}
-    assert of(crop={"size": 8}) == {
+    assert identity_of() == identity_of(rate=0.1, crop={"size": 16, "flip": 0.5}) == {"name": "x"}
+    assert identity_of(rate=0.2, crop={"size": 4}) == {
+        "name": "x",
+        "rate": 0.2,
+        "crop": {"size": 4},
+    }
+    assert identity_of(crop={"size": 8}) == {
         "name": "x",
         "crop": {},
     }  # the default of the class, but not of the field

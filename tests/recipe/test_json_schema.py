@@ -150,12 +150,12 @@ def test_the_schema_includes_plug_ins():
             """How fast nothing is learned."""
 
     try:
-        made = recipe_schema()
+        schema = recipe_schema()
         assert (
-            made["$defs"]["pretext.of-a-schema-test"]["properties"]["speed"]["description"]
+            schema["$defs"]["pretext.of-a-schema-test"]["properties"]["speed"]["description"]
             == "How fast nothing is learned."
         )
-        assert {"$ref": "#/$defs/pretext.of-a-schema-test"} in made["$defs"]["pretext"]["anyOf"][
+        assert {"$ref": "#/$defs/pretext.of-a-schema-test"} in schema["$defs"]["pretext"]["anyOf"][
             -1
         ]["oneOf"]
     finally:
@@ -164,6 +164,6 @@ def test_the_schema_includes_plug_ins():
 
 @pytest.mark.parametrize("name", SECTIONS)
 def test_show_knows_every_section(name):
-    found = describe("section", name)
-    assert found["about"]
-    assert all(option["about"] for option in found["options"])
+    described = describe("section", name)
+    assert described["about"]
+    assert all(option["about"] for option in described["options"])

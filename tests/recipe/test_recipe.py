@@ -59,8 +59,8 @@ def test_merging_keeps_a_name_with_a_dot_as_one_key(write):
         write(text), ["evaluate.digits.shifts={CIFAR-10.1: {severity: 5}, b.2: contrast}"]
     )
     assert {
-        name: (each.corruption, each.severity)
-        for name, each in shifts.evaluate["digits"].shifts.items()
+        name: (shift.corruption, shift.severity)
+        for name, shift in shifts.evaluate["digits"].shifts.items()
     } == {
         "CIFAR-10.1": ("fog", 5),
         "b.2": ("contrast", 3),
@@ -73,10 +73,10 @@ def test_a_name_with_a_colon_sets_the_components_shorthand_option(write):
         load(write(text.replace("BACKBONE", "hf:google/bert_tiny"))).backbone.options.model
         == "google/bert_tiny"
     )
-    given = load(
+    recipe = load(
         write(text.replace("BACKBONE", "{name: 'hf:tiny', pretrained: false}"))
     ).backbone.options
-    assert (given.model, given.pretrained) == ("tiny", False)
+    assert (recipe.model, recipe.pretrained) == ("tiny", False)
     images = load(write("name: mine\ndata: hub:owner/photos\nbackbone: resnet18\n"))
     assert (images.data.name, images.data.options.hub) == ("hub", "owner/photos")
     assert "no such backbone: 'gpt-tiny:x'" in message(
@@ -103,11 +103,11 @@ evaluate:
   world-span: {restarts: 3, protocols: [probe]}
 """
     evaluate = load(write(text)).evaluate
-    found = {
-        name: [each.restarts_of(one) for one in ("knn", "probe", "lpft")]
-        for name, each in evaluate.items()
+    restarts = {
+        name: [evaluation.restarts_of(one) for one in ("knn", "probe", "lpft")]
+        for name, evaluation in evaluate.items()
     }
-    assert found == {
+    assert restarts == {
         "world-sentiment": [1, 1, 3],
         "by-sgd": [1, 3, 3],
         "mixed": [1, 3, 3],
@@ -150,9 +150,10 @@ def test_overrides_add_options_to_a_bare_component_name(write):
     assert load(path, ["data={size: 16}"]).data.options.size == 16
     changed = load(path, ["pretext=rotation", "pretext.turns=2"])
     assert (changed.pretext.name, changed.pretext.options.turns) == ("rotation", 2)
-    told = message(load, path, ["data.sice=16"])
+    error = message(load, path, ["data.sice=16"])
     assert (
-        told == "override data.sice=16: data.sice: no such option of 'digits'. Did you mean 'size'?"
+        error
+        == "override data.sice=16: data.sice: no such option of 'digits'. Did you mean 'size'?"
     )
 
 

@@ -129,22 +129,22 @@ def test_the_last_row_of_the_vit_table_is_filled_in(stage, result):
     pretraining = stage("p", "pretrain", 1567e18)
     table = Table.from_records([result("Ours-JFT (ViT-L/16)", "finetune", 0, 1e18, pretraining)])
     add_compute(table)
-    made = compare(table, published("vit_table2"))
+    comparison = compare(table, published("vit_table2"))
     (cost,) = [
         pair
-        for pair in made.pairs
+        for pair in comparison.pairs
         if pair.published_row == CORE_DAYS or pair.published_column == CORE_DAYS
     ]
     assert (cost.value, cost.ours.mean) == (680, pytest.approx(core_days(1567e18)))
     text = io.StringIO()
-    Console(file=text, width=250).print(made.render())
+    Console(file=text, width=250).print(comparison.render())
     assert "680" in text.getvalue()
     assert "TPUv3-core-days: of pretraining alone" in text.getvalue()
-    assert "PFLOPs" not in str(made.unmatched)
+    assert "PFLOPs" not in str(comparison.unmatched)
 
 
 def test_runs_record_their_costs(tmp_path):
-    given = {
+    options = {
         "name": "tiny",
         "backbone": {"name": "mlp", "width": 8, "depth": 1},
         "pretext": "rotation",
@@ -153,12 +153,12 @@ def test_runs_record_their_costs(tmp_path):
         "finetune": {"steps": 2, "batch": 16, "lr": [0.001, 0.01], "precision": "fp32"},
         "evaluate": {"digits": {"protocols": ["probe", "lpft"], "labels": [0.1]}},
     }
-    recipe = parse(Located(given, {(): "tiny.yaml:1"}))
+    recipe = parse(Located(options, {(): "tiny.yaml:1"}))
     plan = Plan.of(Sweep(name="tiny", rows={"tiny": recipe}), tmp_path)
     assert not work([plan], Context(tmp_path, compute("cpu"), Reporter(quiet=True)))
     stages = {record.protocol: expenses(record) for record in plan.records()}
-    assert [each.stage for each in stages["probe"]] == ["pretrain", "probe"]
-    assert [each.stage for each in stages["lpft"]] == ["pretrain", "probe", "lpft"]
+    assert [stage.stage for stage in stages["probe"]] == ["pretrain", "probe"]
+    assert [stage.stage for stage in stages["lpft"]] == ["pretrain", "probe", "lpft"]
     pretraining, probe, lpft = stages["lpft"]
     result = json.loads(next(tmp_path.glob("tiny/lpft-*/result.json")).read_text())
     forward = 2 * 192 * 8  # one image through one layer, whose input needs no gradient
@@ -196,8 +196,8 @@ def test_weights_from_elsewhere_have_no_total_cost(tmp_path, monkeypatch, protoc
     evaluate = {about["task"]: {"protocols": [protocol]}}
     recipe = parse(Located({"name": "r", **keys, "evaluate": evaluate}, {(): "r.yaml:1"}))
     (cell,) = cells(recipe, 0, tmp_path)
-    made = cell.run
-    made.start(recipe.resolved(), {"device": "GPU"})
+    run = cell.run
+    run.start(recipe.resolved(), {"device": "GPU"})
     result = {
         "recipe": "r",
         "backbone": "b",
@@ -209,8 +209,8 @@ def test_weights_from_elsewhere_have_no_total_cost(tmp_path, monkeypatch, protoc
         "metric": METRIC,
         "metrics": {"test": {"accuracy": 50.0}},
     }
-    made.finish({"stage": protocol, "flops": 2e15, "seconds": 3600, **result})
-    table = Table.from_records([RunRecord(made.path, "A")])
+    run.finish({"stage": protocol, "flops": 2e15, "seconds": 3600, **result})
+    table = Table.from_records([RunRecord(run.path, "A")])
     add_compute(table)
     columns = {
         column.metric.name: cell.mean

@@ -88,10 +88,10 @@ def test_every_number_has_a_source_and_a_verification_status():
     ],
 )
 def test_tables_have_short_names(short, table, rows, columns, row, column, value):
-    (found,) = [each for each in published_as(short) if each.name == table]
-    assert len(found.rows) == rows
-    assert len({name for cells in found.rows.values() for name in cells}) == columns
-    assert found.rows[row][column].value == value
+    (source,) = [candidate for candidate in published_as(short) if candidate.name == table]
+    assert len(source.rows) == rows
+    assert len({name for cells in source.rows.values() for name in cells}) == columns
+    assert source.rows[row][column].value == value
 
 
 def test_the_vit_table_is_five_models_by_seven_sets_and_their_cost():
@@ -104,7 +104,7 @@ def test_the_vit_table_is_five_models_by_seven_sets_and_their_cost():
 
 def test_unknown_table_names_are_a_one_line_error():
     assert not set(short_names()) & set(names())
-    assert [each.name for each in published_as("bert_table5")] == ["bert_table5"]
+    assert [table.name for table in published_as("bert_table5")] == ["bert_table5"]
     for wrong, near in (
         ("vitt", "vit"),
         ("bert-ablations", "bert-ablation"),
@@ -136,28 +136,31 @@ def test_every_number_is_shown_as_published():
     assert "† recalled from the paper, not seen in it" in lines
     assert "LP-FT, Average (6 datasets, submission text): Table 2 (OOD), pre-camera-ready" in shown
     for name in names():
-        told = json.loads(CliRunner().invoke(app, ["show", "table", name, "--json"]).output)[
+        shown = json.loads(CliRunner().invoke(app, ["show", "table", name, "--json"]).output)[
             "tables"
         ]
-        numbers = {row: {column: each["value"] for column, each in cells.items()}
-                   for row, cells in told[name]["rows"].items()}  # fmt: skip
+        numbers = {row: {column: number["value"] for column, number in cells.items()}
+                   for row, cells in shown[name]["rows"].items()}  # fmt: skip
         assert numbers == {
-            row: {column: each.value for column, each in cells.items()}
+            row: {column: number.value for column, number in cells.items()}
             for row, cells in published(name).rows.items()
         }
 
 
 def ours(task, rows):
-    made = Table("mine")
+    table = Table("mine")
     for row, value in rows.items():
-        made.add(Row(row, "lpft"), Column(task, Labels(1.0), None, Metric("accuracy")), value)
-    return made
+        table.add(Row(row, "lpft"), Column(task, Labels(1.0), None, Metric("accuracy")), value)
+    return table
 
 
 def test_only_tables_of_a_paper_that_share_a_cell_are_shown(tmp_path):
-    made = compare_all(ours("CIFAR-10", {"x": 90.0}), published_as("lpft"))
-    assert [each.against for each in made.tables] == ["kumar_table1_id"]
-    assert "no cell of ours stands in: Table 2 (OOD) (kumar_table2_ood)" in made.tables[0].notes[-1]
+    comparisons = compare_all(ours("CIFAR-10", {"x": 90.0}), published_as("lpft"))
+    assert [table.against for table in comparisons.tables] == ["kumar_table1_id"]
+    assert (
+        "no cell of ours stands in: Table 2 (OOD) (kumar_table2_ood)"
+        in comparisons.tables[0].notes[-1]
+    )
     (nothing,) = compare_all(ours("nothing", {"x": 90.0}), published_as("lpft")).tables
     assert not nothing.pairs
     assert nothing.notes[-1].startswith("no cell of ours stands in: ")
@@ -176,9 +179,9 @@ def test_only_tables_of_a_paper_that_share_a_cell_are_shown(tmp_path):
 
 
 def test_settings_missing_from_the_source_are_reported_as_unknown():
-    made = compare(ours("ImageNet", {"Ours-JFT (ViT-L/16)": 50.0}), published("vit_table2"))
+    comparison = compare(ours("ImageNet", {"Ours-JFT (ViT-L/16)": 50.0}), published("vit_table2"))
     assert {"steps", "parameters", "data"} <= {
-        each.kind for each in made.settings if each.verdict == "unknown"
+        setting.kind for setting in comparison.settings if setting.verdict == "unknown"
     }
-    assert "steps: unknown (ours: unknown; published: unknown)" in made.preface
-    assert set(ALWAYS) <= {each.kind for each in made.settings}
+    assert "steps: unknown (ours: unknown; published: unknown)" in comparison.preface
+    assert set(ALWAYS) <= {setting.kind for setting in comparison.settings}

@@ -181,9 +181,9 @@ def test_a_shift_may_have_any_name(planted, tmp_path):
     assert table.cells[Row("A", "finetune"), mean].values["0"] == 70.0
     assert f"|  | ID | {HARD} | fog | mean OOD |" in to_markdown(table)
     (cell,) = [
-        each
-        for each in json.loads(table.to_json())["cells"]
-        if (each["row"], each["shift"]) == ("B", HARD)
+        cell
+        for cell in json.loads(table.to_json())["cells"]
+        if (cell["row"], cell["shift"]) == ("B", HARD)
     ]
     assert cell["values"] == {"0": 70.0, "1": 71.0, "2": 74.0}
     lines = list(csv.DictReader(io.StringIO(to_csv(table))))

@@ -17,7 +17,7 @@ CPU = compute("cpu")
 
 
 def recipe(evaluate=None, **pretrain):
-    given = {
+    options = {
         "evaluate": evaluate or {},
         "name": "tiny",
         "backbone": {"name": "resnet18", "stem": "small", "channels": 4},
@@ -32,7 +32,7 @@ def recipe(evaluate=None, **pretrain):
             **pretrain,
         },
     }
-    return parse(Located(given, {(): "tiny.yaml:1"}))
+    return parse(Located(options, {(): "tiny.yaml:1"}))
 
 
 def test_saved_activations_are_counted_once_and_without_weights():
@@ -48,13 +48,13 @@ def test_saved_activations_are_counted_once_and_without_weights():
 def test_cells_count_restarts_and_missing_data_is_reported(tmp_path, monkeypatch):
     monkeypatch.setenv("SSLRUN_DATA", str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    mine = {"protocols": ["knn", "finetune"], "labels": [0.1, 1.0], "restarts": 3}
+    digits = {"protocols": ["knn", "finetune"], "labels": [0.1, 1.0], "restarts": 3}
     shifted = {"protocols": ["knn"], "shifts": ["cifar10.1"]}
-    found = estimate("", recipe({"digits": mine, "cifar10": shifted}), CPU)
-    assert found["cells"] == 2 * (1 + 3) + 1
-    assert [each.partition(":")[0] for each in found["lacking"]] == ["cifar10", "cifar10.1"]
+    estimated = estimate("", recipe({"digits": digits, "cifar10": shifted}), CPU)
+    assert estimated["cells"] == 2 * (1 + 3) + 1
+    assert [lack.partition(":")[0] for lack in estimated["lacking"]] == ["cifar10", "cifar10.1"]
     console = Console(file=io.StringIO(), width=200)
-    console.print(render([found, found]))
+    console.print(render([estimated, estimated]))
     assert (
         console.file.getvalue().count(
             "not there yet: cifar10: not on this machine and the hub cannot be reached"
@@ -65,7 +65,8 @@ def test_cells_count_restarts_and_missing_data_is_reported(tmp_path, monkeypatch
 
 def test_memory_is_estimated_for_the_part_of_a_batch_computed_at_once():
     small, large, parts = (
-        estimate("", each, CPU) for each in (recipe(), recipe(batch=128), recipe(accumulate=2))
+        estimate("", recipe_, CPU)
+        for recipe_ in (recipe(), recipe(batch=128), recipe(accumulate=2))
     )
     assert 1.9 < large["activation_bytes"] / small["activation_bytes"] < 2.1
     assert 0.4 < parts["activation_bytes"] / small["activation_bytes"] < 0.6
@@ -77,8 +78,8 @@ def test_memory_includes_the_optimizer_and_the_weight_average():
     net = nn.Linear(9, 10)
     net.bias.requires_grad_(False)
     sgd, adamw, averaged = (
-        _state_bytes(net, each.pretrain)
-        for each in (recipe(), recipe(optimizer="adamw"), recipe(ema=0.9))
+        _state_bytes(net, recipe_.pretrain)
+        for recipe_ in (recipe(), recipe(optimizer="adamw"), recipe(ema=0.9))
     )
     assert sgd == 4 * (100 + 90 + 90)  # weights, gradients, momentum
     assert adamw == sgd + 4 * 90

@@ -34,8 +34,8 @@ TEXT = {
 }
 
 
-def table(given, tmp_path, seeds=(0,)):
-    recipe = parse(Located(given, {(): "tiny.yaml:1"}))
+def table(options, tmp_path, seeds=(0,)):
+    recipe = parse(Located(options, {(): "tiny.yaml:1"}))
     plan = Plan.of(Sweep(name="tiny", rows={"tiny": recipe}, seeds=seeds), tmp_path)
     failures = work([plan], Context(tmp_path, compute("cpu"), Reporter(quiet=True)))
     assert not failures, failures
@@ -44,14 +44,16 @@ def table(given, tmp_path, seeds=(0,)):
 
 def test_few_shot_on_images_starts_at_one_per_class(tmp_path, monkeypatch):
     monkeypatch.setenv("SSLRUN_CACHE", str(tmp_path))
-    made, plan, recipe = table(DIGITS, tmp_path, seeds=(0, 1))
-    assert made.columns == [
+    scores_table, plan, recipe = table(DIGITS, tmp_path, seeds=(0, 1))
+    assert scores_table.columns == [
         Column("digits", Labels(0.1)),
         Column("digits", Labels(1, per_class=True)),
         Column("digits", Labels(5, per_class=True)),
         Column("digits", Labels(25, per_class=True)),
     ]
-    scores = [made.cells[Row("tiny", "fewshot"), column] for column in made.columns[1:]]
+    scores = [
+        scores_table.cells[Row("tiny", "fewshot"), column] for column in scores_table.columns[1:]
+    ]
     means = [cell.mean for cell in scores]
     assert 25 < means[0] < means[1] < means[2]
     assert means[2] > 85
@@ -72,9 +74,9 @@ def test_adding_shots_does_not_change_existing_results(tmp_path):
 
 def test_few_shot_on_text_and_its_errors_for_unsuitable_tasks(tmp_path, monkeypatch):
     monkeypatch.setenv("SSLRUN_CACHE", str(tmp_path))
-    made, plan, _ = table(TEXT, tmp_path)
-    assert isinstance(made, Table)
-    assert made.columns == [Column("task", Labels(2, per_class=True))]
+    scores_table, plan, _ = table(TEXT, tmp_path)
+    assert isinstance(scores_table, Table)
+    assert scores_table.columns == [Column("task", Labels(2, per_class=True))]
     assert plan.cells[0][1].run.result["labelled"] == 4
     tagging = {
         **TEXT,

@@ -23,17 +23,17 @@ def folder(tmp_path, monkeypatch):
 
 
 def photos(folder, count=24, side=40, classes=("cats", "dogs")):
-    for at in range(count):
-        path = folder / "photos" / classes[at % len(classes)] / f"{at}.png"
+    for number in range(count):
+        path = folder / "photos" / classes[number % len(classes)] / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (side, side + at % 3), (at * 9, 255 - at * 9, 100)).save(path)
+        Image.new("RGB", (side, side + number % 3), (number * 9, 255 - number * 9, 100)).save(path)
     return folder / "photos"
 
 
 def reviews(folder, suffix, count=60, columns=("review", "label")):
     rows = [
-        {columns[0]: f"{WORDS[at % 2]} number {at}", columns[1]: ("pos", "neg")[at % 2]}
-        for at in range(count)
+        {columns[0]: f"{WORDS[number % 2]} number {number}", columns[1]: ("pos", "neg")[number % 2]}
+        for number in range(count)
     ]
     path = folder / f"reviews{suffix}"
     if suffix == ".jsonl":
@@ -119,10 +119,10 @@ def test_starter_recipes_without_user_data_download_nothing(folder, text):
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".parquet"])
 def test_tables_of_every_format_and_with_any_column_names_are_read(folder, suffix):
-    found = look_at(reviews(folder, suffix, columns=("what they wrote", "verdict")))
-    assert (found.count, found.classes) == (60, 2)
-    assert 'column: "what they wrote"' in found.data
-    assert "label: verdict" in found.task_data
+    layout = look_at(reviews(folder, suffix, columns=("what they wrote", "verdict")))
+    assert (layout.count, layout.classes) == (60, 2)
+    assert 'column: "what they wrote"' in layout.data
+    assert "label: verdict" in layout.task_data
     assert load(write_starter("mine", False, folder / f"reviews{suffix}")).evaluate
 
 
@@ -142,9 +142,9 @@ def test_data_without_labels_get_a_recipe_without_evaluations(folder):
 def test_a_table_that_lists_images_becomes_a_recipe(folder):
     photos(folder)
     rows = [
-        {"path": f"photos/{kind}/{at}.png", "label": kind}
-        for at in range(24)
-        for kind in [("cats", "dogs")[at % 2]]
+        {"path": f"photos/{kind}/{number}.png", "label": kind}
+        for number in range(24)
+        for kind in [("cats", "dogs")[number % 2]]
     ]
     with open(folder / "list.csv", "w", newline="") as file:
         writer = csv.DictWriter(file, ("path", "label"))

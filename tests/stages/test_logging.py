@@ -15,9 +15,9 @@ RECORDS = [{"step": 1, "loss": 2.5, "note": "not a number"}, {"step": 2, "loss":
 
 @pytest.fixture
 def run(tmp_path):
-    made = Run(tmp_path, "mine", "pretrain", {"seed": 0})
-    made.path.mkdir(parents=True)
-    return made
+    new_run = Run(tmp_path, "mine", "pretrain", {"seed": 0})
+    new_run.path.mkdir(parents=True)
+    return new_run
 
 
 def log_all(run, *to):
@@ -34,10 +34,10 @@ class Board:
     def __init__(self, refusal=None):
         self.refusal, self.logged, self.given, self.ended = refusal, [], {}, None
 
-    def init(self, **given):
+    def init(self, **arguments):
         if self.refusal:
             raise self.Error(self.refusal)
-        self.given = given
+        self.given = arguments
         return self
 
     def __enter__(self):
@@ -61,7 +61,10 @@ def test_tensorboard_receives_the_metrics(run):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     log_all(run, "tensorboard")
     events = accumulator.EventAccumulator(str(run.path / "tensorboard")).Reload()
-    assert [(each.step, each.value) for each in events.Scalars("loss")] == [(1, 2.5), (2, 1.5)]
+    assert [(scalar.step, scalar.value) for scalar in events.Scalars("loss")] == [
+        (1, 2.5),
+        (2, 1.5),
+    ]
     assert events.Tags()["scalars"] == ["loss", "knn"]
 
 

@@ -42,4 +42,4 @@ def test_a_resumed_run_evaluates_at_the_same_steps_as_an_uninterrupted_one(tmp_p
     records = [
         json.loads(line) for line in (job.run.path / "metrics.jsonl").read_text().splitlines()
     ]
-    assert [each["step"] for each in records if "knn" in each] == [18, 36, 54]
+    assert [record["step"] for record in records if "knn" in record] == [18, 36, 54]

@@ -17,7 +17,7 @@ NAME = "a-recipe-of-a-long-name · resnet18 · pretrain rotation · seed 0"
 def runs(tmp_path):
     """Return five runs: two pretraining runs and three probes."""
     stages = ["pretrain", "pretrain", "probe", "probe", "probe"]
-    return [Run(tmp_path, "few", stage, {"at": at}) for at, stage in enumerate(stages)]
+    return [Run(tmp_path, "few", stage, {"at": number}) for number, stage in enumerate(stages)]
 
 
 def finish(run, seconds):

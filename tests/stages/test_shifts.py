@@ -132,7 +132,7 @@ def test_every_protocol_scores_every_shift_without_changing_other_results(evalua
         }
     )
     for protocol, result in again.items():  # several severities report their mean
-        mean = sum(each["accuracy"] for each in result["shifts"].values()) / 2
+        mean = sum(value["accuracy"] for value in result["shifts"].values()) / 2
         assert shifted[protocol]["shifts"]["noise"]["accuracy"] == pytest.approx(mean)
 
 
@@ -210,7 +210,7 @@ def test_the_table_has_columns_for_each_shift_and_their_mean(evaluated, tmp_path
         for (row, column), cell in table.cells.items()
         if row.protocol == "probe"
     }
-    noise, turned = (each["accuracy"] for each in probe.shifts.values())
+    noise, turned = (part["accuracy"] for part in probe.shifts.values())
     assert cells == {
         "10 %": probe.test["accuracy"],
         "10 % · noise": noise,
@@ -218,36 +218,36 @@ def test_the_table_has_columns_for_each_shift_and_their_mean(evaluated, tmp_path
         "10 % · mean OOD": pytest.approx((noise + turned) / 2),
     }
     head = next(line for line in to_markdown(table).splitlines() if line.startswith("|"))
-    assert [each.strip() for each in head.split("|")[3:-1]] == ["ID", "noise", "turned", "mean OOD"]
+    assert [part.strip() for part in head.split("|")[3:-1]] == ["ID", "noise", "turned", "mean OOD"]
 
 
 def test_the_epoch_that_is_best_on_validation_is_kept(evaluated, monkeypatch):
     """Replace validation scores so that the second of four epochs is the best."""
-    seen, scores, honest = [], iter([30.0, 80.0, 80.0, 10.0]), CellBench.evaluate
+    states, scores, honest = [], iter([30.0, 80.0, 80.0, 10.0]), CellBench.evaluate
 
     def scripted(self, learner, split):
-        found = honest(self, learner, split)
+        metrics = honest(self, learner, split)
         if learner.training or split != "val" or self.cell.protocol != "finetune":
-            return found
+            return metrics
         if (score := next(scores, None)) is None:
-            return found
-        seen.append({name: each.clone() for name, each in learner.state_dict().items()})
-        return {**found, "accuracy": score}
+            return metrics
+        states.append({name: tensor.clone() for name, tensor in learner.state_dict().items()})
+        return {**metrics, "accuracy": score}
 
     monkeypatch.setattr(CellBench, "evaluate", scripted)
     kept = {}
     honest_test = Finetune.test
 
     def test(self, bench, learner):
-        kept.update({name: each.clone() for name, each in learner.state_dict().items()})
+        kept.update({name: tensor.clone() for name, tensor in learner.state_dict().items()})
         return honest_test(self, bench, learner)
 
     monkeypatch.setattr(Finetune, "test", test)
     digits = {**RECIPE["evaluate"]["digits"], "protocols": ["finetune"]}
     monkeypatch.setitem(RECIPE["evaluate"], "digits", digits)
     evaluated(finetune={**RECIPE["finetune"], "lr": 0.1})
-    assert len(seen) == 4
-    same = [all(torch.equal(kept[name], each[name]) for name in kept) for each in seen]
+    assert len(states) == 4
+    same = [all(torch.equal(kept[name], state[name]) for name in kept) for state in states]
     assert same == [False, True, False, False]  # ties: the earlier epoch
 
 
@@ -351,11 +351,11 @@ def test_distortion_is_zero_for_frozen_features_and_grows_with_changes(
     with pytest.raises(SystemExit) as exit:
         cli.main()
     assert exit.value.code == 0
-    told = json.loads(capsys.readouterr().out)
-    assert {each["shift"] or "ID": each["mean"] for each in told["cells"]} == far["finetune"][
+    table = json.loads(capsys.readouterr().out)
+    assert {cell["shift"] or "ID": cell["mean"] for cell in table["cells"]} == far["finetune"][
         "distortion"
     ]
-    assert {each["labels"] for each in told["cells"]} == {0.1}
+    assert {cell["labels"] for cell in table["cells"]} == {0.1}
 
 
 @pytest.mark.parametrize(

@@ -30,8 +30,8 @@ def weights(tmp_path):
     backbone = build_backbone("vit-tiny", VIT, ImageSpec(8))
     torch.nn.init.normal_(backbone.pos_embed)
     state = {
-        name: each.clone()
-        for name, each in backbone.state_dict().items()
+        name: tensor.clone()
+        for name, tensor in backbone.state_dict().items()
         if name not in ("mean", "std")
     }
     path = tmp_path / "vit.safetensors"
@@ -40,7 +40,7 @@ def weights(tmp_path):
 
 
 def plan(tmp_path, weights, size, protocol="finetune", normalised=True, **more):
-    given = {
+    options = {
         "name": "tiny",
         "backbone": {"name": "vit-tiny", **VIT},
         "data": {"name": "digits", "size": 8},
@@ -50,7 +50,7 @@ def plan(tmp_path, weights, size, protocol="finetune", normalised=True, **more):
         **more,
     }
     return Plan.of(
-        Sweep(name="tiny", rows={"tiny": parse(Located(given, {(): "tiny.yaml:1"}))}),
+        Sweep(name="tiny", rows={"tiny": parse(Located(options, {(): "tiny.yaml:1"}))}),
         tmp_path / "runs",
     )
 
@@ -64,13 +64,15 @@ def done(planned, tmp_path):
 
 def test_positions_are_interpolated_once_and_then_learn_at_the_new_size(tmp_path, weights):
     cell = done(plan(tmp_path, weights, 24), tmp_path)
-    tuned, given = load_file(cell.run.path / "backbone.safetensors"), load_file(weights)
+    tuned, original = load_file(cell.run.path / "backbone.safetensors"), load_file(weights)
     assert tuned["pos_embed"].shape == (1, 1 + 6 * 6, 16)
-    torch.testing.assert_close(tuned["pos_embed"][:, :1], given["pos_embed"][:, :1])
+    torch.testing.assert_close(tuned["pos_embed"][:, :1], original["pos_embed"][:, :1])
     torch.testing.assert_close(
-        tuned["pos_embed"][:, 1:], interpolated(given["pos_embed"][:, 1:], 2, 6, 6)
+        tuned["pos_embed"][:, 1:], interpolated(original["pos_embed"][:, 1:], 2, 6, 6)
     )
-    torch.testing.assert_close(tuned["patch_embed.proj.weight"], given["patch_embed.proj.weight"])
+    torch.testing.assert_close(
+        tuned["patch_embed.proj.weight"], original["patch_embed.proj.weight"]
+    )
     assert tuned["mean"].tolist() == tuned["std"].tolist() == HALF
     assert cell.run.result["pretext"] == "vit.safetensors"
     assert json.loads((cell.run.path / "identity.json").read_text())["origin"]["mean"] == HALF
@@ -79,14 +81,16 @@ def test_positions_are_interpolated_once_and_then_learn_at_the_new_size(tmp_path
 def test_features_use_the_weights_and_normalization_of_the_file(tmp_path, weights):
     ((_, cell),) = plan(tmp_path, weights, 8, "knn").cells
     bench = CellBench(cell, Context(tmp_path, compute("cpu")))
-    found = bench.backbone().eval()
+    backbone_ = bench.backbone().eval()
     bare = build_backbone("vit-tiny", VIT, ImageSpec(8)).eval()
-    state = {name: each for name, each in load_file(weights).items() if not name.startswith("head")}
+    state = {
+        name: tensor for name, tensor in load_file(weights).items() if not name.startswith("head")
+    }
     bare.load_state_dict(state, strict=False)
     bare.mean.zero_()
     bare.std.fill_(1.0)
     images = bench.task.inputs(Batch(bench.examples("test").inputs[:5], None))
-    torch.testing.assert_close(found(images).pooled, bare(2 * images - 1).pooled)
+    torch.testing.assert_close(backbone_(images).pooled, bare(2 * images - 1).pooled)
     assert plan(tmp_path, weights, 8, "knn", normalised=False).cells[0][1].run.hash != cell.run.hash
 
 

@@ -101,17 +101,17 @@ def test_resumed_run_equals_one_never_stopped_bit_for_bit(optimizer, tmp_path):
 
 
 def test_each_epoch_visits_every_example_once_in_a_new_order():
-    seen = []
+    visited = []
 
     class Recorder(Toy):
         def views(self, batch, generator):
-            seen.append(batch.inputs[:, 0, 0, 0])
+            visited.append(batch.inputs[:, 0, 0, 0])
             return super().views(batch, generator)
 
     data = examples(40)
     data.inputs[:, 0, 0, 0] = torch.arange(40)
     list(train(Training(Recorder(), Schedule(epochs=2, batch=8, lr=0.1), CPU), data, 0))
-    first, second = torch.cat(seen[:5]), torch.cat(seen[5:])
+    first, second = torch.cat(visited[:5]), torch.cat(visited[5:])
     assert first.sort().values.tolist() == second.sort().values.tolist() == list(range(40))
     assert not torch.equal(first, second)
 
@@ -135,20 +135,20 @@ def test_batches_group_similar_lengths_and_epochs_visit_all_examples():
             sum(len(each) * int(lengths[each].max()) for each in batches) / int(lengths.sum()) / 2
         )
 
-    found, plain = epochs(True), epochs(False)
+    grouped, plain = epochs(True), epochs(False)
     assert (
-        torch.cat(found[:125]).sort().values.tolist()
-        == torch.cat(found[125:]).sort().values.tolist()
+        torch.cat(grouped[:125]).sort().values.tolist()
+        == torch.cat(grouped[125:]).sort().values.tolist()
         == [*range(2000)]
     )
-    assert padded(found) < 1.05 < 1.5 < padded(plain)
-    means = torch.tensor([lengths[each].float().mean() for each in found[:125]])
+    assert padded(grouped) < 1.05 < 1.5 < padded(plain)
+    means = torch.tensor([lengths[each].float().mean() for each in grouped[:125]])
     assert means[:60].mean().item() == pytest.approx(
         means[60:].mean().item(), rel=0.2
     )  # short and long batches alternate
-    assert not torch.equal(found[0], found[125])
+    assert not torch.equal(grouped[0], grouped[125])
     rest = list(indices(ragged, Schedule(epochs=2, batch=16, lr=0.1), 0, 130, 250))
-    assert all(torch.equal(a, b) for a, b in zip(rest, found[130:], strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(rest, grouped[130:], strict=True))
     parts = list(indices(ragged, Schedule(epochs=2, batch=400, accumulate=4, lr=0.1), 0, 0, 4))
     for batch in zip(
         *[iter(parts)] * 4, strict=True
@@ -166,8 +166,8 @@ def test_lengths_are_not_read_at_every_step():
             asked.append(len(self))
             return torch.arange(len(self))
 
-    given = examples()
-    ragged = Ragged(given.inputs, given.labels, given.classes, given.spec)
+    data = examples()
+    ragged = Ragged(data.inputs, data.labels, data.classes, data.spec)
     list(train(Training(Toy(), Schedule(steps=12, batch=10, lr=0.1), CPU), ragged, 0))
     assert len(asked) <= 2
 
@@ -238,14 +238,18 @@ def test_lars_equals_its_formula_and_skips_vectors():
 def test_vectors_have_no_decay_and_layers_near_the_input_lower_rates():
     toy = Toy()
     options = Schedule(steps=1, weight_decay=0.3, layer_decay=0.5)
-    (made,) = optimizers(toy, options, toy.layers())
-    of = {id(each): group for group in made.param_groups for each in group["params"]}
-    assert of[id(toy.backbone[0].weight)]["lr_scale"] == 0.25
-    assert of[id(toy.backbone[4].weight)]["lr_scale"] == 0.5
-    assert of[id(toy.head.weight)]["lr_scale"] == 1.0
-    assert of[id(toy.head.weight)]["weight_decay"] == 0.3
+    (optimizer,) = optimizers(toy, options, toy.layers())
+    group_of = {
+        id(parameter): group for group in optimizer.param_groups for parameter in group["params"]
+    }
+    assert group_of[id(toy.backbone[0].weight)]["lr_scale"] == 0.25
+    assert group_of[id(toy.backbone[4].weight)]["lr_scale"] == 0.5
+    assert group_of[id(toy.head.weight)]["lr_scale"] == 1.0
+    assert group_of[id(toy.head.weight)]["weight_decay"] == 0.3
     assert (
-        of[id(toy.head.bias)]["weight_decay"] == of[id(toy.backbone[1].weight)]["weight_decay"] == 0
+        group_of[id(toy.head.bias)]["weight_decay"]
+        == group_of[id(toy.backbone[1].weight)]["weight_decay"]
+        == 0
     )
 
 
@@ -257,9 +261,9 @@ def test_a_loss_that_is_not_finite_is_named_with_its_step():
     assert training.step == 3
 
 
-def spoil_gradient(training, at):
+def spoil_gradient(training, step):
     def spoiled(gradient):
-        return gradient * (torch.nan if training.step + 1 == at else 1.0)
+        return gradient * (torch.nan if training.step + 1 == step else 1.0)
 
     training.learner.head.weight.register_hook(spoiled)
 
@@ -273,7 +277,7 @@ def test_a_gradient_that_is_not_finite_is_named_before_it_spoils_the_weights(cli
     ):
         list(train(training, examples(), 0))
     assert training.step == 3
-    assert all(each.isfinite().all() for each in training.learner.parameters())
+    assert all(parameter.isfinite().all() for parameter in training.learner.parameters())
 
 
 def test_with_rare_checks_the_first_bad_step_is_still_named():
@@ -295,7 +299,7 @@ def test_a_batch_larger_than_the_data_is_an_error():
 
 
 @pytest.mark.parametrize(
-    ("batch", "parts", "devices", "labels", "found"),
+    ("batch", "parts", "devices", "labels", "expected"),
     [
         (128, 1, 1, 200, (128, 1)),
         (128, 1, 1, 13, (13, 1)),
@@ -306,11 +310,11 @@ def test_a_batch_larger_than_the_data_is_an_error():
     ],
 )
 def test_a_batch_is_capped_at_the_data_and_split_evenly_over_devices(
-    batch, parts, devices, labels, found, monkeypatch
+    batch, parts, devices, labels, expected, monkeypatch
 ):
     monkeypatch.setattr("sslrun.training.schedule.distributed.world_size", lambda: devices)
     schedule = Schedule(epochs=1, batch=batch, accumulate=parts).within(labels)
-    assert (schedule.batch, schedule.accumulate) == found
+    assert (schedule.batch, schedule.accumulate) == expected
 
 
 @pytest.mark.parametrize(
@@ -336,7 +340,7 @@ def test_out_of_memory_says_what_to_lower(error, batch, parts, remedy, monkeypat
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("options", "message"),
     [
         ({}, "either epochs or steps"),
         (
@@ -347,9 +351,9 @@ def test_out_of_memory_says_what_to_lower(error, batch, parts, remedy, monkeypat
         ({"steps": 1, "schedule": "step"}, "milestones go together"),
     ],
 )
-def test_invalid_schedules_are_rejected(given, message):
+def test_invalid_schedules_are_rejected(options, message):
     with pytest.raises(ValueError, match=message):
-        Schedule(**given)
+        Schedule(**options)
 
 
 def test_a_damaged_checkpoint_is_skipped(tmp_path):

@@ -48,7 +48,8 @@ def test_the_lstm_token_by_token_equals_the_whole_lstm():
     torch.testing.assert_close(stepwise(batch).tokens, fused(batch).tokens)
     stepwise(batch).tokens.square().sum().backward()
     assert all(
-        each.grad is not None and each.grad.abs().sum() > 0 for each in stepwise.ahead.parameters()
+        parameter.grad is not None and parameter.grad.abs().sum() > 0
+        for parameter in stepwise.ahead.parameters()
     )
 
 
@@ -62,8 +63,8 @@ def test_tokens_to_the_right_change_only_the_masked_guess():
         torch.testing.assert_close(near, far)  # out of reach for both
         near, far = (guesses(model(row), each, None, cpu) for each in (guess, changed))
         assert torch.allclose(near, far) == (row == "left to right")
-        told = guesses(model(row), guess, 0, cpu)
-        assert torch.allclose(told, near, atol=1e-5) == (row == "left to right")
+        predicted = guesses(model(row), guess, 0, cpu)
+        assert torch.allclose(predicted, near, atol=1e-5) == (row == "left to right")
         torch.testing.assert_close(near.exp().sum(1), torch.ones(4))
 
 
@@ -71,12 +72,12 @@ def test_half_of_the_texts_are_truncated_at_the_mask():
     pretext = model("masked")
     assert isinstance(pretext, TruncatedMlm)
     masked = pretext.views(Batch(tokens(400), None), torch.Generator().manual_seed(0))
-    seen = masked.tokens.real.sum(dim=1)
-    assert 0.4 < (seen < 12).float().mean() < 0.6
-    assert seen.min() >= 2
+    lengths = masked.tokens.real.sum(dim=1)
+    assert 0.4 < (lengths < 12).float().mean() < 0.6
+    assert lengths.min() >= 2
     chosen = masked.targets >= 0
     assert chosen.any(dim=1).all()
-    assert (masked.places < seen[:, None])[chosen].all()
+    assert (masked.places < lengths[:, None])[chosen].all()
 
 
 def test_entropy_of_uniform_and_certain_guesses():

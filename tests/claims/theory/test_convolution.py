@@ -53,15 +53,15 @@ def test_convolve_equals_conv2d():
 
 
 def test_the_error_falls_as_exp_of_minus_alpha_and_stays_under_the_bound():
-    found = errors([5, 10, 15, 20, 25, 46, math.inf])
+    errors_by_alpha = errors([5, 10, 15, 20, 25, 46, math.inf])
     for what in ("inside", "whole, border repeated", "whole, zero padding"):
-        logs = [math.log(found[alpha][what]) for alpha in (10, 15, 20, 25)]
+        logs = [math.log(errors_by_alpha[alpha][what]) for alpha in (10, 15, 20, 25)]
         slopes = [(b - a) / 5 for a, b in itertools.pairwise(logs)]
         assert slopes == pytest.approx([-1] * 3, abs=0.02)
-        assert all(row[what] <= row["bound"] + EXACT for row in found.values())
-        assert found[46][what] < EXACT
-        assert found[math.inf][what] < EXACT
-    assert found[5]["inside"] > 0.05  # soft attention differs from the convolution
+        assert all(row[what] <= row["bound"] + EXACT for row in errors_by_alpha.values())
+        assert errors_by_alpha[46][what] < EXACT
+        assert errors_by_alpha[math.inf][what] < EXACT
+    assert errors_by_alpha[5]["inside"] > 0.05  # soft attention differs from the convolution
 
 
 def test_the_border_is_repeated_and_not_zero():
@@ -91,10 +91,10 @@ def test_attention_is_a_distribution_centered_at_its_shift():
 def test_sslruns_own_attention_equals_the_convolution_too(kernel, channels, out):
     x, weight, bias = random_case(kernel, size=8, channels=channels, out=out)
     layer = block(weight, bias, alpha=60.0)
-    made = layer(tokens(x, layer.proj.in_features)).transpose(1, 2)
-    image = made[:, :out].unflatten(-1, (8, 8))
+    outputs = layer(tokens(x, layer.proj.in_features)).transpose(1, 2)
+    image = outputs[:, :out].unflatten(-1, (8, 8))
     assert (image - convolve(x, weight, bias, "replicate")).abs().max() < 1e-12
-    assert not made[:, out:].any()
+    assert not outputs[:, out:].any()
     soft = block(weight, bias, alpha=1.0)
     same = attend(x, weight, bias, 1.0, "replicate")
     assert (
@@ -110,8 +110,8 @@ def test_sslruns_own_attention_needs_more_than_one_pixel():
 
 
 def test_the_table_has_a_row_for_each_alpha():
-    made = table(alphas=(1, 40, math.inf), seeds=(0, 1))
-    assert [row.name for row in made.rows] == ["alpha 1", "alpha 40", "hard attention"]
-    assert "e-1" in to_markdown(made)
+    table_ = table(alphas=(1, 40, math.inf), seeds=(0, 1))
+    assert [row.name for row in table_.rows] == ["alpha 1", "alpha 40", "hard attention"]
+    assert "e-1" in to_markdown(table_)
     x, weight, _ = random_case()
     assert bound(x, weight, 2, "replicate") > bound(x, weight, 3, "replicate")

@@ -33,25 +33,25 @@ def plane(degrees, head):
 @pytest.mark.parametrize(("degrees", "head"), [(30, 0.1), (45, 2.0), (60, 0.5), (60, -1.5)])
 def test_in_two_dimensions_fine_tuning_ends_at_the_conserved_quantitys_solution(degrees, head):
     # v² - b² stays v0² - cos², and at the end v b = cos: a quadratic equation for v².
-    found = plane(degrees, head)
-    cosine, sine = found.truth.features[0]
+    case = plane(degrees, head)
+    cosine, sine = case.truth.features[0]
     constant = head**2 - cosine**2
     end = ((constant + (constant**2 + 4 * cosine**2) ** 0.5) / 2) ** 0.5
     end *= np.sign(head) if constant > 0 else 1
-    tuned = flow(found, found.start).end
+    tuned = flow(case, case.start).end
     assert tuned.head[0] == pytest.approx(end, abs=1e-8)
-    assert found.error_ood(tuned) == pytest.approx(sine**2 * (1 - end) ** 2, abs=1e-8)
-    assert found.error_ood(probe(found)) < 1e-28
+    assert case.error_ood(tuned) == pytest.approx(sine**2 * (1 - end) ** 2, abs=1e-8)
+    assert case.error_ood(probe(case)) < 1e-28
 
 
 def test_the_flow_is_the_limit_of_gradient_descent():
-    found = problem(0.1)
-    end = flow(found, found.start).end
+    case = problem(0.1)
+    end = flow(case, case.start).end
     gaps = []
     for lr in (0.02, 0.01, 0.005):
-        features, head = found.start.features.copy(), found.start.head.copy()
+        features, head = case.start.features.copy(), case.start.head.copy()
         for _ in range(round(60 / lr)):
-            slope = 2 * found.moment @ (features.T @ head - found.truth.weight)
+            slope = 2 * case.moment @ (features.T @ head - case.truth.weight)
             features, head = features - lr * np.outer(head, slope), head - lr * features @ slope
         gaps.append(np.abs(features.T @ head - end.weight).max())
     assert gaps[0] < 0.05
@@ -59,14 +59,14 @@ def test_the_flow_is_the_limit_of_gradient_descent():
 
 
 def test_features_of_inputs_orthogonal_to_the_examples_never_change():
-    found = problem(0.3)
-    for way in (flow(found, found.start), flow(found, probe(found))):
-        in_span, orthogonal = found.feature_change(way.end)
+    case = problem(0.3)
+    for way in (flow(case, case.start), flow(case, probe(case))):
+        in_span, orthogonal = case.feature_change(way.end)
         assert in_span > 1e-3
         assert orthogonal < 1e-13
     # Equal to the bit if the span consists of axes: the gradient's other entries are exact zeros.
     examples = np.random.default_rng(0).standard_normal((24, 30)) * (np.arange(30) < 12)
-    axes = Problem(examples, found.truth, found.start)
+    axes = Problem(examples, case.truth, case.start)
     end = flow(axes, axes.start).end
     assert np.array_equal(end.features[:, 12:], axes.start.features[:, 12:])
     assert not np.array_equal(end.features[:, :12], axes.start.features[:, :12])
@@ -74,41 +74,41 @@ def test_features_of_inputs_orthogonal_to_the_examples_never_change():
 
 @pytest.mark.parametrize("noise", [0.0, 0.5])
 def test_the_flow_conserves_the_balance_and_fits_the_examples(noise):
-    found = problem(noise)
-    way = flow(found, found.start)
+    case = problem(noise)
+    way = flow(case, case.start)
     assert way.drift < 1e-9
-    assert np.abs(way.end.head - found.start.head).max() > 0.1
-    assert np.mean((found.examples @ (way.end.weight - found.truth.weight)) ** 2) < 2e-20
-    assert found.error_id(way.end) < 1e-16
+    assert np.abs(way.end.head - case.start.head).max() > 0.1
+    assert np.mean((case.examples @ (way.end.weight - case.truth.weight)) ** 2) < 2e-20
+    assert case.error_id(way.end) < 1e-16
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_perfect_features_up_to_a_rotation(seed):
-    found = problem(seed=seed)
-    assert not np.allclose(found.start.features, found.truth.features, atol=0.1)
-    assert found.feature_error < 1e-13
-    ways = learn(found)
-    assert found.error_ood(ways["LP"].end) < 1e-25
-    assert max(found.error_ood(each) for each in ways["LP-FT"].networks) < 1e-25
-    assert found.bound > 1e-4
-    assert min(found.error_ood(each) for each in ways["FT"].networks) > found.bound
-    assert found.feature_change(ways["LP"].end) == (0, 0)
+    case = problem(seed=seed)
+    assert not np.allclose(case.start.features, case.truth.features, atol=0.1)
+    assert case.feature_error < 1e-13
+    ways = learn(case)
+    assert case.error_ood(ways["LP"].end) < 1e-25
+    assert max(case.error_ood(network) for network in ways["LP-FT"].networks) < 1e-25
+    assert case.bound > 1e-4
+    assert min(case.error_ood(network) for network in ways["FT"].networks) > case.bound
+    assert case.feature_change(ways["LP"].end) == (0, 0)
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_the_bound_holds_at_all_times_also_near_perfect_features(seed):
-    found = problem(0.005, seed)
-    assert 0 < found.feature_error < 0.02
-    assert 0 < found.bound < problem(0.0, seed).bound * 1.01
-    assert min(found.error_ood(each) for each in flow(found, found.start).networks) > found.bound
+    case = problem(0.005, seed)
+    assert 0 < case.feature_error < 0.02
+    assert 0 < case.bound < problem(0.0, seed).bound * 1.01
+    assert min(case.error_ood(network) for network in flow(case, case.start).networks) > case.bound
 
 
 def test_the_bound_equals_the_theorems_formula():
     # cos(theta) is between the feature and (0, 1); k = 1, |w*| = 1, phi² = 1 - 0.1².
-    found = plane(30, 0.1)
+    case = plane(30, 0.1)
     phi = 0.99**0.5
-    assert found.head_error == pytest.approx(phi)
-    assert found.bound == pytest.approx((0.5 * min(phi, phi**2) / 4) ** 2)
+    assert case.head_error == pytest.approx(phi)
+    assert case.bound == pytest.approx((0.5 * min(phi, phi**2) / 4) ** 2)
     # Two features at 30 and 60 degrees to the span of the first two axes: the sine of the nearer
     # one counts.
     truth, head = np.array([[0.75**0.5, 0, 0.5, 0], [0, 0.5, 0, 0.75**0.5]]), np.array([0.6, 0.8])
@@ -128,22 +128,24 @@ def test_the_bound_equals_the_theorems_formula():
 
 
 def test_the_table_agrees_with_the_paper():
-    made = table(
+    results = table(
         seeds=range(3), noise={"good": 0.1}, dimensions=30, features=4, span=12, examples=24
     )
-    assert [row.protocol for row in made.rows] == ["LP", "FT", "LP-FT"]
+    assert [row.protocol for row in results.rows] == ["LP", "FT", "LP-FT"]
     ood, identical = (Column(metric=Metric(name)) for name in ("OOD error", "ID error"))
     worse = Inequality((Row("good", "FT"), ood), (Row("good", "LP"), ood))
     assert all(
-        made.cells[worse.greater].values[seed] > made.cells[worse.lesser].values[seed]
+        results.cells[worse.greater].values[seed] > results.cells[worse.lesser].values[seed]
         for seed in ("0", "1", "2")
     )
     assert (
-        made.cells[Row("good", "LP"), identical].mean
-        > 1e3 * made.cells[Row("good", "FT"), identical].mean
+        results.cells[Row("good", "LP"), identical].mean
+        > 1e3 * results.cells[Row("good", "FT"), identical].mean
     )
-    assert made.cells[Row("good", "LP-FT"), ood].mean < made.cells[Row("good", "LP"), ood].mean
-    assert "conserves, drifted by at most" in to_markdown(made)
+    assert (
+        results.cells[Row("good", "LP-FT"), ood].mean < results.cells[Row("good", "LP"), ood].mean
+    )
+    assert "conserves, drifted by at most" in to_markdown(results)
 
 
 def test_a_flow_that_does_not_converge_is_an_error(monkeypatch):

@@ -64,9 +64,9 @@ def test_jitter_equals_torchvisions_in_the_drawn_order(images, generator):
         reference.adjust_saturation,
     ]
 
-    def one(image, at, values, others):
+    def one(image, position, values, others):
         names = list(others)
-        names.insert(at // 12, 3)
+        names.insert(position // 12, 3)
         for name in names:
             image = [*functions, reference.adjust_hue][name](image, values[name])
         return image
@@ -86,18 +86,18 @@ def test_blur(images, generator, kernel):
     torch.testing.assert_close(
         augment.gaussian_blur(images, sigma, kernel), expected, atol=1e-6, rtol=0
     )
-    nobody = torch.zeros(48, dtype=torch.bool)
-    torch.testing.assert_close(augment.gaussian_blur(images, sigma, kernel, nobody), images)
+    none = torch.zeros(48, dtype=torch.bool)
+    torch.testing.assert_close(augment.gaussian_blur(images, sigma, kernel, none), images)
 
 
 def test_gray_solarize_and_flip_apply_to_drawn_images_only(images):
     mask = torch.arange(48) % 2 == 0
-    for ours, theirs in (
+    for ours, expected in (
         (augment.grayscale(images, mask), lambda x: reference.rgb_to_grayscale(x, 3)),
         (augment.solarize(images, 0.5, mask), lambda x: reference.solarize(x, 0.5)),
         (augment.flip(images, mask), reference.hflip),
     ):
-        torch.testing.assert_close(ours[mask], each(theirs, images[mask]))
+        torch.testing.assert_close(ours[mask], each(expected, images[mask]))
         assert torch.equal(ours[~mask], images[~mask])
 
 
@@ -126,10 +126,10 @@ def test_crops_have_the_distribution_of_torchvisions(generator):
     ours = augment.crop_boxes(4000, 40, 24, (0.2, 1.0), (3 / 4, 4 / 3), generator).float()
     image = torch.empty(3, 40, 24)
     draws = [RandomResizedCrop.get_params(image, [0.2, 1.0], [3 / 4, 4 / 3]) for _ in range(4000)]
-    theirs = torch.tensor(draws).float()
+    expected = torch.tensor(draws).float()
     assert (ours[:, :2] + ours[:, 2:]).amax(dim=0).tolist() == [40, 24]
     for statistic in (torch.mean, torch.std):
-        torch.testing.assert_close(statistic(ours, 0), statistic(theirs, 0), rtol=0.05, atol=0.3)
+        torch.testing.assert_close(statistic(ours, 0), statistic(expected, 0), rtol=0.05, atol=0.3)
 
 
 def test_orders_of_the_jitter_are_equally_likely(generator):

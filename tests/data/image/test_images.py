@@ -55,7 +55,7 @@ def coloured(count, side=8):
 
 
 def memory(pixels):
-    return Memory([encoded(Image.fromarray(each)) for each in pixels])
+    return Memory([encoded(Image.fromarray(pixel)) for pixel in pixels])
 
 
 @pytest.fixture(autouse=True)
@@ -260,17 +260,17 @@ def test_unwritable_cache_names_the_remedy(tmp_path, monkeypatch):
 def test_two_concurrent_loads_decode_once():
     images = memory(coloured(300))
     threads = [threading.Thread(target=load, args=(images,)) for _ in range(2)]
-    for each in threads:
-        each.start()
-    for each in threads:
-        each.join()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
     assert images.reads <= 300 + 2  # plus the header of the first image, which both read
 
 
 def test_progress_counts_to_the_end():
-    seen = []
-    load(memory(coloured(600, side=2)), progress=lambda *told: seen.append(told))
-    assert seen == [("set-train", 256, 600), ("set-train", 512, 600), ("set-train", 600, 600)]
+    calls = []
+    load(memory(coloured(600, side=2)), progress=lambda *arguments: calls.append(arguments))
+    assert calls == [("set-train", 256, 600), ("set-train", 512, 600), ("set-train", 600, 600)]
 
 
 def test_workers_follow_the_environment(monkeypatch):

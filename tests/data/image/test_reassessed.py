@@ -118,14 +118,14 @@ def test_invalid_label_files_are_errors(place, text, words):
 def test_real_and_imagenet_labels_are_scored_in_one_run(place):
     folders(place / "sets/imagenet-1k")
     data = {"name": "imagenet-1k", "size": 8, "real": str(place / "real.json")}
-    given = {
+    options = {
         "name": "tiny",
         "backbone": "pixels",
         "data": data,
         "probe": {"l2_count": 1, "l2_min": 0.001},
         "evaluate": {"imagenet-1k": {"protocols": ["probe", "knn"]}},
     }
-    recipe = parse(Located(given, {(): "tiny.yaml:1"}))
+    recipe = parse(Located(options, {(): "tiny.yaml:1"}))
     plan = Plan.of(Sweep(name="tiny", rows={"Ours-I21k (ViT-L/16)": recipe}), place / "runs")
     assert not work([plan], Context(Path(place / "runs"), compute("cpu"), Reporter(quiet=True)))
     table = plan.table()
@@ -134,5 +134,5 @@ def test_real_and_imagenet_labels_are_scored_in_one_run(place):
         row = Row("Ours-I21k (ViT-L/16)", protocol)
         assert table.cells[row, Column("imagenet-1k", Labels(1.0))].mean == 100
         assert table.cells[row, Column("imagenet-1k ReaL", Labels(1.0))].mean == 50
-    made = compare(table, published("vit_table2"))
-    assert {pair.value for pair in made.pairs} == {85.3, 88.62}
+    comparison = compare(table, published("vit_table2"))
+    assert {pair.value for pair in comparison.pairs} == {85.3, 88.62}

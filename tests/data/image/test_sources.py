@@ -25,13 +25,13 @@ from sslrun.errors import UserError
 @pytest.fixture(autouse=True)
 def places(tmp_path, monkeypatch):
     """Hide all data except a test's own, in an empty working directory."""
-    given = os.environ.get("SSLRUN_DATA")
+    folder = os.environ.get("SSLRUN_DATA")
     monkeypatch.delenv("SSLRUN_DATA", raising=False)
     monkeypatch.setenv("SSLRUN_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("SSLRUN_WORKERS", "1")
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    return given
+    return folder
 
 
 def source(name, **options):
@@ -45,7 +45,7 @@ def pixels(count, side=8, seed=0):
 
 def table(count, seed=0, label="label", image="image", names=("cat", "dog"), **columns):
     """Return images and labels as a table of `datasets`."""
-    rows = {image: [Image.fromarray(each) for each in pixels(count, seed=seed)], **columns}
+    rows = {image: [Image.fromarray(pixel) for pixel in pixels(count, seed=seed)], **columns}
     types = {image: datasets.Image(), **{name: datasets.Value("int64") for name in columns}}
     if label:
         rows[label] = [index % len(names) for index in range(count)]
@@ -55,8 +55,8 @@ def table(count, seed=0, label="label", image="image", names=("cat", "dog"), **c
 
 def write(root, **splits):
     root.mkdir(parents=True, exist_ok=True)
-    for split, each in splits.items():
-        each.to_parquet(str(root / f"{split}.parquet"))
+    for split, table_ in splits.items():
+        table_.to_parquet(str(root / f"{split}.parquet"))
 
 
 def image_folder(root, **counts):
@@ -65,8 +65,8 @@ def image_folder(root, **counts):
         for name, extra in (("cat", 0), ("dog", 1)):
             folder = root / split / name
             folder.mkdir(parents=True)
-            for index, each in enumerate(pixels(count + extra, seed=extra)):
-                Image.fromarray(each).save(folder / f"{index}.png")
+            for index, image_array in enumerate(pixels(count + extra, seed=extra)):
+                Image.fromarray(image_array).save(folder / f"{index}.png")
 
 
 def equal(examples, expected):
@@ -92,9 +92,9 @@ def test_a_published_set_is_read_from_sslrun_data(tmp_path, monkeypatch):
 
 def test_a_published_set_is_read_from_folders_in_its_own_size():
     image_folder(Path("data/imagenette"), train=3, val=1)
-    found = source("imagenette")
-    assert found.splits == ("train", "test")
-    assert found.load("train").inputs.shape == (7, 3, 160, 160)
+    imagenette = source("imagenette")
+    assert imagenette.splits == ("train", "test")
+    assert imagenette.load("train").inputs.shape == (7, 3, 160, 160)
     assert source("imagenette", size=8).load("test").labels.tolist() == [0, 1, 1]
 
 
@@ -139,12 +139,12 @@ def test_cards_are_complete_and_described(monkeypatch, tmp_path):
         assert source(name).name == name
     monkeypatch.setenv("SSLRUN_DATA", str(tmp_path))
     (tmp_path / "stl10").mkdir()
-    told = sources["stl10"].describe()
-    assert told["hub"] == "https://huggingface.co/datasets/jxie/stl10"
-    assert told["splits"] == "train 5,000, test 8,000, unlabeled 100,000"
-    assert "stored at" not in told
+    card = sources["stl10"].describe()
+    assert card["hub"] == "https://huggingface.co/datasets/jxie/stl10"
+    assert card["splits"] == "train 5,000, test 8,000, unlabeled 100,000"
+    assert "stored at" not in card
     assert sources["imagenet-1k"].describe()["stored at"] == "256x256, unless size says otherwise"
-    assert told["searched"].startswith(
+    assert card["searched"].startswith(
         f"found at {tmp_path}/stl10, not found at data/stl10; then the hub"
     )
 
@@ -263,7 +263,7 @@ def test_a_gated_set_explains_how_to_get_access(monkeypatch):
 
 
 def test_a_plain_label_column_has_the_classes_of_train(hub):
-    rows = [Image.fromarray(each) for each in pixels(4)]
+    rows = [Image.fromarray(pixel) for pixel in pixels(4)]
     features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("string")})
 
     def make(*labels):
@@ -293,9 +293,9 @@ def test_parquet_without_declared_types_in_one_or_several_files(tmp_path):
     plain = table(6).with_format("arrow")[:].replace_schema_metadata(None)
     parquet.write_table(plain.slice(0, 4), tmp_path / "train-00000-of-00002.parquet")
     parquet.write_table(plain.slice(4), tmp_path / "train-00001-of-00002.parquet")
-    found = source("parquet", path=tmp_path)
-    assert found.splits == ("train",)
-    train = found.load("train")
+    loaded = source("parquet", path=tmp_path)
+    assert loaded.splits == ("train",)
+    train = loaded.load("train")
     assert equal(train, pixels(6))
     assert train.labels.tolist() == [0, 1] * 3
     assert train.classes == ("0", "1")
@@ -367,13 +367,13 @@ def test_new_class_renumbers_the_cached_test_split(tmp_path):
 def test_folder_of_classes_alone_has_a_test_split_carved(tmp_path):
     image_folder(tmp_path, pets=8)
     splits = load_splits("folder", sources["folder"].Options(path=tmp_path / "pets"))
-    assert [len(each) for each in (splits.train, splits.val, splits.test)] == [11, 2, 4]
+    assert [len(examples) for examples in (splits.train, splits.val, splits.test)] == [11, 2, 4]
     assert set(splits.test.labels.tolist()) == {0, 1}
 
 
 def test_flat_folder_has_no_labels(tmp_path):
-    for index, each in enumerate(pixels(6)):
-        Image.fromarray(each).save(tmp_path / f"{index}.png")
+    for index, image in enumerate(pixels(6)):
+        Image.fromarray(image).save(tmp_path / f"{index}.png")
     (tmp_path / "notes.txt").write_text("not an image")
     train = source("folder", path=tmp_path).load("train")
     assert train.labels is None
@@ -392,8 +392,8 @@ def test_invalid_folders_are_errors(tmp_path):
         UserError, match=r"test/elk/0.png: not in the folder of a class \(cat, dog\)"
     ):
         source("folder", path=tmp_path / "pets").load("test")
-    for each in (tmp_path / "pets" / "train" / "dog").iterdir():
-        each.unlink()
+    for path in (tmp_path / "pets" / "train" / "dog").iterdir():
+        path.unlink()
     with pytest.raises(UserError, match=r"train: has only one class, 'cat'.*go without labels"):
         source("folder", path=tmp_path / "pets").load("train")
 
@@ -529,8 +529,8 @@ def test_csv_with_tabs_byte_order_mark_blank_lines_and_absolute_paths(tmp_path):
     ],
 )
 def test_csv_errors_name_the_line(tmp_path, text, options, message):
-    for index, each in enumerate(pixels(3)):
-        Image.fromarray(each).save(tmp_path / f"{index}.png")
+    for index, image in enumerate(pixels(3)):
+        Image.fromarray(image).save(tmp_path / f"{index}.png")
     file = tmp_path / "photos.csv"
     file.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(UserError, match=f"^{re.escape(str(file))}{message}") as error:
@@ -599,11 +599,11 @@ def test_npz_with_and_without_splits(tmp_path):
         x_test=pixels(2),
         y_test=np.array([1, 0]),
     )
-    found = source("npz", path=path)
-    assert found.splits == ("train", "test")
-    assert equal(found.load("train"), pixels(6))
-    assert found.load("train").labels.tolist() == [0, 1, 2] * 2
-    assert found.load("test").classes == ("0", "1", "2")
+    arrays = source("npz", path=path)
+    assert arrays.splits == ("train", "test")
+    assert equal(arrays.load("train"), pixels(6))
+    assert arrays.load("train").labels.tolist() == [0, 1, 2] * 2
+    assert arrays.load("test").classes == ("0", "1", "2")
     np.savez(path, images=pixels(6)[..., 0])
     grey = source("npz", path=path, size=16)
     assert grey.splits == ("train",)
@@ -679,9 +679,9 @@ def test_cifar101_is_read_in_its_authors_format(tmp_path, monkeypatch):
     images = np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3), dtype=np.uint8)
     np.save(folder / "cifar10.1_v6_data.npy", images)
     np.save(folder / "cifar10.1_v6_labels.npy", np.arange(6, dtype=np.int32))
-    found = source("cifar10.1").load("test")
-    assert np.array_equal(found.inputs.permute(0, 2, 3, 1).numpy(), images)
-    assert [found.classes[label] for label in found.labels[:2].tolist()] == [
+    examples = source("cifar10.1").load("test")
+    assert np.array_equal(examples.inputs.permute(0, 2, 3, 1).numpy(), images)
+    assert [examples.classes[label] for label in examples.labels[:2].tolist()] == [
         "airplane",
         "automobile",
     ]

@@ -46,12 +46,12 @@ def make(place, name, train, test=6, classes=2, width=8):
             pixels[index, ..., 0] = index % 250
             pixels[index, ..., 1 + index % classes] = 255
         rows = {
-            "webp": [Image.fromarray(each) for each in pixels],
+            "webp": [Image.fromarray(label) for label in pixels],
             "cls": [index % classes for index in range(count)],
         }
         types = {
             "webp": datasets.Image(),
-            "cls": datasets.ClassLabel(names=[str(each) for each in range(classes)]),
+            "cls": datasets.ClassLabel(names=[str(label) for label in range(classes)]),
         }
         datasets.Dataset.from_dict(rows, datasets.Features(types)).to_parquet(
             str(folder / f"{split}.parquet")
@@ -64,18 +64,18 @@ def splits(name, size=8):
 
 def test_a_set_has_800_training_and_200_validation_examples(place):
     make(place, "dtd", 1100, classes=2)
-    found = splits("dtd")
-    assert [len(each) for each in (found.train, found.val, found.test)] == [800, 200, 6]
-    assert found.train.labels.bincount().min() > 340
+    dtd = splits("dtd")
+    assert [len(examples) for examples in (dtd.train, dtd.val, dtd.test)] == [800, 200, 6]
+    assert dtd.train.labels.bincount().min() > 340
     again = splits("dtd")
-    assert torch.equal(found.train.inputs, again.train.inputs)
-    assert found.classes == ("0", "1")
+    assert torch.equal(dtd.train.inputs, again.train.inputs)
+    assert dtd.classes == ("0", "1")
 
 
 def test_smaller_sets_have_the_same_proportions_and_disjoint_splits(place):
     make(place, "pets", 50)
-    found = splits("pets")
-    numbers = [set(each.inputs[:, 0, 0, 0].tolist()) for each in (found.train, found.val)]
+    pets = splits("pets")
+    numbers = [set(each.inputs[:, 0, 0, 0].tolist()) for each in (pets.train, pets.val)]
     assert [len(each) for each in numbers] == [40, 10]
     assert numbers[0] | numbers[1] == set(range(50))
 
@@ -84,7 +84,7 @@ def test_images_are_resized_to_squares_without_cropping(place):
     folder = place / "sets/vtab/dmlab"
     edges = np.zeros((2, 8, 32, 3), dtype=np.uint8)
     edges[:, :, :8] = 255  # a center crop would remove the edges
-    rows = {"image": [Image.fromarray(each) for each in edges], "label": [0, 1]}
+    rows = {"image": [Image.fromarray(edge) for edge in edges], "label": [0, 1]}
     types = {"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])}
     folder.mkdir(parents=True)
     for split in ("train", "test"):
@@ -130,16 +130,16 @@ def test_hub_files_are_read_as_web_datasets(monkeypatch):
             "webp": datasets.Image(),
             "cls": datasets.Value("int64"),
         }
-        made = datasets.Dataset.from_dict(
+        dataset = datasets.Dataset.from_dict(
             {**rows, "cls": [each % 3 for each in range(30)]}, datasets.Features(types)
         )
-        return datasets.DatasetDict(train=made, test=made)
+        return datasets.DatasetDict(train=dataset, test=dataset)
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    found = splits("eurosat")
-    assert (len(found.train), len(found.val), len(found.test)) == (24, 6, 30)
-    assert found.classes == ("0", "1", "2")
-    assert (found.train.inputs[:, 0, 0, 0] % 3).tolist() == found.train.labels.tolist()
+    eurosat = splits("eurosat")
+    assert (len(eurosat.train), len(eurosat.val), len(eurosat.test)) == (24, 6, 30)
+    assert eurosat.classes == ("0", "1", "2")
+    assert (eurosat.train.inputs[:, 0, 0, 0] % 3).tolist() == eurosat.train.labels.tolist()
 
 
 def sweep(place, *sets):
@@ -147,7 +147,7 @@ def sweep(place, *sets):
         name: {"data": {"name": "vtab", "set": name, "size": 8}, "protocols": ["probe"]}
         for name in sets
     }
-    given = {
+    options = {
         "name": "tiny",
         "backbone": "pixels",
         "data": {"name": "vtab", "set": sets[0], "size": 8},
@@ -156,7 +156,7 @@ def sweep(place, *sets):
     }
     row = "Ours-I21k (ViT-L/16)"
     plan = Plan.of(
-        Sweep(name="tiny", rows={row: parse(Located(given, {(): "t.yaml:1"}))}), place / "runs"
+        Sweep(name="tiny", rows={row: parse(Located(options, {(): "t.yaml:1"}))}), place / "runs"
     )
     return work([plan], Context(place / "runs", compute("cpu"), Reporter(quiet=True))), plan
 
@@ -174,7 +174,7 @@ def test_an_unavailable_set_is_an_empty_cell_with_its_reason(place, monkeypatch)
         "empty, kitti_closest_vehicle_distance 100 %: "
         "vtab-kitti_closest_vehicle_distance: not on this machine"
     )
-    assert any(each.startswith(note) for each in table.notes)
+    assert any(note_.startswith(note) for note_ in table.notes)
     assert to_markdown(table).splitlines()[4].endswith("|  |")
     assert '"reason": "vtab-kitti' in table.to_json()
     # After its data is added, the cell is computed, and the complete benchmark has its mean.

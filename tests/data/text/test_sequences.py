@@ -38,9 +38,9 @@ def corpus(documents, length=32):
     return Documents(tokens, sentences, starts, TextSpec(TOKENIZER, length))
 
 
-def document_of(found, place):
+def document_of(documents, place):
     """Return the document of each position in the tokens."""
-    ends = found.sentences[found.documents[1:]]
+    ends = documents.sentences[documents.documents[1:]]
     return torch.searchsorted(ends, place.contiguous(), right=True)
 
 
@@ -78,10 +78,10 @@ def test_tags_stay_with_their_tokens():
     tokens, offsets = concatenate_texts([[10, 11], [12]])
     none = torch.zeros(2, dtype=torch.int64)
     ranges = torch.stack([offsets[:-1], offsets[1:], none, none], dim=1)
-    found = Sequences(
+    sequences_ = Sequences(
         tokens, ranges, None, ("x", "y"), TextSpec(TOKENIZER, 16), torch.tensor([1, IGNORED, 0])
     )
-    assert batch(found).labels.tolist() == [
+    assert batch(sequences_).labels.tolist() == [
         [IGNORED, 1, IGNORED, IGNORED],
         [IGNORED, 0, IGNORED, IGNORED],
     ]
@@ -101,27 +101,27 @@ def test_pairs_are_truncated_as_in_bert():
     cases = [(a, b) for a in (1, 5, 6, 7, 14, 30, 31) for b in (0, 1, 6, 7, 15, 31)]
     for length in (13, 14, 32):
         ranges = torch.tensor([(100, 100 + a, 500, 500 + b) for a, b in cases])
-        found = trim_ranges(ranges, length)
+        trimmed = trim_ranges(ranges, length)
         kept = list(
             zip(
-                (found[:, 1] - found[:, 0]).tolist(),
-                (found[:, 3] - found[:, 2]).tolist(),
+                (trimmed[:, 1] - trimmed[:, 0]).tolist(),
+                (trimmed[:, 3] - trimmed[:, 2]).tolist(),
                 strict=True,
             )
         )
         assert kept == [one_by_one(a, b, length) for a, b in cases]
-        assert torch.equal(found[:, ::2], ranges[:, ::2])
+        assert torch.equal(trimmed[:, ::2], ranges[:, ::2])
 
 
 # ---------------------------------------------------------------- documents
 
 
 def test_a_subset_has_the_chosen_documents_only():
-    found = corpus([[3], [4, 5], [6]])
-    assert found.count_tokens() == 18
-    some = found.subset(torch.tensor([2, 0]))
+    documents = corpus([[3], [4, 5], [6]])
+    assert documents.count_tokens() == 18
+    some = documents.subset(torch.tensor([2, 0]))
     assert (len(some), some.count_tokens()) == (2, 9)
-    assert len(found.subset(torch.empty(0, dtype=torch.int64))) == 0
+    assert len(documents.subset(torch.empty(0, dtype=torch.int64))) == 0
     assert batch(some).inputs.ids[0, 1:4].tolist() == [22, 23, 24]
     counts = some.count_unigrams()
     assert counts.nonzero()[:, 0].tolist() == [10, 11, 12, *range(22, 28)]
@@ -137,13 +137,13 @@ DOCUMENTS = [[6, 9, 4, 11, 7, 5, 8, 3, 10, 6][: 4 + at % 7] for at in range(60)]
 
 
 def test_pairs_follow_the_procedure_of_bert():
-    found = corpus(DOCUMENTS)
-    pairs = found.build_pairs(dupes=8, seed=0)
+    documents = corpus(DOCUMENTS)
+    pairs = documents.build_pairs(dupes=8, seed=0)
     a, a_end, b, b_end = pairs.ranges.unbind(1)
     assert (a_end > a).all()
     assert (b_end > b).all()
     assert ((a_end - a) + (b_end - b)).max() == 29
-    same = document_of(found, a) == document_of(found, b)
+    same = document_of(documents, a) == document_of(documents, b)
     random = pairs.labels == 1
     assert pairs.classes == ("next", "random")
     assert same[~random].all()
@@ -152,44 +152,44 @@ def test_pairs_follow_the_procedure_of_bert():
     # Without truncation, B begins where A ends, at a sentence boundary.
     whole = ~random & (a_end == b)
     assert whole.sum() > 0.5 * (~random).sum()
-    assert torch.isin(b[whole], found.sentences).all()
-    assert torch.equal(document_of(found, a), document_of(found, a_end - 1))
+    assert torch.isin(b[whole], documents.sentences).all()
+    assert torch.equal(document_of(documents, a), document_of(documents, a_end - 1))
 
 
 def test_without_random_pairs_each_document_is_used_once():
-    found = corpus([*DOCUMENTS, [5]])
-    pairs = found.build_pairs(dupes=1, seed=0, random=0.0)
+    documents = corpus([*DOCUMENTS, [5]])
+    pairs = documents.build_pairs(dupes=1, seed=0, random=0.0)
     assert not pairs.labels.any()
     a, a_end, b, b_end = pairs.ranges.unbind(1)
     assert (a_end > a).all()
     alone = b == b_end
     assert alone.any()  # a sentence that cannot be split
-    assert torch.equal(document_of(found, a[~alone]), document_of(found, b[~alone]))
-    seen = torch.zeros(len(found.tokens))
+    assert torch.equal(document_of(documents, a[~alone]), document_of(documents, b[~alone]))
+    uses = torch.zeros(len(documents.tokens))
     for start, end in [
         *zip(a.tolist(), a_end.tolist(), strict=True),
         *zip(b.tolist(), b_end.tolist(), strict=True),
     ]:
-        seen[start:end] += 1
-    assert seen.max() == 1
-    assert seen.mean() > 0.85
+        uses[start:end] += 1
+    assert uses.max() == 1
+    assert uses.mean() > 0.85
     # One document is enough.
-    assert len(found.subset(torch.tensor([0])).build_pairs(1, 0, random=0.0)) > 0
+    assert len(documents.subset(torch.tensor([0])).build_pairs(1, 0, random=0.0)) > 0
 
 
 def test_sentences_unused_by_a_random_pair_are_used_next():
-    found = corpus(DOCUMENTS)
-    pairs = found.build_pairs(dupes=1, seed=0)
-    seen = torch.zeros(len(found.tokens))
+    documents = corpus(DOCUMENTS)
+    pairs = documents.build_pairs(dupes=1, seed=0)
+    uses = torch.zeros(len(documents.tokens))
     for (a, a_end, b, b_end), random in zip(
         pairs.ranges.tolist(), pairs.labels.tolist(), strict=True
     ):
-        seen[a:a_end] += 1
+        uses[a:a_end] += 1
         if not random:
-            seen[b:b_end] += 1
+            uses[b:b_end] += 1
     # Every token occurs once in A or in A's continuation, except truncated ones.
-    assert seen.max() == 1
-    assert seen.mean() > 0.85
+    assert uses.max() == 1
+    assert uses.mean() > 0.85
 
 
 def test_half_of_the_divisible_pairs_are_consecutive():
@@ -216,13 +216,13 @@ def test_long_pairs_lose_tokens_at_either_end_of_the_longer_part():
 
 
 def test_each_dupe_has_new_pairs_that_depend_on_the_seed():
-    found = corpus(DOCUMENTS)
-    twice = found.build_pairs(2, 3)
-    assert torch.equal(twice.ranges, found.build_pairs(2, 3).ranges)
-    once = len(found.build_pairs(1, 3))
-    assert torch.equal(twice.ranges[:once], found.build_pairs(1, 3).ranges)
+    documents = corpus(DOCUMENTS)
+    twice = documents.build_pairs(2, 3)
+    assert torch.equal(twice.ranges, documents.build_pairs(2, 3).ranges)
+    once = len(documents.build_pairs(1, 3))
+    assert torch.equal(twice.ranges[:once], documents.build_pairs(1, 3).ranges)
     assert not torch.equal(twice.ranges[once:][:50], twice.ranges[:50])
-    assert not torch.equal(found.build_pairs(1, 4).ranges[:50], twice.ranges[:50])
+    assert not torch.equal(documents.build_pairs(1, 4).ranges[:50], twice.ranges[:50])
 
 
 @pytest.mark.parametrize("at_once", [20, 10**6])
@@ -230,44 +230,44 @@ def test_pairs_are_cached_if_the_corpus_has_a_folder(tmp_path, monkeypatch, at_o
     plain = corpus(DOCUMENTS)
     expected = plain.build_pairs(2, 3)
     monkeypatch.setattr(sequences, "BUFFERED", at_once)
-    found = replace(plain, folder=tmp_path)
-    made = [
-        found.build_pairs(2, 3),
-        found.build_pairs(2, 4),
-        found.build_pairs(1, 3),
-        found.subset(torch.arange(30)).build_pairs(2, 3),
+    cached = replace(plain, folder=tmp_path)
+    layouts = [
+        cached.build_pairs(2, 3),
+        cached.build_pairs(2, 4),
+        cached.build_pairs(1, 3),
+        cached.subset(torch.arange(30)).build_pairs(2, 3),
     ]
-    assert len([each for each in tmp_path.iterdir() if each.suffix != ".lock"]) == 4
-    assert torch.equal(made[0].ranges, expected.ranges)
+    assert len([path for path in tmp_path.iterdir() if path.suffix != ".lock"]) == 4
+    assert torch.equal(layouts[0].ranges, expected.ranges)
     assert torch.equal(plain.build_pairs(2, 3).ranges, expected.ranges)
-    kept = next(each for each in tmp_path.iterdir() if each.stat().st_size == 8 * 5 * len(expected))
+    kept = next(path for path in tmp_path.iterdir() if path.stat().st_size == 8 * 5 * len(expected))
     assert str(kept) in Path("/proc/self/maps").read_text()
     monkeypatch.setattr(Documents, "_generate_pairs", None)
     again = [
-        found.build_pairs(2, 3),
-        found.build_pairs(2, 4),
-        found.build_pairs(1, 3),
-        found.subset(torch.arange(30)).build_pairs(2, 3),
+        cached.build_pairs(2, 3),
+        cached.build_pairs(2, 4),
+        cached.build_pairs(1, 3),
+        cached.subset(torch.arange(30)).build_pairs(2, 3),
     ]
-    for one, other in zip(made, again, strict=True):
+    for one, other in zip(layouts, again, strict=True):
         assert torch.equal(one.ranges, other.ranges)
         assert torch.equal(one.labels, other.labels)
 
 
 def test_pairs_stay_among_the_chosen_documents():
-    found = corpus(DOCUMENTS).subset(torch.tensor([3, 7, 20]))
-    ranges = found.build_pairs(3, 0).ranges
-    assert set(document_of(found, ranges[:, [0, 2]]).flatten().tolist()) == {3, 7, 20}
+    chosen = corpus(DOCUMENTS).subset(torch.tensor([3, 7, 20]))
+    ranges = chosen.build_pairs(3, 0).ranges
+    assert set(document_of(chosen, ranges[:, [0, 2]]).flatten().tolist()) == {3, 7, 20}
     with pytest.raises(UserError, match=r"there is only one .*blank line"):
-        found.subset(torch.tensor([0])).build_pairs(1, 0)
+        chosen.subset(torch.tensor([0])).build_pairs(1, 0)
 
 
 # ---------------------------------------------------------------- packed
 
 
 def test_packed_documents_are_contiguous_text_with_separators():
-    found = corpus([[3, 2], [4], [20], [1]], length=8)
-    tokens = batch(found.pack()).inputs
+    documents = corpus([[3, 2], [4], [20], [1]], length=8)
+    tokens = batch(documents.pack()).inputs
     sep = TOKENIZER.sep
     text = [10, 11, 12, 13, 14, sep, 15, 16, 17, 18, sep, *range(19, 39), sep, 39, sep]
     assert tokens.ids[:, 0].tolist() == [TOKENIZER.cls] * 4
