@@ -96,7 +96,7 @@ def test_writes_are_atomic(tmp_path, monkeypatch):
     monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(UserError, match="disk is full"):
         write_atomically(path, "new")
-    assert [each.read_text() for each in tmp_path.iterdir()] == ["old"]
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
 
 
 def test_an_invalid_result_file_is_an_error(run):

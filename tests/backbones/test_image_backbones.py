@@ -30,7 +30,9 @@ def images():
     return torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("name", [each for each in backbones if backbones[each].takes is ImageSpec])
+@pytest.mark.parametrize(
+    "name", [option for option in backbones if backbones[option].takes is ImageSpec]
+)
 def test_features_have_the_documented_shapes(name, images):
     backbone = build_backbone(name, SMALL[name], ImageSpec(32)).eval()
     features = backbone(images)
@@ -38,9 +40,9 @@ def test_features_have_the_documented_shapes(name, images):
     if features.grid is not None:
         assert features.grid.shape[:2] == (2, backbone.width)
         assert torch.equal(features.grid.flatten(2).transpose(1, 2), features.tokens)
-    listed = [id(each) for layer in backbone.layers() for each in layer]
+    listed = [id(parameter) for layer in backbone.layers() for parameter in layer]
     assert len(listed) == len(set(listed))
-    assert set(listed) == {id(each) for each in backbone.parameters()}
+    assert set(listed) == {id(parameter) for parameter in backbone.parameters()}
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])

@@ -91,6 +91,6 @@ def test_a_second_call_reads_the_cache_entry():
     documents = list(corpus.documents())
     first = token_file(cache_root() / "tokens" / "x", lambda: documents, corpus.spec.tokenizer)
     again = token_file(
-        cache_root() / "tokens" / "x", lambda: pytest.fail("made anew"), corpus.spec.tokenizer
+        cache_root() / "tokens" / "x", lambda: pytest.fail("built again"), corpus.spec.tokenizer
     )
     assert all(a.equal(b) for a, b in zip(first, again, strict=True))

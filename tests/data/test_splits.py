@@ -25,10 +25,10 @@ UNEVEN = torch.tensor([0] * 50 + [1] * 200 + [2] * 30)[
 ]
 
 
-def examples(count, offset=0, labelled=True):
+def examples(count, offset=0, labeled=True):
     inputs = (torch.arange(count) + offset).to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 2, 2)
     return TensorExamples(
-        inputs, torch.arange(count) % 2 if labelled else None, ("a", "b"), ImageSpec(2)
+        inputs, torch.arange(count) % 2 if labeled else None, ("a", "b"), ImageSpec(2)
     )
 
 
@@ -149,9 +149,9 @@ def test_validation_is_carved_and_test_is_loaded_lazily():
 def test_missing_test_split_is_carved_before_validation():
     splits = Splits(Source(train=examples(100)))
     parts = [
-        set(each.inputs[:, 0, 0, 0].tolist()) for each in (splits.train, splits.val, splits.test)
+        set(part.inputs[:, 0, 0, 0].tolist()) for part in (splits.train, splits.val, splits.test)
     ]
-    assert [len(each) for each in parts] == [
+    assert [len(part) for part in parts] == [
         66,
         8,
         26,
@@ -168,7 +168,7 @@ def test_own_validation_split_is_used():
 
 def test_unlabeled_examples_join_pretraining_without_labels():
     splits = Splits(
-        Source(train=examples(20), test=examples(4), unlabeled=examples(30, 100, labelled=False))
+        Source(train=examples(20), test=examples(4), unlabeled=examples(30, 100, labeled=False))
     )
     assert len(splits.pretrain) == 18 + 30
     assert splits.pretrain.labels is None

@@ -146,7 +146,7 @@ def plugin(registered, tmp_path):
 
 def results(tmp_path, stage):
     paths = tmp_path.glob(f"runs/mine/{stage}-*/result.json")
-    return {each["labels"]: each for each in (json.loads(path.read_text()) for path in paths)}
+    return {result["labels"]: result for result in (json.loads(path.read_text()) for path in paths)}
 
 
 def test_a_users_protocol_becomes_a_command_and_a_table_row(plugin, sslrun, tmp_path):

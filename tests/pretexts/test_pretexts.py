@@ -49,8 +49,8 @@ def batch(count=16):
     """Return images to learn from: each has its own color gradient."""
     generator = torch.Generator().manual_seed(1)
     ramp = torch.linspace(0, 1, SIZE)
-    colour = torch.rand(count, 3, 3, 1, 1, generator=generator)
-    images = colour[:, 0] * ramp[:, None] + colour[:, 1] * ramp + 0.5 * colour[:, 2]
+    color = torch.rand(count, 3, 3, 1, 1, generator=generator)
+    images = color[:, 0] * ramp[:, None] + color[:, 1] * ramp + 0.5 * color[:, 2]
     return Batch((images * 120).byte(), None)
 
 
@@ -154,12 +154,12 @@ def test_vicreg_equals_its_formula():
     invariance = sum(float((a[i] - b[i]).square().sum()) for i in range(8)) / 24
     variance = covariance = 0.0
     for z in (a, b):
-        centred = z - z.mean(0)
+        centered = z - z.mean(0)
         for i in range(3):
-            deviation = math.sqrt(float(centred[:, i].square().sum()) / 7 + 1e-4)
+            deviation = math.sqrt(float(centered[:, i].square().sum()) / 7 + 1e-4)
             variance += max(0.0, 1 - deviation) / 3 / 2
             covariance += (
-                sum(float(centred[:, i] @ centred[:, j] / 7) ** 2 for j in range(3) if j != i) / 3
+                sum(float(centered[:, i] @ centered[:, j] / 7) ** 2 for j in range(3) if j != i) / 3
             )
     terms = vicreg_terms(a, b)
     assert [term.item() for term in terms] == pytest.approx(

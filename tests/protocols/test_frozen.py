@@ -52,11 +52,11 @@ def clusters(
 ) -> tuple[Tensor, Tensor]:
     """Return overlapping Gaussian classes, off center, with unequal variances."""
     generator = torch.Generator().manual_seed(seed)
-    centres = torch.randn(
+    centers = torch.randn(
         classes, width, generator=torch.Generator().manual_seed(99), dtype=torch.float64
     )
     y = torch.randint(classes, (count,), generator=generator)
-    x = centres[y] + spread * torch.randn(count, width, generator=generator, dtype=torch.float64)
+    x = centers[y] + spread * torch.randn(count, width, generator=generator, dtype=torch.float64)
     return 3 + x * torch.logspace(0, -1.5, width, dtype=torch.float64), y
 
 
@@ -263,18 +263,18 @@ def test_svm_scores_of_two_classes_are_in_class_order() -> None:
 
 def test_the_solver_shortens_overshooting_steps_for_each_function_separately() -> None:
     """Minimize log cosh with a Hessian 100 times too small, so that full steps diverge."""
-    centres = torch.tensor([[0.0], [5.0], [-40.0]], dtype=torch.float64)
+    centers = torch.tensor([[0.0], [5.0], [-40.0]], dtype=torch.float64)
     sharpness = torch.tensor([[1.0], [0.1], [3.0]], dtype=torch.float64)
 
     def value_and_gradient(points: Tensor, which: Tensor) -> tuple[Tensor, Tensor]:
-        offset = (points - centres[which]) * sharpness[which]
+        offset = (points - centers[which]) * sharpness[which]
         return offset.cosh().log().sum(1), sharpness[which] * offset.tanh()
 
     start = torch.zeros(3, 1, dtype=torch.float64)
     minima = logistic_module._lbfgs(
         value_and_gradient, start, torch.full_like(start, 100.0), iterations=50, tolerance=1e-9
     )
-    torch.testing.assert_close(minima, centres, atol=1e-6, rtol=0)
+    torch.testing.assert_close(minima, centers, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize(("count", "width"), [(60, 8), (6, 40)])

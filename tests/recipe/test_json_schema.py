@@ -38,8 +38,9 @@ def accepts(schema, value, root):
         or not isinstance(value, str)
         or re.search(schema["pattern"], value),
         "not" not in schema or not accepts(schema["not"], value, root),
-        "anyOf" not in schema or any(accepts(each, value, root) for each in schema["anyOf"]),
-        "oneOf" not in schema or sum(accepts(each, value, root) for each in schema["oneOf"]) == 1,
+        "anyOf" not in schema or any(accepts(option, value, root) for option in schema["anyOf"]),
+        "oneOf" not in schema
+        or sum(accepts(option, value, root) for option in schema["oneOf"]) == 1,
     ]
     if "if" in schema:
         checks.append(
@@ -50,7 +51,9 @@ def accepts(schema, value, root):
         checks += [_accepts_key(schema, key, inner, root) for key, inner in value.items()]
     if isinstance(value, list):
         first = schema.get("prefixItems", [])
-        checks += [accepts(each, inner, root) for each, inner in zip(first, value, strict=False)]
+        checks += [
+            accepts(option, inner, root) for option, inner in zip(first, value, strict=False)
+        ]
         checks += [
             accepts(schema.get("items", {}) or {}, inner, root) for inner in value[len(first) :]
         ]

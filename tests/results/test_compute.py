@@ -103,7 +103,7 @@ def test_a_run_counts_once_per_row_and_seed(stage, result):
     assert cells["A", CORE_DAYS].values["0"] == pytest.approx(core_days(2e15))
     assert cells["A", "hours on GPU"].mean == 2 * 8 + 2
     assert cells["A", ALL].text() == "4.5 ± 0.707"
-    assert [format_amount(each) for each in (1.234e-7, 12.34, 2500.4)] == [
+    assert [format_amount(amount) for amount in (1.234e-7, 12.34, 2500.4)] == [
         "1.23e-07",
         "12.3",
         "2,500",

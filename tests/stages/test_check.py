@@ -129,7 +129,7 @@ def test_a_sweep_stops_measuring_after_its_time_limit_and_reports_it(monkeypatch
     recipes = [recipe(steps=steps) for steps in (5, 10)]
     other = recipes[0].model_copy(update={"name": "other", "pretext": recipe().pretext})
     budget = Budget(3)
-    first, second = (estimate("", each, CPU, budget) for each in recipes)
+    first, second = (estimate("", recipe_, CPU, budget) for recipe_ in recipes)
     assert second["flops"] == 2 * first["flops"]  # the network is the same and is measured once
     budget.measured.clear()
     clock[0] = 21.0

@@ -143,7 +143,7 @@ def test_results_on_a_papers_sets_are_compared_with_its_numbers(evaluated, tmp_p
     table = Table.from_records([RunRecord(path.parent)], "t")
     beside = compare_all(table, published_as("lpft"))
     pairs = {
-        (pair.column.label, pair.published.value) for each in beside.tables for pair in each.pairs
+        (pair.column.label, pair.published.value) for table in beside.tables for pair in table.pairs
     }
     assert pairs == {("10 %", 97.5), ("10 % · CIFAR-10.1", 93.5), ("10 % · STL-10", 90.7)}
 

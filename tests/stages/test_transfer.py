@@ -39,12 +39,12 @@ def weights(tmp_path):
     return path
 
 
-def plan(tmp_path, weights, size, protocol="finetune", normalised=True, **more):
+def plan(tmp_path, weights, size, protocol="finetune", normalized=True, **more):
     options = {
         "name": "tiny",
         "backbone": {"name": "vit-tiny", **VIT},
         "data": {"name": "digits", "size": 8},
-        "weights": {"file": str(weights), **({"mean": HALF, "std": HALF} if normalised else {})},
+        "weights": {"file": str(weights), **({"mean": HALF, "std": HALF} if normalized else {})},
         "finetune": {"steps": 1, "batch": 8, "lr": 1e-12, "precision": "fp32"},
         "evaluate": {"digits": {"protocols": [protocol], "labels": [0.1], "task": {"size": size}}},
         **more,
@@ -91,7 +91,7 @@ def test_features_use_the_weights_and_normalization_of_the_file(tmp_path, weight
     bare.std.fill_(1.0)
     images = bench.task.inputs(Batch(bench.examples("test").inputs[:5], None))
     torch.testing.assert_close(backbone_(images).pooled, bare(2 * images - 1).pooled)
-    assert plan(tmp_path, weights, 8, "knn", normalised=False).cells[0][1].run.hash != cell.run.hash
+    assert plan(tmp_path, weights, 8, "knn", normalized=False).cells[0][1].run.hash != cell.run.hash
 
 
 def test_invalid_weight_files_are_errors(tmp_path, weights):

@@ -109,11 +109,14 @@ def test_scores_of_many_answers_equal_the_official_ones():
 # ---------------------------------------------------------------- windows
 
 
-WORDS = [chr(ord("a") + at) * 2 for at in range(26)]
+WORDS = [chr(ord("a") + number) * 2 for number in range(26)]
 TOKENIZER = Tokenizer(
     build_wordpiece(
         True,
-        {entry: at for at, entry in enumerate([*SPECIALS, *WORDS, "who", "?", "un", "##do", "."])},
+        {
+            entry: number
+            for number, entry in enumerate([*SPECIALS, *WORDS, "who", "?", "un", "##do", "."])
+        },
     )
 )
 PASSAGE = " ".join(WORDS)

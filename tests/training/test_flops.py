@@ -120,10 +120,10 @@ def test_with_unequal_lengths_a_few_steps_are_counted_and_others_scaled(monkeypa
     few = estimated()
     assert len(few.meter.counted) == 4
     monkeypatch.setattr(loop, "is_counted", lambda step, total, differ: True)
-    each = [flops for flops, _ in estimated().meter.counted]
+    counts = [flops for flops, _ in estimated().meter.counted]
     one = trained().flops  # of a batch of short examples, or half of a batch of long ones
-    assert set(each) == {one, 2 * one}
-    assert few.flops == pytest.approx(sum(each) / 64, rel=1e-12)
+    assert set(counts) == {one, 2 * one}
+    assert few.flops == pytest.approx(sum(counts) / 64, rel=1e-12)
 
 
 def test_recurrent_layers_count_their_matrix_products():

@@ -72,7 +72,7 @@ def run(schedule, until=None, training=None, seed=3):
 
 def state(training):
     both = [training.learner, training.averaged]
-    return [tensor for each in both for tensor in each.state_dict().values()]
+    return [tensor for part in both for tensor in part.state_dict().values()]
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd", "lars", "muon"])
@@ -132,7 +132,9 @@ def test_batches_group_similar_lengths_and_epochs_visit_all_examples():
 
     def padded(batches):
         return (
-            sum(len(each) * int(lengths[each].max()) for each in batches) / int(lengths.sum()) / 2
+            sum(len(batch) * int(lengths[batch].max()) for batch in batches)
+            / int(lengths.sum())
+            / 2
         )
 
     grouped, plain = epochs(True), epochs(False)
@@ -142,7 +144,7 @@ def test_batches_group_similar_lengths_and_epochs_visit_all_examples():
         == [*range(2000)]
     )
     assert padded(grouped) < 1.05 < 1.5 < padded(plain)
-    means = torch.tensor([lengths[each].float().mean() for each in grouped[:125]])
+    means = torch.tensor([lengths[batch].float().mean() for batch in grouped[:125]])
     assert means[:60].mean().item() == pytest.approx(
         means[60:].mean().item(), rel=0.2
     )  # short and long batches alternate
@@ -153,7 +155,7 @@ def test_batches_group_similar_lengths_and_epochs_visit_all_examples():
     for batch in zip(
         *[iter(parts)] * 4, strict=True
     ):  # the examples left over are not the long ones, which would lower the mean
-        means = torch.tensor([lengths[each].float().mean() for each in batch])
+        means = torch.tensor([lengths[part].float().mean() for part in batch])
         assert means.max() < 1.02 * means.min()
 
 

@@ -59,9 +59,9 @@ def test_tokens_to_the_right_change_only_the_masked_guess():
     changed.tokens.ids[:, -1] = 7  # far to the right
     cpu = torch.device("cpu")
     for row in MODELS:
-        near, far = (guesses(model(row), each, 2, cpu) for each in (guess, changed))
+        near, far = (guesses(model(row), sentence, 2, cpu) for sentence in (guess, changed))
         torch.testing.assert_close(near, far)  # out of reach for both
-        near, far = (guesses(model(row), each, None, cpu) for each in (guess, changed))
+        near, far = (guesses(model(row), sentence, None, cpu) for sentence in (guess, changed))
         assert torch.allclose(near, far) == (row == "left to right")
         predicted = guesses(model(row), guess, 0, cpu)
         assert torch.allclose(predicted, near, atol=1e-5) == (row == "left to right")

@@ -38,7 +38,7 @@ def test_hard_attention_equals_the_convolution_up_to_rounding(kernel, dilation, 
 def test_on_integers_the_limit_equals_the_convolution_to_the_bit(alpha):
     # Sums of integers do not round, and exp(-800) is 0, so any difference would come from the
     # construction.
-    x, weight, bias = (each.mul(10).round() for each in random_case(5, size=9))
+    x, weight, bias = (tensor.mul(10).round() for tensor in random_case(5, size=9))
     for padding in ("replicate", "zeros"):
         assert torch.equal(
             attend(x, weight, bias, alpha, padding), convolve(x, weight, bias, padding)

@@ -19,7 +19,7 @@ def images(generator):
     return torch.rand(48, 3, 32, 32, generator=generator)
 
 
-def each(function, images, *parameters):
+def apply_to_each(function, images, *parameters):
     return torch.stack(
         [function(image, *rest) for image, *rest in zip(images, *parameters, strict=True)]
     )
@@ -28,7 +28,7 @@ def each(function, images, *parameters):
 @pytest.mark.parametrize("size", [11, 32, 48])
 def test_resized_crop(images, generator, size):
     boxes = augment.crop_boxes(48, 32, 32, (0.08, 1.0), (3 / 4, 4 / 3), generator)
-    expected = each(
+    expected = apply_to_each(
         lambda x, b: reference.resized_crop(x, *b, [size, size], antialias=True),
         images,
         boxes.tolist(),
@@ -50,7 +50,7 @@ def test_color(images, generator, name):
         images,
         (images * 6).round() / 6,
     ):  # coarse levels: many pixels have no unique largest channel
-        expected = each(function, some, parameters.tolist())
+        expected = apply_to_each(function, some, parameters.tolist())
         torch.testing.assert_close(
             getattr(augment, f"adjust_{name}")(some, parameters), expected, atol=3e-6, rtol=0
         )
@@ -71,7 +71,7 @@ def test_jitter_equals_torchvisions_in_the_drawn_order(images, generator):
             image = [*functions, reference.adjust_hue][name](image, values[name])
         return image
 
-    expected = each(one, images, range(48), factors.tolist(), order.tolist())
+    expected = apply_to_each(one, images, range(48), factors.tolist(), order.tolist())
     torch.testing.assert_close(
         augment.apply_jitter(images, factors, order), expected, atol=1e-5, rtol=0
     )
@@ -80,7 +80,7 @@ def test_jitter_equals_torchvisions_in_the_drawn_order(images, generator):
 @pytest.mark.parametrize("kernel", [3, 5])
 def test_blur(images, generator, kernel):
     sigma = torch.rand(48, generator=generator) * 1.9 + 0.1
-    expected = each(
+    expected = apply_to_each(
         lambda x, s: reference.gaussian_blur(x, [kernel, kernel], [s, s]), images, sigma.tolist()
     )
     torch.testing.assert_close(
@@ -97,13 +97,13 @@ def test_gray_solarize_and_flip_apply_to_drawn_images_only(images):
         (augment.solarize(images, 0.5, mask), lambda x: reference.solarize(x, 0.5)),
         (augment.flip(images, mask), reference.hflip),
     ):
-        torch.testing.assert_close(ours[mask], each(expected, images[mask]))
+        torch.testing.assert_close(ours[mask], apply_to_each(expected, images[mask]))
         assert torch.equal(ours[~mask], images[~mask])
 
 
 def test_quarter_turns_are_exact_and_four_are_the_identity(images):
     turns = torch.arange(48) % 4
-    expected = each(lambda x, k: x.rot90(k, (1, 2)), images, turns.tolist())
+    expected = apply_to_each(lambda x, k: x.rot90(k, (1, 2)), images, turns.tolist())
     assert torch.equal(augment.quarter_turns(images, turns), expected)
     one, whole = torch.ones_like(turns), images
     for _ in range(4):
@@ -113,7 +113,9 @@ def test_quarter_turns_are_exact_and_four_are_the_identity(images):
 
 def test_patches_pad_crop_and_cutout(images, generator):
     corners = torch.randint(0, 20, (48, 2), generator=generator)
-    expected = each(lambda x, c: x[:, c[0] : c[0] + 9, c[1] : c[1] + 9], images, corners.tolist())
+    expected = apply_to_each(
+        lambda x, c: x[:, c[0] : c[0] + 9, c[1] : c[1] + 9], images, corners.tolist()
+    )
     assert torch.equal(augment.patches(images, corners, 9), expected)
     assert augment.pad_crop(images, 4, generator).shape == images.shape
     assert torch.equal(augment.pad_crop(images, 0, generator), images)
@@ -142,10 +144,10 @@ def test_policies_have_their_documented_parameters(generator):
     images = torch.randint(0, 256, (400, 3, 16, 16), dtype=torch.uint8, generator=generator)
     whole = augment.to_float(images)
     assert torch.equal(Augmentation()(images, 16, generator), whole)
-    grey = Augmentation(gray=0.25)(images, 16, generator)
-    assert (grey[:, 0] == grey[:, 1]).all(dim=(1, 2)).float().mean().item() == pytest.approx(
-        0.25, abs=0.08
-    )
+    gray_images = Augmentation(gray=0.25)(images, 16, generator)
+    assert (gray_images[:, 0] == gray_images[:, 1]).all(
+        dim=(1, 2)
+    ).float().mean().item() == pytest.approx(0.25, abs=0.08)
     jittered = Augmentation(jitter=(0.4, 0.4, 0.4, 0.1), jitter_p=0.5)(images, 16, generator)
     assert (jittered != whole).any(dim=3).any(dim=2).any(
         dim=1

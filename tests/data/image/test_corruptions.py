@@ -41,8 +41,8 @@ def test_each_severity_is_further_from_the_image_and_keeps_its_shape(images, nam
         far
     )  # whether a pixel falls on an edge depends on rounding
     assert 0 < 1.2 * far[0] < far[4] < 150
-    grey = corrupt_images(images[:3, :1], name, 3)
-    assert grey.shape == (3, 1, 32, 32)
+    gray_images = corrupt_images(images[:3, :1], name, 3)
+    assert gray_images.shape == (3, 1, 32, 32)
 
 
 @pytest.mark.parametrize("name", list(CORRUPTIONS))

@@ -50,7 +50,7 @@ def noise(*shape, seed=0):
     return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
 
 
-def coloured(count, side=8):
+def colored(count, side=8):
     return noise(count, side, side, 3)
 
 
@@ -76,7 +76,7 @@ def load(images, labels=None, size=None, skip_corrupt=False, progress=None, iden
 
 
 def test_decoding_without_resizing_is_exact():
-    pixels = coloured(3)
+    pixels = colored(3)
     images = memory(pixels)
     assert all((Decoder(8)(images, index) == pixels[index]).all() for index in range(3))
 
@@ -95,9 +95,9 @@ def test_every_mode_becomes_the_same_rgb(mode):
 
 
 def test_sixteen_bit_gray_keeps_its_high_byte():
-    grey = noise(8, 8).astype(np.uint16)
-    decoded = Decoder(8)(Memory([encoded(Image.fromarray(grey * 256 + 7))]), 0)
-    assert (decoded == grey[:, :, None]).all()
+    gray = noise(8, 8).astype(np.uint16)
+    decoded = Decoder(8)(Memory([encoded(Image.fromarray(gray * 256 + 7))]), 0)
+    assert (decoded == gray[:, :, None]).all()
 
 
 def test_orientation_tag_is_applied():
@@ -136,17 +136,17 @@ def test_large_jpeg_is_decoded_at_a_fraction_and_looks_the_same():
 
 
 def test_arrays_are_resized_like_images_and_gray_gets_three_channels():
-    grey = noise(5, 6, 6)
-    images = from_arrays(grey, 12)
+    gray = noise(5, 6, 6)
+    images = from_arrays(gray, 12)
     assert images.shape == (5, 3, 12, 12)
     assert images.dtype == torch.uint8
     assert (images[:, :1] == images).all()
-    one = np.asarray(Image.fromarray(grey[0]).resize((12, 12), Image.Resampling.BILINEAR)).astype(
+    one = np.asarray(Image.fromarray(gray[0]).resize((12, 12), Image.Resampling.BILINEAR)).astype(
         int
     )
     assert np.abs(images[0, 0].numpy().astype(int) - one).max() <= 1
-    assert (from_arrays(coloured(2)).permute(0, 2, 3, 1).numpy() == coloured(2)).all()
-    assert (from_arrays(grey[..., None]) == torch.from_numpy(grey)[:, None]).all()
+    assert (from_arrays(colored(2)).permute(0, 2, 3, 1).numpy() == colored(2)).all()
+    assert (from_arrays(gray[..., None]) == torch.from_numpy(gray)[:, None]).all()
 
 
 def test_arrays_of_another_kind_are_rejected():
@@ -176,7 +176,7 @@ def test_first_image_that_is_not_square_needs_a_size():
 
 
 def test_damaged_image_is_named_or_skipped(caplog):
-    pixels = coloured(5)
+    pixels = colored(5)
     contents = memory(pixels).contents
     jpeg = encoded(Image.fromarray(noise(64, 64, 3)), "JPEG")
     damaged = Memory([None, contents[1], contents[2][:60], contents[3], jpeg[: len(jpeg) // 2]])
@@ -207,7 +207,7 @@ def test_only_damaged_images_are_an_error():
 
 
 def test_second_load_reads_the_cache_and_a_change_of_the_key_does_not():
-    images = memory(coloured(4))
+    images = memory(colored(4))
     labels = torch.tensor([0, 1, 1, 0])
     first = load(images, labels)
     before = images.reads
@@ -224,7 +224,7 @@ def test_second_load_reads_the_cache_and_a_change_of_the_key_does_not():
 
 @pytest.mark.parametrize("damage", ["cut", "header", "empty", "foreign"])
 def test_a_damaged_cache_entry_is_rebuilt(cache, damage):
-    images = memory(coloured(4))
+    images = memory(colored(4))
     first = load(images).inputs.clone()
     (entry,) = cache.glob("images/*.safetensors")
     content = entry.read_bytes()
@@ -245,7 +245,7 @@ def test_a_damaged_cache_entry_is_rebuilt(cache, damage):
 
 def test_failed_decoding_leaves_nothing_behind(cache):
     with pytest.raises(UserError):
-        load(Memory([*memory(coloured(2)).contents, None]))
+        load(Memory([*memory(colored(2)).contents, None]))
     assert not list(cache.glob("images/*.safetensors"))
     assert not list(cache.glob("images/.*"))
 
@@ -254,11 +254,11 @@ def test_unwritable_cache_names_the_remedy(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("SSLRUN_CACHE", str(tmp_path / "file"))
     with pytest.raises(UserError, match=r"cannot be written.*set SSLRUN_CACHE"):
-        load(memory(coloured(2)))
+        load(memory(colored(2)))
 
 
 def test_two_concurrent_loads_decode_once():
-    images = memory(coloured(300))
+    images = memory(colored(300))
     threads = [threading.Thread(target=load, args=(images,)) for _ in range(2)]
     for thread in threads:
         thread.start()
@@ -269,7 +269,7 @@ def test_two_concurrent_loads_decode_once():
 
 def test_progress_counts_to_the_end():
     calls = []
-    load(memory(coloured(600, side=2)), progress=lambda *arguments: calls.append(arguments))
+    load(memory(colored(600, side=2)), progress=lambda *arguments: calls.append(arguments))
     assert calls == [("set-train", 256, 600), ("set-train", 512, 600), ("set-train", 600, 600)]
 
 
@@ -297,7 +297,7 @@ def streaming(monkeypatch):
 @pytest.mark.parametrize("count", ["0", "2"])
 def test_streamed_batches_equal_those_of_the_tensor(monkeypatch, count):
     monkeypatch.setenv("SSLRUN_WORKERS", count)
-    pixels, labels = coloured(20), torch.arange(20) % 2
+    pixels, labels = colored(20), torch.arange(20) % 2
     streamed = load(memory(pixels), labels)
     assert isinstance(streamed, StreamedImages)
     assert streamed.spec.size == 8
@@ -329,7 +329,7 @@ def test_stream_draws_its_order_lazily(monkeypatch):
             drawn.append(1)
             yield torch.tensor([0, 1])
 
-    batches = load(memory(coloured(20))).batches(endless(), CPU)
+    batches = load(memory(colored(20))).batches(endless(), CPU)
     for _ in range(3):
         next(batches)
     assert len(drawn) == 3
@@ -337,7 +337,7 @@ def test_stream_draws_its_order_lazily(monkeypatch):
 
 @pytest.mark.usefixtures("streaming")
 def test_a_damaged_image_in_a_stream_is_a_one_line_error(monkeypatch):
-    contents = memory(coloured(20)).contents
+    contents = memory(colored(20)).contents
     contents[7] = None
     streamed = load(Memory(contents))
     with pytest.raises(UserError) as error:
@@ -348,7 +348,7 @@ def test_a_damaged_image_in_a_stream_is_a_one_line_error(monkeypatch):
 
 @pytest.mark.usefixtures("streaming")
 def test_a_stream_can_skip_its_damaged_images(caplog):
-    pixels = coloured(20)
+    pixels = colored(20)
     contents = memory(pixels).contents
     contents[0] = contents[7] = None
     images = Memory(contents)

@@ -605,10 +605,10 @@ def test_npz_with_and_without_splits(tmp_path):
     assert arrays.load("train").labels.tolist() == [0, 1, 2] * 2
     assert arrays.load("test").classes == ("0", "1", "2")
     np.savez(path, images=pixels(6)[..., 0])
-    grey = source("npz", path=path, size=16)
-    assert grey.splits == ("train",)
-    assert grey.load("train").inputs.shape == (6, 3, 16, 16)
-    assert grey.load("train").labels is None
+    loaded = source("npz", path=path, size=16)
+    assert loaded.splits == ("train",)
+    assert loaded.load("train").inputs.shape == (6, 3, 16, 16)
+    assert loaded.load("train").labels is None
 
 
 @pytest.mark.parametrize(

@@ -75,8 +75,8 @@ def test_a_set_has_800_training_and_200_validation_examples(place):
 def test_smaller_sets_have_the_same_proportions_and_disjoint_splits(place):
     make(place, "pets", 50)
     pets = splits("pets")
-    numbers = [set(each.inputs[:, 0, 0, 0].tolist()) for each in (pets.train, pets.val)]
-    assert [len(each) for each in numbers] == [40, 10]
+    numbers = [set(examples.inputs[:, 0, 0, 0].tolist()) for examples in (pets.train, pets.val)]
+    assert [len(indices) for indices in numbers] == [40, 10]
     assert numbers[0] | numbers[1] == set(range(50))
 
 
@@ -122,7 +122,7 @@ def test_hub_files_are_read_as_web_datasets(monkeypatch):
         rows = {
             "__key__": list("k" * 30),
             "__url__": list("u" * 30),
-            "webp": [Image.fromarray(each) for each in pixels],
+            "webp": [Image.fromarray(pixel) for pixel in pixels],
         }
         types = {
             "__key__": datasets.Value("string"),
@@ -131,7 +131,7 @@ def test_hub_files_are_read_as_web_datasets(monkeypatch):
             "cls": datasets.Value("int64"),
         }
         dataset = datasets.Dataset.from_dict(
-            {**rows, "cls": [each % 3 for each in range(30)]}, datasets.Features(types)
+            {**rows, "cls": [number % 3 for number in range(30)]}, datasets.Features(types)
         )
         return datasets.DatasetDict(train=dataset, test=dataset)
 

@@ -26,12 +26,12 @@ CPU = torch.device("cpu")
 
 def corpus(documents, length=32):
     """Return documents with sentences of these lengths; every token is a new number from 10 on."""
-    lengths = torch.tensor([each for document in documents for each in document])
+    lengths = torch.tensor([size for document in documents for size in document])
     sentences = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
     starts = torch.cat(
         [
             torch.zeros(1, dtype=torch.int64),
-            torch.tensor([len(each) for each in documents]).cumsum(0),
+            torch.tensor([len(document) for document in documents]).cumsum(0),
         ]
     )
     tokens = torch.arange(10, 10 + int(sentences[-1]), dtype=torch.int32)
@@ -133,7 +133,7 @@ def test_a_subset_has_the_chosen_documents_only():
 # ---------------------------------------------------------------- pairs
 
 
-DOCUMENTS = [[6, 9, 4, 11, 7, 5, 8, 3, 10, 6][: 4 + at % 7] for at in range(60)]
+DOCUMENTS = [[6, 9, 4, 11, 7, 5, 8, 3, 10, 6][: 4 + number % 7] for number in range(60)]
 
 
 def test_pairs_follow_the_procedure_of_bert():

@@ -238,12 +238,12 @@ def test_berts_corpus_is_wikipedia_followed_by_the_books(tmp_path, monkeypatch):
     for name, texts in rows.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "train.jsonl").write_text(
-            "".join(json.dumps({"text": each}) + "\n" for each in texts)
+            "".join(json.dumps({"text": text}) + "\n" for text in texts)
         )
     both = source("wikipedia-books", tmp_path)
     documents_ = list(both.documents())
     assert documents_[:2] == [["aa bb.", "Cc dd."], ["dd dd."]]
-    assert [len(each) for each in documents_[2:]] == [corpora.BOOK_SENTENCES, 1]
+    assert [len(document) for document in documents_[2:]] == [corpora.BOOK_SENTENCES, 1]
     assert both.load("train").count_tokens() == 6 + 3 + 1 + 2 * corpora.BOOK_SENTENCES
     before = both.content()
     (tmp_path / "bookcorpus" / "train.jsonl").write_text('{"text": "aa"}\n')
@@ -516,7 +516,7 @@ def test_missing_splits_are_carved_by_passage(tmp_path):
     assert not sides["val"] & sides["test"]
     splits = load_splits("passages", loaded.options)
     ids_by_split = {
-        split: {each.id for each in getattr(splits, split).extra.rows}
+        split: {question.id for question in getattr(splits, split).extra.rows}
         for split in ("train", "val", "test")
     }
     assert sum(map(len, ids_by_split.values())) == len(set().union(*ids_by_split.values())) == 80

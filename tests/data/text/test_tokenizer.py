@@ -67,7 +67,7 @@ def test_a_trained_tokenizer_covers_its_texts_within_its_size():
 
 def test_words_are_split_greedily_by_the_longest_entry_as_in_bert(by_hand):
     (ids,) = by_hand.encode(["Únwanted, running XY"])
-    assert [VOCABULARY[each] for each in ids] == [
+    assert [VOCABULARY[token] for token in ids] == [
         "un",
         "##want",
         "##ed",
