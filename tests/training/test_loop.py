@@ -273,7 +273,7 @@ def spoil_gradient(training, step):
 @pytest.mark.parametrize("clip", [None, 1.0])
 def test_a_gradient_that_is_not_finite_is_named_before_it_spoils_the_weights(clip):
     training = Training(Toy(), Schedule(epochs=3, batch=8, lr=0.1, clip=clip), CPU)
-    spoil_gradient(training, at=4)
+    spoil_gradient(training, step=4)
     with pytest.raises(
         NonFinite, match=r"the gradient is not finite at step 4 \(learning rate 0\.0905\)"
     ):
@@ -285,7 +285,7 @@ def test_a_gradient_that_is_not_finite_is_named_before_it_spoils_the_weights(cli
 def test_with_rare_checks_the_first_bad_step_is_still_named():
     training = Training(Toy(), Schedule(epochs=3, batch=8, lr=0.1), CPU)
     training.check_every = 50  # as on a device where reading the loss would wait
-    spoil_gradient(training, at=4)
+    spoil_gradient(training, step=4)
     with pytest.raises(
         NonFinite, match=r"the gradient is not finite at step 4 \(learning rate 0\.0905\)"
     ):
