@@ -98,7 +98,7 @@ class Outcome:
                 {
                     "text": inequality.text(), "reported": reported, "verdict": verdict.word,
                     "difference": verdict.difference, "interval": verdict.interval, "margin": verdict.margin,
-                    "seeds": verdict.seeds, "method": verdict.method, "reason": verdict.reason,
+                    "seeds": verdict.seeds, "restarts": verdict.restarts, "method": verdict.method, "reason": verdict.reason,
                 }
                 for inequality, verdict, reported in self.judged
             ],

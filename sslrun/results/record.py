@@ -219,6 +219,22 @@ class RunRecord:
         return f"{self.seed}.{self.restart}" if self.restart else str(self.seed)
 
     @property
+    def pretraining_key(self) -> str:
+        """The pretraining that the result rests on, equal for results that are not independent.
+
+        It is the seed of the weights, which restarts share. A recipe that fixes `pretrain.seed`
+        shares it over all its seeds, as do weights that no run here made.
+        """
+        if self.pretrained_elsewhere:
+            return "weights"
+        fixed = self.recipe.get("pretrain", {}).get("seed")
+        return str(
+            fixed
+            if "pretrain" in self.identity.get("origin", {}) and fixed is not None
+            else self.seed
+        )
+
+    @property
     def backbone(self) -> str:
         return str(self.result["backbone"])
 

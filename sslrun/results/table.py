@@ -31,6 +31,17 @@ class Cell:
     """The values of one cell by seed (and restart, as "0.1")."""
 
     values: dict[str, float] = field(default_factory=dict)
+    pretrainings: dict[str, str] = field(default_factory=dict)
+    """Key of a value -> the pretraining that it rests on, if it shares it with other values. A key
+    that is missing stands for itself."""
+
+    def by_pretraining(self) -> dict[str, float]:
+        """Average the values that rest on one pretraining, such as restarts: what is left is
+        independent."""
+        groups: dict[str, list[float]] = {}
+        for key, value in self.values.items():
+            groups.setdefault(self.pretrainings.get(key, key), []).append(value)
+        return {name: statistics.fmean(values) for name, values in groups.items()}
 
     @property
     def mean(self) -> float:
@@ -100,9 +111,23 @@ class Table:
     second: str = "protocol"
     """What the second part of a row is."""
 
-    def add(self, row: Row, column: Column, value: float, seed: str = "0") -> None:
-        """Put a value into a cell. It replaces an earlier one of the same seed."""
-        self.cells.setdefault((row, column), Cell()).values[seed] = value
+    def add(
+        self,
+        row: Row,
+        column: Column,
+        value: float,
+        seed: str = "0",
+        pretraining: str | None = None,
+    ) -> None:
+        """Put a value into a cell. It replaces an earlier one of the same seed.
+
+        `pretraining` names what several values rest on, such as the restarts of one pretraining;
+        None: the value is independent of the cell's others.
+        """
+        cell = self.cells.setdefault((row, column), Cell())
+        cell.values[seed] = value
+        if pretraining not in (None, seed):
+            cell.pretrainings[seed] = pretraining
 
     def add_cost(self, row: Row, column: Column, value: float, seed: str, note: str = "") -> None:
         """Put a value into a cell of a cost column."""
@@ -163,7 +188,8 @@ class Table:
         for column in _ordered_columns(numbers, tasks):
             for record, of_record in numbers:
                 if column in of_record:
-                    table.add(record.row, column, of_record[column], record.seed_key)
+                    value = of_record[column]
+                    table.add(record.row, column, value, record.seed_key, record.pretraining_key)
         _add_suites(table, ordered)
         table.cells = dict(sorted(table.cells.items(), key=lambda item: row_order(item[0][0])))
         table.note(f"test {_describe_metrics(records)}, {_describe_seeds(records)}")
@@ -229,6 +255,7 @@ class Table:
                 {
                     **place_dict(place),
                     "values": cell.values,
+                    **({"pretrainings": cell.pretrainings} if cell.pretrainings else {}),
                     "mean": cell.mean,
                     "std": cell.deviation,
                 }
@@ -257,8 +284,9 @@ class Table:
             column = Column.from_dict(
                 cell, metrics[_address({**cell, "metric": {"name": cell["metric"]}})]
             )
+            shared = cell.get("pretrainings", {})
             for seed, value in cell["values"].items():
-                self.add(Row(cell["row"], cell["protocol"]), column, value, seed)
+                self.add(Row(cell["row"], cell["protocol"]), column, value, seed, shared.get(seed))
 
 
 def column_dict(column: Column) -> dict[str, Any]:
@@ -325,18 +353,19 @@ def _ordered_columns(
 
 def _add_suites(table: Table, records: Sequence[RunRecord]) -> None:
     """Add a benchmark's score, the mean over its data sets, for every seed that has all of them."""
-    scores: dict[tuple[Row, Column, str], dict[str, float]] = {}
+    scores: dict[tuple[Row, Column, str, str], dict[str, float]] = {}
     sizes: dict[str, int] = {}
     for record in records:
         if record.suite is not None:
             name, sizes[name] = record.suite
-            key = record.row, Column(name, record.labels, None, record.metric), record.seed_key
+            column = Column(name, record.labels, None, record.metric)
+            key = record.row, column, record.seed_key, record.pretraining_key
             scores.setdefault(key, {})[record.task] = record.test[record.metric.name]
-    for (row, column, seed), values in scores.items():
+    for (row, column, seed, pretraining), values in scores.items():
         if len(values) == sizes[column.task]:
-            table.add(row, column, statistics.fmean(values.values()), seed)
+            table.add(row, column, statistics.fmean(values.values()), seed, pretraining)
     for name, size in sizes.items():
-        most = max(len(values) for (_, column, _), values in scores.items() if column.task == name)
+        most = max(len(values) for (_, column, *_), values in scores.items() if column.task == name)
         if most < size:
             table.note(f"{name} is the mean over {size} sets, of which there are {most} here")
 
