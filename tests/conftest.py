@@ -37,7 +37,8 @@ SLOW = {
     "test_a_killed_pretraining_on_text", "test_two_processes_learn", "test_a_recipe_is_read_without_importing",
     "test_the_cells_of_a_measurement", "test_a_plot_is_drawn", "test_a_weight_file_without_a_tokenizer",
     "test_every_number_of_a_table_is_shown", "[random-forest]", "test_every_published_table_stands_beside",
-    "test_images_from_one_a_class_on", "test_motion_in_a_larger_image", "test_intervals_cover_the_truth_as_often_as_they_say[10",
+    "test_images_from_one_a_class_on", "test_motion_in_a_larger_image", "test_lpft_without_a_learning_rate_is_its_probe[resnet", "test_lpft_without_a_learning_rate_is_its_probe[mlp",
+    "test_moving_batch_statistics", "test_intervals_cover_the_truth_as_often_as_they_say[10",
 }  # fmt: skip
 """Parts of the names of tests that take more than a second of one core: `make fast` leaves them
 out.

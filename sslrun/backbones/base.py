@@ -30,6 +30,15 @@ class Features(NamedTuple):
     """Tokens (B, T, D) as embedded and after each layer, where a backbone gives them; the last may
     be `tokens`."""
 
+    def float(self) -> Features:
+        """Convert to float32 what autocast computed in bf16."""
+        return self._replace(
+            pooled=self.pooled.float(),
+            tokens=None if self.tokens is None else self.tokens.float(),
+            grid=None if self.grid is None else self.grid.float(),
+            layers=tuple(layer.float() for layer in self.layers),
+        )
+
 
 class Backbone(nn.Module):
     """A network whose features are the point. Knows nothing of pretexts.

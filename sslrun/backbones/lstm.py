@@ -75,9 +75,16 @@ class LstmStack(nn.Module):
 
 
 def _states(cell: nn.Module, x: Tensor) -> Tensor:
-    """Run an LSTM over (B, T, C); in float32 where autocast asks for bf16 and oneDNN has no LSTM in it (AVX2)."""
-    if x.device.type == "cpu" and torch.is_autocast_enabled("cpu") and not _bf16_kernels():
-        with torch.autocast("cpu", enabled=False):
+    """Run an LSTM over (B, T, C), in float32 where autocast asks for a bf16 that does not work.
+
+    There are two such places: CPUs for which oneDNN has no bf16 LSTM (AVX2), and passes without
+    gradients, in which torch's counter of FLOPs decomposes LSTMs and loses sight of autocast. All
+    passes without gradients are in float32, counted or not, so that they give the same numbers.
+    """
+    device = x.device.type
+    works = torch.is_grad_enabled() and (device != "cpu" or _bf16_kernels())
+    if torch.is_autocast_enabled(device) and not works:
+        with torch.autocast(device, enabled=False):
             return cell(x.float())[0]
     return cell(x)[0]
 

@@ -14,6 +14,7 @@ from sslrun.backbones.base import Backbone
 from sslrun.data.examples import Batch, Examples
 from sslrun.registry import Options, Registry
 from sslrun.tasks.base import Task, TaskLearner, TaskOptions
+from sslrun.training.device import Precision
 from sslrun.training.schedule import Schedule
 
 
@@ -96,7 +97,7 @@ class Bench(ABC):
 
     @abstractmethod
     def outputs(self, split: str, run: Callable[[Batch], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-        """Apply `run` to the raw batches of a split, under autocast.
+        """Apply `run` to the raw batches of a split, in the protocol's `precision`.
 
         `run` returns tensors (B, ...). Returns one tensor (N, ...) for each, in the order of
         examples.
@@ -187,6 +188,11 @@ class Protocol:
     def identity(self) -> dict[str, Any]:
         """The options that determine the result of one run, as JSON values."""
         return self.options.non_defaults()
+
+    @property
+    def precision(self) -> Precision:
+        """Precision of the backbone in evaluation: frozen features, and scores of what was trained."""
+        return "auto"
 
     def run(self, bench: Bench) -> Scores:
         """Learn the task and score it.

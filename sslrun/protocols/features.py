@@ -12,11 +12,21 @@ from torch import Tensor
 from sslrun.backbones.base import Backbone, Features
 from sslrun.data.examples import Batch, Examples
 from sslrun.errors import UserError
+from sslrun.registry import Options
 from sslrun.tasks.base import outputs_of
+from sslrun.training.device import Precision
 
 CHUNK = 2**24
 """Elements an intermediate tensor may have before its rows are computed in turns: 64 MiB of
 float32."""
+
+
+class FeatureOptions(Options):
+    """Options of every protocol that reads frozen features."""
+
+    precision: Precision = "auto"
+    """Precision of the backbone's forward pass. auto: bf16 autocast where the device multiplies
+    natively in bf16, else fp32. The features are kept in fp32."""
 
 
 def extract(

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sslrun.protocols.base import Bench, Protocol, Scores, protocols
 from sslrun.tasks.base import TaskLearner, TaskOptions
+from sslrun.training.device import Precision
 from sslrun.training.loop import NonFinite
 from sslrun.training.schedule import Schedule
 
@@ -42,7 +43,8 @@ class FinetuneOptions(Schedule):
     """Which weights are tested: "last", those of the last step, or "best", those of the epoch that
     was best on validation (the early stopping of Kumar et al. 2022)."""
     frozen_norm: bool = False
-    """Keep the statistics of batch norm as pretrained (Kumar et al. 2022)."""
+    """Use the pretrained statistics of batch norm and keep them, as Kumar et al. (2022) do. Without
+    it, training normalizes by each batch."""
 
     @model_validator(mode="before")
     @classmethod
@@ -62,11 +64,16 @@ class Finetune(Protocol):
     """Train all parameters on the labels, from the pretrained ones and a fresh head."""
 
     Options = FinetuneOptions
+    version = 2  # the head runs in float32, and lpft keeps the statistics of batch norm
     options: FinetuneOptions
     synonyms: ClassVar[tuple[str, ...]] = ("FT", "fine-tune", "fine-tuning")
 
     def trains(self, options: TaskOptions) -> bool:
         return True
+
+    @property
+    def precision(self) -> Precision:
+        return self.options.precision
 
     def run(self, bench: Bench) -> Scores:
         return self.tune(bench)
@@ -140,10 +147,24 @@ class Finetune(Protocol):
         return metrics, distances
 
 
+class LpftOptions(FinetuneOptions):
+    """As of `finetune`, which `lpft` inherits, except that batch norm keeps its statistics."""
+
+    frozen_norm: bool = True
+    """Use the pretrained statistics of batch norm and keep them, as Kumar et al. (2022) do.
+    Otherwise the features move away from the head that was fitted to them, whatever the rate."""
+
+
 @protocols.register("lpft")
 class LinearProbeThenFinetune(Finetune):
-    """Train a linear probe, then fine-tune all parameters from its head (Kumar et al. 2022)."""
+    """Train a linear probe, then fine-tune all parameters from its head (Kumar et al. 2022).
 
+    At a learning rate of 0 it gives the probe's own scores. Kumar et al. choose the rate on
+    validation, and one fixed rate may spoil what the probe has learned from few labels: give `lr`
+    at least three.
+    """
+
+    Options = LpftOptions
     synonyms = ("LP-FT",)
     inherits = "finetune"
     follows = "probe"

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 
 from sslrun.errors import UserError
 from sslrun.protocols.base import Bench, Protocol, Scores, protocols
+from sslrun.protocols.features import FeatureOptions
 from sslrun.protocols.least_squares import FewshotOptions, least_squares
 from sslrun.protocols.logistic import LogisticOptions, LogisticRegression
 from sslrun.protocols.neighbors import KnnOptions, weighted_knn
 from sslrun.tasks.base import Task, TaskLearner, TaskOptions
+from sslrun.training.device import Precision
 from sslrun.training.schedule import Schedule
 
 NEEDS = "needs one vector and one class per example"
@@ -19,6 +21,13 @@ NEEDS = "needs one vector and one class per example"
 
 class VectorProtocol(Protocol):
     """The base of protocols that classify one frozen vector per example."""
+
+    Options: ClassVar[type[FeatureOptions]] = FeatureOptions
+    options: FeatureOptions
+
+    @property
+    def precision(self) -> Precision:
+        return self.options.precision
 
     @classmethod
     def supports(cls, task: type[Task], options: TaskOptions) -> str | None:
@@ -75,12 +84,17 @@ class Probe(Protocol):
     """Train a linear classifier on the frozen features (linear evaluation, linear probing)."""
 
     Options = ProbeOptions
+    version = 2  # a head trained by SGD runs in float32
     options: ProbeOptions
     synonyms = ("LP", "lin", "linear", "linear probe", "linear probing")
 
     def trains(self, options: TaskOptions) -> bool:
         """L-BFGS has one solution; SGD depends on the first head and the order of the data."""
         return self.options.solver == "sgd" or not options.linear
+
+    @property
+    def precision(self) -> Precision:
+        return self.options.precision
 
     def run(self, bench: Bench) -> Scores:
         if self.options.solver == "sgd" or not bench.task.linear:

@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from sslrun.registry import Options
+from sslrun.protocols.features import FeatureOptions
 
 
-class FewshotOptions(Options):
+class FewshotOptions(FeatureOptions):
     """Linear classification by regularized least squares, from a few examples of each class.
 
     The few-shot accuracy of ViT (Dosovitskiy et al. 2021, section 4.1, arXiv:2010.11929), with the

@@ -13,14 +13,13 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from sslrun.metric import Metric
-from sslrun.protocols.features import CHUNK
-from sslrun.registry import Options
+from sslrun.protocols.features import CHUNK, FeatureOptions
 from sslrun.tasks.metrics import accuracy
 
 ACCURACY = Metric("accuracy")
 
 
-class LogisticOptions(Options):
+class LogisticOptions(FeatureOptions):
     """L2-regularized multinomial logistic regression, with the strength chosen on validation.
 
     Minimizes mean cross-entropy + l2/2 ||W||^2 over features standardized by one mean and one

@@ -176,14 +176,15 @@ class CellBench(Bench):
             repr(self.evaluation.shifts[self.shift_of[split]]) if split in self.parts else ""
         )
         same = repr(self.cell.origin), repr(self.evaluation.data), repr(self.evaluation.task)
-        key = (*same, split, definition)
+        precision = self.method.precision
+        key = (*same, split, definition, precision)
         kept = self.context.features
         if key not in kept:
             for other in [other for other in kept if other[:3] != same]:
                 del kept[other]
             backbone, compute = self.backbone(), self.context.compute
             examples, counter = self._whole(split), flop_counter()
-            with compute.autocast():
+            with compute.autocast(precision):
                 x = extract(
                     backbone, examples, self.task.inputs, compute.device, EVAL_BATCH,
                     self.task.vector, counter,
@@ -272,7 +273,7 @@ class CellBench(Bench):
     # ------------------------------------------------------------ scoring
 
     def outputs(self, split: str, run: Callable[[Batch], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-        with self.context.compute.autocast():
+        with self.context.compute.autocast(self.method.precision):
             return outputs_of(self._whole(split), run, self.device, EVAL_BATCH)
 
     def score(self, split: str, outputs: Tensor) -> dict[str, float]:

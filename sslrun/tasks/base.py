@@ -196,8 +196,16 @@ class TaskLearner(Learner):
         """The task's loss on inputs and targets."""
         inputs, targets = views
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            features = self.task.readout(self.backbone(inputs))
-        return Output(self.task.loss(self.head(features), targets))
+            features = self.backbone(inputs)
+        return Output(self.task.loss(self._apply_head(features), targets))
+
+    def _apply_head(self, features: Features) -> Tensor:
+        """The head's outputs in float32, outside autocast, as a probe's head is fitted.
+
+        Only then do fine-tuning from a probe's head and the probe itself start from equal scores.
+        """
+        with torch.autocast(features.pooled.device.type, enabled=False):
+            return self.head(self.task.readout(features.float())).float()
 
     def layers(self) -> list[list[nn.Parameter]]:
         return self.backbone.layers()
@@ -215,4 +223,4 @@ class TaskLearner(Learner):
                 "predict in training mode would use and move batch statistics: call eval() first"
             )
         features = self.backbone(self.task.inputs(batch))
-        return self.head(self.task.readout(features)).float(), self.task.vector(features).float()
+        return self._apply_head(features), self.task.vector(features).float()
