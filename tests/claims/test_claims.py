@@ -268,7 +268,7 @@ def test_each_claim_can_be_run(name, tmp_path):
     "name", [name for name, path in CLAIMS.items() if "measure:" in path.read_text()]
 )
 def test_the_cells_of_a_measurement_are_those_that_its_claim_names(name, tmp_path, monkeypatch):
-    monkeypatch.setattr(speed, "_fastest", lambda steps, *_: dict.fromkeys(steps, 1.0))
+    monkeypatch.setattr(speed, "_time_steps", lambda steps, *_: dict.fromkeys(steps, 1.0))
     claim = load_claim(CLAIMS[name])
     for variant, chosen in claim.variants.items():
         if chosen.measure is None:
