@@ -93,8 +93,8 @@ class Distortion(Measurement):
         table = distortion.make_table([seed], **sizes)
         table.notes = [
             "theorems: FT's OOD error is never below the column 'OOD error at least'; from "
-            "perfect features, LP and LP-FT end at 0; features of inputs orthogonal to the examples' span don't change; "
-            "mean ± standard deviation over random problems",
+            "perfect features, LP and LP-FT end at 0; features of inputs orthogonal to the "
+            "examples' span don't change; mean ± standard deviation over random problems",
             distortion.plot(folder / "distortion.png", seed=seed, **sizes),
         ]
         return table
