@@ -372,8 +372,8 @@ def claims(
 ) -> None:
     """Test the claims of the lecture: run what is missing, and print whether each is supported."""
     from sslrun.claims.report import check_ending, render, write
-    from sslrun.claims.run import Trial, made_by
-    from sslrun.claims.schema import listing, load_claims
+    from sslrun.claims.run import Trial, describe_origin
+    from sslrun.claims.schema import load_claims, render_list
     from sslrun.recipe.shipped import claims_folder
     from sslrun.stages.context import Context
     from sslrun.stages.sweep import Plan, describe_failures, launch
@@ -381,13 +381,13 @@ def claims(
     recipes = recipes or claims_folder()
     found = load_claims(names or (), recipes)
     if listed:
-        _print_json_or([each.describe() for each in found] if as_json else None, listing(found))
+        _print_json_or([each.describe() for each in found] if as_json else None, render_list(found))
         return
     for path in output or []:
         check_ending(path)  # before hours of runs
     context = Context.open(device, runs, fresh)
     cuda = context.compute.device.type == "cuda"
-    trials = [Trial.within(budget, cuda, each, runs) for each in found]
+    trials = [Trial.within_budget(budget, cuda, each, runs) for each in found]
     plans = [each.plan for each in trials if each.plan is not None]
     jobs = jobs or max((plan.sweep.jobs for plan in plans if isinstance(plan, Plan)), default=1)
     again = [
@@ -398,9 +398,9 @@ def claims(
         *_of_worker(runs, device),
     ]
     failures = launch(plans, context, jobs, again)
-    outcomes = [each.outcome() for each in trials]
+    outcomes = [trial.judge() for trial in trials]
     for path in output or []:
-        write(outcomes, path, made_by(trials, ["sslrun", *sys.argv[1:]]))
+        write(outcomes, path, describe_origin(trials, ["sslrun", *sys.argv[1:]]))
     _print_json_or(
         [each.as_dict() for each in outcomes] if as_json else None,
         render(outcomes, tables=bool(names)),

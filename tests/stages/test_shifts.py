@@ -147,10 +147,10 @@ def test_a_claim_names_a_shift_behind_the_share_of_labels(tmp_path):
     (tmp_path / "sweep.yaml").write_text(yaml.safe_dump({**SWEEP, "base": {**RECIPE, "evaluate": {"digits": {**RECIPE["evaluate"]["digits"], "shifts": {HARD: SHIFTS["noise"], "turned": SHIFTS["turned"]}}}}}))  # fmt: skip
     path = tmp_path / "claim.yaml"
     path.write_text(yaml.safe_dump(CLAIM))
-    trial = Trial.of(load_claim(path), "small", tmp_path / "runs")
+    trial = Trial.of_variant(load_claim(path), "small", tmp_path / "runs")
     assert {cell.protocol for _, cell in trial.plan.cells} == {"probe", "lpft"}
     work([trial.plan], Context(tmp_path / "runs", compute("cpu")))
-    ((inequality, verdict, _),) = trial.outcome().judged
+    ((inequality, verdict, _),) = trial.judge().judged
     assert (
         inequality.text()
         == "MLP · lpft · digits · 10 % · mean OOD > MLP · probe · digits · 10 % · a · b: c, d - 100"
@@ -161,7 +161,7 @@ def test_a_claim_names_a_shift_behind_the_share_of_labels(tmp_path):
     with pytest.raises(
         UserError, match=r"no such cell of the table: 'MLP · probe · digits · 10 % · noize'"
     ):
-        Trial.of(load_claim(path), "small", tmp_path / "runs")
+        Trial.of_variant(load_claim(path), "small", tmp_path / "runs")
 
 
 def test_labels_out_of_distribution_choose_nothing(evaluated, tmp_path):

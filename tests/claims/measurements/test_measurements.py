@@ -7,8 +7,15 @@ import torch
 
 from sslrun.backbones import build_backbone
 from sslrun.claims.measurements.base import measurements
-from sslrun.claims.measurements.guess import MODELS, Guess, TruncatedMlm, entropy, gapped, guesses
-from sslrun.claims.measurements.speed import step_by_step
+from sslrun.claims.measurements.guess import (
+    MODELS,
+    Gaps,
+    TruncatedMlm,
+    encode_sentence,
+    entropy,
+    predict,
+)
+from sslrun.claims.measurements.speed import replace_layers
 from sslrun.data.examples import Batch
 from sslrun.data.specs import TextSpec
 from sslrun.data.text.sequences import Tokens
@@ -39,7 +46,7 @@ def test_token_by_token_is_the_same_lstm():
         "lstm", {"width": 8, "depth": 2, "bidirectional": True, "dropout": 0.0}, SPEC
     )
     torch.manual_seed(0)
-    stepwise = step_by_step(
+    stepwise = replace_layers(
         build_backbone(
             "lstm", {"width": 8, "depth": 2, "bidirectional": True, "dropout": 0.0}, SPEC
         )
@@ -52,22 +59,22 @@ def test_token_by_token_is_the_same_lstm():
     )
 
 
-def test_what_is_told_to_the_right_moves_the_masked_guess_alone():
-    guess = Guess(tokens(), torch.tensor([3, 4, 5, 6]))
-    changed = Guess(guess.tokens._replace(ids=guess.tokens.ids.clone()), guess.gap)
+def test_text_to_the_right_changes_only_the_masked_prediction():
+    gaps = Gaps(tokens(), torch.tensor([3, 4, 5, 6]))
+    changed = Gaps(gaps.tokens._replace(ids=gaps.tokens.ids.clone()), gaps.position)
     changed.tokens.ids[:, -1] = 7  # far to the right
     cpu = torch.device("cpu")
     for row in MODELS:
-        near, far = (guesses(model(row), each, 2, cpu) for each in (guess, changed))
+        near, far = (predict(model(row), each, 2, cpu) for each in (gaps, changed))
         torch.testing.assert_close(near, far)  # out of reach for both
-        near, far = (guesses(model(row), each, None, cpu) for each in (guess, changed))
+        near, far = (predict(model(row), each, None, cpu) for each in (gaps, changed))
         assert torch.allclose(near, far) == (row == "left to right")
-        told = guesses(model(row), guess, 0, cpu)
-        assert torch.allclose(told, near, atol=1e-5) == (row == "left to right")
+        hidden = predict(model(row), gaps, 0, cpu)
+        assert torch.allclose(hidden, near, atol=1e-5) == (row == "left to right")
         torch.testing.assert_close(near.exp().sum(1), torch.ones(4))
 
 
-def test_texts_break_off_in_half_of_the_cases_and_nothing_is_masked_behind():
+def test_half_of_the_texts_are_truncated_and_nothing_is_masked_behind():
     pretext = model("masked")
     assert isinstance(pretext, TruncatedMlm)
     masked = pretext.views(Batch(tokens(400), None), torch.Generator().manual_seed(0))
@@ -79,19 +86,21 @@ def test_texts_break_off_in_half_of_the_cases_and_nothing_is_masked_behind():
     assert (masked.places < seen[:, None])[chosen].all()
 
 
-def test_entropy_of_even_and_certain_guesses():
+def test_entropy_of_even_and_certain_predictions():
     log = torch.tensor([[0.25] * 4, [1 - 3e-9, 1e-9, 1e-9, 1e-9]]).log()
     assert entropy(log).tolist() == pytest.approx([torch.tensor(4.0).log().item(), 0.0], abs=1e-6)
 
 
-def test_a_sentence_is_told_up_to_where_it_is_known():
-    guess = gapped("w1 w2 ___ w3", SPEC)
+def test_a_sentence_is_encoded_without_an_end():
+    gaps = encode_sentence("w1 w2 ___ w3", SPEC)
     tokenizer = SPEC.tokenizer
-    assert guess.gap.tolist() == [3]
-    assert guess.tokens.ids[0, [0, 3]].tolist() == [tokenizer.cls, tokenizer.mask]
-    assert guess.tokens.ids[0, -1] != tokenizer.sep
-    with pytest.raises(UserError, match="longer than sequences are"):
-        gapped("w1 " * 20 + "___", SPEC)
+    assert gaps.position.tolist() == [3]
+    assert gaps.tokens.ids[0, [0, 3]].tolist() == [tokenizer.cls, tokenizer.mask]
+    assert gaps.tokens.ids[0, -1] != tokenizer.sep
+    with pytest.raises(
+        UserError, match=r"has 22 tokens, but sequences have at most 12; raise data\.length"
+    ):
+        encode_sentence("w1 " * 20 + "___", SPEC)
 
 
 @pytest.mark.parametrize(

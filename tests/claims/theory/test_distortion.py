@@ -1,4 +1,4 @@
-"""Two-layer linear networks against what the theorems say of them, and against closed forms."""
+"""Two-layer linear networks against the theorems' predictions and against closed forms."""
 
 import importlib.util
 from pathlib import Path
@@ -7,7 +7,15 @@ import numpy as np
 import pytest
 
 from sslrun.claims.theory import distortion
-from sslrun.claims.theory.distortion import Network, Problem, flow, learn, plot, probe, table
+from sslrun.claims.theory.distortion import (
+    Network,
+    Problem,
+    fit_head,
+    make_table,
+    plot,
+    solve_flow,
+    train_all,
+)
 from sslrun.claims.verdict import Inequality
 from sslrun.errors import UserError
 from sslrun.metric import Metric
@@ -33,83 +41,89 @@ def plane(degrees, head):
 @pytest.mark.parametrize(("degrees", "head"), [(30, 0.1), (45, 2.0), (60, 0.5), (60, -1.5)])
 def test_in_the_plane_fine_tuning_ends_where_the_conserved_quantity_says(degrees, head):
     # v² - b² stays v0² - cos², and at the end v b = cos: a quadratic equation for v².
-    found = plane(degrees, head)
-    cosine, sine = found.truth.features[0]
+    case = plane(degrees, head)
+    cosine, sine = case.truth.features[0]
     constant = head**2 - cosine**2
     end = ((constant + (constant**2 + 4 * cosine**2) ** 0.5) / 2) ** 0.5
     end *= np.sign(head) if constant > 0 else 1
-    tuned = flow(found, found.start).end
+    tuned = solve_flow(case, case.start).end
     assert tuned.head[0] == pytest.approx(end, abs=1e-8)
-    assert found.error_ood(tuned) == pytest.approx(sine**2 * (1 - end) ** 2, abs=1e-8)
-    assert found.error_ood(probe(found)) < 1e-28
+    assert case.error_ood(tuned) == pytest.approx(sine**2 * (1 - end) ** 2, abs=1e-8)
+    assert case.error_ood(fit_head(case)) < 1e-28
 
 
 def test_the_flow_is_the_limit_of_gradient_descent():
-    found = problem(0.1)
-    end = flow(found, found.start).end
+    case = problem(0.1)
+    end = solve_flow(case, case.start).end
     gaps = []
     for lr in (0.02, 0.01, 0.005):
-        features, head = found.start.features.copy(), found.start.head.copy()
+        features, head = case.start.features.copy(), case.start.head.copy()
         for _ in range(round(60 / lr)):
-            slope = 2 * found.moment @ (features.T @ head - found.truth.weight)
-            features, head = features - lr * np.outer(head, slope), head - lr * features @ slope
+            gradient = 2 * case.moment @ (features.T @ head - case.truth.weight)
+            features, head = (
+                features - lr * np.outer(head, gradient),
+                head - lr * features @ gradient,
+            )
         gaps.append(np.abs(features.T @ head - end.weight).max())
     assert gaps[0] < 0.05
     assert [gaps[0] / gaps[1], gaps[1] / gaps[2]] == pytest.approx([2, 2], rel=0.1)
 
 
 def test_features_of_inputs_orthogonal_to_the_examples_never_change():
-    found = problem(0.3)
-    for way in (flow(found, found.start), flow(found, probe(found))):
-        in_span, orthogonal = found.feature_change(way.end)
+    case = problem(0.3)
+    for trajectory in (solve_flow(case, case.start), solve_flow(case, fit_head(case))):
+        in_span, orthogonal = case.feature_change(trajectory.end)
         assert in_span > 1e-3
         assert orthogonal < 1e-13
     # To the bit where the span is some of the axes, so that the gradient's other entries are zeros
     # and not rounding.
     examples = np.random.default_rng(0).standard_normal((24, 30)) * (np.arange(30) < 12)
-    axes = Problem(examples, found.truth, found.start)
-    end = flow(axes, axes.start).end
+    axes = Problem(examples, case.truth, case.start)
+    end = solve_flow(axes, axes.start).end
     assert np.array_equal(end.features[:, 12:], axes.start.features[:, 12:])
     assert not np.array_equal(end.features[:, :12], axes.start.features[:, :12])
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.5])
 def test_the_flow_conserves_the_balance_and_fits_the_examples(noise):
-    found = problem(noise)
-    way = flow(found, found.start)
-    assert way.drift < 1e-9
-    assert np.abs(way.end.head - found.start.head).max() > 0.1
-    assert np.mean((found.examples @ (way.end.weight - found.truth.weight)) ** 2) < 2e-20
-    assert found.error_id(way.end) < 1e-16
+    case = problem(noise)
+    trajectory = solve_flow(case, case.start)
+    assert trajectory.drift < 1e-9
+    assert np.abs(trajectory.end.head - case.start.head).max() > 0.1
+    assert np.mean((case.examples @ (trajectory.end.weight - case.truth.weight)) ** 2) < 2e-20
+    assert case.error_id(trajectory.end) < 1e-16
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_perfect_features_up_to_a_rotation(seed):
-    found = problem(seed=seed)
-    assert not np.allclose(found.start.features, found.truth.features, atol=0.1)
-    assert found.feature_error < 1e-13
-    ways = learn(found)
-    assert found.error_ood(ways["LP"].end) < 1e-25
-    assert max(found.error_ood(each) for each in ways["LP-FT"].networks) < 1e-25
-    assert found.bound > 1e-4
-    assert min(found.error_ood(each) for each in ways["FT"].networks) > found.bound
-    assert found.feature_change(ways["LP"].end) == (0, 0)
+    case = problem(seed=seed)
+    assert not np.allclose(case.start.features, case.truth.features, atol=0.1)
+    assert case.feature_error < 1e-13
+    trajectories = train_all(case)
+    assert case.error_ood(trajectories["LP"].end) < 1e-25
+    assert max(case.error_ood(network) for network in trajectories["LP-FT"].networks) < 1e-25
+    assert case.bound > 1e-4
+    assert min(case.error_ood(network) for network in trajectories["FT"].networks) > case.bound
+    assert case.feature_change(trajectories["LP"].end) == (0, 0)
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_the_bound_holds_at_all_times_near_perfect_features_too(seed):
-    found = problem(0.005, seed)
-    assert 0 < found.feature_error < 0.02
-    assert 0 < found.bound < problem(0.0, seed).bound * 1.01
-    assert min(found.error_ood(each) for each in flow(found, found.start).networks) > found.bound
+    case = problem(0.005, seed)
+    assert 0 < case.feature_error < 0.02
+    assert 0 < case.bound < problem(0.0, seed).bound * 1.01
+    assert (
+        min(case.error_ood(network) for network in solve_flow(case, case.start).networks)
+        > case.bound
+    )
 
 
 def test_the_bound_is_the_theorems_formula():
     # cos(theta): between the feature and (0, 1); k = 1, |w*| = 1, phi² = 1 - 0.1².
-    found = plane(30, 0.1)
+    case = plane(30, 0.1)
     phi = 0.99**0.5
-    assert found.head_error == pytest.approx(phi)
-    assert found.bound == pytest.approx((0.5 * min(phi, phi**2) / 4) ** 2)
+    assert case.head_error == pytest.approx(phi)
+    assert case.bound == pytest.approx((0.5 * min(phi, phi**2) / 4) ** 2)
     # Two features at 30 and 60 degrees to the span of the first two axes: the nearer one's sine
     # counts.
     truth, head = np.array([[0.75**0.5, 0, 0.5, 0], [0, 0.5, 0, 0.75**0.5]]), np.array([0.6, 0.8])
@@ -128,31 +142,33 @@ def test_the_bound_is_the_theorems_formula():
     assert problem(span=28, examples=40).bound == 0
 
 
-def test_the_table_tells_the_papers_story():
-    made = table(
+def test_the_table_agrees_with_the_paper():
+    results = make_table(
         seeds=range(3), noise={"good": 0.1}, dimensions=30, features=4, span=12, examples=24
     )
-    assert [row.protocol for row in made.rows] == ["LP", "FT", "LP-FT"]
+    assert [row.protocol for row in results.rows] == ["LP", "FT", "LP-FT"]
     ood, identical = (Column(metric=Metric(name)) for name in ("OOD error", "ID error"))
     worse = Inequality((Row("good", "FT"), ood), (Row("good", "LP"), ood))
     assert all(
-        made.cells[worse.greater].values[seed] > made.cells[worse.lesser].values[seed]
+        results.cells[worse.greater].values[seed] > results.cells[worse.lesser].values[seed]
         for seed in ("0", "1", "2")
     )
     assert (
-        made.cells[Row("good", "LP"), identical].mean
-        > 1e3 * made.cells[Row("good", "FT"), identical].mean
+        results.cells[Row("good", "LP"), identical].mean
+        > 1e3 * results.cells[Row("good", "FT"), identical].mean
     )
-    assert made.cells[Row("good", "LP-FT"), ood].mean < made.cells[Row("good", "LP"), ood].mean
-    assert "conserves, drifted by at most" in to_markdown(made)
+    assert (
+        results.cells[Row("good", "LP-FT"), ood].mean < results.cells[Row("good", "LP"), ood].mean
+    )
+    assert "conserves, drifted by at most" in to_markdown(results)
 
 
 def test_a_flow_that_never_arrives_says_so(monkeypatch):
-    monkeypatch.setattr(distortion, "LONGEST", 0.1)
+    monkeypatch.setattr(distortion, "MAX_TIME", 0.1)
     with pytest.raises(
-        UserError, match=r"not fitted the examples by time 0\.1: .*; take more examples"
+        UserError, match=r"not fitted the examples by time 0\.1; .*take more examples"
     ):
-        flow(problem(), problem().start)
+        solve_flow(problem(), problem().start)
 
 
 def test_a_plot_is_drawn_or_said_not_to_be(tmp_path, monkeypatch):
@@ -173,10 +189,10 @@ def test_a_plot_is_drawn_or_said_not_to_be(tmp_path, monkeypatch):
             for axes in drawn[0].axes
             for line in axes.lines
         }
-        bound = lines["OOD error", "FT's is never below (theorem)"][0]
+        bound = lines["OOD error", "lower bound of FT (theorem)"][0]
         assert bound == pytest.approx(problem(0.005).bound)
         assert min(lines["OOD error", "FT"]) > bound > max(lines["OOD error", "LP, at its end"])
-        assert max(lines["features' change", "FT, orthogonal to it"]) < 1e-13
+        assert max(lines["feature change", "FT, inputs orthogonal to S"]) < 1e-13
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert "matplotlib isn't installed" in plot(Path("b.png"))
     assert not Path("b.png").exists()
