@@ -166,7 +166,9 @@ LEGEND = (
     "Supported: for every inequality, the 95 % interval of the mean difference, paired over seeds, "
     "lies above the margin. Contradicted: for at least one inequality it lies below. Otherwise "
     f"inconclusive. The interval is Student's t with fewer than {BOOTSTRAP_FROM} seeds, for which "
-    "a bootstrap would be too narrow, and a bootstrap with more."
+    "a bootstrap would be too narrow, and a bootstrap with more. Restarts of one pretraining are "
+    "averaged; where there is only one pretraining, the interval is over its restarts and the "
+    "verdict inconclusive."
 )
 """Explanation of verdicts, for the report."""
 

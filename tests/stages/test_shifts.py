@@ -73,7 +73,7 @@ CLAIM = {
                 {
                     "greater": ["MLP", "lpft", "digits", "10 %", "mean OOD"],
                     "lesser": ["MLP", "probe", "digits", "10 %", HARD],
-                    "margin": -100,
+                    "margin": -200,
                 }
             ],
         }
@@ -153,7 +153,7 @@ def test_a_claim_names_a_shift_behind_the_share_of_labels(tmp_path):
     ((inequality, verdict, _),) = trial.judge().judged
     assert (
         inequality.text()
-        == "MLP · lpft · digits · 10 % · mean OOD > MLP · probe · digits · 10 % · a · b: c, d - 100"
+        == "MLP · lpft · digits · 10 % · mean OOD > MLP · probe · digits · 10 % · a · b: c, d - 200"
     )
     assert verdict.word == "supported"
     CLAIM["variants"]["small"]["inequalities"][0]["lesser"][-1] = "noize"
