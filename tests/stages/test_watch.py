@@ -69,7 +69,7 @@ def test_the_same_held_out_words_are_asked_for_at_each_look_whatever_is_trained_
     one, other = made(splits, rate=0.15), made(splits, rate=0.5, nsp=True)
     other.backbone.load_state_dict(one.backbone.state_dict())
     other.head.load_state_dict(one.head.state_dict())
-    first, second = (watcher(splits, each).look(each, 0.0).record for each in (one, other))
+    first, second = (watcher(splits, each).check(each, 0.0).record for each in (one, other))
     assert first["held_out_loss"] == pytest.approx(second["held_out_loss"], rel=1e-6)
     assert {"held_out_nsp_loss", "held_out_nsp_accuracy"} == set(second) - set(first)
 
@@ -83,6 +83,6 @@ def test_every_pretext_on_text_has_a_held_out_loss(splits, name):
         )
     else:
         pretext = made(splits, name, "gpt-tiny" if name == "ltr" else "bert-tiny")
-    record = watcher(splits, pretext).look(pretext, 0.0).record
+    record = watcher(splits, pretext).check(pretext, 0.0).record
     assert record["held_out_loss"] == pytest.approx(math.log(splits.spec.vocab), rel=0.2)
     assert record["floor"] > 3
