@@ -47,11 +47,11 @@ def test_the_floor_is_the_entropy_of_the_training_texts_words(splits):
 
 def test_a_loss_that_stays_at_the_floor_is_called_out_and_one_below_it_is_not(splits):
     pretext = made(splits)
-    look = watcher(splits, pretext).look
-    early = look(pretext, 0.1)
+    check = watcher(splits, pretext).check
+    early = check(pretext, 0.1)
     assert early.record["held_out_loss"] > early.record["floor"]
     assert early.warning is None
-    late = look(pretext, 0.5)
+    late = check(pretext, 0.5)
     assert late.record == early.record
     assert "is not clearly below" in late.warning
     assert f"{late.record['floor']:.2f}" in late.warning
@@ -60,12 +60,12 @@ def test_a_loss_that_stays_at_the_floor_is_called_out_and_one_below_it_is_not(sp
         pretext.held_out = lambda *_, loss=share * late.record["floor"]: {
             "held_out_loss": torch.tensor(loss)
         }
-        found = look(pretext, 0.5)
+        found = check(pretext, 0.5)
         assert found.record["held_out_loss"] == pytest.approx(share * late.record["floor"])
         assert (found.warning is not None) == told
 
 
-def test_the_same_held_out_words_are_asked_for_at_each_look_whatever_is_trained_on(splits):
+def test_the_same_held_out_words_are_asked_for_at_each_check_whatever_is_trained_on(splits):
     one, other = made(splits, rate=0.15), made(splits, rate=0.5, nsp=True)
     other.backbone.load_state_dict(one.backbone.state_dict())
     other.head.load_state_dict(one.head.state_dict())
