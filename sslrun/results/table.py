@@ -226,12 +226,14 @@ class Table:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the table as JSON values, each cell with the values of every seed."""
+        columns = [column_dict(column) for column in self.columns]
+        cells = [_cell_dict(place, cell) for place, cell in self.cells.items()]
         empty = [{**place_dict(place), "reason": reason} for place, reason in self.empty.items()]
         return {
             "title": self.title,
-            "columns": [column_dict(column) for column in self.columns],
+            "columns": columns,
             "notes": self.notes,
-            "cells": [_cell_dict(place, cell) for place, cell in self.cells.items()],
+            "cells": cells,
             "empty": empty,
         }
 

@@ -299,7 +299,10 @@ class CellBench(Bench):
 
 def _mean_values(values: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Average the values of each key; all mappings have the same keys."""
-    return {name: fmean(part[name] for part in values) for name in values[0]}
+    means = {}
+    for name in values[0]:
+        means[name] = fmean(part[name] for part in values)
+    return means
 
 
 def _split_of(shift: str, part: str) -> str:

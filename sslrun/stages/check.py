@@ -152,57 +152,71 @@ def _extrapolate(
     }
 
 
+class _Probe:
+    """Runs and times passes of pretraining on a few examples."""
+
+    def __init__(
+        self, pretext: nn.Module, source: Any, schedule: Pretrain, compute: Compute
+    ) -> None:
+        self.pretext: Any = pretext
+        self.source = source
+        self.precision = schedule.precision
+        self.compute = compute
+        self.generator = compute.generator()
+        self.kept: dict[int, int] = {}
+        """Number of examples -> bytes kept for the backward pass."""
+
+    def examples(self, count: int) -> Any:
+        """Return a batch of synthetic examples on the device."""
+        return self.source.sketch(count)[1].to(self.compute.device)
+
+    def forward(self, batch: Any) -> Tensor:
+        """Compute the loss of a batch."""
+        with torch.no_grad():
+            views = self.pretext.views(batch, self.generator)
+        with self.compute.autocast(self.precision):
+            return self.pretext(views).loss
+
+    def time_forward(self, count: int) -> float:
+        """Time a forward pass, and add its bytes for the backward pass to `kept`."""
+        batch = self.examples(count)
+        with _kept_for_backward(self.pretext) as storages:
+            seconds = _timed(lambda: self.forward(batch), self.compute)
+        self.kept[count] = sum(storages.values())
+        return seconds
+
+    def time_step(self, batch: Any) -> float:
+        """Time a forward and backward pass."""
+        return _timed(lambda: self.forward(batch).backward(), self.compute)
+
+
 def _measure(
     pretext: nn.Module, source: Any, schedule: Pretrain, compute: Compute, share: float
 ) -> Measured:
     """Measure a pretraining step on up to PROBE_BATCH examples within `share` seconds."""
     end = time.perf_counter() + share
-    generator = compute.generator()
-    learner: Any = pretext
-
-    def forward(batch: Any) -> Tensor:
-        with torch.no_grad():
-            views = learner.views(batch, generator)
-        with compute.autocast(schedule.precision):
-            return learner(views).loss
-
-    def step(batch: Any) -> None:
-        forward(batch).backward()
-
-    def examples(count: int) -> Any:
-        return source.sketch(count)[1].to(compute.device)
-
-    kept: dict[int, int] = {}
-
-    def measure_forward(count: int) -> float:
-        """Time a forward pass, and add its bytes for the backward pass to `kept`."""
-        batch = examples(count)
-        with _kept_for_backward(pretext) as storages:
-            seconds = _timed(lambda: forward(batch), compute)
-        kept[count] = sum(storages.values())
-        return seconds
-
+    probe = _Probe(pretext, source, schedule, compute)
+    kept = probe.kept
     # A step takes about three times as long as its forward pass. The first pass is slower than
     # those after it.
     with flop_counter() as counter:
-        forward_seconds = measure_forward(LEAST_BATCH)
-    step_seconds = 3 * forward_seconds
+        step_seconds = 3 * probe.time_forward(LEAST_BATCH)
     affordable = LEAST_BATCH * (end - time.perf_counter()) / max(step_seconds, 1e-9)
     if affordable < LEAST_BATCH:
         return Measured(LEAST_BATCH, 3 * counter.get_total_flops(), step_seconds, kept | {0: 0})
     sizes = (PROBE_BATCH, PROBE_BATCH // 2)
     count = next((size for size in sizes if size <= affordable), LEAST_BATCH)
-    batch = examples(count)
+    batch = probe.examples(count)
     with flop_counter() as counter, _kept_for_backward(pretext) as storages:
-        seconds = _timed(lambda: step(batch), compute)
+        seconds = probe.time_step(batch)
     kept[count] = sum(storages.values())
     if len(kept) == 1 and time.perf_counter() + seconds < end:
-        measure_forward(2 * LEAST_BATCH)
+        probe.time_forward(2 * LEAST_BATCH)
     elif len(kept) == 1:
         kept[0] = 0  # no time for a second number: assume that all of it grows with the batch
     timed = [seconds]
     while len(timed) <= TIMED_STEPS and time.perf_counter() + seconds < end:
-        timed.append(_timed(lambda: step(batch), compute))
+        timed.append(probe.time_step(batch))
     return Measured(count, counter.get_total_flops(), min(timed), kept)
 
 
