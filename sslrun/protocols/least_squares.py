@@ -34,7 +34,7 @@ def least_squares(x: Tensor, y: Tensor, classes: int, l2: float) -> nn.Linear:
 
     where W acts on the features minus their mean, each divided by its own deviation. Solved in
     float64 (on the CPU if the device has no float64), from the smaller of the D x D and the N x N
-    product. Returns a head that takes features as they are.
+    product. Returns a head for unscaled features.
 
     Difference from big_vision: its bias is a feature of constant value 100 and thus almost
     unregularized. As in its code, 1e-5 is added to the deviation, so that a constant feature is

@@ -201,7 +201,7 @@ def compare_all(ours: Table, every: Sequence[Published]) -> Comparisons:
             others.append(published)
     if others:
         listed = "; ".join(f"{published.where} ({published.name})" for published in others)
-        shown[-1].note(f"no cell of ours stands in: {listed}")
+        shown[-1].note(f"none of our cells matches: {listed}")
     return Comparisons(shown)
 
 
@@ -386,7 +386,7 @@ def _preface(comparison: Comparison, published: Published) -> list[str]:
     """Write the lines above the table: what was the same and what was not."""
     source = f"{published.paper}, {published.where}"
     if not comparison.pairs:
-        return [f"No cell of ours stands in {source}."]
+        return [f"None of our cells matches {source}."]
     differing = [setting.kind for setting in comparison.settings if setting.verdict == "differs"]
     unknown = [setting.kind for setting in comparison.settings if setting.verdict == "unknown"]
     if differing:

@@ -342,7 +342,7 @@ def _add_suites(table: Table, records: Sequence[RunRecord]) -> None:
     for name, size in sizes.items():
         most = max(len(values) for (_, column, _), values in scores.items() if column.task == name)
         if most < size:
-            table.note(f"{name} is the mean over {size} sets, of which there are {most} here")
+            table.note(f"{name} is the mean over {size} sets, but only {most} of them are here")
 
 
 def _places(names: Iterable[str]) -> dict[str, int]:
