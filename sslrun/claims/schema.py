@@ -251,13 +251,16 @@ def _load_variant(source: Located) -> Variant:
         raise source.error((), "give either sweep (a file) or measure (a measurement), not both")
     if "measure" in values:
         values["measure"] = _load_measurement(source)
-    return validated(Variant, Located(values, source.places, source.at), "a variant")
+    return validated(Variant, Located(values, source.places, source.path), "a variant")
 
 
 def _load_measurement(variant: Located) -> Named:
     """Load the measurement that a variant names: `name`, or `{name: ..., option: ...}`."""
     value = variant.value["measure"]
-    name, options = value, Located({}, {(): variant.places[("measure",)]}, (*variant.at, "measure"))
+    name, options = (
+        value,
+        Located({}, {(): variant.places[("measure",)]}, (*variant.path, "measure")),
+    )
     if isinstance(value, dict):
         section = variant.section("measure")
         name, options = value.get("name"), section.without("name")

@@ -170,7 +170,7 @@ def test_a_share_of_labels_is_no_part_of_a_name(task, labels, result):
     # 'STL' with 10 % of the labels is not 'STL-10'.
     made = compare(Table.from_records([result("A", 95.0, task=task, labels=labels)]), small())
     assert not made.pairs
-    assert "No cell of ours" in printed(made)
+    assert "None of our cells" in printed(made)
     assert json.loads(made.to_json())["cells"] == []
 
 

@@ -157,10 +157,10 @@ def ours(task, rows):
 def test_of_the_tables_of_a_paper_those_that_share_a_cell_are_shown(tmp_path):
     made = compare_all(ours("CIFAR-10", {"x": 90.0}), published_as("lpft"))
     assert [each.against for each in made.tables] == ["kumar_table1_id"]
-    assert "no cell of ours stands in: Table 2 (OOD) (kumar_table2_ood)" in made.tables[0].notes[-1]
+    assert "none of our cells matches: Table 2 (OOD) (kumar_table2_ood)" in made.tables[0].notes[-1]
     (nothing,) = compare_all(ours("nothing", {"x": 90.0}), published_as("lpft")).tables
     assert not nothing.pairs
-    assert nothing.notes[-1].startswith("no cell of ours stands in: ")
+    assert nothing.notes[-1].startswith("none of our cells matches: ")
     assert nothing.notes[-1].count("(kumar_") == len(published_as("lpft")) - 1
     both = ours("CIFAR-10", {"x": 90.0})
     both.add(Row("x", "lpft"), Column("CIFAR-10", Labels(1.0), "STL-10", Metric("accuracy")), 80.0)

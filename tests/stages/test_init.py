@@ -11,7 +11,7 @@ from sslrun import cli
 from sslrun.data.source import sources
 from sslrun.errors import UserError
 from sslrun.recipe import load
-from sslrun.stages.init import look_at, write_starter
+from sslrun.stages.init import inspect_data, write_starter
 
 WORDS = ("good film with a fine cast", "bad film with a dull plot")
 
@@ -119,7 +119,7 @@ def test_without_data_of_ones_own_nothing_is_downloaded(folder, text):
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".parquet"])
 def test_tables_of_every_format_and_columns_of_any_name(folder, suffix):
-    found = look_at(reviews(folder, suffix, columns=("what they wrote", "verdict")))
+    found = inspect_data(reviews(folder, suffix, columns=("what they wrote", "verdict")))
     assert (found.count, found.classes) == (60, 2)
     assert 'column: "what they wrote"' in found.data
     assert "label: verdict" in found.task_data
@@ -152,11 +152,11 @@ def test_images_that_a_table_lists(folder):
         writer.writerows(rows)
     if "csv-images" not in sources:
         with pytest.raises(UserError, match="lists images"):
-            look_at(folder / "list.csv")
+            inspect_data(folder / "list.csv")
         return
     recipe = load(write_starter("mine", False, folder / "list.csv"))
     assert recipe.data.name == "csv-images"
-    assert look_at(folder / "list.csv").classes == 2
+    assert inspect_data(folder / "list.csv").classes == 2
 
 
 def test_what_cannot_be_written_or_read(folder):
@@ -169,5 +169,5 @@ def test_what_cannot_be_written_or_read(folder):
         write_starter("other", False, folder / "nowhere")
     (folder / "empty").mkdir()
     with pytest.raises(UserError, match="found neither images nor text"):
-        look_at(folder / "empty")
+        inspect_data(folder / "empty")
     assert not (folder / "other.yaml").exists()

@@ -47,7 +47,7 @@ def test_ten_steps_are_traced_into_the_runs_folder(pretrained):
     assert len(steps) == TRACED
     assert any("addmm" in event.get("name", "") for event in events)
     _, again = pretrained(20)
-    assert "is finished, so that nothing is profiled; add --fresh" in again
+    assert "is finished, so nothing is profiled; add --fresh" in again
 
 
 def test_the_result_is_the_same_and_without_the_option_there_is_no_trace(pretrained, tmp_path):

@@ -91,7 +91,8 @@ def test_mistakes_about_weights(tmp_path, weights):
     with pytest.raises(UserError, match=r"nothing\.safetensors: no checkpoint there"):
         plan(tmp_path, tmp_path / "nothing.safetensors", 8)
     with pytest.raises(
-        UserError, match=r"weights: stand in place of pretraining: give either them or 'pretext'"
+        UserError,
+        match=r"weights: can't be combined with pretraining: give either them or 'pretext'",
     ):
         plan(tmp_path, weights, 8, pretext="rotation", pretrain={"steps": 1, "lr": 0.1})
     recipe = parse(

@@ -47,11 +47,11 @@ def test_the_floor_is_the_entropy_of_the_training_texts_words(splits):
 
 def test_a_loss_that_stays_at_the_floor_is_called_out_and_one_below_it_is_not(splits):
     pretext = made(splits)
-    look = watcher(splits, pretext).look
-    early = look(pretext, 0.1)
+    check = watcher(splits, pretext).check
+    early = check(pretext, 0.1)
     assert early.record["held_out_loss"] > early.record["floor"]
     assert early.warning is None
-    late = look(pretext, 0.5)
+    late = check(pretext, 0.5)
     assert late.record == early.record
     assert "is not clearly below" in late.warning
     assert f"{late.record['floor']:.2f}" in late.warning
@@ -60,16 +60,16 @@ def test_a_loss_that_stays_at_the_floor_is_called_out_and_one_below_it_is_not(sp
         pretext.held_out = lambda *_, loss=share * late.record["floor"]: {
             "held_out_loss": torch.tensor(loss)
         }
-        found = look(pretext, 0.5)
+        found = check(pretext, 0.5)
         assert found.record["held_out_loss"] == pytest.approx(share * late.record["floor"])
         assert (found.warning is not None) == told
 
 
-def test_the_same_held_out_words_are_asked_for_at_each_look_whatever_is_trained_on(splits):
+def test_the_same_held_out_words_are_asked_for_at_each_check_whatever_is_trained_on(splits):
     one, other = made(splits, rate=0.15), made(splits, rate=0.5, nsp=True)
     other.backbone.load_state_dict(one.backbone.state_dict())
     other.head.load_state_dict(one.head.state_dict())
-    first, second = (watcher(splits, each).look(each, 0.0).record for each in (one, other))
+    first, second = (watcher(splits, each).check(each, 0.0).record for each in (one, other))
     assert first["held_out_loss"] == pytest.approx(second["held_out_loss"], rel=1e-6)
     assert {"held_out_nsp_loss", "held_out_nsp_accuracy"} == set(second) - set(first)
 
@@ -83,6 +83,6 @@ def test_every_pretext_on_text_has_a_held_out_loss(splits, name):
         )
     else:
         pretext = made(splits, name, "gpt-tiny" if name == "ltr" else "bert-tiny")
-    record = watcher(splits, pretext).look(pretext, 0.0).record
+    record = watcher(splits, pretext).check(pretext, 0.0).record
     assert record["held_out_loss"] == pytest.approx(math.log(splits.spec.vocab), rel=0.2)
     assert record["floor"] > 3

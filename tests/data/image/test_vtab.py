@@ -160,7 +160,7 @@ def test_a_set_that_cannot_be_had_is_an_empty_cell_with_its_reason(place, monkey
     table = plan.table()
     columns = [column.task for column in table.columns]
     assert columns == ["dtd", "svhn", "kitti_closest_vehicle_distance"]
-    assert "VTAB is the mean over 19 sets, of which there are 2 here" in table.notes
+    assert "VTAB is the mean over 19 sets, but only 2 of them are here" in table.notes
     note = "empty, kitti_closest_vehicle_distance 100 %: vtab-kitti_closest_vehicle_distance: not on this machine"
     assert any(each.startswith(note) for each in table.notes)
     assert to_markdown(table).splitlines()[4].endswith("|  |")
