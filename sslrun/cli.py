@@ -547,15 +547,15 @@ def _imported() -> list[str]:
     """The options by which another process imports the same plug-ins."""
     from sslrun import plugins
 
-    return [f"--import={path}" for path in plugins.loaded_files()]
+    return [f"--import={path}" for path in plugins.list_loaded()]
 
 
 def _load_plugins(arguments: list[str]) -> None:
     """Import the plug-ins that the command line, the environment and installed packages name."""
     from sslrun import plugins
 
-    files = plugins.requested(arguments)
-    if files or plugins.installed():
+    files = plugins.list_requested(arguments)
+    if files or plugins.are_installed():
         # The package's own components first: a name that is taken is then the plug-in's mistake.
         import sslrun.claims.measurements
         import sslrun.recipe  # noqa: F401
@@ -596,7 +596,7 @@ def _run() -> Any:
         *_command_names(app),
         "--version",
     }  # these need no second to import torch
-    if plugins.loaded_files() or not light:
+    if plugins.list_loaded() or not light:
         add_protocol_commands(app)
     return app(prog_name="sslrun", standalone_mode=False)
 

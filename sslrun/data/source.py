@@ -10,7 +10,7 @@ from sslrun.data.examples import Batch, Examples, ProgressCallback
 from sslrun.data.specs import InputSpec
 from sslrun.data.stores import HubStore, Split
 from sslrun.errors import UserError
-from sslrun.hub import hub_or_offline
+from sslrun.hub import reach_hub
 from sslrun.registry import Options, Registry
 
 
@@ -57,7 +57,7 @@ class Source(ABC):
             UserError: The set is neither on this machine nor can the hub be reached.
         """
         splits = self.splits  # raises if a local folder or file is missing
-        if isinstance(getattr(self, "store", None), HubStore) and not hub_or_offline():
+        if isinstance(getattr(self, "store", None), HubStore) and not reach_hub():
             self.load(splits[0])  # succeeds if the set is in a cache
 
     @classmethod

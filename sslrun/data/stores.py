@@ -18,7 +18,7 @@ from torch import Tensor
 from sslrun.data.cache import cache_root
 from sslrun.data.image.images import EncodedFiles, EncodedSplit
 from sslrun.errors import UserError
-from sslrun.hub import hub_or_offline
+from sslrun.hub import reach_hub
 from sslrun.registry import did_you_mean
 
 T = TypeVar("T")
@@ -529,7 +529,7 @@ class HubStore(TableStore):
         import datasets
 
         hub = self.hub
-        hub_or_offline()
+        reach_hub()
         try:
             return datasets.load_dataset(
                 hub.repository, hub.config, revision=hub.revision, data_files=hub.files

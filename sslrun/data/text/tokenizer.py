@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sslrun.errors import UserError
 from sslrun.files import replacing
-from sslrun.hub import hub_or_offline
+from sslrun.hub import reach_hub
 from sslrun.registry import Options
 
 SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -190,7 +190,7 @@ def load_tokenizer(options: TokenizerOptions) -> Tokenizer:
     where = options.file or options.hub
     try:
         if options.hub:
-            hub_or_offline()
+            reach_hub()
             core = Core.from_pretrained(options.hub)
         elif str(options.file).endswith(".txt"):
             assert options.file is not None
