@@ -15,7 +15,7 @@ from sslrun.registry import Options, Registry
 
 
 class Source(ABC):
-    """A data set. It knows its splits and loads each on request."""
+    """A data set that loads each of its splits on request."""
 
     Options: ClassVar[type[Options]] = Options
     name: ClassVar[str]
@@ -51,10 +51,10 @@ class Source(ABC):
         """
 
     def check_available(self) -> None:
-        """Check, without a download, that the set can be had.
+        """Check, without a download, that the set is available.
 
         Raises:
-            UserError: The set is neither on this machine nor can the hub be reached.
+            UserError: The set is not on this machine and the hub cannot be reached.
         """
         splits = self.splits  # raises if a local folder or file is missing
         if isinstance(getattr(self, "store", None), HubStore) and not reach_hub():
@@ -93,7 +93,7 @@ sources: Registry[Source] = Registry("data set", "data")
 def explain_missing(
     name: str, options: Any, progress: ProgressCallback | None = None
 ) -> str | None:
-    """Return why a data set cannot be had, if that is known without a download; else None."""
+    """Return why a data set is unavailable; None if it is available or a download must tell."""
     try:
         sources[name](options, progress).check_available()
     except UserError as error:

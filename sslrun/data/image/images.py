@@ -75,7 +75,7 @@ class EncodedFiles:
 
 @dataclass(frozen=True)
 class EncodedSubset:
-    """The encoded images at some indices of others."""
+    """A selection of other encoded images, by index."""
 
     images: EncodedImages
     indices: Sequence[int]
@@ -109,7 +109,7 @@ class EncodedSplit:
 
 @dataclass(frozen=True)
 class Decoder:
-    """Decode every image of a split to a square of one size.
+    """A decoder of every image of a split to a square of one size.
 
     The shorter side is resized to `size` (bilinear, antialiased) and the center is cropped, as is
     usual for ImageNet. EXIF orientation is applied. Gray, palette, CMYK and transparent images
@@ -118,9 +118,9 @@ class Decoder:
 
     size: int
     resize: bool = True
-    """If False, an image that is not size x size is an error, because the user gave no size."""
+    """Whether to resize; if not, an image of another size is an error."""
     squash: bool = False
-    """Resize both sides to `size` and crop nothing."""
+    """Whether to resize both sides to `size`, without a crop."""
 
     def __call__(self, images: EncodedImages, index: int) -> np.ndarray:
         """Return the image as (size, size, 3) uint8.
@@ -176,7 +176,8 @@ def _open_image(images: EncodedImages, index: int) -> Iterator[Any]:
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         reason = "not an image" if isinstance(error, UnidentifiedImageError) else str(error)
         raise UnreadableError(
-            f"{images.name(index)}: cannot be decoded ({reason}): repair or remove it, or give skip_corrupt: true"
+            f"{images.name(index)}: cannot be decoded ({reason}): repair or remove it, or give "
+            "skip_corrupt: true"
         ) from None
 
 
@@ -212,7 +213,8 @@ def native_side(images: EncodedImages, skip_corrupt: bool = False) -> int:
             )
         return width
     raise UserError(
-        f"{images.name(0)}: cannot be decoded, and neither can any other of the {len(images)} images"
+        f"{images.name(0)}: cannot be decoded, and neither can any other of the {len(images)} "
+        "images"
     )
 
 
@@ -228,13 +230,15 @@ def from_arrays(arrays: np.ndarray, size: int | None = None) -> Tensor:
     is_image = arrays.ndim == 3 or (arrays.ndim == 4 and shape[3] in (1, 3))
     if arrays.dtype != np.uint8 or not is_image:
         raise UserError(
-            f"images are {arrays.dtype} {shape}: they should be uint8 of shape (N, H, W) or (N, H, W, 3)"
+            f"images are {arrays.dtype} {shape}: they should be uint8 of shape (N, H, W) or "
+            "(N, H, W, 3)"
         )
     images = torch.from_numpy(arrays.reshape(*shape[:3], -1)).permute(0, 3, 1, 2)
     height, width = images.shape[2:]
     if size is None and height != width:
         raise UserError(
-            f"images are {width}x{height}, not square: give the side to store them at, as in size: 32"
+            f"images are {width}x{height}, not square: give the side to store them at, as in "
+            "size: 32"
         )
     if size is not None and (height, width) != (size, size):
         images = _resize_arrays(images, size)
@@ -269,7 +273,8 @@ def worker_count() -> int:
         return max(1, min(16, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
     if not setting.isdecimal():
         raise UserError(
-            f"SSLRUN_WORKERS={setting}: should be a number of decoding workers, as in SSLRUN_WORKERS=4"
+            f"SSLRUN_WORKERS={setting}: should be a number of decoding workers, as in "
+            "SSLRUN_WORKERS=4"
         )
     return int(setting)
 
@@ -317,7 +322,8 @@ def load_images(
     cached = _load_cached(path, name)
     if cached is None:
         raise UserError(
-            f"{path}: was written, but cannot be read back: check the disk, or set SSLRUN_CACHE to another folder"
+            f"{path}: was written, but cannot be read back: check the disk, or set SSLRUN_CACHE "
+            "to another folder"
         )
     return cached
 
@@ -420,7 +426,8 @@ def _decode_each(
             raise
     if not decodable.any():
         raise UserError(
-            f"{name}: none of its {len(images)} images can be decoded; the first is {images.name(0)}"
+            f"{name}: none of its {len(images)} images can be decoded; the first is "
+            f"{images.name(0)}"
         )
     return decodable
 
@@ -498,7 +505,7 @@ class StreamedImages(Examples):
 
 
 class _IndexLists:
-    """Index tensors as the lists that a DataLoader draws batches by."""
+    """An adapter that yields index tensors as lists, which a DataLoader needs."""
 
     def __init__(self, indices: Iterable[Tensor]) -> None:
         self.indices = indices
@@ -508,7 +515,7 @@ class _IndexLists:
 
 
 class _BatchDecoder(Dataset[Any]):
-    """Decode a batch in a worker: (images or an error message, positions)."""
+    """Decodes batches in a worker; an item is (images or an error message, positions)."""
 
     def __init__(self, examples: StreamedImages) -> None:
         self.examples = examples

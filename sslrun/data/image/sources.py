@@ -37,9 +37,9 @@ from sslrun.errors import UserError
 from sslrun.registry import Options
 
 UNKNOWN_SIDE = 32
-"""Side of images that is assumed if neither the recipe nor the data set's card tells it."""
+"""Side of images that is assumed if neither the recipe nor the data set's card states it."""
 HASHED_BYTES = 2**30
-"""Listed images of more bytes in total are not part of a run's identity; their list always is."""
+"""Listed images of this many bytes or more are not part of a run's identity; the list always is."""
 
 
 def _sketch_images(side: int, count: int) -> tuple[ImageSpec, Batch]:
@@ -104,7 +104,7 @@ class ImageSource(Source):
 
 @dataclass(frozen=True)
 class Card:
-    """What is known of a published set of images on the hub."""
+    """Description of a published set of images on the hub."""
 
     summary: str
     hub: Hub
@@ -278,7 +278,8 @@ class ImageNet(PublishedImages):
             )
         if len(numbers) != len(examples) or examples.labels is None:
             raise UserError(
-                f"{self.name}: only {len(examples)} of {len(numbers)} test images could be read: repair the others"
+                f"{self.name}: only {len(examples)} of {len(numbers)} test images could be read: "
+                "repair the others"
             )
         known = range(1, 1 + len(labels_by_number))
         rows = [labels_by_number[number - 1] if number in known else [] for number in numbers]
@@ -308,7 +309,8 @@ def read_real_labels(path: Path, classes: int) -> list[list[int]]:
         images = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(
-            f"{path}: no such file; it is real.json of github.com/google-research/reassessed-imagenet"
+            f"{path}: no such file; it is real.json of "
+            "github.com/google-research/reassessed-imagenet"
         ) from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read: {error}") from None
@@ -352,13 +354,13 @@ class HubImages(ImageSource):
         label: str | None = None
         """Column of the labels; default: the only one of classes, or the one named label."""
         train: str = "train"
-        """Name of its training split."""
+        """Name of the training split on the hub."""
         val: str | None = None
-        """Name of its validation split; default: carved from the training split."""
+        """Name of the validation split on the hub; default: carved from the training split."""
         test: str | None = "test"
-        """Name of its test split; null: carved from the training split."""
+        """Name of the test split on the hub; null: carved from the training split."""
         unlabeled: str | None = None
-        """Name of its split of unlabeled images, if it has one."""
+        """Name of the split of unlabeled images on the hub; default: there is none."""
 
     @property
     def title(self) -> str:
@@ -446,7 +448,7 @@ class CsvImages(ImageSource):
         """Column of the splits (train, val, test, unlabeled); default: the column split, if any."""
 
         def files(self) -> list[Path]:
-            """Return the list and, unless they exceed HASHED_BYTES together, its images."""
+            """Return the list, and its images if they have fewer than HASHED_BYTES in total."""
             try:
                 images = CsvImageStore(self.path, self.image, self.label, self.split).images
                 total = sum(image.stat().st_size for image in images)
@@ -571,7 +573,8 @@ class Cifar101(Source):
     def load(self, split: Split) -> TensorExamples:
         if split not in self.splits:
             raise UserError(
-                f"{self.name}: has no split '{split}', only test: it is a shifted test set for cifar10"
+                f"{self.name}: has no split '{split}', only test: it is a shifted test set for "
+                "cifar10"
             )
         folder = self._find_folder()
         try:
@@ -651,7 +654,8 @@ class Digits(Source):
     @classmethod
     def describe(cls) -> dict[str, str]:
         return {
-            "splits": "train 1,797; a quarter is carved for the test, and a tenth of the rest for validation",
+            "splits": "train 1,797; a quarter is carved for the test, and a tenth of the rest for "
+            "validation",
             "classes": "10",
             "homepage": "https://archive.ics.uci.edu/dataset/80",
             "license": "CC BY 4.0",

@@ -192,7 +192,8 @@ def cell_text(value: Any, name: str, column: str) -> str:
     """
     if value is not None and not isinstance(value, str | int | float):
         raise UserError(
-            f"{name}: column '{column}' holds values of type {type(value).__name__}, not text; choose a column of texts"
+            f"{name}: column '{column}' holds values of type {type(value).__name__}, not text; "
+            "choose a column of texts"
         )
     return "" if value is None else str(value)
 
@@ -229,7 +230,8 @@ class PublishedText(TableText):
         remedy = explain_download(self.name, self.name)
         if self.card.hub is None:
             raise UserError(
-                f"{self.name}: not on this machine, and the hub has no copy that can be loaded. {remedy}"
+                f"{self.name}: not on this machine, and the hub has no copy that can be loaded. "
+                f"{remedy}"
             )
         return HubStore(self.name, self.card.hub, remedy, label=self.card.label)
 
