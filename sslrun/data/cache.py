@@ -19,7 +19,7 @@ def cache_root() -> Path:
     return Path(os.environ.get("SSLRUN_CACHE") or "~/.cache/sslrun").expanduser()
 
 
-def digest_of(key: Any) -> str:
+def digest_key(key: Any) -> str:
     """Return the digest that names a cache entry.
 
     `key` holds the JSON values that determine the content of the entry; their order does not

@@ -93,7 +93,10 @@ sources: Registry[Source] = Registry("data set", "data")
 def explain_missing(
     name: str, options: Any, progress: ProgressCallback | None = None
 ) -> str | None:
-    """Return why a data set is unavailable; None if it is available or a download must tell."""
+    """Return why a data set is unavailable; None if it may be available.
+
+    Nothing is downloaded to find out.
+    """
     try:
         sources[name](options, progress).check_available()
     except UserError as error:

@@ -60,7 +60,7 @@ class Store(ABC):
         """
 
 
-def local_store(root: Path, label: str | None = None, test_on_val: bool = False) -> Store:
+def open_local_store(root: Path, label: str | None = None, test_on_val: bool = False) -> Store:
     """Return the store of a folder that holds parquet files or images."""
     if any(root.glob("*.parquet")):
         return ParquetStore(root, label=label, test_on_val=test_on_val)
@@ -78,7 +78,7 @@ def assign_roles(stored: Mapping[Split, T], test_on_val: bool) -> dict[Split, T]
 # ---------------------------------------------------------------- local copies of published sets
 
 
-def local_folders(name: str) -> list[Path]:
+def list_local_folders(name: str) -> list[Path]:
     """Return the folders where a published set may be stored, in the order in which they are tried.
 
     `name` is the set's name, or a path such as "vtab/dtd".
@@ -88,14 +88,14 @@ def local_folders(name: str) -> list[Path]:
 
 
 def find_local_folder(name: str) -> Path | None:
-    """Return the first of the `local_folders` that exists; None if there is none."""
-    return next((folder for folder in local_folders(name) if folder.is_dir()), None)
+    """Return the first of a set's local folders that exists; None if there is none."""
+    return next((folder for folder in list_local_folders(name) if folder.is_dir()), None)
 
 
 def describe_local_folders(name: str) -> str:
-    """Say which of the `local_folders` exist: "found at A, not found at B"."""
+    """Say which of a set's local folders exist: "found at A, not found at B"."""
     words = {True: "found", False: "not found"}
-    return ", ".join(f"{words[folder.is_dir()]} at {folder}" for folder in local_folders(name))
+    return ", ".join(f"{words[folder.is_dir()]} at {folder}" for folder in list_local_folders(name))
 
 
 def explain_download(folder: str, page: str) -> str:

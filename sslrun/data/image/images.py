@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from sslrun.data.cache import cache_error, cache_root, digest_of, locked
+from sslrun.data.cache import cache_error, cache_root, digest_key, locked
 from sslrun.data.examples import Batch, Examples, ProgressCallback, TensorExamples
 from sslrun.data.specs import ImageSpec
 from sslrun.errors import UserError
@@ -192,7 +192,7 @@ def _to_rgb(image: Any) -> Any:
     return image.convert("RGB")
 
 
-def native_side(images: EncodedImages, skip_corrupt: bool = False) -> int:
+def find_native_side(images: EncodedImages, skip_corrupt: bool = False) -> int:
     """Return the side of the first image; with `skip_corrupt`, of the first that can be decoded.
 
     Raises:
@@ -218,7 +218,7 @@ def native_side(images: EncodedImages, skip_corrupt: bool = False) -> int:
     )
 
 
-def from_arrays(arrays: np.ndarray, size: int | None = None) -> Tensor:
+def convert_arrays(arrays: np.ndarray, size: int | None = None) -> Tensor:
     """Convert images (N, H, W), (N, H, W, 1) or (N, H, W, 3) uint8 to (N, 3, size, size) uint8.
 
     If `size` is None, the images keep their size.
@@ -261,7 +261,7 @@ def _resize_arrays(images: Tensor, size: int) -> Tensor:
 # ---------------------------------------------------------------- in memory, cached on disk
 
 
-def worker_count() -> int:
+def count_workers() -> int:
     """Return the number of threads or processes that decode images.
 
     It is SSLRUN_WORKERS, or one per core that this process may use, at most 16.
@@ -290,9 +290,10 @@ def load_images(
 ) -> TensorExamples | StreamedImages:
     """Load a split as `TensorExamples`, from the cache if possible; or stream a large one.
 
-    `identity` holds the JSON values that determine what `open_split` returns. With the other
-    arguments it is the key of the cache. `size` is the side to store; None keeps the images' own,
-    if they are equal squares. For `squash` see `Decoder`. A damaged cache entry is replaced.
+    `identity` holds the JSON values that determine what `open_split` returns. It is part of the
+    cache key, with `size`, `skip_corrupt` and `squash` (see `Decoder`). `size` is the side to
+    store; None keeps the size of the images, which must be equal squares. A damaged cache entry is
+    replaced.
 
     Raises:
         UserError: An image cannot be decoded (unless `skip_corrupt`), images differ in size without
@@ -300,11 +301,11 @@ def load_images(
     """
     key = {"format": CACHE_FORMAT, "size": size, "skip_corrupt": skip_corrupt, **identity}
     key |= {"squash": True} if squash else {}
-    path = cache_root() / "images" / f"{name.replace('/', '--')}-{digest_of(key)}.safetensors"
+    path = cache_root() / "images" / f"{name.replace('/', '--')}-{digest_key(key)}.safetensors"
     if cached := _load_cached(path, name):
         return cached
     split = open_split()
-    side = native_side(split.images, skip_corrupt) if size is None else size
+    side = find_native_side(split.images, skip_corrupt) if size is None else size
     decoder = Decoder(side, resize=size is not None, squash=squash)
     if len(split.images) * 3 * decoder.size**2 > MAX_TENSOR_BYTES:
         examples = StreamedImages(split.images, split.labels, split.classes, decoder)
@@ -416,7 +417,7 @@ def _decode_each(
     starts = range(0, len(images), CHUNK)
     chunks = [range(start, min(start + CHUNK, len(images))) for start in starts]
     # Threads suffice, because Pillow releases the interpreter's lock while it decodes and resizes.
-    with ThreadPoolExecutor(max(1, worker_count())) as executor:
+    with ThreadPoolExecutor(max(1, count_workers())) as executor:
         try:
             for chunk, _ in zip(chunks, executor.map(decode, chunks), strict=True):
                 if progress:
@@ -493,7 +494,7 @@ class StreamedImages(Examples):
             _BatchDecoder(self),
             batch_sampler=_IndexLists(indices),
             collate_fn=_identity,
-            num_workers=worker_count(),
+            num_workers=count_workers(),
             pin_memory=device.type == "cuda",
             generator=torch.Generator(),  # otherwise the loader draws from the global generator
         )

@@ -16,7 +16,7 @@ import torch
 from pydantic import Field
 
 from sslrun.data.examples import Batch, Examples, TensorExamples
-from sslrun.data.image.images import from_arrays, load_images
+from sslrun.data.image.images import convert_arrays, load_images
 from sslrun.data.source import Source, sources
 from sslrun.data.specs import ImageSpec
 from sslrun.data.stores import (
@@ -30,8 +30,8 @@ from sslrun.data.stores import (
     describe_local_folders,
     explain_download,
     find_local_folder,
-    local_folders,
-    local_store,
+    list_local_folders,
+    open_local_store,
 )
 from sslrun.errors import UserError
 from sslrun.registry import Options
@@ -62,7 +62,7 @@ class ImageSource(Source):
 
     gives = ImageSpec
     default_size: ClassVar[int | None] = None
-    """The side to store if the recipe gives none; None: the images' own."""
+    """The side to store if the recipe gives none; None: the size of the images."""
 
     @property
     @abstractmethod
@@ -214,7 +214,7 @@ class PublishedImages(ImageSource):
         folder = find_local_folder(self.name)
         if folder is not None:
             test_on_val = card.hub.splits["test"] in ("validation", "valid")
-            return local_store(folder, card.label, test_on_val)
+            return open_local_store(folder, card.label, test_on_val)
         remedy = explain_download(self.name, self.name)
         return HubStore(self.name, card.hub, remedy, label=card.label)
 
@@ -249,9 +249,9 @@ class ImageNet(PublishedImages):
     class Options(ImageOptions):
         real: Path | None = None
         """File of the ReaL labels (Beyer et al. 2020, arXiv:2006.07159): real.json of
-        google-research/reassessed-imagenet. The accuracy by ReaL is reported as real_accuracy
-        beside the original accuracy. An answer is right if it is any of the image's labels; images
-        without a label are left out."""
+        google-research/reassessed-imagenet. The accuracy by these labels is reported as
+        real_accuracy, in addition to the original accuracy. An answer is right if it is any of the
+        image's labels; images without a label are left out. Default: only the original accuracy."""
 
     def load(self, split: Split) -> Examples:
         examples = super().load(split)
@@ -500,7 +500,7 @@ class NpzImages(Source):
                 f"{path}: holds {names}: should hold x_train (and y_train), or images (and labels)"
             )
         try:
-            images = from_arrays(self._arrays[x], self.options.size)
+            images = convert_arrays(self._arrays[x], self.options.size)
         except UserError as error:
             raise UserError(f"{path}: {x}: {error}") from None
         spec = ImageSpec(images.shape[-1])
@@ -583,7 +583,7 @@ class Cifar101(Source):
             cause = " ".join(str(error).split())[:200]
             raise UserError(f"{folder}: cannot be read as NumPy arrays: {cause}") from None
         return TensorExamples(
-            from_arrays(images, self.options.size),
+            convert_arrays(images, self.options.size),
             torch.from_numpy(labels.astype(np.int64)),
             self.classes,
             ImageSpec(self.options.size or 32),
@@ -596,7 +596,7 @@ class Cifar101(Source):
         self._find_folder()
 
     def _find_folder(self) -> Path:
-        for folder in local_folders(self.name):
+        for folder in list_local_folders(self.name):
             if (folder / self.files[0]).is_file():
                 return folder
         raise UserError(
@@ -606,7 +606,7 @@ class Cifar101(Source):
 
     @classmethod
     def describe(cls) -> dict[str, str]:
-        places = [f"{folder}/{cls.files[0]}" for folder in local_folders(cls.name)]
+        places = [f"{folder}/{cls.files[0]}" for folder in list_local_folders(cls.name)]
         return {
             "splits": "test 2,000",
             "classes": "10",
@@ -638,7 +638,7 @@ class Digits(Source):
         digits = load_digits()
         images = (digits.images * (255 / 16)).round().astype(np.uint8)
         return TensorExamples(
-            from_arrays(images, self.options.size),
+            convert_arrays(images, self.options.size),
             torch.from_numpy(digits.target.astype(np.int64)),
             tuple("0123456789"),
             ImageSpec(self.options.size),

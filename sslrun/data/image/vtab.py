@@ -24,7 +24,7 @@ from sslrun.data.stores import (
     Store,
     explain_download,
     find_local_folder,
-    local_store,
+    open_local_store,
 )
 from sslrun.errors import UserError
 
@@ -41,7 +41,7 @@ EXAMPLES, VAL = 1000, 200
 TRAIN_AND_TEST: Mapping[Split, str] = {"train": "train", "test": "test"}
 
 
-def hub_location(name: str) -> tuple[Hub, str]:
+def locate_on_hub(name: str) -> tuple[Hub, str]:
     """Return where a set is on the hub, and its column of labels.
 
     The labels are those of VTAB's own loaders, as CLIP benchmark published them. SUN397 is from
@@ -84,8 +84,8 @@ class Vtab(ImageSource):
         path = f"vtab/{self.options.set}"
         folder = find_local_folder(path)
         if folder is not None:
-            return local_store(folder)
-        hub, label = hub_location(self.options.set)
+            return open_local_store(folder)
+        hub, label = locate_on_hub(self.options.set)
         return HubStore(self.title, hub, explain_download(path, "vtab"), label=label)
 
     def load(self, split: Split) -> Examples:
@@ -140,4 +140,4 @@ def _describe_place(name: str) -> str:
     folder = find_local_folder(f"vtab/{name}")
     if folder is not None:
         return f"found at {folder}"
-    return f"https://huggingface.co/datasets/{hub_location(name)[0].repository}"
+    return f"https://huggingface.co/datasets/{locate_on_hub(name)[0].repository}"

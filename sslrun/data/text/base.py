@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from pydantic import Field, ValidationError
 
-from sslrun.data.cache import cache_root, digest_of, locked
+from sslrun.data.cache import cache_root, digest_key, locked
 from sslrun.data.examples import Batch
 from sslrun.data.source import Source, sources
 from sslrun.data.specs import InputSpec, TextSpec
@@ -133,7 +133,7 @@ def _train_cached(name: str, options: str, vocab: int, lowercase: bool) -> Token
     cls: Any = sources[name]
     source: TextSource = cls(cls.Options.model_validate_json(options))
     key = [TRAINER_VERSION, name, options, vocab, lowercase, source.content()]
-    folder = cache_root() / "tokenizers" / digest_of(key)
+    folder = cache_root() / "tokenizers" / digest_key(key)
     with locked(folder):
         if not (folder / "tokenizer.json").exists():
             train_wordpiece(source.texts, vocab, lowercase, source.title).save(folder)

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sslrun.data.cache import cache_root, digest_of, locked
+from sslrun.data.cache import cache_root, digest_key, locked
 from sslrun.data.source import sources
 from sslrun.data.stores import FileStore, Hub, Split, fingerprint
 from sslrun.data.text.base import (
@@ -59,7 +59,7 @@ class Corpus(TextSource):
         folder = (
             cache_root()
             / "tokens"
-            / digest_of([TOKENS_VERSION, self.name, self.content(), tokenizer.digest])
+            / digest_key([TOKENS_VERSION, self.name, self.content(), tokenizer.digest])
         )
         tokens, sentences, documents = token_file(folder, self._report_documents, tokenizer)
         if len(documents) < 2:

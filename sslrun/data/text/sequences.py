@@ -502,7 +502,7 @@ class Packed(Examples):
 
     @classmethod
     def cut(cls, corpus: Documents, dupes: int) -> Packed:
-        """Cut `corpus` into sequences `dupes` times, each time at other places.
+        """Cut `corpus` into sequences `dupes` times, each time at different places.
 
         Raises:
             UserError: The corpus is shorter than one sequence.
