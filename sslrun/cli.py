@@ -563,15 +563,15 @@ def _import_options() -> list[str]:
     """Return the options that make another process import the same plug-ins."""
     from sslrun import plugins
 
-    return [f"--import={path}" for path in plugins.loaded_files()]
+    return [f"--import={path}" for path in plugins.list_loaded()]
 
 
 def _load_plugins(arguments: list[str]) -> None:
     """Import the plug-ins of the command line, the environment and installed packages."""
     from sslrun import plugins
 
-    files = plugins.requested(arguments)
-    if files or plugins.installed():
+    files = plugins.list_requested(arguments)
+    if files or plugins.are_installed():
         # The package's own components first, so that a name clash is the plug-in's error.
         import sslrun.claims.measurements
         import sslrun.recipe  # noqa: F401
@@ -610,7 +610,7 @@ def _run() -> Any:
     _load_plugins(sys.argv[1:])
     # Importing the protocols imports torch, which takes a second; known commands do not need it.
     is_known = bool(set(sys.argv[1:2]) & {*_command_names(app), "--version"})
-    if plugins.loaded_files() or not is_known:
+    if plugins.list_loaded() or not is_known:
         add_protocol_commands(app)
     return app(prog_name="sslrun", standalone_mode=False)
 

@@ -14,7 +14,7 @@ from sslrun.backbones.text import TextBackbone, last_real
 from sslrun.data.specs import TextSpec
 from sslrun.data.text.sequences import Tokens
 from sslrun.errors import UserError
-from sslrun.hub import hub_or_offline
+from sslrun.hub import reach_hub
 from sslrun.registry import Options
 
 
@@ -49,7 +49,7 @@ class TransformersEncoder(TextBackbone):
                 "backbone 'hf' needs transformers: pip install 'sslrun[transformers]'"
             ) from None
         if not Path(options.model).is_dir():
-            hub_or_offline()
+            reach_hub()
         transformers.utils.logging.disable_progress_bar()  # of reading a file, which takes a moment
         try:
             if options.pretrained:

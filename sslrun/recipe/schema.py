@@ -19,7 +19,7 @@ from pydantic import (
 from sslrun.data.shifts import ID, MEAN_SHIFT, Shift
 from sslrun.protocols.base import Protocol, protocols
 from sslrun.registry import Options
-from sslrun.runs import component_identity, contents
+from sslrun.runs import component_identity, hash_contents
 from sslrun.tasks.base import TaskOptions
 from sslrun.training.schedule import Schedule
 
@@ -46,7 +46,7 @@ class Named(BaseModel):
         contain a dot.
         """
         digests = [
-            digest for path in self.options.files() if (digest := contents(path)) is not None
+            digest for path in self.options.files() if (digest := hash_contents(path)) is not None
         ]
         return {
             "name": self.name,

@@ -97,7 +97,7 @@ def test_a_disk_that_is_full_when_the_weights_are_written(pretrain, tmp_path, mo
 
     with monkeypatch.context() as patch:
         patch.setattr(weights, "save_file", full)
-        assert "the disk is full; free some room" in pretrain(code=2)
+        assert "the disk is full; free some space" in pretrain(code=2)
     assert not list(tmp_path.rglob("result.json"))
     pretrain(code=0)
 
