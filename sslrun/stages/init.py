@@ -63,6 +63,8 @@ class Found:
     """The mapping of `data` for the evaluation where it is not that of pretraining."""
     regression: bool = False
     """The label is a number to predict."""
+    flip: bool = True
+    """Mirror images at random; False if left and right differ, as in digits."""
     about: str = ""
     """What was found, in words."""
 
@@ -95,7 +97,7 @@ def write_starter(name: str, text: bool, path: Path | None) -> Path:
 
 
 _IMAGES = Found(
-    "images", "{name: digits, size: 16}", 1_210, 10, 16,
+    "images", "{name: digits, size: 16}", 1_210, 10, 16, flip=False,
     about="1,797 scanned digits that come with scikit-learn. For images of your own: {name: folder, path: photos, size: 64}",
 )  # fmt: skip
 _TEXT = Found(
@@ -276,6 +278,10 @@ def render_images(name: str, found: Found) -> str:
     batch, epochs = _schedule(found.count)
     crop = 0.3 if found.side < 64 else 0.2
     stem = "small" if found.side <= 64 else "large"
+    flip, note = "flip: 0.5, ", "flip: 0 where left and right differ"
+    if not found.flip:
+        flip, note = "", "add flip: 0.5 for images that may be mirrored; digits may not"
+    task = "{augmentation: {crop: [0.6, 1.0]" + (", flip: 0.5" if found.flip else "") + "}}"
     small = "; small images keep their detail with stem: small" if stem == "small" else ""
     return f"""\
 # {found.about}.
@@ -290,11 +296,11 @@ backbone: {{name: resnet18, stem: {stem}, channels: 32}}  # 64 channels are the 
 pretext:
   name: simclr
   temperature: 0.5
-  augmentation: {{crop: [{crop}, 1.0], flip: 0.5, jitter: [0.4, 0.4, 0.4, 0.1], gray: 0.2}}  # flip: 0 where left and right differ
+  augmentation: {{crop: [{crop}, 1.0], {flip}jitter: [0.4, 0.4, 0.4, 0.1], gray: 0.2}}  # {note}
 
 # The schedule of that. More epochs usually help; all options: sslrun show section pretrain
 pretrain: {{epochs: {epochs}, batch: {batch}, optimizer: adamw, lr: 0.001, weight_decay: 0.01, warmup: 1}}
-{_evaluation(found, "{augmentation: {crop: [0.6, 1.0], flip: 0.5}}")}"""
+{_evaluation(found, task)}"""
 
 
 def render_text(name: str, found: Found) -> str:
