@@ -63,6 +63,8 @@ class DataSummary:
     """The value of `data` for the evaluation; None: the same as for pretraining."""
     regression: bool = False
     """Whether the label is a number to predict."""
+    flip: bool = True
+    """Whether to mirror images at random; False if left and right differ, as in digits."""
     about: str = ""
     """A description of the data in words."""
 
@@ -99,6 +101,7 @@ _IMAGES = DataSummary(
     data="{name: digits, size: 16}",
     count=1_210,
     classes=10,
+    flip=False,
     about="1,797 scanned digits that come with scikit-learn. "
     "For images of your own: {name: folder, path: photos, size: 64}",
 )
@@ -308,6 +311,10 @@ def render_images(name: str, summary: DataSummary) -> str:
     batch, epochs = _schedule(summary.count)
     crop = 0.3 if summary.side < 64 else 0.2
     stem = "small" if summary.side <= 64 else "large"
+    flip, note = "flip: 0.5, ", "flip: 0 if left and right differ"
+    if not summary.flip:
+        flip, note = "", "add flip: 0.5 for images that may be mirrored; digits may not"
+    task = "{augmentation: {crop: [0.6, 1.0]" + (", flip: 0.5" if summary.flip else "") + "}}"
     small = "; small images keep their detail with stem: small" if stem == "small" else ""
     return f"""\
 # {summary.about}.
@@ -322,14 +329,14 @@ backbone: {{name: resnet18, stem: {stem}, channels: 32}}  # 64 channels are the 
 pretext:
   name: simclr
   temperature: 0.5
-  # flip: 0 if left and right differ
-  augmentation: {{crop: [{crop}, 1.0], flip: 0.5, jitter: [0.4, 0.4, 0.4, 0.1], gray: 0.2}}
+  # {note}
+  augmentation: {{crop: [{crop}, 1.0], {flip}jitter: [0.4, 0.4, 0.4, 0.1], gray: 0.2}}
 
 # The schedule of pretraining. More epochs usually help.
 # All options: sslrun show section pretrain
 pretrain:
   {{epochs: {epochs}, batch: {batch}, optimizer: adamw, lr: 0.001, weight_decay: 0.01, warmup: 1}}
-{_evaluation(summary, "{augmentation: {crop: [0.6, 1.0], flip: 0.5}}")}"""
+{_evaluation(summary, task)}"""
 
 
 def render_text(name: str, summary: DataSummary) -> str:

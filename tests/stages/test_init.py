@@ -117,6 +117,14 @@ def test_without_data_of_ones_own_nothing_is_downloaded(folder, text):
     assert len(recipe.evaluate["mine"].protocols) == 4
 
 
+def test_digits_are_never_mirrored_and_images_of_ones_own_are(folder):
+    photos(folder)
+    for path, flip in ((None, 0.0), (folder / "photos", 0.5)):
+        recipe = load(write_starter("digits" if path is None else "mine", False, path))
+        assert recipe.pretext.options.augmentation.flip == flip
+        assert recipe.evaluate["mine"].task.options.augmentation.flip == flip
+
+
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".parquet"])
 def test_tables_of_every_format_and_columns_of_any_name(folder, suffix):
     found = inspect_data(reviews(folder, suffix, columns=("what they wrote", "verdict")))
