@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from sslrun.backbones.text import TextBackbone, check_heads
-from sslrun.backbones.transformer import Block, Stack, initialize
+from sslrun.backbones.transformer import BERT_STYLE, Block, Stack, initialize
 from sslrun.data.examples import Batch
 from sslrun.data.text.sequences import IGNORED, Tokens
 from sslrun.errors import UserError
@@ -84,8 +84,7 @@ class Denoise(LanguagePretext):
         heads = max(1, width // 64)
         check_heads("the decoder of 'denoise'", width, heads)
         self.blocks = Stack(
-            Block(width, heads, norm="post", cross=True, dropout=0.1, eps=1e-12)
-            for _ in range(options.depth)
+            Block(width, heads, BERT_STYLE, cross=True, dropout=0.1) for _ in range(options.depth)
         )
         for module in (self.table, self.position_embed, self.blocks):
             if module is not None:

@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from sslrun.backbones.base import Features
-from sslrun.backbones.lstm import LstmStack, reversed_real
+from sslrun.backbones.lstm import LstmStack, reverse_real
 from sslrun.backbones.text import gather_tokens
 from sslrun.data.examples import Examples
 from sslrun.data.specs import TextSpec
@@ -104,7 +104,7 @@ class BiLstm(nn.Module):
     def forward(self, x: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
         """States (B, T, D) of the top layer's two directions. `real` (B, T) is False at padding."""
         for ahead, back in zip(self.ahead, self.back, strict=True):
-            forwards, backwards = ahead(x)[0], reversed_real(back(reversed_real(x, real))[0], real)
+            forwards, backwards = ahead(x)[0], reverse_real(back(reverse_real(x, real))[0], real)
             x = torch.cat([forwards, backwards], dim=-1)
         return forwards, backwards
 
