@@ -52,7 +52,7 @@ class MLP(ImageBackbone):
 
 
 class MixerBlock(nn.Module):
-    """An MLP over patches, then one over channels, each with a pre-norm and a residual connection."""
+    """An MLP over patches, then one over channels, each with a pre-norm and a residual."""
 
     def __init__(self, patches: int, width: int) -> None:
         super().__init__()

@@ -228,7 +228,7 @@ class ViT(ImageBackbone):
 
 
 def interpolate_positions(positions: Tensor, side: int, rows: int, columns: int) -> Tensor:
-    """Interpolate position embeddings (1, side * side, D) to (1, rows * columns, D), bicubically."""
+    """Interpolate position embeddings (1, side * side, D) to (1, rows * columns, D): bicubic."""
     grid = positions.unflatten(1, (side, side)).permute(0, 3, 1, 2).float()
     grid = F.interpolate(grid, (rows, columns), mode="bicubic", antialias=True)
     return grid.flatten(2).transpose(1, 2).to(positions.dtype)

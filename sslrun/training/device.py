@@ -39,7 +39,7 @@ class Compute:
         return f"{platform.processor() or platform.machine()} ({torch.get_num_threads()} threads)"
 
     def autocast(self, precision: Precision = "auto") -> AbstractContextManager[None]:
-        """Autocast to bf16 if `precision` is bf16, or is auto and the device has fast bf16; else none."""
+        """Autocast to bf16 if it is chosen, or if `auto` is and the device has fast bf16."""
         bf16 = precision == "bf16" or (precision == "auto" and fast_bf16(self.device))
         return torch.autocast(self.device.type, torch.bfloat16, enabled=bf16)
 
@@ -174,7 +174,7 @@ def fast_bf16(device: torch.device) -> bool:
 
 
 def memory_in_use(device: torch.device) -> int:
-    """Peak memory in bytes: of tensors on a GPU, of the process on a CPU; on mps the current memory."""
+    """Peak memory in bytes: of tensors on a GPU, of the process on a CPU; mps: the current one."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if device.type == "mps":

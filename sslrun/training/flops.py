@@ -79,7 +79,7 @@ class _Untracked:
 
 
 def flop_counter() -> FlopCounterMode:
-    """A context manager that counts FLOPs, forward and backward; read them by `get_total_flops()`."""
+    """A context manager that counts FLOPs, forward and backward, for `get_total_flops()`."""
     counter = FlopCounterMode(display=False, custom_mapping=MISSING_FORMULAS)
     counter.mod_tracker = _Untracked()  # type: ignore[assignment]
     return counter
@@ -104,10 +104,10 @@ class FlopMeter:
 
     def __init__(self) -> None:
         self.counted: list[tuple[float, int]] = []
-        """For each counted step: FLOPs (forward and backward, over all devices), and how many numbers
-        this device read."""
+        """For each counted step: FLOPs (forward and backward, over all devices), and how many
+        numbers this device read."""
         self.input_count = 0
-        """How many numbers (pixels, tokens, padding included) this device has read in all steps."""
+        """How many numbers (pixels or tokens, with padding) this device read in all steps."""
 
     def add(self, numbers: int, flops: float | None) -> None:
         """Record a step that read `numbers` numbers; `flops` is None if they were not counted."""

@@ -57,5 +57,5 @@ class Learner(nn.Module):
         """
 
     def layers(self) -> list[list[nn.Parameter]]:
-        """The backbone's parameters from input to output, grouped by depth, for layer-wise decay."""
+        """The backbone's parameters from input to output, by depth, for layer-wise decay."""
         return []

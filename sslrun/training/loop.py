@@ -114,7 +114,7 @@ class Training(Generic[AnyLearner]):
 
     @property
     def averaged(self) -> AnyLearner:
-        """The learner with the weights to evaluate and save: their moving average if there is one."""
+        """The learner with the weights to evaluate and save: the moving average if there is one."""
         return self.learner if self.average is None else self.average
 
     def check_finite(self) -> None:

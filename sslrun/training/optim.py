@@ -136,7 +136,7 @@ def _build(
         case "lars":
             return Lars(groups, lr=options.lr, momentum=options.momentum)
         case "muon" if all(param.ndim == 2 for group in groups for param in group["params"]):
-            # match_rms_adamw makes updates as large as AdamW's, so that one learning rate suits both.
+            # match_rms_adamw: updates as large as AdamW's, so that one learning rate suits both.
             return torch.optim.Muon(
                 groups, lr=options.lr, momentum=options.momentum, adjust_lr_fn="match_rms_adamw"
             )

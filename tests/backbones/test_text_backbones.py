@@ -207,7 +207,7 @@ def test_any_encoder_of_transformers_from_a_folder(tmp_path):
         torch.testing.assert_close(
             ours(packed).tokens[given.real], bert(packed).tokens[given.real], rtol=1e-5, atol=1e-5
         )
-    with pytest.raises(UserError, match="has 120 embeddings, the tokenizer 121 entries"):
+    with pytest.raises(UserError, match="has 120 embeddings, but the tokenizer has 121 entries"):
         made("hf", TextSpec(blank_tokenizer(VOCAB + 1), 24), model=str(tmp_path))
     with pytest.raises(UserError, match="can't be loaded") as error:
         made("hf", model=str(tmp_path / "nowhere"))
@@ -241,7 +241,7 @@ def test_a_model_of_transformers_that_reads_left_to_right_is_a_causal_one(tmp_pa
     with torch.no_grad():
         differs = (ours(packed).tokens[0] != ours(changed).tokens[0]).any(dim=1)
     assert differs.tolist() == [place >= 15 for place in range(24)]
-    with pytest.raises(UserError, match="sees only one: take pretext 'ltr'"):
+    with pytest.raises(UserError, match="reads only one: take pretext 'ltr'"):
         pretexts["mlm"](pretexts["mlm"].Options(), ours)
     two = transformers.T5Config(
         vocab_size=VOCAB, d_model=32, d_ff=64, num_layers=1, num_heads=2, d_kv=16
