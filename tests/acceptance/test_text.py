@@ -93,7 +93,7 @@ PRETRAIN = [
     ("too long in an evaluation", ["evaluate.task.data.length=129"], "evaluate.task.data.length: sequences of 129 tokens are longer than the 128 positions"),
     ("not causal", ["pretext=ltr"], "set backbone.causal: true for a bert, or take a gpt, a one-directional lstm, or pretext 'mlm'"),
     ("masks on a causal one", ["backbone=gpt-tiny"], "take pretext 'ltr'"),
-    ("one direction", ["pretext=bilm"], "take backbone 'elmo'"),
+    ("one direction", ["pretext=bilm"], "choose one that has it: elmo, lstm"),
     ("layers that an evaluation reads in vain", ["evaluate.task.task.pool=last4"], "pool last4 reads 4 layers, but the backbone has 2"),
     ("an encoder that is none", ["pretext=denoise", "backbone=gpt-tiny"], "needs an encoder that reads both sides"),
     ("contradicting options", ["pretext.pairs=drop"], "nsp: true needs pairs: keep"),

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sslrun.backbones import build_backbone
-from sslrun.backbones.vit import interpolated
+from sslrun.backbones.vit import interpolate_positions
 from sslrun.data.examples import Batch
 from sslrun.data.specs import ImageSpec
 from sslrun.errors import UserError
@@ -65,7 +65,7 @@ def test_positions_are_interpolated_once_and_then_learn_at_the_new_size(tmp_path
     assert tuned["pos_embed"].shape == (1, 1 + 6 * 6, 16)
     torch.testing.assert_close(tuned["pos_embed"][:, :1], given["pos_embed"][:, :1])
     torch.testing.assert_close(
-        tuned["pos_embed"][:, 1:], interpolated(given["pos_embed"][:, 1:], 2, 6, 6)
+        tuned["pos_embed"][:, 1:], interpolate_positions(given["pos_embed"][:, 1:], 2, 6, 6)
     )
     torch.testing.assert_close(tuned["patch_embed.proj.weight"], given["patch_embed.proj.weight"])
     assert tuned["mean"].tolist() == tuned["std"].tolist() == HALF

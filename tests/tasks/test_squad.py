@@ -11,7 +11,7 @@ import torch
 from sslrun.data.specs import TextSpec
 from sslrun.data.text.passages import SpanRow, _context_score, _window_starts, build_windows
 from sslrun.data.text.tokenizer import SPECIALS, Tokenizer, build_wordpiece
-from sslrun.tasks.squad import Answer, decode, normalised, overlap, squad_scores
+from sslrun.tasks.squad import Answer, decode, normalize_answer, score_answers, word_f1
 
 
 def official_normalize(s):
@@ -71,7 +71,7 @@ CASES = [
 @pytest.mark.parametrize(("guess", "golds", "exact", "f1"), CASES)
 def test_scores_of_one_answer_are_the_official_ones(guess, golds, exact, f1):
     rows = [SpanRow("0", "?", "", tuple((each, 0) for each in golds))]
-    found = squad_scores({0: Answer(guess, 0.0)}, rows)
+    found = score_answers({0: Answer(guess, 0.0)}, rows)
     found.pop("best_f1", None)
     assert found == {"f1": pytest.approx(f1), "exact_match": exact}
     assert found == {name: pytest.approx(each) for name, each in official([guess], [golds]).items()}
@@ -90,11 +90,11 @@ def test_scores_of_many_answers_are_the_official_ones():
     expected = official(guesses, golds)
     assert 5 < expected["exact_match"] < expected["f1"] < 95
     answers = {at: Answer(guess, 0.0) for at, guess in enumerate(guesses)}
-    found = squad_scores(answers, rows)
+    found = score_answers(answers, rows)
     assert found.pop("best_f1") >= found["f1"]
     assert found == {name: pytest.approx(e) for name, e in expected.items()}
-    assert all(normalised(each) == official_normalize(each) for each in guesses)
-    assert overlap("cat", "cat") == 1
+    assert all(normalize_answer(each) == official_normalize(each) for each in guesses)
+    assert word_f1("cat", "cat") == 1
 
 
 # ---------------------------------------------------------------- windows
@@ -262,10 +262,10 @@ def test_no_answer_is_told_where_cls_scores_higher_and_the_set_has_such_question
     # One window that finds no sign of "no answer" decides: the lowest counts.
     assert told(found, *good, *empty[2:])[1] == Answer("ii", -12.0)
     right = [asked("ii"), asked(None, id="r")]
-    assert squad_scores(told(found, *good, *empty), right)["exact_match"] == 100
+    assert score_answers(told(found, *good, *empty), right)["exact_match"] == 100
     alone = made([asked()])
     everywhere = [(at, 0, side, 9.0) for at in range(len(alone)) for side in (0, 1)]
-    assert squad_scores(told(alone, *good[:2], *everywhere), right[:1])["exact_match"] == 100
+    assert score_answers(told(alone, *good[:2], *everywhere), right[:1])["exact_match"] == 100
 
 
 def test_the_best_f1_is_by_the_best_threshold():
@@ -276,14 +276,14 @@ def test_the_best_f1_is_by_the_best_threshold():
     answers = dict(enumerate(
         [Answer("aa", -1.0), Answer("aa", 2.0), Answer("aa", 3.0), Answer("bb", -2.0), Answer("bb", 3.0)]
     ))  # fmt: skip
-    found = squad_scores(answers, rows)
+    found = score_answers(answers, rows)
     assert found["f1"] == pytest.approx(100 * (1 + 0 + 1 + 0 + 0) / 5)
 
     def by(threshold):
         texts = [answer.text if answer.doubt <= threshold else "" for answer in answers.values()]
         return (
             sum(
-                max(overlap(text, each) for each, _ in row.answers or (("", 0),))
+                max(word_f1(text, each) for each, _ in row.answers or (("", 0),))
                 for text, row in zip(texts, rows, strict=True)
             )
             / 5
@@ -291,7 +291,7 @@ def test_the_best_f1_is_by_the_best_threshold():
 
     assert found["best_f1"] == pytest.approx(100 * max(by(each) for each in (-9, -2, -1, 2, 3)))
     assert found["best_f1"] > found["f1"]
-    assert "best_f1" not in squad_scores({0: answers[0]}, rows[:1])
+    assert "best_f1" not in score_answers({0: answers[0]}, rows[:1])
 
 
 def test_perfect_scores_find_every_answer_of_the_small_world():
@@ -313,5 +313,5 @@ def test_perfect_scores_find_every_answer_of_the_small_world():
             outputs[at, first, 0], outputs[at, last, 1] = 5, 5
     told = decode(outputs, found.extra, found.rows, 20, 30)
     assert (
-        squad_scores(told, rows)["exact_match"] > 97
+        score_answers(told, rows)["exact_match"] > 97
     )  # but where no window with the most context holds all of it

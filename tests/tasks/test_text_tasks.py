@@ -17,7 +17,7 @@ from sslrun.data.text.sequences import (
 from sslrun.data.text.tags import TagSet
 from sslrun.data.text.tokenizer import blank_tokenizer
 from sslrun.errors import UserError
-from sslrun.tasks.base import TaskLearner, outputs_of, stacked, tasks
+from sslrun.tasks.base import TaskLearner, concatenate_outputs, outputs_of, tasks
 from sslrun.tasks.text import ScalarMix
 from sslrun.training.learner import Output
 
@@ -259,7 +259,7 @@ def test_tags_are_told_at_the_first_piece_and_words_that_were_cut_off_are_outsid
 def test_outputs_of_several_batches_are_stacked():
     made, given = task("tagging", ("B-X", "B-Y", "I-X", "O")), tagged()
     parts = [perfect(given.subset(torch.tensor([at]))) for at in range(3)]
-    assert made.score(stacked(parts), given)["precision"] == 100
+    assert made.score(concatenate_outputs(parts), given)["precision"] == 100
 
 
 def test_outputs_come_in_the_order_of_the_examples_though_like_lengths_run_together():
