@@ -260,9 +260,10 @@ def _text(term: Term) -> str:
 def combine(verdicts: Sequence[Verdict]) -> Word:
     """Combine the verdicts on a claim's inequalities.
 
-    Supported if all are, contradicted if any is, else inconclusive. That all hold needs no correction for their number (an intersection-union test: Berger,
-    Technometrics 1982). That one fails does: of k inequalities that hold with nothing to spare,
-    0.025 k are contradicted by chance.
+    Supported if all are, contradicted if any is, else inconclusive. Supporting all needs no
+    correction for their number (an intersection-union test: Berger, Technometrics 1982).
+    Contradicting one does: of k inequalities that hold with nothing to spare, 0.025 k are
+    contradicted by chance.
     """
     words = {verdict.word for verdict in verdicts}
     if "contradicted" in words:

@@ -189,7 +189,7 @@ class Protocol:
 
     @property
     def precision(self) -> Precision:
-        """Precision of the backbone in evaluation: frozen features, and scores of what was trained."""
+        """Precision of the backbone's forward pass in evaluation."""
         return "auto"
 
     def run(self, bench: Bench) -> Scores:
