@@ -1,4 +1,4 @@
-# Every target sets itself up: a virtual environment in .venv, made once and remade when pyproject.toml changes.
+# Every target sets up .venv: once, and again when pyproject.toml changes.
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.ready
@@ -19,7 +19,7 @@ demo: setup
 claims: setup
 	$(BIN)/sslrun claims -o claims.md
 
-# One process a core, of at most eight; each computes on one thread.
+# One process per core, at most eight; each computes on one thread.
 WORKERS := -n auto --maxprocesses 8 --dist worksteal
 
 test: setup
@@ -39,7 +39,7 @@ $(DOCS): $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
 	@touch $(DOCS)
 
-# Pages are generated from the package; a warning, such as a broken link, is an error.
+# Pages are generated from the package. A warning, such as a broken link, is an error.
 docs: $(DOCS)
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet -b html docs build/docs
 	@echo build/docs/index.html

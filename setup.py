@@ -1,4 +1,7 @@
-"""What pyproject.toml cannot say: the wheel holds the recipes, which lie beside the package in the source tree."""
+"""Build steps that pyproject.toml cannot express: put the recipes into the wheel.
+
+In the source tree, `recipes/` lies beside the package; in a wheel, inside it.
+"""
 
 from pathlib import Path
 
@@ -7,7 +10,10 @@ from setuptools.command.build_py import build_py
 
 
 class BuildWithRecipes(build_py):
-    """Copy `recipes/` to `sslrun/recipes/` in a wheel; an editable install reads the source tree's own."""
+    """Copy `recipes/` to `sslrun/recipes/` in a wheel.
+
+    An editable install reads the recipes of the source tree.
+    """
 
     def run(self) -> None:
         super().run()

@@ -1,4 +1,4 @@
-"""Two SimCLR views of an image (CIFAR-10's policy), on one core: sslrun beside lightly.
+"""Time two SimCLR views per image on one core (CIFAR-10's policy): sslrun and lightly.
 
 python benchmarks/augment.py
 """
@@ -21,34 +21,38 @@ except ImportError:
     sys.exit("lightly is not installed: pip install 'sslrun[benchmarks]'")
 
 
-def main() -> None:
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--repeats", type=int, default=7, help="number of timed repetitions")
     parser.add_argument(
-        "--blur", type=float, default=0.0, help="chance of blur; CIFAR-10's policy has none"
+        "--blur", type=float, default=0.0, help="probability of blur; 0 in CIFAR-10's policy"
     )
-    given = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_arguments()
     torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (1024, 3, 32, 32), dtype=torch.uint8, generator=generator)
     pictures = [to_pil_image(image) for image in images[:256]]
-    policy = Augmentation.simclr(0.5, blur=given.blur)
-    transform = SimCLRTransform(input_size=32, cj_strength=0.5, gaussian_blur=given.blur)
+    policy = Augmentation.simclr(0.5, blur=args.blur)
+    transform = SimCLRTransform(input_size=32, cj_strength=0.5, gaussian_blur=args.blur)
     rates: dict[str, list[float]] = {"sslrun": [], "lightly": []}
-    for _ in range(given.repeats):
-        began = time.perf_counter()
+    for _ in range(args.repeats):
+        start = time.perf_counter()
         for _ in range(2):
             policy(images, 32, generator)
-        rates["sslrun"].append(len(images) / (time.perf_counter() - began))
-        began = time.perf_counter()
+        rates["sslrun"].append(len(images) / (time.perf_counter() - start))
+        start = time.perf_counter()
         for picture in pictures:
             transform(picture)
-        rates["lightly"].append(len(pictures) / (time.perf_counter() - began))
-    medians = {name: statistics.median(each) for name, each in rates.items()}
+        rates["lightly"].append(len(pictures) / (time.perf_counter() - start))
+    medians = {name: statistics.median(values) for name, values in rates.items()}
     for name, rate in medians.items():
-        print(f"{name:8} {rate:8.0f} images/s a core, two views each")
+        print(f"{name:8} {rate:8.0f} images/s per core, two views per image")
     print(f"ratio    {medians['sslrun'] / medians['lightly']:8.2f}")
 
 

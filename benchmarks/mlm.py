@@ -1,13 +1,15 @@
-"""Masked-language-model pretraining on one machine: sslrun beside transformers' Trainer.
+"""Time masked-language-model pretraining: sslrun and transformers' Trainer.
 
 python benchmarks/mlm.py
 python benchmarks/mlm.py --device cuda --model bert-base --batch 256 --steps 50
 
-Both: the same BERT with 30,522 entries, the same full sequences of 128 tokens in the same batches,
-AdamW, clipping at 1, 15 % of the tokens masked anew each time, no next-sentence prediction.
-transformers as in its examples: BertForMaskedLM, DataCollatorForLanguageModeling and Trainer, once
-in Trainer's own precision, float32, and once in bf16, which sslrun takes by itself where the device
-multiplies in it.
+Both sides train the same BERT with 30,522 vocabulary entries on the same full sequences of 128
+tokens in batches of the same size, with AdamW, gradient clipping at 1, and no next-sentence
+prediction. In each epoch, another 15 % of the tokens are masked.
+
+transformers is used as in its examples: BertForMaskedLM, DataCollatorForLanguageModeling and
+Trainer. Trainer runs once in float32, its default, and once in bf16. sslrun chooses bf16 itself if
+the device supports it in hardware.
 """
 
 from __future__ import annotations
@@ -16,7 +18,15 @@ from collections.abc import Iterator
 from functools import partial
 
 import torch
-from beside import DECAY, FOREVER, VOCAB, arguments, bert_config, compare, fast_tokenizer
+from compare_trainer import (
+    DECAY,
+    FOREVER,
+    VOCAB,
+    build_config,
+    compare,
+    parse_arguments,
+    wrap_tokenizer,
+)
 from transformers import BertForMaskedLM, DataCollatorForLanguageModeling
 
 from sslrun.backbones import build_backbone
@@ -28,10 +38,13 @@ from sslrun.training.device import compute
 from sslrun.training.loop import Training, train
 from sslrun.training.schedule import Schedule
 
-LENGTH, LR = 128, 1e-4
+LENGTH = 128
+"""Length of every sequence, in tokens."""
+LR = 1e-4
 
 
-def ours(model: str, corpus: Documents, batch: int, device: str) -> Iterator[None]:
+def train_sslrun(model: str, corpus: Documents, batch: int, device: str) -> Iterator[None]:
+    """Pretrain with sslrun, one step each time the iterator is advanced."""
     cls = pretexts["mlm"]
     pretext = cls(cls.Options(pairs="drop"), build_backbone(model, {}, corpus.spec))
     schedule = Schedule(
@@ -42,12 +55,13 @@ def ours(model: str, corpus: Documents, batch: int, device: str) -> Iterator[Non
 
 
 def main() -> None:
-    given = arguments(__doc__, model="bert-mini", batch=32, steps=3)
+    args = parse_arguments(__doc__, model="bert-mini", batch=32, steps=3)
     spec = TextSpec(blank_tokenizer(VOCAB), LENGTH)
-    texts = torch.randint(5, VOCAB, (max(8 * given.batch, 512), LENGTH - 2), dtype=torch.int32)
-    ends = torch.arange(0, texts.numel() + 1, LENGTH - 2)  # each text is a document of one sentence
+    texts = torch.randint(5, VOCAB, (max(8 * args.batch, 512), LENGTH - 2), dtype=torch.int32)
+    # Each text is a document of one sentence.
+    ends = torch.arange(0, texts.numel() + 1, LENGTH - 2)
     corpus = Documents(texts.flatten(), ends, torch.arange(len(ends)), spec)
-    tokenizer = fast_tokenizer(spec.tokenizer)
+    tokenizer = wrap_tokenizer(spec.tokenizer)
     rows = [
         {
             "input_ids": [spec.tokenizer.cls, *text, spec.tokenizer.sep],
@@ -56,14 +70,14 @@ def main() -> None:
         for text in texts.tolist()
     ]
     compare(
-        given,
-        partial(ours, given.model, corpus, given.batch, given.device),
-        lambda: BertForMaskedLM(bert_config(given.model)),
+        args,
+        partial(train_sslrun, args.model, corpus, args.batch, args.device),
+        lambda: BertForMaskedLM(build_config(args.model)),
         rows,
         DataCollatorForLanguageModeling(tokenizer),
         LR,
         "tokens",
-        given.batch * LENGTH,
+        args.batch * LENGTH,
     )
 
 

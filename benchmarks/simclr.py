@@ -1,11 +1,13 @@
-"""SimCLR pretraining on one machine: sslrun beside lightly, and the bare network, which is the limit of both.
+"""Time SimCLR pretraining: sslrun, lightly, and the network alone, which is the limit of both.
 
 python benchmarks/simclr.py [--steps 6] [--batch 256]
 
-All three: ResNet-18 with the small stem, 32x32 images, the same batch and threads, in blocks one
-after the other, so that a machine whose speed drifts drifts for all. lightly as in its CIFAR-10
-benchmark: SimCLRTransform on PIL images in a DataLoader with two workers, float32, SGD. The bare
-network: forward and backward of two ready views.
+All three train ResNet-18 with the small stem on 32x32 images, with the same batch and threads.
+Their blocks of steps alternate, so that drift in the machine's speed affects all of them.
+
+lightly is used as in its CIFAR-10 benchmark: SimCLRTransform on PIL images in a DataLoader with two
+workers, float32 and SGD. The network alone runs forward and backward on two views that are made in
+advance.
 """
 
 from __future__ import annotations
@@ -37,7 +39,8 @@ except ImportError:
     sys.exit("lightly is not installed: pip install 'sslrun[benchmarks]'")
 
 
-def ours(images: torch.Tensor, batch: int, device: str) -> Iterator[None]:
+def train_sslrun(images: torch.Tensor, batch: int, device: str) -> Iterator[None]:
+    """Pretrain with sslrun, one step each time the iterator is advanced."""
     spec = ImageSpec(32)
     cls = pretexts["simclr"]
     options = cls.Options(temperature=0.5, augmentation=Augmentation.simclr(0.5, blur=0.0))
@@ -50,11 +53,14 @@ def ours(images: torch.Tensor, batch: int, device: str) -> Iterator[None]:
         yield
 
 
-def lightlys(images: torch.Tensor, batch: int, device: str) -> Iterator[None]:
+def train_lightly(images: torch.Tensor, batch: int, device: str) -> Iterator[None]:
+    """Pretrain with lightly, one step each time the iterator is advanced."""
     transform = SimCLRTransform(input_size=32, cj_strength=0.5, gaussian_blur=0.0)
     pictures = [torchvision.transforms.functional.to_pil_image(image) for image in images]
 
     class Views(torch.utils.data.Dataset[list[torch.Tensor]]):
+        """Two augmented views of each picture."""
+
         def __len__(self) -> int:
             return len(pictures)
 
@@ -65,11 +71,8 @@ def lightlys(images: torch.Tensor, batch: int, device: str) -> Iterator[None]:
         Views(), batch, shuffle=True, drop_last=True, num_workers=2
     )
     network = torchvision.models.resnet18()
-    network.conv1, network.maxpool, network.fc = (
-        nn.Conv2d(3, 64, 3, 1, 1, bias=False),
-        nn.Identity(),
-        nn.Identity(),
-    )
+    network.conv1 = nn.Conv2d(3, 64, 3, 1, 1, bias=False)
+    network.maxpool, network.fc = nn.Identity(), nn.Identity()
     model = nn.Sequential(network, SimCLRProjectionHead(512, 512, 128)).to(device)
     loss, optimizer = NTXentLoss(0.5), torch.optim.SGD(model.parameters(), lr=0.06, momentum=0.9)
     while True:
@@ -80,52 +83,60 @@ def lightlys(images: torch.Tensor, batch: int, device: str) -> Iterator[None]:
             yield
 
 
-def bare(images: torch.Tensor, batch: int, device: str) -> Iterator[None]:
-    made = compute(device)
+def run_network(images: torch.Tensor, batch: int, device: str) -> Iterator[None]:
+    """Run the network forward and backward, without augmentation, loss or optimizer."""
+    hardware = compute(device)
     network = torchvision.models.resnet18()
     network.conv1, network.maxpool = nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.Identity()
-    made.put(network)
-    views = (images[:batch].float() / 255).repeat(2, 1, 1, 1).to(made.device)
+    hardware.put(network)
+    views = (images[:batch].float() / 255).repeat(2, 1, 1, 1).to(hardware.device)
     while True:
-        with made.autocast():
+        with hardware.autocast():
             total = network(views).square().mean()
         total.backward()
         network.zero_grad()
         yield
 
 
-def main() -> None:
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--steps", type=int, default=2, help="steps a block")
-    parser.add_argument("--blocks", type=int, default=3)
-    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--steps", type=int, default=2, help="steps per block")
+    parser.add_argument("--blocks", type=int, default=3, help="timed blocks of each")
+    parser.add_argument("--batch", type=int, default=256, help="images per step")
     parser.add_argument("--device", default="cpu")
-    given = parser.parse_args()
-    images = torch.randint(0, 256, (4 * given.batch, 3, 32, 32), dtype=torch.uint8)
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_arguments()
+    images = torch.randint(0, 256, (4 * args.batch, 3, 32, 32), dtype=torch.uint8)
     runs = {
-        name: make(images, given.batch, given.device)
-        for name, make in (("sslrun", ours), ("lightly", lightlys), ("network", bare))
+        "sslrun": train_sslrun(images, args.batch, args.device),
+        "lightly": train_lightly(images, args.batch, args.device),
+        "network": run_network(images, args.batch, args.device),
     }
     seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for block in range(given.blocks + 1):
+    for block in range(args.blocks + 1):
         for name, steps in runs.items():
-            began = time.perf_counter()
-            for _ in range(given.steps):
+            start = time.perf_counter()
+            for _ in range(args.steps):
                 next(steps)
-            if given.device != "cpu":
+            if args.device != "cpu":
                 torch.cuda.synchronize()
-            if block:  # the first warms up
-                seconds[name].append((time.perf_counter() - began) / given.steps)
-    rates = {name: given.batch / statistics.median(each) for name, each in seconds.items()}
+            if block:  # the first block warms up
+                seconds[name].append((time.perf_counter() - start) / args.steps)
+    rates = {name: args.batch / statistics.median(times) for name, times in seconds.items()}
     print(
-        f"{given.device}, {torch.get_num_threads()} threads, torch {torch.__version__}, batch {given.batch}"
+        f"{args.device}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
+        f"batch {args.batch}"
     )
     for name, rate in rates.items():
         print(f"{name:8} {rate:8.1f} images/s")
     print(
-        f"sslrun / lightly {rates['sslrun'] / rates['lightly']:.2f}, sslrun / network {rates['sslrun'] / rates['network']:.2f}"
+        f"sslrun / lightly {rates['sslrun'] / rates['lightly']:.2f}, "
+        f"sslrun / network {rates['sslrun'] / rates['network']:.2f}"
     )
 
 

@@ -1,4 +1,4 @@
-"""Sphinx configuration of the documentation. `make docs` builds it, with warnings as errors."""
+"""Configure Sphinx. `make docs` builds the documentation, with warnings as errors."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ author = copyright = "The sslrun authors"
 release = version = sslrun.__version__
 
 extensions = ["myst_parser", "reference", "repository_links"]
-exclude_patterns = ["_ext", "examples", "generated/*.md"]  # the last are included in other pages
+exclude_patterns = ["_ext", "examples", "generated/*.md"]  # generated pages are included in others
 nitpicky = True
-smartquotes = False  # it would turn --from into a dash
+smartquotes = False  # smart quotes would turn the -- of --from into a dash
 myst_heading_anchors = 3
 myst_enable_extensions = ["colon_fence", "deflist"]
 

@@ -1,4 +1,7 @@
-"""The command line: parse, call a stage, print. Each command imports what is slow to import when it runs."""
+"""The command line: parse arguments, call a stage, print the result.
+
+Commands import slow modules only when they run.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +9,21 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from sslrun.errors import UserError
 
+if TYPE_CHECKING:
+    from sslrun.stages.sweep import Job
+
 app = typer.Typer(
     name="sslrun",
-    help="Pretrain without labels, evaluate with few: recipes in, checkpoints and comparable tables out.",
+    help="Pretrain without labels, evaluate with few: recipes in, checkpoints and comparable "
+    "tables out.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -40,7 +47,7 @@ Overrides = Annotated[
 ]
 Device = Annotated[str, typer.Option(help="Device to run on: auto, cpu, cuda, cuda:1 or mps.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of all random numbers.")]
-Runs = Annotated[Path, typer.Option(envvar="SSLRUN_RUNS", help="Folder that runs are kept in.")]
+Runs = Annotated[Path, typer.Option(envvar="SSLRUN_RUNS", help="Folder of the runs.")]
 Fresh = Annotated[
     bool,
     typer.Option("--fresh", help="Delete what these runs have already computed, and start again."),
@@ -49,7 +56,8 @@ Profile = Annotated[
     bool,
     typer.Option(
         "--profile",
-        help="Write a torch profiler trace of ten training steps to trace.json in the run's folder.",
+        help="Write a torch profiler trace of ten training steps to trace.json in the run's "
+        "folder.",
     ),
 ]
 From = Annotated[
@@ -66,20 +74,20 @@ Imports = Annotated[
     typer.Option(
         "--import",
         metavar="FILE.py",
-        help="Import a Python file that registers components of your own; may be given several times. "
-        "SSLRUN_IMPORT=FILE:FILE does the same.",
+        help="Import a Python file that registers your own components; may be given several "
+        "times. SSLRUN_IMPORT=FILE:FILE does the same.",
         show_default=False,
     ),
 ]
-"""Declared by every command that reads recipes; `main` has imported the files before any command is
-parsed."""
+"""Declared by every command that reads recipes. The commands do not use the value: `main` imports
+the files before it parses the command."""
 
 DEBUG = "SSLRUN_DEBUG"
-"""Environment variable: 1 prints the traceback of a user's mistake after the line about it."""
+"""Environment variable; 1 also prints the traceback of a user's mistake."""
 WIDE = 200
-"""Width in columns of printed tables if stdout is not a terminal."""
+"""Width of printed tables in columns if stdout is not a terminal."""
 COMMAND_LINE_ERROR: type[Any] = typer.BadParameter.__mro__[2]
-"""ClickException: click's own, or the one of the copy of click inside newer versions of typer."""
+"""ClickException of click, or of the copy of click inside newer versions of typer."""
 
 
 @app.callback(invoke_without_command=True)
@@ -115,7 +123,8 @@ def pretrain(
     loaded = load(recipe, overrides or ())
     if loaded.pretext is None:
         raise UserError(
-            f"{recipe}: has no pretext task, so there is nothing to pretrain; add one, such as `pretext: simclr`"
+            f"{recipe}: has no pretext task, so there is nothing to pretrain; "
+            "add one, such as `pretext: simclr`"
         )
     job = Pretraining(loaded, seed, runs)
     job.execute(Context.open(device, runs, fresh, profile))
@@ -124,10 +133,10 @@ def pretrain(
 
 
 def add_protocol_commands(app: typer.Typer) -> None:
-    """Add a command for every registered protocol that has none yet.
+    """Add a command for every registered protocol without one.
 
-    May be called again after plug-ins were imported. A protocol with the name of another command
-    gets none: it runs from recipes and sweeps.
+    May be called again after plug-ins are imported. A protocol with the name of another command
+    gets no command of its own, but recipes and sweeps can still use it.
     """
     from sslrun.protocols import protocols
     from sslrun.registry import first_line
@@ -139,12 +148,18 @@ def add_protocol_commands(app: typer.Typer) -> None:
 
 
 def _command_names(app: typer.Typer) -> set[str]:
-    commands = app.registered_commands
-    return {each.name or each.callback.__name__ for each in commands if each.callback is not None}
+    """Return the names of an app's commands."""
+    names = set()
+    for command in app.registered_commands:
+        if command.callback is not None:
+            names.add(command.name or command.callback.__name__)
+    return names
 
 
 def _add_protocol_command(app: typer.Typer, protocol: str, about: str) -> None:
-    def command(
+    """Add the command of a protocol, with the help `about`."""
+
+    def command(  # noqa: PLR0913 (typer makes each parameter an option)
         recipe: RecipeFile,
         overrides: Overrides = None,
         source: From = None,
@@ -168,16 +183,15 @@ def _add_protocol_command(app: typer.Typer, protocol: str, about: str) -> None:
         context = Context.open(device, runs, fresh, profile)
         jobs = cells(loaded, seed, runs, [protocol], source)
         if not all(job.origin.exists for job in jobs):
+            first = _command_line("pretrain", recipe, overrides, seed, runs)
             raise UserError(
                 f"no pretrained checkpoint for {recipe} (seed {seed}): "
-                f"run `{_again('pretrain', recipe, overrides, seed, runs)}` first, or pass --from"
+                f"run `{first}` first, or pass --from"
             )
         for job in jobs:
             job.execute(context)
         if context.profile:
-            context.reporter.say(
-                "--profile: nothing was trained in steps, so that there is no trace"
-            )
+            context.reporter.say("--profile: nothing was trained in steps, so there is no trace")
         if distributed.is_main():
             _print_table(Table.from_records([RunRecord(job.run.path) for job in jobs], loaded.name))
 
@@ -204,8 +218,8 @@ def sweep(
         int | None,
         typer.Option(
             min=1,
-            help="Number of worker processes that share the runs, each on a GPU of its own if there are several; "
-            "default: the sweep's own.",
+            help="Number of worker processes that share the runs, each on its own GPU if there are "
+            "several; default: the sweep's own.",
         ),
     ] = None,
     slurm: Annotated[
@@ -220,38 +234,30 @@ def sweep(
     fresh: Fresh = False,
     imports: Imports = None,
 ) -> None:
-    """Run every stage of every row and seed of sweeps, skip what is finished, and print the tables."""
-    from sslrun.launch.slurm import submit
+    """Run all stages, rows and seeds of sweeps, skip what is finished, and print the tables."""
     from sslrun.recipe import load_sweep
     from sslrun.stages.context import Context
-    from sslrun.stages.reporting import Reporter
-    from sslrun.stages.sweep import Plan, describe_failures, launch, report_missing, without_data
+    from sslrun.stages.sweep import Plan, describe_failures, launch
 
-    for each in map(str, recipes):
-        if "=" in each and not Path(each).exists():
+    for name in map(str, recipes):
+        if "=" in name and not Path(name).exists():
             raise UserError(
-                f"{each}: no such file; a change to the recipes of a sweep is written --set {shlex.quote(each)}"
+                f"{name}: no such file; a change to the recipes of a sweep is written "
+                f"--set {shlex.quote(name)}"
             )
     plans = [Plan.of(load_sweep(path, change or ()), runs) for path in recipes]
     jobs = jobs or max(plan.sweep.jobs for plan in plans)
-    again = [
-        "sweep",
-        *map(str, recipes),
-        *_of_worker(runs, device),
-        *(f"--set={each}" for each in change or ()),
-    ]
+    changes = [f"--set={text}" for text in change or ()]
+    arguments = ["sweep", *map(str, recipes), *_worker_options(runs, device), *changes]
     if slurm is not None:
         if fresh:
             raise UserError(
-                "--fresh does not go with --slurm, whose workers would delete each other's runs; remove the runs yourself"
+                "--fresh does not go with --slurm, whose workers would delete each other's runs; "
+                "remove the runs yourself"
             )
-        planned, reporter = [job for plan in plans for job in plan.jobs], Reporter()
-        report_missing(
-            without_data(planned, reporter), len(planned), reporter
-        )  # no error: a node may have the data
-        typer.echo(submit(again, jobs, slurm))
+        _submit([job for plan in plans for job in plan.jobs], arguments, jobs, slurm)
         return
-    failures = launch(plans, Context.open(device, runs, fresh), jobs, again)
+    failures = launch(plans, Context.open(device, runs, fresh), jobs, arguments)
     for plan in plans:
         if plan.finished:
             plan.write_tables()
@@ -283,17 +289,19 @@ def table(
     against: Annotated[
         str | None,
         typer.Option(
-            help="Print this published table beside it, or a group of them (vit, lpft, ...); see `sslrun show table`."
+            help="Compare with this published table, or with a group of them (vit, lpft, ...); "
+            "see `sslrun show table`."
         ),
     ] = None,
     compute: Annotated[
-        bool, typer.Option("--compute", help="Add what each row cost: FLOPs and hours.")
+        bool, typer.Option("--compute", help="Add the cost of each row: FLOPs and hours.")
     ] = False,
     distortion: Annotated[
         bool,
         typer.Option(
             "--distortion",
-            help="Print how far fine-tuning moved the features, in distribution and out of distribution, instead.",
+            help="Print instead how far fine-tuning moved the features, in distribution and out of "
+            "distribution.",
         ),
     ] = False,
     runs: Runs = Path("runs"),
@@ -308,26 +316,26 @@ def table(
 
     if distortion and (against or compute):
         raise UserError("--distortion prints a table of its own: leave out --against and --compute")
-    beside = published_as(against) if against else None
-    made: Any = table_of([_sweep_or_folder(target) for target in targets or [runs]], runs)
+    published = published_as(against) if against else None
+    results: Any = table_of([_sweep_or_folder(target) for target in targets or [runs]], runs)
     if distortion:
-        made = Table.of_distortion(made.records, made.title)
-    elif beside or compute:
-        add_compute(made)
-    if beside:
+        results = Table.of_distortion(results.records, results.title)
+    elif published or compute:
+        add_compute(results)
+    if published:
         from sslrun.results.compare import compare_all
 
-        made = compare_all(made, beside)
+        results = compare_all(results, published)
     for path in output or []:
-        made.write(path)
+        results.write(path)
     if as_json:
-        typer.echo(made.to_json())
+        typer.echo(results.to_json())
     elif not output:
-        _print_table(made)
+        _print_table(results)
 
 
 @app.command()
-def claims(
+def claims(  # noqa: PLR0913 (typer makes each parameter an option)
     names: Annotated[
         list[str] | None,
         typer.Argument(
@@ -337,7 +345,7 @@ def claims(
     budget: Annotated[
         float,
         typer.Option(
-            help="Minutes that each claim may take; its largest variant that fits is run.", min=0
+            help="Minutes per claim; the largest variant of the claim that fits is run.", min=0
         ),
     ] = 15.0,
     output: Annotated[
@@ -370,41 +378,34 @@ def claims(
     imports: Imports = None,
     as_json: AsJson = False,
 ) -> None:
-    """Test the claims of the lecture: run what is missing, and print whether each is supported."""
+    """Test the claims of the lecture: run what is missing, and print which claims are supported."""
     from sslrun.claims.report import check_ending, render, write
-    from sslrun.claims.run import Trial, made_by
-    from sslrun.claims.schema import listing, load_claims
+    from sslrun.claims.run import Trial, describe_origin
+    from sslrun.claims.schema import load_claims, render_list
     from sslrun.recipe.shipped import claims_folder
     from sslrun.stages.context import Context
     from sslrun.stages.sweep import Plan, describe_failures, launch
 
     recipes = recipes or claims_folder()
-    found = load_claims(names or (), recipes)
+    selected = load_claims(names or (), recipes)
     if listed:
-        _print_json_or([each.describe() for each in found] if as_json else None, listing(found))
+        descriptions = [claim.describe() for claim in selected] if as_json else None
+        _print_json_or(descriptions, render_list(selected))
         return
     for path in output or []:
         check_ending(path)  # before hours of runs
     context = Context.open(device, runs, fresh)
     cuda = context.compute.device.type == "cuda"
-    trials = [Trial.within(budget, cuda, each, runs) for each in found]
-    plans = [each.plan for each in trials if each.plan is not None]
+    trials = [Trial.within_budget(budget, cuda, claim, runs) for claim in selected]
+    plans = [trial.plan for trial in trials if trial.plan is not None]
     jobs = jobs or max((plan.sweep.jobs for plan in plans if isinstance(plan, Plan)), default=1)
-    again = [
-        "claims",
-        *(names or ()),
-        f"--budget={budget}",
-        f"--recipes={recipes}",
-        *_of_worker(runs, device),
-    ]
-    failures = launch(plans, context, jobs, again)
-    outcomes = [each.outcome() for each in trials]
+    where = [f"--budget={budget}", f"--recipes={recipes}", *_worker_options(runs, device)]
+    failures = launch(plans, context, jobs, ["claims", *(names or ()), *where])
+    outcomes = [trial.judge() for trial in trials]
     for path in output or []:
-        write(outcomes, path, made_by(trials, ["sslrun", *sys.argv[1:]]))
-    _print_json_or(
-        [each.as_dict() for each in outcomes] if as_json else None,
-        render(outcomes, tables=bool(names)),
-    )
+        write(outcomes, path, describe_origin(trials, ["sslrun", *sys.argv[1:]]))
+    verdicts = [outcome.as_dict() for outcome in outcomes] if as_json else None
+    _print_json_or(verdicts, render(outcomes, tables=bool(names)))
     if failures:
         raise UserError(describe_failures(failures, plans))
 
@@ -412,16 +413,17 @@ def claims(
 @app.command()
 def init(
     name: Annotated[
-        str, typer.Argument(help="Name of the recipe: NAME.yaml is written.", metavar="[NAME]")
+        str,
+        typer.Argument(help="Name of the recipe, which is written to NAME.yaml.", metavar="[NAME]"),
     ] = "my-experiment",
     text: Annotated[
-        bool, typer.Option("--text", help="Write a recipe for text in place of images.")
+        bool, typer.Option("--text", help="Write a recipe for text instead of images.")
     ] = False,
     source: Annotated[
         Path | None,
         typer.Option(
             "--from",
-            help="Look at your data and fill them in: a folder of images, text files, or a table "
+            help="Write the recipe for your own data: a folder of images, text files, or a table "
             "(CSV, TSV, JSON, parquet) of texts or of paths of images.",
             show_default=False,
         ),
@@ -432,17 +434,14 @@ def init(
 
     path = write_starter(name, text, source)
     typer.echo(f"{path}: written. Read it, then:")
-    typer.echo(
-        f"  {shlex.join(['sslrun', 'check', str(path)])}    # no training: what it will cost"
-    )
-    typer.echo(
-        f"  {shlex.join(['sslrun', 'sweep', str(path)])}    # pretrain, evaluate, and print the table"
-    )
+    check, sweep = (shlex.join(["sslrun", stage, str(path)]) for stage in ("check", "sweep"))
+    typer.echo(f"  {check}    # estimate the cost, without training")
+    typer.echo(f"  {sweep}    # pretrain, evaluate, and print the table")
 
 
 @app.command()
 def recipes(as_json: AsJson = False) -> None:
-    """List the recipes that ship with sslrun; every command takes them by name, from any folder."""
+    """List the recipes that ship with sslrun; commands take them by name, from any folder."""
     from sslrun.recipe import shipped
     from sslrun.stages.show import grid
 
@@ -463,7 +462,7 @@ def export(
         Path, typer.Argument(help="Folder to write to.", metavar="FOLDER", show_default=False)
     ],
 ) -> None:
-    """Write the weights and tokenizer of a bert or gpt backbone as a folder that transformers can load."""
+    """Write a bert or gpt backbone and its tokenizer as a folder that transformers can load."""
     from sslrun.stages.export import export
 
     export(source, folder)
@@ -474,27 +473,31 @@ def show(
     kind: Annotated[
         str | None,
         typer.Argument(
-            help="backbone, pretext, data, task, protocol, corruption, measurement, section, table or schema.",
+            help="One of backbone, pretext, data, task, protocol, corruption, measurement, "
+            "section, table or schema.",
             metavar="[KIND]",
             show_default=False,
         ),
     ] = None,
     name: Annotated[
         str | None,
-        typer.Argument(help="The name of one of them.", metavar="[NAME]", show_default=False),
+        typer.Argument(help="Name of one of that kind.", metavar="[NAME]", show_default=False),
     ] = None,
     imports: Imports = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show what a recipe can name, and every option with its default; `show schema` prints a JSON schema for editors."""
+    """Show what a recipe can name, and all options with their defaults.
+
+    `show schema` prints a JSON schema for editors.
+    """
     import sslrun.claims.measurements  # noqa: F401 (registers the measurements)
     from sslrun.stages.show import describe, render
 
-    found = describe(kind, name)
+    description = describe(kind, name)
     if as_json or kind == "schema":
-        typer.echo(json.dumps(found, indent=2))
+        typer.echo(json.dumps(description, indent=2))
     else:
-        _console().print(render(found), markup=False)
+        _console().print(render(description), markup=False)
 
 
 @app.command()
@@ -511,52 +514,65 @@ def check(
     from sslrun.training.device import compute
 
     recipes = load_sweep(recipe, overrides or ()).rows
-    budget = Budget(sum(each.pretext is not None for each in recipes.values()))
-    rows = [estimate(row, each, compute(device), budget) for row, each in recipes.items()]
-    _print_json_or(rows if as_json else None, render(rows))
+    budget = Budget(sum(row.pretext is not None for row in recipes.values()))
+    costs = [estimate(name, row, compute(device), budget) for name, row in recipes.items()]
+    _print_json_or(costs if as_json else None, render(costs))
 
 
 # ---------------------------------------------------------------- shared by the commands
 
 
-def _again(command: str, recipe: Path, overrides: list[str] | None, seed: int, runs: Path) -> str:
-    """A command line with the same options as the one that was given."""
+def _command_line(
+    command: str, recipe: Path, overrides: list[str] | None, seed: int, runs: Path
+) -> str:
+    """Build the command line of another command with the same options."""
     words = ["sslrun", command, str(recipe), *(overrides or ())]
     words += ["--seed", str(seed)] if seed else []
     words += ["--runs", str(runs)] if runs != Path("runs") else []
-    return shlex.join([*words, *_imported()])
+    return shlex.join([*words, *_import_options()])
 
 
 def _sweep_or_folder(target: Path) -> Path:
-    """A target of `table`: a path that is there, or else the shipped sweep of that name."""
+    """Return a target of `table`: a path, or the file of the shipped sweep of that name."""
     from sslrun.recipe import shipped
 
-    return (
-        shipped.find(target)
-        if target.name in {name.rpartition("/")[2] for name in shipped.names()}
-        else target
-    )
+    is_shipped = target.name in {name.rpartition("/")[2] for name in shipped.names()}
+    return shipped.find(target) if is_shipped else target
 
 
-def _of_worker(runs: Path, device: str) -> list[str]:
-    """The options that the commands of all worker processes share."""
-    return ["--jobs=1", f"--runs={runs}", f"--device={device}", *_imported()]
+def _submit(jobs: Sequence[Job], arguments: Sequence[str], workers: int, options: str) -> None:
+    """Submit a sweep's workers to Slurm, and report which data are missing on this machine.
+
+    Missing data are no error, because the nodes may have them.
+    """
+    from sslrun.launch.slurm import submit
+    from sslrun.stages.reporting import Reporter
+    from sslrun.stages.sweep import report_missing, without_data
+
+    reporter = Reporter()
+    report_missing(without_data(jobs, reporter), len(jobs), reporter)
+    typer.echo(submit(arguments, workers, options))
 
 
-def _imported() -> list[str]:
-    """The options by which another process imports the same plug-ins."""
+def _worker_options(runs: Path, device: str) -> list[str]:
+    """Return the options that the commands of all workers share."""
+    return ["--jobs=1", f"--runs={runs}", f"--device={device}", *_import_options()]
+
+
+def _import_options() -> list[str]:
+    """Return the options that make another process import the same plug-ins."""
     from sslrun import plugins
 
-    return [f"--import={path}" for path in plugins.loaded_files()]
+    return [f"--import={path}" for path in plugins.list_loaded()]
 
 
 def _load_plugins(arguments: list[str]) -> None:
-    """Import the plug-ins that the command line, the environment and installed packages name."""
+    """Import the plug-ins of the command line, the environment and installed packages."""
     from sslrun import plugins
 
-    files = plugins.requested(arguments)
-    if files or plugins.installed():
-        # The package's own components first: a name that is taken is then the plug-in's mistake.
+    files = plugins.list_requested(arguments)
+    if files or plugins.are_installed():
+        # The package's own components first, so that a name clash is the plug-in's error.
         import sslrun.claims.measurements
         import sslrun.recipe  # noqa: F401
     plugins.load_entry_points()
@@ -564,19 +580,19 @@ def _load_plugins(arguments: list[str]) -> None:
 
 
 def _print_json_or(value: Any, renderable: Any) -> None:
-    """Print a value as JSON if there is one, else a rich renderable; escape codes only on a terminal."""
+    """Print a value as JSON if it is not None, else a rich renderable."""
     if value is not None:
         typer.echo(json.dumps(value, indent=2))
         return
     _console().print(renderable, markup=False)
 
 
-def _print_table(made: Any) -> None:
-    _console().print(made.render())
+def _print_table(table: Any) -> None:
+    _console().print(table.render())
 
 
 def _console() -> Any:
-    """A rich console on stdout: as wide as the terminal, or WIDE columns if there is none."""
+    """Create a rich console on stdout, as wide as the terminal, or WIDE columns without one."""
     from rich.console import Console
 
     console = Console(highlight=False)
@@ -584,7 +600,7 @@ def _console() -> Any:
 
 
 def main() -> None:
-    """Run the command line. A user's mistake is one line on stderr and exit code 2."""
+    """Run the command line. A user's mistake prints one line to stderr and exits with code 2."""
     sys.exit(_exit_code(_run))
 
 
@@ -592,11 +608,9 @@ def _run() -> Any:
     from sslrun import plugins
 
     _load_plugins(sys.argv[1:])
-    light = set(sys.argv[1:2]) & {
-        *_command_names(app),
-        "--version",
-    }  # these need no second to import torch
-    if plugins.loaded_files() or not light:
+    # Importing the protocols imports torch, which takes a second; known commands do not need it.
+    is_known = bool(set(sys.argv[1:2]) & {*_command_names(app), "--version"})
+    if plugins.list_loaded() or not is_known:
         add_protocol_commands(app)
     return app(prog_name="sslrun", standalone_mode=False)
 
@@ -604,7 +618,7 @@ def _run() -> Any:
 def _exit_code(run: Callable[[], Any]) -> int:
     try:
         code = run()
-        if code == 130:  # what newer typers make of a KeyboardInterrupt
+        if code == 130:  # newer versions of typer return this after a KeyboardInterrupt
             raise KeyboardInterrupt
         return code if isinstance(code, int) else 0
     except COMMAND_LINE_ERROR as error:
@@ -627,7 +641,7 @@ def _exit_code(run: Callable[[], Any]) -> int:
 
 
 def _print_traceback(error: BaseException) -> None:
-    """Print an error with all that led to it, also what `raise ... from None` hides."""
+    """Print an error with all its causes, including those that `raise ... from None` hides."""
     import traceback
 
     cause: BaseException | None = error

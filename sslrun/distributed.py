@@ -1,4 +1,4 @@
-"""Several processes, one per device, as torchrun starts them: ranks, and tensors gathered from all."""
+"""Processes of torchrun, one per device: ranks, barriers, and tensors gathered from all."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from torch import Tensor
 
 
 def rank() -> int:
-    """Return the rank of this process; 0 if there is only one process."""
+    """Return the rank of this process; 0 without torchrun."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:
-    """The number of processes."""
+    """Return the number of processes; 1 without torchrun."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def is_main() -> bool:
-    """Whether this process writes files and reports."""
+    """Return whether this process is the one that writes files and reports."""
     return rank() == 0
 
 
@@ -28,9 +28,8 @@ def setup(device: torch.device) -> None:
     """Join torchrun's process group; do nothing without torchrun."""
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
         if device.index is not None and device.type == "cuda":
-            torch.cuda.set_device(
-                device
-            )  # where a barrier waits: else all processes take the first one
+            # A barrier runs on the current device, by default the first one for all processes.
+            torch.cuda.set_device(device)
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
 
 
@@ -41,16 +40,18 @@ def wait() -> None:
 
 
 def gather(tensor: Tensor) -> Tensor:
-    """The tensors (B, ...) of all ranks as one (world * B, ...), rank by rank, through which gradients flow back.
+    """Concatenate the tensors (B, ...) of all ranks to (world * B, ...), in the order of ranks.
 
-    A rank's tensor gets the sum of the gradients of all ranks' losses. Data-parallel training then
-    averages parameters' gradients over ranks: if each rank's loss is its share's mean, that is the
-    gradient of the mean over all.
+    Gradients flow back: the tensor of a rank gets the sum of the gradients of all ranks' losses.
+    Data-parallel training then averages the gradients of parameters over ranks. If the loss of each
+    rank is the mean over its own examples, the result is the gradient of the mean over all.
     """
     return _Gather.apply(tensor) if world_size() > 1 else tensor
 
 
 class _Gather(torch.autograd.Function):
+    """All-gather whose backward pass sums the gradients over ranks and returns this rank's part."""
+
     @staticmethod
     def forward(ctx: object, tensor: Tensor) -> Tensor:
         parts = [torch.empty_like(tensor) for _ in range(world_size())]

@@ -1,16 +1,21 @@
-"""Errors that are reported to the user in one line, without a traceback."""
+"""Errors that the user sees as one line, without a traceback."""
 
 import errno
 
 
 class UserError(Exception):
-    """A mistake that the user can mend. The message says what is wrong, where, and what to do; the exit code is 2."""
+    """A mistake that the user can correct; the command exits with code 2.
+
+    The message says what is wrong, where, and what to do.
+    """
 
     exit_code = 2
 
 
 def disk_is_full(error: Exception) -> bool:
-    """Whether an error reports a full disk; safetensors, tokenizers and torch have error classes of their own."""
-    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(
-        error
-    )
+    """Return whether an error reports a full disk.
+
+    safetensors, tokenizers and torch raise their own classes, which only the message identifies.
+    """
+    number = getattr(error, "errno", None)
+    return number in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)

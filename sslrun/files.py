@@ -1,4 +1,4 @@
-"""Atomic writes: a file is the old one or the whole new one, never a part."""
+"""Atomic writes: a path holds either the old file or the whole new one."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from pathlib import Path
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path that atomically replaces `path` on success.
 
-    The new file is on the disk before it takes the place of the old one. It gets the mode of any
-    new file: safetensors writes files that only their owner can read, and others in a lab should
-    read them too.
+    The new file is on the disk before it replaces the old one. It gets the default mode of new
+    files, because safetensors writes files that only their owner can read, and others in a lab
+    should read them too.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
@@ -30,7 +30,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def sync(path: Path) -> None:
-    """Wait until a file, or the list of a folder's files, is on the disk."""
+    """Wait until a file, or the directory entry of a folder, is on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

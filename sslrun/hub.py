@@ -1,4 +1,7 @@
-"""The hub of models and data sets: check once whether it can be reached, before libraries try again and again."""
+"""The Hugging Face hub: check whether it can be reached before a library tries.
+
+Libraries retry for half a minute; this check takes a few seconds.
+"""
 
 from __future__ import annotations
 
@@ -8,23 +11,29 @@ import urllib.error
 import urllib.request
 
 PATIENCE = 4.0
-"""Time limit for an answer from the hub, in seconds."""
+"""Seconds to wait for an answer from the hub."""
 
 
-def hub_or_offline() -> bool:
-    """Whether the hub can be reached. If not, switch huggingface_hub, and with it tokenizers, transformers and datasets,
-    to offline mode: they would otherwise retry for half a minute, with messages."""
+def reach_hub() -> bool:
+    """Return whether the hub can be reached; if not, switch its libraries to offline mode.
+
+    The libraries are huggingface_hub, tokenizers, transformers and datasets. Otherwise they would
+    retry for half a minute and print messages.
+    """
     from huggingface_hub import constants
 
     if not constants.HF_HUB_OFFLINE and not _answers(constants.ENDPOINT):
         constants.HF_HUB_OFFLINE = True
     if constants.HF_HUB_OFFLINE and "datasets" in sys.modules:
-        sys.modules["datasets"].config.HF_HUB_OFFLINE = True  # its own copy
+        sys.modules["datasets"].config.HF_HUB_OFFLINE = True  # a copy of the constant
     return not constants.HF_HUB_OFFLINE
 
 
 def _answers(url: str) -> bool:
-    """Whether anything answers at `url`, within a few seconds whatever the resolver or a proxy do."""
+    """Return whether `url` gives any answer within `PATIENCE` seconds.
+
+    The request runs in a thread, because a resolver or a proxy may exceed the request's timeout.
+    """
     answered = threading.Event()
 
     def ask() -> None:
@@ -33,12 +42,12 @@ def _answers(url: str) -> bool:
                 urllib.request.Request(url, method="HEAD"), timeout=PATIENCE
             ).close()
         except urllib.error.HTTPError:
-            pass  # an answer all the same
+            pass  # an error status is an answer, too
         except (OSError, ValueError):
             return
         answered.set()
 
-    asking = threading.Thread(target=ask, daemon=True)
-    asking.start()
-    asking.join(PATIENCE)
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(PATIENCE)
     return answered.is_set()

@@ -1,7 +1,7 @@
-"""Plug-ins: components of a user's own, in a Python file (`--import`) or in an installed package (an entry point).
+"""Plug-ins: the user's own components, in a Python file or in an installed package.
 
-Importing a plug-in runs its `register` decorators, which is all that makes its components known.
-Only the command line and the environment name files to import; a recipe never does.
+A file is named by `--import` or SSLRUN_IMPORT, never by a recipe. A package names its plug-ins by
+entry points. Importing a plug-in runs its `register` decorators, which registers its components.
 """
 
 from __future__ import annotations
@@ -19,17 +19,19 @@ from pathlib import Path
 from sslrun.errors import UserError
 
 VARIABLE = "SSLRUN_IMPORT"
-"""Environment variable that names files to import, separated as in PATH."""
+"""Environment variable with the files to import, separated as in PATH."""
 GROUP = "sslrun.plugins"
-"""Entry points of this group are imported: a package's
-`[project.entry-points."sslrun.plugins"]`."""
+"""Group of the entry points that are imported: `[project.entry-points."sslrun.plugins"]`."""
 
 _modules: dict[Path, str] = {}
-"""The module that each imported file became."""
+"""Imported file -> name of its module."""
 
 
-def requested(arguments: Sequence[str]) -> list[str]:
-    """The files that SSLRUN_IMPORT and a command line (`--import FILE`, `--import=FILE`) name, in this order."""
+def list_requested(arguments: Sequence[str]) -> list[str]:
+    """List the files to import: those of SSLRUN_IMPORT, then those of the command line.
+
+    The command line names them as `--import FILE` or `--import=FILE`.
+    """
     files = [path for path in os.environ.get(VARIABLE, "").split(os.pathsep) if path]
     options: list[str | None] = [*arguments]
     if "--" in options:
@@ -43,37 +45,46 @@ def requested(arguments: Sequence[str]) -> list[str]:
 
 
 def load_files(paths: Iterable[str | Path]) -> None:
-    """Import Python files, each once. UserError, with the file and its line: one is missing or cannot be imported."""
+    """Import Python files, each once.
+
+    Raises:
+        UserError: A file is missing or cannot be imported; the message names the file and line.
+    """
     for path in map(Path, paths):
         resolved = path.expanduser().resolve()
         if resolved not in _modules:
             _modules[resolved] = _import_file(path, resolved)
 
 
-def loaded_files() -> list[Path]:
-    """The files that were imported: absolute, in their order, to be passed on to workers."""
+def list_loaded() -> list[Path]:
+    """List the absolute paths of the imported files, in order; workers import them too."""
     return list(_modules)
 
 
-def installed() -> bool:
-    """Whether an installed package brings plug-ins."""
+def are_installed() -> bool:
+    """Return whether an installed package has plug-ins."""
     return bool(entry_points(group=GROUP))
 
 
 def load_entry_points() -> None:
-    """Import the plug-ins of installed packages. UserError, with the package: one cannot be imported."""
+    """Import the plug-ins of installed packages.
+
+    Raises:
+        UserError: A plug-in cannot be imported; the message names its package.
+    """
     for point in entry_points(group=GROUP):
         package = f" of the package '{point.dist.name}'" if point.dist else ""
         try:
             point.load()
         except (Exception, SystemExit) as error:
             raise UserError(
-                f"plug-in '{point.name}'{package} ({point.value}): {_describe(error)}; update or uninstall the package"
+                f"plug-in '{point.name}'{package} ({point.value}): {_describe(error)}; update or "
+                "uninstall the package"
             ) from error
 
 
 def _import_file(path: Path, resolved: Path) -> str:
-    """Import one file under a module name that no other file gets, and return the name."""
+    """Import a file under a module name of its own, and return that name."""
     if not resolved.is_file():
         raise UserError(f"{path}: no such file; --import and {VARIABLE} name Python files")
     if resolved.suffix != ".py":
@@ -85,20 +96,23 @@ def _import_file(path: Path, resolved: Path) -> str:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # pydantic looks up the types that annotations name there
+    sys.modules[name] = module  # pydantic resolves annotations there
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         del sys.modules[name]
-        line = _line_in(resolved, error)
+        line = _find_line(resolved, error)
         raise UserError(
             f"{path}{f':{line}' if line else ''}: cannot be imported: {_describe(error)}"
         ) from error
     return name
 
 
-def _line_in(file: Path, error: BaseException) -> int | None:
-    """The last line of `file` that ran before the error, or that is not valid Python; None if there is none."""
+def _find_line(file: Path, error: BaseException) -> int | None:
+    """Return the line of `file` that is not valid Python, or the last that ran before the error.
+
+    Returns None if there is no such line.
+    """
     if isinstance(error, SyntaxError) and error.filename == str(file):
         return error.lineno
     frames = traceback.extract_tb(error.__traceback__)
@@ -106,7 +120,7 @@ def _line_in(file: Path, error: BaseException) -> int | None:
 
 
 def _describe(error: BaseException) -> str:
-    """An error in one line, with the name of its class where the message alone says too little."""
+    """Describe an error in one line, with its class unless the message alone is clear."""
     message = " ".join((error.msg if isinstance(error, SyntaxError) else str(error)).split())
     if isinstance(error, UserError) or (type(error) is ValueError and message):
         return message

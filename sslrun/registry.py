@@ -1,4 +1,4 @@
-"""Components that a recipe can name: one `Registry` for each kind, and `Options`, their typed settings."""
+"""Registries of the components that a recipe can name, and `Options`, their typed settings."""
 
 from __future__ import annotations
 
@@ -16,39 +16,48 @@ T = TypeVar("T")
 
 
 class Options(BaseModel):
-    """Settings that a recipe may give: typed, with defaults, frozen, and closed to keys that nothing reads."""
+    """Settings of a component: typed, frozen, and with an error for an unknown key."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
 
     def choices(self) -> list[str]:
-        """Describe what these settings choose where the paper is silent: printed under the tables of sweeps."""
+        """Describe what these settings decide that the paper leaves open.
+
+        The descriptions are printed under the tables of sweeps.
+        """
         return []
 
     def non_defaults(self, exclude: set[str] | None = None) -> dict[str, Any]:
-        """The settings that differ from their defaults, as JSON values: what a run's hash is made from.
+        """Return the settings that differ from their defaults, as JSON values.
 
-        So a new setting with a default renames no run. Nested settings are compared with the
-        defaults of their own class, unless they equal the default of the field that holds them:
-        then they are left out whole.
+        A run's hash covers these alone, so that a new setting with a default changes no hash.
+        Nested settings are compared with the defaults of their own class; but they are left out
+        entirely if they equal the default of the field that holds them.
         """
         return self.model_dump(mode="json", exclude_defaults=True, exclude=exclude)
 
     def files(self) -> list[Path]:
-        """List the files and folders that these settings name: their content is part of a run's identity."""
+        """List the files and folders that these settings name.
+
+        Their content is part of a run's identity.
+        """
         values = [getattr(self, name) for name in type(self).model_fields]
         nested = [path for value in values if isinstance(value, Options) for path in value.files()]
         return [value for value in values if isinstance(value, Path)] + nested
 
 
 def first_line(thing: Any) -> str:
-    """The first line of a docstring, which says what a component does; empty if there is none."""
+    """Return the first line of a docstring, which says what a component does; "" if none."""
     return (inspect.getdoc(thing) or "").partition("\n")[0]
 
 
 def did_you_mean(name: str, known: list[str]) -> str:
-    """A hint to append to "no such ...": the nearest known name, or all of them when none is near."""
+    """Return a hint to append to "no such ...": the nearest of the `known` names.
+
+    If none is near, the hint lists all of them.
+    """
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     if near:
         return f" Did you mean '{near[0]}'?"
@@ -56,33 +65,40 @@ def did_you_mean(name: str, known: list[str]) -> str:
 
 
 class Registry(Generic[T]):
-    """The components of one kind by name.
+    """The components of one kind, by name.
 
-    Every component is a class with `Options` (its settings), `name` (set here), and `version`,
-    which is raised when the same options come to mean another result.
+    A component is a class with `Options` (its settings), `name` (set by the registry) and
+    `version`. The version is raised when the same options come to give another result.
     """
 
     kinds: ClassVar[dict[str, Registry[Any]]] = {}
-    """Every registry by the word that `sslrun show` knows it by."""
+    """Key for `sslrun show` -> registry."""
 
     def __init__(self, kind: str, key: str | None = None) -> None:
-        """`kind` is the word in messages; `key` the one that `sslrun show` takes, if it is another."""
+        """Create an empty registry.
+
+        `kind` names the components in messages. `key` is the argument of `sslrun show`; default:
+        the kind.
+        """
         self.kind = kind
         self._classes: dict[str, type[T]] = {}
         Registry.kinds[key or kind] = self
 
     def register(self, name: str) -> Callable[[type[T]], type[T]]:
-        """Class decorator: make the class known under `name`.
+        """Return a class decorator that registers the class under `name`.
 
-        A class that has a name already keeps it; the second name gets a subclass of its own.
-        Raises ValueError for a name that is taken.
+        If the class is registered already, it keeps its name, and a subclass is registered under
+        the second one.
+
+        Raises:
+            ValueError: The name is taken.
         """
 
         def decorate(cls: type[T]) -> type[T]:
             if name in self._classes:
-                taken = self._classes[name].__module__
+                module = self._classes[name].__module__
                 raise ValueError(
-                    f"the {self.kind} '{name}' is defined already, in {taken}; choose another name"
+                    f"the {self.kind} '{name}' is defined already, in {module}; choose another name"
                 )
             component = cls
             if cls in self._classes.values():
@@ -105,7 +121,7 @@ class Registry(Generic[T]):
         return name in self._classes
 
     def __iter__(self) -> Iterator[str]:
-        """Names in alphabetical order."""
+        """Iterate over the names in alphabetical order."""
         return iter(sorted(self._classes))
 
     def __len__(self) -> int:
@@ -113,5 +129,5 @@ class Registry(Generic[T]):
 
     @property
     def in_order(self) -> list[str]:
-        """Names in the order of registration."""
+        """The names in the order of registration."""
         return list(self._classes)

@@ -1,4 +1,7 @@
-"""Runs: one stage of one recipe with one seed, in a directory named by a hash of what determines its result."""
+"""Runs: one stage of one recipe with one seed.
+
+The directory of a run is named by a hash of everything that determines its result.
+"""
 
 from __future__ import annotations
 
@@ -25,83 +28,92 @@ from sslrun.errors import UserError, disk_is_full
 from sslrun.files import replacing
 
 FORMAT = 2
-"""Part of every hash; raised when a change of the code makes old results incomparable."""
+"""Part of every hash. Raise it when a change of the code makes old results incomparable."""
 PACKAGE = __name__.partition(".")[0]
 
 
 def digest(identity: Mapping[str, Any]) -> str:
-    """Hash `identity` (JSON values) to twelve hexadecimal digits; the order of keys does not matter."""
+    """Hash `identity` (JSON values) to twelve hexadecimal digits.
+
+    The order of its keys does not matter.
+    """
     canonical = json.dumps({"format": FORMAT, **identity}, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
 
 LARGE = 2**30
-"""Size in bytes from which a folder is identified by the names and sizes of its files alone."""
+"""A folder of this many bytes or more is identified by the names and sizes of its files only."""
 
 
 @lru_cache
-def contents(path: Path) -> str | None:
-    """Hash the content of a file or of all files in a folder; None if there is nothing at `path`.
+def hash_contents(path: Path) -> str | None:
+    """Hash the content of a file or of all files in a folder; None if `path` holds no file.
 
-    For folders of `LARGE` bytes or more only names and sizes are hashed, to take seconds instead of
-    hours.
+    For a folder of `LARGE` bytes or more only names and sizes are hashed, which takes seconds
+    instead of hours.
     """
     path = path.expanduser()
-    files = [path] if path.is_file() else sorted(each for each in path.rglob("*") if each.is_file())
+    if path.is_file():
+        files, names = [path], []
+    else:
+        files = sorted(file for file in path.rglob("*") if file.is_file())
+        names = [file.relative_to(path).as_posix() for file in files]
     if not files:
         return None
-    sizes = [each.stat().st_size for each in files]
-    names = [] if path.is_file() else [each.relative_to(path).as_posix() for each in files]
-    found = hashlib.sha256(repr((names, sizes)).encode())
+    sizes = [file.stat().st_size for file in files]
+    total = hashlib.sha256(repr((names, sizes)).encode())
     if path.is_file() or sum(sizes) < LARGE:
-        for each in files:
-            with open(each, "rb") as file:
-                found.update(hashlib.file_digest(file, "sha256").digest())
-    return found.hexdigest()[:12]
+        for file in files:
+            with open(file, "rb") as content:
+                total.update(hashlib.file_digest(content, "sha256").digest())
+    return total.hexdigest()[:12]
 
 
 def component_identity(component: type[Any]) -> dict[str, Any]:
-    """What a component's class adds to a run's hash: its version if that was raised, and a plug-in's source.
+    """Return what the class of a component adds to a run's hash.
 
-    Components of this package are distinguished by their version; those of a user's own file or
-    package by the content of the file that defines them, so that an edited plug-in never reads an
-    old result.
+    It is the version, unless that is 1, and a hash of the source file of a plug-in, so that an
+    edited plug-in never reads an old result. Components of this package are distinguished by their
+    version alone.
     """
-    found: dict[str, Any] = {}
+    identity: dict[str, Any] = {}
     if (raised := getattr(component, "version", 1)) != 1:
-        found["component.version"] = raised
+        identity["component.version"] = raised
     module = sys.modules.get(component.__module__)
     source = getattr(module, "__file__", None)
     if component.__module__.partition(".")[0] != PACKAGE and source is not None:
-        found["component.source"] = contents(Path(source))
-    return found
+        identity["component.source"] = hash_contents(Path(source))
+    return identity
 
 
 @contextmanager
 def report_disk_full(path: Path) -> Iterator[None]:
-    """Turn the error of a full disk into a UserError that names the place."""
+    """Turn the error of a full disk into a UserError that names `path`."""
     try:
         yield
     except Exception as error:
         if isinstance(error, UserError) or not disk_is_full(error):
             raise
         raise UserError(
-            f"{path}: the disk is full; free some room and give the same command again"
+            f"{path}: the disk is full; free some space and give the same command again"
         ) from None
 
 
 UNWRITABLE = (
-    errno.EACCES, errno.EEXIST, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOENT, errno.ENOTDIR,
-    errno.EPERM, errno.EROFS,
+    errno.EACCES, errno.EEXIST, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOENT,
+    errno.ENOTDIR, errno.EPERM, errno.EROFS,
 )  # fmt: skip
-"""Error numbers of a place that cannot be written."""
+"""Error numbers for a path that cannot be written."""
 
 
 def check_root(root: Path) -> None:
-    """Raise UserError if no folder of runs can be at `root`; nothing is created yet."""
-    nearest = next(
-        place for place in (root.absolute(), *root.absolute().parents) if os.path.lexists(place)
-    )
+    """Check that `root` is a readable folder, or that it can be created; create nothing.
+
+    Raises:
+        UserError: It is neither.
+    """
+    candidates = (root.absolute(), *root.absolute().parents)
+    nearest = next(path for path in candidates if os.path.lexists(path))
     if not nearest.is_dir():
         raise UserError(f"--runs {root}: {nearest} is not a folder; name another place")
     needed = os.R_OK | os.X_OK if nearest == root.absolute() else os.W_OK | os.X_OK
@@ -112,7 +124,7 @@ def check_root(root: Path) -> None:
 
 @contextmanager
 def report_unwritable(path: Path, remedy: str = "name another place with --runs") -> Iterator[None]:
-    """Turn the error of a full disk, or of a place that cannot be written, into a UserError that names it."""
+    """Turn the error of a full disk or of an unwritable path into a UserError that names `path`."""
     try:
         with report_disk_full(path):
             yield
@@ -123,9 +135,10 @@ def report_unwritable(path: Path, remedy: str = "name another place with --runs"
 
 
 def write_atomically(path: Path, text: str, remedy: str = "name another place with --runs") -> None:
-    """Write `text` so that `path` is at every moment the old file or the whole new one.
+    """Write `text` to `path`, which at every moment is either the old file or the whole new one.
 
-    UserError, with the `remedy`: the file cannot be written.
+    Raises:
+        UserError: The file cannot be written; the message ends with `remedy`.
     """
     with report_unwritable(path, remedy):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -134,13 +147,15 @@ def write_atomically(path: Path, text: str, remedy: str = "name another place wi
 
 
 FAILURE = "failure.txt"
+"""Name of the file that says why a run failed."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """`root/recipe/stage-hash/`, holding recipe.yaml, environment.json, metrics.jsonl, checkpoint/ and result.json.
+    """A run and its directory, `root/recipe/stage-hash/`.
 
-    `start` creates the directory; the run is finished once result.json is there.
+    The directory holds recipe.yaml, identity.json, environment.json, metrics.jsonl, checkpoint/
+    and result.json. `start` creates it. The run is finished once it has a result.json.
     """
 
     root: Path
@@ -167,15 +182,19 @@ class Run:
 
     @property
     def result(self) -> dict[str, Any]:
-        """What `finish` wrote. UserError: the run is not finished, or the file is damaged."""
+        """What `finish` wrote.
+
+        Raises:
+            UserError: The run is not finished, or the file is damaged.
+        """
         return read_result(self.path)
 
     @contextmanager
     def claimed(self) -> Iterator[bool]:
-        """Lock the run for this process while inside; yields False if another process holds it."""
+        """Lock the run for this process; yield False if another process holds the lock."""
         with report_unwritable(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-            lock = open(self.path / ".lock", "w")  # noqa: SIM115 (closed below; only opening it is reported)
+            lock = open(self.path / ".lock", "w")  # noqa: SIM115 (closed by the next statement)
         with lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -185,7 +204,10 @@ class Run:
             yield True
 
     def start(self, recipe: Mapping[str, Any], environment: Mapping[str, Any]) -> None:
-        """Write the recipe, the identity and the environment. A run that was begun before keeps its logs and checkpoints."""
+        """Write the recipe, the identity and the environment.
+
+        A run that was started before keeps its log and checkpoints.
+        """
         (self.path / FAILURE).unlink(missing_ok=True)
         write_atomically(
             self.path / "recipe.yaml",
@@ -198,22 +220,22 @@ class Run:
         write_atomically(self.path / "environment.json", json.dumps(environment, indent=2))
 
     def fail(self, reason: str) -> None:
-        """Write down why the run failed, for the notes of tables."""
+        """Write why the run failed, for the notes of tables."""
         write_atomically(self.path / FAILURE, reason)
 
     @property
     def failure(self) -> str | None:
-        """Why the run failed when it was last tried; None if it was never tried, or is finished."""
+        """Why the run failed last; None if it did not fail, or is finished."""
         path = self.path / FAILURE
         return path.read_text(encoding="utf-8") if path.is_file() and not self.finished else None
 
     def clear(self) -> None:
         """Delete everything in the run's folder, for a fresh start."""
         if self.path.exists():
-            for each in self.path.iterdir():
-                if each.name == ".lock":
+            for path in self.path.iterdir():
+                if path.name == ".lock":
                     continue
-                shutil.rmtree(each) if each.is_dir() else each.unlink()
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Append one line to metrics.jsonl."""
@@ -224,7 +246,7 @@ class Run:
             file.write(json.dumps(record) + "\n")
 
     def forget_after(self, step: int) -> None:
-        """Drop the log's records after `step`, which a resumed run writes again."""
+        """Remove the log's records after `step`, which a resumed run writes again."""
         path = self.path / "metrics.jsonl"
         if path.exists():
             kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
@@ -238,6 +260,7 @@ class Run:
 
 
 def _step_of(line: str) -> float:
+    """Return the step of a log line; infinity for a line that is not valid JSON."""
     try:
         return json.loads(line).get("step", 0)
     except ValueError:  # the last line of a run that was killed while it wrote
@@ -245,7 +268,11 @@ def _step_of(line: str) -> float:
 
 
 def read_result(path: Path) -> dict[str, Any]:
-    """Read the result.json of a run's directory. UserError: it is missing, or damaged."""
+    """Read the result.json in the directory of a run.
+
+    Raises:
+        UserError: It is missing or damaged.
+    """
     try:
         return json.loads((path / "result.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -257,7 +284,10 @@ def read_result(path: Path) -> dict[str, Any]:
 
 
 def environment(device: str, devices: int = 1) -> dict[str, Any]:
-    """Describe what the run runs on, to explain a difference later. `devices`: how many of them."""
+    """Describe the software and hardware of a run on a number of `devices`.
+
+    It helps to explain differences between runs.
+    """
     import torch
 
     import sslrun

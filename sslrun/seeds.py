@@ -1,4 +1,7 @@
-"""Seeds derived from other numbers, so that nothing random carries over from one step to the next."""
+"""Seeds derived from other numbers.
+
+The random draws of a step depend on its own seed, not on the state that earlier steps left.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,6 @@ import struct
 
 
 def derive_seed(*numbers: int) -> int:
-    """A seed of 63 bits that differs whenever any of the numbers does."""
+    """Hash the numbers to a seed of 63 bits; other numbers, or another order, give another seed."""
     packed = struct.pack(f"<{len(numbers)}q", *numbers)
     return int.from_bytes(hashlib.blake2b(packed, digest_size=8).digest(), "little") >> 1

@@ -51,6 +51,9 @@ SLOW = {
     "[random-forest]", "test_every_published_table_can_be_compared_with_itself",
     "test_few_shot_on_images_starts_at_one_per_class",
     "test_motion_blur_is_smooth_in_larger_images_too",
+    "test_lpft_without_a_learning_rate_is_its_probe[resnet",
+    "test_lpft_without_a_learning_rate_is_its_probe[mlp", "test_moving_batch_statistics",
+    "test_intervals_have_their_nominal_coverage[10",
 }  # fmt: skip
 """Substrings of the names of tests that take more than a second; `make fast` skips them.
 

@@ -89,7 +89,7 @@ def trained(wrapped=None):
 
 def trained_by_two(rank, store, results):
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    sums, wrap = [], loop._wrapped
+    sums, wrap = [], loop._wrap
 
     def counted(training, total):
         model, compiled = wrap(training, total)
@@ -102,7 +102,7 @@ def trained_by_two(rank, store, results):
         model.register_comm_hook(None, hook)
         return model, compiled
 
-    loop._wrapped = counted
+    loop._wrap = counted
     weight, counts = trained(sums)
     if distributed.is_main():
         torch.save([weight, torch.tensor(counts)], results)

@@ -195,7 +195,7 @@ def test_a_file_is_imported_once_and_two_of_one_name_are_two_modules(tmp_path, m
     files = [tmp_path / folder / "mine.py" for folder in ("one", "two")]
     plugins.load_files([*files, files[0]])
     plugins.load_files([tmp_path / "one" / ".." / "one" / "mine.py"])
-    assert plugins.loaded_files() == files
+    assert plugins.list_loaded() == files
     assert len(set(plugins._modules.values())) == 2
 
 
@@ -211,9 +211,9 @@ def test_what_a_command_line_and_the_environment_name(monkeypatch):
         "--import",
         "e.py",
     ]
-    assert plugins.requested(arguments) == ["a.py", "b.py", "c.py", "d.py"]
+    assert plugins.list_requested(arguments) == ["a.py", "b.py", "c.py", "d.py"]
     monkeypatch.delenv("SSLRUN_IMPORT")
-    assert plugins.requested(["pretrain", "x.yaml", "--import"]) == []
+    assert plugins.list_requested(["pretrain", "x.yaml", "--import"]) == []
 
 
 def test_a_package_brings_plug_ins_by_its_entry_points(tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ from sslrun import cli, files, runs
 from sslrun.errors import UserError
 from sslrun.recipe import parse
 from sslrun.recipe.places import Located
-from sslrun.runs import Run, contents, digest, write_atomically
+from sslrun.runs import Run, digest, hash_contents, write_atomically
 from sslrun.stages.evaluate import cells
 
 
@@ -36,7 +36,7 @@ def test_the_hash_includes_the_content_of_files_that_a_recipe_names(tmp_path):
     }
 
     def build_run():
-        contents.cache_clear()  # one process reads them once
+        hash_contents.cache_clear()  # one process reads them once
         (cell,) = cells(parse(Located(recipe, {(): "mine.yaml:1"})), 0, tmp_path)
         return cell.run.hash
 
@@ -55,10 +55,10 @@ def test_large_folders_are_hashed_by_names_and_sizes(tmp_path, monkeypatch):
     for folder, text in (("one", "abcd"), ("two", "abce"), ("three", "abc")):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "file").write_text(text)
-    one, two, three = (contents(tmp_path / name) for name in ("one", "two", "three"))
+    one, two, three = (hash_contents(tmp_path / name) for name in ("one", "two", "three"))
     assert one == two != three
-    assert contents(tmp_path / "one" / "file") != contents(tmp_path / "two" / "file")
-    assert contents(tmp_path / "four") is None
+    assert hash_contents(tmp_path / "one" / "file") != hash_contents(tmp_path / "two" / "file")
+    assert hash_contents(tmp_path / "four") is None
 
 
 def test_a_run_is_finished_by_its_result(run):

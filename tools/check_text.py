@@ -1,4 +1,4 @@
-"""Check text files: one newline at the end, no spaces at the end of lines, YAML that can be read.
+"""Check text files: one newline at the end, no trailing spaces, valid YAML.
 
 python tools/check_text.py FILE...
 """
@@ -11,26 +11,29 @@ from pathlib import Path
 import yaml
 
 
-def mistakes(path: Path) -> list[str]:
-    """What is wrong with a file, as file:line: message."""
+def find_mistakes(path: Path) -> list[str]:
+    """List what is wrong with a file, each as `file:line: message`."""
     text = path.read_text(encoding="utf-8")
     lines = text.splitlines()
-    found = [
-        f"{path}:{number}: spaces at the end"
+    mistakes = [
+        f"{path}:{number}: trailing spaces; remove them"
         for number, line in enumerate(lines, 1)
         if line != line.rstrip()
     ]
     if text and (not text.endswith("\n") or text.endswith("\n\n")):
-        found.append(f"{path}:{len(lines)}: should end with one newline")
+        mistakes.append(f"{path}:{len(lines)}: must end with exactly one newline")
     if path.suffix in (".yaml", ".yml", ".cff"):
         try:
             yaml.safe_load(text)
         except yaml.YAMLError as error:
-            found.append(f"{path}: is not valid YAML: {' '.join(str(error).split())}")
-    return found
+            mistakes.append(f"{path}: invalid YAML: {' '.join(str(error).split())}")
+    return mistakes
 
 
 if __name__ == "__main__":
-    every = [mistake for name in sys.argv[1:] for mistake in mistakes(Path(name))]
-    sys.stderr.writelines(f"{mistake}\n" for mistake in every)
-    sys.exit(bool(every))
+    failed = False
+    for name in sys.argv[1:]:
+        for mistake in find_mistakes(Path(name)):
+            failed = True
+            sys.stderr.write(f"{mistake}\n")
+    sys.exit(failed)

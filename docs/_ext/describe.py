@@ -37,12 +37,12 @@ def text(words: str) -> str:
 
 
 def docstring(thing: Any) -> str:
-    """A docstring as paragraphs; empty if there is none."""
+    """Render a docstring as paragraphs; empty if there is none."""
     return text(inspect.getdoc(thing) or "")
 
 
 def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    """A pipe table. Cells are Markdown already."""
+    """Render a pipe table from cells that are Markdown already."""
     lines = [list(header), ["---"] * len(list(header)), *map(list, rows)]
     return "\n".join(
         "| " + " | ".join(" ".join(cell.split()) for cell in line) + " |" for line in lines
@@ -50,7 +50,7 @@ def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 
 
 def options(model: type[BaseModel], leave_out: Iterable[str] = ()) -> str:
-    """A table of a model's fields: name, default, and what each means, with its type."""
+    """Render a table of a model's fields: name, default, and meaning with the type."""
     fields = {
         name: field for name, field in model.model_fields.items() if name not in set(leave_out)
     }
@@ -60,7 +60,7 @@ def options(model: type[BaseModel], leave_out: Iterable[str] = ()) -> str:
         (
             f"`{field.alias or name}`",
             _default(field),
-            f"{text(_about(model, name, field))} *({_field_type(field)})*",
+            f"{text(_description(model, name, field))} *({_field_type(field)})*",
         )
         for name, field in fields.items()
     ]
@@ -68,45 +68,49 @@ def options(model: type[BaseModel], leave_out: Iterable[str] = ()) -> str:
 
 
 def nested_models(model: type[BaseModel]) -> list[type[BaseModel]]:
-    """The models that a model's fields hold, in order."""
-    found: dict[type[BaseModel], None] = {}
+    """List the models that a model's fields hold, in order of appearance."""
+    models: dict[type[BaseModel], None] = {}
     for field in model.model_fields.values():
-        _collect(field.annotation, found)
-    return list(found)
+        _collect(field.annotation, models)
+    return list(models)
 
 
 def has_fields(model: type[BaseModel]) -> bool:
-    """Whether a model holds anything; the bare base class of options does not."""
+    """Report whether a model has any field; the bare base class of options has none."""
     return bool(model.model_fields)
 
 
 def anchor(model: type[BaseModel]) -> str:
-    """The target of a nested model's section."""
+    """Return the anchor of a nested model's section."""
     return f"options-{model.__qualname__.lower().replace('.', '-')}"
 
 
 def title(model: type[BaseModel]) -> str:
-    """A nested model's name in headings and types."""
+    """Return a nested model's name for headings and types."""
     return model.__name__.removesuffix("Options")
 
 
-def _collect(annotation: Any, found: dict[type[BaseModel], None]) -> None:
+def _collect(annotation: Any, models: dict[type[BaseModel], None]) -> None:
+    """Add the models that a type holds, at any depth, as keys of `models`."""
     if inspect.isclass(annotation) and issubclass(annotation, BaseModel):
-        found[annotation] = None
+        models[annotation] = None
     for argument in get_args(annotation):
-        _collect(argument, found)
+        _collect(argument, models)
 
 
-def _about(model: type[BaseModel], name: str, field: FieldInfo) -> str:
-    """The field's description; models without `use_attribute_docstrings` have theirs in the source alone."""
+def _description(model: type[BaseModel], name: str, field: FieldInfo) -> str:
+    """Return the description of a field.
+
+    Models without `use_attribute_docstrings` have it in their source only.
+    """
     if field.description:
         return " ".join(field.description.split())
     return " ".join(_attribute_docstrings(model).get(name, "").split())
 
 
 def _attribute_docstrings(model: type[BaseModel]) -> dict[str, str]:
-    """The string below each field in the source of the model and of its bases."""
-    found: dict[str, str] = {}
+    """Map each field to the string below it in the source of the model or of its bases."""
+    docstrings: dict[str, str] = {}
     for cls in reversed(model.__mro__):
         if not issubclass(cls, BaseModel) or cls is BaseModel:
             continue
@@ -114,11 +118,13 @@ def _attribute_docstrings(model: type[BaseModel]) -> dict[str, str]:
         assert isinstance(definition, ast.ClassDef)
         for field, below in pairwise(definition.body):
             if isinstance(field, ast.AnnAssign) and isinstance(below, ast.Expr):
-                found[ast.unparse(field.target)] = inspect.cleandoc(ast.literal_eval(below.value))
-    return found
+                name = ast.unparse(field.target)
+                docstrings[name] = inspect.cleandoc(ast.literal_eval(below.value))
+    return docstrings
 
 
 def _default(field: FieldInfo) -> str:
+    """Render a field's default as a recipe would write it."""
     if field.is_required():
         return "required"
     value = field.get_default(call_default_factory=True)
@@ -129,7 +135,7 @@ def _default(field: FieldInfo) -> str:
 
 
 def _flow(value: Any) -> str:
-    """A value as one line of YAML, as a recipe writes it."""
+    """Render a value as one line of YAML, as a recipe writes it."""
     plain = list(value) if isinstance(value, tuple | frozenset | set) else value
     plain = str(plain) if isinstance(plain, Path) else plain
     return (
@@ -138,14 +144,14 @@ def _flow(value: Any) -> str:
 
 
 def _field_type(field: FieldInfo) -> str:
-    """The field's type in words. Bounds are those of the value, if null is allowed, too."""
+    """Render a field's type in words. If null is allowed, bounds stay with the other type."""
     words = _type(field.annotation)
     value = words.removesuffix(" or null")
     return _limited(value, field.metadata) + words[len(value) :]
 
 
 def _type(annotation: Any) -> str:
-    """A type in words, with links to nested options."""
+    """Render a type in words, with links to nested options."""
     if annotation in WORDS:
         return WORDS[annotation]
     origin, arguments = get_origin(annotation), get_args(annotation)
@@ -172,7 +178,7 @@ def _sequence_type(arguments: tuple[Any, ...]) -> str:
 
 
 def _limited(words: str, metadata: Iterable[Any]) -> str:
-    """A type with its bounds: "number > 0"."""
+    """Add the bounds to a type: "number > 0"."""
     bounds: list[str] = []
     for entry in metadata:
         for item in getattr(entry, "metadata", None) or [entry]:

@@ -1,4 +1,4 @@
-"""The shipped recipes that name a component."""
+"""Find the shipped recipes that name a component."""
 
 from __future__ import annotations
 
@@ -16,18 +16,19 @@ def _read(path: Path) -> Any:
 
 
 def naming(section: str, name: str) -> dict[str, Path]:
-    """The recipes whose `section` ("pretext") is `name`; those of one experiment before sweeps."""
+    """Find the recipes whose `section` ("pretext") is `name`; sweeps come last."""
     from sslrun.recipe.shipped import names
 
-    found = {
+    recipes = {
         recipe: path
         for recipe, path in names().items()
         if name in set(_names(_read(path), section))
     }
-    return dict(sorted(found.items(), key=lambda item: "rows" in _read(item[1])))
+    return dict(sorted(recipes.items(), key=lambda item: "rows" in _read(item[1])))
 
 
 def _names(value: Any, section: str) -> Iterator[str]:
+    """Yield the component that each `section` names, at any depth of a recipe."""
     if isinstance(value, list):
         for item in value:
             yield from _names(item, section)
@@ -35,8 +36,8 @@ def _names(value: Any, section: str) -> Iterator[str]:
         return
     for key, item in value.items():
         if key == section:
-            named = item.get("name") if isinstance(item, dict) else item
-            if isinstance(named, str):
-                yield named.partition(":")[0]
+            name = item.get("name") if isinstance(item, dict) else item
+            if isinstance(name, str):
+                yield name.partition(":")[0]
         else:
             yield from _names(item, section)

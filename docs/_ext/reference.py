@@ -1,7 +1,7 @@
 """Sphinx extension: write the reference pages from the package itself, into docs/generated.
 
-What a recipe may name comes from the registries, what it may set from the pydantic models behind
-them, and the commands from the Typer app. Nothing is copied by hand.
+Components come from the registries, options from their pydantic models, and commands from the Typer
+app. Nothing is copied by hand.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from sphinx.application import Sphinx
 
 ROOT = Path(__file__).parents[2]
 PAGE_EACH = ("pretext", "backbone")
-"""Kinds with one page for each component."""
+"""Kinds whose components have a page each."""
 PAGE_TOGETHER = ("data", "task", "protocol", "measurement")
 """Kinds whose components share a page."""
 COMPONENT = "[component](#components)"
-"""The type of a key that names a component."""
+"""Type of a key that names a component."""
 EVALUATION = """\
-If `data` is left out, the entry's name is the data set; if `task` is left out, it is the data set's own. Options of a
-protocol stand under its name, and replace the recipe's for this task."""
+Without `data`, the entry's name is the data set. Without `task`, the data set's own task is used.
+The options of a protocol stand under its name, and replace the recipe's for this task."""
 SWEEP = "A sweep also needs the key `base`: the recipe that the rows change, or its path."
 
 
@@ -47,6 +47,7 @@ def write_pages(folder: Path) -> None:
 
 
 def _pages() -> Iterator[tuple[str, str]]:
+    """Yield each page as its path without suffix, and its Markdown."""
     from sslrun.recipe.schema import Named
 
     describe.WORDS[Named] = COMPONENT
@@ -68,7 +69,7 @@ def _pages() -> Iterator[tuple[str, str]]:
 
 
 def _components() -> dict[str, dict[str, type[Any]]]:
-    """Every registered class by kind and name."""
+    """Return every registered class by kind and name."""
     import sslrun.claims.measurements
     import sslrun.protocols
     import sslrun.recipe  # noqa: F401 (importing fills the registries)
@@ -81,19 +82,22 @@ def _components() -> dict[str, dict[str, type[Any]]]:
 
 
 def _component_page(kind: str, name: str, cls: type[Any]) -> str:
+    """Render a component's page: docstring, facts, options, and recipes that use it."""
     blocks = [f"({kind}-{name})=\n# `{name}`", describe.docstring(cls), *_facts(cls)]
     blocks += ["## Options", describe.options(cls.Options)]
     if recipes := recipes_of.naming(kind, name):
-        blocks += ["## Recipes that ship", *_recipe_blocks(recipes)]
+        blocks += ["## Shipped recipes", *_recipe_blocks(recipes)]
     return _join(blocks)
 
 
 def _recipe_blocks(recipes: dict[str, Path]) -> Iterator[str]:
+    """Yield a list of recipes and, unless it is a sweep, the text of the first."""
     yield "\n".join(f"- `{name}`: {_first_sentence(path)}" for name, path in recipes.items())
     name, first = next(iter(recipes.items()))
     if "rows:" not in first.read_text(encoding="utf-8"):
         yield f"`{name}` in full:"
-        yield f"```{{literalinclude}} ../../../{first.relative_to(ROOT).as_posix()}\n:language: yaml\n```"
+        source = first.relative_to(ROOT).as_posix()
+        yield f"```{{literalinclude}} ../../../{source}\n:language: yaml\n```"
 
 
 def _first_sentence(path: Path) -> str:
@@ -103,6 +107,7 @@ def _first_sentence(path: Path) -> str:
 
 
 def _sections(kind: str, classes: dict[str, type[Any]]) -> str:
+    """Render one section for each component of a kind."""
     blocks = []
     for name, cls in classes.items():
         blocks += [f"({kind}-{name})=\n## `{name}`", describe.docstring(cls), *_facts(cls)]
@@ -111,6 +116,7 @@ def _sections(kind: str, classes: dict[str, type[Any]]) -> str:
 
 
 def _linked_list(kind: str, classes: dict[str, type[Any]]) -> str:
+    """Render a table of a kind's components, with links to their pages."""
     from sslrun.registry import first_line
     from sslrun.stages.show import inputs_of
 
@@ -122,15 +128,14 @@ def _linked_list(kind: str, classes: dict[str, type[Any]]) -> str:
 
 
 def _facts(cls: type[Any]) -> Iterator[str]:
-    """What the class declares in addition to options: its inputs and capabilities."""
+    """Yield a list of what a class declares in addition to options: inputs and capabilities."""
     from sslrun.stages.show import inputs_of
 
     facts = []
     if inputs := inputs_of(cls):
         facts.append(f"- Inputs: {inputs}")
-    if (gives := getattr(cls, "gives", None)) and hasattr(
-        cls, "reads"
-    ):  # a source's are its inputs
+    gives = getattr(cls, "gives", None)
+    if gives and hasattr(cls, "reads"):  # a data source has no `reads`: `gives` is its inputs
         facts.append(f"- Gives the backbone: {gives.kind}")
     if needs := getattr(cls, "needs", ()):
         facts.append(f"- Needs a backbone with: {', '.join(needs)}")
@@ -158,7 +163,7 @@ def _corruptions() -> str:
 
 
 def _recipe_keys() -> str:
-    """The keys of recipes and sweeps, section by section."""
+    """Render the keys of recipes and sweeps, section by section."""
     from sslrun.data.shifts import Shift
     from sslrun.recipe import schema
 
@@ -180,15 +185,15 @@ def _recipe_keys() -> str:
 
 
 def _nested_options(components: dict[str, dict[str, type[Any]]]) -> str:
-    """Options that are mappings of their own, such as `augmentation`; each described once."""
+    """Render the options that are mappings, such as `augmentation`; each appears once."""
     from sslrun.data.shifts import Shift
     from sslrun.recipe import schema
 
     classes = [cls.Options for kind in components.values() for cls in kind.values()]
-    found: dict[type[BaseModel], None] = {}
-    _add_nested([*classes, schema.Pretrain, schema.Watch, schema.Weights, Shift], found)
+    models: dict[type[BaseModel], None] = {}
+    _add_nested([*classes, schema.Pretrain, schema.Watch, schema.Weights, Shift], models)
     blocks = []
-    for model in sorted(filter(describe.has_fields, found), key=describe.title):
+    for model in sorted(filter(describe.has_fields, models), key=describe.title):
         blocks += [
             f"({describe.anchor(model)})=\n### {describe.title(model)}",
             describe.docstring(model),
@@ -197,11 +202,12 @@ def _nested_options(components: dict[str, dict[str, type[Any]]]) -> str:
     return _join(blocks)
 
 
-def _add_nested(models: Iterable[type[BaseModel]], found: dict[type[BaseModel], None]) -> None:
-    for model in models:
-        new = [nested for nested in describe.nested_models(model) if nested not in found]
-        found |= dict.fromkeys(new)
-        _add_nested(new, found)
+def _add_nested(parents: Iterable[type[BaseModel]], models: dict[type[BaseModel], None]) -> None:
+    """Add the models that the fields of `parents` hold, at any depth, as keys of `models`."""
+    for parent in parents:
+        new = [nested for nested in describe.nested_models(parent) if nested not in models]
+        models |= dict.fromkeys(new)
+        _add_nested(new, models)
 
 
 def _shipped_recipes() -> str:
@@ -232,6 +238,7 @@ def _commands() -> str:
 
 
 def _usage(command: Any) -> Iterator[str]:
+    """Yield the arguments of a command as its usage line shows them."""
     for parameter in command.params:
         if parameter.param_type_name == "argument":
             metavar = parameter.metavar or parameter.name.upper()
@@ -240,17 +247,19 @@ def _usage(command: Any) -> Iterator[str]:
 
 
 def _parameters(command: Any) -> Iterator[tuple[str, str, str]]:
+    """Yield a table row for each argument and option: names, default, meaning."""
     for parameter in command.params:
         argument = parameter.param_type_name == "argument"
         names = [parameter.metavar or parameter.name.upper()] if argument else parameter.opts
         default = parameter.default
-        shown = (
+        no_default = (
             parameter.required or default is None or isinstance(default, bool) or callable(default)
         )
-        about = describe.text(getattr(parameter, "help", None) or "")
+        meaning = describe.text(getattr(parameter, "help", None) or "")
         if variable := getattr(parameter, "envvar", None):
-            about += f" Environment variable: `{variable}`."
-        yield ", ".join(f"`{name}`" for name in names), "" if shown else f"`{default}`", about
+            meaning += f" Environment variable: `{variable}`."
+        shown_default = "" if no_default else f"`{default}`"
+        yield ", ".join(f"`{name}`" for name in names), shown_default, meaning
 
 
 def _join(blocks: Iterable[str]) -> str:

@@ -1,4 +1,7 @@
-"""Sphinx extension: warn of broken relative links in the Markdown files beside docs/, such as README.md."""
+"""Sphinx extension: warn of broken relative links in Markdown files outside docs/.
+
+Those files, such as README.md, are not part of the site, so Sphinx does not check them.
+"""
 
 from __future__ import annotations
 
@@ -26,23 +29,23 @@ def _check(app: Sphinx) -> None:
 
 
 def broken_links(path: Path) -> list[tuple[int, str]]:
-    """The relative links of a Markdown file that lead nowhere: (line, what is missing)."""
-    found = []
+    """List the broken relative links of a Markdown file: (line, what is missing)."""
+    broken = []
     for number, line in _prose(path):
         for target in LINK.findall(line):
-            if SCHEME.match(target):
+            if SCHEME.match(target):  # a link to another site
                 continue
             name, _, heading = target.partition("#")
             other = path.parent / name if name else path
             if not other.exists():
-                found.append((number, f"link to a missing file: {target}"))
+                broken.append((number, f"link to a missing file: {target}"))
             elif heading and heading not in _headings(other):
-                found.append((number, f"link to a missing heading: {target}"))
-    return found
+                broken.append((number, f"link to a missing heading: {target}"))
+    return broken
 
 
 def _prose(path: Path) -> list[tuple[int, str]]:
-    """Lines outside of fenced code, with their numbers."""
+    """List the lines outside fenced code, with their numbers."""
     lines, fenced = [], False
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         if line.lstrip().startswith("```"):
@@ -53,6 +56,6 @@ def _prose(path: Path) -> list[tuple[int, str]]:
 
 
 def _headings(path: Path) -> set[str]:
-    """The anchors of a file's headings, as code hosts and MyST make them."""
+    """Return the anchors of a file's headings, as code hosts and MyST make them."""
     titles = (line.lstrip("#").strip().lower() for _, line in _prose(path) if line.startswith("#"))
     return {re.sub(r"[^\w\- ]", "", title).replace(" ", "-") for title in titles}

@@ -12,13 +12,16 @@ from sslrun.registry import Options
 
 @backbones.register("convnet")
 class ConvNet(ImageBackbone):
-    """Three convolutions of stride 2, each followed by batch norm and ReLU, then the mean over positions."""
+    """Three convolutions of stride 2 with batch norm and ReLU, then the mean over positions.
+
+    Offers a grid of features (B, width, H / 8, W / 8) in addition to pooled ones (B, width).
+    """
 
     offers = frozenset({"grid"})
 
     class Options(Options):
         width: int = Field(default=64, ge=4)
-        """Channels of the last convolution; each one before has half as many."""
+        """Channels of the last convolution; each convolution before it has half as many."""
 
     def __init__(self, options, spec):
         super().__init__(options, spec)
@@ -32,7 +35,7 @@ class ConvNet(ImageBackbone):
         )
 
     def forward(self, inputs):
-        """Images (B, 3, H, W) in [0, 1]."""
+        """Map images (B, 3, H, W) in [0, 1] to features."""
         x = self.normalize(inputs)
         for block in self.blocks:
             x = block(x)

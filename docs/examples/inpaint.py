@@ -20,7 +20,7 @@ class Inpaint(Pretext):
 
     class Options(PretextOptions):
         hole: int = Field(default=6, ge=1)
-        """Side of the square that is cut out, in pixels."""
+        """Side of the square that is cut out of the image, in pixels."""
 
     def __init__(self, options, backbone):
         super().__init__(options, backbone)
@@ -30,7 +30,10 @@ class Inpaint(Pretext):
         )
 
     def views(self, batch, generator):
-        """Images (B, 3, H, W) with a gray square in the middle, and the pixels (B, 3 * hole**2) behind it."""
+        """Cut a gray square out of the middle of each image.
+
+        Returns the images (B, 3, H, W) and the pixels that were cut out (B, 3 * hole**2).
+        """
         images = to_float(batch.inputs).clone()
         start = (images.shape[-1] - self.options.hole) // 2
         square = images[..., start : start + self.options.hole, start : start + self.options.hole]

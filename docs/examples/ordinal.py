@@ -1,4 +1,4 @@
-"""A task whose metric is better if lower: predict classes that have an order, such as star ratings."""
+"""A task whose metric is better if lower: predict ordered classes, such as star ratings."""
 
 import torch.nn.functional as F
 from torch import nn
@@ -11,7 +11,7 @@ from sslrun.tasks.base import Task, TaskOptions, tasks
 
 @tasks.register("ordinal")
 class Ordinal(Task):
-    """Predict the number of a class by regression, scored by the mean absolute error."""
+    """Predict the index of an ordered class by regression, scored by the mean absolute error."""
 
     reads = ImageSpec
     metrics = (Metric("mae", unit="classes", better="lower", digits=2),)
@@ -19,7 +19,7 @@ class Ordinal(Task):
     class Options(TaskOptions):
         @property
         def linear(self):
-            """False: knn and other classifiers of vectors do not fit, since there is one output."""
+            """False: one output is no vector of class scores, so knn and probe do not apply."""
             return False
 
     def head(self, width, depth=0):

@@ -1,4 +1,4 @@
-"""Backbones: the networks whose features are the point. Importing this package makes all of them known by name."""
+"""Backbones: the networks that compute features. Importing this package registers them."""
 
 from sslrun.backbones import bert, gpt, hf, lstm, mlp, pixels, resnet, vit  # noqa: F401
 from sslrun.backbones.weights import build_backbone, load_backbone, load_into, save_backbone

@@ -1,4 +1,4 @@
-"""The type of every backbone, and of what it returns."""
+"""The base class of backbones, and the features that they return."""
 
 from __future__ import annotations
 
@@ -8,54 +8,71 @@ from torch import Tensor, nn
 
 from sslrun.data.examples import Examples
 from sslrun.data.specs import InputSpec
+from sslrun.errors import UserError
 from sslrun.registry import Options, Registry
 
 
 class Features(NamedTuple):
-    """What a backbone makes of a batch."""
+    """The features of a batch of B examples."""
 
     pooled: Tensor
-    """(B, D): one vector an example, what probes read."""
+    """(B, D): one vector per example, which probes read."""
     tokens: Tensor | None = None
-    """(B, T, D): one vector a patch, without special tokens; one a token of text, special ones
-    included."""
+    """(B, T, D): one vector per patch, without special tokens; or one per token of text, with
+    special tokens."""
     grid: Tensor | None = None
-    """(B, D, H, W): the same for images, in place."""
+    """(B, D, H, W): the vectors of an image's patches in their places."""
     read: Tensor | None = None
-    """(B,) the token at which a whole sequence is read: [CLS], or the last one where none sees a
-    later one."""
+    """(B,): index of the token that stands for the whole sequence: [CLS], or the last token in
+    causal backbones."""
     mask: Tensor | None = None
-    """(B, T) bool: which tokens are no padding; None where all are."""
+    """(B, T) bool: False at padding; None if there is no padding."""
     layers: tuple[Tensor, ...] = ()
-    """Tokens (B, T, D) as embedded and after each layer, where a backbone gives them; the last may
-    be `tokens`."""
+    """Embedded tokens (B, T, D) and those after each layer, if the backbone returns them; the last
+    may be `tokens`."""
+
+    def float(self) -> Features:
+        """Convert to float32 what autocast computed in bf16."""
+        return self._replace(
+            pooled=self.pooled.float(),
+            tokens=None if self.tokens is None else self.tokens.float(),
+            grid=None if self.grid is None else self.grid.float(),
+            layers=tuple(layer.float() for layer in self.layers),
+        )
 
 
 class Backbone(nn.Module):
-    """A network whose features are the point. Knows nothing of pretexts.
+    """A network that computes features. It does not depend on any pretext task.
 
-    `forward(inputs) -> Features`. Whatever depends on the data (an image backbone's normalization)
-    is a buffer, so that it travels with the weights.
+    `forward(inputs)` returns `Features`. What is computed from the data, such as an image
+    backbone's normalization, is a buffer, so that it is saved with the weights.
     """
 
     Options: ClassVar[type[Options]] = Options
     name: ClassVar[str]
     version: ClassVar[int] = 1
-    """Raised when the same options come to mean another network."""
+    """Increase it when the same options lead to another network."""
     takes: ClassVar[type[InputSpec]]
-    """The inputs that it can be built for."""
+    """Type of the inputs that the backbone takes."""
     offers: ClassVar[frozenset[str]] = frozenset()
-    """What it can do in addition to pooled features: "tokens" and "grid" (in its features),
-    "encode" (a subset of the patches), "attention" (weights), "export" (to transformers),
-    "segments" (it reads a pair's segments)."""
+    """Capabilities in addition to pooled features.
+
+    - "tokens", "grid": its features have them
+    - "encode": it encodes a subset of the patches
+    - "attention": it returns attention weights
+    - "export": it can be exported to transformers
+    - "segments": it tells the two segments of a pair apart
+    - "directions": the first half of a token's features depends on the tokens up to it alone, and
+      the second half on the tokens from it on
+    """
     shorthand: ClassVar[str | None] = None
-    """The option that a recipe may give behind a colon, as in `hf:NAME`."""
+    """Option that a recipe may write after a colon, as in `hf:NAME`."""
     width: int
-    """Width D of its features."""
+    """Width D of the features."""
     depth: int = 0
-    """Number of `layers` in its features."""
+    """Number of `layers` in the features."""
     patch: int = 1
-    """Sides of images must be multiples of it, in pixels."""
+    """The sides of images must be multiples of this number of pixels."""
 
     def __init__(self, options: Any, spec: InputSpec) -> None:
         super().__init__()
@@ -63,19 +80,44 @@ class Backbone(nn.Module):
         self.spec = spec
 
     def fit_inputs(self, examples: Examples) -> None:
-        """Take from the training examples what normalizes the inputs. Called once, before pretraining."""
+        """Fit the normalization of inputs to the training examples, once before pretraining."""
 
     @classmethod
     def limits(cls, options: Any) -> dict[str, int]:
-        """Options of the data that must not be larger: {"length": positions}."""
+        """Upper bounds on options of the data, such as {"length": positions}."""
         return {}
 
+    def disabled(self) -> dict[str, str]:
+        """Capabilities in `offers` that the options turn off, with the setting that enables each.
+
+        For example {"directions": "bidirectional: true"}.
+        """
+        return {}
+
+    def require(self, capability: str, user: str) -> None:
+        """Check that the backbone, as configured, has a capability that `user` needs.
+
+        Raises:
+            UserError: the backbone does not offer it, or its options turn it off.
+        """
+        setting = self.disabled().get(capability)
+        if setting is not None:
+            raise UserError(
+                f"{user} needs a backbone with '{capability}', "
+                f"which '{self.name}' offers only with {setting}: set it under backbone"
+            )
+        if capability not in self.offers:
+            raise UserError(lacking_capability(type(self), capability, user))
+
     def encode(self, patches: Tensor) -> Tensor:
-        """Tokens (B, special + N, D) of embedded patches (B, N, D), all of them or a subset. Capability "encode"."""
+        """Encode embedded patches (B, N, D), all or a subset, to tokens (B, special + N, D).
+
+        Capability "encode".
+        """
         raise NotImplementedError
 
     def embed(self, inputs: Any) -> Tensor:
-        """Embedded patches with their positions (B, N, D). Capability "encode"."""
+        """Embed patches with their positions: (B, N, D). Capability "encode"."""
         raise NotImplementedError
 
     def attention(self, inputs: Any) -> Tensor:
@@ -83,26 +125,27 @@ class Backbone(nn.Module):
         raise NotImplementedError
 
     def to_transformers(self) -> dict[str, Tensor]:
-        """The weights under transformers' names. Capability "export"."""
+        """Return the weights under transformers' names. Capability "export"."""
         raise NotImplementedError
 
     def transformers_config(self) -> dict[str, Any]:
-        """The configuration of transformers' model. Capability "export"."""
+        """Return the configuration of transformers' model. Capability "export"."""
         raise NotImplementedError
 
     def own_names(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Another library's weights (timm's, torchvision's, transformers') under the names of this network."""
+        """Rename the weights of timm, torchvision or transformers to this network's names."""
         return tensors
 
     def fit_weights(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Own weights that were trained for other inputs, fitted to these: positions of another image size."""
+        """Adapt this network's weights from training on other inputs, such as larger images."""
         return tensors
 
     def layers(self) -> list[list[nn.Parameter]]:
-        """Its parameters from the input to the output, grouped by depth, for layer-wise learning-rate decay."""
+        """Parameters from input to output, grouped by depth, for layer-wise learning-rate decay."""
         return [list(self.parameters())]
 
     def forward(self, inputs: Any) -> Features:
+        """Compute the features of a batch."""
         raise NotImplementedError
 
 
@@ -110,13 +153,18 @@ backbones: Registry[Backbone] = Registry("backbone")
 
 
 def lacking_capability(backbone: type[Backbone], capability: str, user: str) -> str:
-    """The message for a backbone that does not offer what `user` asks for."""
+    """The error message for a backbone that does not offer the capability that `user` needs."""
     able = [
         name
         for name in backbones
         if capability in backbones[name].offers and backbones[name].takes is backbone.takes
     ]
-    choice = (
-        f"take one that has it: {', '.join(able)}" if able else "no backbone for such inputs has it"
+    remedy = (
+        f"choose one that has it: {', '.join(able)}"
+        if able
+        else "no backbone for such inputs has it"
     )
-    return f"{user} needs a backbone with '{capability}', which '{backbone.name}' does not offer: {choice}"
+    return (
+        f"{user} needs a backbone with '{capability}', "
+        f"which '{backbone.name}' does not offer: {remedy}"
+    )

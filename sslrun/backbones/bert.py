@@ -1,4 +1,7 @@
-"""BERT (Devlin et al., NAACL 2019): a Transformer encoder of text. Its weights go to and from transformers' names."""
+"""BERT (Devlin et al., NAACL 2019): a Transformer encoder of text.
+
+Weights can be exported to and loaded from transformers.
+"""
 
 from __future__ import annotations
 
@@ -11,31 +14,35 @@ from torch import Tensor, nn
 
 from sslrun.backbones.base import Features, backbones
 from sslrun.backbones.text import TextBackbone, check_heads, gather_tokens, last_real
-from sslrun.backbones.transformer import STD, Block, Stack, initialize
+from sslrun.backbones.transformer import BERT_STYLE, STD, Block, BlockStyle, Stack, initialize
 from sslrun.data.specs import TextSpec
 from sslrun.data.text.sequences import Tokens
 from sslrun.errors import UserError
 from sslrun.registry import Options
 
+FAST_STYLE = BlockStyle(eps=1e-12, bias=False, rotary=True, gated=True)
+"""A modern block with about as many parameters as BERT's."""
+
 
 class Bert(TextBackbone):
-    """Post-norm Transformer over token, position and segment embeddings (Devlin et al., NAACL 2019, arXiv:1810.04805).
+    """Post-norm Transformer over token, position and segment embeddings.
 
-    `pooled` is the tanh of a linear map of [CLS], as next-sentence prediction and fine-tuning read
-    it. In a causal model, whose [CLS] sees no other token, it reads the last real token. `fast` is
-    a modern block of the same shape.
+    BERT: Devlin et al., NAACL 2019 (arXiv:1810.04805). `pooled` is the tanh of a linear map of
+    [CLS], which next-sentence prediction and fine-tuning read. In a causal model [CLS] sees no
+    other token, so the last real token takes its place. `fast` selects a modern block of the same
+    shape.
     """
 
     class Options(Options):
         causal: bool = False
-        """Let no token see a later one, in pretraining and after: the left-to-right row of BERT's
-        Table 5."""
+        """Let tokens attend only to earlier ones, in pretraining and after: the left-to-right row
+        of BERT's Table 5."""
         dropout: float = Field(0.1, ge=0, lt=1)
         """Dropout rate on embeddings, attention weights and the output of each branch."""
         positions: int = Field(512, ge=8)
         """Number of positions: the longest sequence, in tokens."""
         fast: bool = False
-        """Use pre-norm, rotary positions, a gated GELU and no biases in place of the paper's block
+        """Use pre-norm, rotary positions, a gated GELU and no biases instead of the paper's block
         (as ModernBERT, Warner et al. 2024, and cramming, Geiping and Goldstein 2023)."""
         depth: int | None = Field(None, ge=1)
         """Number of layers; default: the named model's."""
@@ -44,11 +51,11 @@ class Bert(TextBackbone):
         heads: int | None = Field(None, ge=1)
         """Number of attention heads; default: the named model's."""
         std: float = Field(STD, gt=0)
-        """Standard deviation of initial linear maps. The paper's value suits widths of 768 and
-        more; narrow models learn faster with about one over the square root of the width."""
+        """Standard deviation of initial linear maps. The paper's value suits widths of at least
+        768; narrow models learn faster with about 1 / sqrt(width)."""
         word_std: float = Field(STD, gt=0)
-        """Standard deviation of initial word embeddings. A larger value such as 0.1 lets words
-        weigh more than positions and segments, which keep 0.02."""
+        """Standard deviation of initial word embeddings. A larger value such as 0.1 gives words
+        more weight than positions and segments, which keep 0.02."""
 
         def choices(self) -> list[str]:
             return (
@@ -59,7 +66,7 @@ class Bert(TextBackbone):
 
     offers = frozenset({"tokens", "export", "segments"})
     shape: ClassVar[tuple[int, int]]
-    """Depth and width of the named model; heads are 64 wide."""
+    """Depth and width of the named model; its heads are 64 wide."""
     options: Options
 
     def __init__(self, options: Options, spec: TextSpec) -> None:
@@ -68,7 +75,8 @@ class Bert(TextBackbone):
         check_heads(self.name, width, heads)
         if options.fast and width // heads % 2:
             raise UserError(
-                f"{self.name}: heads are {width // heads} wide, but rotary positions need an even width"
+                f"{self.name}: heads are {width // heads} wide, but rotary positions need an even "
+                "width: change backbone.width or backbone.heads"
             )
         self.width = width
         self.depth = depth + 1
@@ -79,11 +87,13 @@ class Bert(TextBackbone):
         self.dropout = nn.Dropout(options.dropout)
         self.blocks = Stack(
             Block(
-                width, heads, dropout=options.dropout, eps=1e-12,
-                norm="pre" if options.fast else "post", bias=not options.fast, rotary=options.fast, gated=options.fast,
+                width,
+                heads,
+                FAST_STYLE if options.fast else BERT_STYLE,
+                dropout=options.dropout,
             )
             for _ in range(depth)
-        )  # fmt: skip
+        )
         self.final_norm = (
             nn.LayerNorm(width, eps=1e-12, bias=False) if options.fast else nn.Identity()
         )
@@ -133,41 +143,57 @@ class Bert(TextBackbone):
         ]
         blocks = [list(block.parameters()) for block in self.blocks]
         blocks[-1] += [*self.final_norm.parameters(), *self.pooler.parameters()]
-        return [[each for part in embeddings for each in part.parameters()], *blocks]
+        return [[*nn.ModuleList(embeddings).parameters()], *blocks]
 
     def to_transformers(self) -> dict[str, Tensor]:
-        """The weights under the names of transformers' BertModel. UserError: the model is `fast`, for which there is no class."""
+        """Return the weights under the names of transformers' BertModel.
+
+        Raises:
+            UserError: the model is `fast`, for which transformers has no class.
+        """
         if self.options.fast:
             raise UserError(f"{self.name}: transformers has no counterpart of fast: true")
-        found: dict[str, Tensor] = {}
+        renamed: dict[str, Tensor] = {}
         for name, tensor in self.state_dict().items():
             if ".attn.qkv." in name:
-                at_block, kind = name.split(".")[1], name.rsplit(".", 1)[1]
+                block, kind = name.split(".")[1], name.rsplit(".", 1)[1]
                 for part, piece in zip(("query", "key", "value"), tensor.chunk(3), strict=True):
-                    found[f"encoder.layer.{at_block}.attention.self.{part}.{kind}"] = piece
+                    renamed[f"encoder.layer.{block}.attention.self.{part}.{kind}"] = piece
             else:
-                found[_renamed(name, THEIRS)] = tensor
-        return found
+                renamed[_rename(name, TRANSFORMERS_NAMES)] = tensor
+        return renamed
 
     def transformers_config(self) -> dict[str, Any]:
-        """The configuration of transformers' model. A causal model is a decoder there, and still pools [CLS]."""
+        """Return the configuration of transformers' model.
+
+        A causal model is a decoder there, and transformers still pools its [CLS].
+        """
         depth, width, heads = self.shape_of(self.options)
         return {
-            "architectures": ["BertModel"], "model_type": "bert", "vocab_size": len(self.embedding),
-            "hidden_size": width, "num_hidden_layers": depth, "num_attention_heads": heads, "intermediate_size": 4 * width,
-            "max_position_embeddings": self.options.positions, "type_vocab_size": 2, "hidden_act": "gelu",
-            "hidden_dropout_prob": self.options.dropout, "attention_probs_dropout_prob": self.options.dropout,
-            "layer_norm_eps": 1e-12, "is_decoder": self.options.causal,
-        }  # fmt: skip
+            "architectures": ["BertModel"],
+            "model_type": "bert",
+            "vocab_size": len(self.embedding),
+            "hidden_size": width,
+            "num_hidden_layers": depth,
+            "num_attention_heads": heads,
+            "intermediate_size": 4 * width,
+            "max_position_embeddings": self.options.positions,
+            "type_vocab_size": 2,
+            "hidden_act": "gelu",
+            "hidden_dropout_prob": self.options.dropout,
+            "attention_probs_dropout_prob": self.options.dropout,
+            "layer_norm_eps": 1e-12,
+            "is_decoder": self.options.causal,
+        }
 
     def own_names(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Weights of transformers' BertModel (or a model with a head on it) under our names; heads are left out."""
-        tensors = {
-            re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name))
-            .removeprefix("bert."): tensor
-            for name, tensor in tensors.items()
-        }  # fmt: skip
-        found: dict[str, Tensor] = {}
+        """Rename the weights of transformers' BertModel, or of a model with a head on it.
+
+        Heads are left out.
+        """
+        tensors = {_modernize(name): tensor for name, tensor in tensors.items()}
+        names = [(theirs, ours) for ours, theirs in TRANSFORMERS_NAMES]
+        renamed: dict[str, Tensor] = {}
         for name, tensor in tensors.items():
             if not name.startswith(("embeddings.", "encoder.", "pooler.")) or name.endswith(
                 "position_ids"
@@ -176,13 +202,13 @@ class Bert(TextBackbone):
             match = re.fullmatch(r"encoder\.layer\.(\d+)\.attention\.self\.query\.(\w+)", name)
             if match:
                 parts = [tensors[name.replace("query", part)] for part in ("query", "key", "value")]
-                found[f"blocks.{match[1]}.attn.qkv.{match[2]}"] = torch.cat(parts)
+                renamed[f"blocks.{match[1]}.attn.qkv.{match[2]}"] = torch.cat(parts)
             elif ".attention.self." not in name:
-                found[_renamed(name, [(theirs, ours) for ours, theirs in THEIRS])] = tensor
-        return found
+                renamed[_rename(name, names)] = tensor
+        return renamed
 
 
-THEIRS = [
+TRANSFORMERS_NAMES = [
     ("token_embed.", "embeddings.word_embeddings."),
     ("segment_embed.", "embeddings.token_type_embeddings."),
     ("position_embed.", "embeddings.position_embeddings."),
@@ -194,10 +220,17 @@ THEIRS = [
     (".norm2.", ".output.LayerNorm."),
     ("blocks.", "encoder.layer."),
 ]
-"""Parts of parameter names here, and in transformers."""
+"""Parts of parameter names: here, and in transformers."""
 
 
-def _renamed(name: str, pairs: list[tuple[str, str]]) -> str:
+def _modernize(name: str) -> str:
+    """Translate a name of old checkpoints: `gamma` and `beta` of norms, and the prefix `bert.`."""
+    name = re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name)
+    return re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", name).removeprefix("bert.")
+
+
+def _rename(name: str, pairs: list[tuple[str, str]]) -> str:
+    """Replace the parts of a parameter name by `pairs` of (old, new)."""
     if name.startswith("norm."):
         return name.replace("norm.", "embeddings.LayerNorm.")
     if name.startswith("embeddings.LayerNorm."):

@@ -1,4 +1,7 @@
-"""GPT-2 (Radford et al. 2019): a causal Transformer. Its weights go to and from transformers' names."""
+"""GPT-2 (Radford et al. 2019): a causal Transformer over text.
+
+Weights can be exported to and loaded from transformers.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +16,13 @@ from torch import Tensor, nn
 
 from sslrun.backbones.base import Features, backbones
 from sslrun.backbones.text import TextBackbone, check_heads, gather_tokens, last_real
-from sslrun.backbones.transformer import Block, Stack, initialize
+from sslrun.backbones.transformer import Block, BlockStyle, Stack, initialize
 from sslrun.data.specs import TextSpec
 from sslrun.data.text.sequences import Tokens
 from sslrun.registry import Options
+
+GPT_STYLE = BlockStyle(eps=1e-5, activation=partial(F.gelu, approximate="tanh"))
+"""The block of GPT-2's code."""
 
 
 class Gpt(TextBackbone):
@@ -38,7 +44,7 @@ class Gpt(TextBackbone):
 
     offers = frozenset({"tokens", "export"})
     shape: ClassVar[tuple[int, int]]
-    """Depth and width."""
+    """Depth and width of the named model."""
     options: Options
 
     def __init__(self, options: Options, spec: TextSpec) -> None:
@@ -52,12 +58,8 @@ class Gpt(TextBackbone):
         self.position_embed = nn.Embedding(options.positions, width)
         self.dropout = nn.Dropout(options.dropout)
         self.blocks = Stack(
-            Block(
-                width, heads, dropout=options.dropout, eps=1e-5,
-                activation=partial(F.gelu, approximate="tanh"),
-            )
-            for _ in range(depth)
-        )  # fmt: skip
+            Block(width, heads, GPT_STYLE, dropout=options.dropout) for _ in range(depth)
+        )
         self.norm = nn.LayerNorm(width, eps=1e-5)
         initialize(self)
 
@@ -86,43 +88,53 @@ class Gpt(TextBackbone):
         return [[*self.token_embed.parameters(), *self.position_embed.parameters()], *blocks]
 
     def to_transformers(self) -> dict[str, Tensor]:
-        """The weights under the names of transformers' GPT2Model, whose matrices are transposed."""
-        found = {}
+        """Return the weights as transformers' GPT2Model names them; its matrices are transposed."""
+        renamed = {}
         for name, tensor in self.state_dict().items():
-            theirs = name
-            for ours, other in THEIRS:
-                theirs = theirs.replace(ours, other)
-            transposed = re.search(r"(c_attn|c_proj|c_fc)\.weight$", theirs)
-            found[theirs] = tensor.T if transposed else tensor
-        return found
+            for ours, theirs in TRANSFORMERS_NAMES:
+                name = name.replace(ours, theirs)
+            renamed[name] = tensor.T if TRANSPOSED.search(name) else tensor
+        return renamed
 
     def transformers_config(self) -> dict[str, Any]:
-        """The configuration of transformers' model."""
+        """Return the configuration of transformers' model."""
         dropout = self.options.dropout
         return {
-            "architectures": ["GPT2Model"], "model_type": "gpt2", "vocab_size": len(self.embedding),
-            "n_embd": self.width, "n_layer": self.depth - 1, "n_head": max(1, self.width // 64),
-            "n_positions": self.options.positions, "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5,
-            "resid_pdrop": dropout, "embd_pdrop": dropout, "attn_pdrop": dropout,
-        }  # fmt: skip
+            "architectures": ["GPT2Model"],
+            "model_type": "gpt2",
+            "vocab_size": len(self.embedding),
+            "n_embd": self.width,
+            "n_layer": self.depth - 1,
+            "n_head": max(1, self.width // 64),
+            "n_positions": self.options.positions,
+            "activation_function": "gelu_new",
+            "layer_norm_epsilon": 1e-5,
+            "resid_pdrop": dropout,
+            "embd_pdrop": dropout,
+            "attn_pdrop": dropout,
+        }
 
     def own_names(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Weights of transformers' GPT2Model (or a model with a head on it) under our names."""
-        found = {}
+        """Rename the weights of transformers' GPT2Model, or of a model with a head on it.
+
+        Heads and the buffers of causal masks are left out.
+        """
+        renamed = {}
         for name, tensor in tensors.items():
-            ours = name.removeprefix("transformer.")
-            if not ours.startswith(("wte.", "wpe.", "h.", "ln_f.")) or re.search(
-                r"\.attn\.(masked_)?bias$", ours
-            ):
+            name = name.removeprefix("transformer.")
+            is_ours = name.startswith(("wte.", "wpe.", "h.", "ln_f."))
+            if not is_ours or re.search(r"\.attn\.(masked_)?bias$", name):
                 continue
-            transposed = re.search(r"(c_attn|c_proj|c_fc)\.weight$", ours)
-            for our, theirs in THEIRS:
-                ours = ours.replace(theirs, our)
-            found[ours] = tensor.T.contiguous() if transposed else tensor
-        return found
+            transposed = TRANSPOSED.search(name)
+            for ours, theirs in TRANSFORMERS_NAMES:
+                name = name.replace(theirs, ours)
+            renamed[name] = tensor.T.contiguous() if transposed else tensor
+        return renamed
 
 
-THEIRS = [
+TRANSPOSED = re.compile(r"(c_attn|c_proj|c_fc)\.weight$")
+"""Names of the matrices that GPT2Model holds transposed."""
+TRANSFORMERS_NAMES = [
     ("token_embed.", "wte."),
     ("position_embed.", "wpe."),
     ("blocks.", "h."),
@@ -132,9 +144,9 @@ THEIRS = [
     (".attn.proj.", ".attn.c_proj."),
     (".mlp.fc1.", ".mlp.c_fc."),
     (".mlp.fc2.", ".mlp.c_proj."),
+    ("norm.", "ln_f."),
 ]
-"""Ours and transformers'; `norm.` and `ln_f.` besides."""
-THEIRS.append(("norm.", "ln_f."))
+"""Parts of parameter names: here, and in transformers."""
 
 
 def _gpt(name: str, depth: int, width: int, about: str) -> None:

@@ -1,4 +1,7 @@
-"""The base of image backbones: they take images in [0, 1] and normalize them by buffers saved with the weights."""
+"""The base class of image backbones.
+
+They take images in [0, 1] and normalize them by buffers, which are saved with the weights.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from sslrun.data.specs import ImageSpec
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SAMPLE = 8192
-"""Largest number of images from which mean and standard deviation are computed."""
+"""Largest number of images that mean and standard deviation are computed from."""
 
 
 class ImageBackbone(Backbone):
@@ -31,17 +34,18 @@ class ImageBackbone(Backbone):
         self.register_buffer("std", torch.tensor(IMAGENET_STD))
 
     def fit_inputs(self, examples: Examples) -> None:
-        """Set the channels' mean and standard deviation from at most `SAMPLE` images, evenly spaced in the set."""
+        """Set the channels' mean and standard deviation from at most `SAMPLE` images.
+
+        The images are evenly spaced in the set.
+        """
         stride = -(-len(examples) // SAMPLE)
         indices = torch.arange(0, len(examples), stride).split(512)
         counts = torch.zeros(3, 256, dtype=torch.float64)
         for batch in examples.batches(indices, torch.device("cpu")):
-            images = batch.inputs.flatten(
-                0, -4
-            )  # the frames of clips (B, T, 3, H, W) are images, too
-            counts += torch.stack(
-                [images[:, channel].flatten().bincount(minlength=256) for channel in range(3)]
-            )
+            # The frames of clips (B, T, 3, H, W) are images, too.
+            images = batch.inputs.flatten(0, -4)
+            for channel in range(3):
+                counts[channel] += images[:, channel].flatten().bincount(minlength=256)
         levels = torch.arange(256, dtype=torch.float64) / 255
         shares = counts / counts.sum(dim=1, keepdim=True)
         mean = shares @ levels
@@ -51,20 +55,20 @@ class ImageBackbone(Backbone):
         self.std.copy_(variance.clamp_min(1e-6).sqrt())
 
     def own_names(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """torchvision's ResNet and timm's ViT have our names, and a classifier, which is left out.
+        """Drop the classifier; parameters of torchvision's ResNet and timm's ViT have our names.
 
-        Their images are normalized as ImageNet's, which a fresh backbone's buffers are.
+        These networks normalize images by ImageNet's statistics, as a new backbone does.
         """
         classifier = re.compile(r"(fc|head|pre_logits)\.")
-        found = {name: tensor for name, tensor in tensors.items() if not classifier.match(name)}
-        return found | {"mean": self.mean, "std": self.std}
+        kept = {name: tensor for name, tensor in tensors.items() if not classifier.match(name)}
+        return kept | {"mean": self.mean, "std": self.std}
 
     def normalize(self, images: Tensor) -> Tensor:
         """Subtract `mean` and divide by `std`."""
         return (images - self.mean[:, None, None]) / self.std[:, None, None]
 
     def at_size(self, images: Tensor) -> Tensor:
-        """Resize images to the size the backbone was built for, for networks that take no other."""
+        """Resize images to the size that the backbone was built for, if it takes no other."""
         size = (self.spec.size, self.spec.size)
         if images.shape[-2:] == size:
             return images

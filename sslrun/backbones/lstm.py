@@ -1,4 +1,4 @@
-"""Recurrent networks over text: the LSTM, and ELMo's two-directional language model (Peters et al., NAACL 2018)."""
+"""Recurrent networks over text: the LSTM, and ELMo (Peters et al., NAACL 2018)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sslrun.data.text.sequences import Tokens
 from sslrun.registry import Options
 
 
-def reversed_real(x: Tensor, real: Tensor) -> Tensor:
+def reverse_real(x: Tensor, real: Tensor) -> Tensor:
     """Reverse each sequence (B, T, ...) and leave its padding at the end. It is its own inverse.
 
     [a b c 0] -> [c b a 0]
@@ -27,14 +27,24 @@ def reversed_real(x: Tensor, real: Tensor) -> Tensor:
 
 
 class UnpackedDocuments:
-    """Each document of packed sequences in a row of its own, so that no state passes from one to the next."""
+    """Move each document of packed sequences to its own row, so that no state crosses documents.
+
+    Two sequences with documents a, b and c, of lengths (2, 1) and (3):
+
+        [a0 a1 b0]      [a0 a1 0 ]
+        [c0 c1 c2]  ->  [b0 0  0 ]
+                        [c0 c1 c2]
+
+    `row` and `place` (B, T) hold the row and the column of each token. `shape` (R, L) is the number
+    of rows and the longest document.
+    """
 
     def __init__(self, tokens: Tokens) -> None:
         self.whole = not tokens.packed
         """Whether every sequence is one document already."""
         if self.whole:
             return
-        number = tokens.documents.cummax(dim=1).values  # padding stays with the last one
+        number = tokens.documents.cummax(dim=1).values  # padding belongs to the last document
         begins = number.diff(dim=1, prepend=torch.zeros_like(number[:, :1])) != 0
         begins[:, 0] = True
         place = torch.arange(number.shape[1], device=number.device)
@@ -44,13 +54,13 @@ class UnpackedDocuments:
         self.whole = self.shape == self.row.shape
 
     def rows(self, x: Tensor) -> Tensor:
-        """(R, L, ...) of (B, T, ...), padded with zeros."""
+        """Map sequences (B, T, ...) to rows (R, L, ...), padded with zeros."""
         if self.whole:
             return x
         return x.new_zeros(*self.shape, *x.shape[2:]).index_put((self.row, self.place), x)
 
     def sequences(self, x: Tensor) -> Tensor:
-        """(B, T, ...) of (R, L, ...)."""
+        """Map rows (R, L, ...) back to sequences (B, T, ...)."""
         return x if self.whole else x[self.row, self.place]
 
 
@@ -61,53 +71,70 @@ class LstmStack(nn.Module):
         super().__init__()
         self.dropout = nn.Dropout(dropout)
         self.cells = nn.ModuleList(
-            nn.LSTM(width if at else inputs, width, batch_first=True) for at in range(depth)
+            nn.LSTM(width if layer else inputs, width, batch_first=True) for layer in range(depth)
         )
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """States (B, T, D) of each layer. From the second layer on, each adds its input to its states, as in ELMo."""
-        found: list[Tensor] = []
-        for number, cell in enumerate(self.cells):
-            states = _states(cell, self.dropout(x))
-            x = states + x if number else states
-            found.append(x)
-        return found
+        """Return the states (B, T, D) of each layer.
+
+        From the second layer on, a layer adds its input to its states, as in ELMo.
+        """
+        layers: list[Tensor] = []
+        for index, cell in enumerate(self.cells):
+            states = _run(cell, self.dropout(x))
+            x = states + x if index else states
+            layers.append(x)
+        return layers
 
 
-def _states(cell: nn.Module, x: Tensor) -> Tensor:
-    """Run an LSTM over (B, T, C); in float32 where autocast asks for bf16 and oneDNN has no LSTM in it (AVX2)."""
-    if x.device.type == "cpu" and torch.is_autocast_enabled("cpu") and not _bf16_kernels():
-        with torch.autocast("cpu", enabled=False):
+def _run(cell: nn.Module, x: Tensor) -> Tensor:
+    """Run an LSTM over (B, T, C), in float32 where autocast asks for a bf16 that does not work.
+
+    There are two such places: CPUs for which oneDNN has no bf16 LSTM (AVX2), and passes without
+    gradients, in which torch's counter of FLOPs decomposes LSTMs and loses sight of autocast. All
+    passes without gradients are in float32, counted or not, so that they give the same numbers.
+    """
+    device = x.device.type
+    works = torch.is_grad_enabled() and (device != "cpu" or _bf16_kernels())
+    if torch.is_autocast_enabled(device) and not works:
+        with torch.autocast(device, enabled=False):
             return cell(x.float())[0]
     return cell(x)[0]
 
 
 @cache
 def _bf16_kernels() -> bool:
-    """Whether an LSTM in bf16 runs on this CPU: always without oneDNN, else where oneDNN has bf16 kernels.
+    """Whether an LSTM in bf16 runs on this CPU.
 
-    It is asked of oneDNN, which honors ONEDNN_MAX_CPU_ISA.
+    It always does without oneDNN; else if oneDNN has bf16 kernels. oneDNN answers, because it
+    honors ONEDNN_MAX_CPU_ISA.
     """
     return not torch.backends.mkldnn.is_available() or torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 class Recurrent(TextBackbone):
-    """LSTM layers of one or two directions, which never mix below the top.
+    """LSTM layers in one or two directions, which are concatenated but never mixed.
 
-    Each half of a token's features has seen one side only. Pooled features are the last real token
-    of the forward half and the first token of the backward half. A task that reads a sequence at
-    one token (`pool: cls`, `last4` or `mixture`) reads the last one. The backward half has seen no
-    other token there; `bilstm` reads both ends.
+    Each half of a token's features depends on one side of the token only. Pooled features are the
+    last real token of the forward half and the first token of the backward half. A task that reads
+    a sequence at one token (`pool: cls`, `last4` or `mixture`) reads the last one, at which the
+    backward half has read no other token; `bilstm` reads both ends.
     """
 
+    offers = frozenset({"tokens", "directions"})
+
+    def disabled(self) -> dict[str, str]:
+        return {"directions": "bidirectional: true"} if self.back is None else {}
+
     def build(self, width: int, depth: int, dropout: float, both: bool) -> None:
-        """Make the layers. `width` is that of the embeddings and of each direction."""
+        """Build the layers. `width` is that of the embeddings and of each direction."""
         self.ahead = LstmStack(width, width, depth, dropout)
         self.back = LstmStack(width, width, depth, dropout) if both else None
         self.width = width * (2 if both else 1)
         self.depth = depth + 1
 
     def embed(self, inputs: Tokens) -> Tensor:
+        """Embed tokens: (B, T, width)."""
         raise NotImplementedError
 
     @property
@@ -115,43 +142,44 @@ class Recurrent(TextBackbone):
         return self.back is None
 
     def forward(self, inputs: Tokens) -> Features:
-        # Not compiled: the kernels are cuDNN's, and the number of rows of packed documents varies.
-        # `disable` is called only while compiling, because it imports torch's compiler, which takes
-        # seconds.
+        # Compilation gains nothing: the kernels are cuDNN's, and the number of packed documents
+        # varies. Call `disable` only while compiling, because it imports torch's compiler, which
+        # takes seconds.
         read = torch.compiler.disable(self._read) if torch.compiler.is_compiling() else self._read
         return read(inputs)
 
     def _read(self, inputs: Tokens) -> Features:
         x, real = self.embed(inputs), inputs.real
-        apart = UnpackedDocuments(inputs)
-        rows, real_rows = apart.rows(x), apart.rows(real)
-        layers = [apart.sequences(each) for each in self.ahead(rows)]
+        documents = UnpackedDocuments(inputs)
+        rows, real_rows = documents.rows(x), documents.rows(real)
+        layers = [documents.sequences(states) for states in self.ahead(rows)]
         pooled = gather_tokens(layers[-1], last_real(real))
         if self.back is not None:
-            read = self.back(reversed_real(rows, real_rows))
-            backward = [apart.sequences(reversed_real(each, real_rows)) for each in read]
+            backward = [
+                documents.sequences(reverse_real(states, real_rows))
+                for states in self.back(reverse_real(rows, real_rows))
+            ]
             layers = [torch.cat(pair, dim=-1) for pair in zip(layers, backward, strict=True)]
             pooled = torch.cat([pooled, backward[-1][:, 0]], dim=-1)
-        bottom = x.repeat(
-            1, 1, self.width // x.shape[-1]
-        )  # once for each direction, as ELMo mixes it
+        # The embeddings are repeated for each direction, because ELMo mixes them with the states.
+        bottom = x.repeat(1, 1, self.width // x.shape[-1])
         return Features(
             pooled, layers[-1], read=last_real(real), mask=real, layers=(bottom, *layers)
         )
 
     def layers(self) -> list[list[nn.Parameter]]:
         stacks = [self.ahead] if self.back is None else [self.ahead, self.back]
-        deep = [
-            [each for cell in cells for each in cell.parameters()]
-            for cells in zip(*(s.cells for s in stacks), strict=True)
-        ]
-        known = {id(each) for level in deep for each in level}
-        return [[each for each in self.parameters() if id(each) not in known], *deep]
+        levels: list[list[nn.Parameter]] = []
+        for cells in zip(*(stack.cells for stack in stacks), strict=True):
+            levels.append([*nn.ModuleList(cells).parameters()])
+        recurrent = set(nn.ModuleList(stacks).parameters())
+        embeddings = [parameter for parameter in self.parameters() if parameter not in recurrent]
+        return [embeddings, *levels]
 
 
 @backbones.register("lstm")
 class Lstm(Recurrent):
-    """LSTM over learned token embeddings (Hochreiter and Schmidhuber 1997), of one direction or two."""
+    """LSTM over token embeddings (Hochreiter and Schmidhuber 1997), in one or two directions."""
 
     class Options(Options):
         width: int = Field(256, ge=1)
@@ -159,7 +187,7 @@ class Lstm(Recurrent):
         depth: int = Field(2, ge=1)
         """Number of layers."""
         bidirectional: bool = False
-        """Add a second network that reads from the end."""
+        """Add a second network that reads each sequence from its end."""
         dropout: float = Field(0.1, ge=0, lt=1)
         """Dropout rate on the input of each layer."""
 
@@ -178,18 +206,19 @@ class Lstm(Recurrent):
 
 
 CHARACTERS = 256
-"""Number of byte values of UTF-8; 0 is padding."""
+"""Number of byte values; 0 is padding."""
 LONGEST = 16
-"""Number of bytes that are read from a token."""
+"""Largest number of bytes read from a token."""
 
 
 @backbones.register("elmo")
 class Elmo(Recurrent):
-    """ELMo: a character CNN under a two-layer language model in each direction (Peters et al., arXiv:1802.05365).
+    """ELMo: a character CNN under a two-layer LSTM language model in each direction.
 
-    Features mix its three layers. Deviations: the characters are those of word pieces, not of
-    words, so that one tokenizer serves every row of a table. Widths are half of the paper's by
-    default, and there is one highway layer.
+    Peters et al., NAACL 2018 (arXiv:1802.05365). Tasks can mix its three layers (`pool: mixture`).
+    Deviations: characters are those of word pieces, not of words, so that one tokenizer serves
+    every row of a table. Widths are half of the paper's by default, and there is one highway layer,
+    to save compute.
     """
 
     class Options(Options):
@@ -214,8 +243,9 @@ class Elmo(Recurrent):
         self.build(width, 2, options.dropout, both=True)
 
     def embed(self, inputs: Tokens) -> Tensor:
+        # Each distinct token of the batch is embedded once: letters (U, 16, LONGEST), words (U, D).
         used, places = inputs.ids.unique(return_inverse=True)
         letters = self.char_embed(self.characters[used].long()).transpose(1, 2)
-        found = torch.cat([conv(letters).amax(dim=2) for conv in self.convolutions], dim=1).relu()
-        gate, change = self.highway(found).chunk(2, dim=1)
-        return torch.lerp(found, change.relu(), gate.sigmoid())[places]
+        words = torch.cat([conv(letters).amax(dim=2) for conv in self.convolutions], dim=1).relu()
+        gate, change = self.highway(words).chunk(2, dim=1)
+        return torch.lerp(words, change.relu(), gate.sigmoid())[places]

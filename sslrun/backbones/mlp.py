@@ -1,4 +1,4 @@
-"""Networks with fewer inductive biases than a Transformer: a plain MLP, and the MLP-Mixer."""
+"""Image networks without attention and convolution: a plain MLP, and the MLP-Mixer."""
 
 from __future__ import annotations
 
@@ -17,16 +17,17 @@ from sslrun.registry import Options
 
 @backbones.register("mlp")
 class MLP(ImageBackbone):
-    """A multi-layer perceptron on all pixels at once: nothing of their arrangement is built in.
+    """Multilayer perceptron on all pixels at once, which does not know their arrangement.
 
-    Images of another size than it was built for are resized.
+    Images are resized to the size that the network was built for. Each layer is a linear map, a
+    batch norm and a ReLU.
     """
 
     class Options(Options):
         width: int = Field(default=1024, ge=1)
         """Width of the hidden layers and of the features."""
         depth: int = Field(default=3, ge=1)
-        """Hidden layers."""
+        """Number of hidden layers."""
 
     options: Options
 
@@ -51,7 +52,7 @@ class MLP(ImageBackbone):
 
 
 class MixerBlock(nn.Module):
-    """An MLP over patches, then one over channels, each with a norm before and a residual (Tolstikhin et al. 2021)."""
+    """An MLP over patches, then one over channels, each with a pre-norm and a residual."""
 
     def __init__(self, patches: int, width: int) -> None:
         super().__init__()
@@ -65,10 +66,11 @@ class MixerBlock(nn.Module):
 
 @backbones.register("mixer")
 class Mixer(ImageBackbone):
-    """MLP-Mixer (Tolstikhin et al., NeurIPS 2021): patches as a ViT's, mixed by MLPs instead of attention.
+    """MLP-Mixer: patches as in a ViT, mixed by MLPs instead of attention.
 
-    Defaults: S/16. Its mixing is of a fixed number of patches: images of another size are resized.
-    Deviation: linear maps are initialised as PyTorch does.
+    Tolstikhin et al., NeurIPS 2021 (arXiv:2105.01601); defaults are those of S/16. Images are
+    resized to the size that the network was built for, because it mixes a fixed number of patches.
+    Deviation: linear maps have PyTorch's default initialization, for simplicity.
     """
 
     offers = frozenset({"tokens", "grid"})
@@ -79,7 +81,7 @@ class Mixer(ImageBackbone):
         width: int = Field(default=512, ge=2)
         """Width of a token."""
         depth: int = Field(default=8, ge=1)
-        """Blocks."""
+        """Number of blocks."""
 
     options: Options
 
@@ -99,7 +101,7 @@ class Mixer(ImageBackbone):
         x = grid.flatten(2).transpose(1, 2)
         for block in self.blocks:
             x = block(x)
-        tokens = self.norm(x)
+        tokens = self.norm(x)  # (B, patches, D)
         return Features(tokens.mean(dim=1), tokens, tokens.transpose(1, 2).reshape(grid.shape))
 
     def layers(self) -> list[list[nn.Parameter]]:

@@ -1,4 +1,4 @@
-"""No network at all: the baseline that learning from raw pixels is."""
+"""The baseline without a network: raw pixels as features."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from sslrun.registry import Options
 
 @backbones.register("pixels")
 class Pixels(ImageBackbone):
-    """Features are the pixels themselves, normalised; it has no parameters.
+    """Return the normalized pixels as features, without any parameters.
 
-    Images of another size than it was built for are resized.
+    Images are resized to the size that the backbone was built for.
     """
 
     def __init__(self, options: Options, spec: ImageSpec) -> None:

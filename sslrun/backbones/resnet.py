@@ -1,4 +1,7 @@
-"""Residual networks (He et al. 2016) of torchvision's blocks. Parameters have torchvision's names, so its weights fit."""
+"""Residual networks (He et al., CVPR 2016, arXiv:1512.03385), built from torchvision's blocks.
+
+Parameters have torchvision's names, so that its weights can be loaded.
+"""
 
 from __future__ import annotations
 
@@ -13,31 +16,30 @@ from sslrun.backbones.image import ImageBackbone
 from sslrun.data.specs import ImageSpec
 from sslrun.registry import Options
 
-if (
-    TYPE_CHECKING
-):  # at run time where a network is built, as torchvision takes longer to import than all of sslrun
+# Imported at run time only when a network is built: torchvision imports more slowly than sslrun.
+if TYPE_CHECKING:
     from torchvision.models.resnet import BasicBlock, Bottleneck
 
 
 class ResNet(ImageBackbone):
-    """A residual network; pooled features are the global average of the last stage's."""
+    """Residual network; pooled features are the global average of the last stage."""
 
     offers = frozenset({"tokens", "grid"})
 
     class Options(Options):
         stem: Literal["imagenet", "small"] = "imagenet"
-        """small, for images of 32 pixels or so: 3x3 first convolution, no max-pool (SimCLR, Chen et
-        al. 2020, B.9)."""
+        """First layers. imagenet: 7x7 convolution with stride 2, then a max-pool. small: 3x3
+        convolution without max-pool, for images of about 32 pixels (SimCLR, Chen et al. 2020,
+        B.9)."""
         channels: int = Field(default=64, ge=4, multiple_of=4)
-        """Width of the first stage; each of the three after it is twice as wide as the one
-        before."""
+        """Width of the first stage; the width doubles at each of the three later stages."""
         zero_init_residual: bool = False
-        """Start every residual branch at zero (Goyal et al. 2017)."""
+        """Initialize the last scale of each residual branch with zero (Goyal et al. 2017)."""
 
     bottleneck: ClassVar[bool] = False
-    """Blocks are of three convolutions, the middle one narrower, and not of two."""
+    """Whether blocks are bottlenecks of three convolutions, instead of two convolutions."""
     blocks: ClassVar[tuple[int, int, int, int]]
-    """Blocks of each stage."""
+    """Number of blocks in each stage."""
 
     def __init__(self, options: ResNet.Options, spec: ImageSpec) -> None:
         from torchvision.models.resnet import BasicBlock, Bottleneck
@@ -45,35 +47,32 @@ class ResNet(ImageBackbone):
         super().__init__(options, spec)
         block = Bottleneck if self.bottleneck else BasicBlock
         planes = [options.channels * 2**stage for stage in range(4)]
-        widths = [each * block.expansion for each in planes]
+        widths = [count * block.expansion for count in planes]
         small = options.stem == "small"
         kernel, stride = (3, 1) if small else (7, 2)
         self.conv1 = nn.Conv2d(3, planes[0], kernel, stride, padding=kernel // 2, bias=False)
         self.bn1 = nn.BatchNorm2d(planes[0])
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.Identity() if small else nn.MaxPool2d(3, stride=2, padding=1)
+        inputs = [planes[0], *widths[:-1]]
         self.layer1, self.layer2, self.layer3, self.layer4 = (
-            _stage(block, *each)
-            for each in zip([planes[0], *widths], planes, self.blocks, (1, 2, 2, 2), strict=False)
+            _stage(block, *sizes)
+            for sizes in zip(inputs, planes, self.blocks, (1, 2, 2, 2), strict=True)
         )
         self.width = widths[-1]
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
             elif options.zero_init_residual and isinstance(module, BasicBlock | Bottleneck):
-                nn.init.zeros_(
-                    (module.bn3 if isinstance(module, Bottleneck) else module.bn2).weight
-                )
+                last = module.bn3 if isinstance(module, Bottleneck) else module.bn2
+                nn.init.zeros_(last.weight)
 
     def forward(self, inputs: Tensor) -> Features:
         """Images (B, 3, H, W) in [0, 1] of any size."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(self.normalize(inputs)))))
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
-            x = (
-                _in_float(stage, x)
-                if x.device.type == "cpu" and x.shape[-2:] == (1, 1)
-                else stage(x)
-            )
+            unsafe = x.device.type == "cpu" and x.shape[-2:] == (1, 1)
+            x = _in_float(stage, x) if unsafe else stage(x)
         return Features(x.mean(dim=(2, 3)), x.flatten(2).transpose(1, 2), x)
 
     def layers(self) -> list[list[nn.Parameter]]:
@@ -84,8 +83,11 @@ class ResNet(ImageBackbone):
 
 
 def _in_float(stage: nn.Module, x: Tensor) -> Tensor:
-    """A stage on images of one place, on a CPU: the gradient of its convolution with a stride, in bf16, reads memory that
-    is not its own (oneDNN, as of torch 2.14)."""
+    """Run a stage in float32, on a CPU and for inputs of a single position.
+
+    In bf16 oneDNN's gradient of a strided convolution reads memory out of bounds for such inputs
+    (torch 2.14).
+    """
     with torch.autocast("cpu", enabled=False):
         return stage(x.float())
 
@@ -93,7 +95,10 @@ def _in_float(stage: nn.Module, x: Tensor) -> Tensor:
 def _stage(
     block: type[BasicBlock | Bottleneck], before: int, planes: int, count: int, stride: int
 ) -> nn.Sequential:
-    """`count` blocks from `before` channels to `planes` times the block's expansion, the first with the stride."""
+    """Build a stage of `count` blocks, the first with the stride.
+
+    It maps `before` channels to `planes` times the block's expansion.
+    """
     after = planes * block.expansion
     shortcut = None
     if stride != 1 or before != after:

@@ -1,4 +1,4 @@
-"""The base of text backbones."""
+"""The base class of text backbones."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sslrun.errors import UserError
 
 
 class TextBackbone(Backbone):
-    """A network over tokens. Pooled features are those of the token at which a whole sequence is read."""
+    """A network over tokens; pooled features are those of the token that stands for a sequence."""
 
     takes = TextSpec
     offers = frozenset({"tokens"})
@@ -24,8 +24,9 @@ class TextBackbone(Backbone):
         longest = getattr(options, "positions", None)
         if longest is not None and spec.length > longest:
             raise UserError(
-                f"{self.name}: sequences of {spec.length} tokens are longer than its {longest} positions: "
-                f"lower data.length to {longest}, or raise backbone.positions before pretraining"
+                f"{self.name}: sequences of {spec.length} tokens are longer than its {longest} "
+                f"positions: lower data.length to {longest}, or raise backbone.positions before "
+                "pretraining"
             )
 
     @classmethod
@@ -35,29 +36,33 @@ class TextBackbone(Backbone):
 
     @property
     def embedding(self) -> Tensor:
-        """Token embeddings (V, E), which a head that predicts tokens may share."""
+        """Token embeddings (V, E), which heads that predict tokens may share."""
         raise NotImplementedError
 
     @property
     def causal(self) -> bool:
-        """Whether no token sees a later one."""
+        """Whether tokens attend only to earlier ones."""
         return False
 
 
 def check_heads(name: str, width: int, heads: int) -> None:
-    """UserError unless `width` is a multiple of `heads`."""
+    """Check that `width` is a multiple of `heads`.
+
+    Raises:
+        UserError: it is not; the message begins with `name`.
+    """
     if width % heads:
         raise UserError(f"{name}: width {width} is not a multiple of heads {heads}")
 
 
 def last_real(real: Tensor) -> Tensor:
-    """Position (B,) of the last token that is not padding."""
+    """Index (B,) of the last token that is not padding, from the mask `real` (B, T)."""
     places = torch.arange(real.shape[1], device=real.device)
     return torch.where(real, places, -1).amax(dim=1).clamp_min(0)
 
 
 def gather_tokens(tokens: Tensor, places: Tensor) -> Tensor:
-    """Pick tokens (B, D) from (B, T, D) at places (B,), or tokens (B, K, D) at places (B, K)."""
+    """Pick from tokens (B, T, D): (B, D) at places (B,), or (B, K, D) at places (B, K)."""
     index = places if places.ndim == 2 else places[:, None]
-    found = tokens.gather(1, index[..., None].expand(-1, -1, tokens.shape[-1]))
-    return found if places.ndim == 2 else found[:, 0]
+    picked = tokens.gather(1, index[..., None].expand(-1, -1, tokens.shape[-1]))
+    return picked if places.ndim == 2 else picked[:, 0]

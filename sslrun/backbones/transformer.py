@@ -1,6 +1,6 @@
-"""The one attention block of ViT, BERT, GPT, the encoder-decoder and every other Transformer here.
+"""The attention block that all Transformers share: ViT, BERT, GPT and the encoder-decoder.
 
-The models differ in what they embed and in what may attend to what. Masks, causality and
+The models differ in what they embed and in which tokens may attend to which. Masks, causality and
 cross-attention are arguments of the block (Vaswani et al. 2017, arXiv:1706.03762). Parameters have
 timm's names.
 """
@@ -8,6 +8,7 @@ timm's names.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -18,7 +19,10 @@ Map = Callable[[Tensor], Tensor]
 
 
 class Attention(nn.Module):
-    """Multi-head attention (Vaswani et al. 2017). Queries from x (B, T, D); keys and values from x or from `memory`."""
+    """Multi-head attention (Vaswani et al. 2017).
+
+    Queries are computed from x (B, T, D); keys and values from x or from `memory` (B, S, D).
+    """
 
     def __init__(
         self, width: int, heads: int, bias: bool = True, dropout: float = 0.0, rotary: bool = False
@@ -42,7 +46,7 @@ class Attention(nn.Module):
         """Attend, and return (B, T, D).
 
         `mask` is bool, broadcastable to (B, heads, T, S), and True where attention is allowed; each
-        row needs one True. `causal` forbids later positions as well.
+        row needs at least one True. `causal` also forbids later positions.
         """
         q, k, v = self._qkv(x, memory)
         if causal and mask is not None:
@@ -63,7 +67,7 @@ class Attention(nn.Module):
         mask: Tensor | None = None,
         causal: bool = False,
     ) -> Tensor:
-        """The attention weights (B, heads, T, S) of `forward`, before dropout; rows sum to 1."""
+        """Attention weights (B, heads, T, S) of `forward`, before dropout; rows sum to 1."""
         q, k, _ = self._qkv(x, memory)
         scores = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5
         if causal:
@@ -73,6 +77,7 @@ class Attention(nn.Module):
         return scores.softmax(dim=-1)
 
     def _qkv(self, x: Tensor, memory: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries (B, heads, T, d), and keys and values (B, heads, S, d)."""
         if memory is None:
             q, k, v = self.qkv(x).chunk(3, dim=-1)
         else:
@@ -82,24 +87,25 @@ class Attention(nn.Module):
             )
             q = F.linear(x, self.qkv.weight[:width], bias[0])
             k, v = F.linear(memory, self.qkv.weight[width:], bias[1]).chunk(2, dim=-1)
-        q, k, v = (each.unflatten(-1, (self.heads, -1)).transpose(1, 2) for each in (q, k, v))
-        return (rotated(q), rotated(k), v) if self.rotary else (q, k, v)
+        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (q, k, v))
+        return (rotate(q), rotate(k), v) if self.rotary else (q, k, v)
 
 
 def _in_float(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, dropout: float
 ) -> Tensor:
-    """Attention in float32 on a CPU, where the backward kernel is several times slower in bf16."""
+    """Attention in float32, for CPUs, whose backward kernel is several times slower in bf16."""
     with torch.autocast("cpu", enabled=False):
         return F.scaled_dot_product_attention(
             q.float(), k.float(), v.float(), attn_mask=mask, is_causal=causal, dropout_p=dropout
         )
 
 
-def rotated(x: Tensor) -> Tensor:
-    """Rotate queries or keys (B, heads, T, d) by their position: rotary embeddings (Su et al. 2021), base 10,000.
+def rotate(x: Tensor) -> Tensor:
+    """Rotate queries or keys (B, heads, T, d) by angles proportional to their position.
 
-    The product of a query and a key then depends on their distance alone.
+    Rotary embeddings (Su et al. 2021, arXiv:2104.09864) with base 10,000: positions affect the
+    product of a query and a key only through their distance.
     """
     half = x.shape[-1] // 2
     places = torch.arange(x.shape[-2], device=x.device, dtype=torch.float32)
@@ -111,7 +117,7 @@ def rotated(x: Tensor) -> Tensor:
 
 
 def _no_later(q: Tensor, k: Tensor) -> Tensor:
-    """Causal mask (T, S) of queries (..., T, d) and keys (..., S, d)."""
+    """Causal mask (T, S) for queries (..., T, d) and keys (..., S, d)."""
     return torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool, device=q.device).tril()
 
 
@@ -131,7 +137,10 @@ class Mlp(nn.Module):
 
 
 class GatedMlp(nn.Module):
-    """An MLP with a gate: one half of the first map, activated, times the other half (GLU variants; Shazeer 2020)."""
+    """An MLP with a gate: the activated half of the first map times its other half.
+
+    GLU variants: Shazeer 2020 (arXiv:2002.05202).
+    """
 
     def __init__(
         self, width: int, hidden: int, activation: Map = F.gelu, bias: bool = True
@@ -147,7 +156,7 @@ class GatedMlp(nn.Module):
 
 
 class DropPath(nn.Module):
-    """Drop a residual branch for a random share of the examples (stochastic depth; Huang et al. 2016)."""
+    """Drop a residual branch for random examples (stochastic depth; Huang et al., ECCV 2016)."""
 
     def __init__(self, rate: float) -> None:
         super().__init__()
@@ -160,41 +169,59 @@ class DropPath(nn.Module):
         return branch * kept / (1 - self.rate)
 
 
+@dataclass(frozen=True)
+class BlockStyle:
+    """The kind of a block: the same for all blocks of a model, and different between models."""
+
+    norm: Literal["pre", "post"] = "pre"
+    """Position of the norms: before each branch, or after its residual sum."""
+    eps: float = 1e-6
+    """Epsilon of the norms."""
+    bias: bool = True
+    """Whether linear maps and norms have biases."""
+    activation: Map = F.gelu
+    """Activation of the MLP."""
+    gated: bool = False
+    """Whether the MLP is a `GatedMlp`, with as many parameters."""
+    rotary: bool = False
+    """Whether self-attention rotates queries and keys by their position."""
+
+
+VIT_STYLE = BlockStyle()
+"""The block of ViT: pre-norm, GELU, biases."""
+BERT_STYLE = BlockStyle(norm="post", eps=1e-12)
+"""The block of BERT: post-norm."""
+
+
 class Block(nn.Module):
-    """Attention and an MLP, each with a residual connection and a norm before (`pre`) or after (`post`) it.
+    """Attention and an MLP four times as wide, each with a norm and a residual connection.
 
     `cross` adds attention to a memory between the two. Dropout is where BERT and GPT have it: on
-    attention weights and on the output of each branch. `gated` makes the MLP a gated one with as
-    many parameters.
+    attention weights and on the output of each branch.
     """
 
     def __init__(
         self,
         width: int,
         heads: int,
+        style: BlockStyle = VIT_STYLE,
         *,
-        mlp_ratio: float = 4.0,
-        norm: Literal["pre", "post"] = "pre",
         cross: bool = False,
-        activation: Map = F.gelu,
-        bias: bool = True,
         dropout: float = 0.0,
         drop_path: float = 0.0,
-        eps: float = 1e-6,
-        rotary: bool = False,
-        gated: bool = False,
     ) -> None:
         super().__init__()
-        self.pre = norm == "pre"
-        self.norm1 = nn.LayerNorm(width, eps=eps, bias=bias)
-        self.attn = Attention(width, heads, bias, dropout, rotary)
+        bias, activation = style.bias, style.activation
+        self.pre = style.norm == "pre"
+        self.norm1 = nn.LayerNorm(width, eps=style.eps, bias=bias)
+        self.attn = Attention(width, heads, bias, dropout, style.rotary)
         self.cross = Attention(width, heads, bias, dropout) if cross else None
-        self.norm_cross = nn.LayerNorm(width, eps=eps, bias=bias) if cross else None
-        self.norm2 = nn.LayerNorm(width, eps=eps, bias=bias)
-        hidden = round(width * mlp_ratio)
+        self.norm_cross = nn.LayerNorm(width, eps=style.eps, bias=bias) if cross else None
+        self.norm2 = nn.LayerNorm(width, eps=style.eps, bias=bias)
+        hidden = 4 * width
         self.mlp = (
             GatedMlp(width, hidden * 2 // 3, activation, bias)
-            if gated
+            if style.gated
             else Mlp(width, hidden, activation, bias)
         )
         self.dropout = nn.Dropout(dropout)
@@ -208,7 +235,11 @@ class Block(nn.Module):
         memory: Tensor | None = None,
         memory_mask: Tensor | None = None,
     ) -> Tensor:
-        """Tokens (B, T, D). Masks are as in `Attention`. ValueError: `memory` (B, S, D) without `cross`, or the reverse."""
+        """Transform tokens (B, T, D); masks are as in `Attention`.
+
+        Raises:
+            ValueError: `memory` (B, S, D) without `cross`, or the reverse.
+        """
         if (memory is None) != (self.cross is None):
             raise ValueError("memory and cross-attention go together")
         x = self._add(x, self.norm1, lambda y: self.attn(y, mask=mask, causal=causal))
@@ -218,7 +249,7 @@ class Block(nn.Module):
         return self._add(x, self.norm2, self.mlp)
 
     def attention(self, x: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
-        """The weights (B, heads, T, T) of the self-attention that `forward` would use on `x`."""
+        """Self-attention weights (B, heads, T, T) that `forward` uses on `x`."""
         return self.attn.weights(self.norm1(x) if self.pre else x, mask=mask, causal=causal)
 
     def _add(self, x: Tensor, norm: nn.Module, branch: Map) -> Tensor:
@@ -228,7 +259,7 @@ class Block(nn.Module):
 
 
 class Stack(nn.ModuleList):
-    """Blocks one after the other: the body of every Transformer here."""
+    """A sequence of blocks: the body of every Transformer."""
 
     def forward(
         self,
@@ -238,36 +269,38 @@ class Stack(nn.ModuleList):
         memory: Tensor | None = None,
         memory_mask: Tensor | None = None,
     ) -> Tensor:
-        """Tokens (B, T, D) after the last block. Arguments as in `Block`."""
+        """Tokens (B, T, D) after the last block; the arguments are those of `Block`."""
         for block in self:
             x = block(x, mask, causal, memory, memory_mask)
         return x
 
     def states(self, x: Tensor, mask: Tensor | None = None, causal: bool = False) -> list[Tensor]:
-        """Tokens (B, T, D) before the first block and after each: depth + 1 tensors."""
-        every = [x]
+        """Tokens (B, T, D) before the first block and after each block: depth + 1 tensors."""
+        states = [x]
         for block in self:
-            every.append(block(every[-1], mask, causal))
-        return every
+            states.append(block(states[-1], mask, causal))
+        return states
 
 
 def depth_rates(highest: float, depth: int) -> list[float]:
-    """Drop-path rates that rise linearly from 0 at the first block to `highest` at the last (Huang et al. 2016)."""
-    return [highest * at / max(1, depth - 1) for at in range(depth)]
+    """Drop-path rates that rise linearly from 0 at the first block to `highest` at the last."""
+    return [highest * block / max(1, depth - 1) for block in range(depth)]
 
 
 STD = 0.02
-"""Standard deviation of initial weights in ViT's and BERT's code."""
+"""Standard deviation of initial weights in the code of ViT and BERT."""
 
 
 def initialize(module: nn.Module, std: float = STD) -> None:
-    """Initialize a module as ViT's and BERT's code does.
+    """Initialize a module as the code of ViT and BERT does.
 
     Linear maps are truncated-normal with standard deviation `std`, embeddings with `STD`, and
     biases are zero.
     """
-    for each in module.modules():
-        if isinstance(each, nn.Linear | nn.Embedding):
-            nn.init.trunc_normal_(each.weight, std=std if isinstance(each, nn.Linear) else STD)
-            if isinstance(each, nn.Linear) and each.bias is not None:
-                nn.init.zeros_(each.bias)
+    for layer in module.modules():
+        if isinstance(layer, nn.Embedding):
+            nn.init.trunc_normal_(layer.weight, std=STD)
+        elif isinstance(layer, nn.Linear):
+            nn.init.trunc_normal_(layer.weight, std=std)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)

@@ -1,4 +1,7 @@
-"""Vision Transformer (Dosovitskiy et al., ICLR 2021). Parameters have timm's names, so its weights fit."""
+"""Vision Transformer (Dosovitskiy et al., ICLR 2021, arXiv:2010.11929).
+
+Parameters have timm's names, so that its weights can be loaded.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ class PatchEmbed(nn.Module):
     def __init__(self, width: int, patch: int) -> None:
         super().__init__()
         self.proj = nn.Conv2d(3, width, patch, stride=patch)
-        # Initialized as a linear map of the flattened patch would be (MAE's code).
+        # Initialize as a linear map of the flattened patch (MAE's code).
         nn.init.xavier_uniform_(self.proj.weight.flatten(1))
         nn.init.constant_(self.proj.bias, 0)  # type: ignore[arg-type]
 
@@ -32,12 +35,17 @@ class PatchEmbed(nn.Module):
 
 
 def patches_along(name: str, size: int, patch: int) -> int:
-    """Number of patches along each side of an image. UserError, naming the backbone: they do not fit."""
+    """Number of patches along each side of an image.
+
+    Raises:
+        UserError: patches do not divide the image; the message begins with the backbone's name.
+    """
     if size % patch:
-        fitting = [each for each in range(1, size + 1) if size % each == 0]
-        nearest = min(fitting, key=lambda each: abs(each - patch))
+        divisors = [side for side in range(1, size + 1) if size % side == 0]
+        nearest = min(divisors, key=lambda side: abs(side - patch))
         raise UserError(
-            f"{name}: patch {patch} does not divide images of {size}: take {nearest}, or resize the images"
+            f"{name}: patch {patch} does not divide images of {size} pixels: take {nearest}, "
+            "or resize the images"
         )
     return size // patch
 
@@ -52,16 +60,16 @@ class ViT(ImageBackbone):
         patch: int = Field(default=16, ge=1)
         """Side of a patch, in pixels."""
         size: int | None = Field(default=None, ge=1)
-        """Side of the images that it has positions for, in pixels; default: the data's. Other sizes
-        interpolate them."""
+        """Side of the images that position embeddings are made for, in pixels; default: the data's.
+        They are interpolated for other sizes."""
         positions: Literal["learned", "sincos"] = "learned"
         """Position embeddings: learned, or fixed sines and cosines of row and column (MAE, He et
         al. 2022)."""
         pool: Literal["cls", "mean"] = "cls"
         """Pooled features: those of [CLS], or the mean over patches; both after the final norm."""
         registers: int = Field(default=0, ge=0)
-        """Number of register tokens, which belong to no patch and are not read (Darcet et al.
-        2024)."""
+        """Number of register tokens, which belong to no patch and are not part of the features
+        (Darcet et al. 2024)."""
         depth: int | None = Field(default=None, ge=1)
         """Number of blocks; default: the named model's."""
         width: int | None = Field(default=None, ge=1)
@@ -71,14 +79,14 @@ class ViT(ImageBackbone):
         dropout: float = Field(default=0.0, ge=0, lt=1)
         """Dropout rate on embeddings, attention weights and the output of each branch."""
         drop_path: float = Field(default=0.0, ge=0, lt=1)
-        """Rate of stochastic depth at the last block; it rises linearly from 0 at the first."""
+        """Rate of stochastic depth at the last block; rises linearly from 0 at the first block."""
 
     shape: ClassVar[tuple[int, int, int]]
-    """Width, depth, heads of the named model."""
+    """Width, depth and heads of the named model."""
     offers = frozenset({"tokens", "grid", "encode", "attention"})
     options: Options
     pos_embed: Tensor
-    """(1, 1 + side * side, D): of [CLS], then of the patches row by row."""
+    """(1, 1 + side * side, D): positions of [CLS], then of the patches row by row."""
 
     def __init__(self, options: Options, spec: ImageSpec) -> None:
         super().__init__(options, spec)
@@ -120,17 +128,25 @@ class ViT(ImageBackbone):
         return options.width or width, options.depth or depth, options.heads or heads
 
     def embed(self, images: Tensor) -> Tensor:
-        """Patches with their positions (B, N, D), row by row, without special tokens. UserError: sizes don't fit."""
+        """Embed patches with their positions: (B, N, D), row by row, without special tokens.
+
+        Raises:
+            UserError: the sides of the images are not multiples of the patch.
+        """
         height, width = images.shape[-2:]
         if height % self.options.patch or width % self.options.patch:
             raise UserError(
-                f"{self.name}: images of {width}x{height} have sides that are no multiple of its patch, {self.options.patch}: choose a size that is"
+                f"{self.name}: images of {width}x{height} pixels do not divide into patches of "
+                f"{self.options.patch}: choose a size that is a multiple of the patch"
             )
         grid = self.patch_embed(self.normalize(images))
         return grid.flatten(2).transpose(1, 2) + self.positions(*grid.shape[-2:])
 
     def encode(self, patches: Tensor) -> Tensor:
-        """All tokens (B, 1 + registers + N, D) after the last norm, from embedded patches: all of them or a subset."""
+        """Encode embedded patches (B, N, D), all or a subset, to tokens (B, 1 + registers + N, D).
+
+        Tokens are those after the final norm.
+        """
         return self.norm(self.blocks(self._with_special(patches)))
 
     def forward(self, inputs: Tensor) -> Features:
@@ -144,84 +160,90 @@ class ViT(ImageBackbone):
         )
 
     def attention(self, inputs: Tensor) -> Tensor:
-        """Attention weights (B, heads, T, T) of the last block; row and column 0 are [CLS], the last are patches."""
+        """Attention weights (B, heads, T, T) of the last block.
+
+        Row and column 0 belong to [CLS], the last N to patches.
+        """
         x = self.blocks[:-1](self._with_special(self.embed(inputs)))
         last = self.blocks[-1]
         assert isinstance(last, Block)
         return last.attention(x)
 
     def own_names(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Names of timm. Its registers have positions, which are added to the registers here, which have none.
+        """Adapt the weights of timm's ViT to this network.
 
-        Where its [CLS] has no position, it gets 0 here.
+        Some of timm's registers have positions; they are added to the registers, which have none
+        here. If timm's [CLS] has no position, its position is 0 here.
         """
-        found = super().own_names(tensors)
-        positions, registers = found.get("pos_embed"), found.get("reg_token")
+        renamed = super().own_names(tensors)
+        positions, registers = renamed.get("pos_embed"), renamed.get("reg_token")
         if positions is None or registers is None or positions.ndim != 3:
-            return found
+            return renamed
+        if (positions.shape[1] ** 0.5).is_integer():  # positions of patches alone
+            cls_position = torch.zeros_like(positions[:, :1])
+            return renamed | {"pos_embed": torch.cat([cls_position, positions], dim=1)}
         count = registers.shape[1]
-        if (positions.shape[1] ** 0.5).is_integer():
-            return found | {
-                "pos_embed": torch.cat([torch.zeros_like(positions[:, :1]), positions], dim=1)
-            }
-        own, of_registers, of_patches = positions.split(
-            [1, count, positions.shape[1] - 1 - count], dim=1
-        )
-        return found | {
-            "reg_token": registers + of_registers,
-            "pos_embed": torch.cat([own, of_patches], dim=1),
+        sizes = [1, count, positions.shape[1] - 1 - count]
+        cls_position, register_positions, patch_positions = positions.split(sizes, dim=1)
+        return renamed | {
+            "reg_token": registers + register_positions,
+            "pos_embed": torch.cat([cls_position, patch_positions], dim=1),
         }
 
     def fit_weights(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Positions of another grid are interpolated."""
+        """Interpolate the position embeddings of another grid to this network's."""
         positions = tensors.get("pos_embed")
         if positions is None or positions.shape == self.pos_embed.shape or positions.ndim != 3:
             return tensors
         side = round((positions.shape[1] - 1) ** 0.5)
         if side**2 != positions.shape[1] - 1:
             return tensors
-        grid = interpolated(positions[:, 1:], side, self.side, self.side)
+        grid = interpolate_positions(positions[:, 1:], side, self.side, self.side)
         return tensors | {"pos_embed": torch.cat([positions[:, :1], grid], dim=1)}
 
     def positions(self, rows: int, columns: int) -> Tensor:
-        """Position embeddings (1, rows * columns, D) of patches, interpolated for another grid than the network's."""
+        """Position embeddings (1, rows * columns, D) of patches, interpolated for other grids."""
         positions = self.pos_embed[:, 1:]
         if rows == columns == self.side:
             return positions
-        return interpolated(positions, self.side, rows, columns)
+        return interpolate_positions(positions, self.side, rows, columns)
 
     def layers(self) -> list[list[nn.Parameter]]:
-        """The embeddings, then each block. The final norm joins the last block, so that blocks decay as in BEiT and MAE."""
+        """The embeddings, then each block.
+
+        The final norm joins the last block, so that learning rates decay as in BEiT and MAE.
+        """
         blocks = [list(block.parameters()) for block in self.blocks]
         above = {*self.blocks.parameters(), *self.norm.parameters()}
-        embeddings = [each for each in self.parameters() if each not in above]
+        embeddings = [parameter for parameter in self.parameters() if parameter not in above]
         return [embeddings, *blocks[:-1], [*blocks[-1], *self.norm.parameters()]]
 
     def _with_special(self, patches: Tensor) -> Tensor:
-        special = [
-            self.cls_token + self.pos_embed[:, :1],
-            *([] if self.reg_token is None else [self.reg_token]),
-        ]
-        return self.dropout(
-            torch.cat([*(each.expand(len(patches), -1, -1) for each in special), patches], dim=1)
-        )
+        """Prepend [CLS] and the registers to embedded patches (B, N, D), and apply dropout."""
+        special = [self.cls_token + self.pos_embed[:, :1]]
+        if self.reg_token is not None:
+            special.append(self.reg_token)
+        expanded = [token.expand(len(patches), -1, -1) for token in special]
+        return self.dropout(torch.cat([*expanded, patches], dim=1))
 
 
-def interpolated(positions: Tensor, side: int, rows: int, columns: int) -> Tensor:
-    """Interpolate position embeddings (1, side * side, D) of a square grid to (1, rows * columns, D), bicubically."""
+def interpolate_positions(positions: Tensor, side: int, rows: int, columns: int) -> Tensor:
+    """Interpolate position embeddings (1, side * side, D) to (1, rows * columns, D): bicubic."""
     grid = positions.unflatten(1, (side, side)).permute(0, 3, 1, 2).float()
     grid = F.interpolate(grid, (rows, columns), mode="bicubic", antialias=True)
     return grid.flatten(2).transpose(1, 2).to(positions.dtype)
 
 
 def sincos(side: int, width: int) -> Tensor:
-    """Fixed position embeddings (1, side * side, D): sines, then cosines of the column; the same of the row (MAE)."""
+    """Fixed position embeddings (1, side * side, D), as in MAE's code.
+
+    The first half holds sines and cosines of the column, the second half those of the row.
+    """
     frequencies = 10000 ** -(torch.arange(width // 4, dtype=torch.float64) * 4 / width)
     angles = torch.arange(side, dtype=torch.float64)[:, None] * frequencies
     axis = torch.cat([angles.sin(), angles.cos()], dim=1)
-    return torch.cat([axis.repeat(side, 1), axis.repeat_interleave(side, dim=0)], dim=1).float()[
-        None
-    ]
+    grid = torch.cat([axis.repeat(side, 1), axis.repeat_interleave(side, dim=0)], dim=1)
+    return grid.float()[None]
 
 
 @backbones.register("vit-tiny")

@@ -1,4 +1,4 @@
-"""Backbones in files: safetensors that name their architecture, and weights of other libraries."""
+"""Save and load backbones: safetensors with their architecture, and weights of other libraries."""
 
 from __future__ import annotations
 
@@ -20,7 +20,11 @@ from sslrun.registry import Options
 
 
 def build_backbone(name: str, options: Options | Mapping[str, Any], spec: InputSpec) -> Backbone:
-    """Build a backbone, initialized by torch's global generator. UserError: unknown name, or options that do not fit."""
+    """Build a backbone, initialized by torch's global generator.
+
+    Raises:
+        UserError: the name is unknown, or the options do not fit.
+    """
     cls = backbones[name]
     return cls(
         options if isinstance(options, Options) else cls.Options.model_validate(options), spec
@@ -30,7 +34,7 @@ def build_backbone(name: str, options: Options | Mapping[str, Any], spec: InputS
 def save_backbone(
     path: Path, backbone: Backbone, metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write weights and buffers, with their architecture and options, and beside them the backbone's own spec.
+    """Write the weights and buffers with their architecture and options, and the spec next to them.
 
     Each file is written atomically; `load_backbone` reads both.
     """
@@ -44,17 +48,20 @@ def save_backbone(
     }
     if backbone.spec.vocabulary is not None:
         about["tokenizer"] = backbone.spec.vocabulary
-    written = {"sslrun": json.dumps(about)}  # one key: safetensors writes several in no fixed order
+    # One key only, because safetensors writes several keys in no fixed order.
+    header = {"sslrun": json.dumps(about)}
     with replacing(path) as temporary:
-        save_file(tensors, temporary, written)
+        save_file(tensors, temporary, header)
     backbone.spec.save(path.parent)
 
 
 def load_into(backbone: Backbone, path: Path) -> None:
-    """Load weights of sslrun, timm, torchvision or transformers into a backbone of the same architecture.
+    """Load weights of sslrun, timm, torchvision or transformers into a backbone.
 
-    Positions of a ViT are interpolated to its image size. UserError: no such file, not a
-    checkpoint, or a checkpoint of another backbone.
+    The architectures must be the same; positions of a ViT are interpolated to its image size.
+
+    Raises:
+        UserError: the file does not exist, is not a checkpoint, or is one of another backbone.
     """
     _load(backbone, path, *read(path))
 
@@ -62,45 +69,48 @@ def load_into(backbone: Backbone, path: Path) -> None:
 def _load(
     backbone: Backbone, path: Path, tensors: dict[str, Tensor], metadata: Mapping[str, str]
 ) -> None:
-    """`load_into` with what was read from the file."""
+    """Load the tensors and metadata of a file into the backbone; see `load_into`."""
     source = metadata.get("backbone")
     if source is not None and source != backbone.name:
         raise UserError(
-            f"{path}: this checkpoint is of '{source}', the recipe asks for '{backbone.name}'"
+            f"{path}: this checkpoint holds '{source}', but the recipe names '{backbone.name}'"
         )
     if source is None:
         tensors = backbone.own_names(tensors)
     trained_on = metadata.get("tokenizer")
     if trained_on is not None and trained_on != backbone.spec.vocabulary:
         raise UserError(
-            f"{path}: was trained with another tokenizer than the recipe's, so that token ids mean other words: "
-            f"use its own, as data.tokenizer: {{file: {path.parent / 'tokenizer.json'}}}"
+            f"{path}: was trained with another tokenizer than the recipe's, so that token ids mean "
+            "other words: set data.tokenizer to its own: "
+            f"{{file: {path.parent / 'tokenizer.json'}}}"
         )
     tensors = backbone.fit_weights(tensors)
-    own = backbone.state_dict()
-    for name in own.keys() | tensors.keys():
-        mine, its = own.get(name), tensors.get(name)
-        if mine is None or its is None or mine.shape != its.shape:
-            theirs, ours = (
-                "is missing" if w is None else f"has shape {tuple(w.shape)}" for w in (its, mine)
-            )
-            options = (
-                f"; the file's options are {metadata['options']}" if "options" in metadata else ""
-            )
+    expected = backbone.state_dict()
+    for name in expected.keys() | tensors.keys():
+        loaded, wanted = tensors.get(name), expected.get(name)
+        if loaded is None or wanted is None or loaded.shape != wanted.shape:
+            options = metadata.get("options")
+            hint = "" if options is None else f"; the file's options are {options}"
             raise UserError(
-                f"{path}: parameter '{name}' {theirs} in the file, but {ours} in '{backbone.name}' as configured{options}"
+                f"{path}: parameter '{name}' {_describe_shape(loaded)} in the file, but "
+                f"{_describe_shape(wanted)} in '{backbone.name}' as configured{hint}"
             )
     backbone.load_state_dict(tensors)
 
 
+def _describe_shape(tensor: Tensor | None) -> str:
+    return "is missing" if tensor is None else f"has shape {tuple(tensor.shape)}"
+
+
 WEIGHTS = "backbone.safetensors"
-"""The file of a backbone's weights in a run's folder; its spec lies beside it."""
+"""Name of the file with a backbone's weights in a run's folder; the spec is next to it."""
 
 
 def load_backbone(folder: Path) -> Backbone:
-    """Rebuild the backbone that a run saved, from its folder alone: weights, options and input spec.
+    """Rebuild the backbone that a run saved, from the weights, options and spec in its folder.
 
-    UserError: no such folder, or not one that holds a backbone written by sslrun.
+    Raises:
+        UserError: the folder does not exist, or holds no backbone written by sslrun.
     """
     path = folder / WEIGHTS
     tensors, metadata = read(path)
@@ -111,9 +121,10 @@ def load_backbone(folder: Path) -> Backbone:
 
 
 def recorded_network(path: Path, metadata: Mapping[str, str]) -> tuple[type[Backbone], Options]:
-    """The class and options of the backbone that sslrun wrote to `path`, from the file's metadata.
+    """The class and options of the backbone in `path`, from the file's metadata.
 
-    UserError: the file was not written by sslrun, or its backbone is unknown.
+    Raises:
+        UserError: the file was not written by sslrun, or its backbone is unknown.
     """
     if "backbone" not in metadata:
         raise UserError(f"{path}: was not written by sslrun, so its architecture is unknown")
@@ -122,7 +133,11 @@ def recorded_network(path: Path, metadata: Mapping[str, str]) -> tuple[type[Back
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors in a file, and the metadata that sslrun wrote with them. UserError: no such file, or no checkpoint."""
+    """Read the tensors of a file, and the metadata that sslrun wrote with them.
+
+    Raises:
+        UserError: the file does not exist, or is not a checkpoint.
+    """
     try:
         with safe_open(str(path), framework="pt") as file:
             about = json.loads((file.metadata() or {}).get("sslrun", "{}"))
@@ -135,6 +150,8 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         except Exception:
             raise UserError(f"{path}: not a checkpoint ({safetensors_error})") from None
     state = state.get("state_dict", state.get("model", state)) if isinstance(state, dict) else state
-    if not isinstance(state, dict) or not all(isinstance(each, Tensor) for each in state.values()):
-        raise UserError(f"{path}: holds no dictionary of weights")
+    if not isinstance(state, dict) or not all(
+        isinstance(value, Tensor) for value in state.values()
+    ):
+        raise UserError(f"{path}: does not hold a dictionary of weights")
     return state, {}

@@ -1,1 +1,1 @@
-"""Claims of the lecture: sentences, the runs that test them, and their verdicts."""
+"""Claims of the lecture: the sentences, the runs that test them, and the verdicts."""

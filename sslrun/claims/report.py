@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Group
 from rich.text import Text
@@ -20,71 +20,90 @@ from sslrun.results.table import Table
 
 @dataclass(frozen=True)
 class RunCost:
-    """What the runs behind a verdict took, including runs that other claims share."""
+    """Total cost of the runs behind a verdict, including runs that other claims share."""
 
     seconds: float = 0.0
-    """Total of all runs, as if run one after the other."""
+    """Sum over all runs, as if they ran one after the other."""
     core_hours: float = 0.0
     gpu_hours: float = 0.0
 
     def text(self) -> str:
-        hours = (
-            [f"{self.core_hours:.2g} core-hours"] if self.core_hours or not self.gpu_hours else []
-        )
-        hours += [f"{self.gpu_hours:.2g} GPU-hours"] if self.gpu_hours else []
-        return f"{self.seconds:.0f} s, {', '.join(hours)}"
+        """Format for display: "54 s, 0.03 core-hours"."""
+        parts = [f"{self.seconds:.0f} s"]
+        if self.core_hours or not self.gpu_hours:
+            parts.append(f"{self.core_hours:.2g} core-hours")
+        if self.gpu_hours:
+            parts.append(f"{self.gpu_hours:.2g} GPU-hours")
+        return ", ".join(parts)
+
+
+class Judgment(NamedTuple):
+    """An inequality with its verdict."""
+
+    inequality: Inequality
+    verdict: Verdict
+    reported: bool
+    """Whether it is only printed and does not affect the claim's verdict."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """A claim's verdict, computed from its variant's table."""
+    """The verdict on a claim, computed from the table of its variant."""
 
     claim: Claim
     variant: str | None = None
     """None: no variant fits the budget."""
-    judged: list[tuple[Inequality, Verdict, bool]] = field(default_factory=list)
-    """Each inequality, its verdict, and whether it is only reported."""
+    judged: list[Judgment] = field(default_factory=list)
     table: Table | None = None
+    """None: no run is finished."""
     cost: RunCost = RunCost()
     failure: str | None = None
-    """Why runs are missing, if one failed."""
+    """Error message of a run that failed; None: none failed."""
 
     @property
     def word(self) -> Word:
+        """The verdict in one word."""
         return combine([verdict for _, verdict, reported in self.judged if not reported])
 
     @property
     def command(self) -> str | None:
-        """The command for a larger budget."""
+        """The command that runs the next larger variant; None: there is none."""
         return self.claim.larger(self.variant)
 
-    def lines(self) -> Iterator[str]:
-        """One line for each inequality with its interval, and for what is missing."""
+    def describe_inequalities(self) -> Iterator[str]:
+        """Describe each inequality with its interval, and what is missing, one line each."""
         for inequality, verdict, reported in self.judged:
             means = inequality.means(self.table) if self.table else None
             spec = self._format_spec(inequality) if means else ".2f"
             values = f" ({means[0]:{spec}} against {means[1]:{spec}})" if means else ""
-            yield f"{'reported only, ' if reported else ''}{inequality.text()}{values}: {verdict.text(spec)}"
+            prefix = "reported only, " if reported else ""
+            yield f"{prefix}{inequality.text()}{values}: {verdict.text(spec)}"
         if self.variant is None:
             yield "no variant fits this budget and this machine"
-        elif self.table is None or self.failure:
-            yield f"{'runs are missing' if self.table else 'nothing of it is computed'}: {self.failure or 'not run yet'}"
+        elif self.table is None:
+            yield f"no cell is computed: {self.failure or 'not run yet'}"
+        elif self.failure:
+            yield f"runs are missing: {self.failure}"
 
     def _format_spec(self, inequality: Inequality) -> str:
-        """How the inequality's numbers are printed: as in the table, or with one digit more than the metric's."""
+        """Format of the inequality's numbers: the table's, or one digit more than the metric's."""
         assert self.table is not None
         metric = self.table.metric_of(inequality.places[0][1])
         return self.table.format_spec or f".{max(2, metric.digits + 1)}f"
 
-    def expense(self) -> str:
-        """What the variant takes, and what its runs took."""
+    def describe_cost(self) -> str:
+        """Describe the variant's expected minutes and the actual cost of its runs."""
         if self.variant is None:
-            return "nothing was run"
+            return "no runs"
         chosen = self.claim.variants[self.variant]
         where = f"measured on {chosen.measured}" if chosen.measured else "a guess"
-        return f"variant '{self.variant}', {chosen.minutes:g} minutes ({where}); its runs took {self.cost.text()}"
+        return (
+            f"variant '{self.variant}', {chosen.minutes:g} minutes ({where}); "
+            f"its runs took {self.cost.text()}"
+        )
 
     def as_dict(self) -> dict[str, Any]:
+        """Return the outcome as JSON values."""
         claim = self.claim
         return {
             "number": claim.number,
@@ -96,9 +115,16 @@ class Outcome:
             "variant": self.variant,
             "inequalities": [
                 {
-                    "text": inequality.text(), "reported": reported, "verdict": verdict.word,
-                    "difference": verdict.difference, "interval": verdict.interval, "margin": verdict.margin,
-                    "seeds": verdict.seeds, "method": verdict.method, "reason": verdict.reason,
+                    "text": inequality.text(),
+                    "reported": reported,
+                    "verdict": verdict.word,
+                    "difference": verdict.difference,
+                    "interval": verdict.interval,
+                    "margin": verdict.margin,
+                    "seeds": verdict.seeds,
+                    "restarts": verdict.restarts,
+                    "method": verdict.method,
+                    "reason": verdict.reason,
                 }
                 for inequality, verdict, reported in self.judged
             ],
@@ -108,108 +134,120 @@ class Outcome:
             "otherwise": claim.otherwise if self.word == "contradicted" else None,
             "failure": self.failure,
             "larger": self.command,
-        }  # fmt: skip
+        }
 
 
 STYLES: dict[Word, str] = {"supported": "green", "contradicted": "red", "inconclusive": "yellow"}
+"""Color of each verdict in the terminal."""
 
 
 def render(outcomes: Sequence[Outcome], tables: bool) -> Group:
-    """Lay verdicts out for the terminal, with the tables that they were read from if `tables`."""
+    """Lay verdicts out for the terminal; `tables` adds the tables behind them."""
     blocks: list[Any] = []
-    for each in outcomes:
-        claim = each.claim
-        head = Text(f"{claim.number}. {claim.title}: ", style="bold")
-        blocks += [head.append(each.word, style=STYLES[each.word])]
+    for outcome in outcomes:
+        claim = outcome.claim
+        heading = Text(f"{claim.number}. {claim.title}: ", style="bold")
+        blocks.append(heading.append(outcome.word, style=STYLES[outcome.word]))
         blocks += [Text(f"   “{_plain(sentence)}”", style="italic") for sentence in claim.says]
-        blocks += [
-            Text(f"   {_plain(claim.source)}", style="dim"),
-            *(Text(f"   · {line}") for line in each.lines()),
-        ]
-        if each.word == "contradicted":
-            blocks.append(Text(f"   What might explain it: {claim.otherwise}"))
-        blocks.append(Text(f"   {each.expense()}", style="dim"))
-        if each.command:
-            blocks.append(Text(f"   For a larger budget: {each.command}", style="dim"))
+        blocks.append(Text(f"   {_plain(claim.source)}", style="dim"))
+        blocks += [Text(f"   · {line}") for line in outcome.describe_inequalities()]
+        if outcome.word == "contradicted":
+            blocks.append(Text(f"   Possible explanation: {claim.otherwise}"))
+        blocks.append(Text(f"   {outcome.describe_cost()}", style="dim"))
+        if outcome.command:
+            blocks.append(Text(f"   For a larger budget: {outcome.command}", style="dim"))
         blocks.append(Text())
-        if tables and each.table is not None:
-            blocks += [each.table.render(), Text()]
+        if tables and outcome.table is not None:
+            blocks += [outcome.table.render(), Text()]
     return Group(*blocks)
 
 
 LEGEND = (
-    "Supported: for every inequality, the 95 % interval of the mean difference, paired over seeds, lies above the margin. "
-    "Contradicted: for one inequality it lies below. Otherwise inconclusive. The interval is Student's t with fewer than "
-    f"{BOOTSTRAP_FROM} seeds, for which a bootstrap would be too narrow, and a bootstrap with more."
+    "Supported: for every inequality, the 95 % interval of the mean difference, paired over seeds, "
+    "lies above the margin. Contradicted: for at least one inequality it lies below. Otherwise "
+    f"inconclusive. The interval is Student's t with fewer than {BOOTSTRAP_FROM} seeds, for which "
+    "a bootstrap would be too narrow, and a bootstrap with more. Restarts of one pretraining are "
+    "averaged; where there is only one pretraining, the interval is over its restarts and the "
+    "verdict inconclusive."
 )
-"""How to read verdicts."""
+"""Explanation of verdicts, for the report."""
 
 
-def markdown(outcomes: Sequence[Outcome], made: str) -> str:
-    """The table of verdicts, then each claim with its inequalities and its table.
+def format_markdown(outcomes: Sequence[Outcome], origin: str) -> str:
+    """Format verdicts as Markdown: a summary table, then one section per claim.
 
-    made: when, on what and by which command they were computed.
+    `origin` says when, where and by which command the verdicts were computed.
     """
     lines = [
         "# The lecture's claims, tested",
         "",
-        made,
+        origin,
         "",
         "| | claim | verdict | seconds | core-hours |",
         "|---:|---|---|---:|---:|",
     ]
-    for each in outcomes:
-        gpu = f" + {each.cost.gpu_hours:.2g} GPU" if each.cost.gpu_hours else ""
+    for outcome in outcomes:
+        claim, cost = outcome.claim, outcome.cost
+        gpu = f" + {cost.gpu_hours:.2g} GPU" if cost.gpu_hours else ""
         lines.append(
-            f"| {each.claim.number} | [{_cell_text(each.claim.title)}](#{each.claim.name}) | {each.word} "
-            f"| {each.cost.seconds:.0f} | {each.cost.core_hours:.2g}{gpu} |"
+            f"| {claim.number} | [{_escape_cell(claim.title)}](#{claim.name}) | {outcome.word} "
+            f"| {cost.seconds:.0f} | {cost.core_hours:.2g}{gpu} |"
         )
     lines += ["", LEGEND]
-    for each in outcomes:
-        claim = each.claim
-        lines += [
-            "",
-            f'<a id="{claim.name}"></a>',
-            f"## {claim.number}. {claim.title}: {each.word}",
-            "",
-        ]
-        lines += [f"> {sentence}  " for sentence in claim.says]
-        lines += [f"> — {claim.source}", "", *(f"- {line}" for line in each.lines()), ""]
-        if each.word == "contradicted":
-            lines += [f"What might explain it: {claim.otherwise}", ""]
-        lines.append(
-            each.expense() + (f". For a larger budget: `{each.command}`" if each.command else "")
-        )
-        if each.table is not None:
-            lines += ["", table_formats.text(".md", each.table)]
+    for outcome in outcomes:
+        lines += _format_claim(outcome)
     return "\n".join(lines).rstrip() + "\n"
 
 
+def _format_claim(outcome: Outcome) -> list[str]:
+    """Format one claim with its inequalities and its table, as lines of Markdown."""
+    claim = outcome.claim
+    lines = [
+        "",
+        f'<a id="{claim.name}"></a>',
+        f"## {claim.number}. {claim.title}: {outcome.word}",
+        "",
+    ]
+    lines += [f"> {sentence}  " for sentence in claim.says]
+    lines += [f"> — {claim.source}", ""]
+    lines += [f"- {line}" for line in outcome.describe_inequalities()]
+    lines.append("")
+    if outcome.word == "contradicted":
+        lines += [f"Possible explanation: {claim.otherwise}", ""]
+    larger = f". For a larger budget: `{outcome.command}`" if outcome.command else ""
+    lines.append(outcome.describe_cost() + larger)
+    if outcome.table is not None:
+        lines += ["", table_formats.text(".md", outcome.table)]
+    return lines
+
+
 def _plain(text: str) -> str:
-    """Markdown text without its marks."""
+    """Remove asterisks and backslashes, the marks of Markdown."""
     return re.sub(r"\*+|\\", "", text)
 
 
-def _cell_text(text: str) -> str:
+def _escape_cell(text: str) -> str:
+    """Escape text for a cell of a Markdown table."""
     return text.replace("|", "\\|")
 
 
 @dataclass(frozen=True)
 class Report:
-    """Verdicts, and when, on what and by which command they were computed."""
+    """Verdicts with their origin."""
 
     outcomes: Sequence[Outcome]
-    made: str
+    origin: str
+    """When, where and by which command the verdicts were computed."""
 
 
 report_formats: Formats[Report] = Formats("verdicts")
-"""The formats of reports: file ending -> function of a `Report`."""
+"""Formats of reports: file ending -> function of a `Report`."""
 
 
 @report_formats.register(".md")
 def to_markdown(report: Report) -> str:
     """Format as Markdown."""
-    return markdown(report.outcomes, report.made)
+    return format_markdown(report.outcomes, report.origin)
 
 
 @report_formats.register(".json")
@@ -219,10 +257,13 @@ def to_json(report: Report) -> str:
 
 
 def check_ending(path: Path) -> None:
-    """Raise UserError if verdicts cannot be written to files with that ending."""
+    """Raise UserError if no format of verdicts has the ending of `path`."""
     report_formats.check(path)
 
 
-def write(outcomes: Sequence[Outcome], path: Path, made: str) -> None:
-    """Write verdicts to a file. UserError: no such format, or the file cannot be written."""
-    report_formats.write(path, Report(outcomes, made))
+def write(outcomes: Sequence[Outcome], path: Path, origin: str) -> None:
+    """Write verdicts to a file in the format of its ending.
+
+    Raises UserError if no format has that ending, or if the file cannot be written.
+    """
+    report_formats.write(path, Report(outcomes, origin))

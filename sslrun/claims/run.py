@@ -1,4 +1,4 @@
-"""Test claims: run what is missing as the runs of a sweep, and read the verdicts from what is finished."""
+"""Plan the runs that test claims, and compute verdicts from those that are finished."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ import torch
 
 import sslrun
 from sslrun.claims.measurements.base import measurements
-from sslrun.claims.report import Outcome, RunCost
+from sslrun.claims.report import Judgment, Outcome, RunCost
 from sslrun.claims.schema import Claim
 from sslrun.claims.verdict import Inequality
 from sslrun.recipe import Named
+from sslrun.results.address import Place
 from sslrun.results.record import RunRecord
 from sslrun.results.table import Table
 from sslrun.runs import Run
@@ -29,16 +30,17 @@ from sslrun.stages.evaluate import cells
 from sslrun.stages.sweep import Job, Plan, places_of
 
 SEEDS = (0, 1, 2)
-"""The seeds of a measurement whose variant names none."""
+"""Seeds of a measurement whose variant does not set any."""
 
 
 @dataclass(frozen=True)
 class Measuring:
-    """A measurement with one seed: a job that makes a run."""
+    """A job that runs a measurement with one seed."""
 
     measure: Named
     seed: int
     root: Path
+    """The folder of runs."""
 
     needs: tuple[Job, ...] = ()
     reads: tuple[Named, ...] = ()
@@ -54,13 +56,12 @@ class Measuring:
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Measure unless the run is finished, and return its result."""
-        return perform(
-            self.run, {"measure": self.measure.as_dict()}, context, partial(self._body, context)
-        )
+        recipe = {"measure": self.measure.as_dict()}
+        return perform(self.run, recipe, context, partial(self._measure, context))
 
-    def _body(self, context: Context) -> dict[str, Any]:
+    def _measure(self, context: Context) -> dict[str, Any]:
         context.stop.check()
-        began = time.monotonic()
+        start = time.monotonic()
         measurement = measurements[self.measure.name](self.measure.options)
         table = measurement.table(self.seed, context.compute, self.run.path, context.stop.check)
         return {
@@ -71,23 +72,24 @@ class Measuring:
             "format_spec": table.format_spec,
             "marks_best": table.marks_best,
             "second": table.second,
-            "seconds": round(time.monotonic() - began, 3),
+            "seconds": round(time.monotonic() - start, 3),
         }
 
 
 @dataclass(frozen=True)
 class Measurements:
-    """A measurement with all its seeds."""
+    """The jobs of a measurement, one per seed."""
 
     name: str
     jobs: tuple[Measuring, ...]
 
     @property
     def finished(self) -> bool:
+        """Whether at least one seed is finished."""
         return any(job.run.finished for job in self.jobs)
 
     def table(self) -> Table:
-        """The table of the finished seeds, with the first one's notes."""
+        """Combine the tables of the finished seeds; the notes are those of the first one."""
         results = [RunRecord(job.run.path).result for job in self.jobs if job.run.finished]
         first = results[0]
         table = Table(
@@ -104,64 +106,65 @@ class Measurements:
 
 @dataclass(frozen=True)
 class Trial:
-    """A claim with the variant that is run."""
+    """A claim with the variant that tests it, and the runs of that variant."""
 
     claim: Claim
     variant: str | None = None
     """None: no variant fits the budget."""
     plan: Plan | Measurements | None = None
-    asked: list[Inequality] | None = None
-    """The inequalities; None for a measurement, whose cells are known once it is finished."""
+    inequalities: list[Inequality] | None = None
+    """The inequalities; None for a measurement, whose cells are unknown until it is finished."""
 
     @classmethod
-    def within(cls, budget: float, cuda: bool, claim: Claim, root: Path) -> Trial:
-        """Plan the largest variant that fits the budget in minutes. UserError: a mistake in it, or in its sweep."""
+    def within_budget(cls, budget: float, cuda: bool, claim: Claim, root: Path) -> Trial:
+        """Plan the largest variant that fits a budget in minutes.
+
+        Raises UserError for a mistake in the variant or its sweep.
+        """
         variant = claim.choose(budget, cuda)
-        return cls(claim) if variant is None else cls.of(claim, variant, root)
+        return cls(claim) if variant is None else cls.of_variant(claim, variant, root)
 
     @classmethod
-    def of(cls, claim: Claim, variant: str, root: Path) -> Trial:
-        """Plan a variant. UserError: any mistake in it that shows before it is run."""
+    def of_variant(cls, claim: Claim, variant: str, root: Path) -> Trial:
+        """Plan a variant.
+
+        Raises UserError for any mistake that can be found before the variant is run.
+        """
         chosen, sweep = claim.variants[variant], claim.sweep(variant)
         if sweep is None:
             assert chosen.measure is not None
             jobs = tuple(Measuring(chosen.measure, seed, root) for seed in chosen.seeds or SEEDS)
             return cls(claim, variant, Measurements(chosen.measure.name, jobs))
-        every = (
-            (row, cell) for row, recipe in sweep.rows.items() for cell in cells(recipe, 0, root)
-        )
-        places = {place: None for row, cell in every for place in places_of(row, cell)}
-        asked = claim.inequalities(variant, list(places))
-        return cls(
-            claim,
-            variant,
-            Plan.of(sweep, root, {place for each in asked for place in each.places}),
-            asked,
-        )
+        # Every seed has the same places, so those of one seed are enough to resolve names.
+        places: dict[Place, None] = {}
+        for row, recipe in sweep.rows.items():
+            for cell in cells(recipe, 0, root):
+                places.update(dict.fromkeys(places_of(row, cell)))
+        inequalities = claim.inequalities(variant, list(places))
+        needed = {place for inequality in inequalities for place in inequality.places}
+        return cls(claim, variant, Plan.of(sweep, root, needed), inequalities)
 
-    def outcome(self) -> Outcome:
-        """The verdict on what is finished."""
+    def judge(self) -> Outcome:
+        """Compute the verdict from the runs that are finished."""
         if self.variant is None or self.plan is None:
             return Outcome(self.claim)
         failure = next((reason for job in self.plan.jobs if (reason := job.run.failure)), None)
         if not self.plan.finished:
             return Outcome(self.claim, self.variant, failure=failure)
         table = self.plan.table()
-        asked = (
-            self.asked
-            if self.asked is not None
-            else self.claim.inequalities(self.variant, list(table.cells))
-        )
+        inequalities = self.inequalities
+        if inequalities is None:
+            inequalities = self.claim.inequalities(self.variant, list(table.cells))
         orderings = self.claim.variants[self.variant].inequalities
         judged = [
-            (inequality, inequality.judge(table), ordering.reported)
-            for inequality, ordering in zip(asked, orderings, strict=True)
+            Judgment(inequality, inequality.judge(table), ordering.reported)
+            for inequality, ordering in zip(inequalities, orderings, strict=True)
         ]
-        return Outcome(self.claim, self.variant, judged, table, cost(self.plan.jobs), failure)
+        return Outcome(self.claim, self.variant, judged, table, sum_cost(self.plan.jobs), failure)
 
 
-def cost(jobs: Sequence[Job]) -> RunCost:
-    """What the finished jobs took."""
+def sum_cost(jobs: Sequence[Job]) -> RunCost:
+    """Sum the time of all finished jobs."""
     seconds = cores = gpus = 0.0
     for record in (RunRecord(job.run.path) for job in jobs):
         if not record.finished:
@@ -174,22 +177,25 @@ def cost(jobs: Sequence[Job]) -> RunCost:
     return RunCost(seconds, cores, gpus)
 
 
-def made_by(trials: Sequence[Trial], command: Sequence[str]) -> str:
-    """When, on what and by which command verdicts were computed, and what it took, counting shared runs once."""
-    jobs = {
-        job.run.path: job for trial in trials if trial.plan is not None for job in trial.plan.jobs
-    }
-    machine = f"{_processor()}, {os.cpu_count()} cores"
+def describe_origin(trials: Sequence[Trial], command: Sequence[str]) -> str:
+    """Describe when, where and by which command verdicts were computed, and their total cost.
+
+    Runs that several claims share are counted once.
+    """
+    plans = [trial.plan for trial in trials if trial.plan is not None]
+    jobs = {job.run.path: job for plan in plans for job in plan.jobs}
+    machine = f"{_processor_name()}, {os.cpu_count()} cores"
     if torch.cuda.is_available():
         machine += f", {torch.cuda.get_device_name()}"
     return (
-        f"`{shlex.join(command)}`, {datetime.now(UTC):%Y-%m-%d}, sslrun {sslrun.__version__}, on {machine}. "
-        f"Runs that claims share counted once: {cost(list(jobs.values())).text()}."
+        f"`{shlex.join(command)}`, {datetime.now(UTC):%Y-%m-%d}, sslrun {sslrun.__version__}, "
+        f"on {machine}. Total, with runs that claims share counted once: "
+        f"{sum_cost(list(jobs.values())).text()}."
     )
 
 
-def _processor() -> str:
-    """The processor's name, if the system gives one."""
+def _processor_name() -> str:
+    """Return the processor's model name, or its architecture if the system has no model name."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(

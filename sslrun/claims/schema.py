@@ -1,9 +1,9 @@
-"""Claims: a sentence of the lecture, what tests it, and the inequalities that must hold.
+"""Schema of claims: a sentence of the lecture, the variants that test it, and their inequalities.
 
-A claim is a YAML file. Its variants test it at different expense. Each is a measurement or a sweep;
-in a sweep, only the cells that the inequalities name are computed. A cell is named by what leads to
-it in its table, from left to right and downwards, without blank names: `[row, protocol, task,
-labels]`, and out of distribution the shift's name after it.
+A claim is a YAML file. Its variants test it at different cost. A variant runs a measurement or a
+sweep. Of a sweep, only the cells that the inequalities name are computed. A cell is named by the
+headings of its row and column in the table: `[row, protocol, task, labels]`, and the shift's name
+for a shifted test set. Blank headings are left out.
 """
 
 from __future__ import annotations
@@ -27,33 +27,38 @@ from sslrun.registry import did_you_mean
 from sslrun.results.address import Place, join_titles, place_parts
 
 CellName = tuple[str, ...]
-"""A cell by the names that lead to it."""
+"""A cell by the headings of its row and column, blank ones left out."""
 
 
 class Difference(BaseModel):
-    """What a cell gains over another."""
+    """The difference of one cell over another."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     gain: CellName
     over: CellName
 
 
-def _parse_term(value: Any) -> Any:
+def _parse_side(value: Any) -> Any:
+    """Check that a side is a cell, a difference or a number, and turn a cell into a tuple."""
     cell = isinstance(value, list) and value and all(isinstance(name, str) for name in value)
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not (cell or number or isinstance(value, dict)):
         raise ValueError(
-            "should be a cell, as [row, protocol, task, 10 %] or [row, protocol, task, 10 %, shift], "
-            "{gain: a cell, over: a cell}, or a number; all names text"
+            "should be a cell, such as [row, protocol, task, 10 %] or [row, protocol, task, 10 %, "
+            "shift] with all names as text, or {gain: a cell, over: a cell}, or a number"
         )
     return tuple(value) if cell else value
 
 
-Side = Annotated[CellName | float | Difference, BeforeValidator(_parse_term)]
+Side = Annotated[CellName | float | Difference, BeforeValidator(_parse_side)]
+"""One side of an inequality."""
 
 
 class Ordering(BaseModel):
-    """What must exceed what, and by how much: `greater` and `lesser` as numbers, or `better` and `worse` by the metric."""
+    """An inequality as the file has it: which side must exceed which, and by how much.
+
+    `greater` and `lesser` compare numbers; `better` and `worse` compare by the metric's direction.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     greater: Side | None = None
@@ -61,73 +66,74 @@ class Ordering(BaseModel):
     better: Side | None = None
     worse: Side | None = None
     margin: float = 0.0
-    """How much greater as a number, or how much better in the metric's unit."""
+    """Minimum difference: as a number, or as an improvement in the metric's unit."""
     reported: bool = False
-    """Print the inequality, and leave it out of the verdict."""
+    """Whether the inequality is only printed and does not affect the verdict."""
 
     @model_validator(mode="after")
     def _check_sides(self) -> Ordering:
-        given = [
-            key
-            for key in ("greater", "lesser", "better", "worse")
-            if getattr(self, key) is not None
-        ]
-        if given not in (["greater", "lesser"], ["better", "worse"]):
+        keys = ("greater", "lesser", "better", "worse")
+        present = [key for key in keys if getattr(self, key) is not None]
+        if present not in (["greater", "lesser"], ["better", "worse"]):
             raise ValueError(
-                "should have greater and lesser (numbers), or better and worse (by the metric's direction)"
+                "should have greater and lesser (compared as numbers), "
+                "or better and worse (compared by the metric's direction)"
             )
         if all(isinstance(side, float) for _, side in self.sides):
-            raise ValueError("compares two numbers; one side at least should be a cell")
+            raise ValueError("compares two numbers; at least one side should be a cell")
         return self
 
     @property
     def by_metric(self) -> bool:
-        """Whether the metric's direction decides, not the number."""
+        """Whether sides are compared by the metric's direction."""
         return self.better is not None
 
     @property
     def sides(self) -> list[tuple[str, CellName | float | Difference]]:
-        """The key and the term of both sides, the one that must exceed first."""
+        """Both sides with their keys, the side that must exceed first."""
         keys = ("better", "worse") if self.by_metric else ("greater", "lesser")
         return [(key, getattr(self, key)) for key in keys]
 
 
 class Variant(BaseModel):
-    """A test of a claim at some expense."""
+    """One test of a claim: a sweep or a measurement, with its inequalities and its cost."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     minutes: float = Field(gt=0)
-    """Minutes that it takes if no run of it is finished yet."""
+    """Minutes that the variant takes if none of its runs is finished."""
     measured: str | None = None
-    """The machine that the minutes were measured on; None: they are a guess."""
+    """Machine on which the minutes were measured; None: the minutes are a guess."""
     device: Literal["cpu", "cuda"] = "cpu"
-    """The least device that it needs."""
+    """The least capable device on which the variant can run."""
     sweep: Path | None = None
     """The sweep's file, relative to the claim's folder."""
     measure: Named | None = None
+    """The measurement, if there is no sweep."""
     seeds: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(None, min_length=1)
-    """Seeds; default: the sweep's."""
+    """Seeds; default: the sweep's own, or three for a measurement."""
     inequalities: tuple[Ordering, ...] = Field(min_length=1)
 
 
-EXPENSE = {"minutes", "measured", "device"}
-"""The fields of a variant that say what it takes."""
+COST_FIELDS = {"minutes", "measured", "device"}
+"""The fields of a variant that describe its cost."""
 
 
 class Claim(BaseModel):
-    """A sentence of the lecture and how it is tested."""
+    """A sentence of the lecture, and how it is tested."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     number: int = Field(ge=1)
-    """Its place in the list."""
+    """Position in the list of claims."""
     title: str
+    """The claim in one line."""
     says: tuple[str, ...] = Field(min_length=1)
-    """The lecture's own words."""
+    """Sentences quoted from the lecture."""
     source: str
-    """The slide, and the paper behind it."""
+    """The slide and the paper behind it."""
     variants: dict[str, Variant] = Field(min_length=1)
+    """The tests of the claim, by name."""
     otherwise: str
-    """What might explain a contradiction."""
+    """Possible explanation, printed if the claim is contradicted."""
 
     _path: Path = PrivateAttr()
     _source: Located = PrivateAttr()
@@ -137,10 +143,10 @@ class Claim(BaseModel):
         return self._path.stem
 
     def describe(self) -> dict[str, Any]:
-        """The claim as `sslrun claims --list --json` prints it."""
+        """Describe the claim as `sslrun claims --list --json` prints it."""
         variants = {
-            name: each.model_dump(mode="json", include=EXPENSE)
-            for name, each in self.variants.items()
+            name: variant.model_dump(mode="json", include=COST_FIELDS)
+            for name, variant in self.variants.items()
         }
         return {
             "number": self.number,
@@ -152,7 +158,10 @@ class Claim(BaseModel):
         }
 
     def sweep(self, variant: str) -> Sweep | None:
-        """Load the variant's sweep, with the variant's seeds. UserError: any mistake in its file."""
+        """Load the variant's sweep, with the variant's seeds; None for a measurement.
+
+        Raises UserError for any mistake in the sweep's file.
+        """
         chosen = self.variants[variant]
         if chosen.sweep is None:
             return None
@@ -160,62 +169,74 @@ class Claim(BaseModel):
         return sweep if chosen.seeds is None else sweep.model_copy(update={"seeds": chosen.seeds})
 
     def inequalities(self, variant: str, places: Collection[Place]) -> list[Inequality]:
-        """The variant's inequalities between cells of `places`. UserError: one names another cell."""
-        known = {place_parts(place): place for place in places}
-        found = []
-        for index, ordering in enumerate(self.variants[variant].inequalities):
-            at: Keys = ("variants", variant, "inequalities", index)
-            greater, lesser = (self._term(side, known, (*at, key)) for key, side in ordering.sides)
-            found.append(Inequality(greater, lesser, ordering.margin, ordering.by_metric))
-        return found
+        """Resolve the variant's inequalities to cells of a table, which has `places`.
 
-    def _term(
-        self, side: CellName | float | Difference, known: Mapping[CellName, Place], at: Keys
+        Raises UserError, with file and line, for a cell that the table does not have.
+        """
+        known = {place_parts(place): place for place in places}
+        inequalities = []
+        for index, ordering in enumerate(self.variants[variant].inequalities):
+            keys: Keys = ("variants", variant, "inequalities", index)
+            greater, lesser = (
+                self._resolve_side(side, known, (*keys, key)) for key, side in ordering.sides
+            )
+            inequalities.append(Inequality(greater, lesser, ordering.margin, ordering.by_metric))
+        return inequalities
+
+    def _resolve_side(
+        self, side: CellName | float | Difference, known: Mapping[CellName, Place], keys: Keys
     ) -> Term:
         if isinstance(side, Difference):
             return Gain(
-                self._cell(side.gain, known, (*at, "gain")),
-                self._cell(side.over, known, (*at, "over")),
+                self._resolve_cell(side.gain, known, (*keys, "gain")),
+                self._resolve_cell(side.over, known, (*keys, "over")),
             )
-        return side if isinstance(side, int | float) else self._cell(side, known, at)
+        return side if isinstance(side, int | float) else self._resolve_cell(side, known, keys)
 
-    def _cell(self, name: CellName, known: Mapping[CellName, Place], at: Keys) -> Place:
+    def _resolve_cell(self, name: CellName, known: Mapping[CellName, Place], keys: Keys) -> Place:
+        """Look a cell up by name; `keys` locate the name in the file, for the error message."""
         if name in known:
             return known[name]
-        title, titles = join_titles(*name), [join_titles(*each) for each in known]
+        title, titles = join_titles(*name), [join_titles(*other) for other in known]
         raise self._source.error(
-            at, f"no such cell of the table: '{title}'.{did_you_mean(title, titles)}"
+            keys, f"no such cell of the table: '{title}'.{did_you_mean(title, titles)}"
         )
 
     def choose(self, budget: float, cuda: bool) -> str | None:
-        """The most expensive variant of at most `budget` minutes that this machine can run; None: there is none."""
+        """Choose the most expensive variant that fits a budget in minutes and runs on this machine.
+
+        `cuda` is whether the machine has a GPU. Returns None if no variant fits.
+        """
         fitting = [
             name
-            for name, each in self.variants.items()
-            if each.minutes <= budget and (cuda or each.device == "cpu")
+            for name, variant in self.variants.items()
+            if variant.minutes <= budget and (cuda or variant.device == "cpu")
         ]
         return max(fitting, key=lambda name: self.variants[name].minutes, default=None)
 
     def larger(self, chosen: str | None) -> str | None:
-        """The command for the next larger variant; None: there is none."""
-        least = self.variants[chosen].minutes if chosen else 0.0
-        above = [each for each in self.variants.values() if each.minutes > least]
-        if not above:
+        """Return the command for the next larger variant, or None if `chosen` is the largest."""
+        minutes = self.variants[chosen].minutes if chosen else 0.0
+        larger = [variant for variant in self.variants.values() if variant.minutes > minutes]
+        if not larger:
             return None
-        following = min(above, key=lambda each: each.minutes)
+        following = min(larger, key=lambda variant: variant.minutes)
         gpu = " (needs a GPU)" if following.device == "cuda" else ""
         name = self.name if self._path.parent == claims_folder() else shlex.quote(str(self._path))
         return f"sslrun claims {name} --budget {following.minutes:g}{gpu}"
 
 
 def load_claim(path: Path) -> Claim:
-    """Load the claim in a file. UserError: any mistake, with its file, line and key."""
+    """Load a claim from a file.
+
+    Raises UserError for any mistake, with its file, line and key.
+    """
     source = read_yaml(path)
     variants = {
         name: _load_variant(source.section("variants", name))
         for name in source.section("variants").value
     }
-    # Mistakes in variants are reported before the claim's own.
+    # Variants are loaded first, so that a mistake in one is reported before the claim's own.
     source = Located(
         {**source.value, **({"variants": variants} if variants else {})}, source.places
     )
@@ -227,16 +248,19 @@ def load_claim(path: Path) -> Claim:
 def _load_variant(source: Located) -> Variant:
     values = dict(source.value)
     if ("measure" in values) == ("sweep" in values):
-        raise source.error((), "give either sweep, a file, or measure, a measurement")
+        raise source.error((), "give either sweep (a file) or measure (a measurement), not both")
     if "measure" in values:
         values["measure"] = _load_measurement(source)
-    return validated(Variant, Located(values, source.places, source.at), "a variant")
+    return validated(Variant, Located(values, source.places, source.path), "a variant")
 
 
 def _load_measurement(variant: Located) -> Named:
-    """The measurement that a variant names, `name` or `{name: ..., option: ...}`."""
+    """Load the measurement that a variant names: `name`, or `{name: ..., option: ...}`."""
     value = variant.value["measure"]
-    name, options = value, Located({}, {(): variant.places[("measure",)]}, (*variant.at, "measure"))
+    name, options = (
+        value,
+        Located({}, {(): variant.places[("measure",)]}, (*variant.path, "measure")),
+    )
     if isinstance(value, dict):
         section = variant.section("measure")
         name, options = value.get("name"), section.without("name")
@@ -250,14 +274,16 @@ def _load_measurement(variant: Located) -> Named:
 
 
 def load_claims(names: Sequence[str], folder: Path) -> list[Claim]:
-    """Load claims by number: those in a folder with these names, or in files of these names; without names, all.
+    """Load claims, ordered by number.
 
+    A name is that of a claim in `folder`, or the path of a .yaml file. Without names, all claims of
+    the folder are loaded.
     Raises UserError for a claim that does not exist.
     """
     paths = {path.stem: path for path in sorted(folder.glob("*.yaml"))}
     if not paths and not all(name.endswith(".yaml") for name in names or ["all"]):
         raise UserError(
-            f"{folder}: no claims there; name a folder of claims with --recipes, or claims' files"
+            f"{folder}: no claims there; name a folder of claims with --recipes, or a claim's file"
         )
     chosen = []
     for name in names or paths:
@@ -267,17 +293,11 @@ def load_claims(names: Sequence[str], folder: Path) -> list[Claim]:
     return sorted(chosen, key=lambda claim: (claim.number, claim.name))
 
 
-def listing(claims: Sequence[Claim]) -> RichTable:
-    """Claims and their variants, for the terminal."""
+def render_list(claims: Sequence[Claim]) -> RichTable:
+    """Lay claims and their variants out for the terminal."""
+    headings = ("", "claim", "", "variants")
     table = RichTable(
-        "",
-        "claim",
-        "",
-        "variants",
-        box=None,
-        pad_edge=False,
-        padding=(0, 2, 0, 0),
-        header_style="bold",
+        *headings, box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold"
     )
     for claim in claims:
         variants = ", ".join(
@@ -291,4 +311,5 @@ def listing(claims: Sequence[Claim]) -> RichTable:
 
 def _describe_variant(name: str, variant: Variant) -> str:
     guess = "" if variant.measured else " (a guess)"
-    return f"{name} {variant.minutes:g} min{guess}{' (GPU)' if variant.device == 'cuda' else ''}"
+    gpu = " (GPU)" if variant.device == "cuda" else ""
+    return f"{name} {variant.minutes:g} min{guess}{gpu}"

@@ -19,7 +19,7 @@ def cache_root() -> Path:
     return Path(os.environ.get("SSLRUN_CACHE") or "~/.cache/sslrun").expanduser()
 
 
-def digest_of(key: Any) -> str:
+def digest_key(key: Any) -> str:
     """Return the digest that names a cache entry.
 
     `key` holds the JSON values that determine the content of the entry; their order does not
@@ -36,9 +36,9 @@ def cache_error(folder: Path, error: Exception) -> UserError:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold the lock of `path`, a file or folder that one process makes while the others wait.
+    """Hold the lock of `path`, a file or folder that one process creates while the others wait.
 
-    A process that waited must look again whether `path` exists. The parent folder of `path` is
+    A process that waited must check again whether `path` exists. The parent folder of `path` is
     created.
 
     Raises:

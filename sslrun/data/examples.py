@@ -39,10 +39,10 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 class Examples(ABC):
-    """A split of a data set: a length, labels, and batches drawn by index.
+    """A split of a data set: its length, its labels, and batches drawn by index.
 
-    Batches are drawn by index so that the order of an epoch is a pure function of seed and epoch. A
-    resumed run can then start at any batch at no cost.
+    Batches are drawn by index so that the order of an epoch is a pure function of seed and epoch
+    and a resumed run can start at any batch at no cost.
     """
 
     spec: InputSpec
@@ -74,10 +74,10 @@ class Examples(ABC):
         raise NotImplementedError
 
     def order(self, seed: int, epoch: int) -> Tensor:
-        """Return the order (N,) int64 in which an epoch visits the examples; by default a random one.
+        """Return the order (N,) int64 in which an epoch visits the examples; the default is random.
 
-        It is a function of seed, epoch and `state_dict`. Examples that are collected or reweighted
-        while training return a new order for each epoch.
+        It is a function of seed, epoch and `state_dict`. A set whose examples are collected or
+        reweighted during training returns an order that reflects their state.
         """
         generator = torch.Generator().manual_seed(derive_seed(seed, epoch))
         return torch.randperm(len(self), generator=generator)

@@ -30,9 +30,9 @@ class Shift(BaseModel):
     data: Any = None
     """Another data set of the same kind; its test split is used."""
     classes: dict[str, str | tuple[str, ...]] = {}
-    """Their class -> the task's class, for classes that are named differently; requires `data`.
-    Give a list if their class covers several of the task's, as in HANS: {non-entailment: [neutral,
-    contradiction]}."""
+    """Class of `data` -> class of the task, for classes that are named differently. Give a list if
+    the class covers several of the task's, as in HANS: {non-entailment: [neutral, contradiction]}.
+    Requires `data`."""
     corruption: str | tuple[str, ...] = ()
     """Corruption of the task's own test images, as in ImageNet-C; a list is averaged."""
     severity: Severity | Annotated[tuple[Severity, ...], Field(min_length=1)] = 3
@@ -67,7 +67,7 @@ class Part:
 
     examples: Examples
     merged: tuple[tuple[int, ...], ...] = ()
-    """Groups of classes that the set does not tell apart: each counts as the first of its group."""
+    """Groups of classes that the set does not distinguish; each counts as its group's first."""
     dropped: Mapping[str, int] = field(default_factory=dict)
     """Number of examples left out, by their class, because the task has no such class."""
 
@@ -137,11 +137,9 @@ def _relabel(name: str, examples: Examples, renamed: ClassNames, task: Splits) -
     dropped = examples.labels[labels < 0].bincount(minlength=len(examples.classes)).tolist()
     counts = zip(examples.classes, dropped, strict=True)
     subset: Any = examples.subset(kept)
-    return Part(
-        replace(subset, labels=labels[kept], classes=tuple(task.classes)),
-        tuple(match for match in matches if len(match) > 1),
-        {theirs: count for theirs, count in counts if count},
-    )
+    relabeled = replace(subset, labels=labels[kept], classes=tuple(task.classes))
+    merged = tuple(match for match in matches if len(match) > 1)
+    return Part(relabeled, merged, {label: count for label, count in counts if count})
 
 
 def _match_classes(
@@ -160,21 +158,21 @@ def _match_classes(
     _check_names(name, classes, renamed, own_classes)
     by_name = {_normalize(own): index for index, own in enumerate(own_classes)}
     matches: list[tuple[int, ...]] = []
-    matched_by: dict[int, str] = {}  # own class -> the first of their classes that covers it
-    in_group: set[int] = set()  # own classes that share one of their classes with others
-    for theirs in classes:
-        match = tuple(own_classes.index(own) for own in _as_sequence(renamed.get(theirs, ())))
-        if not match and (same_name := by_name.get(_normalize(theirs))) is not None:
+    matched_by: dict[int, str] = {}  # own class -> the first of `classes` that covers it
+    in_group: set[int] = set()  # own classes that one of `classes` covers together with others
+    for label in classes:
+        match = tuple(own_classes.index(own) for own in _as_sequence(renamed.get(label, ())))
+        if not match and (same_name := by_name.get(_normalize(label))) is not None:
             match = (same_name,)
         for index in match:
             if index in in_group or (len(match) > 1 and index in matched_by):
                 raise UserError(
                     f"shift '{name}': class '{own_classes[index]}' is matched to "
-                    f"'{matched_by[index]}' and to '{theirs}': only a class that is matched alone "
+                    f"'{matched_by[index]}' and to '{label}': only a class that is matched alone "
                     "may be matched twice"
                 )
         for index in match:
-            matched_by.setdefault(index, theirs)
+            matched_by.setdefault(index, label)
         if len(match) > 1:
             in_group.update(match)
         matches.append(match)
@@ -185,11 +183,11 @@ def _check_names(
     name: str, classes: Sequence[str], renamed: ClassNames, own_classes: Sequence[str]
 ) -> None:
     """Raise UserError if `renamed` names a class that the set, or the task, does not have."""
-    for theirs, ours in renamed.items():
-        if theirs not in classes:
-            hint = did_you_mean(theirs, list(classes))
-            raise UserError(f"shift '{name}': that set has no class '{theirs}'.{hint}")
-        for own in _as_sequence(ours):
+    for label, own_labels in renamed.items():
+        if label not in classes:
+            hint = did_you_mean(label, list(classes))
+            raise UserError(f"shift '{name}': that set has no class '{label}'.{hint}")
+        for own in _as_sequence(own_labels):
             if own not in own_classes:
                 hint = did_you_mean(own, list(own_classes))
                 raise UserError(f"shift '{name}': the task has no class '{own}'.{hint}")
@@ -200,12 +198,12 @@ def _as_sequence(names: str | Sequence[str]) -> Sequence[str]:
 
 
 def _has_classes(examples: Examples) -> bool:
-    """Return whether an example has one class, and not a number, a span or tags."""
+    """Return whether an example has one class, instead of a number, a span or tags."""
     return bool(examples.classes) and examples.strata is examples.labels
 
 
 def _abbreviate(names: Sequence[str]) -> str:
-    """List the first five names."""
+    """List the first five names, then "..." if there are more."""
     return ", ".join([*names[:5], *(["..."] if len(names) > 5 else [])])
 
 

@@ -10,12 +10,12 @@ from sslrun.data.examples import Batch, Examples, ProgressCallback
 from sslrun.data.specs import InputSpec
 from sslrun.data.stores import HubStore, Split
 from sslrun.errors import UserError
-from sslrun.hub import hub_or_offline
+from sslrun.hub import reach_hub
 from sslrun.registry import Options, Registry
 
 
 class Source(ABC):
-    """A data set. It knows its splits and loads each on request."""
+    """A data set that loads each of its splits on request."""
 
     Options: ClassVar[type[Options]] = Options
     name: ClassVar[str]
@@ -51,13 +51,13 @@ class Source(ABC):
         """
 
     def check_available(self) -> None:
-        """Check, without a download, that the set can be had.
+        """Check, without a download, that the set is available.
 
         Raises:
-            UserError: The set is neither on this machine nor can the hub be reached.
+            UserError: The set is not on this machine and the hub cannot be reached.
         """
         splits = self.splits  # raises if a local folder or file is missing
-        if isinstance(getattr(self, "store", None), HubStore) and not hub_or_offline():
+        if isinstance(getattr(self, "store", None), HubStore) and not reach_hub():
             self.load(splits[0])  # succeeds if the set is in a cache
 
     @classmethod
@@ -93,7 +93,10 @@ sources: Registry[Source] = Registry("data set", "data")
 def explain_missing(
     name: str, options: Any, progress: ProgressCallback | None = None
 ) -> str | None:
-    """Return why a data set cannot be had, if that is known without a download; else None."""
+    """Return why a data set is unavailable; None if it may be available.
+
+    Nothing is downloaded to find out.
+    """
     try:
         sources[name](options, progress).check_available()
     except UserError as error:

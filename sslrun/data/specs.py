@@ -1,4 +1,4 @@
-"""Input specs: what a network must know of its inputs to be built, one class per kind of data."""
+"""Input specs: what a network needs to know about its inputs, one class per kind of data."""
 
 from __future__ import annotations
 

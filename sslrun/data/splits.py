@@ -1,4 +1,4 @@
-"""Splits: what a stage trains on, selects by and is scored on; and which labels it may see."""
+"""Splits to train on, to select by and to be tested on; and the labels that a run may see."""
 
 from __future__ import annotations
 
@@ -116,7 +116,8 @@ def carve(labels: Tensor | int, fraction: float, seed: int = SPLIT_SEED) -> tupl
     counts = labels.bincount()
     if len(counts) == 0 or counts.max() < 2:
         raise UserError(
-            "no class has 2 training examples, so that none can be held out for validation: add some"
+            "no class has 2 training examples, so that none can be held out for validation: "
+            "add some"
         )
     carved_counts = _share(counts, fraction).clamp(min=1).minimum(counts - 1)
     carved = _rank_in_class(labels, seed) < carved_counts[labels]
@@ -129,8 +130,8 @@ def select_labeled(
     """Return the indices, ascending, of the examples whose labels may be seen.
 
     With `per_class`, `labels` is a number of examples per class (see `select_count`), otherwise a
-    fraction or a number above 1 (see `select_fraction`). Examples with tags or a span instead of
-    one class are balanced as if they were of one class.
+    fraction or a number above 1 (see `select_fraction`). Examples with tags or a span instead of a
+    class count as one class.
     """
     strata = examples.strata
     classes = examples.classes if strata is examples.labels else ()
@@ -158,7 +159,8 @@ def select_fraction(
         return torch.arange(len(labels))
     if not 0 < fraction < 1:
         raise UserError(
-            f"labels: {fraction} is neither a fraction of the labels, in (0, 1], nor a whole number of labels per class"
+            f"labels: {fraction} is neither a fraction of the labels, in (0, 1], nor a whole "
+            "number of labels per class"
         )
     selected_counts = _share(counts, fraction)
     if (selected_counts == 0).any():
@@ -245,7 +247,8 @@ def pool(first: Examples, second: Examples) -> Examples:
     """
     if first.spec != second.spec:
         raise UserError(
-            f"the unlabeled examples are {second.spec}, the training examples {first.spec}: give one size"
+            f"the unlabeled examples are {second.spec}, the training examples {first.spec}: "
+            "give one size"
         )
     if isinstance(first, TensorExamples) and isinstance(second, TensorExamples):
         return replace(first, inputs=torch.cat([first.inputs, second.inputs]), labels=None)

@@ -1,4 +1,4 @@
-"""Where a set is stored: folders of images, tables, CSV lists, or the Hugging Face hub."""
+"""Stores of data sets: folders of images, tables, CSV lists, and the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torch import Tensor
 from sslrun.data.cache import cache_root
 from sslrun.data.image.images import EncodedFiles, EncodedSplit
 from sslrun.errors import UserError
-from sslrun.hub import hub_or_offline
+from sslrun.hub import reach_hub
 from sslrun.registry import did_you_mean
 
 T = TypeVar("T")
@@ -60,7 +60,7 @@ class Store(ABC):
         """
 
 
-def local_store(root: Path, label: str | None = None, test_on_val: bool = False) -> Store:
+def open_local_store(root: Path, label: str | None = None, test_on_val: bool = False) -> Store:
     """Return the store of a folder that holds parquet files or images."""
     if any(root.glob("*.parquet")):
         return ParquetStore(root, label=label, test_on_val=test_on_val)
@@ -78,7 +78,7 @@ def assign_roles(stored: Mapping[Split, T], test_on_val: bool) -> dict[Split, T]
 # ---------------------------------------------------------------- local copies of published sets
 
 
-def local_folders(name: str) -> list[Path]:
+def list_local_folders(name: str) -> list[Path]:
     """Return the folders where a published set may be stored, in the order in which they are tried.
 
     `name` is the set's name, or a path such as "vtab/dtd".
@@ -88,14 +88,14 @@ def local_folders(name: str) -> list[Path]:
 
 
 def find_local_folder(name: str) -> Path | None:
-    """Return the first of the `local_folders` that exists; None if there is none."""
-    return next((folder for folder in local_folders(name) if folder.is_dir()), None)
+    """Return the first of a set's local folders that exists; None if there is none."""
+    return next((folder for folder in list_local_folders(name) if folder.is_dir()), None)
 
 
 def describe_local_folders(name: str) -> str:
-    """Say which of the `local_folders` exist: "found at A, not found at B"."""
+    """Say which of a set's local folders exist: "found at A, not found at B"."""
     words = {True: "found", False: "not found"}
-    return ", ".join(f"{words[folder.is_dir()]} at {folder}" for folder in local_folders(name))
+    return ", ".join(f"{words[folder.is_dir()]} at {folder}" for folder in list_local_folders(name))
 
 
 def explain_download(folder: str, page: str) -> str:
@@ -142,7 +142,8 @@ class FolderStore(Store):
     def _split_folders(self) -> dict[Split, Path]:
         if not self.root.is_dir():
             raise UserError(
-                f"{self.root}: no such folder; it should hold train/<class>/ or <class>/ with images"
+                f"{self.root}: no such folder; it should hold train/<class>/ or <class>/ with "
+                "images"
             )
         folders: dict[Split, Path] = {}
         for split, names in SPELLINGS.items():
@@ -194,10 +195,10 @@ class TableStore(Store):
     """Images in one column of a table that `datasets` can load, and labels in another."""
 
     def __init__(self, name: str, image: str | None, label: str | None) -> None:
-        """Set the columns.
+        """Set the name of the store in messages, and its columns.
 
-        `name` is the name in messages. `image` and `label` are columns; if None, they are found by
-        their types, and the label also by the names "label" and "labels".
+        A column that is None is found by its type; the label also by the names "label" and
+        "labels".
         """
         self.name = name
         self.image = image
@@ -205,7 +206,11 @@ class TableStore(Store):
 
     @abstractmethod
     def table(self, split: Split) -> Any:
-        """Return the split as a `datasets.Dataset`. Raises UserError if it cannot be had."""
+        """Return the split as a `datasets.Dataset`.
+
+        Raises:
+            UserError: The split is missing, or cannot be read or downloaded.
+        """
 
     def open(self, split: Split) -> EncodedSplit:
         table = self.table(split)
@@ -226,11 +231,13 @@ class TableStore(Store):
             return self.image
         if not columns:
             raise UserError(
-                f"{self.name}: holds no images in its columns ({', '.join(features)}): choose an image set"
+                f"{self.name}: holds no images in its columns ({', '.join(features)}): "
+                "choose an image set"
             )
         if len(columns) > 1:
             raise UserError(
-                f"{self.name}: holds images in {', '.join(columns)}: choose one, as in image: {columns[0]}"
+                f"{self.name}: holds images in {', '.join(columns)}: choose one, as in "
+                f"image: {columns[0]}"
             )
         return columns[0]
 
@@ -247,7 +254,8 @@ class TableStore(Store):
         columns = columns or [name for name in ("label", "labels") if name in features]
         if len(columns) > 1:
             raise UserError(
-                f"{self.name}: has labels in {', '.join(columns)}: choose one, as in label: {columns[0]}"
+                f"{self.name}: has labels in {', '.join(columns)}: choose one, as in "
+                f"label: {columns[0]}"
             )
         return columns[0] if columns else None
 
@@ -268,7 +276,8 @@ class TableStore(Store):
             values = [class_ids.get(value, -1) for value in values]
         if len(classes) < 2:
             raise UserError(
-                f"{self.name}: column '{column}' has only one class, {classes[0]!r}: at least two are needed"
+                f"{self.name}: column '{column}' has only one class, {classes[0]!r}: "
+                "at least two are needed"
             )
         unknown = (row for row, value in enumerate(values) if not 0 <= value < len(classes))
         if (row := next(unknown, None)) is not None:
@@ -520,7 +529,8 @@ class HubStore(TableStore):
         if name not in self._tables:
             known = ", ".join(self._tables)
             raise UserError(
-                f"{self.name}: no split '{name}' on the hub, only {known}: name one of them under '{split}'"
+                f"{self.name}: no split '{name}' on the hub, only {known}: "
+                f"name one of them under '{split}'"
             )
         return self._tables[name]
 
@@ -529,7 +539,7 @@ class HubStore(TableStore):
         import datasets
 
         hub = self.hub
-        hub_or_offline()
+        reach_hub()
         try:
             return datasets.load_dataset(
                 hub.repository, hub.config, revision=hub.revision, data_files=hub.files
@@ -620,7 +630,11 @@ class CsvImageStore(Store):
 
     @property
     def images(self) -> list[Path]:
-        """The files of all images. Raises UserError if the CSV file cannot be read."""
+        """The files of all images.
+
+        Raises:
+            UserError: A CSV file cannot be read.
+        """
         return [Path(row.file) for rows in self._rows.values() for row in rows]
 
     def identity(self, split: Split) -> Mapping[str, Any]:
@@ -703,21 +717,23 @@ class CsvImageStore(Store):
         image = self._find_column(file, header, self.image, "image")
         label = self._find_optional(file, header, "label", self.label) if labeled else None
         split = self._find_optional(file, header, "split", self.split)
-        empty = True
+        is_empty = True
         for line, cells in rows:
-            empty = False
+            is_empty = False
             if len(cells) != len(header):
                 raise UserError(
-                    f"{file}:{line}: should have {len(header)} cells, like the header, not {len(cells)}"
+                    f"{file}:{line}: should have {len(header)} cells, like the header, "
+                    f"not {len(cells)}"
                 )
             path = cells[image]
             if not path:
                 raise UserError(f"{file}:{line}: the column '{header[image]}' is empty")
             resolved = os.path.join(file.parent, os.path.expanduser(path))
-            text = "" if label is None else cells[label]
-            listed = ListedImage(str(file), line, path, resolved, text)
-            yield listed, None if split is None else cells[split]
-        if empty:
+            row = ListedImage(
+                str(file), line, path, resolved, label="" if label is None else cells[label]
+            )
+            yield row, None if split is None else cells[split]
+        if is_empty:
             raise UserError(f"{file}: lists no images: add a row for each")
 
     def _find_optional(

@@ -1,1 +1,1 @@
-"""Where jobs run: processes on this machine, and Slurm. Takes commands, and knows nothing of what they do."""
+"""Launchers of worker commands: processes on this machine, and Slurm arrays."""

@@ -1,4 +1,4 @@
-"""Worker processes on this machine, each with its share of the cores and a GPU of its own."""
+"""Worker processes on this machine, each with its share of the cores and its own GPU."""
 
 from __future__ import annotations
 
@@ -14,33 +14,35 @@ Result = TypeVar("Result")
 
 
 def spread(device: torch.device, workers: int) -> list[str]:
-    """The device of each of `workers` processes: the GPUs in turn if none is named, else the same for all."""
+    """Choose a device per worker: the GPUs in turn if no index is named, else the same device."""
     count = torch.cuda.device_count() if device.type == "cuda" and device.index is None else 0
     return [f"cuda:{worker % count}" if count else str(device) for worker in range(workers)]
 
 
 def command_on(arguments: Sequence[str], device: str) -> list[str]:
-    """The command of a worker: sslrun with `arguments`, in which `device` takes the place of the one that is given."""
+    """Build the command of a worker: sslrun with `arguments`, but on `device`."""
     others = [argument for argument in arguments if not argument.startswith("--device=")]
     return [sys.executable, "-m", "sslrun", *others, f"--device={device}"]
 
 
 def threads_of(workers: int) -> int:
-    """Each worker's share of the machine's cores."""
+    """Return each worker's share of the machine's cores."""
     return max(1, (os.cpu_count() or 1) // workers)
 
 
 def beside(work: Callable[[], Result], commands: Sequence[Sequence[str]], threads: int) -> Result:
     """Call `work` while other processes run `commands`, wait for them, and return its result.
 
-    If `work` raises, the others are asked to stop, and waited for while they save what they have.
+    If `work` raises an error, the other processes receive SIGTERM, save their work, and end first.
     """
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     others: list[subprocess.Popen[bytes]] = []
     try:
         for command in commands:
-            others.append(subprocess.Popen(command, env=environment, **quiet))  # type: ignore[call-overload]
+            process = subprocess.Popen(
+                command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            )
+            others.append(process)
         result = work()
         for other in others:
             other.wait()

@@ -17,7 +17,7 @@ from sslrun.training.learner import Output
 
 @pretexts.register("barlow")
 class BarlowTwins(TwoViews):
-    """Correlate each dimension of two views' projections with itself and with no other.
+    """Make each dimension of the projections correlate across two views, and with no other one.
 
     Zbontar et al., ICML 2021 (arXiv:2103.03230).
     """
@@ -50,10 +50,10 @@ def barlow_loss(first: Tensor, second: Tensor, off_diagonal: float) -> Tensor:
     projections over the batches of all ranks, and lambda is `off_diagonal`.
     """
     with torch.autocast(first.device.type, enabled=False):
-        first, second = (distributed.gather(each.float()) for each in (first, second))
+        first, second = (distributed.gather(view.float()) for view in (first, second))
         a, b = (
-            (each - each.mean(dim=0)) / (each.var(dim=0, correction=0) + 1e-5).sqrt()
-            for each in (first, second)
+            (view - view.mean(dim=0)) / (view.var(dim=0, correction=0) + 1e-5).sqrt()
+            for view in (first, second)
         )
         correlation = a.T @ b / len(a)
         diagonal = correlation.diagonal()

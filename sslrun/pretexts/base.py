@@ -1,4 +1,4 @@
-"""The type of every pretext task."""
+"""The base class of pretext tasks."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from sslrun.training.learner import Learner
 
 
 class PretextOptions(Options):
-    """Settings of a pretext task."""
+    """Options that all pretext tasks share."""
 
 
 class Pretext(Learner):
-    """A self-supervised objective: makes its targets from the data, owns its heads and teachers, returns a loss.
+    """A self-supervised objective, with its heads and teachers, that makes targets from the data.
 
     See `Learner` for when the loop calls `views`, `forward`, `before_step` and `after_step`.
     """
@@ -27,13 +27,13 @@ class Pretext(Learner):
     Options: ClassVar[type[PretextOptions]] = PretextOptions
     name: ClassVar[str]
     version: ClassVar[int] = 1
-    """Raised when the same options come to mean another objective."""
+    """Increase it when the same options lead to another objective."""
     reads: ClassVar[type[InputSpec]]
-    """The inputs that it makes its views from."""
+    """Type of the inputs that views are made from."""
     gives: ClassVar[type[InputSpec] | None] = None
-    """The inputs that it gives the backbone; None: the same as it reads."""
+    """Type of the inputs that the backbone gets; None: the same as `reads`."""
     needs: ClassVar[tuple[str, ...]] = ()
-    """What it needs from a backbone in addition to pooled features: names of `Backbone.offers`."""
+    """Capabilities that the backbone must have; names of `Backbone.offers`."""
 
     def __init__(self, options: Any, backbone: Backbone) -> None:
         super().__init__()
@@ -42,30 +42,30 @@ class Pretext(Learner):
 
     @classmethod
     def backbone_spec(cls, options: Any, spec: InputSpec) -> InputSpec:
-        """The spec to build the backbone for, from the data's; an instance of `gives`."""
+        """The spec to build the backbone for, an instance of `gives`; by default the data's."""
         return spec
 
     @property
     def kept(self) -> Backbone:
-        """The backbone that is saved, watched and evaluated: a teacher's where the paper says so."""
+        """The backbone to save, watch and evaluate: the teacher's if the paper evaluates that."""
         return self.backbone
 
     def layers(self) -> list[list[nn.Parameter]]:
         return self.backbone.layers()
 
     def arrange(self, examples: Examples, seed: int) -> Examples:
-        """The examples as this pretext reads them, such as text in pairs of segments; by default as they are."""
+        """Arrange the examples for the task, as pairs of text for example; by default unchanged."""
         return examples
 
     def held_out(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        """Metrics on held-out examples, `held_out_loss` among them, in eval mode and without gradient.
+        """Metrics on held-out examples, including `held_out_loss`, in eval mode without gradients.
 
-        By default none: a loss that compares views says little about what was learned.
+        None by default, because a loss that compares views says little about the features.
         """
         return {}
 
     def floor(self, examples: Examples) -> float | None:
-        """The held-out loss of a model that uses no context, to recognize one that is stuck; None: there is none."""
+        """Held-out loss of a model without context, to detect stuck training; None: undefined."""
         return None
 
 

@@ -1,14 +1,12 @@
-"""Language models in both directions (ELMo; Peters et al., NAACL 2018, arXiv:1802.05365)."""
+"""Language modeling in both directions (ELMo; Peters et al., NAACL 2018, arXiv:1802.05365)."""
 
 from __future__ import annotations
 
 import torch
 
-from sslrun.backbones.lstm import Recurrent
 from sslrun.backbones.text import TextBackbone
 from sslrun.data.examples import Batch
 from sslrun.data.text.sequences import Tokens
-from sslrun.errors import UserError
 from sslrun.pretexts.base import pretexts
 from sslrun.pretexts.language import (
     LanguageOptions,
@@ -29,6 +27,8 @@ class BiLm(LanguagePretext):
     their softmax. The loss is the mean of both directions.
     """
 
+    needs = ("directions",)
+
     class Options(LanguageOptions):
         pairs: Pairs = "drop"
 
@@ -36,11 +36,7 @@ class BiLm(LanguagePretext):
 
     def __init__(self, options: Options, backbone: TextBackbone) -> None:
         super().__init__(options, backbone)
-        if not isinstance(backbone, Recurrent) or backbone.back is None:
-            raise UserError(
-                f"pretext 'bilm' needs a backbone with two separate directions, which '{backbone.name}' does not have: "
-                "take backbone 'elmo', or 'lstm' with bidirectional: true"
-            )
+        backbone.require("directions", "pretext 'bilm'")
         self.head = TokenHead(backbone.width // 2, backbone.spec.vocab, None)
 
     def views(self, batch: Batch, generator: torch.Generator) -> Tokens:
@@ -56,7 +52,8 @@ class BiLm(LanguagePretext):
         return Output(
             loss,
             {
-                "forward_loss": forward_loss.detach(), "backward_loss": backward_loss.detach(),
+                "forward_loss": forward_loss.detach(),
+                "backward_loss": backward_loss.detach(),
                 "accuracy": (forward_accuracy + backward_accuracy) / 2,
             },
-        )  # fmt: skip
+        )

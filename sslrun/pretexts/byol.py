@@ -18,24 +18,24 @@ from sslrun.training.learner import Output
 
 @pretexts.register("byol")
 class BYOL(TwoViews):
-    """Predict a slowly moving teacher's projection of the other view.
+    """Predict the projection of the other view by a teacher, a moving average of the student.
 
     Grill et al., NeurIPS 2020 (arXiv:2006.07733). The two views go through the networks one after
     the other, so that each has its own batch statistics, as in the authors' code. The teacher stays
-    in training mode, as theirs does.
+    in training mode, as in that code.
     """
 
     class Options(TwoViewOptions):
         augmentation: Augmentation = Augmentation.byol_first()
         """Augmentation of the first view; default: always blurred, never solarized."""
         second: Augmentation | None = Augmentation.byol_second()
-        """Augmentation of the second view; default: seldom blurred, sometimes solarized."""
+        """Augmentation of the second view; default: rarely blurred, sometimes solarized."""
         hidden: int = Field(default=4096, ge=2)
         """Width of the hidden layers of projector and predictor."""
         projection: int = Field(default=256, ge=2)
         """Width of the vectors that are compared."""
         momentum: float = Field(default=0.996, ge=0, le=1)
-        """Momentum of the teacher at the start; rises to 1 along a half cosine."""
+        """Initial momentum of the teacher; it rises to 1 along half a cosine."""
 
     options: Options
 
@@ -51,11 +51,17 @@ class BYOL(TwoViews):
         return Output(byol_loss(predicted[0], targets[1]) + byol_loss(predicted[1], targets[0]))
 
     def after_step(self, progress: float) -> None:
-        """Move the teacher with momentum 1 - (1 - m0) (cos(pi progress) + 1) / 2, where m0 is `momentum`."""
+        """Move the teacher toward the student.
+
+        The momentum is 1 - (1 - m0) (cos(pi progress) + 1) / 2, where m0 is the option `momentum`.
+        """
         momentum = 1 - (1 - self.options.momentum) * (math.cos(math.pi * progress) + 1) / 2
         self.teacher.follow(self.backbone, self.projector, momentum)
 
 
 def byol_loss(predicted: Tensor, target: Tensor) -> Tensor:
-    """Mean over the batch of || p / |p| - z / |z| ||^2 = 2 - 2 cos(p, z) for p and z (B, D); z gets no gradient."""
+    """Mean over the batch of 2 - 2 cos(p, z), for p and z (B, D), as a 0-d tensor.
+
+    It equals || p / |p| - z / |z| ||^2; z gets no gradient.
+    """
     return (2 - 2 * F.cosine_similarity(predicted.float(), target.detach().float(), dim=1)).mean()

@@ -1,4 +1,4 @@
-"""Span corruption with an encoder-decoder (T5; Raffel et al., JMLR 2020, arXiv:1910.10683)."""
+"""Span corruption with an encoder-decoder (T5, Raffel et al., JMLR 2020, arXiv:1910.10683)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from sslrun.backbones.text import TextBackbone, check_heads
-from sslrun.backbones.transformer import Block, Stack, initialize
+from sslrun.backbones.transformer import BERT_STYLE, Block, Stack, initialize
 from sslrun.data.examples import Batch
 from sslrun.data.text.sequences import IGNORED, Tokens
 from sslrun.errors import UserError
@@ -30,13 +30,13 @@ class DenoisingViews(NamedTuple):
     """Sequences with spans cut out, and the spans."""
 
     tokens: Tokens
-    """Input of the encoder: one [MASK] stands for each span."""
+    """Input of the encoder, with one [MASK] in place of each span."""
     decoder_ids: Tensor
-    """(B, S) input of the decoder: the previous target, and [CLS] where a document begins."""
+    """(B, S): input of the decoder, the previous target; [CLS] at the beginning of a document."""
     targets: Tensor
-    """(B, S) output of the decoder: for each span [MASK] and its tokens; at the end [SEP]."""
+    """(B, S): output of the decoder, [MASK] and the tokens of each span; [SEP] at the end."""
     documents: Tensor
-    """(B, S) the document of each target; 0: padding."""
+    """(B, S): the document of each target; 0: padding."""
 
 
 @pretexts.register("denoise")
@@ -52,8 +52,9 @@ class Denoise(LanguagePretext):
         encoder   the [MASK] on the [MASK]
         targets   [MASK] cat sat [MASK] mat [SEP]
 
-    Deviations: the sentinel of every span is [MASK], which BERT's vocabulary has; their order tells
-    spans apart. Positions and norms are BERT's, and so is the head before the softmax.
+    Deviations: the sentinel of every span is [MASK], because BERT's vocabulary has no others; the
+    order of spans tells them apart. Positions, norms and the head before the softmax are BERT's, so
+    that every text backbone can be the encoder.
     """
 
     class Options(LanguageOptions):
@@ -63,7 +64,7 @@ class Denoise(LanguagePretext):
         span: float = Field(3.0, ge=1)
         """Mean number of tokens in a span."""
         depth: int = Field(2, ge=1)
-        """Number of layers of the decoder."""
+        """Number of layers in the decoder."""
 
     options: Options
 
@@ -71,7 +72,8 @@ class Denoise(LanguagePretext):
         super().__init__(options, backbone)
         if backbone.causal:
             raise UserError(
-                f"pretext 'denoise' needs an encoder that reads both sides, but '{backbone.name}' is causal"
+                "pretext 'denoise' needs an encoder that reads both sides, "
+                f"but '{backbone.name}' is causal: take a backbone that is not, or pretext 'ltr'"
             )
         self.tokenizer, width = backbone.spec.tokenizer, backbone.width
         shared = embedding_of(backbone)
@@ -84,8 +86,7 @@ class Denoise(LanguagePretext):
         heads = max(1, width // 64)
         check_heads("the decoder of 'denoise'", width, heads)
         self.blocks = Stack(
-            Block(width, heads, norm="post", cross=True, dropout=0.1, eps=1e-12)
-            for _ in range(options.depth)
+            Block(width, heads, BERT_STYLE, cross=True, dropout=0.1) for _ in range(options.depth)
         )
         for module in (self.table, self.position_embed, self.blocks):
             if module is not None:
@@ -93,42 +94,52 @@ class Denoise(LanguagePretext):
         self.head = TokenHead(width, backbone.spec.vocab, width)
 
     def views(self, batch: Batch, generator: torch.Generator) -> DenoisingViews:
+        """Cut spans out of the batch; see the example above."""
         tokens = self.tokens(batch)
         ids, tokenizer = tokens.ids, self.tokenizer
         inner = tokens.real & (ids != tokenizer.cls) & (ids != tokenizer.sep)
         cut = self._spans(inner, generator)
         starts = cut & ~F.pad(cut, (1, 0))[:, :-1]
-        kept = (tokens.real & ~cut) | starts
-        place = kept.cumsum(dim=1) - 1
-        target = torch.where(
-            kept, place, ids.shape[1]
-        )  # tokens that are cut land in a column that is dropped
-        short = Tokens(
-            _scatter_to(torch.where(starts, tokenizer.mask, ids), target, tokenizer.pad),
-            _scatter_to(tokens.segments, target, 0),
-            _scatter_to(tokens.documents, target, 0),
-            packed=tokens.packed,
-        )
-        length = max(4, int(ids.shape[1] * self.options.rate * (1 + 1 / self.options.span)) + 3)
-        length = min(length, ids.shape[1])  # a kept token precedes each span
-        slots = torch.where(cut, cut.cumsum(dim=1) + starts.cumsum(dim=1) - 1, length)
-        marks = torch.where(starts, slots - 1, length)
-        targets = _scatter_to(ids, slots, IGNORED, length)
-        targets = torch.where(
-            _scatter_to(starts.long(), marks, 0, length) > 0, tokenizer.mask, targets
-        )
-        documents = _scatter_to(tokens.documents, slots, 0, length).maximum(
-            _scatter_to(tokens.documents, marks, 0, length)
-        )
-        end = (cut.sum(dim=1) + starts.sum(dim=1))[:, None]
-        targets = targets.scatter(1, end, tokenizer.sep)
-        last = documents.gather(1, (end - 1).clamp_min(0)).clamp_min(1)
-        documents = documents.scatter(1, end, last)
+        targets, documents = self._decoder_targets(tokens, cut, starts)
         begins = documents != F.pad(documents, (1, 0))[:, :-1]
         previous = torch.where(targets == IGNORED, tokenizer.pad, targets).roll(1, dims=1)
-        return DenoisingViews(
-            short, torch.where(begins, tokenizer.cls, previous), targets, documents
+        decoder_ids = torch.where(begins, tokenizer.cls, previous)
+        return DenoisingViews(self._shorten(tokens, cut, starts), decoder_ids, targets, documents)
+
+    def _shorten(self, tokens: Tokens, cut: Tensor, starts: Tensor) -> Tokens:
+        """Replace each span of the tokens `cut` (B, T) by one [MASK] at its first token."""
+        ids, tokenizer = tokens.ids, self.tokenizer
+        kept = (tokens.real & ~cut) | starts
+        # Tokens that are cut go to column T, which `_scatter_to` drops.
+        places = torch.where(kept, kept.cumsum(dim=1) - 1, ids.shape[1])
+        return Tokens(
+            _scatter_to(torch.where(starts, tokenizer.mask, ids), places, tokenizer.pad),
+            _scatter_to(tokens.segments, places, 0),
+            _scatter_to(tokens.documents, places, 0),
+            packed=tokens.packed,
         )
+
+    def _decoder_targets(
+        self, tokens: Tokens, cut: Tensor, starts: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The decoder's targets (B, S), and the document (B, S) of each.
+
+        `slots` and `marks` (B, T) are the columns of the cut tokens and of the [MASK] before each
+        span; column S is dropped.
+        """
+        ids, tokenizer = tokens.ids, self.tokenizer
+        length = max(4, int(ids.shape[1] * self.options.rate * (1 + 1 / self.options.span)) + 3)
+        length = min(length, ids.shape[1])  # each span is preceded by a token that is kept
+        slots = torch.where(cut, cut.cumsum(dim=1) + starts.cumsum(dim=1) - 1, length)
+        marks = torch.where(starts, slots - 1, length)
+        is_mark = _scatter_to(starts.long(), marks, 0, length) > 0
+        targets = _scatter_to(ids, slots, IGNORED, length)
+        targets = torch.where(is_mark, tokenizer.mask, targets)
+        documents = _scatter_to(tokens.documents, slots, 0, length)
+        documents = documents.maximum(_scatter_to(tokens.documents, marks, 0, length))
+        end = (cut.sum(dim=1) + starts.sum(dim=1))[:, None]
+        last = documents.gather(1, (end - 1).clamp_min(0)).clamp_min(1)
+        return targets.scatter(1, end, tokenizer.sep), documents.scatter(1, end, last)
 
     def forward(self, views: DenoisingViews) -> Output:
         features = self.backbone(views.tokens)
@@ -138,37 +149,38 @@ class Denoise(LanguagePretext):
         documents = views.documents[:, None, :, None]
         mask = documents == views.documents[:, None, None, :]
         memory_mask = documents == views.tokens.documents[:, None, None, :]
-        memory_mask = memory_mask | (documents == 0)  # padding must attend to something
+        memory_mask = memory_mask | (documents == 0)  # padding needs something to attend to
         x = self.blocks(x, mask, causal=True, memory=features.tokens, memory_mask=memory_mask)
         loss, accuracy = self.head.loss(x, table, views.targets)
         return Output(loss, {"accuracy": accuracy})
 
     def without_context(self, shares: Tensor) -> float:
-        """The entropy of the decoder's targets for a full sequence: the tokens cut out, a sentinel for each span, [SEP]."""
+        """Entropy, in nats, of the decoder's targets for a full sequence.
+
+        The targets are the tokens cut out, one [MASK] for each span, and [SEP].
+        """
         cut = max(1, round((self.backbone.spec.length - 2) * self.options.rate))
         others = torch.tensor([max(1, round(cut / self.options.span)), 1.0], dtype=shares.dtype)
         counts = torch.cat([cut * shares, others])
         return entropy(counts / counts.sum())
 
     def _spans(self, inner: Tensor, generator: torch.Generator) -> Tensor:
-        """Which tokens (B, T) are cut out: T5's alternation of random segments, kept and cut.
+        """Choose the tokens (B, T) to cut out of those that are `inner` (B, T).
 
-        As many spans as fit are cut. A segment that contains a separator is cut up to the
-        separator.
+        As in T5, random segments that are kept and random segments that are cut alternate. If fewer
+        spans fit than wanted, only those are cut. A segment that contains a separator is cut up to
+        the separator.
         """
         count = inner.sum(dim=1)
-        cut = (count * self.options.rate).round().clamp_min(1)
-        spans = (cut / self.options.span).round().clamp_min(1)
-        cut, spans = (
-            cut.minimum(count - 1).clamp_min(0),
-            spans.minimum(cut).minimum(count - cut).clamp_min(1),
-        )
+        wanted = (count * self.options.rate).round().clamp_min(1)
+        spans = (wanted / self.options.span).round().clamp_min(1)
+        cut = wanted.minimum(count - 1).clamp_min(0)
+        spans = spans.minimum(wanted).minimum(count - wanted).clamp_min(1).long()
         most = int(inner.shape[1])
-        lengths = [
-            _segment_lengths(total.long(), spans.long(), most, generator)
-            for total in (count - cut, cut)
-        ]
-        ends = torch.stack(lengths, dim=2).flatten(1).cumsum(dim=1)
+        kept_lengths = _segment_lengths((count - cut).long(), spans, most, generator)
+        cut_lengths = _segment_lengths(cut.long(), spans, most, generator)
+        # Ends (B, 2 * most) of the segments; segment (B, T) of each token: odd ones are cut.
+        ends = torch.stack([kept_lengths, cut_lengths], dim=2).flatten(1).cumsum(dim=1)
         rank = inner.cumsum(dim=1) - 1
         segment = torch.searchsorted(ends, rank.clamp_min(0), right=True).clamp_max(2 * most - 1)
         passed = (~inner).cumsum(dim=1)
@@ -179,7 +191,10 @@ class Denoise(LanguagePretext):
 
 
 def _segment_lengths(total: Tensor, parts: Tensor, most: int, generator: torch.Generator) -> Tensor:
-    """Lengths (B, most) of `parts` (B,) random segments that add up to `total` (B,), each at least 1; then zeros."""
+    """Lengths (B, most) of `parts` (B,) random segments that add up to `total` (B,).
+
+    Each length is at least 1; zeros follow the last one.
+    """
     noise = torch.rand(len(total), most, generator=generator, device=total.device)
     place = torch.arange(most, device=total.device)
     # Segments begin at 0 and at parts - 1 other places below total.
@@ -192,7 +207,9 @@ def _segment_lengths(total: Tensor, parts: Tensor, most: int, generator: torch.G
 
 
 def _scatter_to(values: Tensor, places: Tensor, fill: int, width: int | None = None) -> Tensor:
-    """Rows (B, width) of `fill` with `values` (B, T) written at `places` (B, T); place `width` is dropped.
+    """Write `values` (B, T) at columns `places` (B, T) of rows (B, width) filled with `fill`.
+
+    Values at place `width` are dropped:
 
     values [7 8 9], places [2 3 0], width 3, fill 0 -> [9 0 7]
     """

@@ -15,11 +15,11 @@ def mlp(
     last_affine: bool = True,
     last_bias: bool = True,
 ) -> nn.Sequential:
-    """A multilayer perceptron: linear maps between `widths`, with batch norm (if `norm`) and ReLU between them.
+    """Build a multilayer perceptron: linear maps with batch norm (if `norm`) and ReLU between them.
 
-    `last_norm` adds a batch norm after the last map, with scale and shift if `last_affine`; a
-    linear map before a batch norm has no bias. `last_bias` gives the last map a bias if no norm
-    follows it.
+    `widths` holds the widths of input, hidden layers and output. `last_norm` adds a batch norm
+    after the last map, with scale and shift if `last_affine`. A linear map before a batch norm has
+    no bias; the last map, if no norm follows it, has a bias if `last_bias`.
     """
     layers: list[nn.Module] = []
     last = len(widths) - 2

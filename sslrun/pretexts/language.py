@@ -1,4 +1,4 @@
-"""Parts of pretext tasks on text: the layout of text in sequences, and the head that predicts tokens."""
+"""Parts of pretext tasks on text: the layout of sequences, and the head that predicts tokens."""
 
 from __future__ import annotations
 
@@ -18,28 +18,30 @@ from sslrun.pretexts.base import Pretext, PretextOptions
 Pairs = Annotated[
     Literal["keep", "next", "drop"],
     Field(
-        description="Layout of text. keep: BERT's pairs of segments, half of which do not belong together (RoBERTa "
-        "suspects that BERT's row without next-sentence prediction kept them; Liu et al. 2019). next: pairs whose second "
-        "segment always continues the first. drop: full sequences of running text."
+        description="Layout of text. keep: BERT's pairs of segments, half of them unrelated "
+        "(RoBERTa suspects that BERT's row without next-sentence prediction kept them; Liu et al. "
+        "2019). next: pairs whose second segment always continues the first. drop: full sequences "
+        "of running text."
     ),
 ]
 
 
 class LanguageOptions(PretextOptions):
-    """Layout of text in sequences."""
+    """Options that all pretext tasks on text share: the layout of sequences."""
 
     pairs: Pairs = "keep"
     dupes: int = Field(1, ge=1)
-    """Number of times that the corpus is laid out, each time cut at other places; an epoch reads
-    all. BERT: 10."""
+    """Number of times that the corpus is laid out, each time cut at other places. An epoch reads
+    all copies. BERT: 10."""
     cross_documents: bool = False
-    """With `pairs: drop`: let tokens attend to other documents of their sequence, too."""
+    """With `pairs: drop`: let tokens also attend to the other documents of their sequence."""
 
     @model_validator(mode="after")
     def _one_layout(self) -> LanguageOptions:
         if self.cross_documents and self.pairs != "drop":
             raise ValueError(
-                "cross_documents: true needs pairs: drop; the segments of a pair see each other anyway"
+                "cross_documents: true needs pairs: drop; "
+                "the segments of a pair attend to each other anyway"
             )
         return self
 
@@ -52,7 +54,10 @@ class LanguagePretext(Pretext):
     options: Any
 
     def arrange(self, examples: Examples, seed: int) -> Examples:
-        """Lay documents out in pairs or packed; leave the texts of a labeled task as they are (Krishna et al. 2023)."""
+        """Lay out documents in pairs, or pack them; texts of a labeled task do not change.
+
+        Krishna et al. 2023 pretrain on such texts.
+        """
         if not isinstance(examples, Documents):
             return examples
         options = self.options
@@ -63,7 +68,7 @@ class LanguagePretext(Pretext):
         )
 
     def tokens(self, batch: Batch) -> Tokens:
-        """The batch's tokens; those of one document may attend to each other."""
+        """The batch's tokens, with the documents within which they may attend to each other."""
         tokens: Tokens = batch.inputs
         if self.options.cross_documents:
             return tokens._replace(documents=tokens.real.long(), packed=False)
@@ -83,12 +88,15 @@ class LanguagePretext(Pretext):
         return self.without_context(counts / counts.sum())
 
     def without_context(self, shares: Tensor) -> float:
-        """The lowest loss, in nats, of a model that knows only each token's share `shares` (V,) of all: their entropy."""
+        """Lowest loss, in nats, of a model that knows only the tokens' frequencies `shares` (V,).
+
+        By default it is their entropy.
+        """
         return entropy(shares)
 
 
 def embedding_of(backbone: TextBackbone) -> Tensor | None:
-    """The backbone's token embeddings (V, E); None where it has none, as ELMo, which reads characters."""
+    """The backbone's token embeddings (V, E); None if it reads characters, as ELMo does."""
     try:
         return backbone.embedding
     except NotImplementedError:
@@ -101,10 +109,10 @@ def entropy(shares: Tensor) -> float:
 
 
 class TokenHead(nn.Module):
-    """Scores over the vocabulary, as BERT's head: linear, GELU, norm, then the embedding matrix and a bias.
+    """BERT's head over the vocabulary: linear, GELU, norm, then the embedding matrix and a bias.
 
     `embedding_width` is the width of the matrix that is shared with the backbone; None: the head
-    has its own.
+    has a matrix of its own.
     """
 
     def __init__(self, width: int, vocab: int, embedding_width: int | None) -> None:
@@ -124,17 +132,14 @@ class TokenHead(nn.Module):
         return F.linear(self._inner(x), self._table(embedding), self.bias)
 
     def loss(self, x: Tensor, embedding: Tensor | None, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean cross-entropy of x (..., D) at targets (...) that are not `IGNORED`, and the share predicted right.
+        """Mean cross-entropy and accuracy of features (..., D) at targets (...), both 0-d.
 
-        Computed in parts, because the scores of all tokens of a batch exceed a GPU's memory, or a
-        CPU's cache.
+        Targets that are `IGNORED` do not count. The scores are computed in parts, because those of
+        a whole batch exceed a GPU's memory, or a CPU's cache.
         """
         rows = max(1, (CPU_SCORES if x.device.type == "cpu" else GPU_SCORES) // len(self.bias))
-        table, inner, flat = (
-            self._table(embedding),
-            self._inner(x).flatten(0, -2),
-            targets.flatten(),
-        )
+        table = self._table(embedding)
+        inner, flat = self._inner(x).flatten(0, -2), targets.flatten()
         count = (targets != IGNORED).sum().clamp_min(1)
         if len(flat) > rows and torch.is_grad_enabled():
             losses, right = cast(
@@ -142,50 +147,58 @@ class TokenHead(nn.Module):
             )
         else:
             parts = zip(inner.split(rows), flat.split(rows), strict=True)
-            sums = [_summed(rows_x, table, self.bias, wanted) for rows_x, wanted in parts]
-            losses, right = (torch.stack(column).sum() for column in zip(*sums, strict=True))
+            sums = [_sum_losses(part, table, self.bias, wanted) for part, wanted in parts]
+            losses = torch.stack([part_loss for part_loss, _ in sums]).sum()
+            right = torch.stack([part_right for _, part_right in sums]).sum()
         return losses / count, right / count
 
     def _inner(self, x: Tensor) -> Tensor:
+        """The features that the embedding matrix multiplies: (..., E)."""
         return self.norm(F.gelu(self.dense(x)))
 
     def _table(self, embedding: Tensor | None) -> Tensor:
+        """The embedding matrix (V, E): the head's own, else the shared one."""
         table = self.weight if self.weight is not None else embedding
         assert table is not None
         return table
 
 
 CPU_SCORES = 2**23
-"""Scores in memory at once on a CPU: 32 MiB of float32. Fewer make narrow matrices, which multiply
-slowly."""
+"""Number of scores in memory at once on a CPU: 32 MiB of float32. Products of smaller matrices are
+slower."""
 GPU_SCORES = 2**28
-"""Scores in memory at once on a GPU."""
+"""Number of scores in memory at once on a GPU."""
 
 
-def _summed(x: Tensor, table: Tensor, bias: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Summed cross-entropy of x (N, E) at targets (N,) that are not `IGNORED`, and the number predicted right."""
+def _sum_losses(x: Tensor, table: Tensor, bias: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Summed cross-entropy of x (N, E) at targets (N,), and the number of right predictions.
+
+    Targets that are `IGNORED` do not count.
+    """
     scores = F.linear(x, table, bias).float()
     losses = F.cross_entropy(scores, targets, ignore_index=IGNORED, reduction="sum")
     return losses, (scores.detach().argmax(dim=-1) == targets).sum()  # no id equals IGNORED
 
 
 class SummedLoss(torch.autograd.Function):
-    """`_summed` in parts of `rows` rows, each adding to the gradient while its scores are in memory.
+    """`_sum_losses` in parts of `rows` rows, which computes gradients in the forward pass.
 
-    Autograd would keep the scores of all parts for the backward pass, or compute them twice.
+    Each part adds to the gradients while its scores are in memory. Autograd would keep the scores
+    of all parts for the backward pass, or compute them twice.
     """
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, table: Tensor, bias: Tensor, targets: Tensor, rows: int
     ) -> tuple[Tensor, Tensor]:
-        """Sums for x (N, E), table (V, E), bias (V,) and targets (N,). Matrices multiply in autocast's precision."""
+        """Sums for x (N, E), table (V, E), bias (V,) and targets (N,).
+
+        Matrices are multiplied in autocast's precision; gradients are summed in float32.
+        """
         device = x.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-        summed, right = (
-            torch.zeros((), device=x.device),
-            torch.zeros((), dtype=torch.int64, device=x.device),
-        )
+        losses = torch.zeros((), device=x.device)
+        right = torch.zeros((), dtype=torch.int64, device=x.device)
         x_grad, table_grad, bias_grad = (
             torch.zeros_like(part, dtype=torch.float32) for part in (x, table, bias)
         )
@@ -196,15 +209,9 @@ class SummedLoss(torch.autograd.Function):
             )
             for part, wanted, part_grad in parts:
                 scores = F.linear(part, weight, offset).float()
-                known, truth = (wanted != IGNORED).float()[:, None], wanted.clamp_min(0)[:, None]
-                best = scores.argmax(dim=1, keepdim=True)
-                right += (best[:, 0] == wanted).sum()  # no id equals IGNORED
-                highest, true_scores = scores.gather(1, best), scores.gather(1, truth)
-                total = scores.sub_(highest).exp_().sum(dim=1, keepdim=True)
-                summed += ((total.log() + highest - true_scores) * known).sum()
-                # Gradient of the scores: probabilities minus 1 at the target; zero where there is
-                # no target.
-                scores.mul_(known / total).scatter_add_(1, truth, -known)
+                part_loss, part_right = _replace_scores_by_gradient(scores, wanted)
+                losses += part_loss
+                right += part_right
                 bias_grad += scores.sum(dim=0)
                 scores = scores.to(dtype)
                 part_grad.copy_(scores @ weight)
@@ -213,15 +220,33 @@ class SummedLoss(torch.autograd.Function):
         ctx.save_for_backward(
             x_grad.to(x.dtype), table_grad.to(table.dtype), bias_grad.to(bias.dtype)
         )
-        return summed, right
+        return losses, right
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """Scale the gradients of the forward pass by the gradient of the summed loss."""
         return *(gradients[0] * saved for saved in ctx.saved_tensors), None, None
 
 
+def _replace_scores_by_gradient(scores: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Overwrite scores (N, V) by the gradient of the summed cross-entropy at targets (N,).
+
+    The gradient is the softmax minus 1 at the target, and zero in rows without a target. Returns
+    the sum and the number of right predictions, both 0-d.
+    """
+    known = (targets != IGNORED).float()[:, None]
+    truth = targets.clamp_min(0)[:, None]
+    best = scores.argmax(dim=1, keepdim=True)
+    right = (best[:, 0] == targets).sum()  # no id equals IGNORED
+    highest, true_scores = scores.gather(1, best), scores.gather(1, truth)
+    total = scores.sub_(highest).exp_().sum(dim=1, keepdim=True)
+    loss = ((total.log() + highest - true_scores) * known).sum()
+    scores.mul_(known / total).scatter_add_(1, truth, -known)
+    return loss, right
+
+
 def following(tokens: Tokens) -> Tensor:
-    """The next token (B, T) of each within its document; `IGNORED` where there is none."""
+    """The token after each token (B, T) in its document; `IGNORED` after the last one."""
     after = tokens.ids.roll(-1, dims=1)
     same = tokens.documents.roll(-1, dims=1) == tokens.documents
     same[:, -1] = False
@@ -229,7 +254,7 @@ def following(tokens: Tokens) -> Tensor:
 
 
 def preceding(tokens: Tokens) -> Tensor:
-    """The previous token (B, T) of each within its document; `IGNORED` where there is none."""
+    """The token before each token (B, T) in its document; `IGNORED` before the first one."""
     before = tokens.ids.roll(1, dims=1)
     same = tokens.documents.roll(1, dims=1) == tokens.documents
     same[:, 0] = False

@@ -1,4 +1,4 @@
-"""Left-to-right language modeling (GPT; Radford et al. 2018)."""
+"""Left-to-right language modeling (GPT, Radford et al. 2018)."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from sslrun.training.learner import Output
 class Ltr(LanguagePretext):
     """Predict each token from the tokens before it, without masking.
 
-    GPT's objective (Radford et al. 2018). With BERT's inputs and head it is the left-to-right row
-    of BERT's Table 5 (Devlin et al., NAACL 2019). The backbone must be causal, and stays causal
-    when it is fine-tuned.
+    This is GPT's objective (Radford et al. 2018). With BERT's inputs and head it is the
+    left-to-right row of BERT's Table 5 (Devlin et al., NAACL 2019). The backbone must be causal,
+    and stays causal in fine-tuning.
     """
 
     class Options(LanguageOptions):
@@ -31,8 +31,10 @@ class Ltr(LanguagePretext):
         super().__init__(options, backbone)
         if not backbone.causal:
             raise UserError(
-                f"pretext 'ltr' predicts the next token, but '{backbone.name}' lets every token see the next one: "
-                "set backbone.causal: true for a bert, or take a gpt, a one-directional lstm, or pretext 'mlm'"
+                "pretext 'ltr' predicts the next token, "
+                f"but '{backbone.name}' lets every token see the next one: "
+                "set backbone.causal: true for a bert, or take a gpt, a one-directional lstm, "
+                "or pretext 'mlm'"
             )
         self.head = TokenHead(backbone.width, backbone.spec.vocab, backbone.embedding.shape[1])
 

@@ -24,36 +24,37 @@ from sslrun.pretexts.language import (
 from sslrun.training.learner import Output
 
 RATE = 0.15
-"""BERT's share of chosen tokens. Every held-out loss is measured at it, so that losses of other
-rates compare."""
+"""Share of chosen tokens in BERT. All held-out losses are measured at this rate, so that they can
+be compared between rates."""
 
 
 class MaskedViews(NamedTuple):
     """Sequences with some tokens hidden."""
 
     tokens: Tokens
-    """What the backbone reads."""
+    """Inputs of the backbone."""
     places: Tensor
-    """(B, K) positions of the chosen tokens. K is the same for all sequences; surplus positions
+    """(B, K): positions of the chosen tokens. K is the same for all sequences; surplus positions
     have no target."""
     targets: Tensor
-    """(B, K) the original tokens; `IGNORED` at surplus positions."""
+    """(B, K): the original tokens; `IGNORED` at surplus positions."""
     related: Tensor | None
-    """(B,) 0 where the second segment continues the first, 1 where it is from elsewhere; None
+    """(B,): 0 if the second segment continues the first, 1 if it is from another place; None
     without pairs."""
 
 
 @pretexts.register("mlm")
 class Mlm(LanguagePretext):
-    """Predict hidden tokens from both sides.
+    """Predict hidden tokens from the tokens on both sides.
 
-    BERT: Devlin et al., NAACL 2019 (arXiv:1810.04805). In each sequence exactly `round(rate *
-    tokens)` tokens are chosen: at least one, and never a special one. 80 % of them become [MASK],
-    10 % a random token, and 10 % stay. Loss and head cover the chosen tokens only. With `nsp`,
-    [CLS] predicts whether the second segment continues the first.
+    BERT: Devlin et al., NAACL 2019 (arXiv:1810.04805). In each sequence `round(rate * tokens)`
+    tokens are chosen: at least one, and never a special one. 80 % of them become [MASK], 10 %
+    become a random token, and 10 % do not change. Head and loss cover the chosen tokens only. With
+    `nsp`, [CLS] predicts whether the second segment continues the first.
 
-    Deviation: tokens are chosen again each time a sequence is read. BERT's own code chose ten
-    times, once for each of its `dupes`; `masking: static` comes close to it.
+    Deviation: tokens are chosen again each time a sequence is read, which needs no stored copies.
+    BERT's code chose them ten times, once for each of its `dupes`; `masking: static` is close to
+    it.
     """
 
     class Options(LanguageOptions):
@@ -64,12 +65,12 @@ class Mlm(LanguagePretext):
         mask: float = Field(0.8, ge=0, le=1)
         """Share of the chosen tokens that become [MASK]."""
         replace: float = Field(0.1, ge=0, le=1)
-        """Share of the chosen tokens that become a random token; the rest stay."""
+        """Share of the chosen tokens that become a random token; the others do not change."""
         whole_words: bool = False
-        """Choose either all pieces of a word or none."""
+        """Choose all pieces of a word or none (whole-word masking)."""
         masking: Literal["dynamic", "static"] = "dynamic"
-        """dynamic: tokens are chosen again each time a sequence is read. static: always the same
-        tokens of a sequence, as in BERT's own code."""
+        """When tokens are chosen. dynamic: each time a sequence is read. static: once for each
+        sequence, as in BERT's code."""
 
         @model_validator(mode="after")
         def _consistent(self) -> Mlm.Options:
@@ -84,17 +85,12 @@ class Mlm(LanguagePretext):
         def choices(self) -> list[str]:
             if self.nsp:
                 return []
-            if self.pairs == "keep":
-                return [
-                    "without next-sentence prediction the pairs of segments stay, and only its loss is dropped"
-                ]
-            if self.pairs == "next":
-                return [
-                    "without next-sentence prediction the second segment of a pair always continues the first"
-                ]
-            return [
-                "without next-sentence prediction full sequences of running text take the place of pairs"
-            ]
+            layout = {
+                "keep": "the pairs of segments stay, and only its loss is dropped",
+                "next": "the second segment of a pair always continues the first",
+                "drop": "full sequences of running text take the place of pairs",
+            }
+            return [f"without next-sentence prediction {layout[self.pairs]}"]
 
     options: Options
     continues: Tensor
@@ -103,8 +99,8 @@ class Mlm(LanguagePretext):
         super().__init__(options, backbone)
         if backbone.causal:
             raise UserError(
-                f"pretext 'mlm' predicts tokens from both sides, but '{backbone.name}' sees only one: "
-                "take pretext 'ltr', or a backbone that is not causal"
+                f"pretext 'mlm' predicts tokens from both sides, but '{backbone.name}' reads only "
+                "one: take pretext 'ltr', or a backbone that is not causal"
             )
         self.tokenizer = backbone.spec.tokenizer
         self.register_buffer("continues", self.tokenizer.continues, persistent=False)
@@ -117,8 +113,8 @@ class Mlm(LanguagePretext):
     def arrange(self, examples: Examples, seed: int) -> Examples:
         if self.options.nsp and not isinstance(examples, Documents):
             raise UserError(
-                "next-sentence prediction needs documents of several sentences, but the data are labeled texts: "
-                "name a corpus, or set pretext.nsp to false"
+                "next-sentence prediction needs documents of several sentences, but the data are "
+                "labeled texts: name a corpus, or set pretext.nsp to false"
             )
         return super().arrange(examples, seed)
 
@@ -141,67 +137,67 @@ class Mlm(LanguagePretext):
         return Output(loss, metrics)
 
     def held_out(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        """Metrics at BERT's rate. The loss is that of the masked tokens, without next-sentence prediction."""
+        """Metrics at BERT's masking rate; the loss excludes next-sentence prediction."""
         metrics = self(self._mask(batch, generator, RATE)).metrics
         return {
             "held_out_loss": metrics["mlm_loss"],
-            **{f"held_out_{k}": v for k, v in metrics.items() if k != "mlm_loss"},
+            **{f"held_out_{name}": value for name, value in metrics.items() if name != "mlm_loss"},
         }
 
     def without_context(self, shares: Tensor) -> float:
-        """The loss of a model that knows only how often tokens occur.
+        """Lowest loss, in nats, of a model that knows only the tokens' frequencies `shares` (V,).
 
-        Under [MASK] it is the entropy of tokens. For the other chosen tokens it is the entropy
-        given the token that is shown, which may be the original one: H(original, shown) - H(shown).
+        For [MASK] it is the entropy of tokens. For the other chosen tokens it is the entropy given
+        the token that is shown, which may be the original: H(original, shown) - H(shown).
         """
         mask, replace = self.options.mask, self.options.replace
         kept = (1 - mask - replace) * shares
-        replaced = replace * shares / len(shares)  # by each token of the vocabulary
-        both = (len(shares) - 1) * entropy(replaced) + entropy(
-            kept + replaced
-        )  # original and shown
-        shown = entropy(kept + replace / len(shares))
-        return mask * entropy(shares) + both - shown
+        replaced = replace * shares / len(shares)  # by any one token of the vocabulary
+        joint_entropy = (len(shares) - 1) * entropy(replaced) + entropy(kept + replaced)
+        shown_entropy = entropy(kept + replace / len(shares))
+        return mask * entropy(shares) + joint_entropy - shown_entropy
 
     def _mask(self, batch: Batch, generator: torch.Generator, rate: float) -> MaskedViews:
+        """Choose tokens and hide them.
+
+        Noise (3, B, T) decides: its first part which tokens are chosen, the second what a chosen
+        token becomes, and the third which random token replaces it. `wanted` (B,) tokens are chosen
+        in each sequence, and K = `most` in the longest.
+        """
         tokens = self.tokens(batch)
         ids, tokenizer = tokens.ids, self.tokenizer
-        noise = (
-            _static_noise(ids, tokens.real)
-            if self.options.masking == "static"
-            else _noise(ids, generator)
-        )
-        allowed = (
-            tokens.real & (ids != tokenizer.cls) & (ids != tokenizer.sep) & (ids != tokenizer.pad)
-        )
-        wanted, most = (
-            _chosen_counts(tokens.real.sum(dim=1), rate),
-            max(1, round(ids.shape[1] * rate)),
-        )
+        static = self.options.masking == "static"
+        noise = _static_noise(ids, tokens.real) if static else _noise(ids, generator)
+        special = (ids == tokenizer.cls) | (ids == tokenizer.sep) | (ids == tokenizer.pad)
+        allowed = tokens.real & ~special
+        wanted = _chosen_counts(tokens.real.sum(dim=1), rate)
+        most = max(1, round(ids.shape[1] * rate))
         order = noise[0]
         if self.options.whole_words:
             order, allowed = self._whole_words(order, ids, allowed, wanted, most)
         ranked, places = order.masked_fill(~allowed, 2.0).topk(most, dim=1, largest=False)
         chosen = (torch.arange(most, device=ids.device) < wanted[:, None]) & (ranked < 1.5)
-        targets = torch.where(chosen, ids.gather(1, places), IGNORED)
-        fate, other = noise[1].gather(1, places), noise[2].gather(1, places)
-        new = torch.where(fate < self.options.mask, tokenizer.mask, ids.gather(1, places))
-        random = (fate >= self.options.mask) & (fate < self.options.mask + self.options.replace)
-        new = torch.where(
-            random, (other * tokenizer.vocab).long().clamp_max(tokenizer.vocab - 1), new
-        )
-        new = torch.where(chosen, new, ids.gather(1, places))
-        return MaskedViews(
-            tokens._replace(ids=ids.scatter(1, places, new)), places, targets, batch.labels
-        )
+        original = ids.gather(1, places)
+        hidden = self._hide(original, noise[1].gather(1, places), noise[2].gather(1, places))
+        ids = ids.scatter(1, places, torch.where(chosen, hidden, original))
+        targets = torch.where(chosen, original, IGNORED)
+        return MaskedViews(tokens._replace(ids=ids), places, targets, batch.labels)
+
+    def _hide(self, original: Tensor, fate: Tensor, replacement: Tensor) -> Tensor:
+        """Turn tokens (B, K) into [MASK] or random tokens, as uniform noise (B, K) decides."""
+        mask, vocab = self.options.mask, self.tokenizer.vocab
+        hidden = torch.where(fate < mask, self.tokenizer.mask, original)
+        is_random = (fate >= mask) & (fate < mask + self.options.replace)
+        random_ids = (replacement * vocab).long().clamp_max(vocab - 1)
+        return torch.where(is_random, random_ids, hidden)
 
     def _whole_words(
         self, noise: Tensor, ids: Tensor, allowed: Tensor, wanted: Tensor, most: int
     ) -> tuple[Tensor, Tensor]:
-        """Choose words at random until `wanted` (B,) pieces are chosen, as BERT's own code does.
+        """Choose words at random until `wanted` (B,) pieces are chosen, as BERT's code does.
 
-        Returns an order (B, T) in which the pieces of a word are adjacent, and which pieces (B, T)
-        may be chosen. Words with more pieces than are still wanted are skipped.
+        A word with more pieces than are still wanted is skipped. Returns noise (B, T) that is equal
+        for the pieces of a word, and a mask (B, T) of the chosen pieces.
         """
         first = ~self.continues[ids]
         first[:, 0] = True
@@ -219,9 +215,9 @@ class Mlm(LanguagePretext):
 
 
 def _chosen_counts(lengths: Tensor, rate: float) -> Tensor:
-    """The number of tokens (B,) to choose in sequences of such lengths, at least one.
+    """Number of tokens (B,) to choose in sequences of the lengths (B,): at least one.
 
-    Computed in float64, as Python does, because float32 rounds some halves the other way. Apple's
+    It is computed in float64, as in Python, because float32 rounds some halves differently. Apple's
     GPUs have no float64.
     """
     exact = lengths.float() if lengths.device.type == "mps" else lengths.double()
@@ -234,19 +230,19 @@ def _noise(ids: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _static_noise(ids: Tensor, real: Tensor) -> Tensor:
-    """Noise (3, B, T) in [0, 1) that is a function of the sequence alone, however far it is padded.
+    """Uniform noise (3, B, T) in [0, 1) that depends on the sequence alone, not on its padding.
 
     It is a hash (splitmix64) of the ids and the position.
     """
     place = torch.arange(ids.shape[1], device=ids.device)
     sequence = ((ids + 1) * _splitmix(place + 1) * real).sum(dim=1, keepdim=True)
     kinds = torch.arange(3, device=ids.device)[:, None, None]
-    return (
-        (_splitmix(sequence + _splitmix(place) + _splitmix(kinds + 7919)) >> 11) & (2**24 - 1)
-    ).float() / 2**24
+    bits = _splitmix(sequence + _splitmix(place) + _splitmix(kinds + 7919)) >> 11
+    return (bits & (2**24 - 1)).float() / 2**24
 
 
 def _splitmix(x: Tensor) -> Tensor:
+    """Hash int64 numbers."""
     x = x * -7046029254386353131
     x = (x ^ (x >> 30)) * -4658895280553007687
     x = (x ^ (x >> 27)) * -7723592293110705685

@@ -1,4 +1,7 @@
-"""Momentum contrast, version 2 (He et al., CVPR 2020, arXiv:1911.05722; Chen et al. 2020, arXiv:2003.04297)."""
+"""Momentum contrast, version 2.
+
+He et al., CVPR 2020 (arXiv:1911.05722); Chen et al. 2020 (arXiv:2003.04297).
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ from sslrun.training.learner import Output
 
 @pretexts.register("moco")
 class MoCo(TwoViews):
-    """Recognize the other view of the same image among a queue of earlier ones.
+    """Recognize the other view of an image among a queue of other images' views.
 
     MoCo v2: He et al., CVPR 2020 (arXiv:1911.05722); Chen et al. 2020 (arXiv:2003.04297).
     Deviation: keys are not shuffled across devices before the key encoder. Queries and keys have
@@ -27,7 +30,7 @@ class MoCo(TwoViews):
 
     class Options(TwoViewOptions):
         queue: int = Field(default=65536, ge=1)
-        """Number of keys kept; 4096 in the authors' CIFAR demonstration."""
+        """Number of keys in the queue; 4096 in the authors' CIFAR demonstration."""
         momentum: float = Field(default=0.999, ge=0, le=1)
         """Momentum of the key encoder; 0.99 in the authors' CIFAR demonstration."""
         temperature: float = Field(default=0.2, gt=0)
@@ -48,7 +51,7 @@ class MoCo(TwoViews):
         )
         self.register_buffer("place", torch.zeros((), dtype=torch.int64))
         self._keys: list[Tensor] = []
-        """Keys of the current batch: one tensor for each part that the batch is computed in."""
+        """Keys of the current batch: one tensor (B, D) for each part of the batch."""
 
     def forward(self, views: tuple[Tensor, Tensor]) -> Output:
         queries = F.normalize(self.head(self.backbone(views[0]).pooled).float(), dim=1)
@@ -60,7 +63,7 @@ class MoCo(TwoViews):
 
     @torch.no_grad()
     def after_step(self, progress: float) -> None:
-        """Move the key encoder, and replace the oldest keys of the queue by the batch's."""
+        """Move the key encoder toward the query encoder, and replace the oldest keys."""
         self.teacher.follow(self.backbone, self.head, self.options.momentum)
         keys = torch.cat(self._keys)[-self.options.queue :]
         slots = (self.place + torch.arange(len(keys), device=keys.device)) % self.options.queue

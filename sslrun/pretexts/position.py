@@ -26,15 +26,15 @@ NEIGHBORS = ((0, 0), (0, 1), (0, 2), (1, 0), (1, 2), (2, 0), (2, 1), (2, 2))
 class Position(Pretext):
     """Predict which of the eight neighbors of a patch another patch is.
 
-    Doersch et al., ICCV 2015 (arXiv:1505.05192). Both patches go through one backbone; only a head
-    with two hidden layers sees both (late fusion). Three measures prevent shortcuts: a gap between
-    patches, jitter of each patch, and colors changed so that chromatic aberration gives nothing
-    away. Stage 2 reads the backbone on whole images.
+    Doersch et al., ICCV 2015 (arXiv:1505.05192). The same backbone reads both patches, and a head
+    with two hidden layers compares them (late fusion). Three measures prevent shortcuts: a gap
+    between patches, jitter of each patch, and changed colors, which hide chromatic aberration.
+    Evaluations apply the backbone to whole images.
 
     Deviations: a batch holds the center patch of the grid and several of its neighbors from each
-    image, where the paper draws one pair from an image; the backbone's work on the center is
-    shared. Patches keep their mean, since a backbone normalizes its inputs. Batch norm keeps its
-    scale and shift.
+    image, so that they share the features of the center; the paper draws one pair from an image.
+    Patches keep their mean, because a backbone normalizes its inputs. Batch norm keeps its scale
+    and shift, so that every backbone can be used unchanged.
     """
 
     reads = ImageSpec
@@ -44,25 +44,31 @@ class Position(Pretext):
         """Side of a patch, in pixels; default: the largest for which 3 patches, 2 gaps and the
         jitter fit the image."""
         gap: int | None = Field(default=None, ge=0)
-        """Pixels between patches; default: half a patch, as in the paper."""
+        """Gap between patches, in pixels; default: half a patch, as in the paper."""
         jitter: int | None = Field(default=None, ge=0)
         """Largest random shift of a patch along each axis, in pixels; default: 7/96 of a patch, as
         in the paper."""
         neighbors: int = Field(default=4, ge=1, le=8)
         """Number of neighbors drawn from each image."""
         color: Literal["drop", "project", "none"] = "drop"
-        """Measure against chromatic aberration. drop: two of each patch's channels become noise.
-        project: the green-magenta axis is removed. none: colors stay."""
+        """How to hide chromatic aberration. drop: replace two of each patch's channels by noise.
+        project: remove the green-magenta axis. none: keep colors."""
         rescale: float = Field(default=0.0, ge=0, le=1)
-        """Share of patches that are scaled down (to at least 100 pixels) and up again; the paper
-        says "some"."""
+        """Share of patches that are scaled down, to at least 100 pixels in all, and up again. The
+        paper says "some"."""
         enlarge: int = Field(default=1, ge=1, le=32)
-        """Factor by which patches are enlarged for the backbone. Patches of the paper are 96 pixels
-        wide and need none. From images of 32 pixels they are 7 wide, which the last stage of a
-        ResNet reduces to a single place: all of its kernels except their centers then see only
-        padding, learn nothing, and disturb whole images."""
+        """Factor by which patches are enlarged for the backbone. The paper's patches are 96 pixels
+        wide and are not enlarged. Images of 32 pixels give patches of 7, which a ResNet reduces to
+        a single position before its last stage. There, only the centers of the kernels see more
+        than padding; the rest is not trained, and disturbs features of whole images."""
         hidden: int = Field(default=512, ge=1)
         """Width of the head's two hidden layers; 4096 in the paper."""
+
+        def complete(self, patch: int) -> tuple[int, int, int]:
+            """The patch, gap and jitter for patches of a size, in pixels."""
+            gap = round(patch / 2) if self.gap is None else self.gap
+            jitter = round(patch * 7 / 96) if self.jitter is None else self.jitter
+            return patch, gap, jitter
 
     options: Options
 
@@ -77,12 +83,25 @@ class Position(Pretext):
         return 3 * self.patch + 2 * self.gap + 2 * self.jitter
 
     def views(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Patches ((1 + n) B, 3, p, p), the B centers first, and the classes (B, n) of each image's n neighbors."""
+        """Patches ((1 + n) B, 3, p, p) of B images, and the classes (B, n) of n neighbors of each.
+
+        The B centers come first, then the first neighbor of each image, and so on.
+        """
         images = to_float(batch.inputs)
-        count, chosen, device = len(images), self.options.neighbors, images.device
-        targets = torch.rand(count, 8, generator=generator, device=device).argsort(dim=1)[
-            :, :chosen
-        ]
+        noise = torch.rand(len(images), 8, generator=generator, device=images.device)
+        targets = noise.argsort(dim=1)[:, : self.options.neighbors]
+        corners = self._corners(images, targets, generator).transpose(0, 1).flatten(0, 1)
+        repeated = images.repeat(1 + self.options.neighbors, 1, 1, 1)
+        cut = patches(repeated, corners, self.patch)
+        cut = self._hide_colors(self._rescale(cut, generator), generator)
+        return resize(cut, self.patch * self.options.enlarge), targets
+
+    def _corners(self, images: Tensor, targets: Tensor, generator: torch.Generator) -> Tensor:
+        """Upper left corners (B, 1 + n, 2), as row and column, of the center and n neighbors.
+
+        The grid lies at a random place of each image, and each patch is moved by its own jitter.
+        """
+        count, device = len(images), images.device
         cells = torch.tensor(NEIGHBORS, device=device)[targets]
         cells = torch.cat([cells.new_ones(count, 1, 2), cells], dim=1)
         room = torch.tensor([side - self.extent + 1 for side in images.shape[-2:]], device=device)
@@ -90,12 +109,7 @@ class Position(Pretext):
         moves = torch.randint(
             0, 2 * self.jitter + 1, cells.shape, generator=generator, device=device
         )
-        corners = origin + cells * (self.patch + self.gap) + moves
-        places = torch.arange(1 + chosen, device=device)[:, None].expand(-1, count)
-        flat = corners.transpose(0, 1).flatten(0, 1)
-        cut = patches(images.repeat(places.shape[0], 1, 1, 1), flat, self.patch)
-        cut = self._hide_colors(self._rescale(cut, generator), generator)
-        return resize(cut, self.patch * self.options.enlarge), targets
+        return origin + cells * (self.patch + self.gap) + moves
 
     def forward(self, views: tuple[Tensor, Tensor]) -> Output:
         cut, targets = views
@@ -107,18 +121,17 @@ class Position(Pretext):
         return Output(F.cross_entropy(scores, truth), {"accuracy": correct})
 
     def _rescale(self, cut: Tensor, generator: torch.Generator) -> Tensor:
+        """Scale a random share of the patches down and up again."""
         lowest = min(10, self.patch)
         if not self.options.rescale or lowest == self.patch:
             return cut
-        # One size for the whole batch, which could not stay one tensor otherwise.
+        # One size for the whole batch, so that it stays one tensor.
         side = int(torch.randint(lowest, self.patch, (), generator=generator, device=cut.device))
-        drawn = (
-            torch.rand(len(cut), 1, 1, 1, generator=generator, device=cut.device)
-            < self.options.rescale
-        )
-        return torch.where(drawn, resize(resize(cut, side), self.patch), cut)
+        noise = torch.rand(len(cut), 1, 1, 1, generator=generator, device=cut.device)
+        return torch.where(noise < self.options.rescale, resize(resize(cut, side), self.patch), cut)
 
     def _hide_colors(self, cut: Tensor, generator: torch.Generator) -> Tensor:
+        """Change the colors of patches as the option `color` says."""
         if self.options.color == "drop":
             return drop_colors(cut, generator)
         return project_colors(cut) if self.options.color == "project" else cut
@@ -133,41 +146,42 @@ def drop_colors(images: Tensor, generator: torch.Generator) -> Tensor:
     kept = torch.randint(3, (len(images), 1, 1, 1), generator=generator, device=images.device)
     channel = images.gather(1, kept.expand(-1, 1, *images.shape[2:]))
     noise = torch.randn(images.shape, generator=generator, device=images.device)
-    noise = noise * (channel.std(dim=(2, 3), keepdim=True) / 100) + channel.mean(
-        dim=(2, 3), keepdim=True
-    )
+    deviation = channel.std(dim=(2, 3), keepdim=True) / 100
+    noise = noise * deviation + channel.mean(dim=(2, 3), keepdim=True)
     return torch.where(torch.arange(3, device=images.device)[:, None, None] == kept, images, noise)
 
 
 def project_colors(images: Tensor) -> Tensor:
-    """Project each pixel of (B, 3, H, W) off the green-magenta axis a = (-1, 2, -1): B = I - a'a / aa'."""
+    """Remove the green-magenta axis a = (-1, 2, -1) from each pixel of images (B, 3, H, W).
+
+    A pixel p becomes p (I - a'a / aa').
+    """
     axis = images.new_tensor([-1.0, 2.0, -1.0])
     return images - torch.einsum("c,bchw->bhw", axis, images)[:, None] * axis[:, None, None] / 6
 
 
 def _layout(options: Position.Options, backbone: Backbone) -> tuple[int, int, int]:
-    """The patch, gap and jitter in pixels. UserError: they do not fit the image, or the backbone's own patches."""
+    """The patch, gap and jitter, in pixels.
+
+    Raises:
+        UserError: they do not fit the image, or the patch is no multiple of the backbone's.
+    """
     side = backbone.spec.size  # type: ignore[attr-defined]
     unit = backbone.patch
-
-    def around(patch: int) -> tuple[int, int, int]:
-        gap = round(patch / 2) if options.gap is None else options.gap
-        jitter = round(patch * 7 / 96) if options.jitter is None else options.jitter
-        return patch, gap, jitter
-
     fitting = [
         layout
-        for patch in range(max(2, unit), side // 3 + 1)
-        if patch % unit == 0 and 3 * patch + 2 * sum((layout := around(patch))[1:]) <= side
+        for layout in map(options.complete, range(max(2, unit), side // 3 + 1))
+        if layout[0] % unit == 0 and 3 * layout[0] + 2 * (layout[1] + layout[2]) <= side
     ]
     if options.patch is None and fitting:
         return fitting[-1]
-    if options.patch is not None and around(options.patch) in fitting:
-        return around(options.patch)
+    if options.patch is not None and options.complete(options.patch) in fitting:
+        return options.complete(options.patch)
     if fitting:
         raise UserError(
-            f"pretext.patch: patches of {options.patch} do not fit images of {side} (3 patches, 2 gaps and the jitter, in "
-            f"multiples of the backbone's patch, {unit}): take {fitting[-1][0]}"
+            f"pretext.patch: patches of {options.patch} do not fit images of {side} (3 patches, "
+            f"2 gaps and the jitter, in multiples of the backbone's patch, {unit}): "
+            f"take {fitting[-1][0]}"
         )
     remedy = (
         f"take a backbone with a patch smaller than {unit}"
@@ -175,5 +189,6 @@ def _layout(options: Position.Options, backbone: Backbone) -> tuple[int, int, in
         else "take a smaller gap and jitter"
     )
     raise UserError(
-        f"pretext 'position': no 3x3 grid of patches fits images of {side}: {remedy}, or larger images"
+        f"pretext 'position': no 3x3 grid of patches fits images of {side}: {remedy}, "
+        "or larger images"
     )

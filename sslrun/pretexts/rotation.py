@@ -20,9 +20,9 @@ from sslrun.training.learner import Output
 class Rotation(Pretext):
     """Predict by which quarter turn an image was rotated.
 
-    Gidaris et al., ICLR 2018 (arXiv:1803.07728). All turns of every image are in one batch, which
-    the paper found clearly better than one turn each: B images cost as much as 4B. Turns are exact,
-    because interpolation would give them away.
+    Gidaris et al., ICLR 2018 (arXiv:1803.07728). A batch holds all turns of each image, which the
+    paper found clearly better than one turn of each; B images then cost as much as 4B. Only
+    multiples of 90 degrees are used, because interpolation would reveal other angles.
     """
 
     reads = ImageSpec
@@ -32,7 +32,7 @@ class Rotation(Pretext):
         """Number of classes. 4: rotations by 0, 90, 180 and 270 degrees; 2: by 0 and 180 (Table 2
         of the paper)."""
         augmentation: Augmentation = Augmentation(flip=0.5)
-        """Augmentation before the rotation; the paper's: flips, and crops where images are large
+        """Augmentation before the rotation. The paper flips, and crops if images are large
         enough."""
 
     options: Options
@@ -42,7 +42,7 @@ class Rotation(Pretext):
         self.head = nn.Linear(backbone.width, options.turns)
 
     def views(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Rotated images (turns * B, 3, H, W), ordered by turn, and the class (turns * B,) of each turn."""
+        """Rotated images (turns * B, 3, H, W), ordered by turn, and their classes (turns * B,)."""
         images = self.options.augmentation(batch.inputs, batch.inputs.shape[-1], generator)
         targets = torch.arange(self.options.turns, device=images.device).repeat_interleave(
             len(images)

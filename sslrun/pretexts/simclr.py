@@ -20,12 +20,13 @@ class SimCLR(TwoViews):
     """Recognize the other view of the same image among all other views of the batch.
 
     Chen et al., ICML 2020 (arXiv:2002.05709). Both views go through the network together, as in the
-    authors' code. Deviation: with several devices, batch norm's statistics are each device's own.
+    authors' code. Deviation: with several devices, each computes its own batch norm statistics,
+    which avoids communication in each layer.
     """
 
     class Options(TwoViewOptions):
         temperature: float = Field(default=0.1, gt=0)
-        """Temperature of the softmax; 0.1 for ImageNet and 0.5 for CIFAR-10 in the paper."""
+        """Temperature of the softmax. The paper uses 0.1 for ImageNet and 0.5 for CIFAR-10."""
         projection: int = Field(default=128, ge=2)
         """Width of the vectors that are compared."""
         hidden: int | None = Field(default=None, ge=2)
@@ -53,18 +54,19 @@ def nt_xent(first: Tensor, second: Tensor, temperature: float) -> tuple[Tensor, 
 
     l(i, j) = -log exp(s_ij / t) / sum over k != i of exp(s_ik / t), with s the cosine similarity,
     averaged over all 2N ordered positive pairs of the batches of all ranks. Each rank returns the
-    mean over its own pairs; averaging gradients over ranks then gives the gradient of the whole
-    batch's loss. Returns the loss and the share of views whose other view is the most similar, both
+    mean over its own pairs; averaging gradients over ranks then gives the gradient for the whole
+    batch. Returns the loss, and the share of views whose other view is the most similar; both are
     0-d.
     """
     with torch.autocast(first.device.type, enabled=False):
-        own = F.normalize(torch.cat([first, second]).float(), dim=1)
+        # `local` (2B, D) holds this rank's views, and `views` (2N, D) those of all ranks, by rank.
+        # Within a rank the first views come before the second.
+        local = F.normalize(torch.cat([first, second]).float(), dim=1)
         count, rank = len(first), distributed.rank()
-        everyone = distributed.gather(own)
-        # `everyone` is ordered by rank; within a rank the first views come before the second.
-        place = torch.arange(2 * count, device=own.device)
+        views = distributed.gather(local)
+        place = torch.arange(2 * count, device=local.device)
         positive = rank * 2 * count + (place + count) % (2 * count)
-        similarity = own @ everyone.T / temperature
+        similarity = local @ views.T / temperature
         similarity = similarity.scatter(1, (rank * 2 * count + place)[:, None], -torch.inf)
         loss = F.cross_entropy(similarity, positive)
         hits = (similarity.detach().argmax(dim=1) == positive).float().mean()

@@ -15,11 +15,11 @@ from sslrun.training.learner import Output
 
 @pretexts.register("simsiam")
 class SimSiam(TwoViews):
-    """Predict the projection of the other view, whose gradient is stopped.
+    """Predict the projection of the other view, with a stopped gradient.
 
     Chen & He, CVPR 2021 (arXiv:2011.10566). The two views go through the network one after the
-    other, as in the authors' code. Deviation: the predictor's learning rate follows the schedule
-    like all others. The authors hold it fixed, which gained them 0.4 points.
+    other, as in the authors' code. Deviation: the predictor's learning rate follows the schedule,
+    because all parameters share one. The authors keep it constant, which gained 0.4 points.
     """
 
     class Options(TwoViewOptions):

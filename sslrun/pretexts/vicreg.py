@@ -18,7 +18,7 @@ from sslrun.training.learner import Output
 
 @pretexts.register("vicreg")
 class VICReg(TwoViews):
-    """Pull views together, keep each dimension's variance up and the covariances down.
+    """Make two views similar, keep the variance of each dimension high and covariances low.
 
     Bardes, Ponce & LeCun, ICLR 2022 (arXiv:2105.04906).
     """
@@ -56,7 +56,9 @@ class VICReg(TwoViews):
 
 
 def vicreg_terms(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The invariance, variance and covariance terms of two views' projections (B, D), over the batches of all ranks.
+    """The invariance, variance and covariance terms of two views' projections (B, D).
+
+    They are computed over the batches of all ranks, with D the width of the projections:
 
     - invariance: the mean squared difference of the views
     - variance: the sum over views of mean_d relu(1 - sqrt(var_d + 1e-4)) / 2
@@ -65,13 +67,13 @@ def vicreg_terms(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor, Tensor]
     Variances and covariances divide by N - 1.
     """
     with torch.autocast(first.device.type, enabled=False):
-        first, second = (distributed.gather(each.float()) for each in (first, second))
+        first, second = (distributed.gather(view.float()) for view in (first, second))
         invariance = F.mse_loss(first, second)
         variance, covariance = invariance.new_zeros(()), invariance.new_zeros(())
-        for each in (first, second):
-            variance = variance + F.relu(1 - (each.var(dim=0) + 1e-4).sqrt()).mean() / 2
-            centered = each - each.mean(dim=0)
-            matrix = centered.T @ centered / (len(each) - 1)
+        for view in (first, second):
+            variance = variance + F.relu(1 - (view.var(dim=0) + 1e-4).sqrt()).mean() / 2
+            centered = view - view.mean(dim=0)
+            matrix = centered.T @ centered / (len(view) - 1)
             off_diagonal = matrix.square().sum() - matrix.diagonal().square().sum()
-            covariance = covariance + off_diagonal / each.shape[1]
+            covariance = covariance + off_diagonal / view.shape[1]
         return invariance, variance, covariance

@@ -1,4 +1,4 @@
-"""Parts of pretext tasks that compare two views: the views, and a teacher that follows slowly."""
+"""Parts of pretext tasks that compare two views: the views, and a momentum teacher."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from sslrun.pretexts.base import Pretext, PretextOptions
 
 
 class TwoViewOptions(PretextOptions):
-    """Settings of every pretext task that compares two views."""
+    """Options that all pretext tasks on two views share."""
 
     augmentation: Augmentation = Augmentation.simclr()
-    """Augmentation that makes a view from an image."""
+    """Augmentation that makes a view from an image; of the first view if `second` is set."""
     second: Augmentation | None = None
-    """Augmentation of the second view; default: that of the first."""
+    """Augmentation of the second view; default: the same as the first view's."""
     size: int | None = Field(default=None, ge=4)
-    """Side of a view, in pixels; default: the image's side."""
+    """Side of a view, in pixels; default: the side of the images."""
 
 
 class TwoViews(Pretext):
@@ -42,7 +42,7 @@ class TwoViews(Pretext):
 
 
 class Teacher(nn.Module):
-    """A copy of a backbone and its head that gets no gradient and follows them slowly."""
+    """A moving average of a backbone and its head, without gradients."""
 
     def __init__(self, backbone: Backbone, head: nn.Module) -> None:
         super().__init__()
@@ -52,20 +52,20 @@ class Teacher(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        """The head's output (B, D). The teacher is in the same mode (train or eval) as the student."""
+        """The head's output (B, D), in the same mode (train or eval) as the student's."""
         return self.head(self.backbone(images).pooled)
 
     def follow(self, backbone: Backbone, head: nn.Module, momentum: float) -> None:
-        """Move toward the student: teacher <- momentum * teacher + (1 - momentum) * student, for each parameter."""
+        """Move the teacher toward the student's backbone and head; see the function `follow`."""
         follow(self.backbone, backbone, momentum)
         follow(self.head, head, momentum)
 
 
 @torch.no_grad()
 def follow(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
-    """teacher <- momentum * teacher + (1 - momentum) * student, for each parameter.
+    """Move the teacher's parameters: teacher <- momentum * teacher + (1 - momentum) * student.
 
-    Buffers stay: the teacher's batch norms keep the statistics of what the teacher itself reads.
+    Buffers do not change: the teacher's batch norms keep statistics of its own activations.
     """
     weights: list[Tensor] = list(teacher.parameters())
     if weights:

@@ -1,4 +1,4 @@
-"""The type of every protocol, and the bench: everything that a protocol may ask for."""
+"""The base class of protocols, and the bench, which gives a protocol everything it needs."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from sslrun.backbones.base import Backbone
 from sslrun.data.examples import Batch, Examples
 from sslrun.registry import Options, Registry
 from sslrun.tasks.base import Task, TaskLearner, TaskOptions
+from sslrun.training.device import Precision
 from sslrun.training.schedule import Schedule
 
 
@@ -22,36 +23,35 @@ class Scores:
     """What a protocol returns."""
 
     metrics: dict[str, dict[str, float]]
-    """Split -> metric -> value. Holds every split of `Bench.tests`, and "val" if anything was
-    chosen by it."""
+    """Split -> metric -> value. Holds every split of `Bench.tests`, and "val" if it was used to
+    choose anything."""
     details: dict[str, Any] = field(default_factory=dict)
-    """JSON values worth keeping in result.json: the hyperparameters chosen, the distortion of
-    features."""
+    """Further JSON values for result.json, such as chosen hyperparameters or feature distortion."""
 
 
 class Bench(ABC):
-    """Everything a protocol may ask for: one task, one backbone, one amount of labels, one seed.
+    """Everything that a protocol needs: one task, one backbone, one amount of labels, one seed.
 
-    Splits are named by strings: "train" (the labeled examples alone), "val" and "test" are the
-    task's own; `tests` are "test" and the parts of every shift. A protocol chooses hyperparameters
-    by "val" and never by a test.
+    Strings name the splits: "train" (only the labeled examples), "val" and "test" are the task's
+    own; `tests` are "test" and the parts of every shift. A protocol chooses hyperparameters on
+    "val" and never on a test split.
     """
 
     task: Task
-    """The task to learn. Its metrics are what `score` returns."""
+    """The task to learn; `score` returns its metrics."""
     seed: int
-    """Seed of a fresh head, the order of the data, and whatever else the protocol draws."""
+    """Seed of a new head, the order of the data, and all other random draws of the protocol."""
     device: torch.device
-    """Where the backbone and its inputs are."""
+    """The device of the backbone and its inputs."""
 
     @property
     @abstractmethod
     def tests(self) -> tuple[str, ...]:
-        """The splits to score in the end: "test", and one for each part of each shift."""
+        """The splits to score at the end: "test", and one for each part of each shift."""
 
     @abstractmethod
     def examples(self, split: str) -> Examples:
-        """The raw examples of a split; "train" holds the labeled ones alone."""
+        """Return the raw examples of a split; "train" holds only the labeled ones."""
 
     @abstractmethod
     def backbone(self, drop_path: float | None = None) -> Backbone:
@@ -64,27 +64,27 @@ class Bench(ABC):
     def vectors(self, split: str) -> Tensor:
         """Compute the frozen features (N, D) float32 of a split, one vector per example.
 
-        They are kept for the next protocol that asks for them.
+        They are cached for other protocols that need them.
 
         Raises UserError if a feature is not finite.
         """
 
     @abstractmethod
     def features(self, split: str) -> tuple[Tensor, Tensor]:
-        """`vectors` of a split and its targets (N, ...), both on the device.
+        """Return the `vectors` of a split and its targets (N, ...), both on the device.
 
         Raises UserError for a split without labels.
         """
 
     @abstractmethod
     def head(self) -> dict[str, Tensor]:
-        """The weights of the head that the protocol in `follows` learned from the same labels."""
+        """Load the head that the protocol in `follows` learned from the same labels."""
 
     @abstractmethod
     def train(
         self, learner: TaskLearner, schedule: Schedule, attempt: str, *, keep_best: bool = False
     ) -> TaskLearner:
-        """Train on the labeled examples; resumes the `attempt` of that name if it was interrupted.
+        """Train on the labeled examples; resume the `attempt` of that name if it was interrupted.
 
         Returns the learner to evaluate, in eval mode: the averaged weights if `schedule.ema` is
         set. `keep_best` returns the weights of the epoch whose validation score was best (ties: the
@@ -96,7 +96,7 @@ class Bench(ABC):
 
     @abstractmethod
     def outputs(self, split: str, run: Callable[[Batch], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-        """Apply `run` to the raw batches of a split, under autocast.
+        """Apply `run` to the raw batches of a split, in the protocol's `precision`.
 
         `run` returns tensors (B, ...). Returns one tensor (N, ...) for each, in the order of
         examples.
@@ -104,9 +104,9 @@ class Bench(ABC):
 
     @abstractmethod
     def score(self, split: str, outputs: Tensor) -> dict[str, float]:
-        """The task's metrics of outputs (N, ...) for all examples of a split, in their order.
+        """Compute the task's metrics of outputs (N, ...) for all examples of a split, in order.
 
-        Classes that a shifted test set does not tell apart count as one.
+        Classes that a shifted test set does not distinguish count as one.
         """
 
     @abstractmethod
@@ -119,14 +119,14 @@ class Bench(ABC):
 
     @abstractmethod
     def keep_backbone(self, backbone: Backbone) -> None:
-        """Write the trained backbone into the run, so that it can be loaded from there."""
+        """Write the trained backbone into the run, so that it can be loaded later."""
 
     @abstractmethod
     def say(self, message: str) -> None:
         """Report one line to the user."""
 
     def evaluate(self, learner: TaskLearner, split: str) -> dict[str, float]:
-        """The task's metrics of a trained learner, in eval mode, on a whole split."""
+        """Compute the task's metrics of a trained learner in eval mode on a whole split."""
         (outputs,) = self.outputs(split, lambda batch: (learner.predict(batch),))
         return self.score(split, outputs)
 
@@ -138,55 +138,59 @@ class Bench(ABC):
 
 
 class Protocol:
-    """A way to learn a task from a backbone and to score it. One class, registered by name.
+    """A way to learn a task from a backbone and to score it; a class, registered by name.
 
-    The first line of the docstring is its help on the command line and in `sslrun show`.
+    The first line of the docstring is the help on the command line and in `sslrun show`.
     """
 
     Options: ClassVar[type[Options]] = Options
     name: ClassVar[str]
     version: ClassVar[int] = 1
-    """Raised when the same options come to mean another result."""
+    """Increased whenever the same options give a different result than before."""
     synonyms: ClassVar[tuple[str, ...]] = ()
-    """What published tables call it."""
+    """Names of the protocol in published tables."""
     inherits: ClassVar[str | None] = None
-    """The protocol whose options in the recipe it takes first, before its own."""
+    """The protocol whose options in the recipe apply before its own."""
     follows: ClassVar[str | None] = None
-    """The protocol that must run before it, with the same labels and seed; `Bench.head` gives its
+    """The protocol that must run first, with the same labels and seed; `Bench.head` loads its
     head."""
     initial: ClassVar[bool] = False
-    """Whether it starts from random weights, not from the pretrained ones."""
+    """Whether it starts from random weights instead of pretrained ones."""
     learns: ClassVar[bool] = True
-    """Whether it learns from labels of the training split. If not, it is run once and not for each
-    amount."""
+    """Whether it learns from labels of the training split. If not, it runs once, not per amount."""
     per_class: ClassVar[bool] = False
-    """Whether its amounts of labels are numbers per class, even 1."""
+    """Whether its amounts of labels are always numbers per class, even 1."""
 
     def __init__(self, options: Any) -> None:
         self.options = options
 
     @classmethod
     def supports(cls, task: type[Task], options: TaskOptions) -> str | None:
-        """Why it cannot learn such a task, as words after its name; None if it can.
+        """Explain why it cannot learn such a task, as words after its name; None if it can.
 
-        Asked when a recipe is read, before any data are.
+        Called when a recipe is read, before any data are.
         """
         return None
 
     def labels(self, labels: tuple[float, ...]) -> tuple[float, ...]:
-        """The amounts of labels to learn from, each in a run of its own; default: the evaluation's.
+        """Return the amounts of labels to learn from, one run each; default: the evaluation's.
 
         An amount is a share in (0, 1] or a whole number per class.
         """
         return labels if self.learns else (1.0,)
 
     def trains(self, options: TaskOptions) -> bool:
-        """Whether it trains such a task step by step, so that each restart gives another result."""
+        """Return whether it trains such a task in steps, so that restarts differ."""
         return False
 
     def identity(self) -> dict[str, Any]:
-        """The options that determine the result of one run, as JSON values."""
+        """Return the options that determine the result of one run, as JSON values."""
         return self.options.non_defaults()
+
+    @property
+    def precision(self) -> Precision:
+        """Precision of the backbone's forward pass in evaluation."""
+        return "auto"
 
     def run(self, bench: Bench) -> Scores:
         """Learn the task and score it.
@@ -200,7 +204,7 @@ protocols: Registry[Protocol] = Registry("protocol")
 
 
 def unsupported(protocol: str, task: type[Task], options: Options) -> str | None:
-    """Why a protocol, or one that it follows, cannot learn a task; None if it can."""
+    """Explain why a protocol, or one that it follows, cannot learn a task; None if it can."""
     assert isinstance(options, TaskOptions)
     name: str | None = protocol
     while name is not None:
@@ -211,6 +215,6 @@ def unsupported(protocol: str, task: type[Task], options: Options) -> str | None
 
 
 def inheritance(protocol: str) -> list[str]:
-    """The protocols whose options a protocol takes, in this order; itself last."""
+    """List the protocols whose options a protocol takes, in this order; itself last."""
     parent = protocols[protocol].inherits
     return [*(inheritance(parent) if parent else ()), protocol]

@@ -1,6 +1,6 @@
-"""Classifiers from before deep learning: scikit-learn's, on frozen features, on the CPU.
+"""Classical classifiers of scikit-learn on frozen features, on the CPU.
 
-scikit-learn is imported when it is first used: it takes a second that no other protocol needs.
+scikit-learn is imported at first use: the import takes a second, and no other protocol needs it.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from sslrun.protocols.frozen import VectorProtocol
 
 
 class Candidates(NamedTuple):
-    """The same classifier with several values of the hyperparameter that matters most."""
+    """One classifier with several values of its most important hyperparameter."""
 
     option: str
     """scikit-learn's name of the hyperparameter."""
     classifiers: Mapping[float, Any]
-    """Value -> unfitted classifier, in the order they are tried."""
+    """Value -> unfitted classifier, in the order of trial."""
 
 
 class ClassicalFit(NamedTuple):
-    """A scikit-learn classifier's answers, and how it was chosen."""
+    """The scores of the chosen scikit-learn classifier, and how it was chosen."""
 
     scores: Tensor
     """(M, C) for the test examples; -inf for a class without training examples."""
@@ -36,7 +36,7 @@ class ClassicalFit(NamedTuple):
 
 
 def _standardized(classifier: Any) -> Any:
-    """The classifier behind a standardization feature by feature."""
+    """Standardize each feature before the classifier."""
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
@@ -52,8 +52,8 @@ def fit_best(
 ) -> ClassicalFit:
     """Fit all candidates and use the one with the highest validation accuracy.
 
-    `train` and `val` are inputs (N, ...), which are flattened, and class ids (N,). `test_x` (M,
-    ...).
+    `train` and `val` are inputs (N, ...) and class ids (N,). `test_x` has shape (M, ...). Inputs
+    are flattened.
     """
     x, x_val, x_test = (t.flatten(1).float().cpu().numpy() for t in (train[0], val[0], test_x))
     y, y_val = train[1].cpu().numpy(), val[1].cpu().numpy()
@@ -61,8 +61,8 @@ def fit_best(
 
     best: tuple[float, Any, float] | None = None
     for value, classifier in candidates.classifiers.items():
-        # With other workers around, BLAS would start a thread for each core of the machine, and
-        # they would wait for each other.
+        # Without this limit, BLAS starts a thread per core of the machine; with other workers the
+        # threads would wait for each other.
         with threadpool_limits(torch.get_num_threads()):
             fitted = classifier.fit(x, y)
             accuracy = 100 * fitted.score(x_val, y_val)
@@ -76,29 +76,29 @@ def fit_best(
 
 
 def _scores(fitted: Any, x: Any) -> Tensor:
-    """(M, C) float32 for the classes that a fitted classifier knows, in their order."""
+    """Compute scores (M, C) float32 for the classes that a fitted classifier knows, in order."""
     if hasattr(fitted, "predict_proba"):
         return torch.as_tensor(fitted.predict_proba(x), dtype=torch.float32)
     scores = torch.as_tensor(fitted.decision_function(x), dtype=torch.float32)
-    # A support vector machine scores the second of two classes alone.
+    # For two classes, a support vector machine returns only the score of the second one.
     return scores if scores.ndim == 2 else torch.stack([-scores, scores], dim=1)
 
 
 class ClassicalProtocol(VectorProtocol):
-    """The base of scikit-learn's classifiers; with the backbone `pixels` they read raw pixels."""
+    """Base class of scikit-learn's classifiers; with the backbone `pixels` they read raw pixels."""
 
     def candidates(self, count: int, seed: int) -> Candidates:
-        """The unfitted classifiers to choose from, for `count` training examples."""
+        """Return the unfitted classifiers to choose from, for `count` training examples."""
         raise NotImplementedError
 
     def classify(self, bench: Bench) -> Scores:
-        """Fit each candidate, choose by validation accuracy, and score the tests."""
+        """Fit all candidates, choose by validation accuracy, and score the tests."""
         train, val = bench.features("train"), bench.features("val")
         tests = [bench.vectors(split) for split in bench.tests]
         candidates = self.candidates(len(train[0]), bench.seed)
         fit = fit_best(candidates, train, val, torch.cat(tests), len(bench.task.classes))
         metrics = {"val": {"accuracy": fit.accuracy}}
-        outputs: tuple[Tensor, ...] = fit.scores.split([len(each) for each in tests])
+        outputs: tuple[Tensor, ...] = fit.scores.split([len(vectors) for vectors in tests])
         for split, scores in zip(bench.tests, outputs, strict=True):
             metrics[split] = bench.score(split, scores)
         return Scores(metrics, {"chosen": fit.chosen})
@@ -135,7 +135,7 @@ class RandomForest(ClassicalProtocol):
     """Classify the frozen features by a random forest (scikit-learn); leaves by validation."""
 
     def candidates(self, count: int, seed: int) -> Candidates:
-        """Forests of 300 trees, on features as they are."""
+        """Forests of 300 trees, on features that are not standardized."""
         from sklearn.ensemble import RandomForestClassifier
 
         def forest(leaf: int) -> Any:

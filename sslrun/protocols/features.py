@@ -1,4 +1,4 @@
-"""Features of a frozen backbone: computed in one pass, then read by any number of classifiers."""
+"""Features of a frozen backbone: computed in one pass, then shared by all classifiers."""
 
 from __future__ import annotations
 
@@ -12,11 +12,21 @@ from torch import Tensor
 from sslrun.backbones.base import Backbone, Features
 from sslrun.data.examples import Batch, Examples
 from sslrun.errors import UserError
+from sslrun.registry import Options
 from sslrun.tasks.base import outputs_of
+from sslrun.training.device import Precision
 
 CHUNK = 2**24
-"""Elements an intermediate tensor may have before its rows are computed in turns: 64 MiB of
-float32."""
+"""Largest number of elements of an intermediate tensor (64 MiB of float32); larger ones are
+computed in chunks of rows."""
+
+
+class FeatureOptions(Options):
+    """Options of every protocol that reads frozen features."""
+
+    precision: Precision = "auto"
+    """Precision of the backbone's forward pass. auto: bf16 autocast where the device multiplies
+    natively in bf16, else fp32. The features are kept in fp32."""
 
 
 def extract(
@@ -32,8 +42,8 @@ def extract(
 
     `inputs` turns a raw batch into what the backbone takes, as `Task.inputs` does. `reads` turns
     the backbone's features into one vector per example, as `Task.vector` does. `counter` is entered
-    around one batch, to count its FLOPs. Autocast is the caller's. The backbone returns to the mode
-    it was in.
+    around one batch, to count its FLOPs. The caller enables autocast. The backbone's training mode
+    is restored at the end.
 
     Raises UserError if a feature is not finite.
     """
@@ -47,6 +57,7 @@ def extract(
     backbone.train(training)
     if not features.isfinite().all():
         raise UserError(
-            "the backbone's features are not finite: its training diverged; lower the learning rate there"
+            "the backbone's features are not finite: its training diverged; "
+            "lower the learning rate there"
         )
     return features

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import torch
 from pydantic import Field, model_validator
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sslrun.protocols.base import Bench, Protocol, Scores, protocols
 from sslrun.tasks.base import TaskLearner, TaskOptions
+from sslrun.training.device import Precision
 from sslrun.training.loop import NonFinite
 from sslrun.training.schedule import Schedule
 
@@ -18,7 +19,7 @@ Rate = Annotated[float, Field(gt=0)]
 
 
 class FinetuneOptions(Schedule):
-    """All parameters are trained.
+    """Options of training all parameters on the labels.
 
     The defaults are ViT's fine-tuning (Dosovitskiy et al. 2021, B.1.1, arXiv:2010.11929) for small
     data sets: SGD with momentum, cosine, no weight decay, gradients clipped at norm 1, 500 steps.
@@ -32,24 +33,25 @@ class FinetuneOptions(Schedule):
     optimizer: Literal["adamw", "sgd", "lars", "muon"] = "sgd"
     """muon: Muon (Jordan et al. 2024) for hidden matrices, AdamW for everything else."""
     clip: float | None = Field(1.0, gt=0)
-    """Highest global norm of the gradient."""
+    """Maximum global norm of the gradient; larger gradients are scaled down."""
     lr: Rate | Annotated[tuple[Rate, ...], Field(min_length=1)] = 0.01  # type: ignore[assignment]
-    """Highest learning rate; with several, the one with the best validation score is kept."""
+    """Peak learning rate; of several, the one with the best validation score is kept."""
     drop_path: float | None = Field(None, ge=0, lt=1)
-    """Rate of stochastic depth while fine-tuning, for backbones that have it; default: the
+    """Rate of stochastic depth during fine-tuning, for backbones that support it; default: the
     backbone's own."""
     keep: Literal["last", "best"] = "last"
-    """Which weights are tested: "last", those of the last step, or "best", those of the epoch that
-    was best on validation (the early stopping of Kumar et al. 2022)."""
+    """Weights to test: "last" of the last step, or "best" of the epoch with the best validation
+    score (the early stopping of Kumar et al. 2022)."""
     frozen_norm: bool = False
-    """Keep the statistics of batch norm as pretrained (Kumar et al. 2022)."""
+    """Use the pretrained statistics of batch norm and keep them, as Kumar et al. (2022) do. Without
+    it, training normalizes by each batch."""
 
     @model_validator(mode="before")
     @classmethod
-    def _epochs_replace_default_steps(cls, given: Any) -> Any:
-        if isinstance(given, dict) and given.get("epochs") is not None and "steps" not in given:
-            return {**given, "steps": None}
-        return given
+    def _epochs_replace_default_steps(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("epochs") is not None and "steps" not in values:
+            return {**values, "steps": None}
+        return values
 
     @property
     def rates(self) -> tuple[float, ...]:
@@ -57,16 +59,29 @@ class FinetuneOptions(Schedule):
         return self.lr if isinstance(self.lr, tuple) else (self.lr,)
 
 
+class Tuned(NamedTuple):
+    """A fine-tuned learner, its learning rate, and its validation scores."""
+
+    learner: TaskLearner
+    lr: float
+    val: dict[str, float]
+
+
 @protocols.register("finetune")
 class Finetune(Protocol):
-    """Train all parameters on the labels, from the pretrained ones and a fresh head."""
+    """Train all parameters on the labels, from the pretrained ones and a new head."""
 
     Options = FinetuneOptions
+    version = 2  # the head runs in float32, and lpft keeps the statistics of batch norm
     options: FinetuneOptions
     synonyms: ClassVar[tuple[str, ...]] = ("FT", "fine-tune", "fine-tuning")
 
     def trains(self, options: TaskOptions) -> bool:
         return True
+
+    @property
+    def precision(self) -> Precision:
+        return self.options.precision
 
     def run(self, bench: Bench) -> Scores:
         return self.tune(bench)
@@ -74,14 +89,34 @@ class Finetune(Protocol):
     def tune(self, bench: Bench, head: Mapping[str, Tensor] | None = None) -> Scores:
         """Fine-tune once per learning rate and test the one with the best validation score.
 
-        Ties go to the last one. `head` holds the weights of a head to start from; default: a fresh
+        Ties go to the last one. `head` holds the weights of a head to start from; default: a new
         head. Rates at which training diverges are skipped. Raises NonFinite if it diverges at
         all of them.
         """
+        best, tried = self._choose_rate(bench, head)
+        bench.keep_backbone(best.learner.backbone)
+        bench.keep_head(best.learner.head)
+        details: dict[str, Any] = {
+            "lr": best.lr,
+            "tried": {f"{lr:g}": score for lr, score in tried.items()},
+        }
+        metrics, distances = self.test(bench, best.learner)
+        if distances:
+            by_shift = bench.by_shift(distances)
+            details["distortion"] = {name: shift["distance"] for name, shift in by_shift.items()}
+            details["feature_length"] = distances["test"]["length"]
+        return Scores({"val": best.val, **metrics}, details)
+
+    def _choose_rate(
+        self, bench: Bench, head: Mapping[str, Tensor] | None
+    ) -> tuple[Tuned, dict[float, float | None]]:
+        """Train once per learning rate; return the best and the validation score of each rate.
+
+        The score of a rate at which training diverges is None.
+        """
         primary = bench.task.primary
         tried: dict[float, float | None] = {}
-        best: TaskLearner | None = None
-        val: dict[str, float] = {}
+        best: Tuned | None = None
         diverged: NonFinite | None = None
         for lr in self.options.rates:
             try:
@@ -89,25 +124,14 @@ class Finetune(Protocol):
             except NonFinite as error:
                 diverged, tried[lr] = error, None
                 continue
-            scores = bench.evaluate(learner, "val")
-            tried[lr] = scores[primary.name]
-            if best is None or primary.is_as_good(scores[primary.name], val[primary.name]):
-                best, val, chosen = learner, scores, lr
+            val = bench.evaluate(learner, "val")
+            tried[lr] = val[primary.name]
+            if best is None or primary.is_as_good(val[primary.name], best.val[primary.name]):
+                best = Tuned(learner, lr, val)
         if best is None:
             assert diverged is not None
             raise diverged
-        bench.keep_backbone(best.backbone)
-        bench.keep_head(best.head)
-        details: dict[str, Any] = {
-            "lr": chosen,
-            "tried": {f"{lr:g}": score for lr, score in tried.items()},
-        }
-        metrics, distances = self.test(bench, best)
-        if distances:
-            by_shift = bench.by_shift(distances)
-            details["distortion"] = {name: each["distance"] for name, each in by_shift.items()}
-            details["feature_length"] = distances["test"]["length"]
-        return Scores({"val": val, **metrics}, details)
+        return best, tried
 
     def _train(self, bench: Bench, lr: float, head: Mapping[str, Tensor] | None) -> TaskLearner:
         backbone = bench.backbone(self.options.drop_path)
@@ -123,9 +147,9 @@ class Finetune(Protocol):
     ) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, float]]]:
         """Score the learner on every test, and measure how far training moved the features there.
 
-        The distance is the mean Euclidean one between an example's features before and after
-        training (Kumar et al., ICLR 2022, section 4.3); the length is the mean norm of those
-        before. Nothing is measured if training started from random weights.
+        The distance is the mean Euclidean distance between an example's features before and after
+        training (Kumar et al., ICLR 2022, section 4.3). The length is the mean norm of the features
+        before training. Neither is measured if training started from random weights.
         """
         metrics, distances = {}, {}
         for split in bench.tests:
@@ -140,10 +164,24 @@ class Finetune(Protocol):
         return metrics, distances
 
 
+class LpftOptions(FinetuneOptions):
+    """As of `finetune`, which `lpft` inherits, except that batch norm keeps its statistics."""
+
+    frozen_norm: bool = True
+    """Use the pretrained statistics of batch norm and keep them, as Kumar et al. (2022) do.
+    Otherwise the features move away from the head that was fitted to them, whatever the rate."""
+
+
 @protocols.register("lpft")
 class LinearProbeThenFinetune(Finetune):
-    """Train a linear probe, then fine-tune all parameters from its head (Kumar et al. 2022)."""
+    """Train a linear probe, then fine-tune all parameters from its head (Kumar et al. 2022).
 
+    At a learning rate of 0 it gives the probe's own scores. Kumar et al. choose the rate on
+    validation, and one fixed rate may spoil what the probe has learned from few labels: give `lr`
+    at least three.
+    """
+
+    Options = LpftOptions
     synonyms = ("LP-FT",)
     inherits = "finetune"
     follows = "probe"
@@ -154,7 +192,7 @@ class LinearProbeThenFinetune(Finetune):
 
 @protocols.register("scratch")
 class Scratch(Finetune):
-    """Train all parameters on the labels, from random ones: no pretraining."""
+    """Train all parameters on the labels, from random initial weights without pretraining."""
 
     synonyms = ("from scratch",)
     inherits = "finetune"

@@ -1,40 +1,52 @@
-"""Protocols that read a frozen backbone: its features are computed once for all of them."""
+"""Protocols on a frozen backbone; its features are computed once and shared."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
+from torch import Tensor
 
 from sslrun.errors import UserError
 from sslrun.protocols.base import Bench, Protocol, Scores, protocols
+from sslrun.protocols.features import FeatureOptions
 from sslrun.protocols.least_squares import FewshotOptions, least_squares
 from sslrun.protocols.logistic import LogisticOptions, LogisticRegression
 from sslrun.protocols.neighbors import KnnOptions, weighted_knn
 from sslrun.tasks.base import Task, TaskLearner, TaskOptions
+from sslrun.training.device import Precision
 from sslrun.training.schedule import Schedule
 
 NEEDS = "needs one vector and one class per example"
+REMEDY = "take probe, finetune, lpft or scratch"
 
 
 class VectorProtocol(Protocol):
-    """The base of protocols that classify one frozen vector per example."""
+    """Base class of protocols that classify one frozen vector per example."""
+
+    Options: ClassVar[type[FeatureOptions]] = FeatureOptions
+    options: FeatureOptions
+
+    @property
+    def precision(self) -> Precision:
+        return self.options.precision
 
     @classmethod
     def supports(cls, task: type[Task], options: TaskOptions) -> str | None:
         if options.linear:
             return None
-        return f"{NEEDS}, which the task '{task.name}' does not have: take probe, finetune, lpft or scratch"
+        return f"{NEEDS}, which the task '{task.name}' does not have: {REMEDY}"
 
     def run(self, bench: Bench) -> Scores:
-        """`classify`, after a check: some tasks learn from the data that their labels are numbers.
+        """Check the task, then `classify`.
 
-        Raises UserError for a task whose labels are not classes.
+        Raises UserError for a task whose labels are not classes: some tasks learn only from the
+        data that their labels are numbers.
         """
         if not bench.task.linear:
             raise UserError(
                 f"{self.name} {NEEDS}, but the labels of '{bench.task.name}' are numbers here: "
-                "take probe, finetune, lpft or scratch"
+                f"{REMEDY}"
             )
         return self.classify(bench)
 
@@ -54,18 +66,20 @@ class Knn(VectorProtocol):
     def classify(self, bench: Bench) -> Scores:
         bank, labels = bench.features("train")
         k, temperature, classes = self.options.k, self.options.temperature, len(bench.task.classes)
-        return Scores(
-            bench.score_vectors(lambda x: weighted_knn(bank, labels, x, k, temperature, classes))
-        )
+
+        def vote(x: Tensor) -> Tensor:
+            return weighted_knn(bank, labels, x, k, temperature, classes)
+
+        return Scores(bench.score_vectors(vote))
 
 
 class ProbeOptions(LogisticOptions):
-    """A linear classifier on a frozen backbone."""
+    """Options of a linear classifier on a frozen backbone."""
 
     solver: Literal["lbfgs", "sgd"] = "lbfgs"
     """lbfgs: L2-regularized multinomial regression on cached features, with the strength chosen on
-    validation. sgd: a head trained by `probe.sgd`, with the backbone run on augmented examples.
-    Tasks whose head is not linear always use sgd."""
+    validation. sgd: train a head with the schedule `probe.sgd` on augmented examples. Tasks whose
+    head is not linear always use sgd."""
     sgd: Schedule = Schedule(epochs=90, batch=256, optimizer="sgd", nesterov=True, lr=0.1)
     """Schedule of `solver: sgd`; default: linear evaluation of SimCLR (Chen et al. 2020, B.6)."""
 
@@ -75,12 +89,17 @@ class Probe(Protocol):
     """Train a linear classifier on the frozen features (linear evaluation, linear probing)."""
 
     Options = ProbeOptions
+    version = 2  # a head trained by SGD runs in float32
     options: ProbeOptions
     synonyms = ("LP", "lin", "linear", "linear probe", "linear probing")
 
     def trains(self, options: TaskOptions) -> bool:
         """L-BFGS has one solution; SGD depends on the first head and the order of the data."""
         return self.options.solver == "sgd" or not options.linear
+
+    @property
+    def precision(self) -> Precision:
+        return self.options.precision
 
     def run(self, bench: Bench) -> Scores:
         if self.options.solver == "sgd" or not bench.task.linear:
@@ -107,7 +126,7 @@ class Probe(Protocol):
 
 @protocols.register("fewshot")
 class Fewshot(VectorProtocol):
-    """Fit least squares to frozen features of a few examples per class (Dosovitskiy et al. 2021)."""
+    """Fit least squares to frozen features of few examples per class (Dosovitskiy et al. 2021)."""
 
     Options = FewshotOptions
     options: FewshotOptions
@@ -118,7 +137,7 @@ class Fewshot(VectorProtocol):
         return self.options.shots
 
     def identity(self) -> dict[str, Any]:
-        """Without `shots`: each is a run of its own, which other shots do not change."""
+        """Return the options without `shots`: each number of shots has its own run."""
         return self.options.non_defaults(exclude={"shots"})
 
     def classify(self, bench: Bench) -> Scores:

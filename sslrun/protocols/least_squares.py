@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from sslrun.registry import Options
+from sslrun.protocols.features import FeatureOptions
 
 
-class FewshotOptions(Options):
+class FewshotOptions(FeatureOptions):
     """Linear classification by regularized least squares, from a few examples of each class.
 
     The few-shot accuracy of ViT (Dosovitskiy et al. 2021, section 4.1, arXiv:2010.11929), with the
@@ -20,8 +20,8 @@ class FewshotOptions(Options):
     """
 
     shots: tuple[Annotated[int, Field(ge=1)], ...] = Field((1, 5, 10, 25), min_length=1)
-    """Labeled examples per class, used in place of the task's `labels`. The seed draws them, so
-    that fewer shots are always among more."""
+    """Labeled examples per class; replaces the task's `labels`. With the same seed, fewer shots are
+    a subset of more."""
     l2: float = Field(1024.0, gt=0)
     """Strength of the L2 regularization, on features standardized one by one."""
 
@@ -34,10 +34,11 @@ def least_squares(x: Tensor, y: Tensor, classes: int, l2: float) -> nn.Linear:
 
     where W acts on the features minus their mean, each divided by its own deviation. Solved in
     float64 (on the CPU if the device has no float64), from the smaller of the D x D and the N x N
-    product. Returns a head that takes features as they are.
+    product. Returns a head for unscaled features.
 
-    Deviation from big_vision: its bias is a column of 100 and therefore almost free. The constant
-    1e-5 added to the deviation is from its code: a feature that never changes is left out.
+    Difference from big_vision: its bias is a feature of constant value 100 and thus almost
+    unregularized. As in its code, 1e-5 is added to the deviation, so that a constant feature is
+    ignored.
     """
     device, dtype = x.device, x.dtype
     if device.type == "mps":
@@ -46,7 +47,7 @@ def least_squares(x: Tensor, y: Tensor, classes: int, l2: float) -> nn.Linear:
     mean, deviation = x.mean(dim=0), x.std(dim=0, correction=0) + 1e-5
     z = (x - mean) / deviation
     targets = 2 * F.one_hot(y, classes).double() - 1
-    middle = targets.mean(dim=0)
+    offset = targets.mean(dim=0)
     wide = z.shape[1] > len(z)
     gram = z @ z.T if wide else z.T @ z
     gram.diagonal().add_(l2)
@@ -58,5 +59,5 @@ def least_squares(x: Tensor, y: Tensor, classes: int, l2: float) -> nn.Linear:
     )
     head = nn.Linear(x.shape[1], classes, device=device, dtype=dtype)
     head.weight.copy_((weights / deviation[:, None]).T)
-    head.bias.copy_(middle - (mean / deviation) @ weights)
+    head.bias.copy_(offset - (mean / deviation) @ weights)
     return head

@@ -6,11 +6,10 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from sslrun.protocols.features import CHUNK
-from sslrun.registry import Options
+from sslrun.protocols.features import CHUNK, FeatureOptions
 
 
-class KnnOptions(Options):
+class KnnOptions(FeatureOptions):
     """Weighted nearest neighbors on frozen features (Wu et al. 2018)."""
 
     k: int = Field(default=20, ge=1)

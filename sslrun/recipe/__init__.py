@@ -1,4 +1,4 @@
-"""Recipes and sweeps: YAML files read into typed objects, with every mistake named by file, line and key."""
+"""Recipes and sweeps: YAML files read into typed objects; errors name file, line and key."""
 
 from sslrun.recipe.build import load, load_sweep, parse, validated
 from sslrun.recipe.schema import Evaluation, Named, Pretrain, Recipe, Sweep, Watch, Weights

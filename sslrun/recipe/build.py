@@ -1,9 +1,9 @@
-"""Recipes and sweeps: YAML files, read into typed objects, with every mistake named by file, line and key.
+"""Build recipes and sweeps from YAML files; errors name file, line and key.
 
 A recipe is one experiment; a sweep is a base recipe and named changes to it. Changes (a sweep's
-rows, the command line's `key=value`) address keys by dotted paths. A mapping given for a section is
-merged into it, unless it names another component (`pretext: {name: byol}`): then it takes the
-section's place, since the old options were the other's.
+rows, `key=value` on the command line) address keys by dotted paths. A mapping is merged into the
+section that it changes. If it names another component (`pretext: {name: byol}`), it replaces the
+section, since the old options belong to the old component.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 import sslrun.backbones
 import sslrun.pretexts
@@ -27,7 +28,7 @@ from sslrun.errors import UserError
 from sslrun.pretexts.base import pretexts
 from sslrun.protocols.base import inheritance, protocols, unsupported
 from sslrun.recipe.fit import misfit
-from sslrun.recipe.places import Keys, Located, override, read_yaml
+from sslrun.recipe.places import Keys, Located, override, places_under, read_yaml
 from sslrun.recipe.schema import Evaluation, Named, Pretrain, Recipe, Sweep
 from sslrun.recipe.shipped import find
 from sslrun.registry import Options, Registry, did_you_mean
@@ -37,9 +38,9 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read the recipe in a file, or the shipped one of that name, with `key=value` overrides.
+    """Read a recipe from a file, or the shipped one of that name, with `key=value` overrides.
 
-    UserError: any mistake, with its file, line and key.
+    Raises UserError for any mistake, with its file, line and key.
     """
     source = read_yaml(find(path))
     if "rows" in source.value:
@@ -49,10 +50,10 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
-    """Read the sweep in a file, or the shipped one of that name; a recipe counts as a sweep of one row.
+    """Read a sweep from a file, or the shipped one of that name; a recipe is a sweep of one row.
 
-    Overrides change the base, before the rows do. UserError: any mistake, with its file, line and
-    key.
+    Overrides change the base before the rows do. Raises UserError for any mistake, with its file,
+    line and key.
     """
     path = find(path)
     source = read_yaml(path)
@@ -60,80 +61,58 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
         override(source, overrides)
         recipe = parse(source)
         return Sweep(name=recipe.name, rows={recipe.name: recipe})
-    base = source.value.get("base")
-    if isinstance(base, str):
-        base_source = read_yaml(path.parent / base)
-    elif isinstance(base, dict):
-        base_source = source.section("base")
-        base_source.at = ()
-        base_source.value.setdefault("name", source.value.get("name"))
-    else:
-        raise source.error(
-            ("base",), "should be the recipe that the rows change: a file, or the recipe itself"
-        )
-    override(base_source, overrides)
-    rows = {}
-    for row in source.section("rows").value:
-        changes = source.section("rows", row)
-        recipe_source = base_source.copy()
-        for dotted, value in changes.value.items():
-            inside = {
-                keys[1:]: place for keys, place in changes.places.items() if keys[:1] == (dotted,)
-            }
-            recipe_source.change(dotted, value, inside)
-        rows[row] = parse(recipe_source)
-    sweep = validated(
-        Sweep, Located({**source.without("base").value, "rows": rows}, source.places), "a sweep"
-    )
+    base = _read_base(source, path.parent)
+    override(base, overrides)
+    rows = {row: _parse_row(base, source, row) for row in source.section("rows").value}
+    values = {**source.without("base").value, "rows": rows}
+    sweep = validated(Sweep, Located(values, source.places), "a sweep")
     sweep._against_at = source.places.get(("against",))
     return sweep
 
 
+def _read_base(sweep: Located, folder: Path) -> Located:
+    """Read the base recipe of a sweep: a file in `folder`, or the recipe itself."""
+    base = sweep.value.get("base")
+    if isinstance(base, str):
+        return read_yaml(folder / base)
+    if not isinstance(base, dict):
+        raise sweep.error(
+            ("base",), "should be the recipe that the rows change: a file, or the recipe itself"
+        )
+    source = sweep.section("base")
+    source.path = ()
+    source.value.setdefault("name", sweep.value.get("name"))
+    return source
+
+
+def _parse_row(base: Located, sweep: Located, row: str) -> Recipe:
+    """Build the recipe of a row: the base with the row's changes."""
+    changes = sweep.section("rows", row)
+    recipe = base.copy()
+    for dotted, value in changes.value.items():
+        recipe.change(dotted, value, places_under(changes.places, dotted))
+    return parse(recipe)
+
+
 def parse(source: Located) -> Recipe:
-    """Build a recipe from its mapping. UserError: any mistake, with its place."""
+    """Build a recipe from its mapping. Raises UserError for any mistake, with its place."""
     data = _named(sources, source, "data")
     backbone = _named(backbones, source, "backbone")
     pretext = None if source.value.get("pretext") is None else _named(pretexts, source, "pretext")
-    network = backbones[backbone.name]
-    pretraining = None if pretext is None else pretexts[pretext.name]
-    if pretraining is not None and (wrong := misfit(sources[data.name], pretraining, network)):
-        raise source.error(
-            ("backbone" if wrong.culprit == "backbone" else "pretext",), wrong.reason
-        )
-    if pretext and source.value.get("weights"):
-        raise source.error(
-            ("weights",), "stand in place of pretraining: give either them or 'pretext'"
-        )
-    if pretext and not source.value.get("pretrain"):
-        raise source.error(
-            (),
-            "'pretrain' is missing: the schedule of the pretext task, as {epochs: 100, batch: 256, lr: 0.001}",
-        )
+    if pretext is not None:
+        _check_pretext(source, data, backbone, pretext)
     pretrain = validated(Pretrain, source.section("pretrain"), "'pretrain'") if pretext else None
     evaluate = {key: _evaluation(source, key, data) for key in source.section("evaluate").value}
-    if (
-        pretraining is None
-        and not evaluate
-        and (wrong := misfit(sources[data.name], None, network))
-    ):
+    network = backbones[backbone.name]
+    if pretext is None and not evaluate and (wrong := misfit(sources[data.name], None, network)):
         raise source.error(("backbone",), wrong.reason)
     for key, evaluation in evaluate.items():
         task = tasks[evaluation.task.name]
         if wrong := misfit(sources[evaluation.data.name], task, network):
             raise source.error(("evaluate", key), wrong.reason)
-    limits = network.limits(backbone.options)
-    read: dict[Keys, Named] = {
-        ("data",): data,
-        **{("evaluate", key, "data"): each.data for key, each in evaluate.items()},
-    }
-    for keys, named in read.items():
-        for option, most in limits.items():
-            if getattr(named.options, option, 0) > most:  # reported now, not after pretraining
-                raise source.error(
-                    (*keys, option),
-                    f"sequences of {getattr(named.options, option)} tokens are longer than the {most} positions of "
-                    f"'{backbone.name}': lower it to {most}, or raise backbone.positions before pretraining",
-                )
+    _check_lengths(source, ("data",), data, backbone)
+    for key, evaluation in evaluate.items():
+        _check_lengths(source, ("evaluate", key, "data"), evaluation.data, backbone)
     typed = {
         "backbone": backbone,
         "pretext": pretext,
@@ -145,23 +124,60 @@ def parse(source: Located) -> Recipe:
     return validated(Recipe, Located({**rest.value, **typed}, source.places), "a recipe", protocols)
 
 
+def _check_pretext(source: Located, data: Named, backbone: Named, pretext: Named) -> None:
+    """Raise UserError if the pretext task does not fit the rest of the recipe."""
+    task, network = pretexts[pretext.name], backbones[backbone.name]
+    if wrong := misfit(sources[data.name], task, network):
+        key = "backbone" if wrong.culprit == "backbone" else "pretext"
+        raise source.error((key,), wrong.reason)
+    if source.value.get("weights"):
+        raise source.error(
+            ("weights",), "can't be combined with pretraining: give either them or 'pretext'"
+        )
+    if not source.value.get("pretrain"):
+        raise source.error(
+            (),
+            "'pretrain' is missing: the schedule of the pretext task, "
+            "such as {epochs: 100, batch: 256, lr: 0.001}",
+        )
+
+
+def _check_lengths(source: Located, keys: Keys, data: Named, backbone: Named) -> None:
+    """Raise UserError if sequences of a data set are too long for the backbone.
+
+    The check runs when the recipe is read, so that the error does not come after pretraining.
+    `keys` is the place of the data set in the recipe.
+    """
+    for option, most in backbones[backbone.name].limits(backbone.options).items():
+        length = getattr(data.options, option, 0)
+        if length > most:
+            raise source.error(
+                (*keys, option),
+                f"sequences of {length} tokens are longer than the {most} positions of "
+                f"'{backbone.name}': lower it to {most}, or raise backbone.positions before "
+                "pretraining",
+            )
+
+
 def _evaluation(source: Located, key: str, data: Named) -> Evaluation:
+    """Build the evaluation `key` of a recipe that pretrains on `data`."""
     section = source.section("evaluate", key)
     if section.value.get("data") is None:
-        # The same set as pretraining's is the same in every option.
+        # The data set of pretraining is used with all of its options.
         section.value["data"] = data.as_dict() if key == data.name else {"name": key}
     evaluation_data = _named(sources, section, "data", like=data)
     task = _named(tasks, section, "task", default=sources[evaluation_data.name].task)
     options = {name: _protocol_options(name, source, section) for name in protocols.in_order}
-    given = {
+    shifts = {name: _shift(section, name, evaluation_data) for name in _named_shifts(section)}
+    values = {
         **section.without(*protocols).value,
-        "shifts": {name: _shift(section, name, evaluation_data) for name in _named_shifts(section)},
+        "shifts": shifts,
         "data": evaluation_data,
         "task": task,
         "options": options,
     }
     evaluation = validated(
-        Evaluation, Located(given, section.places, section.at), f"'evaluate.{key}'", protocols
+        Evaluation, Located(values, section.places, section.path), f"'evaluate.{key}'", protocols
     )
     for protocol in evaluation.protocols:
         if protocol not in protocols:
@@ -173,31 +189,40 @@ def _evaluation(source: Located, key: str, data: Named) -> Evaluation:
 
 
 def _named_shifts(evaluation: Located) -> dict[str, Any]:
-    """The shifts by name, each a mapping; a list, or a name alone, names data sets and corruptions."""
-    given = evaluation.value.get("shifts") or {}
-    if isinstance(given, list) and all(isinstance(each, str) for each in given):
-        given = {each: each for each in given}
-    if isinstance(given, dict):
-        given = {
-            name: {"corruption" if each in CORRUPTIONS else "data": each}
-            if isinstance(each, str)
-            else each
-            for name, each in given.items()
-            if each is not None  # taken away by a row or an override
+    """Return the shifts by name, each as a mapping.
+
+    A string, also in a list, is the name of a data set or a corruption.
+    """
+    shifts = evaluation.value.get("shifts") or {}
+    if isinstance(shifts, list) and all(isinstance(name, str) for name in shifts):
+        shifts = {name: name for name in shifts}
+    if isinstance(shifts, dict):
+        shifts = {
+            name: _spell_out_shift(shift)
+            for name, shift in shifts.items()
+            if shift is not None  # removed by a row or an override
         }
-    evaluation.value["shifts"] = given
+    evaluation.value["shifts"] = shifts
     return evaluation.section("shifts").value
 
 
+def _spell_out_shift(shift: Any) -> Any:
+    """Turn the name of a corruption or a data set into a mapping."""
+    if not isinstance(shift, str):
+        return shift
+    return {"corruption" if shift in CORRUPTIONS else "data": shift}
+
+
 def _shift(evaluation: Located, name: str, own: Named) -> Shift:
+    """Build a shift of an evaluation whose own data are `own`."""
     section = evaluation.section("shifts", name)
     kind = sources[own.name].gives.kind
     if section.value.get("data") is not None:
         section.value["data"] = other = _named(sources, section, "data", like=own)
         if sources[other.name].gives is not sources[own.name].gives:
-            theirs = sources[other.name].gives.kind
+            other_kind = sources[other.name].gives.kind
             raise section.error(
-                ("data",), f"'{other.name}' is {theirs} data, but '{own.name}' is {kind} data"
+                ("data",), f"'{other.name}' is {other_kind} data, but '{own.name}' is {kind} data"
             )
     elif not issubclass(sources[own.name].gives, ImageSpec):
         raise section.error(
@@ -207,24 +232,19 @@ def _shift(evaluation: Located, name: str, own: Named) -> Shift:
 
 
 def _protocol_options(name: str, recipe: Located, evaluation: Located) -> Options:
-    """A protocol's options: the recipe's section, then the evaluation's; before them those of the protocol it inherits
-    from.
+    """Merge a protocol's options from the recipe and the evaluation, in this order.
 
-    `epochs` and `steps` replace each other.
+    The options of a protocol that it inherits from come first. `epochs` and `steps` replace each
+    other.
     """
     merged = Located({}, {(): recipe.places[()]}, (name,))
-    for section in (
-        each.section(key) for key in inheritance(name) for each in (recipe, evaluation)
-    ):
+    sections = [place.section(key) for key in inheritance(name) for place in (recipe, evaluation)]
+    for section in sections:
         if {"epochs", "steps"} & section.value.keys():
-            merged.value = {
-                key: value for key, value in merged.value.items() if key not in ("epochs", "steps")
-            }
+            merged.value = merged.without("epochs", "steps").value
         for key, value in section.value.items():
-            inside = {
-                keys[1:]: place for keys, place in section.places.items() if keys[:1] == (key,)
-            }
-            merged.change(key, value, inside or {(): section.places[()]})
+            places = places_under(section.places, key)
+            merged.change(key, value, places or {(): section.places[()]})
     return validated(protocols[name].Options, merged, f"'{name}'")
 
 
@@ -235,9 +255,10 @@ def _named(
     default: str | None = None,
     like: Named | None = None,
 ) -> Named:
-    """The component that `source` names under `key`: `name`, `{name: ..., option: ...}`, or `hf:bert-base-uncased`.
+    """Build the component that `source` names under `key`.
 
-    What follows a colon is the option that the class names as its `shorthand`. `like`: the recipe's
+    It is written as `name`, as `{name: ..., option: ...}`, or as `hf:bert-base-uncased`: the text
+    after the colon is the option that the class declares as its `shorthand`. `like` is the recipe's
     data set, whose options the component shares (see `Source.inherit_options`).
     """
     if isinstance(source.value.get(key), str):
@@ -246,38 +267,31 @@ def _named(
     name = section.value.get("name", default)
     if name is None:
         raise source.error((key,), f"name a {registry.kind}, one of: {', '.join(registry)}")
-    given = section.without("name")
+    options = section.without("name")
     kind, _, rest = str(name).partition(":")
     if rest and kind in registry and (shorthand := registry[kind].shorthand):
-        name, given.value = kind, {shorthand: rest, **given.value}
+        name, options.value = kind, {shorthand: rest, **options.value}
     try:
         cls = registry[str(name)]
     except UserError as error:
         raise section.error((), str(error)) from None
     if like is not None and sources[like.name].gives is cls.gives:
-        given.value = {**given.value, **cls.inherit_options(like.as_dict(), given.value)}
-    return Named(name=str(name), options=validated(cls.Options, given, f"'{name}'"), component=cls)
+        inherited = cls.inherit_options(like.as_dict(), options.value)
+        options.value = {**options.value, **inherited}
+    valid = validated(cls.Options, options, f"'{name}'")
+    return Named(name=str(name), options=valid, component=cls)
 
 
 def validated(model: type[Model], source: Located, owner: str, also: Iterable[str] = ()) -> Model:
-    """Validate `source.value` as a `model`. UserError: the first mistake, with its place.
+    """Validate `source.value` as a `model`.
 
-    `also`: keys that `owner` may have in addition to the model's fields, to suggest in place of an
-    unknown one.
+    `also` lists keys that `owner` may have in addition to the model's fields; they are suggested
+    for unknown keys. Raises UserError for the first mistake, with its place.
     """
     try:
         return model.model_validate(source.value)
     except ValidationError as error:
-        # Unknown keys first: a misspelt key often makes another one look missing.
-        first = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
-        if first["type"].endswith(
-            "_type"
-        ):  # of several allowed types, report the one that was written
-            written = _written(tuple(first["loc"]), source.value)
-            same = (
-                each for each in error.errors() if tuple(each["loc"])[: len(written)] == written
-            )
-            first = min(same, key=lambda each: each["type"].endswith("_type"))
+        first = _choose_error(error, source.value)
     keys: Keys = tuple(first["loc"])
     if first["type"] == "extra_forbidden":
         known = [*_fields(model, keys[:-1]), *(also if len(keys) == 1 else ())]
@@ -286,29 +300,43 @@ def validated(model: type[Model], source: Located, owner: str, also: Iterable[st
     if first["type"] == "missing":
         raise source.error(written, f"'{keys[-1]}' is missing")
     message = first["msg"].removeprefix("Value error, ").removeprefix("Input ")
-    given = first.get("input")
-    shown = (
-        f", not {given!r}" if written and isinstance(given, str | int | float | bool | list) else ""
-    )
-    raise source.error(written, message + shown)
+    value = first.get("input")
+    if written and isinstance(value, str | int | float | bool | list):
+        message += f", not {value!r}"
+    raise source.error(written, message)
+
+
+def _choose_error(error: ValidationError, value: Any) -> ErrorDetails:
+    """Choose the mistake to report.
+
+    Unknown keys come first, because a misspelled key often makes another one look missing. If an
+    option allows several types, the mistake in the type that the user wrote comes first.
+    """
+    details = error.errors()
+    first = min(details, key=lambda detail: detail["type"] != "extra_forbidden")
+    if not first["type"].endswith("_type"):
+        return first
+    written = _written(tuple(first["loc"]), value)
+    same = [detail for detail in details if tuple(detail["loc"])[: len(written)] == written]
+    return min(same, key=lambda detail: detail["type"].endswith("_type"))
 
 
 def _fields(model: type[BaseModel], keys: Keys) -> Iterator[str]:
-    """The option names that `model` has under `keys`."""
+    """List the names of the options that `model` has under `keys`."""
     for key in keys:
         annotation = (
             model.model_fields[key].annotation
             if isinstance(key, str) and key in model.model_fields
             else None
         )
-        for each in get_args(annotation) or (annotation,):
-            if isinstance(each, type) and issubclass(each, BaseModel):
-                model = each
+        for member in get_args(annotation) or (annotation,):
+            if isinstance(member, type) and issubclass(member, BaseModel):
+                model = member
     return iter(model.model_fields)
 
 
 def _written(keys: Keys, value: Any) -> Keys:
-    """The leading part of `keys` that the user wrote: pydantic appends the members of unions to it."""
+    """Return the leading keys that the user wrote: pydantic appends the members of unions."""
     for end, key in enumerate(keys):
         try:
             value = value[key]

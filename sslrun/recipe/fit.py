@@ -1,4 +1,4 @@
-"""Whether data, a pretext or downstream task, and a backbone fit together: by the types of their inputs."""
+"""Check whether data, a task and a backbone fit together, by the types of their inputs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sslrun.tasks.base import Task
 
 
 class Misfit(NamedTuple):
-    """Why a recipe cannot combine its components."""
+    """The reason why a recipe cannot combine its components."""
 
     culprit: Literal["task", "backbone"]
     """The component to change."""
@@ -22,26 +22,27 @@ class Misfit(NamedTuple):
 def misfit(
     source: type[Source], task: type[Pretext] | type[Task] | None, backbone: type[Backbone]
 ) -> Misfit | None:
-    """Why a recipe cannot combine them; None if it can.
+    """Explain why a recipe cannot combine the components; None if it can.
 
-    The task, pretext or downstream, must read what the source gives, and the backbone must take
-    what the task gives it: a video pretext that gives images serves every image backbone. Without a
-    task the backbone must take the data as they are.
+    The task (pretext or downstream) must read the kind of data that the source gives, and the
+    backbone must take the kind that the task gives. For example, a video pretext that gives images
+    works with every image backbone. Without a task, the backbone must take the data directly.
     """
-    given: type[InputSpec] = source.gives
+    spec: type[InputSpec] = source.gives
     giver = source.name
     if task is not None:
         if not issubclass(source.gives, task.reads):
-            reason = f"'{task.name}' reads {task.reads.kind} data, but '{source.name}' is {source.gives.kind} data"
+            reads, gives = task.reads.kind, source.gives.kind
+            reason = f"'{task.name}' reads {reads} data, but '{source.name}' is {gives} data"
             return Misfit("task", reason)
         if task.gives is not None:
-            given, giver = task.gives, task.name
-    if not issubclass(given, backbone.takes):
-        reason = f"'{backbone.name}' takes {backbone.takes.kind} data, but '{giver}' gives {given.kind} data"
+            spec, giver = task.gives, task.name
+    if not issubclass(spec, backbone.takes):
+        takes = backbone.takes.kind
+        reason = f"'{backbone.name}' takes {takes} data, but '{giver}' gives {spec.kind} data"
         return Misfit("backbone", reason)
     for capability in getattr(task, "needs", ()):
         if capability not in backbone.offers:
-            return Misfit(
-                "task", lacking_capability(backbone, capability, f"'{task.name}'" if task else "")
-            )
+            user = f"'{task.name}'" if task else ""
+            return Misfit("task", lacking_capability(backbone, capability, user))
     return None

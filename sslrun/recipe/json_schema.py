@@ -1,7 +1,8 @@
-"""A JSON schema of recipes and sweeps, by which editors complete and check them (JSON Schema 2020-12).
+"""JSON schema of recipes and sweeps, for completion and checks in editors.
 
-It is made from the registries and the options' classes, so that it knows whatever can be named,
-plug-ins included. It is more lenient than `sslrun check`, which also knows what may be combined.
+The version is JSON Schema 2020-12. The schema is made from the registries and the option classes,
+including those of plug-ins. It is more lenient than `sslrun check`, which also checks whether
+components fit together.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ COMPONENTS: dict[str, Registry[Any]] = {
     "pretext": pretexts,
     "task": tasks,
 }
-"""The keys of a recipe that name a component, and the registry of each."""
+"""Key of a recipe that names a component -> its registry."""
 SECTIONS: dict[str, type[BaseModel]] = {
     "recipe": Recipe,
     "pretrain": Pretrain,
@@ -37,13 +38,13 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "shift": Shift,
     "sweep": Sweep,
 }
-"""The sections of recipes and sweeps whose options are not those of a component or a protocol."""
+"""The sections of recipes and sweeps that belong to no component and no protocol."""
 NOTHING: dict[str, Any] = {"type": "null"}
 Definitions = dict[str, dict[str, Any]]
 
 
 def protocol_options() -> dict[str, type[Options]]:
-    """The options of each protocol that has any: sections of a recipe and of its evaluations."""
+    """Return protocol -> its options, which are sections of recipes and evaluations."""
     return {
         name: protocols[name].Options
         for name in protocols.in_order
@@ -87,7 +88,7 @@ def _ref(name: str) -> dict[str, str]:
 
 
 def _section(name: str, model: type[BaseModel], defs: Definitions) -> dict[str, Any]:
-    """The schema of a model's options; nested models go to `defs`, under names that begin with the section's."""
+    """Build the schema of a model's options; nested models go to `defs` as "name.Model"."""
     schema = model.model_json_schema(ref_template=f"#/$defs/{name}.{{model}}", mode="validation")
     for nested, inner in schema.pop("$defs", {}).items():
         defs[f"{name}.{nested}"] = _partial(inner)
@@ -98,12 +99,12 @@ def _section(name: str, model: type[BaseModel], defs: Definitions) -> dict[str, 
 
 
 def _partial(schema: dict[str, Any]) -> dict[str, Any]:
-    """A section in which no option is required: the others are inherited."""
+    """Drop the required options of a section, because they may be inherited."""
     return {key: value for key, value in schema.items() if key != "required"}
 
 
 def _component(key: str, registry: Registry[Any], defs: Definitions) -> dict[str, Any]:
-    """A component: its name alone, or its name and options."""
+    """Build the schema of a component: its name, or a mapping of its name and options."""
     choices: list[dict[str, Any]] = []
     for name in registry:
         cls = registry[name]
@@ -127,7 +128,7 @@ def _component(key: str, registry: Registry[Any], defs: Definitions) -> dict[str
 
 
 def _named_otherwise(pattern: str) -> dict[str, Any]:
-    """A component whose name has an option behind a colon, as `hf:bert-base-uncased`."""
+    """Build the schema of a component with an option in its name, as `hf:bert-base-uncased`."""
     return {
         "type": "object",
         "required": ["name"],
@@ -138,7 +139,7 @@ def _named_otherwise(pattern: str) -> dict[str, Any]:
 def _properties(
     model: type[BaseModel], names: Iterable[str], defs: Definitions, prefix: str
 ) -> dict[str, Any]:
-    """The schemas of some of a model's fields."""
+    """Build the schemas of some fields of a model."""
     fields: dict[str, Any] = {
         name: (model.model_fields[name].annotation, model.model_fields[name]) for name in names
     }
@@ -205,7 +206,7 @@ def _recipe(defs: Definitions) -> dict[str, Any]:
 
 
 def _row(sections: dict[str, Any]) -> dict[str, Any]:
-    """A row of a sweep: whole sections, parts of sections, and keys with dots in them."""
+    """Build the schema of a sweep's row: sections, parts of sections, and dotted keys."""
     part = {"type": "object", "not": {"required": ["name"]}}  # options of the base's own component
     changes = {
         key: {"anyOf": [schema, NOTHING, *([part] if key in COMPONENTS else [])]}

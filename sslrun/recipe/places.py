@@ -1,4 +1,4 @@
-"""YAML mappings that remember where each key was written, so that every mistake names its file and line."""
+"""YAML mappings with the place of each key, so that every error names its file and line."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ Keys = tuple[str | int, ...]
 
 @dataclass
 class Located:
-    """A nested mapping together with the place where each of its keys was written."""
+    """A nested mapping with the place where each key was written."""
 
     value: dict[str, Any]
     places: dict[Keys, str]
-    """Keys, from the top of `value` -> "file:line", or the override that set them."""
-    at: Keys = ()
-    """Where in the recipe `value` lies."""
+    """Keys from the top of `value` -> "file:line", or the override that set them."""
+    path: Keys = ()
+    """The position of `value` in the recipe."""
 
     def error(self, keys: Keys, message: str) -> UserError:
-        """Make an error that begins with the place of `keys`, or of the nearest key around them."""
+        """Create an error that begins with the place of `keys`, or of the nearest outer key."""
         place = next(
             self.places[keys[:end]] for end in range(len(keys), -1, -1) if keys[:end] in self.places
         )
-        path = ".".join(map(str, self.at + keys))
-        return UserError(f"{place}: {path}: {message}" if path else f"{place}: {message}")
+        dotted = ".".join(map(str, self.path + keys))
+        return UserError(f"{place}: {dotted}: {message}" if dotted else f"{place}: {message}")
 
     def section(self, *keys: str) -> Located:
-        """The mapping under `keys` with its places; empty if there is none."""
+        """Return the mapping under `keys` with its places; empty if there is none."""
         value: Any = self.value
         for depth, key in enumerate(keys, start=1):
             value = value.get(key)
@@ -45,68 +45,75 @@ class Located:
             if not isinstance(value, dict):
                 raise self.error(keys[:depth], f"should be a mapping, not {value!r}")
         places = {
-            path[len(keys) :]: place
-            for path, place in self.places.items()
-            if path[: len(keys)] == keys
+            full[len(keys) :]: place
+            for full, place in self.places.items()
+            if full[: len(keys)] == keys
         }
         places.setdefault((), self.places[()])
-        return Located(value, places, self.at + keys)
+        return Located(value, places, self.path + keys)
 
     def copy(self) -> Located:
         return copy.deepcopy(self)
 
     def without(self, *names: str) -> Located:
-        """The same mapping without some keys."""
-        return Located(
-            {key: value for key, value in self.value.items() if key not in names},
-            self.places,
-            self.at,
-        )
+        """Return the same mapping without some keys."""
+        value = {key: value for key, value in self.value.items() if key not in names}
+        return Located(value, self.places, self.path)
 
     def change(self, path: str, value: Any, places: Mapping[Keys, str]) -> None:
-        """Set the dotted `path` to `value`; `places` says where the value and what lies inside it were written."""
+        """Set the dotted `path` to `value`.
+
+        `places` holds the places of the value and of the keys inside it, from the top of `value`.
+        """
         self._change(tuple(path.split(".")), value, places)
 
     def _change(self, keys: tuple[str, ...], value: Any, places: Mapping[Keys, str]) -> None:
-        """`change`, by keys, which may themselves have dots in them (CIFAR-10.1)."""
+        """Set the value under `keys`, which may contain dots themselves (CIFAR-10.1)."""
         *parents, last = keys
-        at = self.value
+        section = self.value
         for depth, key in enumerate(parents, start=1):
-            at[key] = {} if at.get(key) is None else _spelt_out(key, at[key])
-            at = at[key]
-            if not isinstance(at, dict):
+            section[key] = {} if section.get(key) is None else _spell_out(key, section[key])
+            section = section[key]
+            if not isinstance(section, dict):
+                outer = ".".join(keys[:depth])
                 raise UserError(
-                    f"{places[()]}: {'.'.join(keys)}: '{'.'.join(keys[:depth])}' holds a value, not a section"
+                    f"{places[()]}: {'.'.join(keys)}: '{outer}' holds a value, not a section"
                 )
-        old = _spelt_out(last, at.get(last))
-        if (
-            isinstance(old, dict)
-            and isinstance(value, dict)
-            and value.get("name", old.get("name")) == old.get("name")
-        ):
-            at[last] = old
+        old = _spell_out(last, section.get(last))
+        if _can_merge(old, value):
+            section[last] = old
             for inner, inner_value in value.items():
-                inside = {deep[1:]: place for deep, place in places.items() if deep[:1] == (inner,)}
-                self._change((*keys, inner), inner_value, {(): places[()], **inside})
+                inside = {(): places[()], **places_under(places, inner)}
+                self._change((*keys, inner), inner_value, inside)
             return
-        at[last] = copy.deepcopy(value)
+        section[last] = copy.deepcopy(value)
         self.places = {
-            deep: place for deep, place in self.places.items() if deep[: len(keys)] != keys
+            full: place for full, place in self.places.items() if full[: len(keys)] != keys
         }
         self.places.update({keys + inner: place for inner, place in places.items()})
 
 
-def _spelt_out(key: str, value: Any) -> Any:
+def places_under(places: Mapping[Keys, str], key: str) -> dict[Keys, str]:
+    """Return the places of `key` and of the keys inside it, from the value of `key`."""
+    return {keys[1:]: place for keys, place in places.items() if keys[:1] == (key,)}
+
+
+def _can_merge(old: Any, new: Any) -> bool:
+    """Return whether both are mappings, and `new` does not name another component."""
+    if not isinstance(old, dict) or not isinstance(new, dict):
+        return False
+    return bool(new.get("name", old.get("name")) == old.get("name"))
+
+
+def _spell_out(key: str, value: Any) -> Any:
     """Spell out `pretext: simclr` as {name: simclr}, so that options can be added."""
-    return (
-        {"name": value}
-        if key in ("backbone", "data", "pretext", "task") and isinstance(value, str)
-        else value
-    )
+    if key in ("backbone", "data", "pretext", "task") and isinstance(value, str):
+        return {"name": value}
+    return value
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML in which `1e-3` is a number, as everywhere else."""
+    """Safe YAML loader that reads `1e-3` as a number; YAML 1.1 reads it as a string."""
 
 
 _COLLECTIONS = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
@@ -119,7 +126,11 @@ _Loader.add_implicit_resolver(
 
 
 def read_yaml(path: Path) -> Located:
-    """Read a YAML file with the line of every key. UserError: missing, unreadable, not YAML, no mapping, a key twice."""
+    """Read a YAML file with the line of every key.
+
+    Raises UserError if the file is missing, unreadable, not YAML or not a mapping, or if it has the
+    same key twice.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -153,7 +164,7 @@ def _near_file(path: Path) -> str:
     folder = path.parent
     if not folder.is_dir():
         return f" (nor a folder {folder})"
-    return "." + did_you_mean(path.name, sorted(each.name for each in folder.glob("*.yaml")))
+    return "." + did_you_mean(path.name, sorted(file.name for file in folder.glob("*.yaml")))
 
 
 def _construct(
@@ -161,17 +172,15 @@ def _construct(
 ) -> Any:
     places[keys] = f"{path}:{node.start_mark.line + 1}"
     if node.tag not in _COLLECTIONS:
-        return loader.construct_object(
-            node, deep=True
-        )  # of any other tag than a scalar's, an error
+        return loader.construct_object(node, deep=True)  # an error if the tag is not a scalar's
     if isinstance(node, yaml.MappingNode):
-        given: set[str] = set()
+        keys_so_far: set[str] = set()
         for key_node, _ in node.value:
-            if key_node.value in given:
+            if key_node.value in keys_so_far:
                 raise UserError(
                     f"{path}:{key_node.start_mark.line + 1}: '{key_node.value}' is given twice"
                 )
-            given.add(str(key_node.value))
+            keys_so_far.add(str(key_node.value))
         loader.flatten_mapping(node)  # merges (<<) come first, so that the mapping's own keys win
         value: dict[str, Any] = {}
         for key_node, value_node in node.value:
@@ -181,27 +190,31 @@ def _construct(
         return value
     assert isinstance(node, yaml.SequenceNode)
     return [
-        _construct(loader, each, (*keys, index), places, path)
-        for index, each in enumerate(node.value)
+        _construct(loader, item, (*keys, index), places, path)
+        for index, item in enumerate(node.value)
     ]
 
 
 def override(source: Located, overrides: Sequence[str]) -> None:
-    """Apply `key=value` strings; values are YAML. UserError: no '=', or a value that is not YAML."""
-    for each in overrides:
-        path, equals, text = each.partition("=")
+    """Apply `key=value` strings, whose values are YAML.
+
+    Raises UserError if one has no '=', or if its value is not valid YAML.
+    """
+    for text in overrides:
+        path, equals, value_text = text.partition("=")
         if not equals or not re.fullmatch(r"[^.=\s]+(\.[^.=\s]+)*", path):
-            raise UserError(f"'{each}': an override is written key=value, as in pretrain.epochs=5")
+            raise UserError(f"'{text}': an override is written key=value, as in pretrain.epochs=5")
         try:
-            value = yaml.load(text, _Loader)
+            value = yaml.load(value_text, _Loader)
         except yaml.YAMLError:
-            raise UserError(f"{each}: the value is not valid YAML") from None
-        source.change(path, value, _same_place(value, f"override {each}"))
+            raise UserError(f"{text}: the value is not valid YAML") from None
+        source.change(path, value, _same_place(value, f"override {text}"))
 
 
-def _same_place(value: Any, place: str, at: Keys = ()) -> dict[Keys, str]:
-    inner = value.items() if isinstance(value, dict) else ()
-    return {
-        at: place,
-        **{k: v for key, each in inner for k, v in _same_place(each, place, (*at, key)).items()},
-    }
+def _same_place(value: Any, place: str, keys: Keys = ()) -> dict[Keys, str]:
+    """Give a value and all keys inside it the same place."""
+    places = {keys: place}
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            places |= _same_place(inner, place, (*keys, key))
+    return places

@@ -1,4 +1,4 @@
-"""What a recipe and a sweep say, as typed objects."""
+"""Recipes and sweeps as typed objects."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pydantic import (
 from sslrun.data.shifts import ID, MEAN_SHIFT, Shift
 from sslrun.protocols.base import Protocol, protocols
 from sslrun.registry import Options
-from sslrun.runs import component_identity, contents
+from sslrun.runs import component_identity, hash_contents
 from sslrun.tasks.base import TaskOptions
 from sslrun.training.schedule import Schedule
 
@@ -31,22 +31,22 @@ class Named(BaseModel):
     name: str
     options: SerializeAsAny[Options]
     component: type[Any] | None = Field(None, exclude=True, repr=False)
-    """The class that the name stands for; its version and, for a plug-in, its source are part of a
-    run's hash."""
+    """The class of that name; its version and, for a plug-in, its source are part of a run's
+    hash."""
 
     def as_dict(self) -> dict[str, Any]:
-        """The component as a recipe writes it, with every default."""
+        """Return the component as a recipe writes it, with every default."""
         return {"name": self.name, **self.options.model_dump(mode="json")}
 
     def identity(self) -> dict[str, Any]:
-        """What the component adds to a run's hash, as JSON values.
+        """Return the component's part of a run's hash, as JSON values.
 
-        Its name, the options that differ from the defaults, digests of the files that they name,
-        and what `component_identity` says of its class. Keys with a dot cannot be mistaken for
-        options.
+        It holds the name, the options that differ from the defaults, digests of the files that the
+        options name, and the class's `component_identity`. No option can collide with keys that
+        contain a dot.
         """
         digests = [
-            digest for path in self.options.files() if (digest := contents(path)) is not None
+            digest for path in self.options.files() if (digest := hash_contents(path)) is not None
         ]
         return {
             "name": self.name,
@@ -65,7 +65,7 @@ class Pretrain(Schedule):
 
 
 class Watch(Options):
-    """Monitoring during a run. These options never change a result, so the run's hash excludes them."""
+    """Monitoring during a run; it never changes a result, so the run's hash excludes it."""
 
     every: float = Field(10.0, gt=0)
     """Epochs between two feature checks: online kNN, standard deviation, effective rank."""
@@ -98,7 +98,7 @@ class Evaluation(BaseModel):
     data: Named
     """Labeled data; default: the data set that the evaluation is named after."""
     task: Named
-    """What is learned from the labels; default: the task that the data's labels are for."""
+    """The task to learn from the labels; default: the task of the data's labels."""
     protocols: tuple[str, ...]
     """Ways to learn the task; see `sslrun show protocol`."""
     labels: tuple[Annotated[float, AfterValidator(_share_or_count)], ...] = Field(
@@ -107,52 +107,70 @@ class Evaluation(BaseModel):
     """Shares of the training labels, class-balanced and nested; a whole number above 1 is a number
     of labels per class."""
     restarts: int = Field(1, ge=1)
-    """Times that each protocol which trains step by step is run from the same pretrained weights,
-    each with a new head and another order of the data (BERT's fine-tuning restarts). A protocol
-    with one solution is run once."""
+    """Number of runs of each protocol that trains in steps, from the same pretrained weights, each
+    with a new head and another order of the data (BERT's fine-tuning restarts). A protocol with a
+    unique solution runs once."""
     shifts: dict[Annotated[str, AfterValidator(_shift_name)], Shift] = {}
-    """Test sets out of distribution, by name: every protocol reports them too, but never uses them
-    for model selection."""
+    """Test sets out of distribution, by name: every protocol reports them, but none uses them for
+    model selection."""
     options: dict[str, SerializeAsAny[Options]]
-    """Protocol -> its options: the recipe's, with this task's own changes. Holds every registered
-    protocol."""
+    """Protocol -> its options: the recipe's, with the changes of this evaluation. Holds every
+    registered protocol."""
 
     @property
     def reads(self) -> tuple[Named, ...]:
-        """The data sets that it reads: its own, and those of its shifts."""
-        return (self.data, *(each.data for each in self.shifts.values() if each.data is not None))
+        """The data sets that the evaluation reads: its own, and those of its shifts."""
+        shifted = [shift.data for shift in self.shifts.values() if shift.data is not None]
+        return (self.data, *shifted)
 
     def protocol(self, name: str) -> Protocol:
-        """A protocol with its options for this task."""
+        """Create a protocol with its options for this task."""
         return protocols[name](self.options[name])
 
     def restarts_of(self, protocol: str) -> int:
-        """How often a protocol is run."""
+        """Return the number of runs of a protocol."""
         assert isinstance(self.task.options, TaskOptions)
         return self.restarts if self.protocol(protocol).trains(self.task.options) else 1
 
     def labels_of(self, protocol: str) -> tuple[float, ...]:
-        """The amounts of labels that a protocol learns from."""
+        """Return the amounts of labels that a protocol learns from."""
         return self.protocol(protocol).labels(self.labels)
+
+    def resolved(self) -> dict[str, Any]:
+        """Return the evaluation as a mapping with every default."""
+        options = {
+            protocol: options.model_dump(mode="json")
+            for protocol, options in self.options.items()
+            if type(options).model_fields
+        }
+        shifts = {name: shift.as_dict() for name, shift in self.shifts.items()}
+        return {
+            "data": self.data.as_dict(),
+            "task": self.task.as_dict(),
+            "protocols": list(self.protocols),
+            "labels": list(self.labels),
+            "restarts": self.restarts,
+            "shifts": shifts,
+            **options,
+        }
 
 
 class Weights(BaseModel):
-    """A file of pretrained weights, in place of pretraining."""
+    """A file of pretrained weights that replaces pretraining."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
     file: Path
     """A pretraining run's folder, or a .safetensors file with the names of sslrun, timm,
     torchvision or transformers."""
     mean: tuple[float, float, float] | None = None
-    """Per-channel mean that images in [0, 1] are normalized by; default: the file's own, else
-    ImageNet's."""
+    """Per-channel mean to normalize images in [0, 1]; default: the file's own, else ImageNet's."""
     std: tuple[float, float, float] | None = None
     """Per-channel standard deviation; default: the file's own, else ImageNet's."""
 
     @model_validator(mode="before")
     @classmethod
-    def _a_path_alone(cls, given: Any) -> Any:
-        return {"file": given} if isinstance(given, str) else given
+    def _spell_out_file(cls, value: Any) -> Any:
+        return {"file": value} if isinstance(value, str) else value
 
 
 class Recipe(BaseModel):
@@ -160,11 +178,11 @@ class Recipe(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-    """Names the folder of the runs: letters, digits, '.', '_' and '-'."""
+    """Name of the recipe and of the runs' folder: letters, digits, '.', '_' and '-'."""
     backbone: Named
     """The network; see `sslrun show backbone`."""
     pretext: Named | None = None
-    """The pretext task; null: no pretraining, evaluations start from the initial weights. See
+    """The pretext task; null: no pretraining, and evaluations start from the initial weights. See
     `sslrun show pretext`."""
     data: Named
     """The data to pretrain on; see `sslrun show data`."""
@@ -173,61 +191,46 @@ class Recipe(BaseModel):
     weights: Weights | None = None
     """Weights that evaluations start from if nothing is pretrained and --from is not given."""
     watch: Watch = Watch()
-    """What is monitored during training; see `sslrun show section watch`."""
+    """Monitoring during training; see `sslrun show section watch`."""
     evaluate: dict[str, Evaluation] = {}
     """Evaluations by name; see `sslrun show section evaluation`."""
 
     @property
     def choices(self) -> list[str]:
-        """What its components choose where their papers are silent."""
-        named = [
-            self.backbone,
-            *([self.pretext] if self.pretext else []),
-            *(e.task for e in self.evaluate.values()),
-        ]
-        return list(dict.fromkeys(each for part in named for each in part.options.choices()))
+        """The choices of its components where their papers leave something open."""
+        components = [self.backbone, *([self.pretext] if self.pretext else [])]
+        components += [evaluation.task for evaluation in self.evaluate.values()]
+        choices: dict[str, None] = {}
+        for component in components:
+            choices |= dict.fromkeys(component.options.choices())
+        return list(choices)
 
     def resolved(self) -> dict[str, Any]:
-        """The recipe with every default written out, as a mapping that `parse` reads back to an equal recipe."""
-        given: dict[str, Any] = {
+        """Return the recipe as a mapping with every default; `parse` restores an equal recipe."""
+        weights = self.weights
+        evaluate = {key: evaluation.resolved() for key, evaluation in self.evaluate.items()}
+        values: dict[str, Any] = {
             "name": self.name,
             "backbone": self.backbone.as_dict(),
             "pretext": self.pretext.as_dict() if self.pretext else None,
             "data": self.data.as_dict(),
             "pretrain": self.pretrain.model_dump(mode="json") if self.pretrain else None,
-            "weights": self.weights.model_dump(mode="json", exclude_none=True)
-            if self.weights
-            else None,
+            "weights": weights.model_dump(mode="json", exclude_none=True) if weights else None,
             "watch": self.watch.model_dump(mode="json"),
-            "evaluate": {
-                key: {
-                    "data": evaluation.data.as_dict(),
-                    "task": evaluation.task.as_dict(),
-                    "protocols": list(evaluation.protocols),
-                    "labels": list(evaluation.labels),
-                    "restarts": evaluation.restarts,
-                    "shifts": {name: shift.as_dict() for name, shift in evaluation.shifts.items()},
-                    **{
-                        protocol: options.model_dump(mode="json")
-                        for protocol, options in evaluation.options.items()
-                        if type(options).model_fields
-                    },
-                }
-                for key, evaluation in self.evaluate.items()
-            },
+            "evaluate": evaluate,
         }
-        return {key: value for key, value in given.items() if value is not None}
+        return {key: value for key, value in values.items() if value is not None}
 
 
 class Against(BaseModel):
-    """A published table that a sweep's stands beside."""
+    """A published table to compare a sweep's table with."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
     table: str
     """Name of the published table; see `sslrun show table`."""
     columns: dict[str, str] = {}
-    """Task of the sweep -> the published column that it stands in for: of the same kind, on other
-    data."""
+    """Task of the sweep -> the published column that it stands in for, with other data of the same
+    kind."""
 
 
 class Sweep(BaseModel):
@@ -235,18 +238,17 @@ class Sweep(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
     name: str
-    """Names the folder of the sweep's tables."""
+    """Name of the sweep and of its tables' folder."""
     rows: dict[str, Recipe]
-    """Changes to `base` by row of the table; keys may be dotted, as `pretrain.epochs`."""
+    """Row of the table -> changes to `base`; keys may be dotted, as `pretrain.epochs`."""
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0,), min_length=1)
-    """Seeds that every row is run with."""
+    """Seeds of the runs of every row."""
     title: str | None = None
     """Title of the table; default: the name."""
     against: Against | None = None
-    """The published table that this sweep's table stands beside: its name, or `{table: ...,
-    columns: ...}`."""
+    """The published table to compare with: its name, or `{table: ..., columns: ...}`."""
     jobs: int = Field(1, ge=1)
-    """Worker processes that share the runs; --jobs takes precedence."""
+    """Number of worker processes that share the runs; --jobs takes precedence."""
 
     _against_at: str | None = PrivateAttr(None)
 
@@ -257,5 +259,5 @@ class Sweep(BaseModel):
 
     @field_validator("against", mode="before")
     @classmethod
-    def _named_alone(cls, given: Any) -> Any:
-        return {"table": given} if isinstance(given, str) else given
+    def _spell_out_table(cls, value: Any) -> Any:
+        return {"table": value} if isinstance(value, str) else value

@@ -10,18 +10,18 @@ from sslrun.errors import UserError
 from sslrun.registry import did_you_mean
 
 CLAIMS = "claims"
-"""The folder of claims, which are no recipes but lie beside them."""
+"""The folder of claims, next to the recipes; claims are not recipes."""
 
 
 def folder() -> Path:
-    """The folder of the recipes that ship: inside the installed package, or beside it in a source tree."""
+    """Return the folder of the shipped recipes: in the package, or beside it in a source tree."""
     package = Path(sslrun.__file__).parent
     inside = package / "recipes"
     return inside if inside.is_dir() else package.parent / "recipes"
 
 
 def names() -> dict[str, Path]:
-    """The recipes and sweeps that ship, as `image/simclr-cifar10`, in alphabetical order, with their files."""
+    """List the shipped recipes and sweeps: name, such as `image/simclr-cifar10` -> file, sorted."""
     files = {
         path.relative_to(folder()).with_suffix("").as_posix(): path
         for path in folder().rglob("*.yaml")
@@ -30,10 +30,11 @@ def names() -> dict[str, Path]:
 
 
 def find(path: Path) -> Path:
-    """The file at `path`, or else the shipped recipe of that name: `image/simclr-cifar10`, or `simclr-cifar10` alone.
+    """Return the file at `path`, or else the file of the shipped recipe of that name.
 
-    A path with a suffix is returned as it is: the function that reads it reports if it is missing.
-    UserError: no such recipe, or several of that last name.
+    The name is `image/simclr-cifar10`, or only `simclr-cifar10`. A path with a suffix is returned
+    unchanged: the function that reads it reports a missing file. Raises UserError if there is no
+    such recipe, or if a short name is ambiguous.
     """
     if path.exists() or path.suffix in (".yaml", ".yml"):
         return path
@@ -49,26 +50,25 @@ def find(path: Path) -> Path:
             f"{name}: several recipes that ship have this name: {', '.join(same)}; name one in full"
         )
     hint = did_you_mean(name, [*shipped, *(full.rpartition("/")[2] for full in shipped)])
-    if len(hint) > 100:  # not near to any: the list would fill the screen
+    if len(hint) > 100:  # no similar name: the list would fill the screen
         hint = " `sslrun recipes` lists those that ship."
     raise UserError(f"{name}: no such file, and no recipe of this name ships with sslrun.{hint}")
 
 
 def summary(path: Path) -> str:
-    """The first sentence of a recipe's leading comment; empty if it has none."""
+    """Return the first sentence of a recipe's leading comment; empty if there is none."""
     lines = []
     for line in path.read_text(encoding="utf-8").splitlines():
         if not line.startswith("#"):
             break
         lines.append(line.lstrip("#").strip())
     text = " ".join(lines)
-    ends = (
-        match.end() for match in re.finditer(r"(?<!\bal)(?<!\bvs)[.?]\s", text)
-    )  # et al. ends no sentence
+    # The period of "et al." or "vs." does not end a sentence.
+    ends = (match.end() for match in re.finditer(r"(?<!\bal)(?<!\bvs)[.?]\s", text))
     return text[: next(ends, len(text))].strip()
 
 
 def claims_folder() -> Path:
-    """Where claims are looked for: `recipes/claims` where sslrun is called, or else those that ship."""
+    """Return the folder of claims: ./recipes/claims if it exists, else the shipped one."""
     here = Path("recipes", CLAIMS)
     return here if here.is_dir() else folder() / CLAIMS

@@ -1,7 +1,6 @@
-"""Where a number stands in a table: its row and its column, as typed values.
+"""The address of a number in a table: its row and its column, as typed values.
 
-`title` and `parts` are for people. Nothing reads an address back from them: a name may hold any
-character.
+`title` and `parts` are only for display. No code parses them, since a name may hold any character.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from sslrun.data.shifts import MEAN_SHIFT
 from sslrun.metric import Metric
 
 SEPARATOR = " · "
-"""Between the parts of a title."""
+"""Separates the parts of a title."""
 
 
 class MeanOverShifts(Enum):
@@ -28,28 +27,28 @@ MEAN = MeanOverShifts.MEAN
 """The mean over a task's shifts, in place of a shift's name."""
 
 UNKNOWN_METRIC = Metric("unknown", unit="")
-"""The metric of cells that are planned and not computed."""
+"""The metric of cells that are planned but not computed."""
 
 Shift = str | MeanOverShifts | None
 """A test set out of distribution, or the mean over them; None: the task's own test split."""
 
 
 def join_titles(*titles: str) -> str:
-    """Join titles for display; blank ones are left out."""
+    """Join titles for display; skip blank ones."""
     return SEPARATOR.join(filter(None, titles))
 
 
 @dataclass(frozen=True)
 class Row:
-    """What was pretrained or measured, and the protocol it was evaluated with."""
+    """What was pretrained or measured, and the protocol of the evaluation."""
 
     name: str
     protocol: str = ""
-    """Blank in tables that have none; some measurements put another kind of setting here."""
+    """Blank in tables without protocols; some measurements put another setting here."""
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """The parts of the title that are not blank."""
+        """The nonblank parts of the title."""
         return tuple(filter(None, (self.name, self.protocol)))
 
     @property
@@ -60,7 +59,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Labels:
-    """How many labels were learned from."""
+    """The amount of labels that a task was learned from."""
 
     amount: float
     """A share of all labels, in (0, 1], or a number of labels per class."""
@@ -68,7 +67,7 @@ class Labels:
 
     @classmethod
     def of(cls, amount: float, per_class: bool = False) -> Labels:
-        """Labels as a recipe writes them: a share, or a whole number above 1 per class; always per class if `per_class`."""
+        """Read a recipe's amount: a share, or per class if it is above 1 or `per_class` is set."""
         return cls(amount, per_class or amount > 1)
 
     @property
@@ -84,10 +83,10 @@ class Labels:
 
 @dataclass(frozen=True, eq=False)
 class Column:
-    """What was measured: a task's metric, learned from some labels, tested in or out of distribution.
+    """What was measured: a task's metric for some labels, in or out of distribution.
 
-    Measurements and costs have no labels, and their metric names the column. Columns with labels
-    are equal whatever their metric: the plan of a sweep names its columns before any task is built.
+    Measurements and costs have no labels; their metric names the column. The metric does not
+    distinguish columns with labels, because a sweep plans its columns before it builds any task.
     """
 
     task: str = ""
@@ -97,7 +96,7 @@ class Column:
 
     @property
     def key(self) -> tuple[str, Labels | None, Shift, str]:
-        """What tells columns apart."""
+        """The values that distinguish columns."""
         return self.task, self.labels, self.shift, self.metric.name if self.labels is None else ""
 
     def __eq__(self, other: object) -> bool:
@@ -113,7 +112,7 @@ class Column:
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """The parts of the title after the task: labels and shift, or the metric where there are no labels."""
+        """The parts of the title after the task: labels (or else the metric) and shift."""
         first = self.metric.name if self.labels is None else self.labels.title
         return tuple(filter(None, (first, self.shift_title)))
 
@@ -128,7 +127,7 @@ class Column:
         return " ".join(filter(None, (self.task, self.label)))
 
     def as_dict(self) -> dict[str, Any]:
-        """The address as JSON values, each part under a key of its own; the metric by its name."""
+        """Return the address as JSON values, one key per part; the metric by its name."""
         return {
             "task": self.task,
             "labels": None if self.labels is None else self.labels.amount,
@@ -139,18 +138,18 @@ class Column:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], metric: Metric) -> Column:
-        """The column that `as_dict` described."""
+        """Restore the column from the values of `as_dict`."""
         amount, shift = values["labels"], values["shift"]
         labels = None if amount is None else Labels(amount, values["per_class"])
         return cls(values["task"], labels, MEAN if shift == MEAN_SHIFT else shift, metric)
 
 
 Place = tuple[Row, Column]
-"""The place of a cell."""
+"""The row and column of a cell."""
 
 
 def place_parts(place: Place) -> tuple[str, ...]:
-    """The names that lead to a cell, left to right and then downwards, without blank ones: how claims name it."""
+    """List the nonblank names that lead to a cell, rows first: claims name cells by them."""
     row, column = place
     return (*row.parts, *filter(None, (column.task,)), *column.parts)
 

@@ -1,4 +1,4 @@
-"""Rank agreement: whether two tables order their rows alike."""
+"""Rank agreement: whether two tables order their rows in the same way."""
 
 from __future__ import annotations
 
@@ -10,19 +10,21 @@ from dataclasses import dataclass
 import numpy as np
 
 MIN_ROWS = 3
-"""The fewest rows whose ranks are compared: with two, agreement is as likely as a coin's head."""
+"""Minimum number of rows to compare ranks: two rows agree by chance half of the time."""
 
 EXACT_TIES = 8
-"""The most rows for which the p-value is exact in the presence of ties: every order is
-enumerated."""
+"""Maximum number of rows for an exact p-value with ties, by enumeration of all orders."""
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """Kendall's tau-b of the rows in one column, and its two-sided p-value if the two orders were unrelated."""
+    """Kendall's tau-b of the rows in one column, with its two-sided p-value.
+
+    The null hypothesis is that the two orders are unrelated.
+    """
 
     tau: float
-    """NaN if all rows of one side are equal."""
+    """NaN if all values of one side are equal."""
     p: float
     rows: int
     exact: bool
@@ -31,10 +33,10 @@ class Agreement:
 def agreement(ours: Sequence[float], published: Sequence[float]) -> Agreement | None:
     """Compute the rank agreement of two columns; None for fewer than three rows.
 
-    Both must have the same direction: negate values for which lower is better. Kendall, Biometrika
-    1938; with ties (tau-b), Biometrika 1945. Without ties, the exact null distribution is scipy's.
-    With ties and up to eight rows, every order of one side is enumerated; beyond that, `exact` is
-    False and p is the normal approximation's.
+    Both columns must have the same direction: negate values if lower is better. Sources: Kendall,
+    Biometrika 1938; with ties (tau-b), Biometrika 1945. Without ties, scipy gives the exact
+    p-value. With ties and up to eight rows, all orders of one side are enumerated; with more rows,
+    `exact` is False and p comes from the normal approximation.
     """
     rows = len(ours)
     if rows < MIN_ROWS:
@@ -43,18 +45,21 @@ def agreement(ours: Sequence[float], published: Sequence[float]) -> Agreement | 
 
     ties = len(set(ours)) < rows or len(set(published)) < rows
     if not ties:
-        found = kendalltau(ours, published, method="exact")
-        return Agreement(float(found.statistic), float(found.pvalue), rows, True)
-    found = kendalltau(ours, published, method="asymptotic")
-    if rows > EXACT_TIES or math.isnan(found.statistic):
-        return Agreement(float(found.statistic), float(found.pvalue), rows, False)
-    return Agreement(float(found.statistic), _permutation_p(ours, published), rows, True)
+        exact = kendalltau(ours, published, method="exact")
+        return Agreement(float(exact.statistic), float(exact.pvalue), rows, True)
+    approximate = kendalltau(ours, published, method="asymptotic")
+    tau = float(approximate.statistic)
+    if rows > EXACT_TIES or math.isnan(tau):
+        return Agreement(tau, float(approximate.pvalue), rows, False)
+    return Agreement(tau, _permutation_p(ours, published), rows, True)
 
 
 def _permutation_p(ours: Sequence[float], published: Sequence[float]) -> float:
-    """The share of orders of one side that agree, or disagree, at least as much.
+    """Compute the share of orders of one side whose |tau-b| is at least as large.
 
-    Ties scale tau-b by a constant, so that counting concordant pairs is enough.
+    Ties scale tau-b by a constant, so that it is enough to count concordant pairs.
+
+    Shapes for n rows: first, second (n (n - 1) / 2,), orders (n!, n), concordance (n!,).
     """
     first, second = np.triu_indices(len(ours), 1)
     a, b = np.asarray(ours), np.asarray(published)

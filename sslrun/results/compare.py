@@ -1,9 +1,9 @@
-"""Our table beside a published one: cell against cell, and what was the same behind the numbers."""
+"""Comparison of our table with a published one: numbers, settings and rank agreement."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -32,7 +32,7 @@ from sslrun.results.table import (
 
 @dataclass(frozen=True)
 class Pair:
-    """One of our cells and the published number that it stands beside."""
+    """One of our cells and the published number that it is compared with."""
 
     row: Row
     column: Column
@@ -50,7 +50,7 @@ class Pair:
 
     @property
     def gain(self) -> float:
-        """How much better ours is, whichever direction is better."""
+        """How much better ours is, in the metric's better direction."""
         return self.column.metric.gain(self.ours.mean, self.value)
 
     def text(self, value: float, sign: str = "") -> str:
@@ -64,15 +64,15 @@ class Pair:
 
 @dataclass
 class Comparison(Table):
-    """Three lines per row: ours, published, difference. Below: the rank agreement of the rows in each column."""
+    """Three lines per row: ours, published, difference. Below: rank agreement by column."""
 
     pairs: list[Pair] = field(default_factory=list)
     settings: list[Setting] = field(default_factory=list)
     agreements: dict[tuple[str, Column], Agreement] = field(default_factory=dict)
-    """(group of rows, column) -> agreement. There is one group, '', unless several of our rows
-    share a published one."""
+    """(group of rows, column) -> agreement. There is only one group, "", unless several of our rows
+    match the same published row."""
     unmatched: dict[str, list[str]] = field(default_factory=dict)
-    """What only one side has, by kind."""
+    """Kind -> names that only one side has."""
     against: str = ""
     """The published table's name."""
 
@@ -84,26 +84,38 @@ class Comparison(Table):
         return bool(self.settings) and all(setting.verdict == "same" for setting in self.settings)
 
     CSV_HEAD: ClassVar[tuple[str, ...]] = (
-        "table", "row", "protocol", "task", "labels", "per_class", "shift", "metric", "mean", "std", "seeds",
+        "table", "row", "protocol", "task", "labels", "per_class", "shift", "metric",
+        "mean", "std", "seeds",
         "published_row", "published_column", "published", "published_std", "verified", "difference",
         *(f"same_{kind}" for kind in ALWAYS),
     )  # fmt: skip
 
     def csv_rows(self) -> list[list[Any]]:
-        """One row per pair, each with whether data, steps and parameters were the same: lines get apart from heads."""
+        """One row per pair, with the verdicts on data, steps and parameters.
+
+        Every row repeats the verdicts, since rows may be read without the rest of the file.
+        """
         verdicts = {setting.kind: setting.verdict for setting in self.settings}
         rows = []
         for pair in self.pairs:
             published = (pair.published_row, pair.published_column, f"{pair.value:.6g}")
             deviation = "" if pair.published.deviation is None else pair.published.deviation
             rows.append(
-                [self.against, *place_dict((pair.row, pair.column)).values(), *cell_numbers(pair.ours), *published,
-                 deviation, pair.published.verified, f"{pair.difference:.6g}", *(verdicts[kind] for kind in ALWAYS)]
-            )  # fmt: skip
+                [
+                    self.against,
+                    *place_dict((pair.row, pair.column)).values(),
+                    *cell_numbers(pair.ours),
+                    *published,
+                    deviation,
+                    pair.published.verified,
+                    f"{pair.difference:.6g}",
+                    *(verdicts[kind] for kind in ALWAYS),
+                ]
+            )
         return rows
 
     def as_dict(self) -> dict[str, Any]:
-        """The comparison as JSON values."""
+        """Return the comparison as JSON values."""
         settings = {
             setting.kind: {
                 "verdict": setting.verdict,
@@ -112,6 +124,7 @@ class Comparison(Table):
             }
             for setting in self.settings
         }
+        agreements = [_agreement_dict(*key, value) for key, value in self.agreements.items()]
         return {
             "title": self.title,
             "against": self.against,
@@ -119,9 +132,7 @@ class Comparison(Table):
             "same": self.same,
             "settings": settings,
             "cells": [_pair_dict(pair) for pair in self.pairs],
-            "rank_agreement": [
-                _agreement_dict(*key, found) for key, found in self.agreements.items()
-            ],
+            "rank_agreement": agreements,
             "unmatched": self.unmatched,
             "notes": self.notes,
         }
@@ -143,26 +154,26 @@ def _pair_dict(pair: Pair) -> dict[str, Any]:
     }
 
 
-def _agreement_dict(group: str, column: Column, found: Agreement) -> dict[str, Any]:
+def _agreement_dict(group: str, column: Column, ranks: Agreement) -> dict[str, Any]:
     return {
         "rows": group or "all",
         **column.as_dict(),
-        "tau_b": None if math.isnan(found.tau) else found.tau,
-        "p": None if math.isnan(found.p) else found.p,
-        "n": found.rows,
-        "exact": found.exact,
+        "tau_b": None if math.isnan(ranks.tau) else ranks.tau,
+        "p": None if math.isnan(ranks.p) else ranks.p,
+        "n": ranks.rows,
+        "exact": ranks.exact,
     }
 
 
 @dataclass
 class Comparisons:
-    """Our table beside several published ones."""
+    """Comparisons of our table with several published ones."""
 
     tables: list[Comparison]
 
     def render(self) -> Group:
-        """Lay them out for the terminal, one below the other."""
-        parts = [part for each in self.tables for part in (Text(), each.render())]
+        """Lay out all comparisons for the terminal, one below the other."""
+        parts = [part for table in self.tables for part in (Text(), table.render())]
         return Group(*parts[1:])
 
     def to_json(self) -> str:
@@ -170,38 +181,46 @@ class Comparisons:
         return table_formats.joined(".json", self.tables)
 
     def write(self, path: Path) -> None:
-        """Write to a file in the format of its ending. UserError: no such format, or the file cannot be written."""
+        """Write to a file, in the format of its ending.
+
+        Raises UserError if there is no such format or the file cannot be written.
+        """
         table_formats.write_joined(path, self.tables)
 
 
 def compare_all(ours: Table, every: Sequence[Published]) -> Comparisons:
-    """Compare our table with each of several. Those without a cell of ours are only named; if all are, one is shown."""
-    made = [compare(ours, published) for published in every]
-    shown = [each for each in made if each.pairs] or made[:1]
-    others = [published for published, each in zip(every, made, strict=True) if each not in shown]
+    """Compare our table with several published ones.
+
+    Tables without any cell of ours are only named in a note, except for one if that is true of all.
+    """
+    comparisons = [compare(ours, published) for published in every]
+    shown = [comparison for comparison in comparisons if comparison.pairs] or comparisons[:1]
+    others = []
+    for published, comparison in zip(every, comparisons, strict=True):
+        if comparison not in shown:
+            others.append(published)
     if others:
         listed = "; ".join(f"{published.where} ({published.name})" for published in others)
-        shown[-1].note(f"no cell of ours stands in: {listed}")
+        shown[-1].note(f"none of our cells matches: {listed}")
     return Comparisons(shown)
 
 
 def compare(ours: Table, published: Published) -> Comparison:
-    """Put our table beside a published one.
+    """Compare our table with a published one.
 
-    Rows and columns find each other by name, whatever the case and punctuation; by the published
-    table's aliases; by what papers call our protocols; or because ours say which column they stand
-    in for (`ours.stand_ins`). A published table whose rows are tasks is turned. Settings are
-    compared between `ours.records` and the published table's own.
+    Rows and columns match by name, without regard to case and punctuation; by an alias of the
+    published table; by a synonym of our protocol; or because our task stands in for a published
+    column (`ours.stand_ins`). A published table whose rows are tasks is transposed. Settings are
+    compared between `ours.records` and the published table.
     """
     published = with_protocols_in_rows(published)
     matches = match(ours, published)
     pairs, other_units = _pairs(ours, published, matches)
-    kept = {(pair.row, pair.column) for pair in pairs}
-    records = [
-        record
-        for record in ours.records
-        if any((record.row, each) in kept for each in columns_of_record(record))
-    ]
+    compared = {(pair.row, pair.column) for pair in pairs}
+    records = []
+    for record in ours.records:
+        if any((record.row, column) in compared for column in columns_of_record(record)):
+            records.append(record)
     comparison = Comparison(
         f"{ours.title or 'ours'} against {published.name}: {published.paper}, {published.where}",
         marks_best=False,  # the lines of a column do not compete
@@ -211,7 +230,7 @@ def compare(ours: Table, published: Published) -> Comparison:
         against=published.name,
     )
     if pairs:
-        by_protocol = all(found.part == "protocol" for found in matches.rows.values())
+        by_protocol = all(match.part == "protocol" for match in matches.rows.values())
         comparison.settings = compare_settings(
             records, published, published.task is not None or by_protocol
         )
@@ -227,7 +246,7 @@ def compare(ours: Table, published: Published) -> Comparison:
 
 
 def _pairs(ours: Table, published: Published, matches: Matches) -> tuple[list[Pair], list[str]]:
-    """The cells that both sides have, and those whose units cannot be compared."""
+    """Pair the cells that both sides have, and list those whose units cannot be compared."""
     pairs, other_units = [], []
     for row, row_match in matches.rows.items():
         for column, column_match in matches.columns.items():
@@ -247,7 +266,7 @@ def _pairs(ours: Table, published: Published, matches: Matches) -> tuple[list[Pa
 
 
 def conversion(metric: Metric, published: str) -> Callable[[float], float] | None:
-    """The function from a published unit to a metric's; None if the two cannot be compared.
+    """Return the conversion from a published unit to a metric's; None if there is none.
 
     A published unit may name the metric too: "eV MAE".
     """
@@ -255,7 +274,7 @@ def conversion(metric: Metric, published: str) -> Callable[[float], float] | Non
         return float
     if metric.unit != "%":
         return float if normal(published) == normal(metric.unit) else None
-    if metric.better == "lower":  # a published "%" is of something that is better when higher
+    if metric.better == "lower":  # a published "%" is of a metric for which higher is better
         return float if published == "% error" else None
     known: dict[str, Callable[[float], float]] = {
         "%": float,
@@ -269,39 +288,45 @@ def conversion(metric: Metric, published: str) -> Callable[[float], float] | Non
 def _unmatched(
     ours: Table, published: Published, matches: Matches, other_units: list[str]
 ) -> dict[str, list[str]]:
-    """What only one side has, by kind."""
-    downs, acrosses = matches.names(published)
-    found_rows, found_columns = (
-        {found.name for found in side.values()} for side in (matches.rows, matches.columns)
-    )
-    one_sided = [
-        f"{row.title}, {column.title}"
-        for row, down in matches.rows.items()
-        for column, across in matches.columns.items()
-        if ((row, column) in ours.cells) != (matches.number(published, down, across) is not None)
-    ]
-    of_costs = [
-        column
-        for column in ours.columns
-        if column not in matches.columns and column not in ours.costs
-    ]
+    """List the names that only one side has, by kind. Our costs are left out."""
+    row_names, column_names = matches.names(published)
+    rows = [row.title for row in ours.rows if row not in matches.rows]
+    ignored = {*matches.columns, *ours.costs}
+    columns = [column.title for column in ours.columns if column not in ignored]
     kinds = {
-        "rows of ours": [row.title for row in ours.rows if row not in matches.rows],
-        "columns of ours": [column.title for column in of_costs],
-        "published rows": [name for name in downs if name not in found_rows],
-        "published columns": [name for name in acrosses if name not in found_columns],
+        "rows of ours": rows,
+        "columns of ours": columns,
+        "published rows": _unmatched_names(row_names, matches.rows.values()),
+        "published columns": _unmatched_names(column_names, matches.columns.values()),
         "cells in other units": other_units,
-        "cells that only one side has": one_sided,
+        "cells that only one side has": _one_sided_cells(ours, published, matches),
     }
     return {kind: names for kind, names in kinds.items() if names}
 
 
+def _unmatched_names(names: Sequence[str], matches: Iterable[Match]) -> list[str]:
+    """Return the published names without a match."""
+    matched = {match.name for match in matches}
+    return [name for name in names if name not in matched]
+
+
+def _one_sided_cells(ours: Table, published: Published, matches: Matches) -> list[str]:
+    """List the cells of matched rows and columns that only one side has."""
+    cells = []
+    for row, row_match in matches.rows.items():
+        for column, column_match in matches.columns.items():
+            number = matches.number(published, row_match, column_match)
+            if ((row, column) in ours.cells) != (number is not None):
+                cells.append(f"{row.title}, {column.title}")
+    return cells
+
+
 def _stand_in_setting(matches: Matches) -> list[Setting]:
-    """The test data as a setting, if tasks stand in for published columns."""
+    """Return the test data as a setting, if tasks stand in for published columns."""
     stand_ins = {
-        column.task: found.name
-        for column, found in matches.columns.items()
-        if found.part == "stand-in"
+        column.task: match.name
+        for column, match in matches.columns.items()
+        if match.part == "stand-in"
     }
     return [Setting("test data", tuple(stand_ins), tuple(stand_ins.values()))] if stand_ins else []
 
@@ -309,30 +334,31 @@ def _stand_in_setting(matches: Matches) -> list[Setting]:
 def _agreements(
     pairs: Sequence[Pair], rows: dict[Row, Match]
 ) -> dict[tuple[str, Column], Agreement]:
-    """Rank agreement per column; if several of our rows share a published one, per group of rows that do not.
+    """Compute the rank agreement of each column, by group of rows.
 
-    Rows found by their name are grouped by protocol, those found by their protocol by name. Better
-    ranks higher.
+    There is one group unless several of our rows match the same published row. Then rows that match
+    by name are grouped by protocol, and rows that match by protocol are grouped by name. Better
+    values rank higher.
     """
-    shared = len({found.name for found in rows.values()}) < len(rows)
+    shared = len({match.name for match in rows.values()}) < len(rows)
     groups: dict[tuple[str, Column], list[Pair]] = {}
     for pair in pairs:
         group = pair.row.protocol if rows[pair.row].part == "name" else pair.row.name
         groups.setdefault((group if shared else "", pair.column), []).append(pair)
-    found = {}
+    agreements = {}
     for (group, column), members in groups.items():
         ours = [column.metric.gain(pair.ours.mean, 0.0) for pair in members]
-        theirs = [column.metric.gain(pair.value, 0.0) for pair in members]
-        if (agreed := agreement(ours, theirs)) is not None:
-            found[group, column] = agreed
-    return found
+        published = [column.metric.gain(pair.value, 0.0) for pair in members]
+        if (ranks := agreement(ours, published)) is not None:
+            agreements[group, column] = ranks
+    return agreements
 
 
-# ---------------------------------------------------------------- words
+# ---------------------------------------------------------------- text
 
 
 def _fill_cells(comparison: Comparison) -> None:
-    """Make the cells as they are printed."""
+    """Fill in the cells as text."""
     several = len({pair.row.protocol for pair in comparison.pairs}) > 1
     for pair in comparison.pairs:
         name = pair.row.title if several else pair.row.name
@@ -345,26 +371,22 @@ def _fill_cells(comparison: Comparison) -> None:
             ("difference", pair.text(pair.difference, "+")),
         ):
             comparison.cells[Row(name, which), pair.column] = TextCell(words=words)
-    for (group, column), found in comparison.agreements.items():
+    for (group, column), ranks in comparison.agreements.items():
         name = join_titles("rank agreement", group)
+        p = f"{ranks.p:.3f}" + ("" if ranks.exact else " (approx.)")
         for which, words in (
-            ("tau-b", "undefined" if math.isnan(found.tau) else f"{found.tau:+.2f}"),
-            (
-                "p",
-                "–"
-                if math.isnan(found.p)
-                else f"{found.p:.3f}" + ("" if found.exact else " (approx.)"),
-            ),
-            ("rows", str(found.rows)),
+            ("tau-b", "undefined" if math.isnan(ranks.tau) else f"{ranks.tau:+.2f}"),
+            ("p", "–" if math.isnan(ranks.p) else p),
+            ("rows", str(ranks.rows)),
         ):
             comparison.cells[Row(name, which), column] = TextCell(words=words)
 
 
 def _preface(comparison: Comparison, published: Published) -> list[str]:
-    """How the numbers may and may not be read."""
+    """Write the lines above the table: what was the same and what was not."""
     source = f"{published.paper}, {published.where}"
     if not comparison.pairs:
-        return [f"No cell of ours stands in {source}."]
+        return [f"None of our cells matches {source}."]
     differing = [setting.kind for setting in comparison.settings if setting.verdict == "differs"]
     unknown = [setting.kind for setting in comparison.settings if setting.verdict == "unknown"]
     if differing:
@@ -383,7 +405,7 @@ def _preface(comparison: Comparison, published: Published) -> list[str]:
 def _notes(
     comparison: Comparison, published: Published, ours: Table, matches: Matches
 ) -> list[str]:
-    """The lines below the table."""
+    """Write the lines below the table."""
     notes = []
     if comparison.pairs:
         notes += _value_notes(comparison, published)
@@ -397,11 +419,12 @@ def _notes(
 
 
 def _value_notes(comparison: Comparison, published: Published) -> list[str]:
-    """What the numbers are."""
+    """Explain the numbers."""
     pairs = comparison.pairs
     spread = published.spread or "as the source gives it"
     notes = [
-        f"ours: mean ± standard deviation over seeds; published: ± {spread}; difference: ours - published"
+        f"ours: mean ± standard deviation over seeds; published: ± {spread}; "
+        "difference: ours - published"
     ]
     lower = dict.fromkeys(
         pair.column.metric.title for pair in pairs if pair.column.metric.better == "lower"
@@ -418,39 +441,39 @@ def _value_notes(comparison: Comparison, published: Published) -> list[str]:
 
 
 def _name_notes(ours: Table, matches: Matches) -> list[str]:
-    """Which names differ, and which tasks stand in for others."""
+    """List the names that differ, and the tasks that stand in for others."""
     named = [
-        (row.protocol if found.part == "protocol" else row.name, found.name)
-        for row, found in matches.rows.items()
+        (row.protocol if match.part == "protocol" else row.name, match.name)
+        for row, match in matches.rows.items()
     ]
     named += [
-        (column.shift_title or column.task, found.name)
-        for column, found in matches.columns.items()
-        if found.part != "stand-in" and column not in ours.costs
+        (column.shift_title or column.task, match.name)
+        for column, match in matches.columns.items()
+        if match.part != "stand-in" and column not in ours.costs
     ]
-    renamed = [f"{own} = {theirs}" for own, theirs in named if normal(own) != normal(theirs)]
+    renamed = [f"{own} = {other}" for own, other in named if normal(own) != normal(other)]
     notes = [f"names: {'; '.join(dict.fromkeys(renamed))}"] if renamed else []
     stand_ins = [
-        f"{column.task} for {found.name}"
-        for column, found in matches.columns.items()
-        if found.part == "stand-in"
+        f"{column.task} for {match.name}"
+        for column, match in matches.columns.items()
+        if match.part == "stand-in"
     ]
     if stand_ins:
         notes.append(
-            f"stand-ins: {'; '.join(dict.fromkeys(stand_ins))}: tasks of the same kind on other data, so that the order "
-            "of the rows and the gaps between them may be compared, not the values"
+            f"stand-ins: {'; '.join(dict.fromkeys(stand_ins))}: tasks of the same kind on other "
+            "data, so that the order of the rows and the gaps between them may be compared, "
+            "not the values"
         )
     return notes
 
 
 def _agreement_note(comparison: Comparison) -> str:
-    """How the rank agreement was computed, or why there is none."""
+    """Explain how the rank agreement was computed, or why there is none."""
     if not comparison.agreements:
         return f"no rank agreement: it takes {MIN_ROWS} rows in a column"
-    fewest = min(found.rows for found in comparison.agreements.values())
-    floor = (
-        f"; with {fewest} rows it can't be under {2 / math.factorial(fewest):.2g}"
-        if fewest < 5
-        else ""
-    )
-    return f"rank agreement of the rows' means: Kendall's tau-b, two-sided p-value, exact where not marked{floor}"
+    fewest = min(ranks.rows for ranks in comparison.agreements.values())
+    note = "rank agreement of the rows' means: Kendall's tau-b, two-sided p-value, "
+    note += "exact where not marked"
+    if fewest < 5:
+        note += f"; with {fewest} rows it can't be under {2 / math.factorial(fewest):.2g}"
+    return note

@@ -1,4 +1,4 @@
-"""What rows cost: FLOPs, hours on what they ran on, and TPUv3-core-days as in ViT's table."""
+"""The cost of rows: FLOPs, hours by device, and TPUv3-core-days as in ViT's table."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sslrun.results.table import Table
 from sslrun.training.flops import COUNTED_STEPS
 
 TASK = "compute"
-"""Stands in place of a task's name in cost columns."""
+"""Replaces a task's name in cost columns."""
 PRETRAINING, ALL = "PFLOPs, pretraining", "PFLOPs, all stages"
 CORE_DAYS = "TPUv3-core-days"
 
@@ -23,21 +23,21 @@ CORE_FLOPS = 123e12 / 2
 (https://cloud.google.com/tpu/docs/v3)."""
 DAY = 86_400.0
 YARDSTICKS = {"ViT-L/16 (14 ep)": "Ours-JFT (ViT-L/16)", "ViT-H/14 (14 ep)": "Ours-JFT (ViT-H/14)"}
-"""Models for which Dosovitskiy et al. give both: exaFLOPs in Table 6, TPUv3-core-days in Table
-2."""
+"""Models with both numbers in Dosovitskiy et al.: exaFLOPs in Table 6, core-days in Table 2."""
 
 FLOPS_NOTE = (
-    f"PFLOPs: 10^15, as torch counts them in a stage's first training step (for texts, in {COUNTED_STEPS} steps; a multiplication and "
-    "an addition are two; forward and backward), times its steps; for frozen features, one forward pass over the labeled "
-    "examples. Passes over validation and test, and fitting a classifier to frozen features, are not counted. All stages: "
-    "pretraining once per row, and each of its evaluations"
+    "PFLOPs: 10^15, as torch counts them in a stage's first training step (for texts, in "
+    f"{COUNTED_STEPS} steps; a multiplication and an addition are two; forward and backward), "
+    "times its steps; for frozen features, one forward pass over the labeled examples. Passes over "
+    "validation and test, and fitting a classifier to frozen features, are not counted. All "
+    "stages: pretraining once per row, and each of its evaluations"
 )
 HOURS_NOTE = "hours: of all stages, evaluation included, times devices"
 
 
 @cache
 def utilizations() -> dict[str, float]:
-    """The share of a core's peak that the paper's models reach, by their published FLOPs and core-days."""
+    """Model -> share of a core's peak, from its published FLOPs and core-days."""
     flops, days = published("vit_table6").rows, published("vit_table2").rows[CORE_DAYS]
     return {
         row: flops[row]["exaFLOPs"].value * 1e18 / (days[model].value * DAY * CORE_FLOPS)
@@ -46,19 +46,19 @@ def utilizations() -> dict[str, float]:
 
 
 def core_days(flops: float) -> float:
-    """TPUv3-core-days that some FLOPs would take at the mean of those utilizations."""
+    """Convert FLOPs into TPUv3-core-days at the mean of `utilizations`."""
     shares = utilizations().values()
     return flops / (sum(shares) / len(shares) * CORE_FLOPS * DAY)
 
 
 @dataclass(frozen=True)
 class Expense:
-    """What one run took."""
+    """The cost of one run."""
 
     run: str
     stage: str
     flops: float | None
-    """None: not counted."""
+    """None if not counted."""
     seconds: float
     device: str
     devices: int = 1
@@ -71,28 +71,24 @@ class Expense:
 
 
 def expenses(record: RunRecord) -> list[Expense]:
-    """What an evaluation took, after the runs beside it that it needed: pretraining, and the probe that gave its head.
+    """List the costs of an evaluation and of the runs that it needed.
 
-    What was pretrained elsewhere (a file of weights, a hub) took unknown FLOPs.
+    These are its pretraining and the probe that trained its head. If it was pretrained elsewhere (a
+    file of weights, a hub), the FLOPs are unknown.
     """
-    runs = [
-        each
-        for each in (record.pretraining, record.probe, record)
-        if each is not None and each.finished
-    ]
-    found = [Expense.of(each) for each in runs]
-    if found and record.pretrained_elsewhere:
-        found.insert(
-            0, Expense(f"weights of {record.name}", "pretrain", None, 0.0, found[-1].device)
-        )
-    return found
+    needed = (record.pretraining, record.probe, record)
+    costs = [Expense.of(run) for run in needed if run is not None and run.finished]
+    if costs and record.pretrained_elsewhere:
+        weights = Expense(f"weights of {record.name}", "pretrain", None, 0.0, costs[-1].device)
+        costs.insert(0, weights)
+    return costs
 
 
 def add_compute(table: Table) -> None:
-    """Add columns of what each row took, a value per seed. A run counts once per row, however many cells read it.
+    """Add columns with the cost of each row, one value per seed.
 
-    A row for which a number is unknown (weights from a file, FLOPs that were not counted) has no
-    cell there.
+    A run counts once per row, even if several cells use it. If a number is unknown (weights from a
+    file, FLOPs that were not counted), the cell stays empty.
     """
     uncounted: dict[str, None] = {}
     core_days_note = _core_days_note()
@@ -107,8 +103,7 @@ def add_compute(table: Table) -> None:
         flops = _total_flops(pretraining)
         if flops is not None:
             _add(table, row, _metric(CORE_DAYS, CORE_DAYS), core_days(flops), seed, core_days_note)
-        for device in dict.fromkeys(run.device for run in runs):
-            hours = sum(run.seconds * run.devices for run in runs if run.device == device) / 3600
+        for device, hours in _hours_by_device(runs).items():
             _add(table, row, _metric(f"hours on {device}", "hours"), hours, seed, HOURS_NOTE)
     table.notes += [FLOPS_NOTE, HOURS_NOTE, core_days_note]
     if uncounted:
@@ -118,19 +113,27 @@ def add_compute(table: Table) -> None:
         )
 
 
+def _hours_by_device(runs: Sequence[Expense]) -> dict[str, float]:
+    """Device -> hours of the runs, times the number of devices."""
+    seconds: dict[str, list[float]] = {}
+    for run in runs:
+        seconds.setdefault(run.device, []).append(run.seconds * run.devices)
+    return {device: sum(values) / 3600 for device, values in seconds.items()}
+
+
 def _total_flops(runs: Sequence[Expense]) -> float | None:
-    """The sum; None if there is no run, or one was not counted."""
+    """Sum the FLOPs; None if there is no run, or if one was not counted."""
     counted = [run.flops for run in runs if run.flops is not None]
     return sum(counted) if runs and len(counted) == len(runs) else None
 
 
 def _by_row(records: Iterable[RunRecord]) -> dict[tuple[Row, str], list[Expense]]:
-    """The runs of each row and seed, each once."""
-    found: dict[tuple[Row, str], dict[str, Expense]] = {}
+    """Group the runs by row and seed; each run occurs once."""
+    groups: dict[tuple[Row, str], dict[str, Expense]] = {}
     for record in records:
-        runs = found.setdefault((record.row, str(record.seed)), {})
+        runs = groups.setdefault((record.row, str(record.seed)), {})
         runs.update({run.run: run for run in expenses(record)})
-    return {key: list(runs.values()) for key, runs in found.items() if runs}
+    return {key: list(runs.values()) for key, runs in groups.items() if runs}
 
 
 def _metric(name: str, unit: str) -> Metric:
@@ -146,7 +149,8 @@ def _core_days_note() -> str:
     mean = sum(shares.values()) / len(shares)
     listed = ", ".join(f"{100 * share:.0f} % for {name}" for name, share in shares.items())
     return (
-        f"{CORE_DAYS}: of pretraining alone, as in Dosovitskiy et al., Table 2; by FLOPs, at {100 * mean:.0f} % of a "
-        f"core's peak of {CORE_FLOPS / 1e12:.1f} TFLOP/s in bf16 (cloud.google.com/tpu/docs/v3: 123 a chip of two "
-        f"cores), the mean of what their own Tables 2 and 6 come to: {listed}"
+        f"{CORE_DAYS}: of pretraining alone, as in Dosovitskiy et al., Table 2; by FLOPs, at "
+        f"{100 * mean:.0f} % of a core's peak of {CORE_FLOPS / 1e12:.1f} TFLOP/s in bf16 "
+        "(cloud.google.com/tpu/docs/v3: 123 a chip of two cores), the mean of what their own "
+        f"Tables 2 and 6 come to: {listed}"
     )

@@ -1,6 +1,6 @@
-"""File formats: the ending of a file names the function that writes it.
+"""File formats: the ending of a file selects the function that writes it.
 
-Another format of tables is one function, in a plug-in too:
+To add a format of tables, also in a plug-in, register one function:
 
     @table_formats.register(".html")
     def to_html(table: Table) -> str: ...
@@ -24,24 +24,24 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Join = Callable[[Sequence[str]], str]
-"""Makes one text of several."""
+"""Joins several texts into one."""
 
 
 class Formats(Generic[T]):
-    """The formats of one kind of thing: file ending -> function that makes the file's text."""
+    """The formats of one kind of object: file ending -> function that returns the file's text."""
 
     def __init__(self, kind: str) -> None:
-        """`kind` is the word in messages: "tables"."""
+        """Create an empty registry. `kind` is the word in messages, such as "tables"."""
         self.kind = kind
         self._functions: dict[str, tuple[Callable[[T], str], Join]] = {}
 
     def register(
         self, ending: str, join: Join = "\n".join
     ) -> Callable[[Callable[[T], str]], Callable[[T], str]]:
-        """Decorator: make a function known under a file ending such as ".md".
+        """Decorator: register a function under a file ending such as ".md".
 
-        `join` makes one text of several things' texts.
-        Raises ValueError for an ending that is taken.
+        `join` joins the texts of several objects into one. Raises ValueError for an ending that is
+        already registered.
         """
 
         def decorate(function: Callable[[T], str]) -> Callable[[T], str]:
@@ -53,7 +53,7 @@ class Formats(Generic[T]):
         return decorate
 
     def __iter__(self) -> Iterator[str]:
-        """Endings in the order of registration."""
+        """Iterate over the endings, in the order of registration."""
         return iter(self._functions)
 
     def check(self, path: Path) -> None:
@@ -64,22 +64,28 @@ class Formats(Generic[T]):
             raise UserError(f"{path}: {self.kind} are written to files that end in {endings}")
 
     def text(self, ending: str, value: T) -> str:
-        """Format one thing."""
+        """Format one object."""
         function, _ = self._functions[ending]
         return function(value)
 
     def joined(self, ending: str, values: Sequence[T]) -> str:
-        """Format several things as one text."""
+        """Format several objects as one text."""
         function, join = self._functions[ending]
         return join([function(value) for value in values])
 
     def write(self, path: Path, value: T) -> None:
-        """Write one thing to a file. UserError: no such format, or the file cannot be written."""
+        """Write one object to a file.
+
+        Raises UserError if there is no such format or the file cannot be written.
+        """
         self.check(path)
         write_atomically(path, self.text(path.suffix, value), "name another place")
 
     def write_joined(self, path: Path, values: Sequence[T]) -> None:
-        """Write several things to one file. UserError: no such format, or the file cannot be written."""
+        """Write several objects to one file.
+
+        Raises UserError if there is no such format or the file cannot be written.
+        """
         self.check(path)
         write_atomically(path, self.joined(path.suffix, values), "name another place")
 
@@ -124,16 +130,21 @@ def to_latex(table: Table) -> str:
 
 def _escape_latex(text: str) -> str:
     special = {
-        "\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}", "±": "$\\pm$",
-        "·": "$\\cdot$", "–": "--", layout.LOWER_IS_BETTER: "$\\downarrow$",
-    }  # fmt: skip
+        "\\": "\\textbackslash{}",
+        "~": "\\textasciitilde{}",
+        "^": "\\textasciicircum{}",
+        "±": "$\\pm$",
+        "·": "$\\cdot$",
+        "–": "--",
+        layout.LOWER_IS_BETTER: "$\\downarrow$",
+    }
     return "".join(
         special.get(letter, f"\\{letter}" if letter in "&%$#_{}" else letter) for letter in text
     )
 
 
 def _under_one_head(texts: Sequence[str]) -> str:
-    """CSV texts below one another, the head once."""
+    """Join CSV texts under one head."""
     head, *_ = texts[0].splitlines(keepends=True)
     return head + "".join(text.removeprefix(head) for text in texts)
 
@@ -149,7 +160,7 @@ def to_csv(table: Table) -> str:
 
 
 def _as_list(texts: Sequence[str]) -> str:
-    """JSON texts as one list."""
+    """Join JSON texts into one list."""
     return json.dumps([json.loads(text) for text in texts], indent=2)
 
 

@@ -1,4 +1,4 @@
-"""How a table is laid out: heads, labels and bold cells, as text and for the terminal."""
+"""The layout of tables: heads, labels and bold cells, as text and for the terminal."""
 
 from __future__ import annotations
 
@@ -23,30 +23,33 @@ FULL = Labels(1.0)
 
 
 def has_protocols(table: Table) -> bool:
-    """Whether rows differ in their protocol, so that it needs a column of its own."""
+    """Return whether the protocol needs its own column, because rows differ in it."""
     return len({row.protocol for row in table.rows}) > 1
 
 
 def has_one_task(table: Table) -> bool:
-    """Whether all columns are of one task, which then stands in the heading."""
+    """Return whether all columns are of one task, which is then part of the heading."""
     return len({column.task for column in table.columns}) == 1
 
 
 def label_heads(table: Table) -> list[str]:
-    """The heads of the columns that name the rows."""
+    """Return the heads of the columns that name the rows."""
     return ["", *([table.second] if has_protocols(table) else [])]
 
 
 def column_head(table: Table, column: Column) -> str:
-    """A column's head without its task; an arrow if lower is better."""
+    """Return a column's head without its task, with an arrow if lower is better."""
     lower = table.marks_best and column.metric.better == "lower" and column not in table.costs
     return _column_words(table, column) + (f" {LOWER_IS_BETTER}" if lower else "")
 
 
 def _column_words(table: Table, column: Column) -> str:
-    """The test set if all of the task's columns share their labels; the metric if tasks differ in theirs."""
-    of_task = [each for each in table.columns if each.task == column.task]
-    one_share = len({each.labels for each in of_task}) == 1
+    """Return the words of a column's head that the rest of the table does not imply.
+
+    The test set if all columns of the task have the same labels; the metric if tasks differ in it.
+    """
+    of_task = [other for other in table.columns if other.task == column.task]
+    one_share = len({other.labels for other in of_task}) == 1
     if column.labels is not None and one_share and len(of_task) > 1:
         return column.shift_title or ID
     metrics = {record.task: record.metric for record in table.records}
@@ -57,12 +60,12 @@ def _column_words(table: Table, column: Column) -> str:
 
 
 def _metric_words(metric: Metric) -> str:
-    """The metric's title, with its unit unless that is percent."""
+    """Return the metric's title, with its unit unless that is percent."""
     return metric.title if metric.unit in ("", "%") else f"{metric.title} ({metric.unit})"
 
 
 def best_cells(table: Table) -> set[Place]:
-    """The best cells of each column by their means as printed: cells that print alike are equally good."""
+    """Find the best cells of each column; cells that print the same mean are equally good."""
     if not table.marks_best:
         return set()
     means: dict[Column, list[float]] = {}
@@ -96,25 +99,29 @@ class Grid:
 def grid(
     table: Table, bold: Callable[[str], str], escape: Callable[[str], str], plus_minus: str = " ± "
 ) -> Grid:
-    """Head and body as text. A row's name stands only where it changes."""
+    """Lay out head and body as text; a row's name is printed only where it changes."""
     one_task, labels = has_one_task(table), label_heads(table)
     head = [*labels]
     for column in table.columns:
         words = column_head(table, column)
         head.append(escape(words if one_task else f"{column.task} {words}"))
-    body, best = [], best_cells(table)
+    best = best_cells(table)
+
+    def cell_text(place: Place) -> str:
+        cell = table.cells.get(place)
+        text = "" if cell is None else cell.text(table.spec_of(place[1]), plus_minus)
+        return bold(text) if place in best else text
+
+    body = []
     for row_labels, row in _labeled_rows(table):
         line = [escape(label) for label in row_labels]
-        for column in table.columns:
-            cell = table.cells.get((row, column))
-            text = "" if cell is None else cell.text(table.spec_of(column), plus_minus)
-            line.append(bold(text) if (row, column) in best else text)
+        line += [cell_text((row, column)) for column in table.columns]
         body.append(line)
     return Grid(head, body, len(labels))
 
 
 def _labeled_rows(table: Table) -> list[tuple[list[str], Row]]:
-    """Each row with its labels; a name that repeats the one above is blank."""
+    """Return each row with its labels; a name that repeats the one above is blank."""
     protocols, previous, rows = has_protocols(table), None, []
     for row in table.rows:
         name = "" if row.name == previous else row.name
@@ -132,12 +139,12 @@ def render(table: Table) -> Group:
     task = columns[0].task if has_one_task(table) else ""
     protocol = "" if has_protocols(table) or not rows else rows[0].protocol
     heading = join_titles(table.title, task, protocol)
-    above, below = ([Text(line) for line in lines] for lines in (table.preface, table.notes))
+    above, below = map(Text, table.preface), map(Text, table.notes)
     return Group(Text(heading, style="bold"), *above, Text(), WrappedTable(table), Text(), *below)
 
 
 def rich_table(table: Table, columns: Sequence[Column]) -> RichTable:
-    """Some of the columns, for the terminal."""
+    """Lay out some of the columns for the terminal."""
     best, one_task = best_cells(table), has_one_task(table)
     rich = RichTable(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for head in label_heads(table):
@@ -164,9 +171,10 @@ def _rich_cell(table: Table, place: Place, best: set[Place]) -> Text:
 
 @dataclass(frozen=True)
 class WrappedTable:
-    """A table for the terminal. Columns that do not fit the width go below, with the rows' names again.
+    """A table for the terminal that wraps columns.
 
-    No number is cut short: that would be another number.
+    Columns that do not fit the width go below, with the rows' names repeated. Numbers are never
+    truncated, since that would change them.
     """
 
     table: Table

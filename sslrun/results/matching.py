@@ -1,10 +1,11 @@
-"""Which published row and column one of our rows and columns stands beside: they find each other by name."""
+"""Match our rows and columns by name with those of a published table."""
 
 from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from sslrun.errors import UserError
 from sslrun.registry import did_you_mean
@@ -14,19 +15,26 @@ from sslrun.results.published import Number, Published
 from sslrun.results.record import RunRecord
 from sslrun.results.table import Table
 
+Key = TypeVar("Key", Row, Column)
+
 
 def normal(name: str) -> str:
-    """A name without case and punctuation: 'MNLI-m (Acc)' -> 'mnlimacc'. A percent sign counts: 75 % is not 75."""
+    """Remove case and punctuation from a name: 'MNLI-m (Acc)' -> 'mnlimacc'.
+
+    A percent sign becomes a word, since 75 % is not 75.
+    """
     text = unicodedata.normalize("NFKD", name.replace("%", "percent")).casefold()
     return "".join(letter for letter in text if letter.isalnum())
 
 
 @dataclass(frozen=True)
 class Match:
-    """A published row or column, and which part of our name it was found by: name, protocol, task, shift or stand-in."""
+    """A published row or column that matches one of ours."""
 
     name: str
+    """The published name."""
     part: str
+    """The part of our name that matched: name, protocol, task, metric, shift or stand-in."""
 
 
 @dataclass(frozen=True)
@@ -39,103 +47,111 @@ class Matches:
     """Whether our rows are the published table's columns."""
 
     def number(self, published: Published, row: Match, column: Match) -> Number | None:
-        """The published number of a matched row and column; None if there is none."""
-        down, across = (column, row) if self.turned else (row, column)
-        return published.rows[down.name].get(across.name)
+        """Return the published number of a matched row and column; None if there is none."""
+        if self.turned:
+            row, column = column, row
+        return published.rows[row.name].get(column.name)
 
     def names(self, published: Published) -> tuple[list[str], list[str]]:
-        """The published names on our rows' side and on our columns' side."""
-        downs, acrosses = published_names(published)
-        return (acrosses, downs) if self.turned else (downs, acrosses)
+        """Return the published names that correspond to our rows and to our columns."""
+        rows, columns = published_names(published)
+        return (columns, rows) if self.turned else (rows, columns)
 
 
 def match(ours: Table, published: Published) -> Matches:
-    """Match rows and columns to the published table as it stands, or turned, whichever gives more cells."""
-    downs, acrosses = published_names(published)
+    """Match rows and columns with a published table, transposed if that matches more cells."""
     stand_ins = ours.stand_ins.get(published.name, {})
-    rows, columns = _measured_alike(ours, published, stand_ins)
+    rows, columns = _select_comparable(ours, published, stand_ins)
     row_names = {row: _names_of_row(row, ours.records) for row in rows}
     column_names = {column: _names_of_column(column, stand_ins) for column in columns}
 
-    def matches(row_side: list[str], column_side: list[str], turned: bool) -> Matches:
-        found_rows = {
-            row: find(names, row_side, published.aliases) for row, names in row_names.items()
-        }
-        found_columns = {
-            column: find(names, column_side, published.aliases)
-            for column, names in column_names.items()
-        }
+    def match_sides(row_side: list[str], column_side: list[str], turned: bool) -> Matches:
         return Matches(
-            {row: found for row, found in found_rows.items() if found},
-            {column: found for column, found in found_columns.items() if found},
+            _find_all(row_names, row_side, published.aliases),
+            _find_all(column_names, column_side, published.aliases),
             turned,
         )
 
-    straight, turned = matches(downs, acrosses, False), matches(acrosses, downs, True)
+    published_rows, published_columns = published_names(published)
+    straight = match_sides(published_rows, published_columns, False)
+    turned = match_sides(published_columns, published_rows, True)
     more = len(turned.rows) * len(turned.columns) > len(straight.rows) * len(straight.columns)
     return turned if more else straight
 
 
 def published_names(published: Published) -> tuple[list[str], list[str]]:
-    """The published rows and columns."""
+    """List the published rows and columns."""
     columns = [name for cells in published.rows.values() for name in cells]
     return list(published.rows), list(dict.fromkeys(columns))
 
 
 def find(
-    names: Sequence[tuple[str, str]], theirs: Iterable[str], aliases: Mapping[str, list[str]]
+    names: Sequence[tuple[str, str]], published: Iterable[str], aliases: Mapping[str, list[str]]
 ) -> Match | None:
-    """The first of (part, name) that is a published name or an alias of one, whatever its case and punctuation."""
+    """Find the first of (part, name) that equals a published name or an alias of one.
+
+    Case and punctuation do not count. A name takes precedence over an alias.
+    """
     known: dict[str, str] = {}
-    for published in theirs:
-        known.update({normal(alias): published for alias in aliases.get(published, ())})
-    known.update({normal(published): published for published in theirs})
+    for candidate in published:
+        known.update({normal(alias): candidate for alias in aliases.get(candidate, ())})
+    known.update({normal(candidate): candidate for candidate in published})
     for part, name in names:
         if normal(name) in known:
             return Match(known[normal(name)], part)
     return None
 
 
-def _measured_alike(
+def _find_all(
+    names: Mapping[Key, Sequence[tuple[str, str]]],
+    published: Sequence[str],
+    aliases: Mapping[str, list[str]],
+) -> dict[Key, Match]:
+    """`find` a match for each key; keys without one are missing."""
+    matches = {}
+    for key, candidates in names.items():
+        if (match := find(candidates, published, aliases)) is not None:
+            matches[key] = match
+    return matches
+
+
+def _select_comparable(
     ours: Table, published: Published, stand_ins: Mapping[str, str]
 ) -> tuple[list[Row], list[Column]]:
-    """Our rows and columns with the protocol and the labels that the source states; all, if none has them.
+    """Select our rows and columns with the source's protocol and labels; all if none has them.
 
-    A task that stands in for a column does so with whatever labels it has. Costs always count.
+    A task that stands in for a column may have any labels. Costs are always included.
     """
-    protocol, labels = (
-        normal(str(published.setting.get(kind, ""))) for kind in ("protocol", "labels")
-    )
+    protocol = normal(str(published.setting.get("protocol", "")))
+    labels = normal(str(published.setting.get("labels", "")))
     rows = [row for row in ours.rows if normal(row.protocol) == protocol]
-    alike = [
+    same_labels = [
         column for column in ours.columns if column.labels and normal(column.labels.title) == labels
     ]
-    tasks = {column.task for column in alike}
-    columns = [
-        each
-        for each in ours.columns
-        if each in alike or (each.task in stand_ins and each.task not in tasks)
-    ]
+    tasks = {column.task for column in same_labels}
+    columns = []
+    for column in ours.columns:
+        if column in same_labels or (column.task in stand_ins and column.task not in tasks):
+            columns.append(column)
     return rows or ours.rows, [*columns, *ours.costs] if columns else ours.columns
 
 
 def _names_of_row(row: Row, records: Sequence[RunRecord]) -> list[tuple[str, str]]:
-    """(part of the row, a name that it may have in a paper), the likeliest first."""
+    """List (part of the row, a possible name in a paper), the most likely first."""
     pretexts = {
         record.pretext or "" for record in records if record.row == row and not record.row_name
     }
     names, protocols = (row.name, *pretexts), (row.protocol, *protocol_synonyms(row.protocol))
     both = [f"{name} · {protocol}" for name in names for protocol in protocols]
-    return [
-        *(("name", name) for name in (*names, *both)),
-        *(("protocol", protocol) for protocol in protocols),
-    ]
+    candidates = [("name", name) for name in (*names, *both)]
+    candidates += [("protocol", protocol) for protocol in protocols]
+    return candidates
 
 
 def _names_of_column(column: Column, stand_ins: Mapping[str, str]) -> list[tuple[str, str]]:
-    """(part of the column, its name in a paper).
+    """Return (part of the column, its name in a paper).
 
-    A shift goes by its own name: in and out of distribution are different columns.
+    A shift has its own name, since in and out of distribution are different columns.
     """
     if column.shift_title:
         return [("shift", column.shift_title)]
@@ -147,7 +163,7 @@ def _names_of_column(column: Column, stand_ins: Mapping[str, str]) -> list[tuple
 
 
 def with_protocols_in_rows(published: Published) -> Published:
-    """A published table whose columns are protocols, with a row for each of its rows and protocols."""
+    """Turn the columns into rows if they are protocols: one row per old row and protocol."""
     if published.task is None:
         return published
     rows, aliases = {}, {published.task: published.aliases.get(published.task, [])}
@@ -163,12 +179,14 @@ def with_protocols_in_rows(published: Published) -> Published:
 def check_stand_ins(
     columns: Mapping[str, str], tasks: Sequence[str], every: Sequence[Published]
 ) -> None:
-    """Check `columns` (our task -> the published column). Raises UserError if one of them does not exist."""
+    """Raise UserError if a task or a published column in `columns` does not exist.
+
+    `columns`: our task -> the published column that it stands in for.
+    """
     for task, column in columns.items():
         if task not in tasks:
             raise UserError(f"no task '{task}' is evaluated.{did_you_mean(task, list(tasks))}")
-        if not any(
-            find([("stand-in", column)], published_names(each)[1], each.aliases) for each in every
-        ):
-            known = [name for each in every for name in published_names(each)[1]]
+        name = [("stand-in", column)]
+        if not any(find(name, published_names(table)[1], table.aliases) for table in every):
+            known = [name for table in every for name in published_names(table)[1]]
             raise UserError(f"there is no column '{column}'.{did_you_mean(column, known)}")

@@ -24,9 +24,9 @@ class Number:
     """False: recalled from memory, not seen in the source; always printed with a mark."""
     note: str | None = None
     unit: str | None = None
-    """The number's unit; None: its table's."""
+    """The number's unit; None: the table's."""
     where: str | None = None
-    """The place in the paper; None: its table's."""
+    """The place in the paper; None: the table's."""
     evidence: str = ""
     """How the number is known; see the head of published.yaml."""
 
@@ -41,9 +41,9 @@ class Published:
     unit: str
     rows: dict[str, dict[str, Number]]
     spread: str | None = None
-    """What the deviations are, if the source says."""
+    """The meaning of the deviations, if the source states it."""
     setting: dict[str, Any] = field(default_factory=dict)
-    """How the numbers were measured (data, steps, parameters …), as far as the source says."""
+    """How the numbers were measured (data, steps, parameters …), as far as the source states it."""
     aliases: dict[str, list[str]] = field(default_factory=dict)
     """Row or column -> its other names."""
     task: str | None = None
@@ -51,46 +51,54 @@ class Published:
 
 
 def names() -> list[str]:
-    """The names of all published tables."""
+    """List the names of all published tables."""
     return list(_tables())
 
 
 def short_names() -> dict[str, list[str]]:
     """Short name of a paper's tables -> their names."""
-    found: dict[str, list[str]] = {}
+    groups: dict[str, list[str]] = {}
     for name, table in _tables().items():
         if "short" in table:
-            found.setdefault(table["short"], []).append(name)
-    return found
+            groups.setdefault(table["short"], []).append(name)
+    return groups
 
 
 def published(name: str) -> Published:
-    """Get a published table by name. UserError: there is none."""
+    """Return a published table by name. Raises UserError if there is none."""
     if name not in _tables():
         raise _unknown(name)
     table = _tables()[name]
-    rows = {
-        row: {column: _number(cell, table["evidence"]) for column, cell in cells.items()}
-        for row, cells in table["rows"].items()
-    }
+    rows: dict[str, dict[str, Number]] = {}
+    for row, cells in table["rows"].items():
+        rows[row] = {column: _number(cell, table["evidence"]) for column, cell in cells.items()}
     return Published(
-        name, table["paper"], table["where"], table["unit"], rows,
-        table.get("std_kind"), table.get("setting", {}), table.get("aliases", {}),
-        table.get("protocols_of"),
-    )  # fmt: skip
+        name,
+        paper=table["paper"],
+        where=table["where"],
+        unit=table["unit"],
+        rows=rows,
+        spread=table.get("std_kind"),
+        setting=table.get("setting", {}),
+        aliases=table.get("aliases", {}),
+        task=table.get("protocols_of"),
+    )
 
 
 def published_as(name: str) -> list[Published]:
-    """Get the table of that name, or those of that short name. UserError: there is none."""
+    """Return the table of a name or the tables of a short name.
+
+    Raises UserError if there is none.
+    """
     if name not in _tables() and name not in short_names():
         raise _unknown(name)
-    return [published(each) for each in short_names().get(name, [name])]
+    return [published(table) for table in short_names().get(name, [name])]
 
 
 def _unknown(name: str) -> UserError:
     known = [*short_names(), *names()]
     hint = did_you_mean(name, known)
-    if "Did you mean" not in hint:  # listing all would not fit a line
+    if "Did you mean" not in hint:  # a list of all would not fit on a line
         hint = f" There is: {', '.join(short_names())}; and more, see `sslrun show table`."
     return UserError(f"no such published table: '{name}'.{hint}")
 
@@ -102,15 +110,21 @@ def _tables() -> dict[str, Any]:
 
 
 def _number(cell: Any, evidence: str) -> Number:
+    """Read a cell of published.yaml; `evidence` is the table's, which the cell may replace."""
     match cell:
         case [value, std]:
-            given = {"value": value, "std": std}
+            values = {"value": value, "std": std}
         case dict():
-            given = cell
+            values = cell
         case _:
-            given = {"value": cell}
-    known = given.get("evidence", evidence)
+            values = {"value": cell}
+    evidence = values.get("evidence", evidence)
     return Number(
-        given["value"], given.get("std"), given.get("verified", known != "memory"), given.get("note"),
-        given.get("unit"), given.get("where"), known,
-    )  # fmt: skip
+        values["value"],
+        deviation=values.get("std"),
+        verified=values.get("verified", evidence != "memory"),
+        note=values.get("note"),
+        unit=values.get("unit"),
+        where=values.get("where"),
+        evidence=evidence,
+    )

@@ -1,4 +1,7 @@
-"""One run, read back from its folder. Tables, costs, comparisons, claims and reports read runs through this module alone."""
+"""Records of runs, read from their folders.
+
+Tables, costs, comparisons, claims and reports read runs only through this module.
+"""
 
 from __future__ import annotations
 
@@ -17,25 +20,26 @@ from sslrun.results.known_protocols import counts_per_class
 from sslrun.runs import FAILURE, read_result
 
 YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-"""libyaml's loader where PyYAML was built with it: about ten times as fast."""
+"""The loader of libyaml if PyYAML has it, since it is about ten times faster."""
 
 PICTURES = (".png", ".jpg", ".jpeg", ".svg", ".gif")
 
 Scores = Mapping[str, float]
-"""Values by the metric's name."""
+"""Metric's name -> value."""
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A run's folder. Each file is read once, at first use: a record of an unfinished run is a snapshot.
+    """The contents of a run's folder.
 
+    Each file is read once, at first use, so that the record of an unfinished run is a snapshot.
     Properties of the result raise UserError if the run is not finished or its result.json is
     damaged.
     """
 
     folder: Path
     row_name: str | None = None
-    """The row of a sweep's table that the run belongs to; None: named by its recipe."""
+    """The row of the run in a sweep's table; None: named after its recipe."""
 
     # ------------------------------------------------------------ files
 
@@ -47,21 +51,21 @@ class RunRecord:
 
     @cached_property
     def identity(self) -> Mapping[str, Any]:
-        """The contents of identity.json, what the hash covers; empty if missing."""
+        """The contents of identity.json, from which the hash is made; empty if missing."""
         return self._read_json("identity.json")
 
     @cached_property
     def environment(self) -> Mapping[str, Any]:
-        """The contents of environment.json, what the run ran on; empty if missing."""
+        """The contents of environment.json, such as device and versions; empty if missing."""
         return self._read_json("environment.json")
 
     @cached_property
     def result(self) -> Mapping[str, Any]:
-        """The contents of result.json. UserError: missing or damaged."""
+        """The contents of result.json. Raises UserError if it is missing or damaged."""
         return read_result(self.folder)
 
     def log(self) -> Iterator[Mapping[str, Any]]:
-        """Read metrics.jsonl line by line. A last line that a killed process left unfinished is skipped."""
+        """Read metrics.jsonl line by line; skip a line that a killed process left unfinished."""
         path = self.folder / "metrics.jsonl"
         if not path.is_file():
             return
@@ -74,7 +78,7 @@ class RunRecord:
 
     @property
     def pictures(self) -> list[Path]:
-        """The images in the folder and in its `pictures`, in alphabetical order."""
+        """The images in the folder and in its subfolder `pictures`, in alphabetical order."""
         files = [*self.folder.glob("*"), *(self.folder / "pictures").rglob("*")]
         return sorted(path for path in files if path.suffix.lower() in PICTURES)
 
@@ -86,7 +90,7 @@ class RunRecord:
 
     @property
     def name(self) -> str:
-        """The recipe's folder and the run's: "mine/probe-0123456789ab"."""
+        """The names of the recipe's and the run's folder: "mine/probe-0123456789ab"."""
         return f"{self.folder.parent.name}/{self.folder.name}"
 
     @property
@@ -122,10 +126,9 @@ class RunRecord:
 
     @property
     def pretrained_elsewhere(self) -> bool:
-        """Whether an evaluation started from weights that no run here made: a file's or a hub's."""
+        """Whether an evaluation started from weights of a file or a hub, not of a run."""
         origin = self.identity.get("origin", {})
-        # Whether a backbone brings weights is read from the recipe: an identity holds no option at
-        # its default.
+        # Read `pretrained` from the recipe: an identity leaves out options at their default.
         brings_weights = "initial" in origin and self.recipe.get("backbone", {}).get(
             "pretrained", False
         )
@@ -133,7 +136,7 @@ class RunRecord:
 
     @property
     def device(self) -> str:
-        """The device in words; "unknown" if not recorded."""
+        """A description of the device; "unknown" if not recorded."""
         return str(self.environment.get("device", "unknown"))
 
     @property
@@ -143,14 +146,14 @@ class RunRecord:
 
     @property
     def threads(self) -> int | None:
-        """CPU threads of a run on a CPU; None on another device."""
+        """The number of CPU threads; None on another device."""
         return int(self.environment["threads"]) if self.device.endswith("threads)") else None
 
     # ------------------------------------------------------------ every stage's result
 
     @property
     def seconds(self) -> float:
-        """Wall-clock seconds, those before an interruption included."""
+        """Wall-clock seconds, including those before an interruption."""
         return float(self.result["seconds"])
 
     @property
@@ -160,24 +163,24 @@ class RunRecord:
 
     @property
     def steps(self) -> int | None:
-        """Optimizer steps of a pretraining."""
+        """Optimizer steps of a pretraining; None for other runs."""
         return self.result.get("steps")
 
     @property
     def parameters(self) -> int | None:
-        """Parameters of a pretraining's backbone."""
+        """Number of parameters of a pretraining's backbone; None for other runs."""
         return self.result.get("parameters")
 
     @property
     def tokens(self) -> int | None:
-        """Tokens that a pretraining on text read; None for other data."""
+        """Number of tokens that a pretraining on text read; None for other data."""
         return self.result.get("tokens")
 
     # ------------------------------------------------------------ an evaluation's result
 
     @property
     def is_evaluation(self) -> bool:
-        """Whether the result is an evaluation's, which tables have a cell for."""
+        """Whether the run is an evaluation, which has a cell in tables."""
         return "protocol" in self.result
 
     @property
@@ -190,7 +193,7 @@ class RunRecord:
 
     @property
     def suite(self) -> tuple[str, int] | None:
-        """The benchmark that the task's data belongs to, and its number of data sets; None: it belongs to none."""
+        """The benchmark of the task's data and its number of data sets; None if there is none."""
         suite = self.result.get("suite")
         return None if not suite else (str(suite[0]), int(suite[1]))
 
@@ -210,13 +213,29 @@ class RunRecord:
 
     @property
     def restart(self) -> int:
-        """The number of the restart, from 0: training again from the same pretrained weights."""
+        """The number of the restart, from 0. Restarts share their pretrained weights."""
         return int(self.result.get("restart", 0))
 
     @property
     def seed_key(self) -> str:
-        """The seed and, after a point, the restart if it is not the first: the key of a value in a cell."""
+        """The key of a value in a cell: the seed, and the restart if not 0, as "0.1"."""
         return f"{self.seed}.{self.restart}" if self.restart else str(self.seed)
+
+    @property
+    def pretraining_key(self) -> str:
+        """The pretraining that the result rests on, equal for results that are not independent.
+
+        It is the seed of the weights, which restarts share. A recipe that fixes `pretrain.seed`
+        shares it over all its seeds, as do weights that no run here made.
+        """
+        if self.pretrained_elsewhere:
+            return "weights"
+        fixed = self.recipe.get("pretrain", {}).get("seed")
+        return str(
+            fixed
+            if "pretrain" in self.identity.get("origin", {}) and fixed is not None
+            else self.seed
+        )
 
     @property
     def backbone(self) -> str:
@@ -224,12 +243,12 @@ class RunRecord:
 
     @property
     def pretext(self) -> str | None:
-        """The pretext task, or the file of the weights; None: not pretrained."""
+        """The pretext task, or the file of the weights; None if not pretrained."""
         return self.result["pretext"]
 
     @cached_property
     def row(self) -> Row:
-        """The row of a table that the evaluation stands in."""
+        """The row of the evaluation in a table."""
         pretext = self.pretext or "no pretraining"
         name = self.row_name or f"{self.result['recipe']} ({self.backbone} · {pretext})"
         return Row(name, self.protocol)
@@ -241,42 +260,42 @@ class RunRecord:
 
     @property
     def validation(self) -> Scores:
-        """Every metric of the validation split; empty if not recorded."""
+        """The metrics of the validation split; empty if not recorded."""
         return self.result["metrics"].get("val", {})
 
     @property
     def test(self) -> Scores:
-        """Every metric of the task's own test split."""
+        """The metrics of the task's own test split."""
         return self.result["metrics"]["test"]
 
     @property
     def shifts(self) -> Mapping[str, Scores]:
-        """Every metric of each shifted test set, by the shift's name."""
+        """Shift -> the metrics of the shifted test set."""
         return self.result.get("shifts", {})
 
     @property
     def dropped(self) -> Mapping[str, Mapping[str, int]]:
-        """Examples of shifted test sets that were left out, by shift and class."""
+        """Shift -> class -> number of examples that were left out of the shifted test set."""
         return self.result.get("dropped", {})
 
     @property
     def distortion(self) -> Scores | None:
-        """How far training moved the features of each test set ("ID" and shifts); None: training moved none."""
+        """Test set ("ID" or shift) -> how far training moved its features; None if not measured."""
         return self.result.get("distortion")
 
     @property
     def feature_length(self) -> float | None:
-        """Mean length of the test features before training, where `distortion` was measured."""
+        """Mean length of the test features before training; None if not measured."""
         return self.result.get("feature_length")
 
 
 @lru_cache(maxsize=256)
 def _parse_yaml(text: str) -> Mapping[str, Any]:
-    """Parse a mapping; many runs share their recipe, and parsing it takes longer than all else."""
+    """Parse a mapping. Cached, because many runs share their recipe and parsing is slow."""
     return yaml.load(text, YAML_LOADER) or {}
 
 
 def find_records(folder: Path) -> list[RunRecord]:
-    """The finished runs in a folder and its subfolders, in the order in which they finished."""
+    """Find the finished runs in a folder and its subfolders, in the order of completion."""
     results = sorted(folder.rglob("result.json"), key=lambda path: path.stat().st_mtime)
     return [RunRecord(path.parent) for path in results]

@@ -1,4 +1,4 @@
-"""What was the same behind our numbers and published ones, and what was not."""
+"""Compare the settings behind our numbers with those behind published ones."""
 
 from __future__ import annotations
 
@@ -14,21 +14,20 @@ from sslrun.results.published import Published
 from sslrun.results.record import RunRecord
 
 ALWAYS = ("data", "steps", "parameters")
-"""Settings that are listed even if neither side states them; the others are listed if one side
-does."""
+"""Settings that are always listed; others are listed if at least one side states them."""
 KINDS = (*ALWAYS, "epochs", "backbone", "labels", "protocol", "metric")
 
 OF_PRETRAINING = ("data", "steps", "parameters", "epochs")
 UNKNOWN = "unknown"
-"""Stands for results that do not state a setting, beside others that do."""
+"""Represents results that do not state a setting, next to others that do."""
 
 ROUNDING = 0.02
-"""Relative difference up to which two parameter counts are the same: papers round them."""
+"""Relative difference up to which two parameter counts are equal, since papers round them."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One setting behind the numbers, on both sides; an empty tuple if unknown."""
+    """The values of one setting on both sides; an empty tuple if unknown."""
 
     kind: str
     ours: tuple[Any, ...]
@@ -36,7 +35,7 @@ class Setting:
 
     @property
     def verdict(self) -> str:
-        """same, differs, or unknown."""
+        """Either "same", "differs" or "unknown"."""
         known = [value for value in self.ours if value != UNKNOWN]
         if not known or not self.published:
             return "unknown"
@@ -46,7 +45,7 @@ class Setting:
         return "unknown" if any(_may_be_equal(self.kind, a, b) for a, b in pairs) else "differs"
 
     def text(self) -> str:
-        """For display: the verdict with both sides' values."""
+        """Format the verdict with the values of both sides."""
         if self.verdict == "same":
             return f"{self.kind}: the same ({_list_values(self.ours)})"
         ours, published = _list_values(self.ours), _list_values(self.published)
@@ -54,26 +53,26 @@ class Setting:
 
 
 def facts(record: RunRecord) -> dict[str, Any]:
-    """What an evaluation's folder states about its settings.
+    """Read the settings that an evaluation's folder states; missing ones are left out.
 
-    The backbone (with the options that differ from the defaults), and data, epochs, steps and
-    parameters of its pretraining. They are read from its recipe and identity and from the
-    pretraining beside it; missing ones are left out.
+    These are the backbone (with the options that differ from the defaults), and data, epochs, steps
+    and parameters of its pretraining. The sources are the evaluation's recipe and identity, and the
+    pretraining in the folder beside it.
     """
-    found: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     if "backbone" in record.identity:
-        found["backbone"] = _describe_backbone(record.identity["backbone"])
+        settings["backbone"] = _describe_backbone(record.identity["backbone"])
     if "pretrain" in record.identity.get("origin", {}):
-        found["data"] = (record.recipe.get("data") or {}).get("name")
-        found["epochs"] = (record.recipe.get("pretrain") or {}).get("epochs")
+        settings["data"] = (record.recipe.get("data") or {}).get("name")
+        settings["epochs"] = (record.recipe.get("pretrain") or {}).get("epochs")
         if record.pretraining is not None:
-            found["steps"] = record.pretraining.steps
-            found["parameters"] = record.pretraining.parameters
-    return {kind: value for kind, value in found.items() if value is not None}
+            settings["steps"] = record.pretraining.steps
+            settings["parameters"] = record.pretraining.parameters
+    return {kind: value for kind, value in settings.items() if value is not None}
 
 
 def _describe_backbone(backbone: Mapping[str, Any]) -> str:
-    """The name and, in parentheses, the options: an identity holds those that differ from the defaults.
+    """Format the backbone's name and, in parentheses, its options that are not at their default.
 
     Keys with a dot are not options: see `Named.identity`.
     """
@@ -88,25 +87,26 @@ def compare_settings(
 ) -> list[Setting]:
     """Compare the settings behind some evaluations with those that a published table states.
 
-    protocol_matched: the rows found each other by their protocols, which is then no open question.
+    `protocol_matched`: rows were matched by protocol, so that the protocol needs no comparison.
     """
     stated = [(record, _stated(record)) for record in records]
     settings = []
     for kind in KINDS:
         if kind == "protocol" and protocol_matched:
             continue
-        ours = tuple(dict.fromkeys(of[kind] for _, of in stated if of.get(kind) is not None))
-        unstated = any(record.pretext and of.get(kind) is None for record, of in stated)
+        values = [own[kind] for _, own in stated if own.get(kind) is not None]
+        ours = tuple(dict.fromkeys(values))
+        unstated = any(record.pretext and own.get(kind) is None for record, own in stated)
         if ours and kind in OF_PRETRAINING and unstated:
             ours = (*ours, UNKNOWN)
-        theirs = (published.setting[kind],) if kind in published.setting else ()
-        if kind in ALWAYS or ours or theirs:
-            settings.append(Setting(kind, ours, theirs))
+        other = (published.setting[kind],) if kind in published.setting else ()
+        if kind in ALWAYS or ours or other:
+            settings.append(Setting(kind, ours, other))
     return settings
 
 
 def _stated(record: RunRecord) -> dict[str, Any]:
-    """Every setting that an evaluation states."""
+    """Return all settings that an evaluation states."""
     own = {"labels": record.labels.title, "protocol": record.protocol, "metric": record.metric.name}
     return {"backbone": record.backbone, **own, **facts(record)}
 
@@ -122,25 +122,22 @@ def _equal(kind: str, a: Any, b: Any) -> bool:
 
 
 def _may_be_equal(kind: str, ours: Any, published: Any) -> bool:
-    """Whether two values that differ may mean the same.
+    """Return whether two different values may mean the same.
 
-    That is so for words against a number ("20 epochs", 7800 steps), for a name with more detail on
-    one side ("resnet18 (channels 16)", "ResNet-18"), and for what varies within the published
-    table; there, data must be listed.
+    That is possible if one is a number and the other words ("20 epochs", 7800), if one side gives
+    more detail ("resnet18 (channels 16)", "ResNet-18"), and if the value varies within the
+    published table ("by row"). If such a table lists its data after a colon, ours must be listed.
     """
     if re.search(r"\bby (row|column)\b", str(published)):
-        return (
-            kind != "data"
-            or ":" not in str(published)
-            or normal(str(ours)) in normal(str(published))
-        )
+        lists_data = kind == "data" and ":" in str(published)
+        return not lists_data or normal(str(ours)) in normal(str(published))
     if _is_number(ours) or _is_number(published):
         return _is_number(ours) != _is_number(published)
     return ours != published and normal(_without_detail(ours)) == normal(_without_detail(published))
 
 
 def _without_detail(name: Any) -> str:
-    """A name without what follows in parentheses."""
+    """Remove the parenthesis from a name."""
     return re.sub(r" \(.*", "", str(name))
 
 

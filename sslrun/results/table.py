@@ -1,4 +1,4 @@
-"""The metric table: rows by columns of mean ± standard deviation over seeds."""
+"""The table of results: mean ± standard deviation over seeds, by row and column."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from sslrun.results.known_protocols import protocol_rank
 from sslrun.results.record import RunRecord
 
 REASSESSED = "real_accuracy"
-"""A metric that stands in a column of its own, beside the task's: ImageNet ReaL."""
+"""A metric with its own column, next to the task's: ImageNet ReaL."""
 
 DISTORTION = Metric("distance", unit="", better="lower")
 
@@ -31,6 +31,17 @@ class Cell:
     """The values of one cell by seed (and restart, as "0.1")."""
 
     values: dict[str, float] = field(default_factory=dict)
+    pretrainings: dict[str, str] = field(default_factory=dict)
+    """Key of a value -> the pretraining that it rests on, if it shares it with other values. A key
+    that is missing stands for itself."""
+
+    def by_pretraining(self) -> dict[str, float]:
+        """Average the values that rest on one pretraining, such as restarts: what is left is
+        independent."""
+        groups: dict[str, list[float]] = {}
+        for key, value in self.values.items():
+            groups.setdefault(self.pretrainings.get(key, key), []).append(value)
+        return {name: statistics.fmean(values) for name, values in groups.items()}
 
     @property
     def mean(self) -> float:
@@ -42,19 +53,22 @@ class Cell:
         return statistics.stdev(self.values.values()) if len(self.values) > 1 else None
 
     def text(self, format_spec: str = ".1f", plus_minus: str = " ± ") -> str:
-        """Mean and deviation as printed."""
+        """Format mean and deviation."""
         deviation = "" if self.deviation is None else f"{plus_minus}{self.deviation:{format_spec}}"
         return f"{self.mean:{format_spec}}{deviation}"
 
 
 def format_amount(value: float, sign: str = "") -> str:
-    """Format a number of any size, to three digits or all before the point; `sign` "+" prints its sign."""
+    """Format a number of any size, with three significant digits or as a whole number.
+
+    `sign` "+" prints its sign.
+    """
     return f"{value:{sign},.0f}" if abs(value) >= 1000 else f"{value:{sign}.3g}"
 
 
 @dataclass
 class Cost(Cell):
-    """A cell whose numbers may be of any size."""
+    """A cell whose numbers may have any size."""
 
     def text(self, format_spec: str = ".1f", plus_minus: str = " ± ") -> str:
         deviation = "" if self.deviation is None else f"{plus_minus}{format_amount(self.deviation)}"
@@ -63,7 +77,7 @@ class Cost(Cell):
 
 @dataclass
 class TextCell(Cell):
-    """A cell that is printed as it is."""
+    """A cell with a fixed text."""
 
     words: str = ""
 
@@ -73,7 +87,7 @@ class TextCell(Cell):
 
 @dataclass
 class Table:
-    """Rows by columns of cells, in the order in which they were added. Each column has its metric."""
+    """Cells by row and column, in the order of addition. Each column has its metric."""
 
     title: str
     cells: dict[Place, Cell] = field(default_factory=dict)
@@ -82,27 +96,38 @@ class Table:
     notes: list[str] = field(default_factory=list)
     """Lines below the table."""
     records: list[RunRecord] = field(default_factory=list)
-    """The evaluations that the table was made of; empty for measurements."""
+    """The evaluations behind the table; empty for measurements."""
     stand_ins: dict[str, dict[str, str]] = field(default_factory=dict)
-    """Published table -> our task -> the published column that it stands in for: of the same kind,
-    on other data."""
+    """Published table -> our task -> the published column that it stands in for, on other data."""
     format_spec: str | None = None
-    """How every number is printed; None: with the digits of its column's metric."""
+    """Format of all numbers; None: the digits of the column's metric."""
     marks_best: bool = True
-    """Whether the best cell of each column is printed bold, and the direction of a lower-is-better
-    column shown."""
+    """Whether to print the best cell of each column bold and to mark lower-is-better columns."""
     costs: dict[Column, str] = field(default_factory=dict)
-    """Columns of what rows cost, each with the note that explains it. They stand last and none of
-    their cells is bold."""
+    """Cost column -> the note that explains it. Cost columns come last, without bold cells."""
     empty: dict[Place, str] = field(default_factory=dict)
-    """Cells that could not be computed, and why; the notes repeat it."""
+    """Place of a cell that could not be computed -> the reason, which the notes repeat."""
 
     second: str = "protocol"
-    """What the second part of a row is."""
+    """Head of the column with the second part of a row."""
 
-    def add(self, row: Row, column: Column, value: float, seed: str = "0") -> None:
-        """Put a value into a cell. It replaces an earlier one of the same seed."""
-        self.cells.setdefault((row, column), Cell()).values[seed] = value
+    def add(
+        self,
+        row: Row,
+        column: Column,
+        value: float,
+        seed: str = "0",
+        pretraining: str | None = None,
+    ) -> None:
+        """Put a value into a cell; it replaces an earlier value of the same seed.
+
+        `pretraining` names what several values rest on, such as the restarts of one pretraining;
+        None: the value is independent of the cell's others.
+        """
+        cell = self.cells.setdefault((row, column), Cell())
+        cell.values[seed] = value
+        if pretraining not in (None, seed):
+            cell.pretrainings[seed] = pretraining
 
     def add_cost(self, row: Row, column: Column, value: float, seed: str, note: str = "") -> None:
         """Put a value into a cell of a cost column."""
@@ -113,7 +138,7 @@ class Table:
         self.notes.append(text)
 
     def leave_empty(self, row: Row, column: Column, reason: str) -> None:
-        """Reserve the place of a cell that could not be computed. A cell that is there stays."""
+        """Mark a cell as empty because it could not be computed; existing cells stay."""
         if (row, column) in self.cells or (row, column) in self.empty:
             return
         if reason not in self.empty.values():
@@ -126,26 +151,26 @@ class Table:
 
     @property
     def columns(self) -> list[Column]:
-        """Columns that are costs come last."""
+        """All columns; costs come last."""
         every = dict.fromkeys(column for _, column in (*self.cells, *self.empty))
         return sorted(every, key=lambda column: column in self.costs)
 
     def metric_of(self, column: Column) -> Metric:
-        """The metric of the table's own column that equals a planned one."""
-        return next(each.metric for each in self.columns if each == column)
+        """Return the metric of the table's column that equals a planned one."""
+        return next(own.metric for own in self.columns if own == column)
 
     def spec_of(self, column: Column) -> str:
-        """How a column's numbers are printed."""
+        """Return the format of a column's numbers."""
         return self.format_spec or f".{column.metric.digits}f"
 
-    # ------------------------------------------------------------ made of records
+    # ------------------------------------------------------------ tables of records
 
     @classmethod
     def from_records(cls, records: Sequence[RunRecord], title: str = "") -> Table:
         """Make the table of finished evaluations.
 
-        Rows stand in order of appearance, protocols and labels in their natural order.
-        Raises UserError if there is no record.
+        Rows are in order of appearance, protocols and labels in their natural order. Raises
+        UserError if there is no record.
         """
         if not records:
             raise UserError("no finished evaluation to make a table of")
@@ -156,26 +181,29 @@ class Table:
         def row_order(row: Row) -> tuple[int, int]:
             return names[row.name], protocol_rank(row.protocol)
 
-        ordered = sorted(
-            records, key=lambda each: (*row_order(each.row), tasks[each.task], *each.labels.order)
-        )
+        def record_order(record: RunRecord) -> tuple[Any, ...]:
+            return *row_order(record.row), tasks[record.task], *record.labels.order
+
+        ordered = sorted(records, key=record_order)
         numbers = [(record, _numbers(record)) for record in ordered]
         for column in _ordered_columns(numbers, tasks):
             for record, of_record in numbers:
                 if column in of_record:
-                    table.add(record.row, column, of_record[column], record.seed_key)
+                    value = of_record[column]
+                    table.add(record.row, column, value, record.seed_key, record.pretraining_key)
         _add_suites(table, ordered)
         table.cells = dict(sorted(table.cells.items(), key=lambda item: row_order(item[0][0])))
         table.note(f"test {_describe_metrics(records)}, {_describe_seeds(records)}")
         if any(record.shifts for record in records):
             table.note(
-                "columns with a name are out of distribution: nothing is trained on, or chosen by, what they hold"
+                "columns with a name are out of distribution: nothing is trained on, or chosen by, "
+                "what they hold"
             )
         return table
 
     @classmethod
     def of_distortion(cls, records: Sequence[RunRecord], title: str = "") -> Table:
-        """Make the table of how far training moved each task's features, in and out of distribution.
+        """Make the table of feature distortion: how far training moved the features of each test.
 
         Raises UserError if no record has measured it.
         """
@@ -212,7 +240,10 @@ class Table:
         return layout.render(self)
 
     def write(self, path: Path) -> None:
-        """Write to a file in the format of its ending. UserError: no such format, or the file cannot be written."""
+        """Write to a file, in the format of its ending.
+
+        Raises UserError if there is no such format or the file cannot be written.
+        """
         table_formats.write(path, self)
 
     def to_json(self) -> str:
@@ -220,27 +251,21 @@ class Table:
         return table_formats.text(".json", self)
 
     def as_dict(self) -> dict[str, Any]:
-        """The table as JSON values, each cell with the values of every seed."""
+        """Return the table as JSON values, each cell with the values of every seed."""
+        columns = [column_dict(column) for column in self.columns]
+        cells = [_cell_dict(place, cell) for place, cell in self.cells.items()]
+        empty = [{**place_dict(place), "reason": reason} for place, reason in self.empty.items()]
         return {
             "title": self.title,
-            "columns": [column_dict(column) for column in self.columns],
+            "columns": columns,
             "notes": self.notes,
-            "cells": [
-                {
-                    **place_dict(place),
-                    "values": cell.values,
-                    "mean": cell.mean,
-                    "std": cell.deviation,
-                }
-                for place, cell in self.cells.items()
-            ],
-            "empty": [
-                {**place_dict(place), "reason": reason} for place, reason in self.empty.items()
-            ],
+            "cells": cells,
+            "empty": empty,
         }
 
     CSV_HEAD: ClassVar[tuple[str, ...]] = (
-        "row", "protocol", "task", "labels", "per_class", "shift", "metric", "unit", "mean", "std", "seeds",
+        "row", "protocol", "task", "labels", "per_class", "shift", "metric", "unit",
+        "mean", "std", "seeds",
     )  # fmt: skip
 
     def csv_rows(self) -> list[list[Any]]:
@@ -251,29 +276,36 @@ class Table:
         ]
 
     def add_cells(self, table: Mapping[str, Any]) -> None:
-        """Add the cells of a table that `as_dict` described."""
-        metrics = {_address(each): Metric(**each["metric"]) for each in table["columns"]}
+        """Add the cells of a table from the values of `as_dict`."""
+        metrics = {_address(column): Metric(**column["metric"]) for column in table["columns"]}
         for cell in table["cells"]:
             column = Column.from_dict(
                 cell, metrics[_address({**cell, "metric": {"name": cell["metric"]}})]
             )
+            shared = cell.get("pretrainings", {})
             for seed, value in cell["values"].items():
-                self.add(Row(cell["row"], cell["protocol"]), column, value, seed)
+                self.add(Row(cell["row"], cell["protocol"]), column, value, seed, shared.get(seed))
 
 
 def column_dict(column: Column) -> dict[str, Any]:
-    """A column's address as JSON values, with its whole metric."""
+    """Return a column's address as JSON values, with its whole metric."""
     return {**column.as_dict(), "metric": column.metric.as_dict()}
 
 
 def place_dict(place: Place) -> dict[str, Any]:
-    """A cell's address as JSON values, each part under a key of its own."""
+    """Return a cell's address as JSON values, one key per part."""
     row, column = place
     return {"row": row.name, "protocol": row.protocol, **column.as_dict()}
 
 
+def _cell_dict(place: Place, cell: Cell) -> dict[str, Any]:
+    numbers = {"values": cell.values, "mean": cell.mean, "std": cell.deviation}
+    shared = {"pretrainings": cell.pretrainings} if cell.pretrainings else {}
+    return {**place_dict(place), **numbers, **shared}
+
+
 def cell_numbers(cell: Cell) -> tuple[str, str, int]:
-    """Mean, standard deviation and number of seeds, for CSV."""
+    """Format mean, standard deviation and number of seeds for CSV."""
     return (
         f"{cell.mean:.6g}",
         "" if cell.deviation is None else f"{cell.deviation:.6g}",
@@ -287,7 +319,7 @@ def _address(column: Mapping[str, Any]) -> str:
 
 
 def columns_of(task: str, labels: Labels, shifts: Iterable[str], metric: Metric) -> list[Column]:
-    """The columns of an evaluation: its test's, each shift's, and the mean over several shifts."""
+    """List the columns of an evaluation: the test, each shift, and the mean over several shifts."""
     names: list[Shift] = [None, *shifts]
     if len(names) > 2:
         names.append(MEAN)
@@ -295,12 +327,12 @@ def columns_of(task: str, labels: Labels, shifts: Iterable[str], metric: Metric)
 
 
 def columns_of_record(record: RunRecord) -> list[Column]:
-    """`columns_of` a finished evaluation."""
+    """List the columns of a finished evaluation."""
     return columns_of(record.task, record.labels, record.shifts, record.metric)
 
 
 def _numbers(record: RunRecord) -> dict[Column, float]:
-    """What stands in each of an evaluation's columns."""
+    """Column -> an evaluation's number."""
     metric = record.metric.name
     values = [record.test[metric], *(scores[metric] for scores in record.shifts.values())]
     if len(values) > 2:
@@ -315,7 +347,7 @@ def _numbers(record: RunRecord) -> dict[Column, float]:
 def _ordered_columns(
     numbers: Sequence[tuple[RunRecord, Mapping[Column, float]]], tasks: Mapping[str, int]
 ) -> list[Column]:
-    """Every column in the natural order, even if the first row lacks some."""
+    """Sort all columns in their natural order, even if the first row lacks some."""
     order: dict[Column, tuple[Any, ...]] = {}
     for record, of_record in numbers:
         for index, column in enumerate(of_record):
@@ -324,30 +356,34 @@ def _ordered_columns(
 
 
 def _add_suites(table: Table, records: Sequence[RunRecord]) -> None:
-    """Add a benchmark's score, the mean over its data sets, for every seed that has all of them."""
-    scores: dict[tuple[Row, Column, str], dict[str, float]] = {}
+    """Add each benchmark's score, the mean over its data sets, for seeds that have all of them."""
+    scores: dict[tuple[Row, Column, str, str], dict[str, float]] = {}
     sizes: dict[str, int] = {}
     for record in records:
         if record.suite is not None:
             name, sizes[name] = record.suite
-            key = record.row, Column(name, record.labels, None, record.metric), record.seed_key
+            column = Column(name, record.labels, None, record.metric)
+            key = record.row, column, record.seed_key, record.pretraining_key
             scores.setdefault(key, {})[record.task] = record.test[record.metric.name]
-    for (row, column, seed), values in scores.items():
+    for (row, column, seed, pretraining), values in scores.items():
         if len(values) == sizes[column.task]:
-            table.add(row, column, statistics.fmean(values.values()), seed)
+            table.add(row, column, statistics.fmean(values.values()), seed, pretraining)
     for name, size in sizes.items():
-        most = max(len(values) for (_, column, _), values in scores.items() if column.task == name)
+        most = max(len(values) for (_, column, *_), values in scores.items() if column.task == name)
         if most < size:
-            table.note(f"{name} is the mean over {size} sets, of which there are {most} here")
+            table.note(f"{name} is the mean over {size} sets, but only {most} of them are here")
 
 
 def _places(names: Iterable[str]) -> dict[str, int]:
-    """Each name with its place in the order of first appearance."""
+    """Name -> its position in the order of first appearance."""
     return {name: index for index, name in enumerate(dict.fromkeys(names))}
 
 
 def _describe_metrics(records: Sequence[RunRecord]) -> str:
-    """The metric with its unit and direction, or those of each task if they differ and are not all percent."""
+    """Describe the metric with its unit and direction, or that of each task if they differ.
+
+    If all are percentages, they are not listed.
+    """
     metrics = list(dict.fromkeys(record.metric for record in records))
     if len(metrics) == 1:
         return f"{metrics[0].name}{_unit_and_direction(metrics[0])}"
@@ -366,7 +402,7 @@ def _unit_and_direction(metric: Metric) -> str:
 
 
 def _describe_seeds(records: Sequence[RunRecord]) -> str:
-    """What means and deviations are over."""
+    """Describe the seeds and restarts that means and deviations are over."""
     seeds = sorted({record.seed for record in records})
     restarts = 1 + max(record.restart for record in records)
     if len(seeds) == restarts == 1:

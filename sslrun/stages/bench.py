@@ -1,9 +1,9 @@
-"""The bench of a cell: cached features, fresh backbones, training, scoring, and what is kept."""
+"""The bench of a cell: cached features, new backbones, training, scoring, and saved weights."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
 from statistics import fmean
@@ -29,7 +29,7 @@ from sslrun.protocols.features import extract
 from sslrun.recipe import Evaluation, Named, Recipe
 from sslrun.runs import Run
 from sslrun.stages.context import Context
-from sslrun.stages.fit import fit
+from sslrun.stages.fit import Checkpoints, fit
 from sslrun.stages.logging import logs
 from sslrun.stages.weights import InitialWeights
 from sslrun.tasks.base import Task, TaskLearner, outputs_of, tasks
@@ -40,11 +40,11 @@ from sslrun.training.schedule import Schedule
 HEAD = "head.safetensors"
 BEST = "best.safetensors"
 EVAL_BATCH = 256
-"""Examples run at a time when nothing is trained."""
+"""Batch size when nothing is trained."""
 
 
 class Assignment(Protocol):
-    """What the bench needs to know of a cell."""
+    """What the bench needs to know about a cell."""
 
     @property
     def recipe(self) -> Recipe: ...
@@ -65,7 +65,7 @@ class Assignment(Protocol):
     @property
     def run(self) -> Run: ...
     def followed(self, context: Context) -> Path:
-        """The finished run of the protocol that this one follows."""
+        """Return the folder of the finished run of the protocol that this one follows."""
         ...
 
 
@@ -73,7 +73,7 @@ class CellBench(Bench):
     """The bench of one cell."""
 
     def __init__(self, cell: Assignment, context: Context) -> None:
-        """Load the data. Raises UserError if they cannot be had."""
+        """Load the data. Raises UserError if it is not available."""
         self.cell = cell
         self.context = context
         self.evaluation = cell.evaluation
@@ -86,12 +86,12 @@ class CellBench(Bench):
         self.seed = cell.training_seed
         self.device = context.compute.device
         self.costs: dict[str, float | None] = {}
-        """Attempt, or "features" -> FLOPs of its passes over training examples; None if unknown."""
+        """Attempt, or "features" -> FLOPs of the passes over training examples; None if unknown."""
         self.seconds_before_resume = 0.0
-        """Seconds that its trainings took before they were interrupted."""
+        """Seconds that the trainings took before they were interrupted."""
 
     def _choose_labeled(self) -> Tensor:
-        """Indices of the labeled training examples; all of them if the protocol learns nothing."""
+        """Choose the labeled training examples by index; all if the protocol learns nothing."""
         train = self.splits.train
         if not self.method.learns:
             return torch.arange(len(train))
@@ -127,11 +127,11 @@ class CellBench(Bench):
         return {shift: dict(part.dropped) for shift, part in parts.items() if part.dropped}
 
     def over_parts(self, values: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
-        """Average values of the parts of each shift."""
+        """Average the values of the parts of each shift."""
         means = {}
         for shift, parts in self.shifted.items():
             of_parts = [values[_split_of(shift, name)] for name in parts]
-            means[shift] = {name: fmean(each[name] for each in of_parts) for name in of_parts[0]}
+            means[shift] = _mean_values(of_parts)
         return means
 
     def by_shift(self, values: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
@@ -141,7 +141,7 @@ class CellBench(Bench):
         return self._whole(split).subset(self.chosen) if split == "train" else self._whole(split)
 
     def _whole(self, split: str) -> Examples:
-        """All examples of a split, labeled or not."""
+        """Return all examples of a split, labeled or not."""
         if split in self.parts:
             return self.parts[split].examples
         match split:
@@ -151,7 +151,7 @@ class CellBench(Bench):
                 return self.splits.val
             case "test":
                 return self.splits.test
-        raise ValueError(f"no such split: '{split}'; there is train, val, {', '.join(self.tests)}")
+        raise ValueError(f"no such split: '{split}'; choose train, val, {', '.join(self.tests)}")
 
     # ------------------------------------------------------------ frozen features
 
@@ -168,22 +168,23 @@ class CellBench(Bench):
         return x[self.chosen], y[self.chosen]
 
     def _extracted(self, split: str) -> tuple[Tensor, float]:
-        """The features (N, D) of a split before any training, and the FLOPs of one example.
+        """Return a split's features (N, D) before any training, and the FLOPs of one example.
 
-        They are kept for the next cell of the same backbone, data and task.
+        They are cached for the next cell of the same backbone, data and task.
         """
         definition = (
             repr(self.evaluation.shifts[self.shift_of[split]]) if split in self.parts else ""
         )
         same = repr(self.cell.origin), repr(self.evaluation.data), repr(self.evaluation.task)
-        key = (*same, split, definition)
+        precision = self.method.precision
+        key = (*same, split, definition, precision)
         kept = self.context.features
         if key not in kept:
             for other in [other for other in kept if other[:3] != same]:
                 del kept[other]
             backbone, compute = self.backbone(), self.context.compute
             examples, counter = self._whole(split), flop_counter()
-            with compute.autocast():
+            with compute.autocast(precision):
                 x = extract(
                     backbone, examples, self.task.inputs, compute.device, EVAL_BATCH,
                     self.task.vector, counter,
@@ -221,22 +222,21 @@ class CellBench(Bench):
         schedule = schedule.within(len(examples))
         torch.manual_seed(self.seed)
         training = Training(learner, schedule, compute)
-        folder = run.checkpoints / attempt
-        epoch, best = schedule.steps_an_epoch(len(examples)), folder / BEST
+        checkpoints = Checkpoints(run.checkpoints / attempt, self.cell.recipe.watch.checkpoint)
+        epoch, best = schedule.steps_an_epoch(len(examples)), checkpoints.folder / BEST
         with logs(run, ()) as log:
             for step in fit(
-                training, examples, self.seed, run, self.context, self.cell.title, log,
-                minutes=self.cell.recipe.watch.checkpoint, folder=folder,
-            ):  # fmt: skip
-                ends = step.last or step.step % epoch == 0
-                if keep_best and ends and distributed.is_main():
+                training, examples, self.seed, run, self.context, self.cell.title, log, checkpoints
+            ):
+                epoch_ends = step.last or step.step % epoch == 0
+                if keep_best and epoch_ends and distributed.is_main():
                     self.keep_if_best(training.averaged, best)
                     training.learner.train()
         steps = schedule.total_steps(len(examples))
         self.costs[attempt] = None if training.flops is None else training.flops * steps
         self.seconds_before_resume += training.seconds_before_resume
         if keep_best:
-            distributed.wait()  # until the first process has written them
+            distributed.wait()  # until the first process has written the best weights
             training.averaged.load_state_dict(load_file(best))
         averaged: TaskLearner = training.averaged.eval()
         return averaged
@@ -245,16 +245,16 @@ class CellBench(Bench):
     def flops(self) -> float | None:
         """FLOPs of all passes over training examples.
 
-        None if unknown: a protocol that runs the backbone by itself is not counted.
+        None if unknown: if a protocol runs the backbone itself, its FLOPs are not counted.
         """
         known = [cost for cost in self.costs.values() if cost is not None]
         return sum(known) if known and len(known) == len(self.costs) else None
 
     def keep_if_best(self, learner: TaskLearner, path: Path) -> None:
-        """Write a learner's weights to `path`, unless the weights there are as good on validation.
+        """Write a learner's weights to `path` if they beat the weights there on validation.
 
-        The file outlives the process: a run that resumes from a checkpoint finds the best of all
-        epochs before it.
+        The file outlives the process, so that a run that resumes from a checkpoint finds the best
+        of all earlier epochs.
         """
         primary = self.task.primary
         score = self.evaluate(learner.eval(), "val")[primary.name]
@@ -264,7 +264,8 @@ class CellBench(Bench):
                     return
         path.parent.mkdir(parents=True, exist_ok=True)
         state = {
-            name: each.detach().clone().contiguous() for name, each in learner.state_dict().items()
+            name: tensor.detach().clone().contiguous()
+            for name, tensor in learner.state_dict().items()
         }
         with replacing(path) as temporary:
             save_file(state, temporary, {"score": repr(score)})
@@ -272,7 +273,7 @@ class CellBench(Bench):
     # ------------------------------------------------------------ scoring
 
     def outputs(self, split: str, run: Callable[[Batch], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-        with self.context.compute.autocast():
+        with self.context.compute.autocast(self.method.precision):
             return outputs_of(self._whole(split), run, self.device, EVAL_BATCH)
 
     def score(self, split: str, outputs: Tensor) -> dict[str, float]:
@@ -280,11 +281,11 @@ class CellBench(Bench):
             outputs = self.parts[split].merge_classes(outputs)
         return self.task.score(outputs, self._whole(split))
 
-    # ------------------------------------------------------------ what is kept
+    # ------------------------------------------------------------ saved weights
 
     def keep_head(self, head: nn.Module) -> None:
         if distributed.is_main():
-            state = {name: each.contiguous() for name, each in head.state_dict().items()}
+            state = {name: tensor.contiguous() for name, tensor in head.state_dict().items()}
             with replacing(self.cell.run.path / HEAD) as temporary:
                 save_file(state, temporary)
 
@@ -297,8 +298,16 @@ class CellBench(Bench):
         self.context.reporter.say(f"{self.cell.title}: {message}")
 
 
+def _mean_values(values: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Average the values of each key; all mappings have the same keys."""
+    means = {}
+    for name in values[0]:
+        means[name] = fmean(part[name] for part in values)
+    return means
+
+
 def _split_of(shift: str, part: str) -> str:
-    """The name of the split that a part of a shift is."""
+    """Return the name of the split for a part of a shift."""
     return f"{shift}: {part}"
 
 
@@ -306,12 +315,12 @@ def _split_of(shift: str, part: str) -> str:
 
 
 def _loaded_splits(data: Named) -> Splits:
-    """The splits of a data set, loaded once for consecutive cells that read it."""
+    """Load the splits of a data set, once for consecutive cells that read it."""
     return _load_splits(data.name, data.options.model_dump_json())
 
 
 def _loaded_shifts(evaluation: Evaluation) -> dict[str, dict[str, Part]]:
-    """Shift -> name -> part, loaded once for consecutive cells that are scored on them."""
+    """Load shift -> name -> part, once for consecutive cells that are scored on them."""
     shifts = {name: shift.as_dict() for name, shift in evaluation.shifts.items()}
     if not shifts:
         return {}
@@ -323,12 +332,12 @@ def _loaded_shifts(evaluation: Evaluation) -> dict[str, dict[str, Part]]:
 def _load_parts(name: str, options: str, shifts: str) -> dict[str, dict[str, Part]]:
     own = _load_splits(name, options)
     parts = {}
-    for shift, given in json.loads(shifts).items():
-        other = given.get("data")
+    for shift, settings in json.loads(shifts).items():
+        other = settings.get("data")
         if other is not None and isinstance(own.spec, ImageSpec):
-            other["size"] = own.spec.size  # in place of its own
+            other["size"] = own.spec.size  # overrides the size of the shifted data set
         splits = other and _load_splits(other.pop("name"), json.dumps(other))
-        parts[shift] = make_parts(shift, Shift(**given), own, splits)
+        parts[shift] = make_parts(shift, Shift(**settings), own, splits)
     return parts
 
 

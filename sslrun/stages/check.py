@@ -1,4 +1,7 @@
-"""What a recipe will cost, without training and without its data: parameters, FLOPs, memory and time."""
+"""Estimate what a recipe costs, without training it and without its data.
+
+The estimate covers parameters, FLOPs, memory and time.
+"""
 
 from __future__ import annotations
 
@@ -24,27 +27,27 @@ from sslrun.training.device import Compute
 from sslrun.training.flops import flop_counter
 
 TIMED_STEPS = 3
-"""Number of timed steps. The fastest one counts, because other processes slow the others."""
+"""Number of timed steps. The fastest counts, since other processes may slow down the rest."""
 PROBE_BATCH = 8
-"""Examples that FLOPs are counted and time is measured on, if there is time."""
+"""Largest number of examples on which FLOPs and time are measured, if there is time."""
 LEAST_BATCH = 2
-"""Examples of the first pass, from which it follows how many fit into the time. Some losses need
-two examples."""
+"""Examples of the first pass, which shows how many fit into the time limit. Some losses need two
+examples."""
 SECONDS = 15.0
-"""Time limit for measuring all recipes of one `check` together, so that it ends within 20 s."""
+"""Time limit for measuring all recipes of one `check`, so that the command ends within 20 s."""
 
 
 class Budget:
-    """The time left to measure the recipes of one `check`, shared evenly among those still to come."""
+    """The time left to measure the recipes of one `check`, shared evenly by those that remain."""
 
     def __init__(self, recipes: int = 1, seconds: float = SECONDS) -> None:
         self.recipes = recipes
         self.end = time.perf_counter() + seconds
         self.measured: dict[str, Measured] = {}
-        """What each network took, so that recipes that train the same one measure it once."""
+        """Measurements by network, so that recipes that train the same network measure it once."""
 
     def next(self) -> float:
-        """The share of the next recipe, in seconds; 0 when none is left."""
+        """Return the next recipe's share of the time, in seconds; 0 if none is left."""
         share = max(0.0, self.end - time.perf_counter()) / max(1, self.recipes)
         self.recipes -= 1
         return share
@@ -52,16 +55,16 @@ class Budget:
 
 @dataclass(frozen=True)
 class Measured:
-    """What a step of pretraining on `count` examples took."""
+    """The measured cost of one pretraining step on `count` examples."""
 
     count: int
     flops: int
     seconds: float
     kept: dict[int, int]
-    """Bytes kept for the backward pass by number of examples, for two numbers."""
+    """Number of examples -> bytes kept for the backward pass, for two numbers."""
 
     def activations(self, examples: int) -> float:
-        """Bytes kept for the backward pass of a batch, extrapolated from the two that were measured."""
+        """Extrapolate the bytes kept for the backward pass from the two measured numbers."""
         (few, of_few), (many, of_many) = sorted(self.kept.items())
         return of_many + (of_many - of_few) / (many - few) * (examples - many)
 
@@ -69,60 +72,76 @@ class Measured:
 def estimate(
     row: str, recipe: Recipe, compute: Compute, budget: Budget | None = None
 ) -> dict[str, Any]:
-    """Estimate what one recipe costs. Numbers are None if only loading the data could give them.
+    """Estimate what one recipe costs. Numbers that depend on the data's size may be None.
 
-    FLOPs are of forward and backward, as torch counts them (2 a multiplication and addition).
-    Memory is weights, gradients, the optimizer's state, and what a batch, or a part of it, keeps
-    for the backward pass: extrapolated from two small ones, since some of it is of any batch. The
-    time is measured on a few examples: as many as `budget` leaves time for, and `measured_on` says
-    how many. 0: there was no time left, and what is measured is missing.
+    FLOPs cover the forward and backward pass, as torch counts them (2 per multiply-add). Memory
+    covers weights, gradients, the optimizer's state, and what one batch (or one accumulated part of
+    it) keeps for the backward pass. The last is extrapolated from two small batches, since a part
+    of it does not grow with the batch. The time is measured on as many examples as `budget` allows;
+    `measured_on` holds that number. If it is 0, no time was left and the measured numbers are
+    missing.
     """
     source = sources[recipe.data.name](recipe.data.options)
     spec, _ = source.sketch(PROBE_BATCH)
     backbone = build_backbone(
         recipe.backbone.name, recipe.backbone.options, _backbone_spec(recipe, spec)
     )
-    found: dict[str, Any] = {
+    costs: dict[str, Any] = {
         "row": row,
         "backbone": recipe.backbone.name,
-        "parameters": sum(each.numel() for each in backbone.parameters()),
+        "parameters": sum(parameter.numel() for parameter in backbone.parameters()),
         "input": str(spec),
-        "cells": sum(
-            len(each.labels_of(protocol)) * each.restarts_of(protocol)
-            for each in recipe.evaluate.values()
-            for protocol in each.protocols
-        ),
-        "lacking": _lacking(recipe),
+        "cells": _count_cells(recipe),
+        "lacking": _explain_missing_data(recipe),
     }
     if recipe.pretext is None or recipe.pretrain is None:
-        return found
+        return costs
     schedule = recipe.pretrain
     budget = Budget() if budget is None else budget
     network = repr((recipe.data, recipe.backbone, recipe.pretext, schedule.precision))
     pretext = compute.put(pretexts[recipe.pretext.name](recipe.pretext.options, backbone))
-    share = budget.next()  # of what building the networks left
+    share = budget.next()  # after building the networks, which takes time too
     measured = budget.measured.get(network)
     if measured is None and share > 0:
         measured = budget.measured[network] = _measure(pretext, source, schedule, compute, share)
     count = source.count()
-    steps = (
-        None
-        if count is None and schedule.steps is None
-        else schedule.total_steps(count or schedule.batch)
-    )
-    examples = None if steps is None else steps * schedule.batch
+    steps = _count_steps(schedule, count)
     state = _state_bytes(pretext, schedule)
-    found |= {
+    costs |= {
         "pretext": recipe.pretext.name,
         "examples": count,
         "steps": steps,
         "state_bytes": state,
     }
     if measured is None:
-        return found | {"measured_on": 0}
+        return costs | {"measured_on": 0}
+    return costs | _extrapolate(measured, schedule, steps, state)
+
+
+def _count_cells(recipe: Recipe) -> int:
+    """Count the cells of a recipe's evaluations."""
+    return sum(
+        len(evaluation.labels_of(protocol)) * evaluation.restarts_of(protocol)
+        for evaluation in recipe.evaluate.values()
+        for protocol in evaluation.protocols
+    )
+
+
+def _count_steps(schedule: Pretrain, examples: int | None) -> int | None:
+    """Count the steps of pretraining; None if they depend on an unknown number of examples."""
+    if examples is None and schedule.steps is None:
+        return None
+    return schedule.total_steps(examples or schedule.batch)
+
+
+def _extrapolate(
+    measured: Measured, schedule: Pretrain, steps: int | None, state: int
+) -> dict[str, Any]:
+    """Extrapolate the cost of pretraining from a measured step. `state`: see `_state_bytes`."""
+    examples = None if steps is None else steps * schedule.batch
     flops, seconds = measured.flops / measured.count, measured.seconds / measured.count
     activations = measured.activations(schedule.batch // schedule.accumulate)
-    return found | {
+    return {
         "measured_on": measured.count,
         "flops_an_example": flops,
         "flops": None if examples is None else flops * examples,
@@ -133,62 +152,76 @@ def estimate(
     }
 
 
+class _Probe:
+    """Runs and times passes of pretraining on a few examples."""
+
+    def __init__(
+        self, pretext: nn.Module, source: Any, schedule: Pretrain, compute: Compute
+    ) -> None:
+        self.pretext: Any = pretext
+        self.source = source
+        self.precision = schedule.precision
+        self.compute = compute
+        self.generator = compute.generator()
+        self.kept: dict[int, int] = {}
+        """Number of examples -> bytes kept for the backward pass."""
+
+    def examples(self, count: int) -> Any:
+        """Return a batch of synthetic examples on the device."""
+        return self.source.sketch(count)[1].to(self.compute.device)
+
+    def forward(self, batch: Any) -> Tensor:
+        """Compute the loss of a batch."""
+        with torch.no_grad():
+            views = self.pretext.views(batch, self.generator)
+        with self.compute.autocast(self.precision):
+            return self.pretext(views).loss
+
+    def time_forward(self, count: int) -> float:
+        """Time a forward pass, and add its bytes for the backward pass to `kept`."""
+        batch = self.examples(count)
+        with _kept_for_backward(self.pretext) as storages:
+            seconds = _timed(lambda: self.forward(batch), self.compute)
+        self.kept[count] = sum(storages.values())
+        return seconds
+
+    def time_step(self, batch: Any) -> float:
+        """Time a forward and backward pass."""
+        return _timed(lambda: self.forward(batch).backward(), self.compute)
+
+
 def _measure(
     pretext: nn.Module, source: Any, schedule: Pretrain, compute: Compute, share: float
 ) -> Measured:
-    """Measure a step of pretraining on as many examples, up to PROBE_BATCH, as `share` seconds allow."""
+    """Measure a pretraining step on up to PROBE_BATCH examples within `share` seconds."""
     end = time.perf_counter() + share
-    generator = compute.generator()
-    learner: Any = pretext
-
-    def forward(batch: Any) -> Tensor:
-        with torch.no_grad():
-            views = learner.views(batch, generator)
-        with compute.autocast(schedule.precision):
-            return learner(views).loss
-
-    def step(batch: Any) -> None:
-        forward(batch).backward()
-
-    def examples(count: int) -> Any:
-        return source.sketch(count)[1].to(compute.device)
-
-    kept: dict[int, int] = {}
-
-    def look(count: int) -> float:
-        """Seconds of a forward pass of `count` examples, whose bytes for the backward pass are noted."""
-        batch = examples(count)
-        with _kept_for_backward(pretext) as storages:
-            seconds = _timed(lambda: forward(batch), compute)
-        kept[count] = sum(storages.values())
-        return seconds
-
+    probe = _Probe(pretext, source, schedule, compute)
+    kept = probe.kept
     # A step takes about three times as long as its forward pass. The first pass is slower than
     # those after it.
     with flop_counter() as counter:
-        ahead = look(LEAST_BATCH)
-    affordable = LEAST_BATCH * (end - time.perf_counter()) / max(3 * ahead, 1e-9)
+        step_seconds = 3 * probe.time_forward(LEAST_BATCH)
+    affordable = LEAST_BATCH * (end - time.perf_counter()) / max(step_seconds, 1e-9)
     if affordable < LEAST_BATCH:
-        return Measured(LEAST_BATCH, 3 * counter.get_total_flops(), 3 * ahead, kept | {0: 0})
-    count = next(
-        (each for each in (PROBE_BATCH, PROBE_BATCH // 2) if each <= affordable), LEAST_BATCH
-    )
-    batch = examples(count)
+        return Measured(LEAST_BATCH, 3 * counter.get_total_flops(), step_seconds, kept | {0: 0})
+    sizes = (PROBE_BATCH, PROBE_BATCH // 2)
+    count = next((size for size in sizes if size <= affordable), LEAST_BATCH)
+    batch = probe.examples(count)
     with flop_counter() as counter, _kept_for_backward(pretext) as storages:
-        seconds = _timed(lambda: step(batch), compute)
+        seconds = probe.time_step(batch)
     kept[count] = sum(storages.values())
     if len(kept) == 1 and time.perf_counter() + seconds < end:
-        look(2 * LEAST_BATCH)
+        probe.time_forward(2 * LEAST_BATCH)
     elif len(kept) == 1:
-        kept[0] = 0  # no time for a second number: all of it is assumed to grow with the batch
+        kept[0] = 0  # no time for a second number: assume that all of it grows with the batch
     timed = [seconds]
     while len(timed) <= TIMED_STEPS and time.perf_counter() + seconds < end:
-        timed.append(_timed(lambda: step(batch), compute))
+        timed.append(probe.time_step(batch))
     return Measured(count, counter.get_total_flops(), min(timed), kept)
 
 
 def _backbone_spec(recipe: Recipe, spec: InputSpec) -> InputSpec:
-    """The spec that the recipe's pretext task, or else its first evaluation, gives the backbone for such data."""
+    """Return the backbone's input spec, by the pretext task or else the first evaluation."""
     if recipe.pretext is not None:
         return pretexts[recipe.pretext.name].backbone_spec(recipe.pretext.options, spec)
     for evaluation in recipe.evaluate.values():
@@ -198,21 +231,23 @@ def _backbone_spec(recipe: Recipe, spec: InputSpec) -> InputSpec:
     return spec
 
 
-def _lacking(recipe: Recipe) -> list[str]:
-    """Why data sets that the recipe reads are missing, as far as that is known without a download."""
-    read = (
-        recipe.data,
-        *(each for evaluation in recipe.evaluate.values() for each in evaluation.reads),
-    )
-    return list(
-        dict.fromkeys(filter(None, (explain_missing(data.name, data.options) for data in read)))
-    )
+def _explain_missing_data(recipe: Recipe) -> list[str]:
+    """Explain why data sets of the recipe are missing, as far as known without a download."""
+    data_sets = [recipe.data]
+    for evaluation in recipe.evaluate.values():
+        data_sets += evaluation.reads
+    reasons = [explain_missing(data.name, data.options) for data in data_sets]
+    return list(dict.fromkeys(filter(None, reasons)))
 
 
 @contextmanager
 def _kept_for_backward(module: nn.Module) -> Iterator[dict[int, int]]:
-    """Bytes by address of the storages that forward passes keep for the backward pass, except the module's own."""
-    own = {each.untyped_storage().data_ptr() for each in (*module.parameters(), *module.buffers())}
+    """Yield storage's address -> bytes that forward passes keep for the backward pass.
+
+    The module's own parameters and buffers are not counted.
+    """
+    tensors = (*module.parameters(), *module.buffers())
+    own = {tensor.untyped_storage().data_ptr() for tensor in tensors}
     kept: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:
@@ -226,17 +261,16 @@ def _kept_for_backward(module: nn.Module) -> Iterator[dict[int, int]]:
 
 
 def _state_bytes(module: nn.Module, schedule: Pretrain) -> int:
-    """Bytes of the weights (with teachers), their gradients, the optimizer's moments, and the moving average."""
-    every = sum(each.numel() * each.element_size() for each in module.parameters())
-    trained = sum(
-        each.numel() * each.element_size() for each in module.parameters() if each.requires_grad
-    )
+    """Sum the bytes of weights (with teachers), gradients, moments, and the moving average."""
+    parameters = list(module.parameters())
+    every = sum(parameter.nbytes for parameter in parameters)
+    trained = sum(parameter.nbytes for parameter in parameters if parameter.requires_grad)
     moments = 2 if schedule.optimizer == "adamw" else 1
     return every * (2 if schedule.ema else 1) + trained * (1 + moments)
 
 
 def _timed(step: Callable[[], object], compute: Compute) -> float:
-    """Seconds that a step takes."""
+    """Measure the seconds that a step takes."""
     began = time.perf_counter()
     step()
     if compute.device.type == "cuda":
@@ -258,34 +292,39 @@ def render(rows: Sequence[dict[str, Any]]) -> Group:
         "time",
         "cells",
     ):
-        named = head in ("recipe", "backbone", "pretext")
-        table.add_column(head, justify="left" if named else "right", no_wrap=head != "recipe")
-    for each in rows:
+        is_name = head in ("recipe", "backbone", "pretext")
+        table.add_column(head, justify="left" if is_name else "right", no_wrap=head != "recipe")
+    for row in rows:
         table.add_row(
-            each["row"], each["backbone"], f"{each['parameters'] / 1e6:.2f} M", each.get("pretext", "–"),
-            _count(each.get("steps")), _flops(each.get("flops")),
-            _memory(each.get("memory_bytes")), _duration(each.get("seconds")),
-            str(each["cells"]),
-        )  # fmt: skip
+            row["row"],
+            row["backbone"],
+            f"{row['parameters'] / 1e6:.2f} M",
+            row.get("pretext", "–"),
+            _count(row.get("steps")),
+            _flops(row.get("flops")),
+            _memory(row.get("memory_bytes")),
+            _duration(row.get("seconds")),
+            str(row["cells"]),
+        )
     note = (
-        f"valid · FLOPs, memory and time are of pretraining: the time by measuring {_examples(rows)} on this device, "
-        "the memory for weights, optimizer and a batch's activations on one device"
+        "valid · FLOPs, memory and time are of pretraining: the time by measuring "
+        f"{_examples(rows)} on this device, the memory for weights, optimizer and a batch's "
+        "activations on one device"
     )
-    lacking = dict.fromkeys(each for row in rows for each in row.get("lacking", ()))
-    return Group(table, Text(), Text(note), *(Text(f"not there yet: {each}") for each in lacking))
+    lacking = dict.fromkeys(reason for row in rows for reason in row.get("lacking", ()))
+    missing = [Text(f"not there yet: {reason}") for reason in lacking]
+    return Group(table, Text(), Text(note), *missing)
 
 
 def _examples(rows: Sequence[dict[str, Any]]) -> str:
-    """The numbers of measured examples in words, and the number of recipes that were not measured."""
+    """Describe how many examples were measured, and how many recipes were not measured."""
     counts = sorted({row["measured_on"] for row in rows if row.get("measured_on")})
     missing = sum(row.get("measured_on") == 0 for row in rows)
     numbers = " or ".join(map(str, counts))
     text = f"{numbers or 'no'} examples"
-    return (
-        f"{text} (recipes not measured, since {SECONDS:.0f} s had passed: {missing})"
-        if missing
-        else text
-    )
+    if not missing:
+        return text
+    return f"{text} (recipes not measured, since {SECONDS:.0f} s had passed: {missing})"
 
 
 def _count(steps: int | None) -> str:

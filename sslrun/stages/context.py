@@ -1,4 +1,4 @@
-"""What every stage gets in addition to its recipe: where to write, which device to use, how to report, when to stop."""
+"""The context of a stage: where to write, which device to use, how to report, and when to stop."""
 
 from __future__ import annotations
 
@@ -27,39 +27,43 @@ class Busy(UserError):
 
 
 class Interrupted(UserError):
-    """The user or the scheduler asked to stop; everything that was computed is saved."""
+    """The user or the scheduler asked to stop; everything computed so far is saved."""
 
     exit_code = 130
 
 
 AGAIN_SECONDS = 2.0
-"""Seconds within which a second signal counts as the same one: torchrun repeats what the terminal
-has sent."""
+"""Seconds within which a second signal counts as the first: torchrun repeats the terminal's
+signal."""
 
 
 @dataclass
 class Stop:
-    """A request to stop, by SIGINT or SIGTERM: training saves and ends at the next step; a second SIGINT ends at once."""
+    """A request to stop, by SIGINT or SIGTERM.
+
+    Training saves and ends at the next step. A second SIGINT ends the process immediately.
+    """
 
     leads: bool = True
-    """False: another process saves for all, and this one continues until that one stops."""
+    """Whether this process decides to stop; if not, it continues until the leading one stops."""
     signal: signal.Signals | None = None
     since: float = 0.0
     at_once: bool = False
-    """Whether the first signal ends the process at once, too."""
+    """Whether the first signal already ends the process immediately."""
 
     @property
     def due(self) -> bool:
-        """Whether to save and end."""
+        """Whether training must save and stop."""
         return self.leads and self.signal is not None
 
     def listen(self) -> None:
-        for each in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(each, self._received)
+        """Handle SIGINT and SIGTERM from now on."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._received)
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """While inside, a signal ends the process at once: data are being read, and caches keep what was read."""
+        """Let a signal end the process immediately: data are read, and caches keep them."""
         self.check()
         self.at_once = self.leads
         try:
@@ -70,8 +74,7 @@ class Stop:
     def _received(self, number: int, frame: FrameType | None) -> None:
         if self.at_once:
             raise KeyboardInterrupt
-        # A second SIGTERM is no sign of impatience: what started this process passes one on when it
-        # ends itself.
+        # A second SIGTERM does not mean impatience: a parent process that ends may pass one on.
         if self.due and number == signal.SIGINT and time.monotonic() - self.since > AGAIN_SECONDS:
             raise KeyboardInterrupt
         if self.signal is None:
@@ -88,36 +91,34 @@ class Stop:
 
 @dataclass
 class Context:
-    """The surroundings of a stage. Nothing in it changes a result, except by the device's rounding."""
+    """The context of a stage. Nothing in it changes a result, except for the device's rounding."""
 
     runs: Path
     compute: Compute
     reporter: Reporter = field(default_factory=Reporter)
     fresh: bool = False
-    """Delete what the runs have already computed."""
+    """Whether to delete what the runs have already computed."""
     profile: bool = False
-    """Trace some steps of the first training."""
+    """Whether to trace some steps of the first training."""
     stop: Stop = field(default_factory=Stop)
     features: dict[tuple[str, ...], tuple[Tensor, float]] = field(default_factory=dict)
-    """Frozen features and their FLOPs per example, kept for the next evaluation that reads the same
-    ones."""
+    """Cache of frozen features and their FLOPs per example, for evaluations that share them."""
 
     @classmethod
     def open(cls, device: str, runs: Path, fresh: bool = False, profile: bool = False) -> Context:
-        """Open the context of a command: on a device by name, among torchrun's processes, listening to signals.
+        """Open the context of a command, join torchrun's processes, and listen to signals.
 
-        UserError: no such device, or no place for runs.
+        `device` is a name such as "auto" or "cuda:1". Raises UserError if there is no such device,
+        or if runs cannot be written.
         """
         check_root(runs)
         local = os.environ.get("LOCAL_RANK")
-        made = compute(
-            f"cuda:{local}"
-            if local and device in ("auto", "cuda") and torch.cuda.is_available()
-            else device
-        )
-        distributed.setup(made.device)
+        if local and device in ("auto", "cuda") and torch.cuda.is_available():
+            device = f"cuda:{local}"
+        placement = compute(device)
+        distributed.setup(placement.device)
         main = distributed.is_main()
-        context = cls(runs, made, Reporter(quiet=not main), fresh, profile, Stop(leads=main))
+        context = cls(runs, placement, Reporter(quiet=not main), fresh, profile, Stop(leads=main))
         context.stop.listen()
         return context
 
@@ -125,30 +126,30 @@ class Context:
 def perform(
     run: Run, recipe: Mapping[str, Any], context: Context, body: Callable[[], dict[str, Any]]
 ) -> dict[str, Any]:
-    """Return the run's result: read it if the run is finished, else compute it by `body` and keep it.
+    """Return the run's result: read it if the run is finished, else compute and save it.
 
-    `recipe`: the content of the run's recipe.yaml. Busy: another process is computing it.
+    `recipe` is the content of the run's recipe.yaml. `body` computes the result. Raises Busy if
+    another process is computing it.
     """
     if run.finished and not context.fresh:
         if context.profile:
             context.reporter.say(
-                f"{run.path}: is finished, so that nothing is profiled; add --fresh to run it again"
+                f"{run.path}: is finished, so nothing is profiled; add --fresh to run it again"
             )
         return run.result
     if not distributed.is_main():
         try:
             distributed.wait()
-            made = body()
-            distributed.wait()  # for what the first process writes, which a job after this one may read
-            return made
+            result = body()
+            distributed.wait()  # until the first process has written files that a later job reads
+            return result
         except RuntimeError:
             if context.stop.signal is None:
                 raise
-            raise SystemExit(
-                Interrupted.exit_code
-            ) from None  # the first process saved, said so, and left
-    with run.claimed() as mine:
-        if not mine:
+            # The first process has saved, reported the interruption, and ended.
+            raise SystemExit(Interrupted.exit_code) from None
+    with run.claimed() as is_claimed:
+        if not is_claimed:
             raise Busy(
                 f"{run.path}: another process is working on this run; wait for it, or end it"
             )

@@ -1,7 +1,7 @@
-"""Stage 2: one task learned from a backbone by one protocol, from one amount of labels.
+"""Stage 2: learn one task from a backbone with one protocol and one amount of labels.
 
-The smallest piece of work is a `Cell`, which becomes one cell of a table. What a protocol may ask
-for is on its bench (`stages/bench.py`).
+The smallest unit of work is a `Cell`, which becomes one cell of a table. A protocol gets everything
+that it needs from its bench (`stages/bench.py`).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ RESTART = 10_000
 
 @dataclass(frozen=True)
 class Cell:
-    """A recipe's task, a protocol, an amount of labels, a seed and a restart: a job with a run."""
+    """One job: a recipe's task, a protocol, an amount of labels, a seed and a restart."""
 
     recipe: Recipe
     task: str
@@ -60,7 +60,7 @@ class Cell:
 
     @property
     def pretext(self) -> str | None:
-        """The pretext task of the backbone's pretraining, or its file of weights; None without."""
+        """The backbone's pretext task, or its file of weights; None if not pretrained."""
         if protocols[self.protocol].initial:
             return None
         if self.recipe.pretext is not None:
@@ -69,13 +69,13 @@ class Cell:
 
     @property
     def needs(self) -> tuple[Pretraining | Cell, ...]:
-        """The jobs that must be done before: pretraining, and the cell that this one follows."""
+        """The jobs that must run first: pretraining, and the cell that this one follows."""
         before = (self.origin.pretraining, self.follows)
         return tuple(job for job in before if job is not None)
 
     @property
     def reads(self) -> tuple[Named, ...]:
-        """The data sets that it reads."""
+        """The data sets that the job reads."""
         return self.evaluation.reads
 
     @property
@@ -88,7 +88,7 @@ class Cell:
         return replace(self, protocol=name, restart=restart)
 
     def followed(self, context: Context) -> Path:
-        """The finished run of the cell that this one follows; evaluates it if that is not done."""
+        """Return the run's folder of the cell that this one follows; evaluate it if needed."""
         cell = self.follows
         if cell is None:
             raise ValueError(
@@ -99,7 +99,7 @@ class Cell:
 
     @property
     def training_seed(self) -> int:
-        """The seed of a fresh head and of the order of the data."""
+        """The seed of a new head and of the order of the data."""
         return self.seed + RESTART * self.restart
 
     @cached_property
@@ -122,7 +122,7 @@ class Cell:
         return Run(self.root, self.recipe.name, self.protocol, identity)
 
     def execute(self, context: Context) -> dict[str, Any]:
-        """Evaluate, unless that is done, and return the run's result.
+        """Evaluate unless the run is finished, and return its result.
 
         Raises UserError if the pretrained checkpoint is missing.
         """
@@ -137,7 +137,7 @@ class Cell:
         with context.stop.reading():
             bench = CellBench(self, context)
         for name, classes in bench.dropped.items():
-            counts = ", ".join(f"{each} ({count})" for each, count in classes.items())
+            counts = ", ".join(f"{label} ({count})" for label, count in classes.items())
             bench.say(
                 f"{name}: examples of classes that the task does not have are left out: {counts}"
             )
@@ -167,7 +167,7 @@ class Cell:
         }
 
     def _check(self, scores: Scores, bench: CellBench) -> None:
-        """UserError unless the task's primary metric is there for every test."""
+        """Raise UserError unless every test has the task's primary metric."""
         metric = bench.task.primary.name
         missing = [split for split in bench.tests if metric not in scores.metrics.get(split, {})]
         if missing:
@@ -184,31 +184,32 @@ def cells(
     only: Sequence[str] | None = None,
     source: Path | None = None,
 ) -> list[Cell]:
-    """All cells of a recipe; `only` those of some protocols, or from the weights in `source`.
+    """List the cells of a recipe.
 
-    Raises UserError if one of these protocols cannot learn one of the tasks.
+    `only` limits them to some protocols. `source` is a file or a run's folder whose weights replace
+    the recipe's own. Raises UserError if one of these protocols cannot learn one of the tasks.
     """
     pretrained = (
         InitialWeights.file(source)
         if source is not None
         else InitialWeights.pretrained(recipe, seed, root)
     )
-    found: list[Cell] = []
+    planned: list[Cell] = []
     for task, evaluation in recipe.evaluate.items():
         for protocol in only or evaluation.protocols:
             check_supported(recipe, task, protocol)
             initial = protocols[protocol].initial
             origin = InitialWeights.initial(recipe, seed) if initial else pretrained
-            found += [
+            planned += [
                 Cell(recipe, task, protocol, labels, seed, origin, root, restart)
                 for labels in evaluation.labels_of(protocol)
                 for restart in range(evaluation.restarts_of(protocol))
             ]
-    return found
+    return planned
 
 
 def check_supported(recipe: Recipe, task: str, protocol: str) -> None:
-    """UserError if a protocol cannot learn a task of a recipe."""
+    """Raise UserError if a protocol cannot learn a task of a recipe."""
     named = recipe.evaluate[task].task
     reason = unsupported(protocol, tasks[named.name], named.options)
     if reason:

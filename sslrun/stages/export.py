@@ -20,10 +20,11 @@ TOKENIZER = "tokenizer.json"
 
 
 def export(source: Path, folder: Path) -> None:
-    """Write config.json, model.safetensors and, where one lies beside the weights, the tokenizer into `folder`.
+    """Write config.json, model.safetensors and, if the run has one, the tokenizer into `folder`.
 
-    `source`: a run's folder or its weights, of a bert or a gpt; heads are not part of them.
-    UserError: there are none, or they are of a network that transformers has no class for.
+    `source` is a run's folder or its file of weights, of a bert or gpt backbone; heads are not
+    exported. Raises UserError if there are no weights, if transformers has no class for the
+    network, or if the folder cannot be written.
     """
     weights = source / WEIGHTS if source.is_dir() else source
     tensors, about = read(weights)
@@ -33,33 +34,31 @@ def export(source: Path, folder: Path) -> None:
     spec = TextSpec(blank_tokenizer(len(tensors["token_embed.weight"])), length=8)
     backbone = build_backbone(cls.name, options, spec)
     backbone.load_state_dict(tensors)
-    found = {key: tensor.contiguous() for key, tensor in backbone.to_transformers().items()}
+    state = {key: tensor.contiguous() for key, tensor in backbone.to_transformers().items()}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with replacing(folder / "model.safetensors") as temporary:
-            save_file(found, temporary, {"format": "pt"})
+            save_file(state, temporary, {"format": "pt"})
         (folder / "config.json").write_text(
             json.dumps(backbone.transformers_config(), indent=2) + "\n"
         )
         if (weights.parent / TOKENIZER).is_file():
-            _export_tokenizer(
-                load_tokenizer(TokenizerOptions(file=weights.parent / TOKENIZER)),
-                folder,
-                "segments" in backbone.offers,
-            )
+            tokenizer = load_tokenizer(TokenizerOptions(file=weights.parent / TOKENIZER))
+            _export_tokenizer(tokenizer, folder, "segments" in backbone.offers)
     except OSError as error:
         raise UserError(f"{folder}: can't be written: {error.strerror}") from None
 
 
 def _export_tokenizer(tokenizer: Tokenizer, folder: Path, segments: bool) -> None:
-    """Write the tokenizer; it adds [CLS] and [SEP] as sslrun does, and segments if the network takes them."""
+    """Write a tokenizer that adds [CLS] and [SEP], and segment ids if the network takes them."""
     tokenizer.core.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]",
         pair="[CLS] $A [SEP] $B:1 [SEP]:1",
         special_tokens=[("[CLS]", tokenizer.cls), ("[SEP]", tokenizer.sep)],
     )
     tokenizer.save(folder)
-    names = {f"{each}_token": f"[{each.upper()}]" for each in ("pad", "unk", "cls", "sep", "mask")}
+    special = ("pad", "unk", "cls", "sep", "mask")
+    names = {f"{token}_token": f"[{token.upper()}]" for token in special}
     inputs = ["input_ids", *(["token_type_ids"] if segments else []), "attention_mask"]
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "model_input_names": inputs, **names}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")

@@ -1,10 +1,11 @@
-"""Training as a stage does it, whatever is trained: resumed, logged, shown, checkpointed, stopped."""
+"""The training loop of every stage: resume, log, show progress, write checkpoints, and stop."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,21 @@ from sslrun.training.loop import NonFinite, Step, Training, train
 
 LOG_SECONDS = 0.5
 """Shortest time between two records of the log: reading a loss waits for the device."""
+REMEDY = "Lower lr, or raise warmup, or set clip: 1.0"
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """Where and how often a training writes checkpoints."""
+
+    folder: Path
+    minutes: float
+    """Minutes between two checkpoints."""
+
+    @property
+    def latest(self) -> Path | None:
+        """The last checkpoint written; None if there is none."""
+        return latest(self.folder) if self.folder.exists() else None
 
 
 def fit(
@@ -30,20 +46,19 @@ def fit(
     context: Context,
     name: str,
     log: Log,
-    *,
-    minutes: float,
-    folder: Path | None = None,
+    checkpoints: Checkpoints,
 ) -> Iterator[Step]:
-    """Train from the last checkpoint in `folder` (default: the run's) to the schedule's end; yield every step.
+    """Train from the last checkpoint to the end of the schedule; yield every step.
 
-    A checkpoint is written every `minutes`, and when a signal asks to stop. A step is yielded
-    before it is saved, so that a run never resumes past something that its caller has not done.
-    UserError: stopped. NonFinite: loss or gradient is not finite; names the last good checkpoint.
+    A checkpoint is written at the interval of `checkpoints`, and when a signal asks to stop. A step
+    is yielded before it is saved, so that a run never resumes past work that the caller has not
+    done.
+
+    Raises UserError if a signal stopped it, and NonFinite if the loss or a gradient is not finite;
+    the message names the last good checkpoint.
     """
-    folder = folder or run.checkpoints
-    found = latest(folder) if folder.exists() else None
-    if found is not None:
-        restore(training, found)
+    if (checkpoint := checkpoints.latest) is not None:
+        restore(training, checkpoint)
         context.reporter.say(f"{name}: continues after step {training.step}")
     if distributed.is_main():
         run.forget_after(training.step)
@@ -63,27 +78,24 @@ def fit(
                     log(record)
                     show(step.step, record["loss"], record["rate"])
                 yield step
-                if step.last or not (context.stop.due or time.monotonic() - saved > 60 * minutes):
+                due = context.stop.due or time.monotonic() - saved > 60 * checkpoints.minutes
+                if step.last or not due:
                     continue
                 saved = time.monotonic()
                 training.check_finite()
                 if distributed.is_main():
-                    save(training, folder)
+                    save(training, checkpoints.folder)
                 context.stop.check()
         except NonFinite as error:
-            raise NonFinite(f"{name}: {error}; {_last_good(folder)}. {REMEDY}") from None
-
-
-REMEDY = "Lower lr, or raise warmup, or set clip: 1.0"
-
-
-def _last_good(folder: Path) -> str:
-    good = latest(folder) if folder.exists() else None
-    return f"the last good checkpoint is {good}" if good else "no checkpoint had been written yet"
+            good = checkpoints.latest
+            last = (
+                f"the last good checkpoint is {good}" if good else "no checkpoint was written yet"
+            )
+            raise NonFinite(f"{name}: {error}; {last}. {REMEDY}") from None
 
 
 class _Speed:
-    """Examples per second, share of time that waits for data, and memory since the last record of the log."""
+    """Speed, share of time spent waiting for data, and memory since the last record of the log."""
 
     def __init__(self, training: Training[Any]) -> None:
         self.device = training.compute.device
@@ -99,7 +111,10 @@ class _Speed:
         self.waited += seconds
 
     def read(self, step: Step) -> dict[str, float]:
-        """rate (examples/s), data_wait (share of the time, 0 to 1), memory (bytes). The next record starts from here."""
+        """Return the numbers since the last call, and start counting again.
+
+        Keys: rate (examples/s), data_wait (share of the time, 0 to 1), memory (bytes).
+        """
         elapsed = self.elapsed
         record = {
             "rate": round((step.examples - self.examples) / elapsed, 1),
@@ -112,7 +127,10 @@ class _Speed:
 
 @contextmanager
 def _profiler(run: Run, context: Context) -> Iterator[Callable[[], None]]:
-    """Trace the first training of a command with --profile; the yielded function is called after every step."""
+    """Trace the first training of a command if --profile is set.
+
+    Call the yielded function after every step.
+    """
     if not context.profile or not distributed.is_main():
         yield lambda: None
         return

@@ -15,9 +15,9 @@ Log = Callable[[Mapping[str, Any]], None]
 
 @contextmanager
 def logs(run: Run, to: Iterable[str]) -> Iterator[Log]:
-    """Yield a function that logs a record {"step": int, name: number, ...} to the run and to each of `to`.
+    """Yield a function that logs a record to the run and to the loggers named in `to`.
 
-    Of several processes only the first logs.
+    A record is {"step": int, name: number, ...}. Only the main process logs.
     """
     if not distributed.is_main():
         yield lambda record: None

@@ -1,4 +1,4 @@
-"""Stage 1: train a backbone on a pretext task, and watch its features on the way."""
+"""Stage 1: train a backbone on a pretext task, and check its features during training."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from sslrun import distributed
 from sslrun.backbones import build_backbone, save_backbone
 from sslrun.backbones.weights import WEIGHTS
 from sslrun.data.examples import Examples
-from sslrun.data.specs import TextSpec
+from sslrun.data.specs import InputSpec, TextSpec
 from sslrun.data.splits import load_splits
-from sslrun.pretexts.base import pretexts
+from sslrun.pretexts.base import Pretext, pretexts
 from sslrun.recipe import Named, Pretrain, Recipe
 from sslrun.runs import Run
 from sslrun.stages.context import Context, perform
-from sslrun.stages.fit import fit
+from sslrun.stages.fit import Checkpoints, fit
 from sslrun.stages.logging import logs
 from sslrun.stages.watch import Watcher
 from sslrun.tasks.base import TaskOptions
-from sslrun.training.loop import Training
+from sslrun.training.loop import Step, Training
 
 
 @dataclass(frozen=True)
@@ -31,18 +31,21 @@ class Pretraining:
     """Stage 1 of a recipe with one seed: a job that produces a run."""
 
     recipe: Recipe
-    given_seed: int
+    evaluation_seed: int
+    """The seed of the evaluations; the schedule may fix another one for pretraining."""
     root: Path
 
     needs: tuple[Any, ...] = ()
 
     @property
     def seed(self) -> int:
-        return self.given_seed if self.schedule.seed is None else self.schedule.seed
+        return self.evaluation_seed if self.schedule.seed is None else self.schedule.seed
 
     @property
     def title(self) -> str:
-        return f"{self.recipe.name} · {self.recipe.backbone.name} · pretrain {self.pretext.name} · seed {self.seed}"
+        recipe = self.recipe
+        pretext = f"pretrain {self.pretext.name}"
+        return f"{recipe.name} · {recipe.backbone.name} · {pretext} · seed {self.seed}"
 
     @property
     def pretext(self) -> Named:
@@ -80,65 +83,74 @@ class Pretraining:
         return perform(self.run, self.recipe.resolved(), context, partial(self._body, context))
 
     def _body(self, context: Context) -> dict[str, Any]:
-        recipe, run = self.recipe, self.run
+        recipe = self.recipe
         with context.reporter.reading() as progress, context.stop.reading():
             splits = load_splits(recipe.data.name, recipe.data.options, progress=progress)
             raw, _ = splits.pretrain, splits.val  # read while the progress of reading is shown
         torch.manual_seed(self.seed)
-        task = pretexts[self.pretext.name]
-        spec = task.backbone_spec(self.pretext.options, splits.spec)
-        backbone = build_backbone(recipe.backbone.name, recipe.backbone.options, spec)
-        for evaluation in recipe.evaluate.values():
-            options = cast(TaskOptions, evaluation.task.options)
-            options.check_depth(backbone.depth)  # reported now, not after pretraining
-        backbone.fit_inputs(raw)
-        pretext = task(self.pretext.options, backbone)
+        pretext = self._build_pretext(splits.spec, raw)
         examples = context.compute.place(pretext.arrange(raw, self.seed))
         training = Training(pretext, self.schedule, context.compute)
         watcher = Watcher(splits, pretext, recipe.watch, context.compute, self.seed)
-        epoch = self.schedule.steps_an_epoch(len(examples))
-
-        def looks(steps: int) -> float:
-            """Number of looks within `steps` steps: a function of the steps alone, so that resuming changes nothing."""
-            return steps / epoch // recipe.watch.every
-
-        with logs(run, recipe.watch.to) as log:
-            for step in fit(
-                training,
-                examples,
-                self.seed,
-                run,
-                context,
-                self.title,
-                log,
-                minutes=recipe.watch.checkpoint,
-            ):
-                if step.last or looks(step.step) > looks(step.step - 1):
-                    look = watcher.look(training.averaged, step.step / step.total)
-                    log({"step": step.step, "epoch": round(step.epoch, 4), **look.record})
-                    if look.warning:
-                        context.reporter.say(f"{self.title}: step {step.step}: {look.warning}")
+        step, watched = self._train(training, examples, watcher, context)
         backbone = training.averaged.kept
         if distributed.is_main():
-            save_backbone(self.weights, backbone, {"recipe": recipe.name, "run": run.hash})
+            save_backbone(self.weights, backbone, {"recipe": recipe.name, "run": self.run.hash})
         return {
             "stage": "pretrain",
             "recipe": recipe.name,
             "backbone": recipe.backbone.name,
             "pretext": self.pretext.name,
             "seed": self.seed,
-            "watched": look.record,
+            "watched": watched,
             "steps": step.step,
             "examples": step.examples,
-            "tokens": _tokens(examples, step.examples),
+            "tokens": _count_tokens(examples, step.examples),
             "flops": None if training.flops is None else training.flops * step.step,
             "seconds": round(training.seconds, 3),
-            "parameters": sum(each.numel() for each in backbone.parameters()),
+            "parameters": sum(parameter.numel() for parameter in backbone.parameters()),
         }
 
+    def _build_pretext(self, spec: InputSpec, examples: Examples) -> Pretext:
+        """Build the pretext task with a new backbone; its weights follow from torch's seed.
 
-def _tokens(examples: Examples, count: int) -> int | None:
-    """Tokens of `count` examples on average, without padding; None for data that is not text."""
+        Raises UserError if an evaluation reads a layer that the backbone does not have: reported
+        now, not after pretraining.
+        """
+        cls, recipe = pretexts[self.pretext.name], self.recipe
+        backbone_spec = cls.backbone_spec(self.pretext.options, spec)
+        backbone = build_backbone(recipe.backbone.name, recipe.backbone.options, backbone_spec)
+        for evaluation in recipe.evaluate.values():
+            cast(TaskOptions, evaluation.task.options).check_depth(backbone.depth)
+        backbone.fit_inputs(examples)
+        return cls(self.pretext.options, backbone)
+
+    def _train(
+        self, training: Training[Any], examples: Examples, watcher: Watcher, context: Context
+    ) -> tuple[Step, dict[str, float]]:
+        """Train to the end; return the last step and the record of the last feature check."""
+        run, watch = self.run, self.recipe.watch
+        epoch = self.schedule.steps_an_epoch(len(examples))
+
+        def count_checks(steps: int) -> float:
+            """Count the checks in `steps` steps; nothing else counts, so resuming is exact."""
+            return steps / epoch // watch.every
+
+        checkpoints = Checkpoints(run.checkpoints, watch.checkpoint)
+        with logs(run, watch.to) as log:
+            for step in fit(
+                training, examples, self.seed, run, context, self.title, log, checkpoints
+            ):
+                if step.last or count_checks(step.step) > count_checks(step.step - 1):
+                    check = watcher.check(training.averaged, step.step / step.total)
+                    log({"step": step.step, "epoch": round(step.epoch, 4), **check.record})
+                    if check.warning:
+                        context.reporter.say(f"{self.title}: step {step.step}: {check.warning}")
+        return step, check.record
+
+
+def _count_tokens(examples: Examples, count: int) -> int | None:
+    """Count the tokens of `count` average examples, without padding; None if they are not text."""
     if not isinstance(examples.spec, TextSpec):
         return None
     lengths = examples.lengths

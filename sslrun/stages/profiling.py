@@ -11,7 +11,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile, schedule
 
 SKIPPED = 5
-"""Steps before the trace: the first ones compile, allocate and fill caches."""
+"""Steps before the trace: the first steps compile, allocate and fill caches."""
 TRACED = 10
 """Steps in the trace."""
 TRACE = "trace.json"
@@ -22,10 +22,10 @@ TRACE = "trace.json"
 def step_profiler(
     folder: Path, device: torch.device, say: Callable[[str], None]
 ) -> Iterator[Callable[[], None]]:
-    """Trace TRACED steps into `folder` after SKIPPED others; call the yielded function after each step.
+    """Skip SKIPPED steps, then trace TRACED steps into a file in `folder`.
 
-    `say` reports where the trace is and the mean duration of its steps, or that there were too few
-    steps.
+    Call the yielded function after each step. `say` reports where the trace is and the mean
+    duration of its steps, or that there were too few steps.
     """
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
     done = 0
@@ -38,7 +38,8 @@ def step_profiler(
         steps = min(done, last) - SKIPPED
         seconds = (time.monotonic() - began) / max(1, steps)
         say(
-            f"profile of {steps} steps, {1000 * seconds:,.1f} ms each, is at {path}: open it in ui.perfetto.dev"
+            f"profile of {steps} steps, {1000 * seconds:,.1f} ms each, is at {path}: "
+            "open it in ui.perfetto.dev"
         )
 
     plan = schedule(wait=SKIPPED - 1, warmup=1, active=TRACED, repeat=1)
@@ -57,5 +58,6 @@ def step_profiler(
         yield after_step
     if done <= SKIPPED:
         say(
-            f"--profile: only {done} steps, but the first {SKIPPED} are not traced; train for more steps"
+            f"--profile: only {done} steps, but the first {SKIPPED} are not traced; "
+            "train for more steps"
         )

@@ -23,15 +23,15 @@ Update = Callable[[int, float, float], None]
 """(steps done, loss, examples a second) -> None."""
 
 PLAIN_SECONDS = 9.0
-"""Between two lines where there is no terminal."""
+"""Seconds between two lines of progress if stderr is not a terminal."""
 TICK_SECONDS = 1.0
-"""Between two looks of the ticker: at the clock, and at the runs that other workers finish."""
+"""Seconds between two updates: of the clock, and of the runs that other workers finish."""
 NUMBERS_WIDTH = 80
-"""Columns of a terminal that a bar and the numbers beside it take."""
+"""Columns of the terminal that a bar and its numbers take."""
 
 
 class _Name(TextColumn):
-    """What runs, cut short where the terminal has no room beside the numbers."""
+    """The name of what runs, truncated if the terminal has no room beside the numbers."""
 
     def __init__(self, console: Console) -> None:
         super().__init__("{task.description}")
@@ -45,14 +45,14 @@ class _Name(TextColumn):
 
 @dataclass
 class _Stage:
-    """Training in steps: how far it is."""
+    """The progress of a training in steps."""
 
     name: str
     total: int
     done: int
     note: str = ""
     first: int = field(init=False)
-    """Steps that were done before it was resumed."""
+    """Steps that were done before the training was resumed."""
     began: float = field(default_factory=lambda: time.monotonic())
 
     def __post_init__(self) -> None:
@@ -60,22 +60,20 @@ class _Stage:
 
     @property
     def left(self) -> float | None:
-        """Seconds left, at the pace so far; None before the first step."""
+        """Seconds left at the current pace; None before the first step."""
         steps = self.done - self.first
-        return (
-            (time.monotonic() - self.began) / steps * (self.total - self.done)
-            if steps > 0
-            else None
-        )
+        if steps <= 0:
+            return None
+        return (time.monotonic() - self.began) / steps * (self.total - self.done)
 
 
 @dataclass
 class _Job:
-    """What runs at the moment."""
+    """The job that is running."""
 
     title: str
     run_stage: str = ""
-    """The stage of its run, as `pretrain` or `probe`."""
+    """The stage of its run, such as `pretrain` or `probe`."""
     began: float = field(default_factory=lambda: time.monotonic())
     stage: _Stage | None = None
 
@@ -85,40 +83,42 @@ class _Job:
 
     @property
     def left(self) -> float | None:
-        """Seconds left of its training; None: it has no steps, or has done none."""
+        """Seconds left of its training; None if it has no steps or none is done."""
         return None if self.stage is None else self.stage.left
 
 
 class Pace:
-    """How far a plan is, and how long the rest will take, by what finished runs of the same stage took."""
+    """The progress of a plan and an estimate of the time left.
+
+    The estimate comes from the durations of finished runs of the same stage.
+    """
 
     def __init__(self, runs: Sequence[Run], workers: int = 1) -> None:
         self.runs = {run.path: run for run in runs}
         self.workers = workers
         self.settled: set[Path] = set()
         self.seconds: dict[Path, float] = {}
-        """What finished runs took."""
+        """Durations of the finished runs."""
 
-    def look(self) -> None:
-        """Count the runs that are finished, by whichever worker."""
+    def update(self) -> None:
+        """Count the runs that any worker has finished."""
         for path, run in self.runs.items():
             if path not in self.settled and run.finished:
                 self.settle(run)
 
     def settle(self, run: Run) -> None:
-        """Count a run that is finished or has failed."""
+        """Count a run that is finished or failed."""
         self.settled.add(run.path)
         try:
             self.seconds[run.path] = float(run.result.get("seconds", 0.0))
         except (UserError, TypeError):
-            return  # it failed, or is damaged: the code that reads its result reports that
+            return  # it failed or is damaged: the code that reads its result reports that
 
     def estimates(self, job: _Job | None = None) -> dict[Path, float]:
-        """Seconds that each run took or will take; runs of stages that nothing is known about are missing.
+        """Estimate the seconds of each run; runs of stages without any information are missing.
 
-        An unfinished run takes as long as the mean of the finished ones of its stage. Before any of
-        them is finished, it takes as long as the steps of the current `job` tell, if that is of its
-        stage.
+        An unfinished run takes as long as the mean finished run of its stage. If none is finished,
+        the steps of the current `job` give the estimate for its own stage.
         """
         by_stage: dict[str, list[float]] = {}
         for path, seconds in self.seconds.items():
@@ -130,7 +130,10 @@ class Pace:
         return known | self.seconds
 
     def left(self, job: _Job | None) -> tuple[float | None, bool]:
-        """Seconds until all runs are settled, and whether that covers all; None while nothing is known."""
+        """Estimate the seconds until all runs are settled, and whether every run is covered.
+
+        The seconds are None while nothing is known.
+        """
         estimates = self.estimates(job)
         waiting = [path for path in self.runs if path not in self.settled]
         if (
@@ -145,7 +148,7 @@ class Pace:
         return seconds / self.workers, all(path in estimates for path in waiting)
 
     def share(self, left: float | None) -> float:
-        """The share of the plan that is done, by time where it is known, else by count."""
+        """Return the share of the plan that is done: of the time if known, else of the runs."""
         spent = sum(self.seconds.values())
         if left is None or spent <= 0:
             return len(self.settled) / max(1, len(self.runs))
@@ -153,13 +156,13 @@ class Pace:
 
 
 class Reporter:
-    """Prints messages and shows progress: of the whole plan, if there is one, and of the stage that runs."""
+    """Prints messages and shows the progress of the plan, if there is one, and of the stage."""
 
     def __init__(self, console: Console | None = None, quiet: bool = False) -> None:
         self.console = console or Console(stderr=True, highlight=False, soft_wrap=True, quiet=quiet)
         self.progress = Progress(
             _Name(self.console),
-            BarColumn(bar_width=24),  # on a narrow terminal the bar shrinks, and nothing else
+            BarColumn(bar_width=24),  # on a narrow terminal only the bar shrinks
             TextColumn("{task.fields[count]}", table_column=Column(no_wrap=True)),
             TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True)),
             TextColumn("{task.fields[left]}", table_column=Column(no_wrap=True)),
@@ -176,8 +179,7 @@ class Reporter:
         self._spoken = time.monotonic()
         self._depth = 0
         self._lock = threading.RLock()
-        """Held while the plan's progress is read or changed, by the ticker or by the thread that
-        works."""
+        """Held while the ticker or the working thread reads or changes the plan's progress."""
         self._stop = threading.Event()
         self._ticker: threading.Thread | None = None
 
@@ -185,18 +187,18 @@ class Reporter:
         """Print one line, above the bars."""
         self.console.print(escape(message))
 
-    # ------------------------------------------------------------ what runs
+    # ------------------------------------------------------------ plans, jobs and stages
 
     @contextmanager
     def plan(
         self, name: str, runs: Sequence[Run], workers: int = 1
     ) -> Iterator[Callable[[Run], None]]:
-        """Show a bar over all `runs`; call the yielded function with each one that is finished or has failed.
+        """Show a bar over all `runs`. Call the yielded function with each finished or failed run.
 
-        Runs that other workers finish are counted as well.
+        Runs that other workers finish are counted too.
         """
         self._name, self._pace = name, Pace(runs, workers)
-        self._pace.look()
+        self._pace.update()
         with self._running():
             self._plan_bar = self.progress.add_task(
                 f"[bold]{escape(name)}", total=1.0, count=f"0/{len(runs)} runs", note="", left=""
@@ -217,7 +219,7 @@ class Reporter:
 
     @contextmanager
     def job(self, title: str, run_stage: str = "") -> Iterator[None]:
-        """Name what runs, whether or not it is counted in steps; inside another job nothing changes."""
+        """Name the running job, with or without steps. Inside another job, this does nothing."""
         if self._job is not None:
             yield
             return
@@ -232,7 +234,7 @@ class Reporter:
     def stage(
         self, name: str, total: int, done: int = 0, unit: str = "examples"
     ) -> Iterator[Update]:
-        """Show a bar over `total` steps with the loss and the speed; call the yielded function after steps."""
+        """Show a bar over `total` steps. Call the yielded function after steps."""
         stage = _Stage(name, total, done)
 
         def update(step: int, loss: float, speed: float) -> None:
@@ -254,10 +256,10 @@ class Reporter:
 
     @contextmanager
     def reading(self) -> Iterator[Callable[[str, int, int], None]]:
-        """Show bars of the data sets that are being read because no cache has them.
+        """Show bars for the data sets that are read because no cache holds them.
 
-        Call the yielded function with the name of one, how much of it is done, and how much there
-        is (0: unknown).
+        Call the yielded function with a data set's name, the amount done, and the total amount (0
+        if unknown).
         """
         bars: dict[str, TaskID] = {}
 
@@ -278,11 +280,11 @@ class Reporter:
                 for bar in bars.values():
                     self.progress.remove_task(bar)
 
-    # ------------------------------------------------------------ how it is shown
+    # ------------------------------------------------------------ bars and lines
 
     @contextmanager
     def _running(self) -> Iterator[None]:
-        """Keep the bars on the terminal, or lines coming, while inside; nested uses share one ticker."""
+        """Show bars, or print lines if there is no terminal; nested uses share one ticker."""
         self._depth += 1
         if self._depth == 1:
             self._spoken = time.monotonic()
@@ -303,11 +305,11 @@ class Reporter:
                 self.progress.stop()
 
     def _tick(self) -> None:
-        """Refresh what time alone changes, and print a line now and then; runs in a thread of its own."""
+        """Refresh the times and print a line at intervals. Runs in its own thread."""
         while not self._stop.wait(TICK_SECONDS):
             with self._lock:
                 if self._pace is not None:
-                    self._pace.look()
+                    self._pace.update()
                     self._draw()
                 line = self.line()
             if (
@@ -319,7 +321,7 @@ class Reporter:
                 self.say(line)
 
     def line(self) -> str:
-        """All progress in one line: the plan, what runs, and the time left; empty if nothing runs."""
+        """Describe the progress in one line: plan, job and time left; empty if nothing runs."""
         pace, job = self._pace, self._job
         parts = []
         if pace is not None:
@@ -339,7 +341,7 @@ class Reporter:
         return " · ".join(filter(None, parts))
 
     def _draw(self) -> None:
-        """Bring the plan's bar up to date."""
+        """Update the plan's bar."""
         pace, bar = self._pace, self._plan_bar
         if pace is None or bar is None:
             return
@@ -362,12 +364,12 @@ class Reporter:
 
 
 def _left(seconds: float | None, whole: bool = True) -> str:
-    """The time left; not `whole`: that of a part, as nothing is known about the rest yet."""
+    """Format the time left. If not `whole`, it covers only a part: the rest is unknown."""
     return "" if seconds is None else f"{'' if whole else 'over '}{_duration(seconds)} left"
 
 
 def _clock(seconds: float | None, whole: bool = True) -> str:
-    """The time left as bars have it, in few columns: 1:40 left."""
+    """Format the time left for a bar, in few columns: "1:40 left"."""
     if seconds is None:
         return ""
     minutes, rest = divmod(round(seconds), 60)
@@ -380,7 +382,7 @@ def _clock(seconds: float | None, whole: bool = True) -> str:
 
 
 def _duration(seconds: float) -> str:
-    """Seconds in one or two units."""
+    """Format seconds in one or two units."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"

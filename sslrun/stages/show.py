@@ -1,4 +1,4 @@
-"""Describe what a recipe can name, and every option with its default."""
+"""Describe everything that a recipe can name, and every option with its default."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from sslrun.results.table import Table, TextCell
 
 OTHER_KINDS = ("corruption", "section", "table")
 HIDDEN = {"evaluation": {"options"}}
-"""Fields of a section's model that are no keys of a recipe."""
+"""Fields of a section's model that are not keys of a recipe."""
 BASE = {
     "name": "base",
     "type": "str | Recipe",
@@ -34,14 +34,14 @@ BASE = {
 
 
 def kinds() -> list[str]:
-    """What `sslrun show` knows, the registries of plug-ins included."""
+    """List what `sslrun show` knows, including the registries of plug-ins."""
     return [*Registry.kinds, *OTHER_KINDS, "schema"]
 
 
 def describe(kind: str | None, name: str | None) -> dict[str, Any]:
     """Describe all kinds, the names of one kind, or one thing with its options; as JSON values.
 
-    UserError: no such kind, or no such name of the kind.
+    Raises UserError if there is no such kind, or no such name of the kind.
     """
     known = kinds()
     if kind is None:
@@ -60,89 +60,100 @@ def describe(kind: str | None, name: str | None) -> dict[str, Any]:
 
 
 def _summaries(kind: str) -> dict[str, str]:
-    """Each name of a kind, with one line about it."""
+    """Name -> one line about it, for all names of a kind."""
     if kind in Registry.kinds:
         return {name: first_line(Registry.kinds[kind][name]) for name in Registry.kinds[kind]}
     if kind == "corruption":
         return {
-            name: f"{first_line(of).rstrip('.')}: {_listed(constants)}"
-            for name, (of, constants) in CORRUPTIONS.items()
+            name: f"{first_line(corruption).rstrip('.')}: {_list_constants(constants)}"
+            for name, (corruption, constants) in CORRUPTIONS.items()
         }
     if kind == "section":
         return {name: first_line(model) for name, model in SECTIONS.items()}
-    short = {
-        short: f"together: {', '.join(those)}" for short, those in published.short_names().items()
+    groups = {
+        short: f"together: {', '.join(names)}" for short, names in published.short_names().items()
     }
-    return short | {name: _source(published.published(name)) for name in published.names()}
+    return groups | {name: _source(published.published(name)) for name in published.names()}
 
 
 def _whole(kind: str, name: str) -> dict[str, Any]:
     """Describe one thing: its docstring, and its options if it has any."""
     if kind in Registry.kinds:
         cls = Registry.kinds[kind][name]
-        found: dict[str, Any] = {
+        component: dict[str, Any] = {
             "about": inspect.getdoc(cls) or "",
             "inputs": inputs_of(cls),
             "options": _options(cls.Options),
         }
         if kind == "data":
-            found["where"] = cls.describe()
-        return found
+            component["where"] = cls.describe()
+        return component
     if kind == "corruption":
         return {"about": f"{_summaries(kind)[name]}, at severity 1 to 5", "options": []}
     if kind == "section":
-        options = [
-            option
-            for option in _options(SECTIONS[name])
-            if option["name"] not in HIDDEN.get(name, ())
-        ]
+        hidden = HIDDEN.get(name, ())
+        options = [option for option in _options(SECTIONS[name]) if option["name"] not in hidden]
         return {
             "about": inspect.getdoc(SECTIONS[name]) or "",
             "options": [BASE] * (name == "sweep") + options,
         }
-    tables = published.published_as(name)
-    found = {"about": "\n".join(f"{each.name}: {_source(each)}" for each in tables), "options": []}
+    return _published_tables(published.published_as(name))
+
+
+def _published_tables(tables: list[published.Published]) -> dict[str, Any]:
+    """Describe published tables: sources, numbers, and the settings of a single table."""
+    about = "\n".join(f"{table.name}: {_source(table)}" for table in tables)
+    description: dict[str, Any] = {"about": about, "options": []}
     if len(tables) == 1:
-        found["where"] = {kind: tables[0].setting.get(kind, "not reported") for kind in SETTINGS}
-    found["tables"] = {
-        each.name: {"unit": each.unit, "rows": {row: {column: asdict(number) for column, number in cells.items()}
-                                                for row, cells in each.rows.items()}}
-        for each in tables
-    }  # fmt: skip
-    return found
+        setting = tables[0].setting
+        description["where"] = {kind: setting.get(kind, "not reported") for kind in SETTINGS}
+    description["tables"] = {
+        table.name: {"unit": table.unit, "rows": _rows_as_dict(table)} for table in tables
+    }
+    return description
+
+
+def _rows_as_dict(table: published.Published) -> dict[str, dict[str, Any]]:
+    """Return a published table's numbers as JSON values: row -> column -> number."""
+    rows: dict[str, dict[str, Any]] = {}
+    for row, cells in table.rows.items():
+        rows[row] = {column: asdict(number) for column, number in cells.items()}
+    return rows
 
 
 def inputs_of(component: type[Any]) -> str | None:
-    """The kind of data that a component reads; None: any."""
+    """Return the kind of data that a component reads; None if it reads any kind."""
     specs = (getattr(component, name, None) for name in ("takes", "reads", "gives"))
     return next((spec.kind for spec in specs if spec is not None), None)
 
 
 def _numbers(table: published.Published) -> Table:
-    """Render a published table as it was published."""
-    made = Table(f"{table.name}, {table.unit}", marks_best=False)
+    """Build a table of the numbers as they were published."""
+    shown = Table(f"{table.name}, {table.unit}", marks_best=False)
     remarks: dict[str, list[str]] = {}
     for row, cells in table.rows.items():
         for column, number in cells.items():
             deviation = "" if number.deviation is None else f" ± {number.deviation:,}"
             mark = "" if number.verified else " †"
-            made.cells[Row(row), Column(metric=Metric(column, table.unit))] = TextCell(
+            shown.cells[Row(row), Column(metric=Metric(column, table.unit))] = TextCell(
                 words=f"{number.value:,}{deviation}{mark}"
             )
             remark = "; ".join(
                 filter(None, [number.unit and f"in {number.unit}", number.where, number.note])
             )
             remarks.setdefault(remark, []).append(f"{row}, {column}")
-    made.notes += [f"{'; '.join(places)}: {remark}" for remark, places in remarks.items() if remark]
+    shown.notes += [
+        f"{'; '.join(places)}: {remark}" for remark, places in remarks.items() if remark
+    ]
     if table.spread:
-        made.note(f"±: {table.spread}")
+        shown.note(f"±: {table.spread}")
     if not all(number.verified for cells in table.rows.values() for number in cells.values()):
-        made.note("† recalled from the paper, not seen in it")
-    return made
+        shown.note("† recalled from the paper, not seen in it")
+    return shown
 
 
 def _source(table: published.Published) -> str:
-    """Where a published table's numbers are from, and how many of them were recalled, not checked."""
+    """Describe a published table's source, and how many numbers were recalled and not checked."""
     numbers = [number for cells in table.rows.values() for number in cells.values()]
     recalled = sum(not number.verified for number in numbers)
     return f"{table.paper}, {table.where}: {len(numbers)} numbers" + (
@@ -164,48 +175,48 @@ def _options(model: type[BaseModel]) -> list[dict[str, Any]]:
     ]
 
 
-def _listed(constants: tuple[Any, ...]) -> str:
-    return ", ".join(
-        " and ".join(f"{each:.3g}" for each in (one if isinstance(one, tuple) else (one,)))
-        for one in constants
-    )
+def _list_constants(constants: tuple[Any, ...]) -> str:
+    """List a corruption's constants by severity; a severity may have one number or several."""
+    texts = []
+    for severity in constants:
+        numbers = severity if isinstance(severity, tuple) else (severity,)
+        texts.append(" and ".join(f"{number:.3g}" for number in numbers))
+    return ", ".join(texts)
 
 
 def _type_name(annotation: Any) -> str:
-    text = (
-        getattr(annotation, "__name__", None) if isinstance(annotation, type) else str(annotation)
-    )
-    return str(text).replace("typing.", "").replace("NoneType", "None")
+    text = annotation.__name__ if isinstance(annotation, type) else str(annotation)
+    return text.replace("typing.", "").replace("NoneType", "None")
 
 
 def _plain(value: Any) -> Any:
     return value.model_dump(mode="json") if isinstance(value, BaseModel) else value
 
 
-def render(found: dict[str, Any]) -> Any:
+def render(description: dict[str, Any]) -> Any:
     """Render what `describe` returned."""
-    return Group(*_blocks(found))
+    return Group(*_blocks(description))
 
 
-def _blocks(found: dict[str, Any]) -> Iterator[Any]:
-    if "kinds" in found:
-        yield grid((kind, ", ".join(names)) for kind, names in found["kinds"].items())
+def _blocks(description: dict[str, Any]) -> Iterator[Any]:
+    if "kinds" in description:
+        yield grid((kind, ", ".join(names)) for kind, names in description["kinds"].items())
         yield Text("\nsslrun show KIND lists one kind; sslrun show KIND NAME gives every option.")
         return
-    if "names" in found:
-        yield grid(found["names"].items())
+    if "names" in description:
+        yield grid(description["names"].items())
         return
-    yield Text(f"{found['kind']} {found['name']}\n", style="bold")
-    yield Text(found["about"] + "\n")
-    for name, value in found.get("where", {}).items():
+    yield Text(f"{description['kind']} {description['name']}\n", style="bold")
+    yield Text(description["about"] + "\n")
+    for name, value in description.get("where", {}).items():
         yield Text(f"{name}: {value}")
-    for name in found.get("tables", ()):
+    for name in description.get("tables", ()):
         yield Group(Text(), _numbers(published.published(name)).render())
-    if found["options"]:
+    if description["options"]:
         table = RichTable(
             "option", "default", "what it is", box=None, pad_edge=False, padding=(0, 2, 0, 0)
         )
-        for option in found["options"]:
+        for option in description["options"]:
             table.add_row(
                 Text(option["name"]),
                 Text(str(option["default"])),
@@ -215,7 +226,10 @@ def _blocks(found: dict[str, Any]) -> Iterator[Any]:
 
 
 def grid(rows: Iterable[tuple[str, str]], *, one_line: bool = False) -> RichTable:
-    """Names and what they are, in two columns; `one_line` cuts the text off where the line ends, never a name."""
+    """Lay out names and their descriptions in two columns.
+
+    `one_line` truncates a description at the end of the line; names are never truncated.
+    """
     rows = list(rows)
     table = RichTable.grid(padding=(0, 2, 0, 0))
     table.add_column(no_wrap=True, min_width=max((len(name) for name, _ in rows), default=0))

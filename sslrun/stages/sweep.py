@@ -1,8 +1,8 @@
-"""Batches: all runs of all rows of sweeps, each made once, shared among any number of worker processes.
+"""Plan and run the jobs of sweeps: each run once, shared among any number of workers.
 
 There is no master: every worker walks the same plan, takes a run by locking its directory, and
-skips what is done or taken. Killing a worker, or starting another on a second machine that sees the
-same folder, needs no ceremony.
+skips what is finished or taken. A worker may be killed at any time, and others may be started on
+any machine that sees the same folder.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from sslrun.stages.reporting import Reporter
 
 
 class Job(Protocol):
-    """A piece of work that makes a run: pretraining, a cell of a table, a measurement."""
+    """A unit of work that produces a run: pretraining, a cell of a table, or a measurement."""
 
     @property
     def title(self) -> str: ...
@@ -51,7 +51,7 @@ class Job(Protocol):
 
 
 class Jobs(Protocol):
-    """What is planned, under a name."""
+    """A named list of planned jobs."""
 
     @property
     def name(self) -> str: ...
@@ -60,19 +60,19 @@ class Jobs(Protocol):
 
 
 WAIT_SECONDS = 0.5
-"""Between two looks at runs that other workers hold."""
+"""Seconds between two checks of the runs that other workers hold."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A sweep's jobs, in the order that shares most, and the cells of its table."""
+    """A sweep's jobs, in the order that shares the most work, and the cells of its table."""
 
     sweep: Sweep
     root: Path
     jobs: tuple[Job, ...]
-    """Each run once; a job stands after those that it needs."""
+    """Each run once; a job comes after the jobs that it needs."""
     cells: tuple[tuple[str, Cell], ...]
-    """Row and cell."""
+    """Pairs of a row's name and a cell."""
 
     @property
     def name(self) -> str:
@@ -80,10 +80,13 @@ class Plan:
 
     @classmethod
     def of(cls, sweep: Sweep, root: Path, places: AbstractSet[Place] | None = None) -> Plan:
-        """Plan a sweep; only the cells at some `places`, if given. UserError: no such table to stand beside."""
+        """Plan a sweep; `places` limits the plan to the cells at these places.
+
+        Raises UserError if the published table that the sweep names does not exist.
+        """
         _check_against(sweep)
         jobs: dict[Path, Job] = {}
-        found: list[tuple[str, Cell]] = []
+        planned: list[tuple[str, Cell]] = []
         for seed in sweep.seeds:
             for row, recipe in sweep.rows.items():
                 of_row = [
@@ -91,44 +94,52 @@ class Plan:
                     for cell in cells(recipe, seed, root)
                     if places is None or not places.isdisjoint(places_of(row, cell))
                 ]
-                found += [(row, cell) for cell in of_row]
+                planned += [(row, cell) for cell in of_row]
                 for cell in of_row:
                     for job in (*cell.needs, cell):
                         jobs.setdefault(job.run.path, job)
-        return cls(sweep, root, tuple(jobs.values()), tuple(found))
+        return cls(sweep, root, tuple(jobs.values()), tuple(planned))
 
     @property
     def finished(self) -> bool:
-        """Whether any cell is finished, so that there is a table."""
+        """Whether at least one cell is finished, so that there is a table."""
         return any(cell.run.finished for _, cell in self.cells)
 
     def table(self) -> Table:
-        """The table of the finished cells."""
+        """Build the table of the finished cells."""
         records = self.records()
         table = Table.from_records(records, title=self.sweep.title or self.sweep.name)
         if self.sweep.against:
+            columns = self.sweep.against.columns
             every = published_as(self.sweep.against.table)
-            table.stand_ins = {each.name: self.sweep.against.columns for each in every}
-        read = [text for row in self.sweep.rows if (text := self._pretrained(row))]
-        if read:
-            table.note(f"pretrained on: {'; '.join(read)}")
+            table.stand_ins = {published.name: columns for published in every}
+        pretrained = [text for row in self.sweep.rows if (text := self._describe_pretraining(row))]
+        if pretrained:
+            table.note(f"pretrained on: {'; '.join(pretrained)}")
         for choice, rows in _choices(self.sweep).items():
             table.note(f"{', '.join(rows)}: {choice} (a choice: the paper leaves it open)")
         missing = len(self.cells) - len(records)
         if missing:
             table.note(f"{missing} of {len(self.cells)} cells are not computed")
+        self._mark_failures(table)
+        return table
+
+    def _mark_failures(self, table: Table) -> None:
+        """Leave the cells empty whose runs failed, each with the reason."""
         for row, cell in self.cells:
             if reason := cell.run.failure:
                 for place in places_of(row, cell):
                     table.leave_empty(*place, reason)
-        return table
 
     def records(self) -> list[RunRecord]:
-        """The finished cells."""
+        """Return the records of the finished cells."""
         return [RunRecord(cell.run.path, row) for row, cell in self.cells if cell.run.finished]
 
-    def _pretrained(self, row: str) -> str | None:
-        """How much text a row's first pretraining read, and for how long; None: it is not finished, or reads no text."""
+    def _describe_pretraining(self, row: str) -> str | None:
+        """Describe how much text a row's first pretraining read, and how long it took.
+
+        None if it is not finished or reads no text.
+        """
         of_row = [cell for name, cell in self.cells if name == row]
         runs = [need.run for cell in of_row for need in cell.needs if isinstance(need, Pretraining)]
         if not runs or not runs[0].finished:
@@ -136,10 +147,11 @@ class Plan:
         record = RunRecord(runs[0].path)
         if not record.tokens:
             return None
-        return f"{row}: {record.tokens / 1e6:,.1f} M tokens in {record.steps:,} steps, {record.seconds:,.0f} s"
+        tokens = f"{record.tokens / 1e6:,.1f} M tokens"
+        return f"{row}: {tokens} in {record.steps:,} steps, {record.seconds:,.0f} s"
 
     def comparison(self) -> Comparisons | None:
-        """The table with its cost, beside the published ones that the sweep names; None: it names none."""
+        """Compare the table and its cost with the sweep's published tables; None without any."""
         if not self.sweep.against:
             return None
         table = self.table()
@@ -147,7 +159,7 @@ class Plan:
         return compare_all(table, published_as(self.sweep.against.table))
 
     def write_tables(self) -> None:
-        """Write the table and its comparison in every format, beside the runs."""
+        """Write the table and its comparison in every format, into the sweep's folder."""
         table, comparison = self.table(), self.comparison()
         folder = self.root / self.sweep.name
         for ending in table_formats:
@@ -157,7 +169,7 @@ class Plan:
 
 
 def _check_against(sweep: Sweep) -> None:
-    """Raise UserError if the sweep names a published table, a column or a task that does not exist."""
+    """Raise UserError if `against` names a table, a column or a task that does not exist."""
     if sweep.against is None:
         return
     tasks = list(dict.fromkeys(task for recipe in sweep.rows.values() for task in recipe.evaluate))
@@ -168,27 +180,28 @@ def _check_against(sweep: Sweep) -> None:
 
 
 def _choices(sweep: Sweep) -> dict[str, list[str]]:
-    """What was chosen where a paper is silent, and the rows that it holds for."""
-    found: dict[str, list[str]] = {}
+    """Choice that a paper leaves open -> the rows that make it."""
+    rows: dict[str, list[str]] = {}
     for row, recipe in sweep.rows.items():
         for choice in recipe.choices:
-            found.setdefault(choice, []).append(row)
-    return found
+            rows.setdefault(choice, []).append(row)
+    return rows
 
 
 def places_of(row: str, cell: Cell) -> list[Place]:
-    """The places of a cell's numbers in its sweep's table: the test's, and those of its shifts."""
+    """List the places of a cell's numbers in the sweep's table: the test and each shift."""
     labels = Labels.of(cell.labels, counts_per_class(cell.protocol))
     columns = columns_of(cell.task, labels, cell.evaluation.shifts, UNKNOWN_METRIC)
     return [(Row(row, cell.protocol), column) for column in columns]
 
 
 def work(plans: Sequence[Jobs], context: Context, workers: int = 1) -> list[str]:
-    """Do every job that is neither finished nor in the hands of another worker; wait for those that are.
+    """Run every job that no other worker has taken, and wait until all are settled.
 
-    Returns the failures' reasons. A job that fails takes down those that need it, and no others.
-    `workers`: how many share the jobs, to estimate the time left. UserError: no job can be done, as
-    its data are missing.
+    Returns the reasons of the failures. If a job fails, only the jobs that need it fail too.
+    `workers` is the number of processes that share the jobs, to estimate the time left.
+
+    Raises UserError if no job can run because all data are missing.
     """
     waiting = [job for plan in plans for job in plan.jobs]
     failed = without_data(waiting, context.reporter)
@@ -200,31 +213,10 @@ def work(plans: Sequence[Jobs], context: Context, workers: int = 1) -> list[str]
         while waiting:
             later: list[Job] = []
             for job in waiting:
-                blocked = [need.run.path for need in job.needs if not need.run.finished]
-                reason = next(
-                    (failed[path] for path in (job.run.path, *blocked) if path in failed), None
-                )
-                if reason is not None:
-                    job.run.fail(reason)
-                    failed[job.run.path] = reason
-                elif blocked:
-                    later.append(job)
-                    continue
+                if _attempt(job, failed, context):
+                    settle(job.run)
                 else:
-                    try:
-                        with context.reporter.job(job.title, job.run.stage):
-                            job.execute(context)
-                    except Busy:
-                        later.append(job)
-                        continue
-                    except Interrupted:
-                        raise
-                    except UserError as error:
-                        if str(error) not in failed.values():
-                            context.reporter.say(f"{job.title}: failed: {error}")
-                        failed[job.run.path] = str(error)
-                        job.run.fail(str(error))
-                settle(job.run)
+                    later.append(job)
             if len(later) == len(waiting):
                 time.sleep(WAIT_SECONDS)
                 context.stop.check()
@@ -232,18 +224,48 @@ def work(plans: Sequence[Jobs], context: Context, workers: int = 1) -> list[str]
     return list(failed.values())
 
 
+def _attempt(job: Job, failed: dict[Path, str], context: Context) -> bool:
+    """Run one job, and add it to `failed` (run's path -> reason) if it fails.
+
+    Returns False if the job must wait for a job that it needs, or for another worker.
+    """
+    blocked = [need.run.path for need in job.needs if not need.run.finished]
+    reason = next((failed[path] for path in (job.run.path, *blocked) if path in failed), None)
+    if reason is None and blocked:
+        return False
+    if reason is None:
+        try:
+            with context.reporter.job(job.title, job.run.stage):
+                job.execute(context)
+            return True
+        except Busy:
+            return False
+        except Interrupted:
+            raise
+        except UserError as error:
+            reason = str(error)
+            if reason not in failed.values():
+                context.reporter.say(f"{job.title}: failed: {reason}")
+    failed[job.run.path] = reason
+    job.run.fail(reason)
+    return True
+
+
 def without_data(jobs: Sequence[Job], reporter: Reporter) -> dict[Path, str]:
-    """Find the unfinished jobs whose data, or the data of a job that they need, are missing; and the reasons."""
-    found: dict[str, str | None] = {}
+    """Find the unfinished jobs that cannot run because data are missing: run's path -> reason.
+
+    The missing data may be the job's own or those of a job that it needs.
+    """
+    missing: dict[str, str | None] = {}
     failed: dict[Path, str] = {}
     with reporter.reading() as progress:
         for job in jobs:
             if job.run.finished:
                 continue
             for data in job.reads:
-                if repr(data) not in found:
-                    found[repr(data)] = explain_missing(data.name, data.options, progress)
-            reasons = [found[repr(data)] for data in job.reads]
+                if repr(data) not in missing:
+                    missing[repr(data)] = explain_missing(data.name, data.options, progress)
+            reasons = [missing[repr(data)] for data in job.reads]
             reasons += [failed.get(need.run.path) for need in job.needs]
             if reason := next(filter(None, reasons), None):
                 failed[job.run.path] = reason
@@ -251,13 +273,13 @@ def without_data(jobs: Sequence[Job], reporter: Reporter) -> dict[Path, str]:
 
 
 def report_missing(failed: Mapping[Path, str], total: int, reporter: Reporter) -> None:
-    """Print how many of the runs cannot be made on this machine, one line for each reason."""
+    """Print how many of the runs cannot be made on this machine, one line per reason."""
     for reason, count in Counter(failed.values()).items():
         reporter.say(f"{count} of {total} runs can't be made here: {reason}")
 
 
 def describe_failures(failures: Sequence[str], plans: Sequence[Jobs]) -> str:
-    """Describe how many runs failed, and for which reasons."""
+    """Describe how many runs failed and why."""
     total = sum(len(plan.jobs) for plan in plans)
     reasons = Counter(failures)
     summary = f"{len(failures)} of {total} runs failed" + (
@@ -273,10 +295,11 @@ def describe_failures(failures: Sequence[str], plans: Sequence[Jobs]) -> str:
 def launch(
     plans: Sequence[Jobs], context: Context, workers: int, arguments: Sequence[str]
 ) -> list[str]:
-    """Do the `work` in this process, or share it with `workers - 1` others; returns the failures' reasons.
+    """Run the plans in this process, or share them with `workers - 1` other processes.
 
-    Each worker has its share of the cores and, unless the device is named, a GPU of its own in
-    turn. `arguments`: sslrun's, by which the other workers read the same plan.
+    Returns the reasons of the failures. Each worker gets its share of the cores and, if no device
+    is named, the next GPU in turn. `arguments` is the command line of sslrun from which the other
+    workers read the same plan.
     """
     if context.fresh:
         for plan in plans:
@@ -293,7 +316,10 @@ def launch(
 
 
 def table_of(targets: Sequence[Path], root: Path) -> Table:
-    """The table of sweep files and of folders with finished runs. UserError: there is no finished evaluation."""
+    """Build the table of sweep files and of folders with finished runs.
+
+    Raises UserError if there is no finished evaluation.
+    """
     records: list[RunRecord] = []
     for target in targets:
         if target.suffix in (".yaml", ".yml"):
@@ -304,8 +330,8 @@ def table_of(targets: Sequence[Path], root: Path) -> Table:
         else:
             records += [record for record in find_records(target) if record.is_evaluation]
     if not records:
-        named = ", ".join(map(str, targets))
+        names = ", ".join(map(str, targets))
         raise UserError(
-            f"{named}: no finished evaluation there; run `sslrun sweep` or `sslrun probe` first"
+            f"{names}: no finished evaluation there; run `sslrun sweep` or `sslrun probe` first"
         )
     return Table.from_records(records)

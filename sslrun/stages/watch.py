@@ -1,4 +1,4 @@
-"""Looks at the features during pretraining: do they separate classes, and are they collapsing?"""
+"""Feature checks during pretraining: do the features separate classes, or do they collapse?"""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ from sslrun.tasks.metrics import accuracy
 from sslrun.training.device import Compute
 
 BATCH = 256
-"""Examples that run through the network at a time."""
+"""Batch size of the forward passes."""
 AT_FLOOR = 0.97
-"""A held-out loss above this share of its floor has learned nothing from context."""
+"""A held-out loss above this share of its floor means that nothing is learned from context."""
 PATIENCE = 0.25
-"""Share of training after which a loss at its floor is reported."""
+"""Share of the training after which a loss at its floor is reported."""
 
 
-class Look(NamedTuple):
-    """The outcome of one look."""
+class FeatureCheck(NamedTuple):
+    """The result of one feature check."""
 
     record: dict[str, float]
-    """knn (%; where there are labels), feature_std, rankme; held_out_loss and its floor, where the
+    """Keys: feature_std and rankme; knn (%) if there are labels; held_out_loss and floor if the
     pretext has them."""
     warning: str | None
-    """A collapse by name, or a loss that does not leave its floor."""
+    """The name of a collapse, or a message about a loss that stays at its floor."""
 
 
 class Watcher:
-    """Evaluates the same few examples at every look: training ones, and held-out ones that are never trained on.
+    """Checks the features of the same few training and held-out examples during pretraining.
 
-    They choose nothing: a look changes no result.
+    Held-out examples are never trained on. A check never changes a result.
     """
 
     def __init__(
@@ -55,10 +55,14 @@ class Watcher:
         self.held_out = _sample(pretext.arrange(splits.val, seed), options.examples, seed)
         self.floor = pretext.floor(splits.train)
 
-    def look(self, pretext: Pretext, progress: float) -> Look:
-        """Evaluate a pretext task's backbone after a share of training. Leaves it in eval mode."""
+    def check(self, pretext: Pretext, progress: float) -> FeatureCheck:
+        """Check the backbone of a pretext task, which is left in eval mode.
+
+        `progress` is the share of the training that is done, in [0, 1].
+        """
         pretext.eval()
-        queries, bank = (self._features(pretext.kept, each) for each in (self.queries, self.bank))
+        queries = self._features(pretext.kept, self.queries)
+        bank = self._features(pretext.kept, self.bank)
         record = {"feature_std": feature_std(queries), "rankme": rankme(queries)}
         if self.classes and self.queries.labels is not None and self.bank.labels is not None:
             known = self.bank.labels.to(self.compute.device)
@@ -68,24 +72,25 @@ class Watcher:
             record["knn"] = accuracy(scores, truth)
         record |= self._held_out(pretext)
         if self.floor is None or "held_out_loss" not in record:
-            return Look(record, collapse(queries))
-        # A floor says more than the features of whole sequences, which a model of tokens need not
-        # tell apart.
+            return FeatureCheck(record, collapse(queries))
+        # For a model of tokens the floor says more than the features of whole sequences, which it
+        # does not have to separate.
         record["floor"] = self.floor
         stuck = progress >= PATIENCE and record["held_out_loss"] > AT_FLOOR * self.floor
-        return Look(record, _stuck(record["held_out_loss"], self.floor) if stuck else None)
+        warning = _describe_stuck(record["held_out_loss"], self.floor) if stuck else None
+        return FeatureCheck(record, warning)
 
     @torch.inference_mode()
     def _held_out(self, pretext: Pretext) -> dict[str, float]:
-        """The pretext task's metrics on held-out examples, with the same random draws at every look."""
+        """Compute the pretext task's metrics on held-out examples, always with the same draws."""
         generator, device = self.compute.generator(), self.compute.device
         generator.manual_seed(0)
         totals: dict[str, float] = {}
-        places = torch.arange(len(self.held_out)).split(BATCH)
-        for place, batch in zip(places, self.held_out.batches(places, device), strict=True):
+        parts = torch.arange(len(self.held_out)).split(BATCH)
+        for part, batch in zip(parts, self.held_out.batches(parts, device), strict=True):
             with self.compute.autocast():
                 metrics = pretext.held_out(batch, generator)
-            share = len(place) / len(self.held_out)
+            share = len(part) / len(self.held_out)
             for name, value in metrics.items():
                 totals[name] = totals.get(name, 0.0) + value.item() * share
         return totals
@@ -97,16 +102,16 @@ class Watcher:
             )
 
 
-def _stuck(loss: float, floor: float) -> str:
+def _describe_stuck(loss: float, floor: float) -> str:
     return (
-        f"the held-out loss, {loss:.2f}, is not clearly below {floor:.2f}, which the tokens' frequencies alone reach: "
-        "nothing is learned from context yet. Give more steps, a longer warmup, a lower lr or a larger batch, and "
-        "look for repeated lines in the corpus"
+        f"the held-out loss, {loss:.2f}, is not clearly below {floor:.2f}, which the tokens' "
+        "frequencies alone reach: nothing is learned from context yet. Give more steps, a longer "
+        "warmup, a lower lr or a larger batch, and look for repeated lines in the corpus"
     )
 
 
 def _sample(examples: Examples, count: int, seed: int) -> Examples:
-    """At most `count` of the examples, chosen by the seed."""
+    """Draw at most `count` of the examples; the draw follows from the seed."""
     if len(examples) <= count:
         return examples
     order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(seed))

@@ -1,4 +1,4 @@
-"""Where the weights of an evaluation's backbone come from."""
+"""The initial weights of an evaluation's backbone, and where they come from."""
 
 from __future__ import annotations
 
@@ -15,35 +15,33 @@ from sslrun.stages.pretrain import Pretraining
 
 @dataclass(frozen=True)
 class InitialWeights:
-    """Where an evaluation's backbone comes from."""
+    """The initial weights of an evaluation's backbone."""
 
     identity: dict[str, Any]
-    """What determines its weights."""
+    """What determines the weights, as JSON values."""
     weights: Path | None = None
-    """The file; None: as initialized by the seed."""
+    """The file of the weights; None: initialized by the seed."""
     pretraining: Pretraining | None = None
     """The job that writes the file, if the recipe has one."""
     normalization: dict[str, tuple[float, ...]] = field(default_factory=dict)
-    """`mean` and `std` of the images' channels, in place of those in the file."""
+    """`mean` and `std` of the images' channels; they replace those in the file."""
 
     @property
     def exists(self) -> bool:
-        """Whether the file is there, or none is needed."""
+        """Whether the file exists or none is needed."""
         return self.weights is None or self.weights.is_file()
 
     @classmethod
     def initial(cls, recipe: Recipe, seed: int) -> InitialWeights:
-        """Random weights, or those that the backbone itself brings."""
+        """Use random weights, or the pretrained weights that the backbone itself brings."""
         return cls({"initial": recipe.backbone.identity(), "seed": seed})
 
     @classmethod
     def pretrained(cls, recipe: Recipe, seed: int, root: Path) -> InitialWeights:
-        """The weights of the recipe's pretraining, or of the file it names, or the initial ones."""
+        """Use the weights of the recipe's pretraining, of its file, or the initial ones."""
         if recipe.weights is not None:
-            given = recipe.weights
-            return cls.file(
-                given.file, given.model_dump(include={"mean", "std"}, exclude_none=True)
-            )
+            normalization = recipe.weights.model_dump(include={"mean", "std"}, exclude_none=True)
+            return cls.file(recipe.weights.file, normalization)
         if recipe.pretext is None:
             return cls.initial(recipe, seed)
         job = Pretraining(recipe, seed, root)
@@ -53,7 +51,7 @@ class InitialWeights:
     def file(
         cls, path: Path, normalization: dict[str, tuple[float, ...]] | None = None
     ) -> InitialWeights:
-        """The weights in a run's folder or in a file. Raises UserError if there are none."""
+        """Use the weights in a run's folder or in a file. Raises UserError if there are none."""
         weights = path / WEIGHTS if path.is_dir() else path
         normalization = normalization or {}
         if not weights.is_file():

@@ -1,4 +1,4 @@
-"""Downstream tasks: what is learned from labels, and how well. Importing fills the registry."""
+"""Downstream tasks, which learn from labels. Importing this package registers them."""
 
 from sslrun.tasks import classification as classification
 from sslrun.tasks import text as text

@@ -1,4 +1,4 @@
-"""The base of downstream tasks, and the learner that a task and a backbone form."""
+"""The base class of downstream tasks, and the learner of a task on a backbone."""
 
 from __future__ import annotations
 
@@ -29,14 +29,21 @@ class TaskOptions(Options):
         return True
 
     def check_depth(self, depth: int) -> None:
-        """UserError: a backbone of that `depth` lacks what the head reads. By default every backbone has it."""
+        """Check that the head can read the layers of a backbone; by default it can.
+
+        Raises:
+            UserError: a backbone of that `depth` does not have the layers.
+        """
 
 
 class Task:
     """A downstream task: its head, its loss and its metrics.
 
-    A task has no parameters; its heads have. Outputs are what a head returns, one per example (B,
-    C) or one per token (B, T, C). Targets are what `loss` and `measure` compare them with.
+    A task has no parameters; its heads have. Outputs are what a head returns: (B, C) for examples,
+    or (B, T, C) for tokens. `loss` and `measure` compare them with targets.
+
+    The values of metrics are in the units that `metrics` declares. Accuracies, F1, precision,
+    recall, exact match and correlations are in percent.
     """
 
     Options: ClassVar[type[TaskOptions]] = TaskOptions
@@ -48,7 +55,10 @@ class Task:
     gives: ClassVar[type[InputSpec] | None] = None
     """Type of the inputs that the backbone gets; None: the same as `reads`."""
     metrics: tuple[Metric, ...]
-    """What `measure` reports; the first chooses hyperparameters and stands in tables."""
+    """The metrics that `score` returns, with their units; the first is the primary one."""
+    conditional: ClassVar[frozenset[str]] = frozenset()
+    """Names of metrics that `score` leaves out if the data do not define them, such as the F1 at
+    the best threshold if every question has an answer."""
 
     def __init__(self, options: Any, spec: InputSpec, classes: tuple[str, ...]) -> None:
         self.options = options
@@ -57,7 +67,7 @@ class Task:
 
     @property
     def primary(self) -> Metric:
-        """The metric that chooses hyperparameters and stands in tables."""
+        """The metric for model selection and tables."""
         return self.metrics[0]
 
     @property
@@ -67,11 +77,17 @@ class Task:
 
     @property
     def linear(self) -> bool:
-        """Whether the head is a linear classifier of one vector per example, which can be fitted to frozen features."""
+        """Whether the head is a linear classifier of one vector per example.
+
+        Such a head can be fitted to frozen features.
+        """
         return bool(self.options.linear)
 
     def head(self, width: int, depth: int = 0) -> nn.Module:
-        """A fresh head: from what `readout` gives of a backbone of that `width` (and `depth`), to outputs."""
+        """Build a new head, which maps the result of `readout` to outputs.
+
+        `width` and `depth` are those of the backbone.
+        """
         raise NotImplementedError
 
     def readout(self, features: Features) -> Any:
@@ -79,49 +95,65 @@ class Task:
         return features.pooled
 
     def vector(self, features: Features) -> Tensor:
-        """One vector per example (B, D): the head's input; the backbone's pooled features if that is more than a vector."""
+        """One vector per example (B, D).
+
+        It is the head's input if that is one vector, else the backbone's pooled features.
+        """
         return cast(Tensor, self.readout(features)) if self.linear else features.pooled
 
     def views(self, batch: Batch, generator: torch.Generator) -> tuple[Any, Any]:
-        """Inputs for the backbone and targets for `loss`, augmented, to train on. By default `inputs` and labels."""
+        """Inputs for the backbone and targets for `loss`, augmented, to train on.
+
+        By default `inputs` and labels.
+        """
         return self.inputs(batch), batch.labels
 
     def inputs(self, batch: Batch) -> Any:
-        """Inputs for the backbone, to evaluate on, the same at every call. By default the batch's own."""
+        """Inputs for the backbone to evaluate on, not random; by default the batch's own."""
         return batch.inputs
 
     def targets(self, examples: Examples) -> Tensor:
-        """What `measure` compares the outputs of a whole split with; by default its labels. UserError without any."""
+        """The targets for `measure` on a whole split; by default its labels.
+
+        Raises:
+            UserError: the split has no labels.
+        """
         if examples.labels is None:
             raise UserError(
-                f"the task '{self.name}' needs labels, but this split has none: choose a labeled one"
+                f"the task '{self.name}' needs labels, but this split has none: "
+                "choose a labeled one"
             )
         return examples.labels
 
     def loss(self, outputs: Tensor, targets: Any) -> Tensor:
-        """0-d, mean over the batch."""
+        """Compute the loss, 0-d: the mean over the batch."""
         raise NotImplementedError
 
     def measure(self, outputs: Tensor, targets: Any) -> dict[str, float]:
-        """The values of `metrics` by name, of a whole split's outputs; the primary one is always among them."""
+        """Compute the values of `metrics`, by name, from a whole split's outputs.
+
+        Tasks that need more than targets override `score` instead.
+        """
         raise NotImplementedError
 
     def score(self, outputs: Tensor, examples: Examples) -> dict[str, float]:
-        """`measure` the outputs for all of a split's examples."""
+        """Compute the metrics of the outputs for all examples of a split; see `measure`."""
         return self.measure(outputs, self.targets(examples).to(outputs.device))
 
 
 tasks: Registry[Task] = Registry("task")
 
 
-def stacked(outputs: Sequence[Tensor]) -> Tensor:
-    """Join the outputs of several batches; outputs per token (B, T, C) are padded with -inf to the longest."""
+def concatenate_outputs(outputs: Sequence[Tensor]) -> Tensor:
+    """Concatenate the outputs of batches; outputs per token (B, T, C) are padded with -inf."""
     if outputs[0].ndim < 3:
         return torch.cat(list(outputs))
-    longest = max(each.shape[1] for each in outputs)
-    return torch.cat(
-        [F.pad(each, (0, 0, 0, longest - each.shape[1]), value=float("-inf")) for each in outputs]
-    )
+    longest = max(output.shape[1] for output in outputs)
+    padded = [
+        F.pad(output, (0, 0, 0, longest - output.shape[1]), value=float("-inf"))
+        for output in outputs
+    ]
+    return torch.cat(padded)
 
 
 def outputs_of(
@@ -133,30 +165,32 @@ def outputs_of(
 ) -> tuple[Tensor, ...]:
     """Apply `run` to all examples in one pass, and return its outputs in the order of examples.
 
-    Examples of similar length run together. `counter` is entered around the middle batch, whose
+    Batches hold examples of similar length. `counter` is entered around the middle batch, whose
     length is typical, to count its FLOPs.
     """
     lengths = examples.lengths
     order = torch.arange(len(examples)) if lengths is None else lengths.argsort(stable=True)
-    places = order.split(batch)
-    found = []
-    for at, raw in enumerate(examples.batches(places, device)):
-        with counter if counter is not None and at == (len(places) - 1) // 2 else nullcontext():
-            found.append(run(raw))
-    every = tuple(stacked(each) for each in zip(*found, strict=True))
-    return (
-        every if lengths is None else tuple(each[order.argsort().to(each.device)] for each in every)
-    )
+    indices = order.split(batch)
+    middle = (len(indices) - 1) // 2
+    results = []
+    for number, raw in enumerate(examples.batches(indices, device)):
+        with counter if counter is not None and number == middle else nullcontext():
+            results.append(run(raw))
+    outputs = tuple(concatenate_outputs(parts) for parts in zip(*results, strict=True))
+    if lengths is None:
+        return outputs
+    places = order.argsort()
+    return tuple(output[places.to(output.device)] for output in outputs)
 
 
 class TaskLearner(Learner):
-    """A backbone with a task's head on it: a learner (see `sslrun.training.learner`).
+    """A learner of a task: a backbone with the task's head.
 
-    `head` is the head to start from, as LP-FT starts from that of a linear probe; default: a new
-    one. `frozen` keeps the backbone's parameters and buffers: it runs in eval mode, and its
-    parameters require no gradients any more, here or elsewhere. `frozen_norm` lets batch norms use
-    and keep their running statistics, while their scales and shifts learn. Kumar et al. (ICLR 2022)
-    fine-tune in this way, so that a head starts on the features that it was fitted to.
+    `head` is the head to start from, such as a linear probe in LP-FT; default: a new head. `frozen`
+    keeps the backbone's parameters and buffers: the backbone runs in eval mode, and its parameters
+    no longer require gradients, here or elsewhere. `frozen_norm` makes batch norms use and keep
+    their running statistics, while their scales and shifts are trained. Kumar et al. (ICLR 2022)
+    fine-tune in this way, so that the head starts on the features that it was fitted to.
     """
 
     def __init__(
@@ -179,6 +213,7 @@ class TaskLearner(Learner):
         self.train()
 
     def train(self, mode: bool = True) -> TaskLearner:
+        """Set training mode, except for what is frozen."""
         super().train(mode)
         if self.frozen:
             self.backbone.eval()
@@ -193,26 +228,42 @@ class TaskLearner(Learner):
         return self.task.views(batch, generator)
 
     def forward(self, views: tuple[Any, Any]) -> Output:
-        """The task's loss on inputs and targets."""
+        """Compute the task's loss on inputs and targets."""
         inputs, targets = views
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            features = self.task.readout(self.backbone(inputs))
-        return Output(self.task.loss(self.head(features), targets))
+            features = self.backbone(inputs)
+        return Output(self.task.loss(self._apply_head(features), targets))
+
+    def _apply_head(self, features: Features) -> Tensor:
+        """The head's outputs in float32, outside autocast, as a probe's head is fitted.
+
+        Only then do fine-tuning from a probe's head and the probe itself start from equal scores.
+        """
+        with torch.autocast(features.pooled.device.type, enabled=False):
+            return self.head(self.task.readout(features.float())).float()
 
     def layers(self) -> list[list[nn.Parameter]]:
         return self.backbone.layers()
 
     @torch.inference_mode()
     def predict(self, batch: Batch) -> Tensor:
-        """Outputs for a raw batch, as `Task.measure` takes them. ValueError: the learner is in training mode."""
+        """Outputs for a raw batch, for `Task.measure`.
+
+        Raises:
+            ValueError: the learner is in training mode.
+        """
         return self.predict_and_read(batch)[0]
 
     @torch.inference_mode()
     def predict_and_read(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The outputs of `predict` and the vectors of `Task.vector`, from one pass. ValueError: in training mode."""
+        """The outputs of `predict` and the vectors of `Task.vector`, from one pass.
+
+        Raises:
+            ValueError: the learner is in training mode.
+        """
         if self.training:
             raise ValueError(
-                "predict in training mode would use and move batch statistics: call eval() first"
+                "predict in training mode would use and update batch statistics: call eval() first"
             )
         features = self.backbone(self.task.inputs(batch))
-        return self.head(self.task.readout(features)).float(), self.task.vector(features).float()
+        return self._apply_head(features), self.task.vector(features).float()

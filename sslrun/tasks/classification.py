@@ -18,32 +18,35 @@ from sslrun.tasks.base import Task, TaskOptions, tasks
 
 NAMES = ("accuracy", "mean_class_accuracy", "macro_f1", "top5_accuracy", "real_accuracy")
 """Metrics of classification, in percent."""
+TOP5_CLASSES = 10
+"""Number of classes from which top-5 accuracy is reported."""
 
 
 @tasks.register("classification")
 class Classification(Task):
-    """Classify images with a linear head and cross-entropy. Metrics are in percent."""
+    """Classify images with a linear head and cross-entropy. All metrics are in percent."""
 
     class Options(TaskOptions):
         size: int | None = Field(default=None, ge=1)
-        """Side of the backbone's input images, in pixels; default: the size in the data."""
+        """Side of the backbone's input images, in pixels; default: that of the data's images."""
         augmentation: Augmentation = Augmentation(crop=(0.08, 1.0), flip=0.5)
         """Augmentation of training images. Default: SimCLR's for linear evaluation and fine-tuning
-        (Chen et al. 2020, B.6 and B.8). A value replaces the whole default."""
+        (Chen et al. 2020, B.6 and B.8). A value replaces the default as a whole."""
         label_smoothing: float = Field(default=0.0, ge=0, lt=1)
-        """Share of the target spread evenly over the classes (Szegedy et al. 2016)."""
+        """Share of the target that is spread evenly over the classes (Szegedy et al. 2016)."""
         mixup: float = Field(default=0.0, ge=0)
         """Parameter alpha of mixup's Beta(alpha, alpha) (Zhang et al. 2018); 0: off."""
         cutmix: float = Field(default=0.0, ge=0)
-        """Parameter alpha of CutMix's Beta(alpha, alpha) (Yun et al. 2019); 0: off. With mixup, a
-        fair coin for each image."""
+        """Parameter alpha of CutMix's Beta(alpha, alpha) (Yun et al. 2019); 0: off. If mixup is on,
+        too, each image gets one of them at random, with equal chances."""
         init: Literal["zeros", "random"] = "zeros"
-        """Initial weights of a head: zeros as in ViT's fine-tuning (Dosovitskiy et al. 2021), or
+        """Initial weights of the head: zeros as in ViT's fine-tuning (Dosovitskiy et al. 2021), or
         PyTorch's default."""
         metric: Literal["accuracy", "mean_class_accuracy", "macro_f1"] = "accuracy"
         """Metric for model selection and tables."""
 
     reads = ImageSpec
+    conditional = frozenset({"real_accuracy"})
     options: Classification.Options
 
     def __init__(
@@ -51,6 +54,8 @@ class Classification(Task):
     ) -> None:
         super().__init__(options, spec, classes)
         names = dict.fromkeys((options.metric, *NAMES))
+        if len(classes) < TOP5_CLASSES:
+            del names["top5_accuracy"]
         self.metrics = tuple(Metric(name) for name in names)
         self.size = options.size or spec.size
         self.augment = options.augmentation
@@ -67,7 +72,7 @@ class Classification(Task):
         return linear
 
     def views(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Augmented images, and labels (B,) or, with mixup or CutMix, shares of the classes (B, C)."""
+        """Augmented images, and labels (B,); with mixup or CutMix class probabilities (B, C)."""
         assert batch.labels is not None
         images = self.options.augmentation(batch.inputs, self.size, generator)
         if not (self.options.mixup or self.options.cutmix):
@@ -82,20 +87,20 @@ class Classification(Task):
         return F.cross_entropy(outputs, targets, label_smoothing=self.options.label_smoothing)
 
     def measure(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
-        """Metrics in percent; top-5 accuracy for ten classes or more.
+        """Compute the metrics, in percent; top-5 accuracy if there are at least ten classes.
 
-        Targets are labels (N,); or (N, 1 + K): a label and then up to K reassessed labels, filled
-        up with -1, for real_accuracy.
+        Targets are labels (N,), or (N, 1 + K): a label, then up to K reassessed labels for
+        real_accuracy, padded with -1.
         """
-        targets, reassessed = (
-            (targets[:, 0], targets[:, 1:]) if targets.ndim == 2 else (targets, None)
-        )
+        reassessed = targets[:, 1:] if targets.ndim == 2 else None
+        if reassessed is not None:
+            targets = targets[:, 0]
         values = {
             "accuracy": measures.accuracy(outputs, targets),
             "mean_class_accuracy": measures.mean_class_accuracy(outputs, targets),
             "macro_f1": measures.macro_f1(outputs, targets),
         }
-        if len(self.classes) >= 10:
+        if len(self.classes) >= TOP5_CLASSES:
             values["top5_accuracy"] = measures.top_k_accuracy(outputs, targets, 5)
         if reassessed is not None:
             values["real_accuracy"] = measures.multi_label_accuracy(outputs, reassessed)
@@ -105,11 +110,12 @@ class Classification(Task):
 def mix(
     images: Tensor, shares: Tensor, mixup: float, cutmix: float, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Mix each image (B, 3, H, W) and its class shares (B, C) with another of the batch.
+    """Mix each image (B, 3, H, W) and its class probabilities (B, C) with another of the batch.
 
-    mixup blends the two; CutMix pastes a box of the other. Deviation: both draw the image's own
-    share from Beta(alpha, alpha) for each image, where the papers' code draws one share per batch.
-    A batch's gradient then varies less, and the device does not wait for the CPU to know the box.
+    mixup blends the two images; CutMix pastes a box of the other one. Deviation: the share of an
+    image is drawn from Beta(alpha, alpha) for each image, where the papers' code draws one share
+    per batch. This reduces the variance of the gradient, and the device need not wait for the CPU
+    to draw the box.
     """
     other = torch.randperm(len(images), generator=generator, device=images.device)
     if mixup and cutmix:
@@ -132,12 +138,15 @@ def _beta(count: int, alpha: float, generator: torch.Generator) -> Tensor:
 
 
 def _blend(images: Tensor, alpha: float, generator: torch.Generator) -> Tensor:
-    """Weight (B, 1, 1, 1) of each image's own pixels."""
+    """Draw mixup's weights (B, 1, 1, 1) of each image's own pixels."""
     return _beta(len(images), alpha, generator)[:, None, None, None]
 
 
 def _outside_box(images: Tensor, alpha: float, generator: torch.Generator) -> Tensor:
-    """Weight (B, 1, H, W) of each image's own pixels: 0 in a box around a uniform center, cut at the border, else 1."""
+    """Draw CutMix's weights (B, 1, H, W) of each image's own pixels: 0 in a box, else 1.
+
+    The center of the box is uniform, and the box is clipped at the border.
+    """
     count, (height, width) = len(images), images.shape[-2:]
     half = (1 - _beta(count, alpha, generator)).sqrt()[:, None] / 2
     center = torch.rand(2, count, 1, generator=generator, device=images.device)

@@ -1,4 +1,4 @@
-"""Metrics in percent. Those of classification compare scores (N, C) with labels (N,) int64."""
+"""Metrics, in percent. Metrics of classification compare scores (N, C) with labels (N,) int64."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def accuracy(scores: Tensor, labels: Tensor) -> float:
-    """Share of examples whose highest score is their label's."""
+    """Share of examples whose highest score is that of their label."""
     return top_k_accuracy(scores, labels, 1)
 
 
@@ -20,10 +20,10 @@ def top_k_accuracy(scores: Tensor, labels: Tensor, k: int) -> float:
 
 
 def multi_label_accuracy(scores: Tensor, labels: Tensor) -> float:
-    """Share of examples whose highest score is one of their labels (N, K), which -1 fills up.
+    """Share of examples whose highest score is that of one of their labels (N, K), padded with -1.
 
-    Examples without labels do not count (ImageNet ReaL: Beyer et al. 2020). NaN if no example has
-    any.
+    Examples without labels do not count (ImageNet ReaL, Beyer et al. 2020). NaN if no example has
+    labels.
     """
     counted = (labels >= 0).any(dim=1)
     hits = (scores.argmax(dim=1, keepdim=True) == labels).any(dim=1)
@@ -31,9 +31,9 @@ def multi_label_accuracy(scores: Tensor, labels: Tensor) -> float:
 
 
 def mean_class_accuracy(scores: Tensor, labels: Tensor) -> float:
-    """Mean over classes of the accuracy on each (balanced accuracy), as Oxford Pets and Flowers report.
+    """Mean over classes of the accuracy on each (balanced accuracy).
 
-    Classes without an example are left out.
+    Oxford Pets and Flowers report it. Classes without examples do not count.
     """
     hits, truth, _ = _counts(scores, labels)
     present = truth > 0
@@ -41,14 +41,14 @@ def mean_class_accuracy(scores: Tensor, labels: Tensor) -> float:
 
 
 def macro_f1(scores: Tensor, labels: Tensor) -> float:
-    """Mean over classes of F1. Classes neither predicted nor present are left out."""
+    """Mean F1 over classes. Classes that are neither predicted nor present do not count."""
     hits, truth, predicted = _counts(scores, labels)
-    seen = truth + predicted
-    return 100 * (2 * hits[seen > 0] / seen[seen > 0]).mean().item()
+    total = truth + predicted
+    return 100 * (2 * hits[total > 0] / total[total > 0]).mean().item()
 
 
 def _counts(scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """For each class (C,): examples correctly predicted, examples, predictions; float64."""
+    """For each class, the numbers (C,) float64 of correct predictions, examples and predictions."""
     classes = scores.shape[1]
     predicted = scores.argmax(dim=1)
     hits = torch.bincount(labels[predicted == labels], minlength=classes)
@@ -57,15 +57,18 @@ def _counts(scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def f1(scores: Tensor, labels: Tensor) -> float:
-    """F1 of class 1 of two, as GLUE reports for MRPC and QQP; 0 if it is neither predicted nor present."""
+    """F1 of class 1 of two, which GLUE reports for MRPC and QQP.
+
+    0 if class 1 is neither predicted nor present.
+    """
     hits, truth, predicted = _counts(scores, labels)
     return 100 * (2 * hits[1] / (truth[1] + predicted[1]).clamp_min(1)).item()
 
 
 def matthews(scores: Tensor, labels: Tensor) -> float:
-    """Matthews' correlation of predictions and labels (for several classes Gorodkin's R_K), as CoLA reports.
+    """Matthews' correlation of predictions and labels, which CoLA reports.
 
-    0 if only one class is predicted or present.
+    For more than two classes it is Gorodkin's R_K. 0 if only one class is predicted or present.
     """
     hits, truth, predicted = _counts(scores, labels)
     count, right = truth.sum(), hits.sum()
@@ -75,7 +78,7 @@ def matthews(scores: Tensor, labels: Tensor) -> float:
 
 
 def pearson(values: Tensor, truth: Tensor) -> float:
-    """Correlation of two vectors (N,), in percent; 0 where one is constant."""
+    """Correlation of two vectors (N,), in percent; 0 if one is constant."""
     both = torch.stack([values.double(), truth.double()])
     both = both - both.mean(dim=1, keepdim=True)
     spread = both.norm(dim=1).prod()
@@ -83,48 +86,51 @@ def pearson(values: Tensor, truth: Tensor) -> float:
 
 
 def spearman(values: Tensor, truth: Tensor) -> float:
-    """Correlation of the ranks of two vectors (N,), ties sharing their mean rank, in percent."""
+    """Correlation of the ranks of two vectors (N,), in percent; ties have their mean rank."""
     return pearson(_ranks(values), _ranks(truth))
 
 
 def _ranks(values: Tensor) -> Tensor:
+    """Ranks (N,) of a vector, from 1; ties have their mean rank."""
     _, group, counts = values.double().unique(return_inverse=True, return_counts=True)
     last = counts.cumsum(0)
     return (last - (counts - 1) / 2)[group]
 
 
 def entities(guess: Sequence[Sequence[str]], truth: Sequence[Sequence[str]]) -> dict[str, float]:
-    """F1, precision and recall of entities, and the accuracy of tags, for tag sequences in BIO; in percent.
+    """F1, precision and recall of entities, and the accuracy of tags, in percent.
 
-    An entity is right if its span and its type are (conlleval). An I after another type, or after
-    O, begins an entity.
+    Tag sequences are in BIO format, one per sentence. A predicted entity is right if its span and
+    its type are (conlleval). An I tag after another type, or after O, begins an entity.
     """
-    told, meant = (
-        {(at, *each) for at, tags in enumerate(side) for each in _entities(tags)}
-        for side in (guess, truth)
-    )
-    right = len(told & meant)
-    words = sum(map(len, truth))
-    same = sum(
-        a == b
-        for one, other in zip(guess, truth, strict=True)
-        for a, b in zip(one, other, strict=True)
-    )
+    predicted, expected = _collect_entities(guess), _collect_entities(truth)
+    right = len(predicted & expected)
+    words, same = 0, 0
+    for guessed_tags, true_tags in zip(guess, truth, strict=True):
+        words += len(true_tags)
+        same += sum(a == b for a, b in zip(guessed_tags, true_tags, strict=True))
     return {
-        "f1": 200 * right / max(1, len(told) + len(meant)),
-        "precision": 100 * right / max(1, len(told)),
-        "recall": 100 * right / max(1, len(meant)),
+        "f1": 200 * right / max(1, len(predicted) + len(expected)),
+        "precision": 100 * right / max(1, len(predicted)),
+        "recall": 100 * right / max(1, len(expected)),
         "accuracy": 100 * same / max(1, words),
     }
 
 
-def _entities(tags: Sequence[str]) -> Iterator[tuple[int, int, str]]:
-    """First word, one past the last, and type."""
+def _collect_entities(sentences: Sequence[Sequence[str]]) -> set[tuple[int, int, int, str]]:
+    """All entities: the index of the sentence, the first word, one past the last word, the type."""
+    return {
+        (index, *entity) for index, tags in enumerate(sentences) for entity in _parse_entities(tags)
+    }
+
+
+def _parse_entities(tags: Sequence[str]) -> Iterator[tuple[int, int, str]]:
+    """Yield the entities of a sentence: first word, one past the last word, and type."""
     start, kind = 0, ""
-    for at, tag in enumerate([*tags, "O"]):
+    for index, tag in enumerate([*tags, "O"]):
         mark, _, name = tag.partition("-")
         if kind and (mark != "I" or name != kind):
-            yield start, at, kind
+            yield start, index, kind
             kind = ""
         if mark in ("B", "I") and not kind:
-            start, kind = at, name
+            start, kind = index, name

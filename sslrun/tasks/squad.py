@@ -1,4 +1,7 @@
-"""Answers to questions: from scores of tokens to text, and SQuAD's official measures (Rajpurkar et al. 2016, 2018)."""
+"""Answers to questions: from scores of tokens to text, and SQuAD's official metrics.
+
+Rajpurkar et al., EMNLP 2016 (arXiv:1606.05250) and ACL 2018 (arXiv:1806.03822).
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from itertools import groupby
 from statistics import fmean
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from sslrun.data.text.passages import SpanRow, SpanSet
@@ -19,107 +23,130 @@ class Answer(NamedTuple):
     """The best span for a question."""
 
     text: str
-    """"" where there is none."""
+    """Text of the span; empty if there is no span."""
     doubt: float
-    """By how much no answer scores above it."""
+    """Score of "no answer" minus the score of the span."""
 
 
 def decode(
     outputs: Tensor, windows: SpanSet, rows: Tensor, candidates: int, longest: int
 ) -> dict[int, Answer]:
-    """The best answer to each question, by its number.
+    """Return the best answer to each question, by the question's number.
 
-    `outputs` (W, T, 2): of the windows `rows` (W,). As in BERT's run_squad.py: the best starts with
-    the best ends of each window, both in the passage, in order, not too long, and the start in the
-    window that gives it the most context; the sum of both scores decides, over all windows of a
-    question. No answer scores as [CLS], by its lowest.
+    `outputs` (W, T, 2) are the scores of starts and ends in the windows `rows` (W,). Spans are
+    those of `_best_spans`; the best span over all windows of a question wins. The score of "no
+    answer" is that of [CLS], the lowest over the windows. Both follow BERT's run_squad.py.
+    """
+    scores, starts, ends = _best_spans(outputs, windows, rows, candidates, longest)
+    empty_scores = outputs[:, 0].sum(dim=1)
+    spans: dict[int, tuple[float, str]] = {}
+    lowest_empty: dict[int, float] = {}
+    for window, question in enumerate(windows.question[rows].tolist()):
+        empty = float(empty_scores[window])
+        lowest_empty[question] = min(lowest_empty.get(question, float("inf")), empty)
+        best, _ = spans.setdefault(question, (float("-inf"), ""))
+        if scores[window] > best:
+            text = windows.rows[question].context[int(starts[window]) : int(ends[window])]
+            spans[question] = (float(scores[window]), text)
+    return {
+        question: Answer(text, lowest_empty[question] - score)
+        for question, (score, text) in spans.items()
+    }
+
+
+def _best_spans(
+    outputs: Tensor, windows: SpanSet, rows: Tensor, candidates: int, longest: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The score (W,) of the best span in each window, and its first and last character (W,).
+
+    A score is the sum of the scores of start and end. The `candidates` best starts are combined
+    with the `candidates` best ends (K of each). A span must lie in the passage and have at most
+    `longest` tokens. Its start must be in the window that gives it the most context.
+
+        start_scores, end_scores (W, K); span_scores (W, K * K), with the start as the slow index
     """
     length = outputs.shape[1]
-    characters, best = windows.characters[rows][:, :length], windows.best[rows][:, :length]
+    characters, has_context = windows.characters[rows][:, :length], windows.best[rows][:, :length]
     inside = characters[..., 0] >= 0
-    start = outputs[..., 0].masked_fill(~(inside & best), float("-inf"))
+    start = outputs[..., 0].masked_fill(~(inside & has_context), float("-inf"))
     end = outputs[..., 1].masked_fill(~inside, float("-inf"))
     count = min(candidates, length)
-    start_score, start_at = start.topk(count, dim=1)
-    end_score, end_at = end.topk(count, dim=1)
-    span = end_at[:, None, :] - start_at[:, :, None]
-    total = start_score[:, :, None] + end_score[:, None, :]
-    total = total.masked_fill((span < 0) | (span >= longest), float("-inf")).flatten(1)
-    score, chosen = total.max(dim=1)
-    begins = start_at.gather(1, (chosen // count)[:, None])[:, 0]
-    finishes = end_at.gather(1, (chosen % count)[:, None])[:, 0]
-    empty = outputs[:, 0].sum(dim=1)
-    found: dict[int, tuple[float, str]] = {}
-    nothing: dict[int, float] = {}
-    for at, question in enumerate(windows.question[rows].tolist()):
-        nothing[question] = min(nothing.get(question, float("inf")), float(empty[at]))
-        if score[at] > found.get(question, (float("-inf"), ""))[0]:
-            first, last = int(characters[at, begins[at], 0]), int(characters[at, finishes[at], 1])
-            found[question] = (float(score[at]), windows.rows[question].context[first:last])
-        found.setdefault(question, (float("-inf"), ""))
-    return {
-        question: Answer(text, nothing[question] - score)
-        for question, (score, text) in found.items()
-    }
+    start_scores, start_places = start.topk(count, dim=1)
+    end_scores, end_places = end.topk(count, dim=1)
+    span_lengths = end_places[:, None, :] - start_places[:, :, None]
+    invalid = (span_lengths < 0) | (span_lengths >= longest)
+    span_scores = start_scores[:, :, None] + end_scores[:, None, :]
+    scores, chosen = span_scores.masked_fill(invalid, float("-inf")).flatten(1).max(dim=1)
+    window = torch.arange(len(outputs))
+    first = start_places[window, chosen // count]
+    last = end_places[window, chosen % count]
+    return scores, characters[window, first, 0], characters[window, last, 1]
 
 
-def squad_scores(answers: dict[int, Answer], rows: Sequence[SpanRow]) -> dict[str, float]:
-    """Exact match and F1 over the questions answered, in percent; the best of each question's right answers counts.
+def score_answers(answers: dict[int, Answer], rows: Sequence[SpanRow]) -> dict[str, float]:
+    """Exact match and F1 over the answered questions, in percent, by SQuAD's evaluation.
 
-    Where some questions have no answer, none is told where that scores above the best span (a
-    threshold of 0); `best_f1` is the F1 by the threshold that is best for these very questions, as
-    SQuAD 2.0's official script gives it and Devlin et al. (2019, 4.3) choose theirs.
+    Each question counts by its best right answer. If some questions have no answer, a question
+    whose "no answer" scores above the best span is left unanswered (a threshold of 0). `best_f1` is
+    then the F1 at the threshold that is best for these very questions, as in the official script of
+    SQuAD 2.0; Devlin et al. (2019, 4.3) choose their threshold in this way.
     """
     unanswerable = any(not row.answers for row in rows)
-    told = {
-        at: "" if unanswerable and answer.doubt > 0 else answer.text
-        for at, answer in answers.items()
+    texts = {
+        question: "" if unanswerable and answer.doubt > 0 else answer.text
+        for question, answer in answers.items()
     }
-    found = {
-        "f1": fmean(_best(overlap, text, rows[at]) for at, text in told.items()),
-        "exact_match": fmean(_best(_same, text, rows[at]) for at, text in told.items()),
+    shares = {
+        "f1": fmean(_best(word_f1, text, rows[question]) for question, text in texts.items()),
+        "exact_match": fmean(
+            _best(_same, text, rows[question]) for question, text in texts.items()
+        ),
     }
     if unanswerable:
-        found["best_f1"] = _best_f1(answers, rows)
-    return {name: 100 * value for name, value in found.items()}
+        shares["best_f1"] = _best_f1(answers, rows)
+    return {name: 100 * value for name, value in shares.items()}
 
 
 def _best_f1(answers: dict[int, Answer], rows: Sequence[SpanRow]) -> float:
-    """The highest F1, in [0, 1], that a threshold on doubt gives."""
-    empty = {at: _best(overlap, "", rows[at]) for at in answers}
-    best = found = sum(empty.values())
-    by_doubt = sorted(answers.items(), key=lambda each: each[1].doubt)
-    for _, equals in groupby(
-        by_doubt, key=lambda each: each[1].doubt
-    ):  # a threshold lets all of them in
-        for at, answer in equals:
-            found += _best(overlap, answer.text, rows[at]) - empty[at]
-        best = max(best, found)
+    """The highest F1, in [0, 1], over all thresholds on doubt.
+
+    Starts with all questions unanswered, and raises the threshold past one doubt after the other.
+    """
+    unanswered = {question: _best(word_f1, "", rows[question]) for question in answers}
+    best = total = sum(unanswered.values())
+    by_doubt = sorted(answers.items(), key=_doubt)
+    for _, group in groupby(by_doubt, key=_doubt):  # a threshold passes equal doubts together
+        for question, answer in group:
+            total += _best(word_f1, answer.text, rows[question]) - unanswered[question]
+        best = max(best, total)
     return best / len(answers)
 
 
+def _doubt(item: tuple[int, Answer]) -> float:
+    return item[1].doubt
+
+
 def _best(measure: Callable[[str, str], float], text: str, row: SpanRow) -> float:
-    """The measure by whichever of the right answers is best for it."""
-    return max(
-        measure(text, each)
-        for each in [right for right, _ in row.answers if normalised(right)] or [""]
-    )
+    """The highest measure of a text against any of the question's right answers."""
+    right = [answer for answer, _ in row.answers if normalize_answer(answer)]
+    return max(measure(text, answer) for answer in right or [""])
 
 
 def _same(answer: str, right: str) -> float:
-    return float(normalised(answer) == normalised(right))
+    """1 if two answers match exactly after normalization, else 0."""
+    return float(normalize_answer(answer) == normalize_answer(right))
 
 
-def normalised(answer: str) -> str:
-    """Lower case, without punctuation, articles and runs of white space."""
-    lower = "".join(each for each in answer.lower() if each not in string.punctuation)
+def normalize_answer(answer: str) -> str:
+    """Lowercase an answer, and remove punctuation, articles and runs of white space."""
+    lower = "".join(letter for letter in answer.lower() if letter not in string.punctuation)
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", lower).split())
 
 
-def overlap(answer: str, right: str) -> float:
-    """F1 of two answers' words, in [0, 1]."""
-    given, wanted = normalised(answer).split(), normalised(right).split()
-    if not given or not wanted:
-        return float(given == wanted)
-    common = sum((Counter(given) & Counter(wanted)).values())
-    return 2 * common / (len(given) + len(wanted))
+def word_f1(answer: str, right: str) -> float:
+    """F1 of the words of two answers, in [0, 1]."""
+    words, right_words = normalize_answer(answer).split(), normalize_answer(right).split()
+    if not words or not right_words:
+        return float(words == right_words)
+    common = sum((Counter(words) & Counter(right_words)).values())
+    return 2 * common / (len(words) + len(right_words))

@@ -1,9 +1,9 @@
-"""The tasks of BERT's Figure 4: the class of a sentence or a pair, the span that answers a question, a tag per word.
+"""The text tasks of BERT's Figure 4: classes of sentences and pairs, answer spans, tags of words.
 
 Heads are BERT's: dropout (none for spans) and one linear map. `bilstm` adds a randomly initialized
-BiLSTM below it, as in the last row of BERT's Table 5. The paper leaves its size and readout open:
-here it is as wide as the backbone in each direction, and a whole sequence is read at the forward
-half's last token and the backward half's first.
+BiLSTM below the map, as in the last row of BERT's Table 5. The paper leaves its size and readout
+open. Here each direction is as wide as the backbone, and a whole sequence is read at the last token
+of the forward half and the first token of the backward half.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from sslrun.backbones.base import Features
-from sslrun.backbones.lstm import LstmStack, reversed_real
+from sslrun.backbones.lstm import LstmStack, reverse_real
 from sslrun.backbones.text import gather_tokens
 from sslrun.data.examples import Examples
 from sslrun.data.specs import TextSpec
@@ -25,7 +25,7 @@ from sslrun.errors import UserError
 from sslrun.metric import Metric
 from sslrun.tasks import metrics as measures
 from sslrun.tasks.base import Task, TaskOptions, tasks
-from sslrun.tasks.squad import decode, squad_scores
+from sslrun.tasks.squad import decode, score_answers
 
 Pool = Literal["pooled", "cls", "mean", "last4", "mixture"]
 
@@ -37,20 +37,23 @@ class TextTaskOptions(TaskOptions):
     dropout: float = Field(0.1, ge=0, lt=1)
     """Dropout rate on the input of the head."""
     bilstm: int = Field(0, ge=0)
-    """Layers of a randomly initialized BiLSTM between the backbone and the head; true: one."""
+    """Number of layers of a randomly initialized BiLSTM between backbone and head; true: one."""
 
     def check_depth(self, depth: int) -> None:
         if self.pool == "last4" and depth < 4:
             raise UserError(
-                f"pool last4 reads 4 layers, but the backbone has {depth}, embeddings included: take mixture"
+                f"pool last4 reads 4 layers, but the backbone has {depth}, including embeddings: "
+                "take mixture"
             )
 
     def choices(self) -> list[str]:
         if not self.bilstm:
             return []
+        layers = f"{self.bilstm} layer{'s' if self.bilstm > 1 else ''}"
         return [
-            f"the BiLSTM has {self.bilstm} layer{'s' if self.bilstm > 1 else ''}, in each direction as wide as the backbone; "
-            "of whole sequences the forward half is read at the last token and the backward half at the first"
+            f"the BiLSTM has {layers}, in each direction as wide as the backbone; "
+            "of whole sequences the forward half is read at the last token and the backward half "
+            "at the first"
         ]
 
 
@@ -58,8 +61,8 @@ class TokenTaskOptions(TextTaskOptions):
     """Options that tasks with one output per token share."""
 
     pool: Literal["cls", "last4", "mixture"] = "cls"
-    """Features of a token. cls: last layer. last4: last four, concatenated. mixture: learned mix of
-    all layers."""
+    """Features of a token. cls: those of the last layer. last4: those of the last four layers,
+    concatenated. mixture: a learned mixture of all layers."""
 
     @property
     def linear(self) -> bool:
@@ -67,7 +70,7 @@ class TokenTaskOptions(TextTaskOptions):
 
 
 class DroppedLinear(nn.Linear):
-    """Dropout and a linear map; its parameters are those of a linear map."""
+    """Dropout, then a linear map; parameters have the names of a linear map."""
 
     def __init__(self, width: int, outputs: int, dropout: float) -> None:
         super().__init__(width, outputs)
@@ -80,7 +83,7 @@ class DroppedLinear(nn.Linear):
 
 
 class ScalarMix(nn.Module):
-    """A learned mixture of layers, softmax weights times a scale (ELMo, Peters et al. 2018)."""
+    """A learned mixture of layers, with softmax weights and a scale (Peters et al., NAACL 2018)."""
 
     def __init__(self, depth: int) -> None:
         super().__init__()
@@ -97,20 +100,20 @@ class BiLstm(nn.Module):
 
     def __init__(self, inputs: int, width: int, depth: int, dropout: float) -> None:
         super().__init__()
-        given = [inputs, *[2 * width] * (depth - 1)]
-        self.ahead = nn.ModuleList(LstmStack(each, width, 1, dropout) for each in given)
-        self.back = nn.ModuleList(LstmStack(each, width, 1, dropout) for each in given)
+        widths = [inputs, *[2 * width] * (depth - 1)]
+        self.ahead = nn.ModuleList(LstmStack(below, width, 1, dropout) for below in widths)
+        self.back = nn.ModuleList(LstmStack(below, width, 1, dropout) for below in widths)
 
     def forward(self, x: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
-        """States (B, T, D) of the top layer's two directions. `real` (B, T) is False at padding."""
+        """States (B, T, D) of the top layer's two directions; `real` (B, T) is False at padding."""
         for ahead, back in zip(self.ahead, self.back, strict=True):
-            forwards, backwards = ahead(x)[0], reversed_real(back(reversed_real(x, real))[0], real)
+            forwards, backwards = ahead(x)[0], reverse_real(back(reverse_real(x, real))[0], real)
             x = torch.cat([forwards, backwards], dim=-1)
         return forwards, backwards
 
 
 class TextHead(nn.Module):
-    """A head that is more than a linear map of one vector."""
+    """A head that reads more than one vector per example; `whole`: one output per sequence."""
 
     def __init__(
         self, width: int, depth: int, outputs: int, options: TextTaskOptions, whole: bool
@@ -150,20 +153,20 @@ class TextHead(nn.Module):
 
 @tasks.register("sentences")
 class Sentences(Task):
-    """Predict the class of a sentence or a pair; or a number, if the set has numbers in place of classes.
+    """Predict the class of a sentence or a pair; or a number, if the labels are numbers.
 
-    Metrics are in percent, correlations too.
+    All metrics are in percent, including correlations.
     """
 
     class Options(TextTaskOptions):
         pool: Pool = "pooled"
-        """Features of a sequence. pooled: the backbone's own (BERT: the tanh of a linear map of
-        [CLS]). cls: the last layer at the token at which sequences are read (in causal backbones
-        the last one). mean: the mean over tokens. last4: that token in the last four layers, side
-        by side. mixture: that token in a learned mixture of layers."""
+        """Features of a sequence. pooled: the backbone's pooled features (BERT: the tanh of a
+        linear map of [CLS]). cls: the last layer at [CLS], or at the last token in causal
+        backbones. mean: the mean over tokens. last4: the last four layers at that token,
+        concatenated. mixture: a learned mixture of all layers at that token."""
         metric: Literal["accuracy", "f1", "macro_f1", "matthews", "spearman"] | None = None
-        """Metric for model selection and tables; default: accuracy, or spearman for numbers. f1: F1
-        of class 1."""
+        """Metric for model selection and tables; default: accuracy for classes, spearman for
+        numbers. f1: F1 of class 1."""
 
         @property
         def linear(self) -> bool:
@@ -183,8 +186,6 @@ class Sentences(Task):
     def __init__(self, options: Sentences.Options, spec: Any, classes: tuple[str, ...]) -> None:
         super().__init__(options, spec, classes)
         primary = options.metric or ("accuracy" if classes else "spearman")
-        known = ("accuracy", "macro_f1", "matthews", "f1") if classes else ("spearman", "pearson")
-        self.metrics = tuple(Metric(name) for name in dict.fromkeys((primary, *known)))
         if (primary == "spearman") != (not classes):
             raise UserError(
                 f"metric {primary}: spearman is for numbers, the others are for classes"
@@ -193,6 +194,10 @@ class Sentences(Task):
             raise UserError(
                 f"metric f1 needs two classes, but there are {len(classes)}: take macro_f1"
             )
+        names: tuple[str, ...] = ("spearman", "pearson")
+        if classes:
+            names = ("accuracy", "macro_f1", "matthews", *(["f1"] if len(classes) == 2 else []))
+        self.metrics = tuple(Metric(name) for name in dict.fromkeys((primary, *names)))
 
     @property
     def linear(self) -> bool:
@@ -233,23 +238,33 @@ class Sentences(Task):
         )
 
     def measure(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
-        """Metrics in percent: accuracy, F1 and Matthews' correlation for classes; STS-B's correlations for numbers."""
+        """Compute the metrics, in percent.
+
+        For classes they are accuracy, F1 and Matthews' correlation; for numbers the correlations
+        that STS-B reports.
+        """
         if not self.classes:
             return {
                 "spearman": measures.spearman(outputs[:, 0], targets),
                 "pearson": measures.pearson(outputs[:, 0], targets),
             }
-        found = {
+        values = {
             "accuracy": measures.accuracy(outputs, targets),
             "macro_f1": measures.macro_f1(outputs, targets),
             "matthews": measures.matthews(outputs, targets),
         }
-        return found | ({"f1": measures.f1(outputs, targets)} if len(self.classes) == 2 else {})
+        if len(self.classes) == 2:
+            values["f1"] = measures.f1(outputs, targets)
+        return values
 
 
 @tasks.register("span")
 class Span(Task):
-    """Find the span of a passage that answers a question, by a score of each token to begin and to end it (SQuAD)."""
+    """Find the span of a passage that answers a question (SQuAD, Rajpurkar et al., EMNLP 2016).
+
+    The head scores each token as the start and as the end of the answer. All metrics are in
+    percent; best_f1 is reported if some questions have no answer.
+    """
 
     class Options(TokenTaskOptions):
         dropout: float = Field(0.0, ge=0, lt=1)
@@ -257,11 +272,12 @@ class Span(Task):
         answer_length: int = Field(30, ge=1)
         """Maximum length of an answer, in tokens."""
         candidates: int = Field(20, ge=1)
-        """Number of best starts and of best ends that are combined in each window."""
+        """Number of best starts, and of best ends, to combine in each window."""
 
     reads = TextSpec
     options: Span.Options
     metrics = (Metric("f1"), Metric("exact_match"), Metric("best_f1"))
+    conditional = frozenset({"best_f1"})
 
     def head(self, width: int, depth: int = 0) -> nn.Module:
         return TextHead(width, depth, 2, self.options, whole=False)
@@ -274,7 +290,7 @@ class Span(Task):
         return (F.cross_entropy(start, targets[:, 0]) + F.cross_entropy(end, targets[:, 1])) / 2
 
     def score(self, outputs: Tensor, examples: Examples) -> dict[str, float]:
-        """Exact match and F1 of SQuAD's own evaluation, in percent; see `squad_scores`."""
+        """Exact match and F1 by SQuAD's evaluation, in percent; see `score_answers`."""
         assert isinstance(examples, Sequences)
         assert examples.rows is not None
         answers = decode(
@@ -284,14 +300,15 @@ class Span(Task):
             self.options.candidates,
             self.options.answer_length,
         )
-        return squad_scores(answers, examples.extra.rows)
+        return score_answers(answers, examples.extra.rows)
 
 
 @tasks.register("tagging")
 class Tagging(Task):
     """Predict a tag for each word at its first piece, without a CRF (Devlin et al., NAACL 2019).
 
-    Scored by whole entities, or by words if the tags mark no entities, as parts of speech do.
+    The primary metric is F1 of entities, or the accuracy of words if the tags mark no entities,
+    such as parts of speech. All metrics are in percent.
     """
 
     Options = TokenTaskOptions
@@ -323,22 +340,21 @@ class Tagging(Task):
         return losses / known.sum().clamp_min(1)
 
     def score(self, outputs: Tensor, examples: Examples) -> dict[str, float]:
-        """Precision, recall and F1 of entities (exact span and type), and the accuracy of tags, in percent."""
+        """Precision, recall and F1 of entities (exact span and type), and accuracy of tags.
+
+        They are in percent. Words that were cut off count as predicted outside of entities.
+        """
         assert isinstance(examples, Sequences)
         assert examples.rows is not None
         best, device = outputs.argmax(dim=-1).cpu(), torch.device("cpu")
         places = torch.arange(len(examples)).split(512)
         truth, guess = [], []
-        for place, batch in zip(places, examples.batches(places, device), strict=True):
+        for rows, batch in zip(places, examples.batches(places, device), strict=True):
             assert batch.labels is not None
-            for row, labels in zip(place.tolist(), batch.labels, strict=True):
+            for row, labels in zip(rows.tolist(), batch.labels, strict=True):
                 tags = examples.extra.tags[int(examples.rows[row])]
-                predicted = [
-                    self.classes[tag]
-                    for tag in best[row, : len(labels)][labels != IGNORED].tolist()
-                ]
+                chosen = best[row, : len(labels)][labels != IGNORED].tolist()
+                predicted = [self.classes[tag] for tag in chosen]
                 truth.append(tags)
-                guess.append(
-                    predicted + ["O"] * (len(tags) - len(predicted))
-                )  # words that were cut off
+                guess.append(predicted + ["O"] * (len(tags) - len(predicted)))
         return measures.entities(guess, truth)

@@ -1,4 +1,4 @@
-"""Checkpoints: written whole or not at all, and verified by checksums when read."""
+"""Checkpoints of a training: written atomically, and verified by checksums when read."""
 
 from __future__ import annotations
 
@@ -18,50 +18,59 @@ from sslrun.files import replacing, sync
 from sslrun.training.loop import Training
 
 WEIGHTS, STATE, MANIFEST = "learner.safetensors", "training.pt", "manifest.json"
+"""Files of a checkpoint: the learner's weights, everything else to resume from, and checksums."""
 UNFINISHED = ".unfinished"
-
-
+"""Folder that a checkpoint is written to before it is renamed."""
 KEPT = 2
-"""Checkpoints that are kept: the last one, and one to fall back to where that is damaged."""
+"""Number of checkpoints to keep: the last, and the one before it in case the last is damaged."""
 
 
 def save(training: Training[Any], folder: Path) -> Path:
-    """Write `folder`/step-N, remove all but the last `KEPT`, and return the new one. UserError: the disk is full."""
+    """Write the checkpoint `folder`/step-N, remove all but the last `KEPT`, and return its path.
+
+    Raises:
+        UserError: the disk is full.
+    """
     target = folder / f"step-{training.step:09d}"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        unfinished = folder / UNFINISHED
-        shutil.rmtree(unfinished, ignore_errors=True)  # of a process that was killed
-        unfinished.mkdir()
-        try:
-            with replacing(unfinished / WEIGHTS) as file:
-                save_model(training.learner, str(file))
-            with replacing(unfinished / STATE) as file:
-                torch.save(training.state_dict(), file)
-            sums = {name: _checksum(unfinished / name) for name in (WEIGHTS, STATE)}
-            with replacing(unfinished / MANIFEST) as file:
-                file.write_text(json.dumps({"step": training.step, "sha256": sums}))
-            if target.exists():
-                shutil.rmtree(target)
-            os.replace(unfinished, target)
-            sync(folder)
-        finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
+        _write(training, folder, target)
     except (OSError, RuntimeError) as error:
-        if (
-            not disk_is_full(error) and shutil.disk_usage(folder).free >= 2**20
-        ):  # torch.save does not always say
+        # torch.save does not always report a full disk as such, so check the free space, too.
+        if not disk_is_full(error) and shutil.disk_usage(folder).free >= 2**20:
             raise
         raise UserError(
-            f"{folder}: the disk is full; the last checkpoint is kept. Free some space and give the same command again"
+            f"{folder}: the disk is full; the last checkpoint is kept. "
+            "Free some space and give the same command again"
         ) from None
     for older in sorted(folder.glob("step-*"))[:-KEPT]:
         shutil.rmtree(older, ignore_errors=True)
     return target
 
 
+def _write(training: Training[Any], folder: Path, target: Path) -> None:
+    """Write a checkpoint to a temporary folder, then rename the folder to `target`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    unfinished = folder / UNFINISHED
+    shutil.rmtree(unfinished, ignore_errors=True)  # left by a process that was killed
+    unfinished.mkdir()
+    try:
+        with replacing(unfinished / WEIGHTS) as file:
+            save_model(training.learner, str(file))
+        with replacing(unfinished / STATE) as file:
+            torch.save(training.state_dict(), file)
+        sums = {name: _checksum(unfinished / name) for name in (WEIGHTS, STATE)}
+        with replacing(unfinished / MANIFEST) as file:
+            file.write_text(json.dumps({"step": training.step, "sha256": sums}))
+        if target.exists():
+            shutil.rmtree(target)
+        os.replace(unfinished, target)
+        sync(folder)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
 def latest(folder: Path) -> Path | None:
-    """The newest intact checkpoint in `folder`; a damaged one is skipped with a warning."""
+    """Find the newest intact checkpoint in `folder`, and skip damaged ones with a warning."""
     for path in sorted(folder.glob("step-*"), reverse=True):
         if _intact(path):
             return path
@@ -72,7 +81,7 @@ def latest(folder: Path) -> Path | None:
 
 
 def restore(training: Training[Any], path: Path) -> None:
-    """Load a checkpoint into a training that was made with the same options."""
+    """Load a checkpoint into a training with the same options."""
     load_model(training.learner, str(path / WEIGHTS))
     training.load_state_dict(
         torch.load(path / STATE, map_location=training.compute.device, weights_only=True)
@@ -80,6 +89,7 @@ def restore(training: Training[Any], path: Path) -> None:
 
 
 def _intact(path: Path) -> bool:
+    """Whether all files of a checkpoint are there and have the recorded checksums."""
     try:
         sums = json.loads((path / MANIFEST).read_text())["sha256"]
         return all(_checksum(path / name) == expected for name, expected in sums.items())
@@ -88,5 +98,6 @@ def _intact(path: Path) -> bool:
 
 
 def _checksum(path: Path) -> str:
+    """SHA-256 of a file, as hexadecimal digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

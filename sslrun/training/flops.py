@@ -1,4 +1,7 @@
-"""FLOPs, counted by torch's own counter (a multiplication and an addition are two), with formulas for what it lacks."""
+"""Count FLOPs by torch's counter, with formulas for the operators that it lacks.
+
+A multiplication and an addition are two FLOPs.
+"""
 
 from __future__ import annotations
 
@@ -13,37 +16,44 @@ Shape = Sequence[int]
 
 
 def _rnn(inputs: Shape, matrices: Sequence[Shape], packed: bool) -> int:
-    """Each of the gates' matrices multiplies every token once."""
+    """FLOPs of a recurrent layer: each matrix of the gates multiplies every token once.
+
+    `inputs` is (T, B, C), or (tokens, C) if `packed`; biases among `matrices` do not count.
+    """
     tokens = inputs[0] if packed else inputs[0] * inputs[1]
-    return 2 * tokens * sum(prod(each) for each in matrices if len(each) == 2)
+    return 2 * tokens * sum(prod(shape) for shape in matrices if len(shape) == 2)
 
 
-def _mkldnn_rnn(inputs: Shape, of_input: Shape, of_state: Shape, *args: Any, **kwargs: Any) -> int:
-    return _rnn(inputs, (of_input, of_state), packed=False)
+def _mkldnn_rnn(
+    inputs: Shape, input_weight: Shape, state_weight: Shape, *args: Any, **kwargs: Any
+) -> int:
+    """Forward FLOPs of oneDNN's recurrent layer."""
+    return _rnn(inputs, (input_weight, state_weight), packed=False)
 
 
 def _cudnn_rnn(inputs: Shape, weights: Sequence[Shape], *args: Any, **kwargs: Any) -> int:
+    """Forward FLOPs of cuDNN's recurrent layers."""
     return _rnn(inputs, weights, packed=len(inputs) == 2)
 
 
 def _twice(forward: Callable[..., int]) -> Callable[..., int]:
-    """The backward pass: once for the gradient of the inputs, once for that of the weights."""
+    """FLOPs of a backward pass: the gradients of inputs and of weights each cost a forward pass."""
     return lambda *args, **kwargs: 2 * forward(*args, **kwargs)
 
 
 def _attention(query: Shape, key: Shape, value: Shape, *args: Any, **kwargs: Any) -> int:
-    """Scores, and what they mix."""
+    """Forward FLOPs of attention: the scores, and the weighted sums of values."""
     return sdpa_flop_count(query, key, value)
 
 
 def _attention_backward(
     gradient: Shape, query: Shape, key: Shape, value: Shape, *args: Any, **kwargs: Any
 ) -> int:
-    """The scores anew, and the gradients of the four that were multiplied."""
+    """Backward FLOPs of attention: the scores once more, and four matrix products for gradients."""
     return sdpa_backward_flop_count(gradient, query, key, value)
 
 
-LACKING = {
+MISSING_FORMULAS = {
     torch.ops.aten.mkldnn_rnn_layer: _mkldnn_rnn,
     torch.ops.aten.mkldnn_rnn_layer_backward: _twice(_mkldnn_rnn),
     torch.ops.aten._cudnn_rnn: _cudnn_rnn,
@@ -51,12 +61,15 @@ LACKING = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
 }
-"""What torch's counter takes for nothing: LSTMs as a whole (as of 2.15), and a CPU's attention (as
-of 2.14)."""
+"""Formulas for operators that torch's counter counts as zero: LSTMs (torch 2.15), and attention on
+CPUs (torch 2.14)."""
 
 
 class _Untracked:
-    """In place of torch's tracker of modules, whose hooks cost time and fail in inference mode: all is one module."""
+    """A module tracker that attributes all FLOPs to one module.
+
+    It replaces torch's tracker, whose hooks take time and fail in inference mode.
+    """
 
     parents = frozenset({"Global"})
 
@@ -66,22 +79,22 @@ class _Untracked:
 
 
 def flop_counter() -> FlopCounterMode:
-    """Counts what runs while it is entered, in both directions: `get_total_flops()`."""
-    counter = FlopCounterMode(display=False, custom_mapping=LACKING)
+    """A context manager that counts FLOPs, forward and backward, for `get_total_flops()`."""
+    counter = FlopCounterMode(display=False, custom_mapping=MISSING_FORMULAS)
     counter.mod_tracker = _Untracked()  # type: ignore[assignment]
     return counter
 
 
 COUNTED_STEPS = 4
-"""Steps, about, whose FLOPs are counted where examples differ in length."""
+"""Approximate number of steps whose FLOPs are counted if examples differ in length."""
 
 
 def is_counted(step: int, total: int, lengths_differ: bool) -> bool:
-    """Whether a step's FLOPs are counted, which takes about as long again as a step of a small model.
+    """Whether to count the FLOPs of a step, which about doubles the time of a small model's step.
 
-    The first step is; where examples differ in length, steps at even distances are, since FLOPs are
-    not quite proportional to length. Depends on the step alone, so that a resumed run takes every
-    step in the same way as one that was never stopped.
+    The first step is counted. If examples differ in length, evenly spaced steps are counted,
+    because FLOPs are not quite proportional to length. The decision depends on the step alone, so
+    that a resumed run treats every step like a run that was never stopped.
     """
     return step % max(1, total // COUNTED_STEPS) == 0 if lengths_differ else step == 0
 
@@ -91,27 +104,25 @@ class FlopMeter:
 
     def __init__(self) -> None:
         self.counted: list[tuple[float, int]] = []
-        """FLOPs (forward and backward, over all devices) and this device's numbers of input, for
-        each counted step."""
+        """For each counted step: FLOPs (forward and backward, over all devices), and how many
+        numbers this device read."""
         self.input_count = 0
-        """Numbers of input (pixels, tokens) of all steps on this device, padding included."""
+        """How many numbers (pixels or tokens, with padding) this device read in all steps."""
 
     def add(self, numbers: int, flops: float | None) -> None:
-        """Record a step of `numbers` inputs; `flops`: None unless they were counted."""
+        """Record a step that read `numbers` numbers; `flops` is None if they were not counted."""
         if flops is not None:
             self.counted.append((flops, numbers))
         self.input_count += numbers
 
     def per_step(self, steps: int) -> float | None:
-        """Mean FLOPs of a step after `steps` steps; None before any was counted."""
+        """Mean FLOPs per step after `steps` steps; None if no step has been counted."""
         if not self.counted:
             return None
-        flops, numbers = (
-            sum(column) / len(self.counted) for column in zip(*self.counted, strict=True)
-        )
-        return flops * (
-            self.input_count / steps / numbers
-        )  # a factor of exactly 1 where all batches have one size
+        flops = sum(step_flops for step_flops, _ in self.counted) / len(self.counted)
+        numbers = sum(step_numbers for _, step_numbers in self.counted) / len(self.counted)
+        # The factor is exactly 1 if all batches have the same size.
+        return flops * (self.input_count / steps / numbers)
 
     def state_dict(self) -> dict[str, Any]:
         return {"counted": self.counted, "input_count": self.input_count}

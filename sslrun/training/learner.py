@@ -1,4 +1,4 @@
-"""A learner: what the loop trains. Pretext tasks are learners, and so is a backbone with a task's head on it."""
+"""The learner, which the loop trains: a pretext task, or a backbone with a task's head."""
 
 from __future__ import annotations
 
@@ -16,39 +16,46 @@ class Output(NamedTuple):
     loss: Tensor
     """0-d, with gradient."""
     metrics: dict[str, Tensor] = {}  # noqa: RUF012 (never mutated)
-    """Named 0-d tensors without gradient, worth watching."""
+    """Named 0-d tensors without gradient, to log."""
 
 
 class Learner(nn.Module):
     """A module that the loop can train.
 
-    For every optimizer step the loop calls `before_step`; then, for every part of the batch,
-    `views` (without gradients, outside autocast and compilation) and `forward` on what it returned
-    (with gradients, possibly compiled, autocast and wrapped for many devices); and, once the
-    optimizer has moved the parameters, `after_step`.
+    For every optimizer step the loop calls, in this order:
+
+    1. `before_step`;
+    2. for every part of the batch, `views` (without gradients, outside autocast and compilation),
+       then `forward` on the result (with gradients, possibly compiled, autocast and wrapped for
+       several devices);
+    3. `after_step`, when the optimizer has updated the parameters.
     """
 
     def views(self, batch: Batch, generator: torch.Generator) -> Any:
-        """Make the inputs of `forward` from a raw batch: a tensor or a tuple of tensors on its device.
+        """Make the inputs of `forward` from a raw batch: a tensor or a tuple of tensors.
 
-        Draws randomness from `generator` alone, so that a resumed run draws the same.
+        They are on the batch's device. All random numbers must come from `generator`, so that a
+        resumed run draws the same ones.
         """
         raise NotImplementedError
 
     def forward(self, views: Any) -> Output:
-        """The loss of these views, and named metrics worth watching."""
+        """Compute the loss of the views, and metrics to log."""
         raise NotImplementedError
 
     def before_step(self, progress: float) -> None:
-        """Called before every optimizer step with the share [0, 1) of training that is done.
+        """Prepare an optimizer step; `progress` in [0, 1) is the share of training that is done.
 
         Schedules of the method belong here. Keep what they set in buffers, so that checkpoints
-        carry it.
+        contain it.
         """
 
     def after_step(self, progress: float) -> None:
-        """Called after every optimizer step with the share (0, 1] of training done: moving averages, queues."""
+        """Update moving averages or queues after an optimizer step.
+
+        `progress` in (0, 1] is the share of training that is done.
+        """
 
     def layers(self) -> list[list[nn.Parameter]]:
-        """The backbone's parameters from input to output, grouped by depth, for layer-wise learning-rate decay."""
+        """The backbone's parameters from input to output, by depth, for layer-wise decay."""
         return []

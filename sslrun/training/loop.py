@@ -1,9 +1,9 @@
-"""The one training loop: for every pretext task and every protocol, on any device.
+"""The training loop for every pretext task and every protocol, on any device.
 
-Nothing random carries over from step to step. The order of an epoch is a function of the seed and
-the epoch; what is drawn within a step (views, dropout) is a function of the seed and the step. A
-run that is resumed at any step therefore ends with the same bits as one that was never stopped (on
-a GPU except for kernels that add in no fixed order), and code that evaluates or logs between steps
+No random state carries over from step to step. The order of an epoch is a function of the seed and
+the epoch; random numbers within a step (views, dropout) are a function of the seed and the step. A
+run that is resumed at any step therefore ends with the same bits as a run that was never stopped,
+except on GPUs with kernels that add in no fixed order. Code that evaluates or logs between steps
 cannot change the result.
 """
 
@@ -31,9 +31,8 @@ from sslrun.training.order import indices
 from sslrun.training.schedule import Schedule
 
 FINITE_EVERY = 50
-"""Steps between two checks that loss and gradient are finite, on devices where a check waits for
-the device."""
-
+"""Number of steps between two checks that loss and gradient are finite, on devices that run
+asynchronously, where a check waits for the device."""
 
 AnyLearner = TypeVar("AnyLearner", bound=Learner)
 
@@ -44,15 +43,16 @@ class NonFinite(UserError):
 
 @dataclass(frozen=True)
 class Step:
-    """What one optimizer step did."""
+    """The result of one optimizer step."""
 
     step: int
-    """Steps done, this one included."""
+    """Number of steps done, including this one."""
     total: int
+    """Number of steps of the whole training."""
     epoch: float
-    """Epochs done."""
+    """Number of epochs done."""
     examples: int
-    """Examples read so far, over all devices."""
+    """Number of examples read so far, over all devices."""
     lr: float
     loss: Tensor
     """0-d, on the device: reading it may wait for the device."""
@@ -60,10 +60,11 @@ class Step:
     grad_norm: Tensor
     """0-d, on the device: global norm of the gradient, before clipping."""
     data_seconds: float
-    """Seconds that this step waited for its batch and made its views."""
+    """Seconds that this step spent on its batch and views."""
 
     @property
     def last(self) -> bool:
+        """Whether this is the training's last step."""
         return self.step == self.total
 
     def record(self) -> dict[str, Any]:
@@ -80,7 +81,7 @@ class Step:
 
 
 class Training(Generic[AnyLearner]):
-    """All the state of a training: what a checkpoint holds."""
+    """The state of a training, which checkpoints hold."""
 
     def __init__(self, learner: AnyLearner, schedule: Schedule, compute: Compute) -> None:
         self.learner = cast(AnyLearner, compute.put(learner))
@@ -95,40 +96,46 @@ class Training(Generic[AnyLearner]):
         self.seconds_before_resume = 0.0
         self.check_every = 1 if compute.device.type == "cpu" else FINITE_EVERY
         self._non_finite = torch.zeros((), dtype=torch.int64, device=compute.device)
-        """0; or the first step that was not finite: positive where the loss was not, negative where
-        only its gradient was not."""
+        """0, or the number of the first step that was not finite: positive if the loss was not,
+        negative if only the gradient was not."""
         self._rates: dict[int, float] = {}
         """Learning rates of the steps since the last check."""
         self._start = time.monotonic()
 
     @property
     def flops(self) -> float | None:
-        """Mean FLOPs of a step so far, forward and backward, over all devices; None before any was counted."""
+        """Mean FLOPs per step, forward and backward, over all devices; None if not yet counted."""
         return self.meter.per_step(self.step) if self.step else None
 
     @property
     def seconds(self) -> float:
-        """Wall-clock seconds of this training, those before an interruption included."""
+        """Wall-clock seconds of this training, including those before an interruption."""
         return self.seconds_before_resume + time.monotonic() - self._start
 
     @property
     def averaged(self) -> AnyLearner:
-        """The learner with the weights to evaluate and keep: their moving average where the schedule has one."""
+        """The learner with the weights to evaluate and save: the moving average if there is one."""
         return self.learner if self.average is None else self.average
 
     def check_finite(self) -> None:
-        """NonFinite if any loss or gradient so far was not finite, with its step and learning rate."""
+        """Check that all losses and gradients so far were finite.
+
+        Raises:
+            NonFinite: one was not; the message has its step and learning rate.
+        """
         bad = int(self._non_finite)
         if bad:
-            what, step = "loss" if bad > 0 else "gradient", abs(bad)
+            quantity, step = "loss" if bad > 0 else "gradient", abs(bad)
             rate = self._rates[step]
-            raise NonFinite(f"the {what} is not finite at step {step} (learning rate {rate:.3g})")
+            raise NonFinite(
+                f"the {quantity} is not finite at step {step} (learning rate {rate:.3g})"
+            )
         self._rates.clear()
 
     def watch_finite(self, loss: Tensor, norm: Tensor, lr: float) -> None:
-        """Note whether the coming step's loss and gradient norm are finite, before they spoil the weights.
+        """Record whether the coming step's loss and gradient norm are finite.
 
-        Waits for the device only every `check_every` steps.
+        Checks them, which waits for the device, only every `check_every` steps.
         """
         step = self.step + 1
         self._rates[step] = lr
@@ -139,7 +146,7 @@ class Training(Generic[AnyLearner]):
 
     @torch.no_grad()
     def update_average(self) -> None:
-        """Move the average toward the weights; buffers are copied."""
+        """Move the average toward the weights, and copy the buffers."""
         if self.average is not None:
             averages: list[Tensor] = list(self.average.parameters())
             weights: list[Tensor] = list(self.learner.parameters())
@@ -148,7 +155,7 @@ class Training(Generic[AnyLearner]):
                 average.copy_(buffer)
 
     def state_dict(self) -> dict[str, Any]:
-        """What is needed to resume, in addition to the learner's weights."""
+        """Everything that is needed to resume, except the learner's weights."""
         return {
             "step": self.step,
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
@@ -159,6 +166,7 @@ class Training(Generic[AnyLearner]):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
         self.step, self.seconds_before_resume = state["step"], state["seconds"]
         self.meter.load_state_dict(state["flops"])
         self.examples_state = state["examples"]
@@ -171,23 +179,26 @@ class Training(Generic[AnyLearner]):
 def train(training: Training[Any], examples: Examples, seed: int) -> Iterator[Step]:
     """Train from the training's step to the end of its schedule, and yield after every step.
 
-    The caller logs, evaluates, saves or stops. UserError: loss or gradient is not finite
-    (NonFinite), the batch is larger than the data, or the device's memory is too small for it.
+    Between steps the caller can log, evaluate, save or stop.
+
+    Raises:
+        NonFinite: the loss or the gradient is not finite.
+        UserError: the batch is larger than the data or than the device's memory.
     """
     schedule, compute, learner = training.schedule, training.compute, training.learner
     epoch_steps = schedule.steps_an_epoch(len(examples))
     total = schedule.total_steps(len(examples))
     warmup = round(schedule.warmup * epoch_steps)
-    lengths_differ = examples.lengths is not None  # asked once: slow for millions of examples
+    lengths_differ = examples.lengths is not None  # read once: slow for millions of examples
     parameters = [parameter for parameter in learner.parameters() if parameter.requires_grad]
     passes = _Passes(training, total, seed)
-    batches = examples.batches(_ordered(training, examples, seed, total), compute.device)
+    batches = examples.batches(_remaining_indices(training, examples, seed, total), compute.device)
     learner.train()
     while training.step < total:
         lr = schedule.lr * lr_factor(
             training.step, total, warmup, schedule.schedule, schedule.milestones, schedule.gamma
         )
-        _set_rates(training.optimizers, lr)
+        _set_learning_rates(training.optimizers, lr)
         learner.before_step(training.step / total)
         with explain_out_of_memory(schedule, compute):
             done = passes.run(batches, is_counted(training.step, total, lengths_differ))
@@ -195,9 +206,7 @@ def train(training: Training[Any], examples: Examples, seed: int) -> Iterator[St
         if schedule.clip is not None:
             nn.utils.clip_grads_with_norm_(parameters, schedule.clip, norm)
         training.watch_finite(done.loss, norm, lr)
-        with explain_out_of_memory(
-            schedule, compute
-        ):  # the first step allocates the optimizer's state
+        with explain_out_of_memory(schedule, compute):  # the first step allocates state
             for optimizer in training.optimizers:
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
@@ -208,16 +217,26 @@ def train(training: Training[Any], examples: Examples, seed: int) -> Iterator[St
         if training.step == total:
             training.check_finite()
         yield Step(
-            training.step, total, training.step / epoch_steps, training.step * schedule.batch,
-            lr, done.loss, done.metrics, norm, done.data_seconds,
-        )  # fmt: skip
+            step=training.step,
+            total=total,
+            epoch=training.step / epoch_steps,
+            examples=training.step * schedule.batch,
+            lr=lr,
+            loss=done.loss,
+            metrics=done.metrics,
+            grad_norm=norm,
+            data_seconds=done.data_seconds,
+        )
         learner.train()
 
 
-def _ordered(
+def _remaining_indices(
     training: Training[Any], examples: Examples, seed: int, total: int
 ) -> Iterator[Tensor]:
-    """`indices` from the training's step on, with the examples in the state they had when its epoch began."""
+    """Yield the indices of all parts of batches from the training's step on.
+
+    First restores the state that the examples had when the step's epoch began; see `indices`.
+    """
 
     def remember() -> None:
         training.examples_state = examples.state_dict()
@@ -227,63 +246,62 @@ def _ordered(
     return indices(examples, training.schedule, seed, training.step, total, remember)
 
 
-def _set_rates(every: list[torch.optim.Optimizer], lr: float) -> None:
-    for optimizer in every:
+def _set_learning_rates(optimizers: list[torch.optim.Optimizer], lr: float) -> None:
+    """Set the learning rate of each parameter group to `lr` times the group's `lr_scale`."""
+    for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = lr * group["lr_scale"]
 
 
 @dataclass
-class _Done:
-    """Forward and backward passes of one step."""
+class _PassResult:
+    """Result of the forward and backward passes of one step."""
 
     loss: Tensor
     metrics: dict[str, Tensor]
     numbers: int = 0
-    """Numbers of input on this device."""
+    """How many numbers this device read."""
     flops: float | None = None
-    """Over all devices; None unless counted."""
+    """FLOPs over all devices; None if they were not counted."""
     data_seconds: float = 0.0
 
 
 class _Passes:
-    """Forward and backward passes of a step, part by part of its batch."""
+    """Run the forward and backward passes of a step, one part of its batch after the other."""
 
     def __init__(self, training: Training[Any], total: int, seed: int) -> None:
         self.training = training
         self.seed = seed
-        self.plain, self.compiled = _wrapped(training, total)
+        self.plain, self.compiled = _wrap(training, total)
         self.first = training.step
         self.generator = training.compute.generator()
 
-    def run(self, batches: Iterator[Batch], counted: bool) -> _Done:
-        """Leave the gradients of the next step in the parameters."""
+    def run(self, batches: Iterator[Batch], counted: bool) -> _PassResult:
+        """Compute the gradients of the next step, and leave them in the parameters."""
         schedule, compute = self.training.schedule, self.training.compute
-        done = _Done(torch.zeros((), device=compute.device), {})
+        done = _PassResult(torch.zeros((), device=compute.device), {})
         counter = flop_counter() if counted else None
         for part in range(schedule.accumulate):
             batch, views = self._views(batches, part, done)
             done.numbers += batch.inputs.numel()
-            # Over devices gradients are summed at the last part only; DDP learns a static graph
-            # from a whole step.
-            summed = part == schedule.accumulate - 1 or self.training.step == self.first
-            with counter or nullcontext(), nullcontext() if summed else _unsummed(self.plain):
+            # Devices sum their gradients at the last part only, except in the first step, from
+            # which DDP learns a static graph.
+            synchronize = part == schedule.accumulate - 1 or self.training.step == self.first
+            # FLOPs of a compiled model cannot be counted.
+            model = self.compiled if counter is None else self.plain
+            with counter or nullcontext(), nullcontext() if synchronize else _no_sync(self.plain):
                 with compute.autocast(schedule.precision):
-                    model = (
-                        self.compiled if counter is None else self.plain
-                    )  # a compiled one cannot be counted
                     output: Output = model(views)
                 (output.loss / schedule.accumulate).backward()
             if counter is not None:
-                done.flops = (
-                    done.flops or 0.0
-                ) + counter.get_total_flops() * distributed.world_size()
+                counted_flops = counter.get_total_flops() * distributed.world_size()
+                done.flops = (done.flops or 0.0) + counted_flops
             done.loss = done.loss + output.loss.detach() / schedule.accumulate
             done.metrics = output.metrics
         return done
 
-    def _views(self, batches: Iterator[Batch], part: int, done: _Done) -> tuple[Batch, Any]:
-        """The next batch and its views, drawn from generators seeded by the step."""
+    def _views(self, batches: Iterator[Batch], part: int, done: _PassResult) -> tuple[Batch, Any]:
+        """Make the views of the next batch, with generators seeded by the step and the part."""
         start = time.perf_counter()
         seed = derive_seed(self.seed, self.training.step, part, distributed.rank())
         self.training.compute.seed(seed)
@@ -295,23 +313,26 @@ class _Passes:
         return batch, views
 
 
-def _wrapped(training: Training[Any], total: int) -> tuple[nn.Module, nn.Module]:
-    """The learner, wrapped for many devices where there are; and the same compiled where the schedule compiles."""
+def _wrap(training: Training[Any], total: int) -> tuple[nn.Module, nn.Module]:
+    """Return the learner, wrapped for several devices if there are; and the same, compiled.
+
+    Both are the same if the schedule does not compile.
+    """
     model: nn.Module = training.learner
     if distributed.world_size() > 1:
         # Static: some parameters may never be used, such as BERT's pooler without next-sentence
         # prediction.
         model = nn.parallel.DistributedDataParallel(model, static_graph=True)
     if training.compute.compiles(training.schedule.compile, total):
-        # Reset for each training: torch keeps only a few variants of a function in a process and
-        # then falls back, and the rounding of a run must not depend on the runs before it.
+        # torch keeps only a few variants of a function in a process and then falls back to eager
+        # mode. Reset it, because the rounding of a run must not depend on the runs before it.
         torch.compiler.reset()
         return model, torch.compile(model)  # type: ignore[return-value]
     return model, model
 
 
-def _unsummed(model: nn.Module) -> AbstractContextManager[None]:
-    """Keep gradients on each device until a later part sums them."""
+def _no_sync(model: nn.Module) -> AbstractContextManager[None]:
+    """Keep gradients on each device; a later part of the batch sums them."""
     if isinstance(model, nn.parallel.DistributedDataParallel):
         return model.no_sync()
     return nullcontext()
@@ -319,19 +340,21 @@ def _unsummed(model: nn.Module) -> AbstractContextManager[None]:
 
 @contextmanager
 def explain_out_of_memory(schedule: Schedule, compute: Compute) -> Iterator[None]:
-    """Turn a lack of the device's memory into a UserError that says which option to change."""
+    """Turn an out-of-memory error into a UserError that says which option to change."""
     try:
         yield
     except RuntimeError as error:
         # The CPU's allocator has no error class of its own.
-        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(
-            error
-        ):
+        on_cpu = "can't allocate memory" in str(error)
+        if not isinstance(error, torch.OutOfMemoryError) and not on_cpu:
             raise
         batch, parts = schedule.batch, schedule.accumulate
         if batch == parts:
-            remedy = "at one example a time: choose a smaller backbone or image size"
+            remedy = "even with one example at a time: choose a smaller backbone or image size"
         else:
             more = next(count for count in range(2 * parts, batch + 1) if batch % count == 0)
-            remedy = f"lower batch from {batch} to {batch // 2}, or set accumulate to {more} and keep the batch"
+            remedy = (
+                f"lower batch from {batch} to {batch // 2}, "
+                f"or set accumulate to {more} and keep the batch"
+            )
         raise UserError(f"out of memory on {compute}: {remedy}") from None

@@ -1,4 +1,4 @@
-"""Optimizers, their parameter groups, and the course of the learning rate."""
+"""Optimizers, their parameter groups, and the learning-rate schedule."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class OptimizerOptions(Options):
-    """An optimizer with its settings."""
+    """Options of an optimizer."""
 
     optimizer: Literal["adamw", "sgd", "lars", "muon"] = "adamw"
-    """Optimizer. muon: Muon (Jordan et al. 2024) for hidden matrices, and AdamW for everything
-    else, convolutions included."""
+    """Optimizer. muon: Muon (Jordan et al. 2024) for hidden matrices, and AdamW for all other
+    parameters, including convolutions."""
     lr: float = Field(0.001, gt=0)
-    """Highest learning rate, as the optimizer receives it: not scaled by the batch size."""
+    """Highest learning rate, which is not scaled by the batch size."""
     weight_decay: float = Field(0.0, ge=0)
-    """Weight decay; never on norms, biases and other vectors. Decoupled in adamw and muon, an L2
-    penalty in sgd and lars, as in their papers."""
+    """Weight decay of matrices and convolutions; norms, biases and other vectors have none. It is
+    decoupled in adamw and muon, and an L2 penalty in sgd and lars, as in their papers."""
     momentum: float = Field(0.9, ge=0, lt=1)
     """Momentum of sgd, lars and muon."""
     nesterov: bool = False
     """Use Nesterov momentum in sgd."""
     betas: tuple[Beta, Beta] = (0.9, 0.999)
-    """Decay rates of the moments of adamw, also where it accompanies muon."""
+    """Decay rates of the moments of adamw, also of the AdamW that accompanies muon."""
     layer_decay: float = Field(1.0, gt=0, le=1)
     """Factor on the learning rate from each layer of the backbone to the one below it (BEiT, Bao et
     al. 2022)."""
@@ -56,23 +56,22 @@ class Lars(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
-            params: list[Tensor] = [each for each in group["params"] if each.grad is not None]
+            params: list[Tensor] = [param for param in group["params"] if param.grad is not None]
             if not params:
                 continue
-            grads: Any = [each.grad for each in params]
+            grads: Any = [param.grad for param in params]
             if group["weight_decay"]:
                 grads = torch._foreach_add(grads, params, alpha=group["weight_decay"])
             if group["adapt"]:
-                sizes, slopes = torch._foreach_norm(params), torch._foreach_norm(grads)
+                norms = zip(torch._foreach_norm(params), torch._foreach_norm(grads), strict=True)
                 scales = [
-                    torch.where((size > 0) & (slope > 0), group["trust"] * size / slope, 1.0)
-                    for size, slope in zip(sizes, slopes, strict=True)
+                    torch.where((w > 0) & (g > 0), group["trust"] * w / g, 1.0) for w, g in norms
                 ]
                 grads = torch._foreach_mul(grads, scales)
-            for each in params:
-                if "momentum" not in self.state[each]:
-                    self.state[each]["momentum"] = torch.zeros_like(each)
-            buffers = [self.state[each]["momentum"] for each in params]
+            for param in params:
+                if "momentum" not in self.state[param]:
+                    self.state[param]["momentum"] = torch.zeros_like(param)
+            buffers = [self.state[param]["momentum"] for param in params]
             torch._foreach_mul_(buffers, group["momentum"])
             torch._foreach_add_(buffers, grads)
             torch._foreach_add_(params, buffers, alpha=-group["lr"])
@@ -81,11 +80,11 @@ class Lars(torch.optim.Optimizer):
 def optimizers(
     module: nn.Module, options: OptimizerOptions, layers: list[list[nn.Parameter]]
 ) -> list[torch.optim.Optimizer]:
-    """Make the optimizers of a module's trainable parameters.
+    """Build the optimizers of a module's trainable parameters: one, or two for muon.
 
     Each parameter group has `lr_scale`, its factor on the learning rate. `layers` holds the
-    backbone's parameters from input to output, for `layer_decay`; parameters in none of them
-    (heads) count as above all layers.
+    backbone's parameters from input to output, for `layer_decay`; parameters in none of them, such
+    as heads, count as above all layers.
     """
     scales = {
         parameter: options.layer_decay ** (len(layers) - depth)
@@ -95,11 +94,11 @@ def optimizers(
     groups: dict[tuple[float, bool, bool], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
-            decays = parameter.ndim > 1 and not _embedding(name)
+            decays = parameter.ndim > 1 and not _is_token_embedding(name)
             hidden = parameter.ndim == 2 and decays and parameter in scales and "embed" not in name
             key = (scales.get(parameter, 1.0), decays, hidden and options.optimizer == "muon")
             groups.setdefault(key, []).append(parameter)
-    made: list[torch.optim.Optimizer] = []
+    built: list[torch.optim.Optimizer] = []
     for matrices in (False, True):
         chosen = [
             {
@@ -112,18 +111,22 @@ def optimizers(
             if hidden == matrices
         ]
         if chosen:
-            made.append(_optimizer("muon" if matrices else options.optimizer, chosen, options))
-    return made
+            built.append(_build("muon" if matrices else options.optimizer, chosen, options))
+    return built
 
 
-def _embedding(name: str) -> bool:
-    """Whether a parameter is a position embedding or a special token, which has a matrix's shape but is no linear map."""
+def _is_token_embedding(name: str) -> bool:
+    """Whether a parameter is a position embedding or a special token.
+
+    These are stored as matrices, but are not linear maps.
+    """
     return any(part in name for part in ("pos_embed", "cls_token", "reg_token", "mask_token"))
 
 
-def _optimizer(
+def _build(
     name: str, groups: list[dict[str, Any]], options: OptimizerOptions
 ) -> torch.optim.Optimizer:
+    """Build one optimizer of the parameter groups; "muon" is AdamW if some are not matrices."""
     match name:
         case "sgd":
             nesterov = options.nesterov and options.momentum > 0
@@ -132,8 +135,8 @@ def _optimizer(
             )
         case "lars":
             return Lars(groups, lr=options.lr, momentum=options.momentum)
-        case "muon" if all(each.ndim == 2 for group in groups for each in group["params"]):
-            # match_rms_adamw: an update as large as AdamW's, so that one learning rate serves both.
+        case "muon" if all(param.ndim == 2 for group in groups for param in group["params"]):
+            # match_rms_adamw: updates as large as AdamW's, so that one learning rate suits both.
             return torch.optim.Muon(
                 groups, lr=options.lr, momentum=options.momentum, adjust_lr_fn="match_rms_adamw"
             )
@@ -144,7 +147,7 @@ def _optimizer(
 def lr_factor(
     step: int, total: int, warmup: int, shape: Shape, milestones: tuple[float, ...], gamma: float
 ) -> float:
-    """The learning rate of `step` (0 to `total` - 1) as a share of the highest.
+    """The learning rate at `step` (0 to `total` - 1), as a share of the highest.
 
     It rises linearly over `warmup` steps. Then it falls to 0 at `total` along a cosine or a line,
     stays constant, or is multiplied by `gamma` at each of `milestones`, which are shares of

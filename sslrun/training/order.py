@@ -1,4 +1,4 @@
-"""The order of examples in training: batches, parts of batches, and each device's share of them."""
+"""The order of examples in training: batches, their parts, and the share of each device."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sslrun.seeds import derive_seed
 from sslrun.training.schedule import Schedule
 
 STRETCH = 50
-"""Batches among which examples of similar length are grouped."""
+"""Number of consecutive batches in which examples of similar length are grouped."""
 
 
 def indices(
@@ -27,15 +27,18 @@ def indices(
 ) -> Iterator[Tensor]:
     """Yield the indices of every part of every batch for steps `first` to `total` - 1.
 
-    `begin_epoch` is called before each epoch is ordered, the first one included.
-    With several devices these are this rank's share. Each is (batch / accumulate / devices,) int64.
-    UserError: the devices cannot share a part evenly.
+    Indices are (batch / accumulate / devices,) int64: with several devices, this rank's share.
+    `begin_epoch` is called before each epoch is ordered, including the first.
+
+    Raises:
+        UserError: the devices cannot share a part evenly.
     """
     world, rank = distributed.world_size(), distributed.rank()
     part_size = schedule.batch // schedule.accumulate
     if part_size % world:
         raise UserError(
-            f"a batch of {part_size} cannot be shared evenly by {world} devices: make it a multiple of {world}"
+            f"a batch of {part_size} cannot be shared evenly by {world} devices: "
+            f"make it a multiple of {world}"
         )
     lengths = examples.lengths if schedule.by_length else None
     epoch_steps = schedule.steps_an_epoch(len(examples))
@@ -55,20 +58,20 @@ def indices(
 def _epoch(
     examples: Examples, schedule: Schedule, lengths: Tensor | None, seed: int, epoch: int
 ) -> Tensor:
-    """The order of one epoch: the examples' own, with similar lengths batched together."""
+    """The order of one epoch: that of `examples.order`, with similar lengths batched together."""
     order = examples.order(seed, epoch)
     if lengths is None:
         return order
     generator = torch.Generator().manual_seed(derive_seed(seed, epoch))
-    torch.randperm(len(order), generator=generator)  # the draws that shuffled the examples
+    torch.randperm(len(order), generator=generator)  # skip the draws that shuffled
     return group_lengths(order, lengths, schedule.batch, generator)
 
 
 def group_lengths(order: Tensor, lengths: Tensor, batch: int, generator: torch.Generator) -> Tensor:
     """Reorder the whole batches of a random order (N,) so that a batch holds similar lengths.
 
-    Sorts within stretches of `STRETCH` batches, and shuffles the batches. With batches of 2 and one
-    stretch:
+    Sorts within stretches of `STRETCH` batches, then shuffles the batches. Examples that fill no
+    whole batch are dropped. With batches of 2 and one stretch:
 
         order [4 1 0 3 2], lengths [9 2 7 2 5]  ->  whole batches [4 1 0 3]
         sorted by length: [1 3 | 4 0] or, batches shuffled, [4 0 | 1 3]

@@ -1,4 +1,4 @@
-"""The schedule of a training: its length, its batches, and the course of the learning rate."""
+"""The schedule of a training: its length, its batches and its learning rate."""
 
 from __future__ import annotations
 
@@ -25,55 +25,61 @@ class Schedule(OptimizerOptions):
     by_length: bool = True
     """Batch examples of similar length together, to waste less compute on padding."""
     accumulate: int = Field(1, ge=1)
-    """Number of parts that a batch is computed in, one after the other, to save memory. A
-    contrastive loss then compares within a part only."""
+    """Number of parts that a batch is split into to save memory; they are computed one after the
+    other. A contrastive loss then compares examples of the same part only."""
     warmup: float = Field(0.0, ge=0)
     """Linear learning-rate warmup, in epochs; capped at the length of training."""
     schedule: Shape = "cosine"
-    """Course of the learning rate after the warmup."""
+    """Shape of the learning rate after the warmup."""
     milestones: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = ()
-    """With `schedule: step`: shares of training, in (0, 1), at which the learning rate falls."""
+    """With `schedule: step`: shares of training, in (0, 1), after which the learning rate drops."""
     gamma: float = Field(0.1, gt=0, lt=1)
     """With `schedule: step`: factor on the learning rate at each milestone."""
     clip: float | None = Field(None, gt=0)
     """Largest global norm of the gradient; larger gradients are scaled down to it. Default: no
     clipping."""
     ema: float = Field(0.0, ge=0, lt=1)
-    """Decay of a moving average of the weights, which is evaluated and kept in place of the last
-    ones; 0: off."""
+    """Decay of a moving average of the weights, which is evaluated and saved instead of the last
+    weights; 0: off."""
     precision: Precision = "auto"
     """Precision of the forward pass. auto: bf16 autocast where the device multiplies natively in
     bf16, else fp32."""
     compile: Compile = "auto"
-    """Whether to use torch.compile. auto: on CUDA, for trainings long enough to repay the
+    """Whether to use torch.compile. auto: on CUDA, if training is long enough to repay the
     compilation."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Schedule:
         if (self.epochs is None) == (self.steps is None):
-            both = (
-                "" if self.steps is None else "; to go from one to the other, set the other to null"
-            )
-            raise ValueError(f"give either epochs or steps{both}")
+            remedy = "" if self.steps is None else "; set the other one to null"
+            raise ValueError(f"give either epochs or steps{remedy}")
         if self.batch % self.accumulate:
             raise ValueError(
                 f"batch ({self.batch}) is not a multiple of accumulate ({self.accumulate})"
             )
         if (self.schedule == "step") != bool(self.milestones):
-            raise ValueError("schedule: step and milestones go together")
+            raise ValueError("schedule: step and milestones go together: set both or neither")
         return self
 
     def steps_an_epoch(self, examples: int) -> int:
-        """Number of whole batches in an epoch. UserError: the batch is larger than the data."""
+        """Number of whole batches in an epoch of `examples` examples.
+
+        Raises:
+            UserError: the batch is larger than the data.
+        """
         if self.batch > examples:
             lower = 2 ** (examples.bit_length() - 1)
             raise UserError(
-                f"a batch of {self.batch} is larger than the {examples} examples: lower batch to {lower}"
+                f"a batch of {self.batch} is larger than the {examples} examples: "
+                f"lower batch to {lower}"
             )
         return examples // self.batch
 
     def within(self, examples: int) -> Schedule:
-        """The same schedule with a batch of at most `examples`; parts get no larger, and devices share them evenly."""
+        """The same schedule with a batch of at most `examples`.
+
+        The parts of the batch do not grow, and devices share them evenly.
+        """
         if self.batch <= examples:
             return self
         parts = math.ceil(examples / (self.batch // self.accumulate))
@@ -83,7 +89,11 @@ class Schedule(OptimizerOptions):
         )
 
     def total_steps(self, examples: int) -> int:
-        """Total number of optimizer steps. UserError: the batch is larger than the data."""
+        """Number of optimizer steps of the training on `examples` examples.
+
+        Raises:
+            UserError: the batch is larger than the data.
+        """
         epoch = self.steps_an_epoch(examples)
         if self.steps is not None:
             return self.steps

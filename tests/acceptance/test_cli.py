@@ -81,7 +81,7 @@ def test_pretrain_then_every_protocol_then_the_table(folder, sslrun):
     other = sslrun(
         "knn", "tiny.yaml", "backbone=resnet34", "--from", path, cwd=folder, code=2
     ).stderr
-    assert "this checkpoint is of 'resnet18'" in other
+    assert "this checkpoint holds 'resnet18'" in other
 
 
 def test_an_interrupted_pretraining_continues_to_the_same_bits(folder, sslrun):

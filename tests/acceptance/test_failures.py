@@ -98,7 +98,7 @@ def test_a_full_disk_while_weights_are_written_leaves_no_result(pretrain, tmp_pa
 
     with monkeypatch.context() as patch:
         patch.setattr(weights, "save_file", report_full_disk)
-        assert "the disk is full; free some room" in pretrain(code=2)
+        assert "the disk is full; free some space" in pretrain(code=2)
     assert not list(tmp_path.rglob("result.json"))
     pretrain(code=0)
 

@@ -141,7 +141,7 @@ PRETRAIN = [
         "or take a gpt, a one-directional lstm, or pretext 'mlm'",
     ),
     ("masks on a causal one", ["backbone=gpt-tiny"], "take pretext 'ltr'"),
-    ("one direction", ["pretext=bilm"], "take backbone 'elmo'"),
+    ("one direction", ["pretext=bilm"], "choose one that has it: elmo, lstm"),
     (
         "layers that an evaluation reads in vain",
         ["evaluate.task.task.pool=last4"],

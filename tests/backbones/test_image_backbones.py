@@ -7,8 +7,8 @@ from torch import nn
 
 from sslrun.backbones import build_backbone, load_into, save_backbone
 from sslrun.backbones.base import backbones
-from sslrun.backbones.transformer import Attention, Block, DropPath
-from sslrun.backbones.vit import interpolated
+from sslrun.backbones.transformer import Attention, Block, BlockStyle, DropPath
+from sslrun.backbones.vit import interpolate_positions
 from sslrun.data.examples import TensorExamples
 from sslrun.data.specs import ImageSpec
 from sslrun.errors import UserError
@@ -122,7 +122,7 @@ def test_vit_takes_other_sizes_registers_and_means(images):
     weights = backbone.attention(images)
     assert weights.shape == (2, 3, 19, 19)
     torch.testing.assert_close(weights.sum(-1), torch.ones(2, 3, 19))
-    with pytest.raises(UserError, match="no multiple"):
+    with pytest.raises(UserError, match="do not divide into patches"):
         backbone(torch.rand(1, 3, 30, 32))
     with pytest.raises(UserError, match="patch 5"):
         build_backbone("vit-tiny", {"patch": 5}, ImageSpec(32))
@@ -130,9 +130,11 @@ def test_vit_takes_other_sizes_registers_and_means(images):
 
 def test_positions_interpolate_smoothly():
     constant = torch.full((1, 16, 5), 2.5)
-    torch.testing.assert_close(interpolated(constant, 4, 7, 9), torch.full((1, 63, 5), 2.5))
+    torch.testing.assert_close(
+        interpolate_positions(constant, 4, 7, 9), torch.full((1, 63, 5), 2.5)
+    )
     ramp = torch.linspace(0, 1, 8).repeat(8, 1).reshape(1, 64, 1)
-    there_and_back = interpolated(interpolated(ramp, 8, 16, 16), 16, 8, 8)
+    there_and_back = interpolate_positions(interpolate_positions(ramp, 8, 16, 16), 16, 8, 8)
     torch.testing.assert_close(there_and_back, ramp, atol=0.03, rtol=0)
 
 
@@ -150,7 +152,7 @@ def test_attention_weights_reproduce_the_attention_output():
 
 @pytest.mark.parametrize("norm", ["pre", "post"])
 def test_blocks_attend_only_within_their_mask(norm):
-    block = Block(12, 3, norm=norm).eval()
+    block = Block(12, 3, BlockStyle(norm=norm)).eval()
     x = torch.randn(1, 6, 12)
     changed = x.clone()
     changed[:, 4:] = torch.randn(1, 2, 12)
@@ -160,7 +162,7 @@ def test_blocks_attend_only_within_their_mask(norm):
     torch.testing.assert_close(block(x, mask=mask)[:, :4], block(changed, mask=mask)[:, :4])
     order = torch.randperm(6)
     torch.testing.assert_close(block(x[:, order]), block(x)[:, order], atol=1e-5, rtol=1e-5)
-    cross = Block(12, 3, norm=norm, cross=True).eval()
+    cross = Block(12, 3, BlockStyle(norm=norm), cross=True).eval()
     assert not torch.allclose(cross(x, memory=x), cross(x, memory=changed))
 
 
@@ -198,7 +200,9 @@ def test_checkpoints_of_other_libraries_and_sizes_load(tmp_path, images):
     small, large = (build_backbone("vit-tiny", SMALL_VIT, ImageSpec(size)) for size in (32, 64))
     save_backbone(tmp_path / "vit.safetensors", small)
     load_into(large, tmp_path / "vit.safetensors")
-    torch.testing.assert_close(large.positions(4, 4), interpolated(large.pos_embed[:, 1:], 8, 4, 4))
+    torch.testing.assert_close(
+        large.positions(4, 4), interpolate_positions(large.pos_embed[:, 1:], 8, 4, 4)
+    )
 
 
 def test_checkpoints_that_do_not_fit_are_errors(tmp_path):
@@ -206,7 +210,7 @@ def test_checkpoints_that_do_not_fit_are_errors(tmp_path):
     save_backbone(path, build_backbone("vit-tiny", SMALL_VIT, ImageSpec(32)))
     resnet = build_backbone("resnet18", {"channels": 8}, ImageSpec(32))
     with pytest.raises(
-        UserError, match=r"this checkpoint is of 'vit-tiny', the recipe asks for 'resnet18'"
+        UserError, match=r"this checkpoint holds 'vit-tiny', but the recipe names 'resnet18'"
     ):
         load_into(resnet, path)
     with pytest.raises(UserError, match="in 'vit-tiny' as configured"):
@@ -222,8 +226,7 @@ def test_images_that_are_no_multiple_of_the_patch_are_errors():
     backbone = build_backbone("vit-tiny", {**SMALL_VIT, "size": 32}, ImageSpec(20))
     with pytest.raises(
         UserError,
-        match="vit-tiny: images of 20x20 have sides that are no multiple of its patch, 8: "
-        "choose a size that is",
+        match="vit-tiny: images of 20x20 pixels do not divide into patches of 8: choose a size",
     ):
         backbone(torch.rand(1, 3, 20, 20))
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from sslrun.backbones import build_backbone, load_into, save_backbone
-from sslrun.backbones.lstm import reversed_real
+from sslrun.backbones.lstm import reverse_real
 from sslrun.backbones.text import gather_tokens, last_real
 from sslrun.data.examples import Batch
 from sslrun.data.specs import TextSpec
@@ -226,14 +226,14 @@ def test_a_transformers_encoder_loads_from_a_folder(tmp_path):
         torch.testing.assert_close(
             ours(packed).tokens[batch.real], bert(packed).tokens[batch.real], rtol=1e-5, atol=1e-5
         )
-    with pytest.raises(UserError, match="has 120 embeddings, the tokenizer 121 entries"):
+    with pytest.raises(UserError, match="has 120 embeddings, but the tokenizer has 121 entries"):
         build("hf", TextSpec(blank_tokenizer(VOCAB + 1), 24), model=str(tmp_path))
     with pytest.raises(UserError, match="can't be loaded") as error:
         build("hf", model=str(tmp_path / "nowhere"))
     assert "\n" not in str(error.value)
     with pytest.raises(
         UserError,
-        match="sequences of 41 tokens are longer than it can read, which has 40 positions",
+        match="sequences of 41 tokens are longer than its 40 positions",
     ):
         build("hf", TextSpec(blank_tokenizer(VOCAB), 41), model=str(tmp_path))
     # The embedding has more rows than the vocabulary: the head scores vocabulary entries only.
@@ -262,13 +262,13 @@ def test_a_left_to_right_transformers_model_is_causal(tmp_path):
     with torch.no_grad():
         differs = (ours(packed).tokens[0] != ours(changed).tokens[0]).any(dim=1)
     assert differs.tolist() == [position >= 15 for position in range(24)]
-    with pytest.raises(UserError, match="sees only one: take pretext 'ltr'"):
+    with pytest.raises(UserError, match="reads only one: take pretext 'ltr'"):
         pretexts["mlm"](pretexts["mlm"].Options(), ours)
     encoder_decoder = transformers.T5Config(
         vocab_size=VOCAB, d_model=32, d_ff=64, num_layers=1, num_heads=2, d_kv=16
     )
     transformers.T5Model(encoder_decoder).save_pretrained(tmp_path / "t5")
-    with pytest.raises(UserError, match="is no encoder of text alone: You must specify"):
+    with pytest.raises(UserError, match="is not an encoder of text alone: You must specify"):
         build("hf", model=str(tmp_path / "t5"))
 
 
@@ -391,8 +391,8 @@ def test_helpers_by_hand():
     real = torch.tensor([[1, 1, 1], [1, 0, 0]]).bool()
     x = torch.arange(6).view(2, 3, 1)
     assert last_real(real).tolist() == [2, 0]
-    assert reversed_real(x, real)[..., 0].tolist() == [[2, 1, 0], [3, 4, 5]]
-    assert torch.equal(reversed_real(reversed_real(x, real), real), x)
+    assert reverse_real(x, real)[..., 0].tolist() == [[2, 1, 0], [3, 4, 5]]
+    assert torch.equal(reverse_real(reverse_real(x, real), real), x)
     assert gather_tokens(x, torch.tensor([2, 0]))[..., 0].tolist() == [2, 3]
     assert gather_tokens(x, torch.tensor([[2, 1], [0, 0]]))[..., 0].tolist() == [[2, 1], [3, 3]]
 

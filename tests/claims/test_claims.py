@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sslrun.claims.measurements import speed
-from sslrun.claims.report import markdown, write
+from sslrun.claims.report import format_markdown, write
 from sslrun.claims.run import Measurements, Measuring, Trial
 from sslrun.claims.schema import load_claim, load_claims
 from sslrun.errors import UserError
@@ -118,10 +118,10 @@ BETTER, WORSE, SAME = [60, 61, 62.5], [50, 51, 52], [50.5, 50, 53]
     ],
 )
 def test_planted_results_give_the_planted_verdicts(claim, tmp_path, values, word):
-    trial = Trial.within(5, False, claim, tmp_path / "runs")
-    assert trial.outcome().word == "inconclusive"  # there are no results yet
+    trial = Trial.within_budget(5, False, claim, tmp_path / "runs")
+    assert trial.judge().word == "inconclusive"  # there are no results yet
     plant(trial, values)
-    outcome = trial.outcome()
+    outcome = trial.judge()
     assert outcome.word == word
     assert outcome.judged[2][
         2
@@ -129,7 +129,7 @@ def test_planted_results_give_the_planted_verdicts(claim, tmp_path, values, word
     assert outcome.judged[2][1].word == "contradicted"
     assert outcome.cost.seconds == pytest.approx(3.6 * 15)
     assert outcome.cost.core_hours == pytest.approx(3.6 * 15 * 2 / 3600)
-    text = markdown([outcome], "by hand")
+    text = format_markdown([outcome], "by hand")
     assert f"| 3 | [Wide networks do better](#wide) | {word} | 54 | 0.03 |" in text
     assert "The interval is Student's t with fewer than 10 seeds" in text
     assert ("they are all the same" in text) == (word == "contradicted")
@@ -144,22 +144,22 @@ def test_planted_results_give_the_planted_verdicts(claim, tmp_path, values, word
 
 
 def test_missing_cells_are_reported_with_their_reason(claim, tmp_path):
-    trial = Trial.within(5, False, claim, tmp_path / "runs")
-    assert list(trial.outcome().lines()) == ["nothing of it is computed: not run yet"]
+    trial = Trial.within_budget(5, False, claim, tmp_path / "runs")
+    assert list(trial.judge().describe_inequalities()) == ["no cell is computed: not run yet"]
     for job in trial.plan.jobs:
         job.run.fail("digits: no such file")
-    assert "- nothing of it is computed: digits: no such file" in markdown([trial.outcome()], "")
-    assert trial.outcome().as_dict()["failure"] == "digits: no such file"
+    assert "- no cell is computed: digits: no such file" in format_markdown([trial.judge()], "")
+    assert trial.judge().as_dict()["failure"] == "digits: no such file"
     plant(trial, {})
-    assert trial.outcome().failure is None
+    assert trial.judge().failure is None
     lost = trial.plan.jobs[-1].run
     (lost.path / "result.json").unlink()
     lost.fail("diverged")
-    assert list(trial.outcome().lines())[-1] == "runs are missing: diverged"
+    assert list(trial.judge().describe_inequalities())[-1] == "runs are missing: diverged"
 
 
 def test_only_cells_of_the_inequalities_are_run(claim, tmp_path):
-    plan = Trial.within(5, False, claim, tmp_path).plan
+    plan = Trial.within_budget(5, False, claim, tmp_path).plan
     assert {(row, cell.protocol, cell.labels) for row, cell in plan.cells} == {
         ("wide", "scratch", 0.1),
         ("wide", "scratch", 1.0),
@@ -182,15 +182,17 @@ def test_the_budget_picks_the_largest_variant_that_fits(claim, tmp_path):
     assert claim.larger(None) == f"sslrun claims {named} --budget 2"
     assert claim.larger("small") == f"sslrun claims {named} --budget 9 (needs a GPU)"
     assert claim.larger("large") is None
-    assert {cell.seed for _, cell in Trial.within(60, False, claim, tmp_path).plan.cells} == {
+    assert {
+        cell.seed for _, cell in Trial.within_budget(60, False, claim, tmp_path).plan.cells
+    } == {
         0,
         1,
         2,
         3,
     }
-    none = Trial.within(1, False, claim, tmp_path)
+    none = Trial.within_budget(1, False, claim, tmp_path)
     assert none.plan is None
-    assert (none.outcome().word, list(none.outcome().lines())) == (
+    assert (none.judge().word, list(none.judge().describe_inequalities())) == (
         "inconclusive",
         ["no variant fits this budget and this machine"],
     )
@@ -251,7 +253,7 @@ def test_a_cell_that_the_table_lacks_is_named_before_anything_runs(tmp_path):
         )
     )
     with pytest.raises(UserError) as error:
-        Trial.of(load_claim(tmp_path / "wide.yaml"), "small", tmp_path)
+        Trial.of_variant(load_claim(tmp_path / "wide.yaml"), "small", tmp_path)
     assert (
         "wide.yaml:13: variants.small.inequalities.1.greater.over: "
         "no such cell of the table: 'narow · scratch" in str(error.value)
@@ -272,7 +274,7 @@ def test_claims_are_found_by_name_and_by_file(tmp_path):
 
 
 def test_verdicts_are_written_in_two_formats(claim, tmp_path):
-    outcome = Trial.within(1, False, claim, tmp_path).outcome()
+    outcome = Trial.within_budget(1, False, claim, tmp_path).judge()
     write([outcome], tmp_path / "found.json", "")
     (verdict,) = json.loads((tmp_path / "found.json").read_text())
     assert (verdict["name"], verdict["verdict"], verdict["larger"]) == (
@@ -322,7 +324,7 @@ def test_each_claim_can_be_run(name, tmp_path):
     claim = load_claim(CLAIMS[name])
     for variant, chosen in claim.variants.items():
         if chosen.measure is None:
-            assert Trial.of(claim, variant, tmp_path).plan.jobs
+            assert Trial.of_variant(claim, variant, tmp_path).plan.jobs
             assert len(claim.sweep(variant).seeds) > 1 or any(
                 task.restarts > 1
                 for row in claim.sweep(variant).rows.values()
@@ -334,7 +336,7 @@ def test_each_claim_can_be_run(name, tmp_path):
     "name", [name for name, path in CLAIMS.items() if "measure:" in path.read_text()]
 )
 def test_a_measurement_has_the_cells_that_its_claim_names(name, tmp_path, monkeypatch):
-    monkeypatch.setattr(speed, "_fastest", lambda steps, *_: dict.fromkeys(steps, 1.0))
+    monkeypatch.setattr(speed, "_time_steps", lambda steps, *_: dict.fromkeys(steps, 1.0))
     claim = load_claim(CLAIMS[name])
     for variant, chosen in claim.variants.items():
         if chosen.measure is None:

@@ -52,14 +52,52 @@ def test_the_bootstrap_is_deterministic_and_near_t_for_many_seeds():
     )
 
 
-@pytest.mark.parametrize("seeds", [2, 3, 10])
-def test_intervals_have_their_nominal_coverage(seeds):
-    draws = np.random.default_rng(seeds).standard_normal((600, seeds))
-    zero = dict.fromkeys(range(seeds), 0.0)
-    covered = sum(judge(by_seed(draw), zero).word == "inconclusive" for draw in draws) / len(draws)
-    assert (
-        0.925 <= covered <= 0.975
-    )  # 95 % within 2.8 standard errors; the plain bootstrap of 3 covers 75 %
+@pytest.mark.parametrize("restarts", [1, 3, 5])
+@pytest.mark.parametrize("seeds", [3, 10])
+def test_intervals_have_their_nominal_coverage(seeds, restarts):
+    """Restarts share the deviation of their pretraining, which is as large as their own."""
+    trials, noise = 600, np.random.default_rng(10 * seeds + restarts)
+    of_pretraining = noise.standard_normal((trials, seeds, 1))
+    draws = of_pretraining + noise.standard_normal((trials, seeds, restarts))
+    covered = 0
+    for trial in draws:
+        table, places = with_restarts(SimCLR=trial, zero=np.zeros_like(trial))
+        verdict = Inequality(places["SimCLR"], places["zero"]).judge(table)
+        covered += verdict.interval[0] < 0 < verdict.interval[1]
+    assert 0.93 <= covered / trials <= 0.97  # two points are 2.2 standard errors
+
+
+def with_restarts(**cells):
+    """A table with a cell per name from its values (seeds, restarts), and the cells' places."""
+    table, column = Table("t"), Column("digits")
+    for name, by_seed in cells.items():
+        for seed, values in enumerate(by_seed):
+            for restart, value in enumerate(values):
+                key = f"{seed}.{restart}" if restart else str(seed)
+                table.add(Row(name), column, float(value), key, pretraining=str(seed))
+    return table, {name: (Row(name), column) for name in cells}
+
+
+def test_restarts_of_one_pretraining_never_decide():
+    table, at = with_restarts(a=[[80.0, 80.1, 80.2]], b=[[50.0, 50.3, 50.1]])
+    verdict = Inequality(at["a"], at["b"]).judge(table)
+    assert (verdict.word, verdict.seeds, verdict.restarts) == ("inconclusive", 1, 3)
+    assert "over 3 restarts of one pretraining (t interval)" in verdict.text()
+    bound = Inequality(at["a"], 10.0).judge(table)
+    assert (bound.word, bound.restarts) == ("inconclusive", 3)
+    gain = Gain(at["a"], at["b"])
+    assert Inequality(gain, 10.0).judge(table).word == "inconclusive"
+
+
+def test_restarts_are_averaged_within_each_seed():
+    a, b = [[1.0, 3.0], [2.0, 4.0], [2.0, 5.0]], [[0.0, 0.0], [0.0, 1.0], [0.0, 0.0]]
+    table, at = with_restarts(a=a, b=b)
+    verdict = Inequality(at["a"], at["b"]).judge(table)
+    assert verdict == judge(by_seed([2.0, 3.0, 3.5]), by_seed([0.0, 0.5, 0.0]))
+    assert verdict.seeds == 3
+    copy = Table("copy")
+    copy.add_cells(table.as_dict())
+    assert Inequality(at["a"], at["b"]).judge(copy) == verdict
 
 
 def test_one_seed_or_identical_seeds_are_inconclusive():

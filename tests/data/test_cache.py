@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from sslrun.data.cache import cache_root, digest_of, locked
+from sslrun.data.cache import cache_root, digest_key, locked
 from sslrun.data.source import sources
 from sslrun.data.text import base as text
 from sslrun.data.text.corpora import token_file
@@ -27,8 +27,8 @@ def world(**options):
 
 
 def test_a_digest_depends_on_values_but_not_on_key_order():
-    assert digest_of({"a": 1, "b": [2]}) == digest_of({"b": [2], "a": 1})
-    assert digest_of({"a": 1}) != digest_of({"a": 2})
+    assert digest_key({"a": 1, "b": [2]}) == digest_key({"b": [2], "a": 1})
+    assert digest_key({"a": 1}) != digest_key({"a": 2})
 
 
 def test_a_cache_entry_is_built_by_one_process_at_a_time(tmp_path):

@@ -691,7 +691,7 @@ def test_every_pretext_on_text_learns_and_its_views_follow_from_the_generator(na
         ("ltr", "elmo", {}, "but 'elmo' lets every token see the next one"),
         ("mlm", "gpt", {}, "take pretext 'ltr'"),
         ("mlm", "causal", {}, "take pretext 'ltr'"),
-        ("bilm", "bert", {}, "take backbone 'elmo'"),
+        ("bilm", "bert", {}, "choose one that has it: elmo, lstm"),
         ("bilm", "lstm", {}, "bidirectional: true"),
         ("denoise", "gpt", {}, "is causal"),
     ],

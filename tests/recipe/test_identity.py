@@ -10,7 +10,7 @@ from sslrun.pretexts.base import pretexts
 from sslrun.recipe import Named, parse
 from sslrun.recipe.places import Located
 from sslrun.registry import Options
-from sslrun.runs import component_identity, contents
+from sslrun.runs import component_identity, hash_contents
 from sslrun.stages.evaluate import cells
 from sslrun.stages.pretrain import Pretraining
 
@@ -118,6 +118,6 @@ def test_a_plug_in_is_identified_by_the_content_of_its_file(tmp_path, monkeypatc
     first = component_identity(Mine)
     assert set(first) == {"component.source"}
     path.write_text("a = 2\n")
-    contents.cache_clear()  # one process reads a file once
+    hash_contents.cache_clear()  # one process reads a file once
     assert component_identity(Mine) != first
     assert component_identity(pretexts["simclr"]) == {}

@@ -29,7 +29,7 @@ def test_every_recipe_is_listed_with_its_description(monkeypatch, capsys):
     files = [path for path in (ROOT / "recipes").rglob("*.yaml") if path.parent.name != "claims"]
     assert len(listed) == len(files) > 30
     assert all(listed.values())
-    assert listed["image/byol-imagenet"] == "BYOL (Grill et al. 2020)."
+    assert listed["image/byol-cifar10"] == "BYOL (Grill et al., NeurIPS 2020) on CIFAR-10."
     monkeypatch.setattr(sys, "argv", ["sslrun", "recipes"])
     with pytest.raises(SystemExit):
         cli.main()

@@ -182,7 +182,7 @@ def test_a_label_fraction_is_not_part_of_a_name(task, labels, result):
         Table.from_records([result("A", 95.0, task=task, labels=labels)]), small_table()
     )
     assert not comparison.pairs
-    assert "No cell of ours" in render(comparison)
+    assert "None of our cells" in render(comparison)
     assert json.loads(comparison.to_json())["cells"] == []
 
 

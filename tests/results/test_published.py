@@ -158,12 +158,12 @@ def test_only_tables_of_a_paper_that_share_a_cell_are_shown(tmp_path):
     comparisons = compare_all(ours("CIFAR-10", {"x": 90.0}), published_as("lpft"))
     assert [table.against for table in comparisons.tables] == ["kumar_table1_id"]
     assert (
-        "no cell of ours stands in: Table 2 (OOD) (kumar_table2_ood)"
+        "none of our cells matches: Table 2 (OOD) (kumar_table2_ood)"
         in comparisons.tables[0].notes[-1]
     )
     (nothing,) = compare_all(ours("nothing", {"x": 90.0}), published_as("lpft")).tables
     assert not nothing.pairs
-    assert nothing.notes[-1].startswith("no cell of ours stands in: ")
+    assert nothing.notes[-1].startswith("none of our cells matches: ")
     assert nothing.notes[-1].count("(kumar_") == len(published_as("lpft")) - 1
     both = ours("CIFAR-10", {"x": 90.0})
     both.add(Row("x", "lpft"), Column("CIFAR-10", Labels(1.0), "STL-10", Metric("accuracy")), 80.0)

@@ -125,3 +125,22 @@ def test_records_are_found_in_the_order_in_which_they_finished(tmp_path):
     assert [record.stage for record in find_records(tmp_path)] == ["pretrain", "fewshot"]
     (run.path / "result.json").write_text(json.dumps({"stage": "measure"}))
     assert [record.is_evaluation for record in find_records(tmp_path)] == [False, False]
+
+
+def test_the_pretraining_that_a_result_rests_on(tmp_path):
+    """Restarts share it, as do the seeds of a recipe that fixes `pretrain.seed`."""
+
+    def record(recipe, origin, seed, restart=0):
+        run = Run(tmp_path, "mine", "probe", {"origin": origin, "seed": (seed, restart)})
+        run.start(recipe, {})
+        run.finish({"stage": "probe", "seed": seed, "restart": restart})
+        return RunRecord(run.path)
+
+    recipe = {"name": "mine", "pretrain": {"steps": 1}, "backbone": {"name": "mlp"}}
+    fixed = {**recipe, "pretrain": {"seed": 7}}
+    assert record(recipe, {"pretrain": "a"}, 3, 2).pretraining_key == "3"
+    assert {record(fixed, {"pretrain": "a"}, seed).pretraining_key for seed in (0, 1)} == {"7"}
+    assert record(fixed, {"initial": {}, "seed": 4}, 4).pretraining_key == "4"  # own random weights
+    pretrained = {**recipe, "backbone": {"name": "hf", "pretrained": True}}
+    keys = {record(pretrained, {"initial": {}}, seed).pretraining_key for seed in (0, 1)}
+    assert len(keys | {record(recipe, {"checkpoint": "b"}, 5).pretraining_key}) == 1

@@ -11,7 +11,7 @@ from sslrun import cli
 from sslrun.data.source import sources
 from sslrun.errors import UserError
 from sslrun.recipe import load
-from sslrun.stages.init import look_at, write_starter
+from sslrun.stages.init import inspect_data, write_starter
 
 WORDS = ("good film with a fine cast", "bad film with a dull plot")
 
@@ -117,9 +117,17 @@ def test_starter_recipes_without_user_data_download_nothing(folder, text):
     assert len(recipe.evaluate["mine"].protocols) == 4
 
 
+def test_digits_are_never_mirrored_and_images_of_ones_own_are(folder):
+    photos(folder)
+    for path, flip in ((None, 0.0), (folder / "photos", 0.5)):
+        recipe = load(write_starter("digits" if path is None else "mine", False, path))
+        assert recipe.pretext.options.augmentation.flip == flip
+        assert recipe.evaluate["mine"].task.options.augmentation.flip == flip
+
+
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".parquet"])
 def test_tables_of_every_format_and_with_any_column_names_are_read(folder, suffix):
-    layout = look_at(reviews(folder, suffix, columns=("what they wrote", "verdict")))
+    layout = inspect_data(reviews(folder, suffix, columns=("what they wrote", "verdict")))
     assert (layout.count, layout.classes) == (60, 2)
     assert 'column: "what they wrote"' in layout.data
     assert "label: verdict" in layout.task_data
@@ -152,11 +160,11 @@ def test_a_table_that_lists_images_becomes_a_recipe(folder):
         writer.writerows(rows)
     if "csv-images" not in sources:
         with pytest.raises(UserError, match="lists images"):
-            look_at(folder / "list.csv")
+            inspect_data(folder / "list.csv")
         return
     recipe = load(write_starter("mine", False, folder / "list.csv"))
     assert recipe.data.name == "csv-images"
-    assert look_at(folder / "list.csv").classes == 2
+    assert inspect_data(folder / "list.csv").classes == 2
 
 
 def test_unwritable_and_unreadable_files_are_errors(folder):
@@ -169,5 +177,5 @@ def test_unwritable_and_unreadable_files_are_errors(folder):
         write_starter("other", False, folder / "nowhere")
     (folder / "empty").mkdir()
     with pytest.raises(UserError, match="found neither images nor text"):
-        look_at(folder / "empty")
+        inspect_data(folder / "empty")
     assert not (folder / "other.yaml").exists()

@@ -47,7 +47,7 @@ def test_ten_steps_are_traced_into_the_folder_of_the_run(pretrained):
     assert len(steps) == TRACED
     assert any("addmm" in event.get("name", "") for event in events)
     _, again = pretrained(20)
-    assert "is finished, so that nothing is profiled; add --fresh" in again
+    assert "is finished, so nothing is profiled; add --fresh" in again
 
 
 def test_profiling_does_not_change_the_result_and_is_off_by_default(pretrained, tmp_path):

@@ -123,10 +123,10 @@ def test_the_time_left_follows_finished_runs_of_the_same_stage(runs):
     assert pace.left(None) == (None, False)
     assert pace.share(None) == 0.0
     finish(runs[0], 100.0)
-    pace.look()
+    pace.update()
     assert pace.left(None) == (100 / 2, False)  # no probe has run yet
     finish(runs[2], 10.0)
-    pace.look()
+    pace.update()
     left, whole = pace.left(None)
     assert (left, whole) == ((100 + 10 + 10) / 2, True)
     assert pace.share(left) == pytest.approx(110 / 230)

@@ -73,7 +73,7 @@ CLAIM = {
                 {
                     "greater": ["MLP", "lpft", "digits", "10 %", "mean OOD"],
                     "lesser": ["MLP", "probe", "digits", "10 %", HARD],
-                    "margin": -100,
+                    "margin": -200,
                 }
             ],
         }
@@ -167,13 +167,13 @@ def test_a_claim_names_a_shift_behind_the_share_of_labels(tmp_path):
     )
     path = tmp_path / "claim.yaml"
     path.write_text(yaml.safe_dump(CLAIM))
-    trial = Trial.of(load_claim(path), "small", tmp_path / "runs")
+    trial = Trial.of_variant(load_claim(path), "small", tmp_path / "runs")
     assert {cell.protocol for _, cell in trial.plan.cells} == {"probe", "lpft"}
     work([trial.plan], Context(tmp_path / "runs", compute("cpu")))
-    ((inequality, verdict, _),) = trial.outcome().judged
+    ((inequality, verdict, _),) = trial.judge().judged
     assert (
         inequality.text()
-        == "MLP · lpft · digits · 10 % · mean OOD > MLP · probe · digits · 10 % · a · b: c, d - 100"
+        == "MLP · lpft · digits · 10 % · mean OOD > MLP · probe · digits · 10 % · a · b: c, d - 200"
     )
     assert verdict.word == "supported"
     CLAIM["variants"]["small"]["inequalities"][0]["lesser"][-1] = "noize"
@@ -181,7 +181,7 @@ def test_a_claim_names_a_shift_behind_the_share_of_labels(tmp_path):
     with pytest.raises(
         UserError, match=r"no such cell of the table: 'MLP · probe · digits · 10 % · noize'"
     ):
-        Trial.of(load_claim(path), "small", tmp_path / "runs")
+        Trial.of_variant(load_claim(path), "small", tmp_path / "runs")
 
 
 def test_labels_out_of_distribution_choose_nothing(evaluated, tmp_path):

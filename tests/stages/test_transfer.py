@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sslrun.backbones import build_backbone
-from sslrun.backbones.vit import interpolated
+from sslrun.backbones.vit import interpolate_positions
 from sslrun.data.examples import Batch
 from sslrun.data.specs import ImageSpec
 from sslrun.errors import UserError
@@ -68,7 +68,7 @@ def test_positions_are_interpolated_once_and_then_learn_at_the_new_size(tmp_path
     assert tuned["pos_embed"].shape == (1, 1 + 6 * 6, 16)
     torch.testing.assert_close(tuned["pos_embed"][:, :1], original["pos_embed"][:, :1])
     torch.testing.assert_close(
-        tuned["pos_embed"][:, 1:], interpolated(original["pos_embed"][:, 1:], 2, 6, 6)
+        tuned["pos_embed"][:, 1:], interpolate_positions(original["pos_embed"][:, 1:], 2, 6, 6)
     )
     torch.testing.assert_close(
         tuned["patch_embed.proj.weight"], original["patch_embed.proj.weight"]
@@ -98,7 +98,8 @@ def test_invalid_weight_files_are_errors(tmp_path, weights):
     with pytest.raises(UserError, match=r"nothing\.safetensors: no checkpoint there"):
         plan(tmp_path, tmp_path / "nothing.safetensors", 8)
     with pytest.raises(
-        UserError, match=r"weights: stand in place of pretraining: give either them or 'pretext'"
+        UserError,
+        match=r"weights: can't be combined with pretraining: give either them or 'pretext'",
     ):
         plan(tmp_path, weights, 8, pretext="rotation", pretrain={"steps": 1, "lr": 0.1})
     recipe = parse(

@@ -53,11 +53,11 @@ def test_the_floor_is_the_unigram_entropy_of_the_training_text(splits):
 
 def test_a_loss_at_the_floor_gives_a_warning_and_one_below_it_does_not(splits):
     pretext = build(splits)
-    look = watcher(splits, pretext).look
-    early = look(pretext, 0.1)
+    check = watcher(splits, pretext).check
+    early = check(pretext, 0.1)
     assert early.record["held_out_loss"] > early.record["floor"]
     assert early.warning is None
-    late = look(pretext, 0.5)
+    late = check(pretext, 0.5)
     assert late.record == early.record
     assert "is not clearly below" in late.warning
     assert f"{late.record['floor']:.2f}" in late.warning
@@ -66,7 +66,7 @@ def test_a_loss_at_the_floor_gives_a_warning_and_one_below_it_does_not(splits):
         pretext.held_out = lambda *_, loss=share * late.record["floor"]: {
             "held_out_loss": torch.tensor(loss)
         }
-        report = look(pretext, 0.5)
+        report = check(pretext, 0.5)
         assert report.record["held_out_loss"] == pytest.approx(share * late.record["floor"])
         assert (report.warning is not None) == is_warned
 
@@ -75,7 +75,9 @@ def test_every_evaluation_uses_the_same_held_out_targets(splits):
     one, other = build(splits, rate=0.15), build(splits, rate=0.5, nsp=True)
     other.backbone.load_state_dict(one.backbone.state_dict())
     other.head.load_state_dict(one.head.state_dict())
-    first, second = (watcher(splits, pretext).look(pretext, 0.0).record for pretext in (one, other))
+    first, second = (
+        watcher(splits, pretext).check(pretext, 0.0).record for pretext in (one, other)
+    )
     assert first["held_out_loss"] == pytest.approx(second["held_out_loss"], rel=1e-6)
     assert {"held_out_nsp_loss", "held_out_nsp_accuracy"} == set(second) - set(first)
 
@@ -89,6 +91,6 @@ def test_every_pretext_on_text_has_a_held_out_loss(splits, name):
         )
     else:
         pretext = build(splits, name, "gpt-tiny" if name == "ltr" else "bert-tiny")
-    record = watcher(splits, pretext).look(pretext, 0.0).record
+    record = watcher(splits, pretext).check(pretext, 0.0).record
     assert record["held_out_loss"] == pytest.approx(math.log(splits.spec.vocab), rel=0.2)
     assert record["floor"] > 3

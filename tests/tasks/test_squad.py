@@ -11,7 +11,7 @@ import torch
 from sslrun.data.specs import TextSpec
 from sslrun.data.text.passages import SpanRow, _context_score, _window_starts, build_windows
 from sslrun.data.text.tokenizer import SPECIALS, Tokenizer, build_wordpiece
-from sslrun.tasks.squad import Answer, decode, normalised, overlap, squad_scores
+from sslrun.tasks.squad import Answer, decode, normalize_answer, score_answers, word_f1
 
 
 def official_normalize(s):
@@ -76,7 +76,7 @@ CASES = [
 @pytest.mark.parametrize(("guess", "golds", "exact", "f1"), CASES)
 def test_scores_of_one_answer_equal_the_official_ones(guess, golds, exact, f1):
     rows = [SpanRow("0", "?", "", tuple((gold, 0) for gold in golds))]
-    results = squad_scores({0: Answer(guess, 0.0)}, rows)
+    results = score_answers({0: Answer(guess, 0.0)}, rows)
     results.pop("best_f1", None)
     assert results == {"f1": pytest.approx(f1), "exact_match": exact}
     assert results == {
@@ -99,11 +99,11 @@ def test_scores_of_many_answers_equal_the_official_ones():
     expected = official_scores(guesses, golds)
     assert 5 < expected["exact_match"] < expected["f1"] < 95
     answers = {number: Answer(guess, 0.0) for number, guess in enumerate(guesses)}
-    results = squad_scores(answers, rows)
+    results = score_answers(answers, rows)
     assert results.pop("best_f1") >= results["f1"]
     assert results == {name: pytest.approx(value) for name, value in expected.items()}
-    assert all(normalised(guess) == official_normalize(guess) for guess in guesses)
-    assert overlap("cat", "cat") == 1
+    assert all(normalize_answer(guess) == official_normalize(guess) for guess in guesses)
+    assert word_f1("cat", "cat") == 1
 
 
 # ---------------------------------------------------------------- windows
@@ -283,11 +283,11 @@ def test_doubt_is_the_lowest_cls_margin_and_counts_only_with_unanswerable_questi
     # The lowest margin of all windows counts: one window without a "no answer" sign decides.
     assert decode_scores(windows, *good, *empty[2:])[1] == Answer("ii", -12.0)
     gold = [build_row("ii"), build_row(None, id="r")]
-    assert squad_scores(decode_scores(windows, *good, *empty), gold)["exact_match"] == 100
+    assert score_answers(decode_scores(windows, *good, *empty), gold)["exact_match"] == 100
     alone = build([build_row()])
     everywhere = [(index, 0, side, 9.0) for index in range(len(alone)) for side in (0, 1)]
     assert (
-        squad_scores(decode_scores(alone, *good[:2], *everywhere), gold[:1])["exact_match"] == 100
+        score_answers(decode_scores(alone, *good[:2], *everywhere), gold[:1])["exact_match"] == 100
     )
 
 
@@ -307,14 +307,14 @@ def test_the_best_f1_uses_the_best_threshold():
             ]
         )
     )
-    results = squad_scores(answers, rows)
+    results = score_answers(answers, rows)
     assert results["f1"] == pytest.approx(100 * (1 + 0 + 1 + 0 + 0) / 5)
 
     def f1_at(threshold):
         texts = [answer.text if answer.doubt <= threshold else "" for answer in answers.values()]
         return (
             sum(
-                max(overlap(text, answer) for answer, _ in row.answers or (("", 0),))
+                max(word_f1(text, answer) for answer, _ in row.answers or (("", 0),))
                 for text, row in zip(texts, rows, strict=True)
             )
             / 5
@@ -324,7 +324,7 @@ def test_the_best_f1_uses_the_best_threshold():
         100 * max(f1_at(answer) for answer in (-9, -2, -1, 2, 3))
     )
     assert results["best_f1"] > results["f1"]
-    assert "best_f1" not in squad_scores({0: answers[0]}, rows[:1])
+    assert "best_f1" not in score_answers({0: answers[0]}, rows[:1])
 
 
 def test_perfect_outputs_recover_the_answers_of_the_small_world():
@@ -346,5 +346,5 @@ def test_perfect_outputs_recover_the_answers_of_the_small_world():
             outputs[number, first, 0], outputs[number, last, 1] = 5, 5
     answers = decode(outputs, windows.extra, windows.rows, 20, 30)
     assert (
-        squad_scores(answers, rows)["exact_match"] > 97
+        score_answers(answers, rows)["exact_match"] > 97
     )  # an answer is lost if no window with the most context contains all of it

@@ -17,7 +17,7 @@ from sslrun.data.text.sequences import (
 from sslrun.data.text.tags import TagSet
 from sslrun.data.text.tokenizer import blank_tokenizer
 from sslrun.errors import UserError
-from sslrun.tasks.base import TaskLearner, outputs_of, stacked, tasks
+from sslrun.tasks.base import TaskLearner, concatenate_outputs, outputs_of, tasks
 from sslrun.tasks.text import ScalarMix
 from sslrun.training.learner import Output
 
@@ -266,7 +266,7 @@ def test_tags_are_read_at_first_pieces_and_truncated_words_count_as_outside():
 def test_outputs_of_several_batches_are_stacked():
     tagging, examples = task("tagging", ("B-X", "B-Y", "I-X", "O")), build_tagged()
     parts = [perfect_outputs(examples.subset(torch.tensor([row]))) for row in range(3)]
-    assert tagging.score(stacked(parts), examples)["precision"] == 100
+    assert tagging.score(concatenate_outputs(parts), examples)["precision"] == 100
 
 
 def test_outputs_keep_the_order_of_examples_batched_by_length():

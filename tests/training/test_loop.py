@@ -327,7 +327,7 @@ def test_a_batch_is_capped_at_the_data_and_split_evenly_over_devices(
     [
         (8, 1, "lower batch from 8 to 4, or set accumulate to 2"),
         (9, 1, "lower batch from 9 to 4, or set accumulate to 3"),
-        (8, 8, "one example a time: choose a smaller backbone"),
+        (8, 8, "one example at a time: choose a smaller backbone"),
     ],
 )
 def test_out_of_memory_says_what_to_lower(error, batch, parts, remedy, monkeypatch):
@@ -347,7 +347,7 @@ def test_out_of_memory_says_what_to_lower(error, batch, parts, remedy, monkeypat
         ({}, "either epochs or steps"),
         (
             {"epochs": 1, "steps": 1},
-            "either epochs or steps; to go from one to the other, set the other to null",
+            "either epochs or steps; set the other one to null",
         ),
         ({"steps": 1, "batch": 10, "accumulate": 3}, "not a multiple"),
         ({"steps": 1, "schedule": "step"}, "milestones go together"),

@@ -1,3 +1,3 @@
-"""Measurements that claims rest on besides sweeps. Importing this package makes all of them known by name."""
+"""Measurements, for claims that no sweep tests. Importing this package registers all of them."""
 
 from sslrun.claims.measurements import exact, guess, speed  # noqa: F401

@@ -1,4 +1,4 @@
-"""Measurements: what a claim can rest on other than a sweep. Each gives cells of a table, seed by seed."""
+"""Base class and registry of measurements: tests of a claim that are not sweeps."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from sslrun.training.device import Compute
 
 
 class Measurement:
-    """Something measured that is not a sweep. `table(seed, ...)` is one seed's; those of all seeds are put together."""
+    """A measurement that fills the cells of a table, one seed at a time.
+
+    A claim runs it once per seed and combines the tables into one.
+    """
 
     Options: ClassVar[type[Options]] = Options
     name: ClassVar[str]
@@ -21,8 +24,14 @@ class Measurement:
         self.options = options
 
     def table(self, seed: int, compute: Compute, folder: Path, check: Callable[[], None]) -> Table:
-        """The seed's values, on a device. `folder`: where pictures go. `check`: to call now and then; raises where the
-        user asked to stop."""
+        """Measure with one seed and return the table of its values.
+
+        Args:
+            seed: seed of everything random; the values are stored under it.
+            compute: device and precision.
+            folder: existing folder for plots.
+            check: to be called regularly; raises if the user asked to stop.
+        """
         raise NotImplementedError
 
 

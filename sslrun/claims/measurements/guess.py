@@ -1,4 +1,4 @@
-"""What a masked and a left-to-right language model make of a gap, as more is told of what stands to its right."""
+"""What language models predict at a gap, as more of the text to its right becomes visible."""
 
 from __future__ import annotations
 
@@ -31,65 +31,70 @@ from sslrun.training.loop import Training, train
 from sslrun.training.schedule import Schedule
 
 GAP = "___"
+"""Marks the gap in a sentence."""
 ENTROPY, SURPRISE = (
     Column(metric=Metric(name, "nats", "lower", digits=2)) for name in ("entropy", "surprise")
 )
-SHOWN = 3
-"""Guesses that are told of a sentence."""
+TOP = 3
+"""Number of most likely tokens that the notes list for each sentence."""
 
 
-class Guess(NamedTuple):
-    """A gap in each of some sequences."""
+class Gaps(NamedTuple):
+    """A batch of sequences, each with one gap."""
 
     tokens: Tokens
-    """With whatever stands in the gap."""
-    gap: Tensor
-    """(B,) its place."""
+    """(B, T); usually [MASK] stands in the gap."""
+    position: Tensor
+    """(B,): index of the gap in its sequence."""
 
-    def seen(self, right: int | None) -> Tokens:
-        """What stands to the left and so many tokens to the right (None: all); the rest is out of attention's reach."""
+    def hide(self, right: int | None) -> Tokens:
+        """Hide all but `right` tokens after the gap from attention; None hides nothing."""
         if right is None:
             return self.tokens
-        place = torch.arange(self.tokens.ids.shape[1], device=self.gap.device)
-        near = place <= self.gap[:, None] + right
-        return self.tokens.keep_only(near)
+        index = torch.arange(self.tokens.ids.shape[1], device=self.position.device)
+        visible = index <= self.position[:, None] + right
+        return self.tokens.keep_only(visible)
 
 
 class TruncatedMlm(Mlm):
-    """Masked language modelling in which half of the texts break off at random, out of attention's reach from there on.
+    """Masked language modeling on texts of which half are truncated at a random token.
 
-    A masked model that has only seen whole texts is at a loss where one breaks off, and would seem
-    to sharpen for no other reason than that it is at home again. A left-to-right one meets every
-    beginning anyway.
+    A masked model trained only on whole texts predicts poorly where a text is cut off. Its
+    predictions would then sharpen with more context merely because the input becomes more like its
+    training data. A left-to-right model does not need this, since it is trained on every prefix.
     """
 
     def views(self, batch: Batch, generator: torch.Generator) -> MaskedViews:
+        """Truncate, then mask. What is cut off is hidden from attention."""
         tokens: Tokens = batch.inputs
-        real = tokens.real.sum(dim=1)
-        whole, end = torch.rand(2, len(real), generator=generator, device=real.device)
-        seen = torch.where(whole < 0.5, real, 2 + (end * (real - 2)).long())
-        place = torch.arange(tokens.ids.shape[1], device=real.device)
-        near = place < seen[:, None]
-        return super().views(batch._replace(inputs=tokens.keep_only(near)), generator)
+        lengths = tokens.real.sum(dim=1)
+        # Two uniform draws per sequence: whether it is truncated, and where.
+        chance, end = torch.rand(2, len(lengths), generator=generator, device=lengths.device)
+        kept = torch.where(chance < 0.5, lengths, 2 + (end * (lengths - 2)).long())
+        index = torch.arange(tokens.ids.shape[1], device=lengths.device)
+        visible = index < kept[:, None]
+        return super().views(batch._replace(inputs=tokens.keep_only(visible)), generator)
 
 
 MODELS: dict[str, type[LanguagePretext]] = {"masked": TruncatedMlm, "left to right": Ltr}
-"""Row -> pretext."""
+"""Pretext by the row's name."""
 
 
 @measurements.register("guess")
 class GuessMeasurement(Measurement):
-    """Entropy of the guess at a gap, and its surprise at what stood there, by how much of the right context is told.
+    """Entropy and surprise of the prediction at a gap, by the context visible to its right.
 
-    A BERT and the same network left to right are pretrained alike (the first on texts that break
-    off too), and guess at one gap in each held-out text, all but so many tokens to the right of it
-    hidden from attention. Then sentences with a gap, each telling more: without a [SEP] behind,
-    since they are told as far as known, as in the lecture's `I am ___`. In nats.
+    Compares a masked and a left-to-right model with the same architecture and pretraining schedule;
+    the masked one is also trained on truncated texts. Both predict one gap in each held-out text,
+    while all but a few tokens to the right of it are hidden from attention. They also predict the
+    gap in the given sentences, which end without [SEP] because they may be incomplete. Entropy is
+    that of the predicted distribution, surprise is the negative log-likelihood of the true token,
+    both in nats.
     """
 
     class Options(Options):
         data: dict[str, Any] = Field({"name": "world", "length": 48, "tokenizer": {"vocab": 600}})
-        """The corpus."""
+        """The corpus, by `name`, with the options of that data set."""
         backbone: Literal["bert-tiny", "bert-mini", "bert-small"] = "bert-tiny"
         """Backbone of both models."""
         steps: int = Field(2000, ge=1)
@@ -99,7 +104,7 @@ class GuessMeasurement(Measurement):
         lr: float = Field(0.001, gt=0)
         """Peak learning rate."""
         right: tuple[Annotated[int, Field(ge=0)], ...] = (0, 1, 2, 4, 8)
-        """Numbers of visible tokens to the right of the gap."""
+        """Numbers of visible tokens to the right of the gap; the whole text is always added."""
         gaps: int = Field(1000, ge=2)
         """Maximum number of held-out texts to evaluate."""
         sentences: tuple[str, ...] = ()
@@ -107,87 +112,79 @@ class GuessMeasurement(Measurement):
 
         @field_validator("data")
         @classmethod
-        def _corpus(cls, data: dict[str, Any]) -> dict[str, Any]:
+        def _check_data(cls, data: dict[str, Any]) -> dict[str, Any]:
             try:
-                sources[str(data.get("name"))].Options.model_validate(
-                    {k: v for k, v in data.items() if k != "name"}
-                )
+                sources[str(data.get("name"))].Options.model_validate(_without_name(data))
             except UserError as error:
                 raise ValueError(str(error)) from None
             return data
 
         @field_validator("sentences")
         @classmethod
-        def _gapped(cls, sentences: tuple[str, ...]) -> tuple[str, ...]:
-            if any(each.count(GAP) != 1 for each in sentences):
+        def _check_sentences(cls, sentences: tuple[str, ...]) -> tuple[str, ...]:
+            if any(sentence.count(GAP) != 1 for sentence in sentences):
                 raise ValueError(f"each sentence should have one gap, written {GAP}")
-            if len({each.split(GAP)[0] for each in sentences}) > 1:
+            if len({sentence.split(GAP)[0] for sentence in sentences}) > 1:
                 raise ValueError("the sentences should be the same up to the gap")
             return sentences
 
     options: Options
 
     def table(self, seed: int, compute: Compute, folder: Path, check: Callable[[], None]) -> Table:
-        given = self.options
-        options = {key: value for key, value in given.data.items() if key != "name"}
-        splits = load_splits(
-            given.data["name"], sources[given.data["name"]].Options.model_validate(options)
-        )
-        made = Table("the guess at a gap", marks_best=False)
-        made.second = "told"
+        splits = self._load_splits()
         assert isinstance(splits.spec, TextSpec)
-        held_out, truth = self._gaps(splits, splits.spec, seed)
+        table = Table("prediction at a gap", marks_best=False)
+        table.second = "context"
+        gaps, truth = self._draw_gaps(splits, splits.spec, seed)
         for row, pretext in MODELS.items():
-            model = self._trained(pretext, splits, seed, compute, check)
+            model = self._pretrain(pretext, splits, seed, compute, check)
+            for right in (*self.options.right, None):
+                context = "all to the right" if right is None else f"{right} to the right"
+                log_probs = predict(model, gaps, right, compute.device)
+                surprise = -log_probs.gather(1, truth[:, None]).mean().item()
+                table.add(Row(row, context), ENTROPY, entropy(log_probs).mean().item(), str(seed))
+                table.add(Row(row, context), SURPRISE, surprise, str(seed))
+            for sentence in self.options.sentences:
+                gap = encode_sentence(sentence, splits.spec)
+                log_probs = predict(model, gap, None, compute.device)
+                table.add(Row(row, sentence), ENTROPY, entropy(log_probs).item(), str(seed))
+                likely = _describe_likely(log_probs[0], splits.spec)
+                table.note(f"{row}, {sentence}: {likely} (seed {seed})")
+        table.notes.insert(0, f"nats, {len(truth)} gaps in held-out text")
+        return table
 
-            def guess(guess: Guess, right: int | None, model: Any = model) -> Tensor:
-                return guesses(model, guess, right, compute.device)
+    def _load_splits(self) -> Splits:
+        data = self.options.data
+        options = sources[data["name"]].Options.model_validate(_without_name(data))
+        return load_splits(data["name"], options)
 
-            for right in (*given.right, None):
-                told = "all to the right" if right is None else f"{right} to the right"
-                log = guess(held_out, right)
-                made.add(Row(row, told), ENTROPY, entropy(log).mean().item(), str(seed))
-                made.add(
-                    Row(row, told),
-                    SURPRISE,
-                    -log.gather(1, truth[:, None]).mean().item(),
-                    str(seed),
-                )
-            for sentence in given.sentences:
-                log = guess(gapped(sentence, splits.spec), None)
-                made.add(Row(row, sentence), ENTROPY, entropy(log).item(), str(seed))
-                best = log[0].topk(SHOWN)
-                words = (splits.spec.tokenizer.strings[each] for each in best.indices.tolist())
-                shown = zip(words, best.values.exp().tolist(), strict=True)
-                made.note(
-                    f"{row}, {sentence}: {', '.join(f'{word} {p:.0%}' for word, p in shown)} (seed {seed})"
-                )
-        made.notes.insert(0, f"nats, {len(truth)} gaps in held-out text")
-        return made
+    def _draw_gaps(self, splits: Splits, spec: TextSpec, seed: int) -> tuple[Gaps, Tensor]:
+        """Draw one gap in each held-out text, and return the gaps and the true tokens (B,).
 
-    def _gaps(self, splits: Splits, spec: TextSpec, seed: int) -> tuple[Guess, Tensor]:
-        """One gap in the beginning of each held-out document, where the context asked for fits; and what stood there."""
+        A gap is far enough from the end that the largest context to its right fits; texts that are
+        too short are skipped. Raises UserError if all texts are too short.
+        """
         examples: Any = splits.val
         (batch,) = examples.batches(
             [torch.arange(min(len(examples), self.options.gaps))], torch.device("cpu")
         )
         tokens: Tokens = batch.inputs
-        room = (
-            tokens.real.sum(dim=1) - 2 - max(self.options.right, default=0)
-        )  # [CLS] before, [SEP] behind
-        kept = room >= 1
-        tokens, room = tokens.subset(kept), room[kept]
-        if not len(room):
+        # Possible positions in each text: not [CLS], not [SEP], and not the context at the end.
+        positions = tokens.real.sum(dim=1) - 2 - max(self.options.right, default=0)
+        long_enough = positions >= 1
+        tokens, positions = tokens.subset(long_enough), positions[long_enough]
+        if not len(positions):
             raise UserError(
-                f"{self.options.data['name']}: its sequences are too short for that much right context"
+                f"{self.options.data['name']}: the texts are shorter than the largest context to "
+                "the right of a gap; lower 'right', or raise data.length"
             )
-        draw = torch.rand(len(room), generator=torch.Generator().manual_seed(seed))
-        gap = 1 + (draw * room).long()
-        truth = tokens.ids.gather(1, gap[:, None])
-        ids = tokens.ids.scatter(1, gap[:, None], spec.tokenizer.mask)
-        return Guess(tokens._replace(ids=ids), gap), truth[:, 0]
+        uniform = torch.rand(len(positions), generator=torch.Generator().manual_seed(seed))
+        position = 1 + (uniform * positions).long()
+        truth = tokens.ids.gather(1, position[:, None])
+        ids = tokens.ids.scatter(1, position[:, None], spec.tokenizer.mask)
+        return Gaps(tokens._replace(ids=ids), position), truth[:, 0]
 
-    def _trained(
+    def _pretrain(
         self,
         cls: type[LanguagePretext],
         splits: Splits,
@@ -195,18 +192,24 @@ class GuessMeasurement(Measurement):
         compute: Compute,
         check: Callable[[], None],
     ) -> Any:
-        """The pretext with its backbone, pretrained."""
-        given = self.options
+        """Pretrain a backbone by a pretext, and return the pretext in evaluation mode."""
+        options = self.options
         positions = max(8, splits.source.options.length)
         torch.manual_seed(seed)
         backbone = build_backbone(
-            given.backbone, {"causal": cls is Ltr, "positions": positions}, splits.spec
+            options.backbone, {"causal": cls is Ltr, "positions": positions}, splits.spec
         )
         pretext = cls(cls.Options(), cast(TextBackbone, backbone))
         schedule = Schedule(
-            steps=given.steps, batch=given.batch, optimizer="adamw", lr=given.lr, weight_decay=0.01, warmup=0.1,
-            schedule="linear", clip=1.0,
-        )  # fmt: skip
+            steps=options.steps,
+            batch=options.batch,
+            optimizer="adamw",
+            lr=options.lr,
+            weight_decay=0.01,
+            warmup=0.1,
+            schedule="linear",
+            clip=1.0,
+        )
         training = Training(pretext, schedule, compute)
         for _ in train(training, compute.place(pretext.arrange(splits.pretrain, seed)), seed):
             check()
@@ -214,34 +217,58 @@ class GuessMeasurement(Measurement):
 
 
 @torch.inference_mode()
-def guesses(model: Any, guess: Guess, right: int | None, device: torch.device) -> Tensor:
-    """(B, V) log-probabilities of what stands in the gap: at it, or as foretold by the token before it."""
-    found = []
-    for tokens, gap in _batches(guess.seen(right), guess.gap):
+def predict(model: Any, gaps: Gaps, right: int | None, device: torch.device) -> Tensor:
+    """Predict the token in each gap, as log-probabilities (B, V).
+
+    A masked model predicts it at the gap, a left-to-right one at the token before. `right` is the
+    number of visible tokens after the gap; None: all.
+    """
+    log_probs = []
+    for tokens, gap in _split_batches(gaps.hide(right), gaps.position):
         features = model.backbone(tokens.to(device)).tokens
-        place = gap - 1 if model.backbone.causal else gap
-        scores = model.head(gather_tokens(features, place.to(device)), model.backbone.embedding)
-        found.append(scores.float().log_softmax(dim=-1).cpu())
-    return torch.cat(found)
+        position = gap - 1 if model.backbone.causal else gap
+        logits = model.head(gather_tokens(features, position.to(device)), model.backbone.embedding)
+        log_probs.append(logits.float().log_softmax(dim=-1).cpu())
+    return torch.cat(log_probs)
 
 
-def _batches(tokens: Tokens, gap: Tensor, size: int = 256) -> Iterator[tuple[Tokens, Tensor]]:
-    for rows in torch.arange(len(gap)).split(size):
-        yield tokens.subset(rows), gap[rows]
+def _split_batches(
+    tokens: Tokens, position: Tensor, size: int = 256
+) -> Iterator[tuple[Tokens, Tensor]]:
+    for rows in torch.arange(len(position)).split(size):
+        yield tokens.subset(rows), position[rows]
 
 
-def gapped(sentence: str, spec: TextSpec) -> Guess:
-    """A sentence with a gap, as a model reads it. UserError: too long."""
+def encode_sentence(sentence: str, spec: TextSpec) -> Gaps:
+    """Encode a sentence with a gap, without [SEP] at its end.
+
+    Raises UserError if the sentence is longer than `spec.length` tokens.
+    """
     tokenizer = spec.tokenizer
     left, right = tokenizer.encode([part.strip() for part in sentence.split(GAP)])
     ids = torch.tensor([[tokenizer.cls, *left, tokenizer.mask, *right]])
     if ids.shape[1] > spec.length:
-        raise UserError(f"'{sentence}' is longer than sequences are; raise data.length")
-    return Guess(
-        Tokens(ids, torch.zeros_like(ids), torch.ones_like(ids)), torch.tensor([1 + len(left)])
-    )
+        raise UserError(
+            f"'{sentence}' has {ids.shape[1]} tokens, but sequences have at most {spec.length}; "
+            "raise data.length"
+        )
+    tokens = Tokens(ids, torch.zeros_like(ids), torch.ones_like(ids))
+    return Gaps(tokens, torch.tensor([1 + len(left)]))
 
 
-def entropy(log: Tensor) -> Tensor:
-    """Of log-probabilities (B, V), in nats."""
-    return -(log.exp() * log).sum(dim=-1)
+def entropy(log_probs: Tensor) -> Tensor:
+    """Compute the entropy (B,) of log-probabilities (B, V), in nats."""
+    return -(log_probs.exp() * log_probs).sum(dim=-1)
+
+
+def _describe_likely(log_probs: Tensor, spec: TextSpec) -> str:
+    """List the most likely tokens with their probabilities, from log-probabilities (V,)."""
+    top = log_probs.topk(TOP)
+    words = [spec.tokenizer.strings[token] for token in top.indices.tolist()]
+    probabilities = top.values.exp().tolist()
+    return ", ".join(f"{word} {p:.0%}" for word, p in zip(words, probabilities, strict=True))
+
+
+def _without_name(data: dict[str, Any]) -> dict[str, Any]:
+    """The data set's options, without its name."""
+    return {key: value for key, value in data.items() if key != "name"}

@@ -1,4 +1,4 @@
-"""Time a token against the length of the sequence: what can't be done in parallel."""
+"""Time per token against sequence length: recurrent networks and a Transformer."""
 
 from __future__ import annotations
 
@@ -24,10 +24,11 @@ from sslrun.results.table import Table
 from sslrun.training.device import Compute
 
 VOCAB = 512
+"""Size of the vocabulary from which random tokens are drawn."""
 
 
-class Stepwise(nn.Module):
-    """An LSTM's layer as the formula on the slide reads, one token after the other, with that layer's weights."""
+class StepwiseLayer(nn.Module):
+    """An LSTM layer that processes one token after the other, with the weights of a fused layer."""
 
     def __init__(self, layer: nn.LSTM) -> None:
         super().__init__()
@@ -36,30 +37,31 @@ class Stepwise(nn.Module):
             setattr(self.cell, name, getattr(layer, f"{name}_l0"))
 
     def forward(self, x: Tensor) -> tuple[Tensor, None]:
-        """(B, T, D) to states (B, T, D)."""
+        """Map inputs (B, T, D) to hidden states (B, T, D). The second value is unused."""
         state: tuple[Tensor, Tensor] | None = None
-        found = []
+        outputs = []
         for step in x.unbind(1):
             state = self.cell(step, state)
-            found.append(state[0])
-        return torch.stack(found, dim=1), None
+            outputs.append(state[0])
+        return torch.stack(outputs, dim=1), None
 
 
-def step_by_step(backbone: Any) -> Backbone:
-    """A recurrent backbone with every layer run one token at a time."""
+def replace_layers(backbone: Any) -> Backbone:
+    """Replace every layer of a recurrent backbone by a `StepwiseLayer`, in place."""
     for stack in filter(None, (backbone.ahead, backbone.back)):
-        stack.cells = nn.ModuleList(Stepwise(layer) for layer in stack.cells)
+        stack.cells = nn.ModuleList(StepwiseLayer(layer) for layer in stack.cells)
     return backbone
 
 
 @measurements.register("speed")
 class Speed(Measurement):
-    """Microseconds a token of a training step (forward and backward), by length, as many tokens in every batch.
+    """Time per token of a training step, by sequence length, in microseconds.
 
-    Three networks of about as many parameters: a two-directional LSTM by torch's own kernels, the
-    same one token after the other, a Transformer. They take turns, and of several rounds the
-    fastest of each counts, so that what else the machine does harms none more than another. In
-    float32, without dropout, which would keep attention from its fast kernels.
+    Compares three networks of similar size: a bidirectional LSTM with torch's fused kernels, the
+    same LSTM one token after the other, and a Transformer. A step is forward and backward, and all
+    batches have the same number of tokens. The networks take turns, and the fastest of several
+    rounds counts for each, so that other load on the machine affects all of them alike. Runs in
+    float32, and without dropout so that attention can use its fast kernels.
     """
 
     class Options(Options):
@@ -75,47 +77,51 @@ class Speed(Measurement):
     options: Options
 
     def table(self, seed: int, compute: Compute, folder: Path, check: Callable[[], None]) -> Table:
-        given = self.options
+        options = self.options
         torch.manual_seed(seed)
-        spec = TextSpec(blank_tokenizer(VOCAB), max(given.lengths))
-        lstm = {"width": given.width, "depth": 2, "bidirectional": True, "dropout": 0.0}
-        transformer = {
-            "width": given.width,
-            "depth": 3,
-            "positions": max(8, *given.lengths),
-            "dropout": 0.0,
-        }
-        networks: dict[str, Backbone] = {
-            "LSTM, both ways": build_backbone("lstm", lstm, spec),
-            "LSTM, both ways, token by token": step_by_step(build_backbone("lstm", lstm, spec)),
-            "Transformer": build_backbone("bert-tiny", transformer, spec),
-        }
-        made = Table("time a token by length of the sequence")
+        networks = self._build_networks()
+        table = Table("time per token by sequence length")
         for network in networks.values():
             network.to(compute.device)
-        for length in given.lengths:
-            batch = _tokens(given.tokens // length, length, compute.device)
+        for length in options.lengths:
+            batch = _draw_batch(options.tokens // length, length, compute.device)
             check()
-            steps = {name: _step(network, batch) for name, network in networks.items()}
-            column = Column(metric=Metric(f"{length} tokens", "µs a token", "lower", digits=2))
-            for name, seconds in _fastest(steps, given.rounds, compute.device).items():
-                made.add(Row(name), column, 1e6 * seconds / batch.ids.numel(), str(seed))
-        counts = ", ".join(
-            f"{name} {sum(each.numel() for each in network.parameters()):,}"
-            for name, network in networks.items()
+            steps = {name: _build_step(network, batch) for name, network in networks.items()}
+            column = Column(metric=Metric(f"{length} tokens", "µs per token", "lower", digits=2))
+            for name, seconds in _time_steps(steps, options.rounds, compute.device).items():
+                table.add(Row(name), column, 1e6 * seconds / batch.ids.numel(), str(seed))
+        table.note(
+            f"µs per token, forward and backward, {options.tokens:,} tokens per batch, "
+            f"on {compute}; parameters: {_describe_sizes(networks)}"
         )
-        made.note(
-            f"µs a token, forward and backward, {given.tokens:,} tokens a batch, on {compute}; parameters: {counts}"
-        )
-        return made
+        return table
+
+    def _build_networks(self) -> dict[str, Backbone]:
+        width, lengths = self.options.width, self.options.lengths
+        spec = TextSpec(blank_tokenizer(VOCAB), max(lengths))
+        lstm = {"width": width, "depth": 2, "bidirectional": True, "dropout": 0.0}
+        transformer = {
+            "width": width,
+            "depth": 3,
+            "positions": max(8, *lengths),
+            "dropout": 0.0,
+        }
+        return {
+            "LSTM, both ways": build_backbone("lstm", lstm, spec),
+            "LSTM, both ways, token by token": replace_layers(build_backbone("lstm", lstm, spec)),
+            "Transformer": build_backbone("bert-tiny", transformer, spec),
+        }
 
 
-def _tokens(count: int, length: int, device: torch.device) -> Tokens:
+def _draw_batch(count: int, length: int, device: torch.device) -> Tokens:
+    """Draw `count` random sequences, at least one."""
     ids = torch.randint(5, VOCAB, (max(1, count), length), device=device)
     return Tokens(ids, torch.zeros_like(ids), torch.ones_like(ids))
 
 
-def _step(network: Backbone, batch: Tokens) -> Callable[[], None]:
+def _build_step(network: Backbone, batch: Tokens) -> Callable[[], None]:
+    """Build the function that runs forward and backward on a batch."""
+
     def step() -> None:
         network.zero_grad(set_to_none=True)
         tokens = network(batch).tokens
@@ -125,17 +131,29 @@ def _step(network: Backbone, batch: Tokens) -> Callable[[], None]:
     return step
 
 
-def _fastest(
+def _time_steps(
     steps: dict[str, Callable[[], None]], rounds: int, device: torch.device
 ) -> dict[str, float]:
-    """Seconds of each step, the least of so many rounds in which they take turns, after one that isn't timed."""
-    best = dict.fromkeys(steps, float("inf"))
+    """Time each step in turn, and return the fewest seconds of each over `rounds` rounds.
+
+    One more round comes first to warm up, and does not count.
+    """
+    fastest = dict.fromkeys(steps, float("inf"))
     for number in range(rounds + 1):
         for name, step in steps.items():
-            began = time.perf_counter()
+            start = time.perf_counter()
             step()
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             if number:
-                best[name] = min(best[name], time.perf_counter() - began)
-    return best
+                fastest[name] = min(fastest[name], time.perf_counter() - start)
+    return fastest
+
+
+def _describe_sizes(networks: dict[str, Backbone]) -> str:
+    """List the number of parameters of each network."""
+    sizes = []
+    for name, network in networks.items():
+        count = sum(parameter.numel() for parameter in network.parameters())
+        sizes.append(f"{name} {count:,}")
+    return ", ".join(sizes)

@@ -1,1 +1,1 @@
-"""Statements with a proof, run: what a theorem predicts beside what the numbers give, in float64."""
+"""Numerical checks of theorems, in float64: what each one predicts, beside what is computed."""

@@ -1,25 +1,33 @@
-"""Fine-tuning distorts pretrained features: two-layer linear networks, where every step of the argument can be read off.
+"""Distortion of pretrained features by fine-tuning, in two-layer linear networks.
 
-Kumar, Raghunathan, Jones, Ma, Liang, "Fine-Tuning can Distort Pretrained Features and Underperform
-Out-of-Distribution", ICLR 2022, section 3. A network v·B x with features B (k, d) and a head v (k,)
-learns y = v*·B* x (rows of B* orthonormal, w* = B*ᵀ v*) from examples that lie in a subspace S of
-R^d, starting from pretrained features B0 and a random head v0, by gradient flow on the mean squared
-error:
+Kumar, Raghunathan, Jones, Ma and Liang, "Fine-Tuning can Distort Pretrained Features and
+Underperform Out-of-Distribution", ICLR 2022, section 3.
 
-    g = XᵀX (Bᵀ v - w*) / n,    dv/dt = -2 B g,    dB/dt = -2 v gᵀ  (FT; LP holds B still; LP-FT starts from LP's head).
+A network v·B x has features B (k, d) and a head v (k,). The truth is y = v*·B* x; the rows of B*
+are orthonormal, and w* = B*ᵀ v*. The n examples X (n, d) lie in a subspace S of R^d. Learning
+starts from pretrained features B0 and a random head v0, and follows the gradient flow of the mean
+squared error:
 
-Errors are ID |P_S (w - w*)|² and OOD |w - w*|², with w = Bᵀ v: mean squared errors where the
-inputs' second moment is the projection onto S, and the identity (which is also the worst case over
-inputs of norm 1). What must hold:
+    g = XᵀX (Bᵀ v - w*) / n,    dv/dt = -2 B g,    dB/dt = -2 v gᵀ.
 
-- the features of inputs orthogonal to S never change: g lies in S, and so does every row that is added to B;
-- v vᵀ - B Bᵀ never changes (Du, Hu, Lee, NeurIPS 2018);
-- LP with perfect features, B0 = U B* with U a rotation, ends at OOD error 0, and LP-FT stays there (Proposition 3.2 of the
-  first version of the paper);
-- FT's OOD error is at all times at least `bound` (its main theorem), however well it fits the examples.
+- LP (linear probing) keeps B fixed.
+- FT (fine-tuning) learns B and v.
+- LP-FT is FT that starts from the head of LP.
 
-Features that change for inputs in S, and not for those orthogonal to it, are what distorts: the
-head follows the first.
+With w = Bᵀ v, the errors are ID |P_S (w - w*)|² and OOD |w - w*|². These are mean squared errors
+over inputs whose second moment is the projection P_S onto S, or the identity. The OOD error is also
+the largest squared error of any input of norm 1. The theory predicts:
+
+- The features of inputs orthogonal to S never change, because g lies in S and so does every row
+  that is added to B.
+- v vᵀ - B Bᵀ never changes (Du, Hu and Lee, NeurIPS 2018).
+- With perfect features, B0 = U B* for a rotation U, LP ends at OOD error 0 and LP-FT stays there
+  (Proposition 3.2 of the first version of the paper).
+- The OOD error of FT is at all times at least `Problem.bound` (the main theorem), however well FT
+  fits the examples.
+
+Distortion is the difference between the two kinds of inputs: features change for inputs in S and
+not for inputs orthogonal to S, while the head adapts to the changed ones.
 """
 
 from __future__ import annotations
@@ -29,6 +37,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -40,19 +49,18 @@ from sslrun.results.table import Table
 Array = np.ndarray
 
 TOLERANCE = 1e-10
-"""Of the solver, relative, at each step."""
+"""Relative tolerance of the solver at each step."""
 FITTED = 1e-20
-"""Mean squared training error at which a flow has arrived."""
-LONGEST = 1e4
-"""Time after which a flow that has not arrived is given up."""
-
-EARLY = 0.01
-"""Where the time axis of a plot begins."""
+"""Mean squared training error at which a flow has converged."""
+MAX_TIME = 1e4
+"""Time after which a flow that has not converged is abandoned."""
+PLOT_START = 0.01
+"""Start of the plot's logarithmic time axis."""
 
 
 @dataclass(frozen=True)
 class Network:
-    """v·B x."""
+    """A two-layer linear network v·B x."""
 
     features: Array
     """B (k, d)."""
@@ -72,7 +80,7 @@ class Network:
 
 @dataclass(frozen=True)
 class Problem:
-    """Examples (n, d), the network that labels them, and the one that learning starts from."""
+    """Examples (n, d), the network that labels them, and the pretrained network."""
 
     examples: Array
     truth: Network
@@ -80,22 +88,38 @@ class Problem:
 
     @classmethod
     def random(
-        cls, noise: float = 0.0, *, dimensions: int = 100, features: int = 10, span: int = 40, examples: int = 80,
-        head: float = 1.0, seed: int = 0,
-    ) -> Problem:  # fmt: skip
-        """Normal examples in a random subspace of dimension `span`, and a truth of norm 1.
+        cls,
+        noise: float = 0.0,
+        *,
+        dimensions: int = 100,
+        features: int = 10,
+        span: int = 40,
+        examples: int = 80,
+        head: float = 1.0,
+        seed: int = 0,
+    ) -> Problem:
+        """Draw normal examples in a random subspace, a true network and a pretrained one.
 
-        noise: what is added to the true features before they are made orthonormal again, as a share
-        of their norm; they are then rotated, which no protocol may notice. head: the norm of v0,
-        about.
+        The true head has norm 1.
+
+        Args:
+            noise: size of the perturbation of the true features, relative to their norm. The
+                perturbed features are made orthonormal again, then rotated; the rotation must not
+                matter to any protocol.
+            dimensions: d.
+            features: k.
+            span: dimension of the subspace S.
+            examples: n.
+            head: approximate norm of v0.
+            seed: seed of all draws.
         """
         generator = np.random.default_rng(seed)
         normal = generator.standard_normal
         subspace = np.linalg.qr(normal((dimensions, span)))[0]
-        truth = _orthonormal(normal((features, dimensions)))
+        truth = _orthonormalize(normal((features, dimensions)))
         target = normal(features)
-        perturbed = _orthonormal(truth + noise * normal(truth.shape) / dimensions**0.5)
-        rotation = _orthonormal(normal((features, features)))
+        perturbed = _orthonormalize(truth + noise * normal(truth.shape) / dimensions**0.5)
+        rotation = _orthonormalize(normal((features, features)))
         return cls(
             normal((examples, span)) @ subspace.T,
             Network(truth, target / np.linalg.norm(target)),
@@ -104,49 +128,62 @@ class Problem:
 
     @cached_property
     def moment(self) -> Array:
-        """XᵀX / n (d, d)."""
+        """Second moment of the examples, XᵀX / n (d, d)."""
         return self.examples.T @ self.examples / len(self.examples)
 
     @cached_property
     def bases(self) -> tuple[Array, Array]:
-        """Orthonormal bases (d, m) of the examples' span S, and (d, d - m) of what is orthogonal to it."""
+        """Orthonormal bases of the examples' span S (d, m) and of its complement (d, d - m)."""
         values, vectors = np.linalg.svd(self.examples)[1:]
         rank = int((values > values[0] * 1e-10).sum())
         return vectors[:rank].T, vectors[rank:].T
 
     def error_id(self, network: Network) -> float:
+        """Compute the error in distribution, |P_S (w - w*)|²."""
         return float(np.sum((self.bases[0].T @ (network.weight - self.truth.weight)) ** 2))
 
     def error_ood(self, network: Network) -> float:
+        """Compute the error out of distribution, |w - w*|²."""
         return float(np.sum((network.weight - self.truth.weight) ** 2))
 
     def feature_change(self, network: Network) -> tuple[float, float]:
-        """How far the features of an input of norm 1 moved, root mean square: of inputs in S, and orthogonal to it."""
-        moved = network.features - self.start.features
+        """How far features moved from the pretrained ones, for inputs in S and orthogonal to S.
+
+        Both values are the root mean square distance over inputs of norm 1.
+        """
+        change = network.features - self.start.features
         in_span, orthogonal = (
-            np.sum((moved @ basis) ** 2) / max(1, basis.shape[1]) for basis in self.bases
+            np.sum((change @ basis) ** 2) / max(1, basis.shape[1]) for basis in self.bases
         )
         return float(in_span**0.5), float(orthogonal**0.5)
 
     @property
     def head_error(self) -> float:
-        """phi = sqrt |(v0·v*)² - (v*·v*)²|, v* turned as the features are: how far the head starts from the true one."""
+        """Distance of the initial head from the true one, phi = sqrt |(v0·v*)² - (v*·v*)²|.
+
+        v* is rotated as the pretrained features are.
+        """
         aligned = self._rotation @ self.truth.head
         return float(abs((self.start.head @ aligned) ** 2 - (aligned @ aligned) ** 2) ** 0.5)
 
     @property
     def feature_error(self) -> float:
-        """epsilon = |B0 - U B*| (spectral), U the rotation that brings them nearest (Frobenius: Procrustes)."""
+        """Distance of the pretrained features from the true ones, epsilon = |B0 - U B*|.
+
+        The norm is the spectral one. U is the rotation that minimizes the Frobenius norm of the
+        difference (Procrustes).
+        """
         return float(np.linalg.norm(self.start.features - self._rotation @ self.truth.features, 2))
 
     @property
     def bound(self) -> float:
-        """What FT's OOD error can't fall below, at any time:
+        """Lower bound of FT's OOD error, valid at all times.
 
             sqrt(OOD) >= cos(theta) / sqrt(k) * min(phi, phi² / |w*|) / (1 + |w*|)² - epsilon,
 
-        theta the largest principal angle between the rows of B* and the orthogonal complement of S.
-        0 where that says nothing: features too far from perfect, or S too large.
+        theta is the largest principal angle between the rows of B* and the orthogonal complement of
+        S. The bound is 0 if the theorem says nothing, because the features are too far from perfect
+        or S is too large.
         """
         outside = self.bases[1]
         count = len(self.truth.features)
@@ -160,13 +197,14 @@ class Problem:
 
     @cached_property
     def _rotation(self) -> Array:
+        """The rotation U (k, k) that brings B* nearest to B0."""
         left, _, right = np.linalg.svd(self.start.features @ self.truth.features.T)
         return left @ right
 
 
 @dataclass(frozen=True)
-class Way:
-    """A gradient flow: networks at times, the last where it arrived."""
+class Trajectory:
+    """A gradient flow: networks at increasing times, the last of them converged."""
 
     times: Array
     networks: list[Network]
@@ -177,15 +215,19 @@ class Way:
 
     @property
     def drift(self) -> float:
-        """The largest change, on the way, of any entry of what is conserved."""
+        """Largest change over time of any entry of the conserved matrix v vᵀ - B Bᵀ."""
         first = self.networks[0].balance
-        return max(float(np.abs(each.balance - first).max()) for each in self.networks)
+        return max(float(np.abs(network.balance - first).max()) for network in self.networks)
 
 
-def flow(problem: Problem, start: Network) -> Way:
-    """Gradient flow from `start` until the examples are fitted (DOP853). UserError: they aren't, however long."""
+def solve_flow(problem: Problem, start: Network) -> Trajectory:
+    """Follow the gradient flow from `start` until the examples are fitted, with the DOP853 solver.
+
+    Raises UserError if they are not fitted by `MAX_TIME`.
+    """
     from scipy.integrate import solve_ivp  # half a second to import
 
+    # The solver's state is one vector: the features row by row, then the head.
     shape, target, moment = start.features.shape, problem.truth.weight, problem.moment
     split = start.features.size
 
@@ -194,50 +236,54 @@ def flow(problem: Problem, start: Network) -> Way:
 
     def velocity(_: float, state: Array) -> Array:
         network = unpack(state)
-        slope = moment @ (network.weight - target)
+        gradient = moment @ (network.weight - target)
         return -2 * np.concatenate(
-            [np.outer(network.head, slope).ravel(), network.features @ slope]
+            [np.outer(network.head, gradient).ravel(), network.features @ gradient]
         )
 
-    def arrived(_: float, state: Array) -> float:
+    def excess_error(_: float, state: Array) -> float:
         return float(np.mean((problem.examples @ (unpack(state).weight - target)) ** 2)) - FITTED
 
-    arrived.terminal = True  # type: ignore[attr-defined]
+    excess_error.terminal = True  # type: ignore[attr-defined]
     state = np.concatenate([start.features.ravel(), start.head])
-    if arrived(0.0, state) <= 0:
-        return Way(np.zeros(1), [start])
-    solved = solve_ivp(
+    if excess_error(0.0, state) <= 0:
+        return Trajectory(np.zeros(1), [start])
+    solution = solve_ivp(
         velocity,
-        (0, LONGEST),
+        (0, MAX_TIME),
         state,
         method="DOP853",
         rtol=TOLERANCE,
         atol=TOLERANCE / 1000,
-        events=arrived,
+        events=excess_error,
     )
-    if solved.status != 1:
+    if solution.status != 1:
         raise UserError(
-            f"the flow has not fitted the examples by time {LONGEST:g}: where they hardly span their space it takes long; "
-            "take more examples"
+            f"the gradient flow has not fitted the examples by time {MAX_TIME:g}; "
+            "it is slow if the examples barely span their subspace, so take more examples"
         )
-    return Way(solved.t, [unpack(each) for each in solved.y.T])
+    return Trajectory(solution.t, [unpack(state) for state in solution.y.T])
 
 
-def probe(problem: Problem) -> Network:
-    """Where the flow of the head alone ends: least squares on the features, from v0 where they leave it free."""
+def fit_head(problem: Problem) -> Network:
+    """Compute where the gradient flow of the head alone ends.
+
+    It is the least-squares fit on the pretrained features. If several heads fit equally well, the
+    one nearest to v0 is the limit.
+    """
     features, head = problem.start.features, problem.start.head
     inputs = problem.examples @ features.T
-    left = problem.examples @ problem.truth.weight - inputs @ head
-    return Network(features, head + np.linalg.lstsq(inputs, left, rcond=None)[0])
+    residual = problem.examples @ problem.truth.weight - inputs @ head
+    return Network(features, head + np.linalg.lstsq(inputs, residual, rcond=None)[0])
 
 
-def learn(problem: Problem) -> dict[str, Way]:
-    """Each protocol's way. LP's is in closed form: where it starts, and where it ends."""
-    probed = probe(problem)
+def train_all(problem: Problem) -> dict[str, Trajectory]:
+    """Train by each protocol; LP in closed form, with only its start and its end."""
+    probed = fit_head(problem)
     return {
-        "LP": Way(np.array([0.0, np.inf]), [problem.start, probed]),
-        "FT": flow(problem, problem.start),
-        "LP-FT": flow(problem, probed),
+        "LP": Trajectory(np.array([0.0, np.inf]), [problem.start, probed]),
+        "FT": solve_flow(problem, problem.start),
+        "LP-FT": solve_flow(problem, probed),
     }
 
 
@@ -247,46 +293,57 @@ NOISE = {
     "good features": 0.1,
     "poor features": 0.7,
 }
+"""Relative perturbation of the true features, by row of the table."""
 
 
-def table(seeds: Sequence[int] = range(5), noise: dict[str, float] = NOISE, **sizes: int) -> Table:
-    """ID error, OOD error, features' change and the bound, of LP, FT and LP-FT, over random problems."""
-    made = Table("two-layer linear networks", format_spec=".2g", marks_best=False)
+def make_table(
+    seeds: Sequence[int] = range(5), noise: dict[str, float] = NOISE, **sizes: int
+) -> Table:
+    """Make the table of errors, feature change and bound of LP, FT and LP-FT over random problems.
+
+    `sizes` are the sizes of `Problem.random`.
+    """
+    table = Table("two-layer linear networks", format_spec=".2g", marks_best=False)
     drift = 0.0
     for name, share in noise.items():
         for seed in seeds:
             problem = Problem.random(share, seed=seed, **sizes)
-            for protocol, path in learn(problem).items():
-                in_span, orthogonal = problem.feature_change(path.end)
-                for what, value in (
-                    ("ID error", problem.error_id(path.end)),
-                    ("OOD error", problem.error_ood(path.end)),
-                    ("features' change in span", in_span),
-                    ("orthogonal to it", orthogonal),
-                ):
-                    made.add(Row(name, protocol), _column(what), value, str(seed))
-                if protocol == "FT":
-                    made.add(
-                        Row(name, protocol), _column("OOD error at least"), problem.bound, str(seed)
-                    )
-                drift = max(drift, path.drift if protocol != "LP" else 0.0)
-    made.note(
-        f"mean ± standard deviation over {len(seeds)} random problems; Kumar et al., ICLR 2022, section 3"
+            trajectories = train_all(problem)
+            for protocol, trajectory in trajectories.items():
+                for quantity, value in _describe_end(problem, protocol, trajectory.end).items():
+                    column = Column(metric=Metric(quantity, unit="", better="lower"))
+                    table.add(Row(name, protocol), column, value, str(seed))
+            drift = max(drift, trajectories["FT"].drift, trajectories["LP-FT"].drift)
+    table.note(
+        f"mean ± standard deviation over {len(seeds)} random problems; "
+        "Kumar et al., ICLR 2022, section 3"
     )
-    made.note(f"v vᵀ - B Bᵀ, which gradient flow conserves, drifted by at most {drift:.1g}")
-    return made
+    table.note(f"v vᵀ - B Bᵀ, which gradient flow conserves, drifted by at most {drift:.1g}")
+    return table
 
 
-def _column(quantity: str) -> Column:
-    return Column(metric=Metric(quantity, unit="", better="lower"))
+def _describe_end(problem: Problem, protocol: str, network: Network) -> dict[str, float]:
+    """Compute the table's quantities for a trained network; only FT has a bound."""
+    in_span, orthogonal = problem.feature_change(network)
+    quantities = {
+        "ID error": problem.error_id(network),
+        "OOD error": problem.error_ood(network),
+        "features' change in span": in_span,
+        "orthogonal to it": orthogonal,
+    }
+    if protocol == "FT":
+        quantities["OOD error at least"] = problem.bound
+    return quantities
+
+
+# ---------------------------------------------------------------- plot
 
 
 def plot(path: Path, noise: float = 0.01, seed: int = 0, **sizes: int) -> str:
-    """Draw errors and the features' change over the time of the flow, and what the theorems say of them; returns what was
-    done, which is nothing without matplotlib.
+    """Plot errors and feature change over the time of the flow, and return a line that says so.
 
-    noise: by default the features are so near to perfect that the theorem bounds FT's OOD error
-    away from 0.
+    With the default `noise`, the features are so nearly perfect that the theorem keeps FT's OOD
+    error away from 0. Without matplotlib nothing is drawn, and the line says that.
     """
     if importlib.util.find_spec("matplotlib") is None:
         return f"{path}: not drawn, matplotlib isn't installed (pip install matplotlib)"
@@ -295,37 +352,14 @@ def plot(path: Path, noise: float = 0.01, seed: int = 0, **sizes: int) -> str:
     problem = Problem.random(noise, seed=seed, **sizes)
     figure = Figure(figsize=(13, 3.8), layout="constrained")
     figure.suptitle(
-        f"two-layer linear networks, features off the true ones by a share of {noise:g}"
+        f"two-layer linear networks, true features perturbed by {noise:g} of their norm"
     )
-    ways = learn(problem)
-    panels = dict(
-        zip(("ID error", "OOD error", "features' change"), figure.subplots(1, 3), strict=True)
-    )
-    for (protocol, way), color in zip(ways.items(), ("C0", "C1", "C2"), strict=True):
-        for title, error in (("ID error", problem.error_id), ("OOD error", problem.error_ood)):
-            if protocol == "LP":
-                panels[title].axhline(
-                    error(way.end), label="LP, at its end", color=color, linestyle="--"
-                )
-            else:
-                panels[title].plot(
-                    way.times, [error(each) for each in way.networks], label=protocol, color=color
-                )
-        if protocol != "LP":  # whose features stay as they are
-            in_span, orthogonal = zip(*map(problem.feature_change, way.networks), strict=True)
-            panels["features' change"].plot(
-                way.times, in_span, label=f"{protocol}, in the examples' span", color=color
-            )
-            panels["features' change"].plot(
-                way.times,
-                orthogonal,
-                label=f"{protocol}, orthogonal to it",
-                color=color,
-                linestyle=":",
-            )
+    panels = dict(zip(PANELS, figure.subplots(1, 3), strict=True))
+    for color, (protocol, trajectory) in enumerate(train_all(problem).items()):
+        _plot_protocol(panels, problem, protocol, trajectory, f"C{color}")
     if problem.bound:
         panels["OOD error"].axhline(
-            problem.bound, label="FT's is never below (theorem)", color="gray", linestyle=":"
+            problem.bound, label="lower bound of FT (theorem)", color="gray", linestyle=":"
         )
     for title, axes in panels.items():
         axes.set(
@@ -333,18 +367,47 @@ def plot(path: Path, noise: float = 0.01, seed: int = 0, **sizes: int) -> str:
             xlabel="time of the gradient flow",
             xscale="log",
             yscale="log",
-            xlim=(EARLY, None),
+            xlim=(PLOT_START, None),
         )
         axes.legend(fontsize="small")
-    panels["ID error"].set(ylabel="mean squared", ylim=(1e-8, None))
-    panels["features' change"].set(
-        ylabel="of an input of norm 1, root mean square", ylim=(1e-17, None)
+    panels["ID error"].set(ylabel="mean squared error", ylim=(1e-8, None))
+    panels["feature change"].set(
+        ylabel="root mean square over inputs of norm 1", ylim=(1e-17, None)
     )
     figure.savefig(path, dpi=150)
     return f"{path}: drawn"
 
 
-def _orthonormal(rows: Array) -> Array:
-    """The matrix of orthonormal rows nearest to `rows` (its polar factor)."""
+PANELS = ("ID error", "OOD error", "feature change")
+"""Titles of the plot's panels."""
+
+
+def _plot_protocol(
+    panels: dict[str, Any], problem: Problem, protocol: str, trajectory: Trajectory, color: str
+) -> None:
+    """Add one protocol's curves to the panels; for LP, a horizontal line at its final errors."""
+    for title, error in (("ID error", problem.error_id), ("OOD error", problem.error_ood)):
+        axes = panels[title]
+        if protocol == "LP":
+            axes.axhline(error(trajectory.end), label="LP, at its end", color=color, linestyle="--")
+        else:
+            errors = [error(network) for network in trajectory.networks]
+            axes.plot(trajectory.times, errors, label=protocol, color=color)
+    if protocol == "LP":
+        return
+    in_span, orthogonal = zip(*map(problem.feature_change, trajectory.networks), strict=True)
+    axes = panels["feature change"]
+    axes.plot(trajectory.times, in_span, label=f"{protocol}, inputs in S", color=color)
+    axes.plot(
+        trajectory.times,
+        orthogonal,
+        label=f"{protocol}, inputs orthogonal to S",
+        color=color,
+        linestyle=":",
+    )
+
+
+def _orthonormalize(rows: Array) -> Array:
+    """Compute the matrix of orthonormal rows nearest to `rows`: its polar factor."""
     left, _, right = np.linalg.svd(rows, full_matrices=False)
     return left @ right

@@ -41,7 +41,7 @@ def resize(images: Tensor, size: int) -> Tensor:
 # ---------------------------------------------------------------- geometry
 
 
-def crop_boxes(
+def draw_crop_boxes(
     count: int,
     height: int,
     width: int,
@@ -272,7 +272,7 @@ def color_jitter(
     per image: a random quarter of the batch has it at each of the four positions of the order.
     """
     count, device = len(images), images.device
-    factors, order = jitter_parameters(count, strengths, generator)
+    factors, order = draw_jitter(count, strengths, generator)
     selected = torch.rand(count, generator=generator, device=device) < p
     shuffled = torch.rand(count, generator=generator, device=device).argsort()
     jittered = apply_jitter(images[shuffled], factors, order)
@@ -281,7 +281,7 @@ def color_jitter(
     return torch.where(selected[:, None, None, None], jittered[inverse], images)
 
 
-def jitter_parameters(
+def draw_jitter(
     count: int, strengths: tuple[float, float, float, float], generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """Draw the parameters of `apply_jitter`.
@@ -300,7 +300,7 @@ def jitter_parameters(
 
 
 def apply_jitter(images: Tensor, factors: Tensor, order: Tensor) -> Tensor:
-    """Jitter images with the parameters of `jitter_parameters`.
+    """Jitter images with the parameters of `draw_jitter`.
 
     The hue of the first quarter of the batch is changed first, that of the second quarter second,
     and so on. Example: an image of the second quarter with the order 2 0 1 gets saturation, hue,
@@ -459,7 +459,7 @@ class Augmentation(Options):
         """Crop, resize and mirror."""
         if self.crop is not None:
             height, width = images.shape[-2:]
-            boxes = crop_boxes(len(images), height, width, self.crop, self.ratio, generator)
+            boxes = draw_crop_boxes(len(images), height, width, self.crop, self.ratio, generator)
             flipped = _draw_mask(images, self.flip, generator) if self.flip else None
             return crop_resize(images, boxes, size, flipped)
         images = resize(images, size)

@@ -1,13 +1,12 @@
 """Label-preserving image corruptions at five severities, as in ImageNet-C and CIFAR-10-C.
 
-Hendrycks and Dietterich, ICLR 2019 (arXiv:1903.12261). The noises, blurs, fog, brightness, contrast
-and JPEG take the constants of CIFAR-10-C; their lengths are in pixels of an image 32 wide, and
-wider images are corrupted in proportion. Values are rounded to whole levels, as in the published
-sets.
+Hendrycks and Dietterich, ICLR 2019 (arXiv:1903.12261). Noise, blur, fog, brightness, contrast and
+JPEG use the constants of CIFAR-10-C. Lengths are in pixels of an image of width 32; wider images
+are corrupted in proportion. Values are rounded to whole levels, as in the published sets.
 
 Deviations:
-- Fog is a sum of octaves of smooth noise, where theirs is plasma noise.
-- Motion blur averages shifted images, where theirs calls ImageMagick.
+- Fog is a sum of octaves of smooth noise instead of plasma noise, to draw a batch on its device.
+- Motion blur averages shifted images instead of calling ImageMagick, for the same reason.
 - Pixelation is stronger, so that each severity has an effect on small images.
 - Rotation, translation and inversion are additions, for sets whose shift is one of style.
 """
@@ -57,7 +56,7 @@ class CorruptedExamples(Examples):
     """Images that are corrupted on the device as they are drawn.
 
     The draws of a batch depend only on the corruption, the severity and the first index of the
-    batch. Every run that is tested in the same batches sees the same images, whatever its seed.
+    batch. Runs that are tested in the same batches get the same images for any seed.
     """
 
     images: Examples

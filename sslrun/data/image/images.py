@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from sslrun.data.cache import cache_error, cache_root, digest_of, locked
+from sslrun.data.cache import cache_error, cache_root, digest_key, locked
 from sslrun.data.examples import Batch, Examples, ProgressCallback, TensorExamples
 from sslrun.data.specs import ImageSpec
 from sslrun.errors import UserError
@@ -75,7 +75,7 @@ class EncodedFiles:
 
 @dataclass(frozen=True)
 class EncodedSubset:
-    """The encoded images at some indices of others."""
+    """A selection of other encoded images, by index."""
 
     images: EncodedImages
     indices: Sequence[int]
@@ -109,7 +109,7 @@ class EncodedSplit:
 
 @dataclass(frozen=True)
 class Decoder:
-    """Decode every image of a split to a square of one size.
+    """A decoder of every image of a split to a square of one size.
 
     The shorter side is resized to `size` (bilinear, antialiased) and the center is cropped, as is
     usual for ImageNet. EXIF orientation is applied. Gray, palette, CMYK and transparent images
@@ -118,9 +118,9 @@ class Decoder:
 
     size: int
     resize: bool = True
-    """If False, an image that is not size x size is an error, because the user gave no size."""
+    """Whether to resize; if not, an image of another size is an error."""
     squash: bool = False
-    """Resize both sides to `size` and crop nothing."""
+    """Whether to resize both sides to `size`, without a crop."""
 
     def __call__(self, images: EncodedImages, index: int) -> np.ndarray:
         """Return the image as (size, size, 3) uint8.
@@ -176,7 +176,8 @@ def _open_image(images: EncodedImages, index: int) -> Iterator[Any]:
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         reason = "not an image" if isinstance(error, UnidentifiedImageError) else str(error)
         raise UnreadableError(
-            f"{images.name(index)}: cannot be decoded ({reason}): repair or remove it, or give skip_corrupt: true"
+            f"{images.name(index)}: cannot be decoded ({reason}): repair or remove it, or give "
+            "skip_corrupt: true"
         ) from None
 
 
@@ -191,7 +192,7 @@ def _to_rgb(image: Any) -> Any:
     return image.convert("RGB")
 
 
-def native_side(images: EncodedImages, skip_corrupt: bool = False) -> int:
+def find_native_side(images: EncodedImages, skip_corrupt: bool = False) -> int:
     """Return the side of the first image; with `skip_corrupt`, of the first that can be decoded.
 
     Raises:
@@ -212,11 +213,12 @@ def native_side(images: EncodedImages, skip_corrupt: bool = False) -> int:
             )
         return width
     raise UserError(
-        f"{images.name(0)}: cannot be decoded, and neither can any other of the {len(images)} images"
+        f"{images.name(0)}: cannot be decoded, and neither can any other of the {len(images)} "
+        "images"
     )
 
 
-def from_arrays(arrays: np.ndarray, size: int | None = None) -> Tensor:
+def convert_arrays(arrays: np.ndarray, size: int | None = None) -> Tensor:
     """Convert images (N, H, W), (N, H, W, 1) or (N, H, W, 3) uint8 to (N, 3, size, size) uint8.
 
     If `size` is None, the images keep their size.
@@ -228,13 +230,15 @@ def from_arrays(arrays: np.ndarray, size: int | None = None) -> Tensor:
     is_image = arrays.ndim == 3 or (arrays.ndim == 4 and shape[3] in (1, 3))
     if arrays.dtype != np.uint8 or not is_image:
         raise UserError(
-            f"images are {arrays.dtype} {shape}: they should be uint8 of shape (N, H, W) or (N, H, W, 3)"
+            f"images are {arrays.dtype} {shape}: they should be uint8 of shape (N, H, W) or "
+            "(N, H, W, 3)"
         )
     images = torch.from_numpy(arrays.reshape(*shape[:3], -1)).permute(0, 3, 1, 2)
     height, width = images.shape[2:]
     if size is None and height != width:
         raise UserError(
-            f"images are {width}x{height}, not square: give the side to store them at, as in size: 32"
+            f"images are {width}x{height}, not square: give the side to store them at, as in "
+            "size: 32"
         )
     if size is not None and (height, width) != (size, size):
         images = _resize_arrays(images, size)
@@ -257,7 +261,7 @@ def _resize_arrays(images: Tensor, size: int) -> Tensor:
 # ---------------------------------------------------------------- in memory, cached on disk
 
 
-def worker_count() -> int:
+def count_workers() -> int:
     """Return the number of threads or processes that decode images.
 
     It is SSLRUN_WORKERS, or one per core that this process may use, at most 16.
@@ -269,7 +273,8 @@ def worker_count() -> int:
         return max(1, min(16, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
     if not setting.isdecimal():
         raise UserError(
-            f"SSLRUN_WORKERS={setting}: should be a number of decoding workers, as in SSLRUN_WORKERS=4"
+            f"SSLRUN_WORKERS={setting}: should be a number of decoding workers, as in "
+            "SSLRUN_WORKERS=4"
         )
     return int(setting)
 
@@ -285,9 +290,10 @@ def load_images(
 ) -> TensorExamples | StreamedImages:
     """Load a split as `TensorExamples`, from the cache if possible; or stream a large one.
 
-    `identity` holds the JSON values that determine what `open_split` returns. With the other
-    arguments it is the key of the cache. `size` is the side to store; None keeps the images' own,
-    if they are equal squares. For `squash` see `Decoder`. A damaged cache entry is replaced.
+    `identity` holds the JSON values that determine what `open_split` returns. It is part of the
+    cache key, with `size`, `skip_corrupt` and `squash` (see `Decoder`). `size` is the side to
+    store; None keeps the size of the images, which must be equal squares. A damaged cache entry is
+    replaced.
 
     Raises:
         UserError: An image cannot be decoded (unless `skip_corrupt`), images differ in size without
@@ -295,11 +301,11 @@ def load_images(
     """
     key = {"format": CACHE_FORMAT, "size": size, "skip_corrupt": skip_corrupt, **identity}
     key |= {"squash": True} if squash else {}
-    path = cache_root() / "images" / f"{name.replace('/', '--')}-{digest_of(key)}.safetensors"
+    path = cache_root() / "images" / f"{name.replace('/', '--')}-{digest_key(key)}.safetensors"
     if cached := _load_cached(path, name):
         return cached
     split = open_split()
-    side = native_side(split.images, skip_corrupt) if size is None else size
+    side = find_native_side(split.images, skip_corrupt) if size is None else size
     decoder = Decoder(side, resize=size is not None, squash=squash)
     if len(split.images) * 3 * decoder.size**2 > MAX_TENSOR_BYTES:
         examples = StreamedImages(split.images, split.labels, split.classes, decoder)
@@ -317,7 +323,8 @@ def load_images(
     cached = _load_cached(path, name)
     if cached is None:
         raise UserError(
-            f"{path}: was written, but cannot be read back: check the disk, or set SSLRUN_CACHE to another folder"
+            f"{path}: was written, but cannot be read back: check the disk, or set SSLRUN_CACHE "
+            "to another folder"
         )
     return cached
 
@@ -410,7 +417,7 @@ def _decode_each(
     starts = range(0, len(images), CHUNK)
     chunks = [range(start, min(start + CHUNK, len(images))) for start in starts]
     # Threads suffice, because Pillow releases the interpreter's lock while it decodes and resizes.
-    with ThreadPoolExecutor(max(1, worker_count())) as executor:
+    with ThreadPoolExecutor(max(1, count_workers())) as executor:
         try:
             for chunk, _ in zip(chunks, executor.map(decode, chunks), strict=True):
                 if progress:
@@ -420,7 +427,8 @@ def _decode_each(
             raise
     if not decodable.any():
         raise UserError(
-            f"{name}: none of its {len(images)} images can be decoded; the first is {images.name(0)}"
+            f"{name}: none of its {len(images)} images can be decoded; the first is "
+            f"{images.name(0)}"
         )
     return decodable
 
@@ -486,7 +494,7 @@ class StreamedImages(Examples):
             _BatchDecoder(self),
             batch_sampler=_IndexLists(indices),
             collate_fn=_identity,
-            num_workers=worker_count(),
+            num_workers=count_workers(),
             pin_memory=device.type == "cuda",
             generator=torch.Generator(),  # otherwise the loader draws from the global generator
         )
@@ -498,7 +506,7 @@ class StreamedImages(Examples):
 
 
 class _IndexLists:
-    """Index tensors as the lists that a DataLoader draws batches by."""
+    """An adapter that yields index tensors as lists, which a DataLoader needs."""
 
     def __init__(self, indices: Iterable[Tensor]) -> None:
         self.indices = indices
@@ -508,7 +516,7 @@ class _IndexLists:
 
 
 class _BatchDecoder(Dataset[Any]):
-    """Decode a batch in a worker: (images or an error message, positions)."""
+    """Decodes batches in a worker; an item is (images or an error message, positions)."""
 
     def __init__(self, examples: StreamedImages) -> None:
         self.examples = examples

@@ -16,7 +16,7 @@ import torch
 from pydantic import Field
 
 from sslrun.data.examples import Batch, Examples, TensorExamples
-from sslrun.data.image.images import from_arrays, load_images
+from sslrun.data.image.images import convert_arrays, load_images
 from sslrun.data.source import Source, sources
 from sslrun.data.specs import ImageSpec
 from sslrun.data.stores import (
@@ -30,16 +30,16 @@ from sslrun.data.stores import (
     describe_local_folders,
     explain_download,
     find_local_folder,
-    local_folders,
-    local_store,
+    list_local_folders,
+    open_local_store,
 )
 from sslrun.errors import UserError
 from sslrun.registry import Options
 
 UNKNOWN_SIDE = 32
-"""Side of images that is assumed if neither the recipe nor the data set's card tells it."""
+"""Side of images that is assumed if neither the recipe nor the data set's card states it."""
 HASHED_BYTES = 2**30
-"""Listed images of more bytes in total are not part of a run's identity; their list always is."""
+"""Listed images of this many bytes or more are not part of a run's identity; the list always is."""
 
 
 def _sketch_images(side: int, count: int) -> tuple[ImageSpec, Batch]:
@@ -62,7 +62,7 @@ class ImageSource(Source):
 
     gives = ImageSpec
     default_size: ClassVar[int | None] = None
-    """The side to store if the recipe gives none; None: the images' own."""
+    """The side to store if the recipe gives none; None: the size of the images."""
 
     @property
     @abstractmethod
@@ -104,7 +104,7 @@ class ImageSource(Source):
 
 @dataclass(frozen=True)
 class Card:
-    """What is known of a published set of images on the hub."""
+    """Description of a published set of images on the hub."""
 
     summary: str
     hub: Hub
@@ -214,7 +214,7 @@ class PublishedImages(ImageSource):
         folder = find_local_folder(self.name)
         if folder is not None:
             test_on_val = card.hub.splits["test"] in ("validation", "valid")
-            return local_store(folder, card.label, test_on_val)
+            return open_local_store(folder, card.label, test_on_val)
         remedy = explain_download(self.name, self.name)
         return HubStore(self.name, card.hub, remedy, label=card.label)
 
@@ -249,9 +249,9 @@ class ImageNet(PublishedImages):
     class Options(ImageOptions):
         real: Path | None = None
         """File of the ReaL labels (Beyer et al. 2020, arXiv:2006.07159): real.json of
-        google-research/reassessed-imagenet. The accuracy by ReaL is reported as real_accuracy
-        beside the original accuracy. An answer is right if it is any of the image's labels; images
-        without a label are left out."""
+        google-research/reassessed-imagenet. The accuracy by these labels is reported as
+        real_accuracy, in addition to the original accuracy. An answer is right if it is any of the
+        image's labels; images without a label are left out. Default: only the original accuracy."""
 
     def load(self, split: Split) -> Examples:
         examples = super().load(split)
@@ -278,7 +278,8 @@ class ImageNet(PublishedImages):
             )
         if len(numbers) != len(examples) or examples.labels is None:
             raise UserError(
-                f"{self.name}: only {len(examples)} of {len(numbers)} test images could be read: repair the others"
+                f"{self.name}: only {len(examples)} of {len(numbers)} test images could be read: "
+                "repair the others"
             )
         known = range(1, 1 + len(labels_by_number))
         rows = [labels_by_number[number - 1] if number in known else [] for number in numbers]
@@ -308,7 +309,8 @@ def read_real_labels(path: Path, classes: int) -> list[list[int]]:
         images = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(
-            f"{path}: no such file; it is real.json of github.com/google-research/reassessed-imagenet"
+            f"{path}: no such file; it is real.json of "
+            "github.com/google-research/reassessed-imagenet"
         ) from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read: {error}") from None
@@ -352,13 +354,13 @@ class HubImages(ImageSource):
         label: str | None = None
         """Column of the labels; default: the only one of classes, or the one named label."""
         train: str = "train"
-        """Name of its training split."""
+        """Name of the training split on the hub."""
         val: str | None = None
-        """Name of its validation split; default: carved from the training split."""
+        """Name of the validation split on the hub; default: carved from the training split."""
         test: str | None = "test"
-        """Name of its test split; null: carved from the training split."""
+        """Name of the test split on the hub; null: carved from the training split."""
         unlabeled: str | None = None
-        """Name of its split of unlabeled images, if it has one."""
+        """Name of the split of unlabeled images on the hub; default: there is none."""
 
     @property
     def title(self) -> str:
@@ -446,7 +448,7 @@ class CsvImages(ImageSource):
         """Column of the splits (train, val, test, unlabeled); default: the column split, if any."""
 
         def files(self) -> list[Path]:
-            """Return the list and, unless they exceed HASHED_BYTES together, its images."""
+            """Return the list, and its images if they have fewer than HASHED_BYTES in total."""
             try:
                 images = CsvImageStore(self.path, self.image, self.label, self.split).images
                 total = sum(image.stat().st_size for image in images)
@@ -498,7 +500,7 @@ class NpzImages(Source):
                 f"{path}: holds {names}: should hold x_train (and y_train), or images (and labels)"
             )
         try:
-            images = from_arrays(self._arrays[x], self.options.size)
+            images = convert_arrays(self._arrays[x], self.options.size)
         except UserError as error:
             raise UserError(f"{path}: {x}: {error}") from None
         spec = ImageSpec(images.shape[-1])
@@ -571,7 +573,8 @@ class Cifar101(Source):
     def load(self, split: Split) -> TensorExamples:
         if split not in self.splits:
             raise UserError(
-                f"{self.name}: has no split '{split}', only test: it is a shifted test set for cifar10"
+                f"{self.name}: has no split '{split}', only test: it is a shifted test set for "
+                "cifar10"
             )
         folder = self._find_folder()
         try:
@@ -580,7 +583,7 @@ class Cifar101(Source):
             cause = " ".join(str(error).split())[:200]
             raise UserError(f"{folder}: cannot be read as NumPy arrays: {cause}") from None
         return TensorExamples(
-            from_arrays(images, self.options.size),
+            convert_arrays(images, self.options.size),
             torch.from_numpy(labels.astype(np.int64)),
             self.classes,
             ImageSpec(self.options.size or 32),
@@ -593,7 +596,7 @@ class Cifar101(Source):
         self._find_folder()
 
     def _find_folder(self) -> Path:
-        for folder in local_folders(self.name):
+        for folder in list_local_folders(self.name):
             if (folder / self.files[0]).is_file():
                 return folder
         raise UserError(
@@ -603,7 +606,7 @@ class Cifar101(Source):
 
     @classmethod
     def describe(cls) -> dict[str, str]:
-        places = [f"{folder}/{cls.files[0]}" for folder in local_folders(cls.name)]
+        places = [f"{folder}/{cls.files[0]}" for folder in list_local_folders(cls.name)]
         return {
             "splits": "test 2,000",
             "classes": "10",
@@ -635,7 +638,7 @@ class Digits(Source):
         digits = load_digits()
         images = (digits.images * (255 / 16)).round().astype(np.uint8)
         return TensorExamples(
-            from_arrays(images, self.options.size),
+            convert_arrays(images, self.options.size),
             torch.from_numpy(digits.target.astype(np.int64)),
             tuple("0123456789"),
             ImageSpec(self.options.size),
@@ -651,7 +654,8 @@ class Digits(Source):
     @classmethod
     def describe(cls) -> dict[str, str]:
         return {
-            "splits": "train 1,797; a quarter is carved for the test, and a tenth of the rest for validation",
+            "splits": "train 1,797; a quarter is carved for the test, and a tenth of the rest for "
+            "validation",
             "classes": "10",
             "homepage": "https://archive.ics.uci.edu/dataset/80",
             "license": "CC BY 4.0",

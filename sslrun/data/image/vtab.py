@@ -1,5 +1,7 @@
-"""VTAB-1k, the Visual Task Adaptation Benchmark with 1,000 examples per task (Zhai et al. 2019,
-arXiv:1910.04867)."""
+"""VTAB-1k, the Visual Task Adaptation Benchmark with 1,000 examples per task.
+
+Zhai et al. 2019, arXiv:1910.04867.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,7 @@ from sslrun.data.stores import (
     Store,
     explain_download,
     find_local_folder,
-    local_store,
+    open_local_store,
 )
 from sslrun.errors import UserError
 
@@ -33,13 +35,13 @@ VtabSet = Literal[
     "dsprites_label_x_position", "dsprites_label_orientation", "smallnorb_label_azimuth",
     "smallnorb_label_elevation",
 ]  # fmt: skip
-"""The natural sets, the specialized ones, and the structured ones."""
+"""Names of the natural, the specialized and the structured sets."""
 EXAMPLES, VAL = 1000, 200
 """Number of examples to learn from, and how many of them select hyperparameters."""
 TRAIN_AND_TEST: Mapping[Split, str] = {"train": "train", "test": "test"}
 
 
-def hub_location(name: str) -> tuple[Hub, str]:
+def locate_on_hub(name: str) -> tuple[Hub, str]:
     """Return where a set is on the hub, and its column of labels.
 
     The labels are those of VTAB's own loaders, as CLIP benchmark published them. SUN397 is from
@@ -54,9 +56,11 @@ def hub_location(name: str) -> tuple[Hub, str]:
 class Vtab(ImageSource):
     """One of VTAB's 19 sets: 800 images to train on, 200 to select by, the whole test split.
 
-    Images are resized to a square and not cropped, as in VTAB. Deviation: the 1,000 are drawn from
-    the training split at random, always the same ones, whatever their classes; VTAB takes the first
-    800 of its training split and the first 200 of its validation split.
+    Images are resized to a square and not cropped, as in VTAB.
+
+    Deviation: the 1,000 images are drawn at random from the training split, always the same ones,
+    without regard to classes, because only a training and a test split are read. VTAB takes the
+    first 800 of its training split and the first 200 of its validation split.
     """
 
     class Options(ImageOptions):
@@ -80,8 +84,8 @@ class Vtab(ImageSource):
         path = f"vtab/{self.options.set}"
         folder = find_local_folder(path)
         if folder is not None:
-            return local_store(folder)
-        hub, label = hub_location(self.options.set)
+            return open_local_store(folder)
+        hub, label = locate_on_hub(self.options.set)
         return HubStore(self.title, hub, explain_download(path, "vtab"), label=label)
 
     def load(self, split: Split) -> Examples:
@@ -136,4 +140,4 @@ def _describe_place(name: str) -> str:
     folder = find_local_folder(f"vtab/{name}")
     if folder is not None:
         return f"found at {folder}"
-    return f"https://huggingface.co/datasets/{hub_location(name)[0].repository}"
+    return f"https://huggingface.co/datasets/{locate_on_hub(name)[0].repository}"

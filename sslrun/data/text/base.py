@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from pydantic import Field, ValidationError
 
-from sslrun.data.cache import cache_root, digest_of, locked
+from sslrun.data.cache import cache_root, digest_key, locked
 from sslrun.data.examples import Batch
 from sslrun.data.source import Source, sources
 from sslrun.data.specs import InputSpec, TextSpec
@@ -133,7 +133,7 @@ def _train_cached(name: str, options: str, vocab: int, lowercase: bool) -> Token
     cls: Any = sources[name]
     source: TextSource = cls(cls.Options.model_validate_json(options))
     key = [TRAINER_VERSION, name, options, vocab, lowercase, source.content()]
-    folder = cache_root() / "tokenizers" / digest_of(key)
+    folder = cache_root() / "tokenizers" / digest_key(key)
     with locked(folder):
         if not (folder / "tokenizer.json").exists():
             train_wordpiece(source.texts, vocab, lowercase, source.title).save(folder)
@@ -192,7 +192,8 @@ def cell_text(value: Any, name: str, column: str) -> str:
     """
     if value is not None and not isinstance(value, str | int | float):
         raise UserError(
-            f"{name}: column '{column}' holds values of type {type(value).__name__}, not text; choose a column of texts"
+            f"{name}: column '{column}' holds values of type {type(value).__name__}, not text; "
+            "choose a column of texts"
         )
     return "" if value is None else str(value)
 
@@ -229,7 +230,8 @@ class PublishedText(TableText):
         remedy = explain_download(self.name, self.name)
         if self.card.hub is None:
             raise UserError(
-                f"{self.name}: not on this machine, and the hub has no copy that can be loaded. {remedy}"
+                f"{self.name}: not on this machine, and the hub has no copy that can be loaded. "
+                f"{remedy}"
             )
         return HubStore(self.name, self.card.hub, remedy, label=self.card.label)
 

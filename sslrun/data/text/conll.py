@@ -91,7 +91,8 @@ class ConllTags(TagSource):
             present = [file for file in candidates if file.is_file()]
             if len(present) > 1:
                 raise UserError(
-                    f"{path}: both {present[0].name} and {present[1].name} are the {split} split; remove one of them"
+                    f"{path}: both {present[0].name} and {present[1].name} are the {split} split; "
+                    "remove one of them"
                 )
             if present:
                 files[split] = present[0]

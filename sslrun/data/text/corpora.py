@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sslrun.data.cache import cache_root, digest_of, locked
+from sslrun.data.cache import cache_root, digest_key, locked
 from sslrun.data.source import sources
 from sslrun.data.stores import FileStore, Hub, Split, fingerprint
 from sslrun.data.text.base import (
@@ -59,7 +59,7 @@ class Corpus(TextSource):
         folder = (
             cache_root()
             / "tokens"
-            / digest_of([TOKENS_VERSION, self.name, self.content(), tokenizer.digest])
+            / digest_key([TOKENS_VERSION, self.name, self.content(), tokenizer.digest])
         )
         tokens, sentences, documents = token_file(folder, self._report_documents, tokenizer)
         if len(documents) < 2:
@@ -130,28 +130,42 @@ def _write_tokens(
     if progress.exists():
         done = json.loads(progress.read_text())
     with ExitStack() as stack:
-        files = {name: stack.enter_context(open(folder / name, "ab")) for name in PARTS}
-        for name, file in files.items():
-            kind, first = PARTS[name]
-            file.truncate((first + done[name]) * kind.itemsize)  # fills a new file with zeros
-        for piece in _pieces(documents(), skip=done["documents"]):
+        files = {name: stack.enter_context(_open_part(folder / name, done[name])) for name in PARTS}
+        for piece in _gather_pieces(documents(), skip=done["documents"]):
             tokens, offsets = concatenate_texts(tokenizer.encode(list(itertools.chain(*piece))))
-            new = {
-                "tokens": tokens.numpy(),
-                "sentences": offsets[1:].numpy() + done["tokens"],
-                "documents": np.cumsum([len(document) for document in piece]) + done["sentences"],
-            }
-            for name, values in new.items():
-                files[name].write(values.astype(PARTS[name][0]).tobytes())
-                files[name].flush()
-                os.fsync(files[name].fileno())  # before progress.json counts it
-                done[name] += len(values)
+            sentence_ends = offsets[1:].numpy() + done["tokens"]
+            document_ends = np.cumsum([len(document) for document in piece]) + done["sentences"]
+            _append_numbers(files["tokens"], tokens.numpy())
+            _append_numbers(files["sentences"], sentence_ends)
+            _append_numbers(files["documents"], document_ends)
+            done["tokens"] += len(tokens)
+            done["sentences"] += len(sentence_ends)
+            done["documents"] += len(document_ends)
             with replacing(progress) as temporary:
                 temporary.write_text(json.dumps(done))
     (folder / "complete").touch()
 
 
-def _pieces(documents: Iterable[list[str]], skip: int) -> Iterator[list[list[str]]]:
+def _open_part(path: Path, done: int) -> BinaryIO:
+    """Open a file of `PARTS` for appending, cut to its first `done` numbers."""
+    file = open(path, "ab")  # noqa: SIM115 (the caller closes it)
+    kind, first = PARTS[path.name]
+    file.truncate((first + done) * kind.itemsize)  # fills a new file with zeros
+    return file
+
+
+def _append_numbers(file: BinaryIO, values: np.ndarray) -> None:
+    """Append `values` to a file of `PARTS`, and wait until they are on the disk.
+
+    progress.json may count them only then.
+    """
+    kind, _ = PARTS[Path(file.name).name]
+    file.write(values.astype(kind).tobytes())
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _gather_pieces(documents: Iterable[list[str]], skip: int) -> Iterator[list[list[str]]]:
     """Yield lists of documents of about `PIECE` characters, without the first `skip` documents."""
     piece: list[list[str]] = []
     size = 0
@@ -360,7 +374,8 @@ def _read_text_file(file: Path) -> Iterator[list[str]]:
                     document = []
     except UnicodeDecodeError as error:
         raise UserError(
-            f"{file}: is not UTF-8 text (byte {error.start}); convert it, or remove it from the folder"
+            f"{file}: is not UTF-8 text (byte {error.start}); convert it, or remove it from the "
+            "folder"
         ) from None
     if document:
         yield document

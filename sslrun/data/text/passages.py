@@ -26,6 +26,7 @@ from sslrun.data.text.base import (
     register_published,
 )
 from sslrun.data.text.sequences import Sequences, concatenate_texts
+from sslrun.data.text.tokenizer import Tokenizer
 from sslrun.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -109,7 +110,7 @@ class SpanSource(TextSource):
 
 
 def _answers_match(row: SpanRow) -> bool:
-    """Whether every answer is in the passage at its character."""
+    """Return whether the passage has every answer at the character where it should start."""
     return all(row.context[start : start + len(text)] == text for text, start in row.answers)
 
 
@@ -142,24 +143,34 @@ def build_windows(
     Raises:
         UserError: A question leaves no room for its passage.
     """
-    contexts = list(dict.fromkeys(row.context for row in rows))
-    encoded = spec.tokenizer.offsets(contexts)
-    question_ids = spec.tokenizer.encode([row.question for row in rows])
-    question_ids = [ids[:question_length] for ids in question_ids]
-    tokens, starts = concatenate_texts([*(ids for ids, _ in encoded), *question_ids])
-    passages = {
-        context: _Passage(start, offsets)
-        for context, start, (_, offsets) in zip(contexts, starts.tolist(), encoded, strict=False)
-    }
-    questions = [
-        _Question(start, len(ids))
-        for start, ids in zip(starts[len(contexts) :].tolist(), question_ids, strict=False)
-    ]
+    tokens, passages, questions = _encode_rows(rows, spec.tokenizer, question_length)
     builder = _WindowBuilder(spec.length, stride)
     for number, (row, question) in enumerate(zip(rows, questions, strict=True)):
         builder.add(number, row, question, passages[row.context])
     ranges, labels = torch.tensor(builder.ranges), torch.tensor(builder.labels)
     return Sequences(tokens, ranges, labels, (), spec, extra=builder.span_set(rows))
+
+
+def _encode_rows(
+    rows: list[SpanRow], tokenizer: Tokenizer, question_length: int
+) -> tuple[Tensor, dict[str, _Passage], list[_Question]]:
+    """Encode each passage once and each question, cut to `question_length` tokens.
+
+    Returns:
+        The tokens (S,) of all passages, then of all questions; the passages by their text; and the
+        questions in the order of `rows`.
+    """
+    contexts = list(dict.fromkeys(row.context for row in rows))
+    encoded = tokenizer.offsets(contexts)
+    question_ids = tokenizer.encode([row.question for row in rows])
+    question_ids = [ids[:question_length] for ids in question_ids]
+    tokens, offsets = concatenate_texts([*(ids for ids, _ in encoded), *question_ids])
+    starts = iter(offsets.tolist())
+    passages = {}
+    for context, (_, characters) in zip(contexts, encoded, strict=True):
+        passages[context] = _Passage(next(starts), characters)
+    questions = [_Question(next(starts), len(ids)) for ids in question_ids]
+    return tokens, passages, questions
 
 
 class _WindowBuilder:
@@ -214,7 +225,7 @@ class _WindowBuilder:
     def _place_characters(
         self, offsets: list[tuple[int, int]], window: Window, begin: int
     ) -> Tensor:
-        """(T, 2) the characters of each token of the passage; -1 elsewhere."""
+        """Return (T, 2) the characters of each token of the passage; -1 elsewhere."""
         start, end = window
         characters = torch.full((self.length, 2), -1, dtype=torch.int32)
         span = torch.tensor(offsets[start:end], dtype=torch.int32).reshape(-1, 2)
@@ -222,7 +233,7 @@ class _WindowBuilder:
         return characters
 
     def _mark_best(self, windows: list[Window], window: Window, begin: int) -> Tensor:
-        """(T,) bool: tokens of the passage that have the most context in `window`."""
+        """Return (T,) bool: tokens of the passage that have the most context in `window`."""
         start, end = window
         best = torch.zeros(self.length, dtype=torch.bool)
         if len(windows) == 1:
@@ -236,7 +247,7 @@ class _WindowBuilder:
         return best
 
     def span_set(self, rows: list[SpanRow]) -> SpanSet:
-        """Return what scores the answers."""
+        """Return the questions and their windows, to score answers."""
         return SpanSet(
             rows,
             torch.tensor(self.owners),

@@ -92,7 +92,8 @@ class TableSentences(TableText, SentenceSource):
         for row, value in enumerate(numbers):
             if not isinstance(value, int | float) or not math.isfinite(value):
                 raise UserError(
-                    f"{self.title}: split '{split}', row {row}: its {label} is not a number: {value!r}"
+                    f"{self.title}: split '{split}', row {row}: its {label} is not a number: "
+                    f"{value!r}"
                 )
         return numbers
 

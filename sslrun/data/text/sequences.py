@@ -33,7 +33,7 @@ IGNORED = -100
 PAIRS_VERSION = 1
 """Raise it when the same corpus would give different pairs."""
 BUFFERED = 1_000_000
-"""Numbers of pairs that are kept in memory before they are written."""
+"""Integers of pairs, 5 per pair, that are kept in memory before they are written."""
 SHORT_SHARE = 0.1
 """Share of BERT's pretraining sequences that are shorter than possible."""
 
@@ -167,24 +167,17 @@ class Sequences(Examples):
         """
         device = self.tokens.device
         lengths = _count_tokens(ranges)
-        longest, padded = int(lengths.max()), bool(lengths.min() < lengths.max())
-        a, a_end, b, b_end = (column[:, None] for column in to_device(ranges, device).unbind(1))
-        a_length, b_length = a_end - a, b_end - b
         total = to_device(lengths, device)[:, None]
-        position = torch.arange(longest, device=device)
-        a_start, b_start = 1, 2 + a_length
-        in_a = (position >= a_start) & (position < a_start + a_length)
-        in_b = (position >= b_start) & (position < b_start + b_length)
-        in_text = in_a | in_b
-        from_b = torch.where(in_b, b + position - b_start, 0)
-        source = torch.where(in_a, a + position - a_start, from_b)
-        special = self._special_ids(position, total)
-        ids = torch.where(in_text, self.tokens[source].long(), special)
-        segments = ((position >= b_start) & (position < total)).long()
+        position = torch.arange(int(lengths.max()), device=device)
+        source, in_text, after_a = _lay_out(to_device(ranges, device), position)
+        ids = self.tokens[source].long()
+        ids = torch.where(in_text, ids, self._special_ids(position, total))
+        segments = (after_a & (position < total)).long()
         documents = (position < total).long()
         tags = None
         if self.tags is not None:
             tags = torch.where(in_text, self.tags[source].long(), IGNORED)
+        padded = bool(lengths.min() < lengths.max())
         return Tokens(ids, segments, documents, packed=False, padded=padded), tags
 
     def _special_ids(self, position: Tensor, total: Tensor) -> Tensor:
@@ -192,6 +185,24 @@ class Sequences(Examples):
         tokenizer = self.spec.tokenizer
         after_start = torch.where(position < total, tokenizer.sep, tokenizer.pad)
         return torch.where(position == 0, tokenizer.cls, after_start)
+
+
+def _lay_out(ranges: Tensor, position: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Lay out `ranges` (B, 4) as [CLS] A [SEP] B [SEP] at each `position` (T,).
+
+    Returns:
+        The index (B, T) of the token to take from the text, 0 at special tokens; whether the
+        position is in A or B, (B, T) bool; and whether it is after A and its [SEP], (B, T) bool.
+    """
+    a, a_end, b, b_end = (column[:, None] for column in ranges.unbind(1))
+    a_length, b_length = a_end - a, b_end - b
+    b_start = 2 + a_length
+    after_a = position >= b_start
+    in_a = (position >= 1) & (position <= a_length)
+    in_b = after_a & (position < b_start + b_length)
+    from_b = torch.where(in_b, b + position - b_start, 0)
+    source = torch.where(in_a, a + position - 1, from_b)
+    return source, in_a | in_b, after_a
 
 
 def _count_tokens(ranges: Tensor) -> Tensor:
@@ -247,7 +258,7 @@ def build_labeled(
 
 @dataclass(frozen=True)
 class Documents(Examples):
-    """Text to pretrain on: documents of sentences. As an example, a document is its beginning."""
+    """Documents of sentences to pretrain on. As an example, a document is cut to its beginning."""
 
     tokens: Tensor
     """(S,) int32, possibly mapped from a file."""
@@ -277,7 +288,7 @@ class Documents(Examples):
         yield from self.truncate().batches(indices, device)
 
     def truncate(self) -> Sequences:
-        """Return the beginning of each document, as much as fits a sequence."""
+        """Return the beginning of each document, cut to the length of a sequence."""
         start, end = self._spans(self.chosen)
         zeros = torch.zeros_like(start)
         ranges = torch.stack([start, end, zeros, zeros], dim=1)
@@ -375,7 +386,7 @@ class Documents(Examples):
         buffer, is_empty = array("q"), True  # an array takes a tenth of the memory of tuples
         for _ in range(dupes):
             for document in builder.order:
-                for pair in builder.pairs_of(document):
+                for pair in builder.draw_pairs(document):
                     buffer.extend(pair)
                 if len(buffer) >= BUFFERED:
                     yield np.frombuffer(buffer, np.int64).reshape(-1, 5)
@@ -384,7 +395,8 @@ class Documents(Examples):
             yield np.frombuffer(buffer, np.int64).reshape(-1, 5)
         elif is_empty:
             raise UserError(
-                "the corpus holds no sentences; write one per line, and a blank line between documents"
+                "the corpus holds no sentences; write one per line, and a blank line between "
+                "documents"
             )
 
     def pack(self, dupes: int = 1) -> Packed:
@@ -392,7 +404,7 @@ class Documents(Examples):
 
         Each of the `dupes` passes cuts at other places.
         """
-        return Packed.of(self, dupes)
+        return Packed.cut(self, dupes)
 
 
 @dataclass
@@ -411,8 +423,8 @@ class _PairBuilder:
     random_share: float
     draw: np.random.Generator
 
-    def pairs_of(self, document: int) -> Iterator[tuple[int, int, int, int, int]]:
-        """Yield the pairs of one document: the ranges of A and B, and 1 if B is random, else 0.
+    def draw_pairs(self, document: int) -> Iterator[tuple[int, int, int, int, int]]:
+        """Draw the pairs of a document: the ranges of A and B, and 1 if B is random, else 0.
 
         Sentences [start, end) are gathered, A is [start, cut), and B is [cut, end) or random. If B
         is random, the next pair starts at `cut`.
@@ -489,8 +501,8 @@ class Packed(Examples):
         return self.corpus.spec
 
     @classmethod
-    def of(cls, corpus: Documents, dupes: int) -> Packed:
-        """Cut `corpus` into sequences `dupes` times, each time at other places.
+    def cut(cls, corpus: Documents, dupes: int) -> Packed:
+        """Cut `corpus` into sequences `dupes` times, each time at different places.
 
         Raises:
             UserError: The corpus is shorter than one sequence.

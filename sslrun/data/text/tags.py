@@ -35,7 +35,7 @@ class TagSet(NamedTuple):
 
 
 class TagSource(TextSource):
-    """Sentences of words with one tag each: BIO tags of entities, or others, as parts of speech.
+    """Sentences of words with one tag each: BIO tags of entities, or others (parts of speech).
 
     Each sentence is an example of its own. Devlin et al. (NAACL 2019, section 5.3) add as much of
     the document as fits; the published sets do not mark documents.
@@ -52,9 +52,9 @@ class TagSource(TextSource):
 
     @cached_property
     def tags(self) -> tuple[str, ...]:
-        """The tags of train, and B- and I- of each entity type in it.
+        """The tags of train, with both the B- and the I- tag of each entity type.
 
-        Another split may use a tag of these that train lacks (I-LST in CoNLL-2000).
+        Another split may use one of these that does not occur in train (I-LST in CoNLL-2000).
         """
         names = {tag for tags in self.words("train")[1] for tag in tags}
         if any(tag.startswith("I-") for tag in names):
@@ -104,17 +104,11 @@ class TagSource(TextSource):
         The tokenizer drops words of control characters; they are encoded as "-".
         """
         encoded = self.spec.tokenizer.encode_words(words)
-        lost = [
-            set(range(len(sentence))).difference(owners)
-            for sentence, (_, owners) in zip(words, encoded, strict=True)
-        ]
-        if not any(lost):
-            return encoded
-        words = [
-            ["-" if index in gone else word for index, word in enumerate(sentence)]
-            for sentence, gone in zip(words, lost, strict=True)
-        ]
-        return self.spec.tokenizer.encode_words(words)
+        repaired = []
+        for sentence, (_, owners) in zip(words, encoded, strict=True):
+            kept = set(owners)
+            repaired.append([word if i in kept else "-" for i, word in enumerate(sentence)])
+        return encoded if repaired == words else self.spec.tokenizer.encode_words(repaired)
 
     def _label_pieces(self, tags: list[list[str]], encoded: Sequence[EncodedSentence]) -> list[int]:
         """Return the label of each piece: the first piece of a word has its tag, others IGNORED.
@@ -148,14 +142,16 @@ class TableTags(TableText, TagSource):
             self._check_lists(table[column], column, split)
         feature = getattr(table.features[tag_column], "feature", None)
         names = getattr(feature, "names", None)
-        tags = [[names[tag] if names else str(tag) for tag in row] for row in table[tag_column]]
-        words = [[str(word) or "-" for word in row] for row in table[word_column]]
-        for number, (row_words, row_tags) in enumerate(zip(words, tags, strict=True)):
+        words, tags = [], []
+        rows = zip(table[word_column], table[tag_column], strict=True)
+        for number, (row_words, row_tags) in enumerate(rows):
             if len(row_words) != len(row_tags):
                 raise UserError(
                     f"{self.title}: split '{split}', row {number}: has {len(row_words)} words but "
                     f"{len(row_tags)} tags; each word needs one tag"
                 )
+            words.append([str(word) or "-" for word in row_words])
+            tags.append([names[tag] if names else str(tag) for tag in row_tags])
         return words, tags
 
     def _check_lists(self, rows: Sequence[object], column: str, split: Split) -> None:
@@ -218,7 +214,8 @@ class OwnTags(TableTags):
         path = self.options.path
         if path.is_file() and path.suffix in (".conll", ".txt"):
             raise UserError(
-                f"{path}: is not a table; for files with one word per line, use the data set conll-files"
+                f"{path}: is not a table; for files with one word per line, use the data set "
+                "conll-files"
             )
         return FileStore(path)
 

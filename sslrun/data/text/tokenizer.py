@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sslrun.errors import UserError
 from sslrun.files import replacing
-from sslrun.hub import hub_or_offline
+from sslrun.hub import reach_hub
 from sslrun.registry import Options
 
 SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -36,7 +36,7 @@ class TokenizerOptions(Options):
     corpus: dict[str, Any] | None = None
     """Data set to train the tokenizer on, with its options; default: the recipe's `data`."""
     sha256: str | None = None
-    """SHA-256 of `file`; filled in, so that a changed file of the same name makes another run."""
+    """SHA-256 of `file`; filled in, so that a changed file of the same name gives another run."""
 
     @model_validator(mode="after")
     def _one_source(self) -> TokenizerOptions:
@@ -49,7 +49,8 @@ class TokenizerOptions(Options):
                 raise ValueError(f"{self.file}: cannot be read ({error.strerror})") from None
             if self.sha256 not in (None, digest):
                 raise ValueError(
-                    f"{self.file}: has changed since this recipe was resolved; remove sha256 to use the new file"
+                    f"{self.file}: has changed since this recipe was resolved; remove sha256 to "
+                    "use the new file"
                 )
             object.__setattr__(self, "sha256", digest)
         return self
@@ -190,7 +191,7 @@ def load_tokenizer(options: TokenizerOptions) -> Tokenizer:
     where = options.file or options.hub
     try:
         if options.hub:
-            hub_or_offline()
+            reach_hub()
             core = Core.from_pretrained(options.hub)
         elif str(options.file).endswith(".txt"):
             assert options.file is not None

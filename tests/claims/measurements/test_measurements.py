@@ -7,8 +7,15 @@ import torch
 
 from sslrun.backbones import build_backbone
 from sslrun.claims.measurements.base import measurements
-from sslrun.claims.measurements.guess import MODELS, Guess, TruncatedMlm, entropy, gapped, guesses
-from sslrun.claims.measurements.speed import step_by_step
+from sslrun.claims.measurements.guess import (
+    MODELS,
+    Gaps,
+    TruncatedMlm,
+    encode_sentence,
+    entropy,
+    predict,
+)
+from sslrun.claims.measurements.speed import replace_layers
 from sslrun.data.examples import Batch
 from sslrun.data.specs import TextSpec
 from sslrun.data.text.sequences import Tokens
@@ -39,7 +46,7 @@ def test_the_lstm_token_by_token_equals_the_whole_lstm():
         "lstm", {"width": 8, "depth": 2, "bidirectional": True, "dropout": 0.0}, SPEC
     )
     torch.manual_seed(0)
-    stepwise = step_by_step(
+    stepwise = replace_layers(
         build_backbone(
             "lstm", {"width": 8, "depth": 2, "bidirectional": True, "dropout": 0.0}, SPEC
         )
@@ -53,18 +60,18 @@ def test_the_lstm_token_by_token_equals_the_whole_lstm():
     )
 
 
-def test_tokens_to_the_right_change_only_the_masked_guess():
-    guess = Guess(tokens(), torch.tensor([3, 4, 5, 6]))
-    changed = Guess(guess.tokens._replace(ids=guess.tokens.ids.clone()), guess.gap)
+def test_tokens_to_the_right_change_only_the_masked_prediction():
+    gaps = Gaps(tokens(), torch.tensor([3, 4, 5, 6]))
+    changed = Gaps(gaps.tokens._replace(ids=gaps.tokens.ids.clone()), gaps.position)
     changed.tokens.ids[:, -1] = 7  # far to the right
     cpu = torch.device("cpu")
     for row in MODELS:
-        near, far = (guesses(model(row), sentence, 2, cpu) for sentence in (guess, changed))
+        near, far = (predict(model(row), sentences, 2, cpu) for sentences in (gaps, changed))
         torch.testing.assert_close(near, far)  # out of reach for both
-        near, far = (guesses(model(row), sentence, None, cpu) for sentence in (guess, changed))
+        near, far = (predict(model(row), sentences, None, cpu) for sentences in (gaps, changed))
         assert torch.allclose(near, far) == (row == "left to right")
-        predicted = guesses(model(row), guess, 0, cpu)
-        assert torch.allclose(predicted, near, atol=1e-5) == (row == "left to right")
+        hidden = predict(model(row), gaps, 0, cpu)
+        assert torch.allclose(hidden, near, atol=1e-5) == (row == "left to right")
         torch.testing.assert_close(near.exp().sum(1), torch.ones(4))
 
 
@@ -80,19 +87,21 @@ def test_half_of_the_texts_are_truncated_at_the_mask():
     assert (masked.places < lengths[:, None])[chosen].all()
 
 
-def test_entropy_of_uniform_and_certain_guesses():
+def test_entropy_of_uniform_and_certain_predictions():
     log = torch.tensor([[0.25] * 4, [1 - 3e-9, 1e-9, 1e-9, 1e-9]]).log()
     assert entropy(log).tolist() == pytest.approx([torch.tensor(4.0).log().item(), 0.0], abs=1e-6)
 
 
 def test_a_sentence_with_a_gap_ends_without_separator():
-    guess = gapped("w1 w2 ___ w3", SPEC)
+    gaps = encode_sentence("w1 w2 ___ w3", SPEC)
     tokenizer = SPEC.tokenizer
-    assert guess.gap.tolist() == [3]
-    assert guess.tokens.ids[0, [0, 3]].tolist() == [tokenizer.cls, tokenizer.mask]
-    assert guess.tokens.ids[0, -1] != tokenizer.sep
-    with pytest.raises(UserError, match="longer than sequences are"):
-        gapped("w1 " * 20 + "___", SPEC)
+    assert gaps.position.tolist() == [3]
+    assert gaps.tokens.ids[0, [0, 3]].tolist() == [tokenizer.cls, tokenizer.mask]
+    assert gaps.tokens.ids[0, -1] != tokenizer.sep
+    with pytest.raises(
+        UserError, match=r"has 22 tokens, but sequences have at most 12; raise data\.length"
+    ):
+        encode_sentence("w1 " * 20 + "___", SPEC)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,15 @@ import numpy as np
 import pytest
 
 from sslrun.claims.theory import distortion
-from sslrun.claims.theory.distortion import Network, Problem, flow, learn, plot, probe, table
+from sslrun.claims.theory.distortion import (
+    Network,
+    Problem,
+    fit_head,
+    make_table,
+    plot,
+    solve_flow,
+    train_all,
+)
 from sslrun.claims.verdict import Inequality
 from sslrun.errors import UserError
 from sslrun.metric import Metric
@@ -38,21 +46,24 @@ def test_in_two_dimensions_fine_tuning_ends_at_the_conserved_quantitys_solution(
     constant = head**2 - cosine**2
     end = ((constant + (constant**2 + 4 * cosine**2) ** 0.5) / 2) ** 0.5
     end *= np.sign(head) if constant > 0 else 1
-    tuned = flow(case, case.start).end
+    tuned = solve_flow(case, case.start).end
     assert tuned.head[0] == pytest.approx(end, abs=1e-8)
     assert case.error_ood(tuned) == pytest.approx(sine**2 * (1 - end) ** 2, abs=1e-8)
-    assert case.error_ood(probe(case)) < 1e-28
+    assert case.error_ood(fit_head(case)) < 1e-28
 
 
 def test_the_flow_is_the_limit_of_gradient_descent():
     case = problem(0.1)
-    end = flow(case, case.start).end
+    end = solve_flow(case, case.start).end
     gaps = []
     for lr in (0.02, 0.01, 0.005):
         features, head = case.start.features.copy(), case.start.head.copy()
         for _ in range(round(60 / lr)):
-            slope = 2 * case.moment @ (features.T @ head - case.truth.weight)
-            features, head = features - lr * np.outer(head, slope), head - lr * features @ slope
+            gradient = 2 * case.moment @ (features.T @ head - case.truth.weight)
+            features, head = (
+                features - lr * np.outer(head, gradient),
+                head - lr * features @ gradient,
+            )
         gaps.append(np.abs(features.T @ head - end.weight).max())
     assert gaps[0] < 0.05
     assert [gaps[0] / gaps[1], gaps[1] / gaps[2]] == pytest.approx([2, 2], rel=0.1)
@@ -60,14 +71,14 @@ def test_the_flow_is_the_limit_of_gradient_descent():
 
 def test_features_of_inputs_orthogonal_to_the_examples_never_change():
     case = problem(0.3)
-    for way in (flow(case, case.start), flow(case, probe(case))):
-        in_span, orthogonal = case.feature_change(way.end)
+    for trajectory in (solve_flow(case, case.start), solve_flow(case, fit_head(case))):
+        in_span, orthogonal = case.feature_change(trajectory.end)
         assert in_span > 1e-3
         assert orthogonal < 1e-13
     # Equal to the bit if the span consists of axes: the gradient's other entries are exact zeros.
     examples = np.random.default_rng(0).standard_normal((24, 30)) * (np.arange(30) < 12)
     axes = Problem(examples, case.truth, case.start)
-    end = flow(axes, axes.start).end
+    end = solve_flow(axes, axes.start).end
     assert np.array_equal(end.features[:, 12:], axes.start.features[:, 12:])
     assert not np.array_equal(end.features[:, :12], axes.start.features[:, :12])
 
@@ -75,11 +86,11 @@ def test_features_of_inputs_orthogonal_to_the_examples_never_change():
 @pytest.mark.parametrize("noise", [0.0, 0.5])
 def test_the_flow_conserves_the_balance_and_fits_the_examples(noise):
     case = problem(noise)
-    way = flow(case, case.start)
-    assert way.drift < 1e-9
-    assert np.abs(way.end.head - case.start.head).max() > 0.1
-    assert np.mean((case.examples @ (way.end.weight - case.truth.weight)) ** 2) < 2e-20
-    assert case.error_id(way.end) < 1e-16
+    trajectory = solve_flow(case, case.start)
+    assert trajectory.drift < 1e-9
+    assert np.abs(trajectory.end.head - case.start.head).max() > 0.1
+    assert np.mean((case.examples @ (trajectory.end.weight - case.truth.weight)) ** 2) < 2e-20
+    assert case.error_id(trajectory.end) < 1e-16
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -87,12 +98,12 @@ def test_perfect_features_up_to_a_rotation(seed):
     case = problem(seed=seed)
     assert not np.allclose(case.start.features, case.truth.features, atol=0.1)
     assert case.feature_error < 1e-13
-    ways = learn(case)
-    assert case.error_ood(ways["LP"].end) < 1e-25
-    assert max(case.error_ood(network) for network in ways["LP-FT"].networks) < 1e-25
+    trajectories = train_all(case)
+    assert case.error_ood(trajectories["LP"].end) < 1e-25
+    assert max(case.error_ood(network) for network in trajectories["LP-FT"].networks) < 1e-25
     assert case.bound > 1e-4
-    assert min(case.error_ood(network) for network in ways["FT"].networks) > case.bound
-    assert case.feature_change(ways["LP"].end) == (0, 0)
+    assert min(case.error_ood(network) for network in trajectories["FT"].networks) > case.bound
+    assert case.feature_change(trajectories["LP"].end) == (0, 0)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -100,7 +111,10 @@ def test_the_bound_holds_at_all_times_also_near_perfect_features(seed):
     case = problem(0.005, seed)
     assert 0 < case.feature_error < 0.02
     assert 0 < case.bound < problem(0.0, seed).bound * 1.01
-    assert min(case.error_ood(network) for network in flow(case, case.start).networks) > case.bound
+    assert (
+        min(case.error_ood(network) for network in solve_flow(case, case.start).networks)
+        > case.bound
+    )
 
 
 def test_the_bound_equals_the_theorems_formula():
@@ -128,7 +142,7 @@ def test_the_bound_equals_the_theorems_formula():
 
 
 def test_the_table_agrees_with_the_paper():
-    results = table(
+    results = make_table(
         seeds=range(3), noise={"good": 0.1}, dimensions=30, features=4, span=12, examples=24
     )
     assert [row.protocol for row in results.rows] == ["LP", "FT", "LP-FT"]
@@ -149,11 +163,11 @@ def test_the_table_agrees_with_the_paper():
 
 
 def test_a_flow_that_does_not_converge_is_an_error(monkeypatch):
-    monkeypatch.setattr(distortion, "LONGEST", 0.1)
+    monkeypatch.setattr(distortion, "MAX_TIME", 0.1)
     with pytest.raises(
-        UserError, match=r"not fitted the examples by time 0\.1: .*; take more examples"
+        UserError, match=r"not fitted the examples by time 0\.1; .*take more examples"
     ):
-        flow(problem(), problem().start)
+        solve_flow(problem(), problem().start)
 
 
 def test_a_plot_is_drawn_or_its_absence_reported(tmp_path, monkeypatch):
@@ -174,10 +188,10 @@ def test_a_plot_is_drawn_or_its_absence_reported(tmp_path, monkeypatch):
             for axes in drawn[0].axes
             for line in axes.lines
         }
-        bound = lines["OOD error", "FT's is never below (theorem)"][0]
+        bound = lines["OOD error", "lower bound of FT (theorem)"][0]
         assert bound == pytest.approx(problem(0.005).bound)
         assert min(lines["OOD error", "FT"]) > bound > max(lines["OOD error", "LP, at its end"])
-        assert max(lines["features' change", "FT, orthogonal to it"]) < 1e-13
+        assert max(lines["feature change", "FT, inputs orthogonal to S"]) < 1e-13
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert "matplotlib isn't installed" in plot(Path("b.png"))
     assert not Path("b.png").exists()

@@ -27,7 +27,7 @@ def apply_to_each(function, images, *parameters):
 
 @pytest.mark.parametrize("size", [11, 32, 48])
 def test_resized_crop(images, generator, size):
-    boxes = augment.crop_boxes(48, 32, 32, (0.08, 1.0), (3 / 4, 4 / 3), generator)
+    boxes = augment.draw_crop_boxes(48, 32, 32, (0.08, 1.0), (3 / 4, 4 / 3), generator)
     expected = apply_to_each(
         lambda x, b: reference.resized_crop(x, *b, [size, size], antialias=True),
         images,
@@ -57,7 +57,7 @@ def test_color(images, generator, name):
 
 
 def test_jitter_equals_torchvisions_in_the_drawn_order(images, generator):
-    factors, order = augment.jitter_parameters(48, (0.4, 0.4, 0.4, 0.1), generator)
+    factors, order = augment.draw_jitter(48, (0.4, 0.4, 0.4, 0.1), generator)
     functions = [
         reference.adjust_brightness,
         reference.adjust_contrast,
@@ -125,7 +125,7 @@ def test_patches_pad_crop_and_cutout(images, generator):
 
 def test_crops_have_the_distribution_of_torchvisions(generator):
     torch.manual_seed(0)
-    ours = augment.crop_boxes(4000, 40, 24, (0.2, 1.0), (3 / 4, 4 / 3), generator).float()
+    ours = augment.draw_crop_boxes(4000, 40, 24, (0.2, 1.0), (3 / 4, 4 / 3), generator).float()
     image = torch.empty(3, 40, 24)
     draws = [RandomResizedCrop.get_params(image, [0.2, 1.0], [3 / 4, 4 / 3]) for _ in range(4000)]
     expected = torch.tensor(draws).float()
@@ -135,7 +135,7 @@ def test_crops_have_the_distribution_of_torchvisions(generator):
 
 
 def test_orders_of_the_jitter_are_equally_likely(generator):
-    _, order = augment.jitter_parameters(6000, (0.4, 0.4, 0.4, 0.1), generator)
+    _, order = augment.draw_jitter(6000, (0.4, 0.4, 0.4, 0.1), generator)
     counts = (order * torch.tensor([9, 3, 1])).sum(1).bincount()
     assert counts[counts > 0].tolist() == pytest.approx([1000] * 6, rel=0.12)
 

@@ -13,9 +13,9 @@ from sslrun.data.image.images import (
     Decoder,
     EncodedSplit,
     StreamedImages,
-    from_arrays,
+    convert_arrays,
+    find_native_side,
     load_images,
-    native_side,
 )
 from sslrun.errors import UserError
 
@@ -137,7 +137,7 @@ def test_large_jpeg_is_decoded_at_a_fraction_and_looks_the_same():
 
 def test_arrays_are_resized_like_images_and_gray_gets_three_channels():
     gray = noise(5, 6, 6)
-    images = from_arrays(gray, 12)
+    images = convert_arrays(gray, 12)
     assert images.shape == (5, 3, 12, 12)
     assert images.dtype == torch.uint8
     assert (images[:, :1] == images).all()
@@ -145,17 +145,17 @@ def test_arrays_are_resized_like_images_and_gray_gets_three_channels():
         int
     )
     assert np.abs(images[0, 0].numpy().astype(int) - one).max() <= 1
-    assert (from_arrays(colored(2)).permute(0, 2, 3, 1).numpy() == colored(2)).all()
-    assert (from_arrays(gray[..., None]) == torch.from_numpy(gray)[:, None]).all()
+    assert (convert_arrays(colored(2)).permute(0, 2, 3, 1).numpy() == colored(2)).all()
+    assert (convert_arrays(gray[..., None]) == torch.from_numpy(gray)[:, None]).all()
 
 
 def test_arrays_of_another_kind_are_rejected():
     with pytest.raises(UserError, match=r"float32.*should be uint8"):
-        from_arrays(np.zeros((2, 4, 4), np.float32))
+        convert_arrays(np.zeros((2, 4, 4), np.float32))
     with pytest.raises(UserError, match=r"should be uint8 of shape"):
-        from_arrays(np.zeros((2, 4, 4, 7), np.uint8))
+        convert_arrays(np.zeros((2, 4, 4, 7), np.uint8))
     with pytest.raises(UserError, match=r"6x4, not square.*size: 32"):
-        from_arrays(np.zeros((2, 4, 6), np.uint8))
+        convert_arrays(np.zeros((2, 4, 6), np.uint8))
 
 
 # ---------------------------------------------------------------- sizes and damage
@@ -172,7 +172,7 @@ def test_images_of_unequal_sizes_need_a_size():
 
 def test_first_image_that_is_not_square_needs_a_size():
     with pytest.raises(UserError, match=r"image 0: is 20x9, not square.*as in size: 8"):
-        native_side(Memory([encoded(Image.fromarray(noise(9, 20, 3)))]))
+        find_native_side(Memory([encoded(Image.fromarray(noise(9, 20, 3)))]))
 
 
 def test_damaged_image_is_named_or_skipped(caplog):
@@ -275,14 +275,14 @@ def test_progress_counts_to_the_end():
 
 def test_workers_follow_the_environment(monkeypatch):
     monkeypatch.setenv("SSLRUN_WORKERS", "3")
-    assert module.worker_count() == 3
+    assert module.count_workers() == 3
     monkeypatch.setenv("SSLRUN_WORKERS", "many")
     with pytest.raises(UserError, match=r"SSLRUN_WORKERS=many"):
-        module.worker_count()
+        module.count_workers()
     monkeypatch.delenv("SSLRUN_WORKERS")
     monkeypatch.setattr(module.os, "sched_getaffinity", lambda process: range(8), raising=False)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    assert module.worker_count() == 2
+    assert module.count_workers() == 2
 
 
 # ---------------------------------------------------------------- streaming

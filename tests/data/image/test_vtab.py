@@ -169,7 +169,7 @@ def test_an_unavailable_set_is_an_empty_cell_with_its_reason(place, monkeypatch)
     table = plan.table()
     columns = [column.task for column in table.columns]
     assert columns == ["dtd", "svhn", "kitti_closest_vehicle_distance"]
-    assert "VTAB is the mean over 19 sets, of which there are 2 here" in table.notes
+    assert "VTAB is the mean over 19 sets, but only 2 of them are here" in table.notes
     note = (
         "empty, kitti_closest_vehicle_distance 100 %: "
         "vtab-kitti_closest_vehicle_distance: not on this machine"
