@@ -61,10 +61,25 @@ SLOW = {
 """
 
 
-def pytest_collection_modifyitems(items):
+COLLECTED = pytest.StashKey[list[str]]()
+
+
+@pytest.hookimpl(tryfirst=True)  # before -k and -m deselect tests
+def pytest_collection_modifyitems(config, items):
+    config.stash[COLLECTED] = [item.nodeid for item in items]
     for item in items:
         if any(part in item.nodeid for part in SLOW):
             item.add_marker(pytest.mark.slow)
+
+
+@pytest.fixture
+def unmatched_slow_names(request):
+    """Return the entries of SLOW that match no test. Needs the whole suite, else skips."""
+    collected = request.config.stash[COLLECTED]
+    files = {request.config.rootpath / node_id.partition("::")[0] for node_id in collected}
+    if not files.issuperset(Path(__file__).parent.rglob("test_*.py")):
+        pytest.skip("only a part of the test files is collected")
+    return sorted(part for part in SLOW if not any(part in node_id for node_id in collected))
 
 
 class Completed(NamedTuple):

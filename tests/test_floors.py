@@ -115,3 +115,7 @@ def test_a_violation_names_both_files(tmp_path):
         "data/bad.py:2 imports sslrun.backbones.vit, which is above it",
         "tasks/bad.py:1 imports sslrun.pretexts, which is beside it",
     ]
+
+
+def test_every_name_in_the_list_of_slow_tests_matches_a_test(unmatched_slow_names):
+    assert unmatched_slow_names == []
