@@ -215,7 +215,7 @@ def test_weights_of_another_tokenizer_are_rejected(tmp_path):
         for a, b in zip(backbone.state_dict().values(), again.state_dict().values(), strict=True)
     )
     with pytest.raises(
-        UserError, match=r"another tokenizer.*data.tokenizer: \{file: .*tokenizer.json\}"
+        UserError, match=r"another tokenizer.*data.tokenizer to its own: \{file: .*tokenizer.json\}"
     ):
         load_into(
             build_backbone("bert-tiny", small, TextSpec(other, 16)),
