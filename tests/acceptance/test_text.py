@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import os
 import re
 import signal
@@ -17,6 +18,7 @@ from safetensors.torch import load_file
 from sslrun import cli
 from sslrun.data.text import base as text
 from sslrun.data.text import world_sources
+from sslrun.stages import reporting
 
 RECIPE = """\
 name: tiny
@@ -53,6 +55,8 @@ def folder(tmp_path, monkeypatch):
 @pytest.fixture
 def run(folder, monkeypatch, capsys):
     """Run a command in this process; returns stdout, or stderr if it fails as expected."""
+    # A slow import of transformers would add a line of progress to the expected error.
+    monkeypatch.setattr(reporting, "PLAIN_SECONDS", math.inf)
 
     def execute(command, *changes, code=0):
         capsys.readouterr()
