@@ -15,6 +15,10 @@ MODULES = (
     "sslrun.pretexts",
     "sslrun.stages.sweep",
     "sslrun.stages.evaluate",
+    "sklearn.linear_model",
+    "scipy.stats",
+    "torch._dynamo",
+    "torchvision.models.resnet",
 )
 """Imported once, before the first fork."""
 

@@ -15,7 +15,7 @@ from sslrun.training import checkpoint
 
 RECIPE = """\
 name: pics
-backbone: {name: resnet18, stem: small, channels: 4}
+backbone: {name: vit-tiny, patch: 4, depth: 1, width: 32, heads: 2, pool: mean}
 pretext: rotation
 data: {name: folder, path: pics, size: 8}
 pretrain: {steps: 4, batch: 16, lr: 0.002}

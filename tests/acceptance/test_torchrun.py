@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -23,63 +24,53 @@ finetune: {epochs: 6, batch: 64, optimizer: sgd, lr: [0.01, 0.1], keep: best, pr
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
-def run_command(folder, command, runs, *launcher):
-    command = [
-        sys.executable,
-        *launcher,
-        "-m",
-        "sslrun",
-        command,
-        "vit.yaml",
-        "--device",
-        "cpu",
-        "--runs",
-        runs,
-    ]
-    completed = subprocess.run(
-        command,
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert completed.returncode == 0, completed.stderr
-    return completed.stdout
-
-
-def pretrain(folder, runs, *launcher):
-    return folder / run_command(folder, "pretrain", runs, *launcher).strip()
-
-
-def test_two_processes_learn_the_same_weights_as_one_and_write_one_run(tmp_path):
+@pytest.fixture
+def run(tmp_path, sslrun):
+    """Return `run(command, runs)` for one process, or for two with `together=True`."""
     (tmp_path / "vit.yaml").write_text(RECIPE)
-    single, double = pretrain(tmp_path, "alone"), pretrain(tmp_path, "together", *TORCHRUN)
-    expected, weights = (load_file(path / "backbone.safetensors") for path in (single, double))
-    for name, weight in expected.items():
-        assert weights[name].isfinite().all()
-        torch.testing.assert_close(weights[name], weight, rtol=1e-4, atol=1e-5)
-    records = [
-        [json.loads(line)["step"] for line in (path / "metrics.jsonl").read_text().splitlines()]
-        for path in (single, double)
-    ]
-    assert records[0] == records[1] == [3, 3]
-    assert double.name == single.name
+
+    def execute(command, runs, *, together=False):
+        arguments = [command, "vit.yaml", "--device", "cpu", "--runs", runs]
+        if not together:
+            return sslrun(*arguments, cwd=tmp_path).stdout
+        completed = subprocess.run(
+            [sys.executable, *TORCHRUN, "-m", "sslrun", *arguments],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        assert completed.returncode == 0, completed.stderr
+        return completed.stdout
+
+    return execute
 
 
-def test_two_processes_evaluate_as_one_process_does(tmp_path):
-    (tmp_path / "vit.yaml").write_text(RECIPE)
-    for runs in ("alone", "together"):
-        pretrain(tmp_path, runs)
-    tables = (
-        run_command(tmp_path, "lpft", "alone"),
-        run_command(tmp_path, "lpft", "together", *TORCHRUN),
+def assert_equal_weights(folder, expected_folder, name):
+    expected = load_file(expected_folder / name)
+    for key, weight in load_file(folder / name).items():
+        assert weight.isfinite().all()
+        torch.testing.assert_close(weight, expected[key], rtol=1e-4, atol=1e-5)
+
+
+def test_two_processes_learn_and_evaluate_as_one_process_does(tmp_path, run):
+    """They give the same weights and the same table, and write one run."""
+    alone, together = (
+        tmp_path / run("pretrain", runs, together=runs == "together").strip()
+        for runs in ("alone", "together")
     )
-    assert tables[0] == tables[1]
-    alone, together = (next(tmp_path.glob(f"{runs}/vit/lpft-*")) for runs in ("alone", "together"))
+    assert together.name == alone.name
+    assert_equal_weights(together, alone, "backbone.safetensors")
+    for path in (alone, together):
+        log = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+        steps = [record["step"] for record in log if "loss" in record]
+        assert steps == sorted(set(steps)), "each step is logged by one process"
+        assert steps[-1] == 3
+    assert run("lpft", "alone") == run("lpft", "together", together=True)
+    folders = (next(tmp_path.glob(f"{runs}/vit/lpft-*")) for runs in ("together", "alone"))
+    together, alone = folders
     for name in ("head.safetensors", "backbone.safetensors"):
-        expected = load_file(alone / name)
-        for key, weight in load_file(together / name).items():
-            torch.testing.assert_close(weight, expected[key], rtol=1e-4, atol=1e-5)
+        assert_equal_weights(together, alone, name)
 
 
 def test_a_signal_saves_a_checkpoint_of_all_processes(tmp_path):

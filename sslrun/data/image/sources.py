@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 from abc import abstractmethod
@@ -616,6 +617,19 @@ class Cifar101(Source):
         }
 
 
+def _read_digits() -> tuple[np.ndarray, np.ndarray]:
+    """Read scikit-learn's digits: images (1797, 8, 8) with values 0 to 16, and labels (1797,).
+
+    The file is read without importing scikit-learn, which takes three seconds.
+    """
+    package = importlib.util.find_spec("sklearn")
+    assert package is not None
+    assert package.origin is not None
+    file = Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz"
+    rows = np.loadtxt(file, delimiter=",", dtype=np.int64)  # 64 pixels and the label
+    return rows[:, :-1].reshape(-1, 8, 8), rows[:, -1]
+
+
 @sources.register("digits")
 class Digits(Source):
     """1,797 handwritten digits, 8x8 with 17 gray levels, from scikit-learn: no download.
@@ -633,13 +647,11 @@ class Digits(Source):
     splits = ("train",)
 
     def load(self, split: Split) -> TensorExamples:
-        from sklearn.datasets import load_digits
-
-        digits = load_digits()
-        images = (digits.images * (255 / 16)).round().astype(np.uint8)
+        pixels, labels = _read_digits()
+        images = (pixels * (255 / 16)).round().astype(np.uint8)
         return TensorExamples(
             convert_arrays(images, self.options.size),
-            torch.from_numpy(digits.target.astype(np.int64)),
+            torch.from_numpy(labels),
             tuple("0123456789"),
             ImageSpec(self.options.size),
         )

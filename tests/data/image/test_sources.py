@@ -646,6 +646,15 @@ def test_digits_keep_their_gray_levels():
     assert source("digits").load("train").spec.size == 24
 
 
+def test_digits_are_scikit_learns():
+    from sklearn.datasets import load_digits
+
+    digits, expected = source("digits", size=8).load("train"), load_digits()
+    gray = torch.from_numpy((expected.images * (255 / 16)).round()).to(torch.uint8)
+    assert digits.inputs[:, 0].equal(gray)
+    assert digits.labels.tolist() == expected.target.tolist()
+
+
 def test_naming_a_set_imports_no_slow_package():
     code = (
         "import sys, sslrun.data.image.sources; "
