@@ -57,6 +57,8 @@ class Lars(torch.optim.Optimizer):
     The step of a tensor w with gradient g' = g + weight_decay w is scaled by
     q = trust ||w|| / ||g'||, and by 1 if either norm is 0, as in the code of SimCLR, BYOL, Barlow
     Twins and VICReg. Parameter groups with `adapt=False` (norms, biases) take plain momentum steps.
+    The learning rate multiplies the momentum, as in the code of the last three; SimCLR's multiplies
+    each gradient before momentum, which differs while the rate changes.
 
     `clip` scales by min(q / lr, 1) instead, as LARC in NVIDIA's apex and solo-learn do: the step is
     then at most that of SGD with the learning rate lr. Deviation from both: they divide by
