@@ -31,6 +31,9 @@ class BarlowTwins(TwoViews):
         """Width of the projector's three layers."""
         off_diagonal: float = Field(default=0.0051, gt=0)
         """Weight lambda of the redundancy term (the squared off-diagonal correlations)."""
+        scale: float = Field(default=1.0, gt=0)
+        """Factor on the loss. solo-learn has 0.1 for CIFAR-10. It matters beside weight decay, and
+        to parameters whose learning rate LARS does not adapt."""
 
     options: Options
 
@@ -40,7 +43,8 @@ class BarlowTwins(TwoViews):
 
     def forward(self, views: tuple[Tensor, Tensor]) -> Output:
         first, second = (self.projector(self.backbone(view).pooled) for view in views)
-        return Output(barlow_loss(first, second, self.options.off_diagonal))
+        loss = barlow_loss(first, second, self.options.off_diagonal)
+        return Output(self.options.scale * loss)
 
 
 def barlow_loss(first: Tensor, second: Tensor, off_diagonal: float) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from pydantic import Field
@@ -24,13 +24,26 @@ class OptimizerOptions(Options):
     parameters, including convolutions."""
     lr: float = Field(0.001, gt=0)
     """Highest learning rate, which is not scaled by the batch size."""
+    lr_bias: float | None = Field(None, gt=0)
+    """Highest learning rate of norms, biases and other vectors, as in Barlow Twins (Zbontar et al.
+    2021); default: `lr`."""
     weight_decay: float = Field(0.0, ge=0)
-    """Weight decay of matrices and convolutions; norms, biases and other vectors have none. It is
-    decoupled in adamw and muon, and an L2 penalty in sgd and lars, as in their papers."""
+    """Weight decay. It is decoupled in adamw and muon, and an L2 penalty in sgd and lars, as in
+    their papers."""
+    decay: Literal["matrices", "all"] = "matrices"
+    """Parameters that have weight decay and, in lars, an adaptive learning rate. matrices: matrices
+    and convolutions. all: also norms, biases and other vectors, as torch.optim.SGD has it in MoCo
+    and SimSiam."""
     momentum: float = Field(0.9, ge=0, lt=1)
     """Momentum of sgd, lars and muon."""
     nesterov: bool = False
     """Use Nesterov momentum in sgd."""
+    trust: float = Field(0.001, gt=0)
+    """Trust coefficient of lars: share of a matrix's norm that one step changes at a learning rate
+    of 1 and without momentum."""
+    lars_clip: bool = False
+    """In lars, change no more of a matrix than plain SGD would: limit its adaptive rate to the
+    learning rate. solo-learn's CIFAR recipes do so, with a `trust` of 0.02."""
     betas: tuple[Beta, Beta] = (0.9, 0.999)
     """Decay rates of the moments of adamw, also of the AdamW that accompanies muon."""
     layer_decay: float = Field(1.0, gt=0, le=1)
@@ -39,19 +52,29 @@ class OptimizerOptions(Options):
 
 
 class Lars(torch.optim.Optimizer):
-    """Layer-wise adaptive rate scaling (You et al. 2017), as SimCLR, BYOL and Barlow Twins use it.
+    """Layer-wise adaptive rate scaling (You et al. 2017, arXiv:1708.03888).
 
-    The step of a tensor w with gradient g' = g + weight_decay w is scaled by trust ||w|| / ||g'||.
-    Parameter groups with `adapt=False` (norms, biases) take plain momentum steps.
+    The step of a tensor w with gradient g' = g + weight_decay w is scaled by
+    q = trust ||w|| / ||g'||, and by 1 if either norm is 0, as in the code of SimCLR, BYOL, Barlow
+    Twins and VICReg. Parameter groups with `adapt=False` (norms, biases) take plain momentum steps.
+    The learning rate multiplies the momentum, as in the code of the last three; SimCLR's multiplies
+    each gradient before momentum, which differs while the rate changes.
+
+    `clip` scales by min(q / lr, 1) instead, as LARC in NVIDIA's apex and solo-learn do: the step is
+    then at most that of SGD with the learning rate lr. Deviation from both: they divide by
+    ||g|| + weight_decay ||w|| in place of ||g'||, which is at least as large.
     """
 
     def __init__(
-        self, params: Iterable[Any], lr: float, momentum: float, trust: float = 0.001
+        self,
+        params: Iterable[Any],
+        lr: float,
+        momentum: float,
+        trust: float = 0.001,
+        clip: bool = False,
     ) -> None:
-        super().__init__(
-            params,
-            {"lr": lr, "momentum": momentum, "trust": trust, "weight_decay": 0.0, "adapt": True},
-        )
+        defaults = {"lr": lr, "momentum": momentum, "trust": trust, "clip": clip}
+        super().__init__(params, {**defaults, "weight_decay": 0.0, "adapt": True})
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -63,11 +86,7 @@ class Lars(torch.optim.Optimizer):
             if group["weight_decay"]:
                 grads = torch._foreach_add(grads, params, alpha=group["weight_decay"])
             if group["adapt"]:
-                norms = zip(torch._foreach_norm(params), torch._foreach_norm(grads), strict=True)
-                scales = [
-                    torch.where((w > 0) & (g > 0), group["trust"] * w / g, 1.0) for w, g in norms
-                ]
-                grads = torch._foreach_mul(grads, scales)
+                grads = torch._foreach_mul(grads, _adaptive_scales(params, grads, group))
             for param in params:
                 if "momentum" not in self.state[param]:
                     self.state[param]["momentum"] = torch.zeros_like(param)
@@ -75,6 +94,30 @@ class Lars(torch.optim.Optimizer):
             torch._foreach_mul_(buffers, group["momentum"])
             torch._foreach_add_(buffers, grads)
             torch._foreach_add_(params, buffers, alpha=-group["lr"])
+
+
+def _adaptive_scales(
+    params: list[Tensor], grads: list[Tensor], group: dict[str, Any]
+) -> list[Tensor]:
+    """Compute LARS's factor on each gradient (0-d), from the norms of tensors and gradients."""
+    scales = []
+    for w, g in zip(torch._foreach_norm(params), torch._foreach_norm(grads), strict=True):
+        scale = group["trust"] * w / g
+        if group["clip"]:
+            scale = (scale / group["lr"]).clamp(max=1.0)
+        scales.append(torch.where((w > 0) & (g > 0), scale, 1.0))
+    return scales
+
+
+class _Group(NamedTuple):
+    """What distinguishes the parameter groups of a module."""
+
+    lr_scale: float
+    """Factor on the learning rate."""
+    decays: bool
+    """Whether its parameters have weight decay and, in lars, an adaptive rate."""
+    muon: bool
+    """Whether Muon optimizes it."""
 
 
 def optimizers(
@@ -91,27 +134,33 @@ def optimizers(
         for depth, layer in enumerate(layers)
         for parameter in layer
     }
-    groups: dict[tuple[float, bool, bool], list[nn.Parameter]] = {}
+    bias_scale = 1.0 if options.lr_bias is None else options.lr_bias / options.lr
+    groups: dict[_Group, list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
-        if parameter.requires_grad:
-            decays = parameter.ndim > 1 and not _is_token_embedding(name)
-            hidden = parameter.ndim == 2 and decays and parameter in scales and "embed" not in name
-            key = (scales.get(parameter, 1.0), decays, hidden and options.optimizer == "muon")
-            groups.setdefault(key, []).append(parameter)
+        if not parameter.requires_grad:
+            continue
+        matrix = parameter.ndim > 1 and not _is_token_embedding(name)
+        hidden = parameter.ndim == 2 and matrix and parameter in scales and "embed" not in name
+        group = _Group(
+            lr_scale=scales.get(parameter, 1.0) * (1.0 if matrix else bias_scale),
+            decays=matrix or options.decay == "all",
+            muon=hidden and options.optimizer == "muon",
+        )
+        groups.setdefault(group, []).append(parameter)
     built: list[torch.optim.Optimizer] = []
-    for matrices in (False, True):
+    for muon in (False, True):
         chosen = [
             {
                 "params": parameters,
-                "weight_decay": options.weight_decay if decays else 0.0,
-                "lr_scale": scale,
-                **({"adapt": decays} if options.optimizer == "lars" else {}),
+                "weight_decay": options.weight_decay if group.decays else 0.0,
+                "lr_scale": group.lr_scale,
+                **({"adapt": group.decays} if options.optimizer == "lars" else {}),
             }
-            for (scale, decays, hidden), parameters in groups.items()
-            if hidden == matrices
+            for group, parameters in groups.items()
+            if group.muon == muon
         ]
         if chosen:
-            built.append(_build("muon" if matrices else options.optimizer, chosen, options))
+            built.append(_build("muon" if muon else options.optimizer, chosen, options))
     return built
 
 
@@ -134,7 +183,13 @@ def _build(
                 groups, lr=options.lr, momentum=options.momentum, nesterov=nesterov, fused=True
             )
         case "lars":
-            return Lars(groups, lr=options.lr, momentum=options.momentum)
+            return Lars(
+                groups,
+                lr=options.lr,
+                momentum=options.momentum,
+                trust=options.trust,
+                clip=options.lars_clip,
+            )
         case "muon" if all(param.ndim == 2 for group in groups for param in group["params"]):
             # match_rms_adamw: updates as large as AdamW's, so that one learning rate suits both.
             return torch.optim.Muon(

@@ -167,6 +167,18 @@ def test_vicreg_equals_its_formula():
     )
 
 
+def test_barlow_scales_its_loss_and_gradient():
+    losses, gradients = [], []
+    for scale in (1.0, 0.1):
+        pretext = build("barlow", scale=scale)
+        loss = pretext(pretext.views(batch(), generator())).loss
+        loss.backward()
+        losses.append(loss.item())
+        gradients.append(pretext.projector[0].weight.grad)
+    assert losses[1] == pytest.approx(0.1 * losses[0], rel=1e-5)
+    torch.testing.assert_close(gradients[1], 0.1 * gradients[0], rtol=1e-4, atol=1e-6)
+
+
 def test_decorrelated_views_have_zero_loss():
     hadamard = torch.tensor(
         [[1.0, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]], dtype=torch.float64

@@ -2,6 +2,7 @@
 
 import pytest
 
+from sslrun.protocols.base import protocols
 from sslrun.recipe import Sweep, parse
 from sslrun.recipe.places import Located
 from sslrun.stages.context import Context
@@ -65,3 +66,8 @@ def test_moving_batch_statistics_would_leave_the_probe(tmp_path):
     backbone, recipe = BACKBONES[0]
     probe, lpft = scores(tmp_path, backbone, recipe, "fp32", {"frozen_norm": False})
     assert lpft != probe
+
+
+@pytest.mark.parametrize("name", ["finetune", "lpft", "scratch"])
+def test_gradients_are_clipped_only_where_a_recipe_says_so(name):
+    assert protocols[name].Options().clip is None

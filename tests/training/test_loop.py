@@ -237,6 +237,106 @@ def test_lars_equals_its_formula_and_skips_vectors():
     torch.testing.assert_close(vector.detach().double(), v, rtol=1e-6, atol=1e-7)
 
 
+def test_clipped_lars_is_its_formula_and_never_steps_farther_than_sgd():
+    torch.manual_seed(0)
+    small, large = nn.Parameter(torch.randn(4, 3)), nn.Parameter(1e4 * torch.randn(4, 3))
+    lars = Lars([{"params": [small, large], "weight_decay": 0.1}], 0.2, 0.9, trust=0.02, clip=True)
+    weights = [each.detach().double() for each in (small, large)]
+    momenta = [torch.zeros_like(w) for w in weights]
+    factors = []
+    for lr in (0.2, 0.1, 0.05):
+        lars.param_groups[0]["lr"] = lr
+        for parameter in (small, large):
+            parameter.grad = 10 * torch.randn(4, 3)
+        lars.step()
+        for i, parameter in enumerate((small, large)):
+            g = parameter.grad.double() + 0.1 * weights[i]
+            factors.append(min(0.02 * (weights[i].norm() / g.norm()).item() / lr, 1.0))
+            momenta[i] = 0.9 * momenta[i] + factors[-1] * g
+            weights[i] = weights[i] - lr * momenta[i]
+    # Both sides of the limit are reached.
+    assert factors[0] < 0.1
+    assert factors[-1] == 1.0
+    torch.testing.assert_close(small.detach().double(), weights[0], rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(large.detach().double(), weights[1], rtol=1e-6, atol=1e-2)
+
+
+@pytest.mark.parametrize("clip", [False, True])
+def test_lars_steps_plainly_from_a_tensor_of_zeros(clip):
+    zeros = nn.Parameter(torch.zeros(2, 2))
+    zeros.grad = torch.ones(2, 2)
+    Lars([zeros], 0.5, momentum=0.9, clip=clip).step()
+    torch.testing.assert_close(zeros.detach(), torch.full((2, 2), -0.5))
+
+
+def grouped(**options):
+    """The toy's parameter groups by the name of the parameter."""
+    toy = Toy()
+    schedule = Schedule(steps=1, **options)
+    names = {id(parameter): name for name, parameter in toy.named_parameters()}
+    return {
+        names[id(parameter)]: group
+        for optimizer in optimizers(toy, schedule, toy.layers())
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
+
+
+MATRICES = {"backbone.0.weight", "backbone.4.weight", "head.weight"}
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "lars", "muon"])
+def test_norms_and_biases_have_a_rate_of_their_own(optimizer):
+    groups = grouped(optimizer=optimizer, lr=0.2, lr_bias=0.0048, layer_decay=0.5)
+    assert len(groups) == len(list(Toy().parameters()))
+    for name, group in groups.items():
+        depth = 2 if name.startswith(("backbone.0", "backbone.1")) else name.startswith("backbone")
+        rate = 0.2 if name in MATRICES else 0.0048
+        assert 0.2 * group["lr_scale"] == pytest.approx(rate * 0.5**depth)
+
+
+def test_the_rate_of_biases_is_absolute_and_follows_the_schedule():
+    toy = Toy()
+    schedule = Schedule(steps=4, batch=8, optimizer="sgd", lr=0.2, lr_bias=0.05, schedule="linear")
+    training = Training(toy, schedule, CPU)
+    for step in train(training, examples(), 3):
+        rates = {group["lr"] for group in training.optimizers[0].param_groups}
+        share = 1 - (step.step - 1) / 4
+        assert sorted(rates) == pytest.approx([0.05 * share, 0.2 * share])
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "lars"])
+def test_weight_decay_of_matrices_or_of_all(optimizer):
+    some = grouped(optimizer=optimizer, weight_decay=0.3)
+    assert {name for name, group in some.items() if group["weight_decay"] == 0.3} == MATRICES
+    whole = grouped(optimizer=optimizer, weight_decay=0.3, decay="all")
+    assert all(group["weight_decay"] == 0.3 for group in whole.values())
+    if optimizer == "lars":
+        assert {name for name, group in some.items() if group["adapt"]} == MATRICES
+        assert all(group["adapt"] for group in whole.values())
+
+
+def test_sgd_with_decay_of_all_is_torchs():
+    ours, torchs = Toy(), Toy()
+    torchs.load_state_dict(ours.state_dict())
+    options = Schedule(steps=1, optimizer="sgd", lr=0.1, weight_decay=0.3, decay="all")
+    (optimizer,) = optimizers(ours, options, ours.layers())
+    plain = torch.optim.SGD(torchs.parameters(), lr=0.1, momentum=0.9, weight_decay=0.3)
+    for _ in range(3):
+        for a, b in zip(ours.parameters(), torchs.parameters(), strict=True):
+            a.grad = torch.randn_like(a)
+            b.grad = a.grad.clone()
+        optimizer.step()
+        plain.step()
+    for a, b in zip(ours.parameters(), torchs.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_options_of_lars_reach_it():
+    (group, *_) = grouped(optimizer="lars", trust=0.02, lars_clip=True).values()
+    assert (group["trust"], group["clip"]) == (0.02, True)
+
+
 def test_vectors_have_no_decay_and_layers_near_the_input_lower_rates():
     toy = Toy()
     options = Schedule(steps=1, weight_decay=0.3, layer_decay=0.5)
