@@ -86,7 +86,7 @@ class Training(Generic[AnyLearner]):
 
     def __init__(self, learner: AnyLearner, schedule: Schedule, compute: Compute) -> None:
         if learner.sync_norm and distributed.world_size() > 1:
-            synchronize_norms(learner)
+            synchronize_norms(learner, compute.device)
         self.learner = cast(AnyLearner, compute.put(learner))
         self.schedule = schedule
         self.compute = compute

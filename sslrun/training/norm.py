@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,15 +17,22 @@ PLAIN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 """The classes that can be replaced; a subclass may compute more than batch norm."""
 
 
-class SyncedBatchNorm(nn.SyncBatchNorm):
+class _AnyDimensions(_BatchNorm):
+    """A batch norm of inputs (B, C, ...) with any number of dimensions."""
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        """Allow any number of dimensions."""
+
+
+class SyncedBatchNorm(_AnyDimensions):
     """Batch norm with the statistics of the batches of all devices together.
 
-    torch's class, which it extends, does not run on CPUs.
+    Computes the same as torch's SyncBatchNorm, which runs on GPUs only.
     """
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalize (B, C, ...) in its own dtype."""
-        if not self.training or input.device.type != "cpu" or distributed.world_size() == 1:
+        if not self.training or distributed.world_size() == 1:
             return super().forward(input)
         normalized, mean, variance, count = _normalize(input, self.weight, self.bias, self.eps)
         if self.track_running_stats:
@@ -42,7 +50,7 @@ class SyncedBatchNorm(nn.SyncBatchNorm):
         self.running_var.lerp_(unbiased.to(self.running_var.dtype), rate)
 
 
-class SplitBatchNorm(_BatchNorm):
+class SplitBatchNorm(_AnyDimensions):
     """Batch norm of each of `splits` parts of the batch, as if each were on a device of its own.
 
     Part i holds the examples i, i + splits, i + 2 splits, and so on. The running statistics move
@@ -53,9 +61,6 @@ class SplitBatchNorm(_BatchNorm):
     def __init__(self, splits: int, features: int, **options: Any) -> None:
         super().__init__(features, **options)
         self.splits = splits
-
-    def _check_input_dim(self, input: Tensor) -> None:
-        """Allow any number of dimensions."""
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalize (B, C, ...); in training, B must be a multiple of `splits`."""
@@ -96,15 +101,18 @@ def has_batch_norm(module: nn.Module) -> bool:
     return any(isinstance(part, _BatchNorm) for part in module.modules())
 
 
-def synchronize_norms(module: nn.Module) -> None:
-    """Replace a module's batch norms by `SyncedBatchNorm`, with the same parameters and names.
+def synchronize_norms(module: nn.Module, device: torch.device) -> None:
+    """Replace a module's batch norms by synchronized ones, with the same parameters and names.
+
+    On CUDA they are torch's.
 
     Raises:
         UserError: one of them is of a class that cannot be replaced.
     """
 
     def build(norm: _BatchNorm) -> _BatchNorm:
-        return SyncedBatchNorm(norm.num_features, **_options(norm))
+        cls = nn.SyncBatchNorm if device.type == "cuda" else SyncedBatchNorm
+        return cls(norm.num_features, **_options(norm))
 
     _replace(module, build, "cannot be synchronized over devices: set pretext.sync_norm: false")
 
@@ -132,7 +140,7 @@ def _options(norm: _BatchNorm) -> dict[str, Any]:
     }
 
 
-def _replace(module: nn.Module, build: Any, problem: str) -> None:
+def _replace(module: nn.Module, build: Callable[[_BatchNorm], _BatchNorm], problem: str) -> None:
     """Replace each batch norm below a module by the one that `build` makes of it."""
     for name, child in module.named_children():
         if not isinstance(child, _BatchNorm):
