@@ -19,6 +19,11 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
+def device_count() -> int:
+    """Return the number of processes that torchrun started; unlike `world_size`, before `setup`."""
+    return world_size() if dist.is_initialized() else int(os.environ.get("WORLD_SIZE", 1))
+
+
 def is_main() -> bool:
     """Return whether this process is the one that writes files and reports."""
     return rank() == 0
@@ -26,7 +31,7 @@ def is_main() -> bool:
 
 def setup(device: torch.device) -> None:
     """Join torchrun's process group; do nothing without torchrun."""
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
+    if device_count() > 1 and not dist.is_initialized():
         if device.index is not None and device.type == "cuda":
             # A barrier runs on the current device, by default the first one for all processes.
             torch.cuda.set_device(device)
@@ -37,6 +42,23 @@ def wait() -> None:
     """Block until all processes reach this call."""
     if dist.is_initialized():
         dist.barrier()
+
+
+def add_up(tensor: Tensor) -> None:
+    """Replace a tensor by the sum over ranks."""
+    if world_size() > 1:
+        dist.all_reduce(tensor)
+
+
+def copy_from_main(tensor: Tensor) -> None:
+    """Replace a tensor by that of the first rank."""
+    if world_size() > 1:
+        dist.broadcast(tensor, 0)
+
+
+def share(tensor: Tensor) -> Tensor:
+    """Return this rank's part of a tensor (world * B, ...), as `gather` concatenates it."""
+    return tensor.chunk(world_size())[rank()]
 
 
 def gather(tensor: Tensor) -> Tensor:
@@ -62,4 +84,4 @@ class _Gather(torch.autograd.Function):
     def backward(ctx: object, gradient: Tensor) -> Tensor:
         total = gradient.contiguous()
         dist.all_reduce(total)
-        return total.chunk(world_size())[rank()]
+        return share(total)

@@ -146,6 +146,17 @@ def write_atomically(path: Path, text: str, remedy: str = "name another place wi
             temporary.write_text(text, encoding="utf-8")
 
 
+DEVICES = "devices.json"
+"""Name of the file in a recipe's folder that lists how many devices its runs were computed on."""
+
+
+def device_counts(folder: Path) -> list[int]:
+    """List the numbers of devices, above 1, that the runs in a recipe's folder depend on."""
+    path = folder / DEVICES
+    counts: list[int] = json.loads(path.read_text()) if path.is_file() else []
+    return counts
+
+
 FAILURE = "failure.txt"
 """Name of the file that says why a run failed."""
 
@@ -171,6 +182,11 @@ class Run:
     @property
     def path(self) -> Path:
         return self.root / self.recipe / f"{self.stage}-{self.hash}"
+
+    @property
+    def devices(self) -> int | None:
+        """The number of devices that the result depends on; None if it does not."""
+        return self.identity.get("devices")
 
     @property
     def checkpoints(self) -> Path:
@@ -218,6 +234,9 @@ class Run:
             json.dumps({"stage": self.stage, **self.identity}, indent=2),
         )
         write_atomically(self.path / "environment.json", json.dumps(environment, indent=2))
+        counts = device_counts(self.path.parent)
+        if self.devices is not None and self.devices not in counts:
+            write_atomically(self.path.parent / DEVICES, json.dumps([*counts, self.devices]))
 
     def fail(self, reason: str) -> None:
         """Write why the run failed, for the notes of tables."""

@@ -94,6 +94,15 @@ class Backbone(nn.Module):
         """
         return {}
 
+    @classmethod
+    def draws(cls, options: Any) -> bool:
+        """Whether the network draws random numbers in training: dropout, or dropped paths.
+
+        By default, if an option of such a name is not zero.
+        """
+        values = options.model_dump(include={"dropout", "drop_path"})
+        return any(values.values())
+
     def require(self, capability: str, user: str) -> None:
         """Check that the backbone, as configured, has a capability that `user` needs.
 

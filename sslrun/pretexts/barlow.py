@@ -19,7 +19,8 @@ from sslrun.training.learner import Output
 class BarlowTwins(TwoViews):
     """Make each dimension of the projections correlate across two views, and with no other one.
 
-    Zbontar et al., ICML 2021 (arXiv:2103.03230).
+    Zbontar et al., ICML 2021 (arXiv:2103.03230). Batch norm uses the statistics of all devices, as
+    in the authors' code.
     """
 
     class Options(TwoViewOptions):

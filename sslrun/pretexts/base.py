@@ -18,6 +18,15 @@ class PretextOptions(Options):
     """Options that all pretext tasks share."""
 
 
+class NormOptions(PretextOptions):
+    """Options of pretext tasks whose networks may have batch norm."""
+
+    sync_norm: bool = True
+    """Compute batch norm's statistics over the batches of all devices together. Otherwise each
+    device uses its own, and the first device's running statistics are kept. With `accumulate`,
+    batch norm sees a part of the batch. One device computes the same either way."""
+
+
 class Pretext(Learner):
     """A self-supervised objective, with its heads and teachers, that makes targets from the data.
 
@@ -39,6 +48,21 @@ class Pretext(Learner):
         super().__init__()
         self.options = options
         self.backbone = backbone
+
+    @classmethod
+    def depends_on_devices(
+        cls, options: Any, backbone: type[Backbone], backbone_options: Any
+    ) -> bool:
+        """Whether training on several devices gives another result than on one, beyond rounding.
+
+        If so, the number of devices is part of a run's identity. True unless a task knows better:
+        each device draws its own views and dropout.
+        """
+        return True
+
+    @property
+    def sync_norm(self) -> bool:
+        return isinstance(self.options, NormOptions) and self.options.sync_norm
 
     @classmethod
     def backbone_spec(cls, options: Any, spec: InputSpec) -> InputSpec:

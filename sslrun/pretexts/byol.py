@@ -21,8 +21,8 @@ class BYOL(TwoViews):
     """Predict the projection of the other view by a teacher, a moving average of the student.
 
     Grill et al., NeurIPS 2020 (arXiv:2006.07733). The two views go through the networks one after
-    the other, so that each has its own batch statistics, as in the authors' code. The teacher stays
-    in training mode, as in that code.
+    the other, so that each has its own batch statistics, over all devices, as in the authors' code.
+    The teacher stays in training mode, as in that code.
     """
 
     class Options(TwoViewOptions):

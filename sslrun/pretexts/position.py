@@ -14,7 +14,7 @@ from sslrun.data.examples import Batch
 from sslrun.data.image.augment import patches, resize, to_float
 from sslrun.data.specs import ImageSpec
 from sslrun.errors import UserError
-from sslrun.pretexts.base import Pretext, PretextOptions, pretexts
+from sslrun.pretexts.base import NormOptions, Pretext, pretexts
 from sslrun.pretexts.heads import mlp
 from sslrun.training.learner import Output
 
@@ -39,7 +39,7 @@ class Position(Pretext):
 
     reads = ImageSpec
 
-    class Options(PretextOptions):
+    class Options(NormOptions):
         patch: int | None = Field(default=None, ge=2)
         """Side of a patch, in pixels; default: the largest for which 3 patches, 2 gaps and the
         jitter fit the image."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +12,7 @@ from sslrun.backbones.base import Backbone
 from sslrun.data.examples import Batch
 from sslrun.data.image.augment import Augmentation, quarter_turns
 from sslrun.data.specs import ImageSpec
-from sslrun.pretexts.base import Pretext, PretextOptions, pretexts
+from sslrun.pretexts.base import NormOptions, Pretext, pretexts
 from sslrun.training.learner import Output
 
 
@@ -27,7 +27,7 @@ class Rotation(Pretext):
 
     reads = ImageSpec
 
-    class Options(PretextOptions):
+    class Options(NormOptions):
         turns: Literal[2, 4] = 4
         """Number of classes. 4: rotations by 0, 90, 180 and 270 degrees; 2: by 0 and 180 (Table 2
         of the paper)."""
@@ -36,6 +36,14 @@ class Rotation(Pretext):
         enough."""
 
     options: Options
+
+    @classmethod
+    def depends_on_devices(
+        cls, options: Options, backbone: type[Backbone], backbone_options: Any
+    ) -> bool:
+        """True if views or the network are random, or if each device has its own batch norm."""
+        is_random = options.augmentation.is_random or backbone.draws(backbone_options)
+        return is_random or not options.sync_norm
 
     def __init__(self, options: Options, backbone: Backbone) -> None:
         super().__init__(options, backbone)

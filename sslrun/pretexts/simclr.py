@@ -19,9 +19,8 @@ from sslrun.training.learner import Output
 class SimCLR(TwoViews):
     """Recognize the other view of the same image among all other views of the batch.
 
-    Chen et al., ICML 2020 (arXiv:2002.05709). Both views go through the network together, as in the
-    authors' code. Deviation: with several devices, each computes its own batch norm statistics,
-    which avoids communication in each layer.
+    Chen et al., ICML 2020 (arXiv:2002.05709). Both views go through the network together, and batch
+    norm uses the statistics of all devices, as in the authors' code.
     """
 
     class Options(TwoViewOptions):

@@ -18,8 +18,9 @@ class SimSiam(TwoViews):
     """Predict the projection of the other view, with a stopped gradient.
 
     Chen & He, CVPR 2021 (arXiv:2011.10566). The two views go through the network one after the
-    other, as in the authors' code. Deviation: the predictor's learning rate follows the schedule,
-    because all parameters share one. The authors keep it constant, which gained 0.4 points.
+    other, and batch norm uses the statistics of all devices, as in the authors' code. Deviation:
+    the predictor's learning rate follows the schedule, because all parameters share one. The
+    authors keep it constant, which gained 0.4 points.
     """
 
     class Options(TwoViewOptions):

@@ -20,7 +20,8 @@ from sslrun.training.learner import Output
 class VICReg(TwoViews):
     """Make two views similar, keep the variance of each dimension high and covariances low.
 
-    Bardes, Ponce & LeCun, ICLR 2022 (arXiv:2105.04906).
+    Bardes, Ponce & LeCun, ICLR 2022 (arXiv:2105.04906). Batch norm uses the statistics of all
+    devices, as in the authors' code.
     """
 
     class Options(TwoViewOptions):

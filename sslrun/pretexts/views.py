@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from pydantic import Field
@@ -12,10 +13,10 @@ from sslrun.backbones.base import Backbone
 from sslrun.data.examples import Batch
 from sslrun.data.image.augment import Augmentation
 from sslrun.data.specs import ImageSpec
-from sslrun.pretexts.base import Pretext, PretextOptions
+from sslrun.pretexts.base import NormOptions, Pretext
 
 
-class TwoViewOptions(PretextOptions):
+class TwoViewOptions(NormOptions):
     """Options that all pretext tasks on two views share."""
 
     augmentation: Augmentation = Augmentation.simclr()
@@ -27,13 +28,26 @@ class TwoViewOptions(PretextOptions):
 
 
 class TwoViews(Pretext):
-    """A pretext task that compares two random views of each image."""
+    """A pretext task that compares two random views of each image.
+
+    Its loss covers the batches of all devices: either it is a mean over examples, or it gathers the
+    vectors of all. If a subclass's does not, its `depends_on_devices` must always be true.
+    """
 
     reads = ImageSpec
 
     options: TwoViewOptions
 
-    def views(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    @classmethod
+    def depends_on_devices(
+        cls, options: TwoViewOptions, backbone: type[Backbone], backbone_options: Any
+    ) -> bool:
+        """True if views or the network are random, or if each device has its own batch norm."""
+        policies = (options.augmentation, options.second or options.augmentation)
+        is_random = any(policy.is_random for policy in policies)
+        return is_random or not options.sync_norm or backbone.draws(backbone_options)
+
+    def views(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, ...]:
         """Two random views of every image, each (B, 3, size, size)."""
         size = self.options.size or batch.inputs.shape[-1]
         policies = (self.options.augmentation, self.options.second or self.options.augmentation)

@@ -25,6 +25,7 @@ from sslrun.recipe import Pretrain, Recipe
 from sslrun.tasks.base import tasks
 from sslrun.training.device import Compute
 from sslrun.training.flops import flop_counter
+from sslrun.training.learner import Learner
 
 TIMED_STEPS = 3
 """Number of timed steps. The fastest counts, since other processes may slow down the rest."""
@@ -99,7 +100,8 @@ def estimate(
     schedule = recipe.pretrain
     budget = Budget() if budget is None else budget
     network = repr((recipe.data, recipe.backbone, recipe.pretext, schedule.precision))
-    pretext = compute.put(pretexts[recipe.pretext.name](recipe.pretext.options, backbone))
+    pretext = pretexts[recipe.pretext.name](recipe.pretext.options, backbone)
+    compute.put(pretext)
     share = budget.next()  # after building the networks, which takes time too
     measured = budget.measured.get(network)
     if measured is None and share > 0:
@@ -191,27 +193,32 @@ class _Probe:
 
 
 def _measure(
-    pretext: nn.Module, source: Any, schedule: Pretrain, compute: Compute, share: float
+    pretext: Learner, source: Any, schedule: Pretrain, compute: Compute, share: float
 ) -> Measured:
-    """Measure a pretraining step on up to PROBE_BATCH examples within `share` seconds."""
+    """Measure a pretraining step on up to PROBE_BATCH examples within `share` seconds.
+
+    If the task needs multiples of a number of examples, up to that many times as many.
+    """
     end = time.perf_counter() + share
     probe = _Probe(pretext, source, schedule, compute)
     kept = probe.kept
     # A step takes about three times as long as its forward pass. The first pass is slower than
     # those after it.
+    unit = pretext.batch_multiple
+    least = LEAST_BATCH * unit
     with flop_counter() as counter:
-        step_seconds = 3 * probe.time_forward(LEAST_BATCH)
-    affordable = LEAST_BATCH * (end - time.perf_counter()) / max(step_seconds, 1e-9)
-    if affordable < LEAST_BATCH:
-        return Measured(LEAST_BATCH, 3 * counter.get_total_flops(), step_seconds, kept | {0: 0})
-    sizes = (PROBE_BATCH, PROBE_BATCH // 2)
-    count = next((size for size in sizes if size <= affordable), LEAST_BATCH)
+        step_seconds = 3 * probe.time_forward(least)
+    affordable = least * (end - time.perf_counter()) / max(step_seconds, 1e-9)
+    if affordable < least:
+        return Measured(least, 3 * counter.get_total_flops(), step_seconds, kept | {0: 0})
+    sizes = (PROBE_BATCH * unit, PROBE_BATCH * unit // 2)
+    count = next((size for size in sizes if size <= affordable), least)
     batch = probe.examples(count)
     with flop_counter() as counter, _kept_for_backward(pretext) as storages:
         seconds = probe.time_step(batch)
     kept[count] = sum(storages.values())
     if len(kept) == 1 and time.perf_counter() + seconds < end:
-        probe.time_forward(2 * LEAST_BATCH)
+        probe.time_forward(2 * least)
     elif len(kept) == 1:
         kept[0] = 0  # no time for a second number: assume that all of it grows with the batch
     timed = [seconds]

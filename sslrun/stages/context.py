@@ -18,6 +18,7 @@ from torch import Tensor
 from sslrun import distributed
 from sslrun.errors import UserError
 from sslrun.runs import Run, check_root, environment, report_disk_full
+from sslrun.stages.devices import check_devices
 from sslrun.stages.reporting import Reporter
 from sslrun.training.device import Compute, compute
 
@@ -137,6 +138,7 @@ def perform(
                 f"{run.path}: is finished, so nothing is profiled; add --fresh to run it again"
             )
         return run.result
+    check_devices(run)
     if not distributed.is_main():
         try:
             distributed.wait()

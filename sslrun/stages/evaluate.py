@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+from sslrun import distributed
 from sslrun.data.source import sources
 from sslrun.errors import UserError
 from sslrun.protocols import Scores, protocols
@@ -21,9 +22,10 @@ from sslrun.recipe import Evaluation, Named, Recipe
 from sslrun.runs import Run, component_identity
 from sslrun.stages.bench import CellBench
 from sslrun.stages.context import Context, perform
+from sslrun.stages.devices import devices_identity, on_known_devices
 from sslrun.stages.pretrain import Pretraining
 from sslrun.stages.weights import InitialWeights
-from sslrun.tasks.base import tasks
+from sslrun.tasks.base import TaskOptions, tasks
 
 RESTART = 10_000
 """Distance between the seeds of two restarts: larger than any seed of a sweep."""
@@ -42,6 +44,8 @@ class Cell:
     origin: InitialWeights
     root: Path
     restart: int = 0
+    devices: int = field(default_factory=distributed.device_count)
+    """The number of devices to train on."""
 
     @property
     def evaluation(self) -> Evaluation:
@@ -78,14 +82,31 @@ class Cell:
         """The data sets that the job reads."""
         return self.evaluation.reads
 
-    @property
+    @cached_property
     def follows(self) -> Cell | None:
         """The cell whose head this one starts from: the same features, labels, seed and restart."""
         name = protocols[self.protocol].follows
         if name is None:
             return None
         restart = min(self.restart, self.evaluation.restarts_of(name) - 1)
-        return replace(self, protocol=name, restart=restart)
+        followed = replace(self, protocol=name, restart=restart)
+        return followed.on_known_devices()
+
+    @property
+    def _depends_on_devices(self) -> bool:
+        """Whether the number of devices may change the result: if anything is trained in steps.
+
+        Each device then draws its own views and dropout, and has its own batch norm.
+        """
+        options = self.evaluation.task.options
+        assert isinstance(options, TaskOptions)
+        return self.evaluation.protocol(self.protocol).trains(options)
+
+    def on_known_devices(self) -> Cell:
+        """This cell, or the one for another number of devices if only that is finished."""
+        return on_known_devices(
+            lambda devices: replace(self, devices=devices), self.root / self.recipe.name
+        )
 
     def followed(self, context: Context) -> Path:
         """Return the run's folder of the cell that this one follows; evaluate it if needed."""
@@ -115,6 +136,7 @@ class Cell:
             "options": {**protocol.identity(), **component_identity(type(protocol))} or None,
             "head": None if self.follows is None else self.follows.run.hash,
             "seed": self.training_seed,
+            **devices_identity(self.devices, self._depends_on_devices),
         }
         if evaluation.shifts:
             shifts = evaluation.shifts.items()
@@ -201,7 +223,7 @@ def cells(
             initial = protocols[protocol].initial
             origin = InitialWeights.initial(recipe, seed) if initial else pretrained
             planned += [
-                Cell(recipe, task, protocol, labels, seed, origin, root, restart)
+                Cell(recipe, task, protocol, labels, seed, origin, root, restart).on_known_devices()
                 for labels in evaluation.labels_of(protocol)
                 for restart in range(evaluation.restarts_of(protocol))
             ]

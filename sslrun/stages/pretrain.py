@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -11,6 +11,7 @@ import torch
 
 from sslrun import distributed
 from sslrun.backbones import build_backbone, save_backbone
+from sslrun.backbones.base import backbones
 from sslrun.backbones.weights import WEIGHTS
 from sslrun.data.examples import Examples
 from sslrun.data.specs import InputSpec, TextSpec
@@ -19,6 +20,7 @@ from sslrun.pretexts.base import Pretext, pretexts
 from sslrun.recipe import Named, Pretrain, Recipe
 from sslrun.runs import Run
 from sslrun.stages.context import Context, perform
+from sslrun.stages.devices import devices_identity
 from sslrun.stages.fit import Checkpoints, fit
 from sslrun.stages.logging import logs
 from sslrun.stages.watch import Watcher
@@ -34,6 +36,8 @@ class Pretraining:
     evaluation_seed: int
     """The seed of the evaluations; the schedule may fix another one for pretraining."""
     root: Path
+    devices: int = field(default_factory=distributed.device_count)
+    """The number of devices to train on."""
 
     needs: tuple[Any, ...] = ()
 
@@ -66,8 +70,17 @@ class Pretraining:
             "data": recipe.data.identity(),
             "pretrain": self.schedule.non_defaults(exclude={"seed"}),
             "seed": self.seed,
+            **devices_identity(self.devices, self._depends_on_devices),
         }
         return Run(self.root, recipe.name, "pretrain", identity)
+
+    @property
+    def _depends_on_devices(self) -> bool:
+        """Whether the number of devices changes the result."""
+        named = self.recipe.backbone
+        return pretexts[self.pretext.name].depends_on_devices(
+            self.pretext.options, backbones[named.name], named.options
+        )
 
     @property
     def reads(self) -> tuple[Named, ...]:

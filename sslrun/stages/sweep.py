@@ -31,6 +31,7 @@ from sslrun.results.record import RunRecord, find_records
 from sslrun.results.table import Table, columns_of
 from sslrun.runs import Run
 from sslrun.stages.context import Busy, Context, Interrupted
+from sslrun.stages.devices import check_devices
 from sslrun.stages.evaluate import Cell, cells
 from sslrun.stages.pretrain import Pretraining
 from sslrun.stages.reporting import Reporter
@@ -302,6 +303,9 @@ def launch(
     workers read the same plan.
     """
     if context.fresh:
+        for plan in plans:
+            for job in plan.jobs:
+                check_devices(job.run)
         for plan in plans:
             for job in plan.jobs:
                 job.run.clear()

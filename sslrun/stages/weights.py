@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from sslrun.backbones.weights import WEIGHTS
 from sslrun.errors import UserError
 from sslrun.recipe import Recipe
+from sslrun.stages.devices import on_known_devices
 from sslrun.stages.pretrain import Pretraining
 
 
@@ -44,7 +46,7 @@ class InitialWeights:
             return cls.file(recipe.weights.file, normalization)
         if recipe.pretext is None:
             return cls.initial(recipe, seed)
-        job = Pretraining(recipe, seed, root)
+        job = on_known_devices(partial(Pretraining, recipe, seed, root), root / recipe.name)
         return cls({"pretrain": job.run.hash}, job.weights, job)
 
     @classmethod

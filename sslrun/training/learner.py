@@ -31,6 +31,16 @@ class Learner(nn.Module):
     3. `after_step`, when the optimizer has updated the parameters.
     """
 
+    @property
+    def sync_norm(self) -> bool:
+        """Whether batch norms use the statistics of all devices' batches together."""
+        return False
+
+    @property
+    def batch_multiple(self) -> int:
+        """The number of examples that a device gets at a time must be a multiple of this."""
+        return 1
+
     def views(self, batch: Batch, generator: torch.Generator) -> Any:
         """Make the inputs of `forward` from a raw batch: a tensor or a tuple of tensors.
 

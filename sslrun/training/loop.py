@@ -26,6 +26,7 @@ from sslrun.seeds import derive_seed
 from sslrun.training.device import Compute
 from sslrun.training.flops import FlopMeter, flop_counter, is_counted
 from sslrun.training.learner import Learner, Output
+from sslrun.training.norm import synchronize_norms
 from sslrun.training.optim import lr_factor, optimizers
 from sslrun.training.order import indices
 from sslrun.training.schedule import Schedule
@@ -84,6 +85,8 @@ class Training(Generic[AnyLearner]):
     """The state of a training, which checkpoints hold."""
 
     def __init__(self, learner: AnyLearner, schedule: Schedule, compute: Compute) -> None:
+        if learner.sync_norm and distributed.world_size() > 1:
+            synchronize_norms(learner, compute.device)
         self.learner = cast(AnyLearner, compute.put(learner))
         self.schedule = schedule
         self.compute = compute
@@ -183,9 +186,11 @@ def train(training: Training[Any], examples: Examples, seed: int) -> Iterator[St
 
     Raises:
         NonFinite: the loss or the gradient is not finite.
-        UserError: the batch is larger than the data or than the device's memory.
+        UserError: the batch is larger than the data or than the device's memory, or its parts do
+            not suit the learner.
     """
     schedule, compute, learner = training.schedule, training.compute, training.learner
+    _check_parts(schedule, learner)
     epoch_steps = schedule.steps_an_epoch(len(examples))
     total = schedule.total_steps(len(examples))
     warmup = round(schedule.warmup * epoch_steps)
@@ -230,6 +235,17 @@ def train(training: Training[Any], examples: Examples, seed: int) -> Iterator[St
         learner.train()
 
 
+def _check_parts(schedule: Schedule, learner: Learner) -> None:
+    """Raise UserError if a device's part of the batch is no multiple that the learner needs."""
+    parts = schedule.accumulate * distributed.world_size()
+    multiple = learner.batch_multiple
+    if schedule.batch % (parts * multiple):
+        raise UserError(
+            f"a batch of {schedule.batch} in {parts} part(s) cannot be split by {multiple} "
+            f"batch norms: make it a multiple of {parts * multiple}"
+        )
+
+
 def _remaining_indices(
     training: Training[Any], examples: Examples, seed: int, total: int
 ) -> Iterator[Tensor]:
@@ -265,6 +281,15 @@ class _PassResult:
     """FLOPs over all devices; None if they were not counted."""
     data_seconds: float = 0.0
 
+    def average(self) -> None:
+        """Replace the loss and the metrics by their means over all devices."""
+        world = distributed.world_size()
+        if world > 1:
+            values = torch.stack([self.loss, *self.metrics.values()]).float()
+            distributed.add_up(values)
+            self.loss, *metrics = (values / world).unbind()
+            self.metrics = dict(zip(self.metrics, metrics, strict=True))
+
 
 class _Passes:
     """Run the forward and backward passes of a step, one part of its batch after the other."""
@@ -298,6 +323,7 @@ class _Passes:
                 done.flops = (done.flops or 0.0) + counted_flops
             done.loss = done.loss + output.loss.detach() / schedule.accumulate
             done.metrics = output.metrics
+        done.average()
         return done
 
     def _views(self, batches: Iterator[Batch], part: int, done: _PassResult) -> tuple[Batch, Any]:

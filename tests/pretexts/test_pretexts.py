@@ -1,5 +1,6 @@
 """Image pretexts: losses against formulas in float64, and which parameters learn."""
 
+import copy
 import itertools
 import math
 
@@ -19,6 +20,9 @@ from sslrun.pretexts.position import NEIGHBORS, drop_colors, project_colors
 from sslrun.pretexts.simclr import nt_xent
 from sslrun.pretexts.simsiam import simsiam_loss
 from sslrun.pretexts.vicreg import vicreg_terms
+from sslrun.training.device import compute
+from sslrun.training.loop import Schedule, Training, train
+from sslrun.training.norm import SplitBatchNorm, split_norms
 
 SIZE = 32
 IMAGE_PRETEXTS = [name for name in pretexts if pretexts[name].reads is ImageSpec]
@@ -223,6 +227,82 @@ def test_the_queue_takes_the_keys_of_training_batches_only():
     pretext(pretext.views(batch(8), generator()))
     pretext.after_step(0.5)
     assert int(pretext.place) == 16
+
+
+@pytest.mark.parametrize("shape", [(12, 5), (12, 5, 4, 3)])
+def test_split_batch_norm_is_one_batch_norm_for_each_part(shape):
+    torch.manual_seed(0)
+    plain = (torch.nn.BatchNorm1d if len(shape) == 2 else torch.nn.BatchNorm2d)(5)
+    torch.nn.init.normal_(plain.weight)
+    torch.nn.init.normal_(plain.bias)
+    split = torch.nn.Sequential(copy.deepcopy(plain))
+    split_norms(split, 3)
+    parts = [copy.deepcopy(plain) for _ in range(3)]
+    x, upstream = torch.randn(2, *shape).unbind()
+    ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
+    expected = torch.empty(shape)
+    for each, norm in enumerate(parts):
+        expected[each::3] = norm(theirs[each::3])
+    found = split(ours)
+    torch.testing.assert_close(found, expected)
+    (found * upstream).sum().backward()
+    (expected * upstream).sum().backward()
+    torch.testing.assert_close(ours.grad, theirs.grad)
+    torch.testing.assert_close(split[0].weight.grad, sum(norm.weight.grad for norm in parts))
+    for name in ("running_mean", "running_var"):
+        mean = sum(norm.get_buffer(name) for norm in parts) / 3
+        torch.testing.assert_close(split[0].get_buffer(name), mean)
+    assert int(split[0].num_batches_tracked) == 1
+    assert list(split[0].state_dict()) == list(plain.state_dict())
+    plain.load_state_dict(split[0].state_dict())
+    torch.testing.assert_close(split.eval()(x[:4]), plain.eval()(x[:4]))
+
+
+def test_moco_with_split_batch_norm_encodes_each_part_by_itself_and_keys_in_another_order():
+    options = {"queue": 48, "projection": 4, "augmentation": {}}
+    pretext = build("moco", norm_splits=4, **options)
+    images, keyed, order = pretext.views(batch(), generator())
+    assert torch.equal(keyed, images[order])
+    assert not torch.equal(order, torch.arange(16))
+    found = pretext((images, keyed, order)).loss
+    student = build("moco", **options)
+    queries, keys = torch.empty(16, 4), torch.empty(16, 4)
+    for part in range(4):
+        teacher = build("moco", **options).teacher
+        keys[order[part::4]] = F.normalize(teacher(keyed[part::4]), dim=1)
+        queries[part::4] = F.normalize(
+            student.head(student.backbone(images[part::4]).pooled), dim=1
+        )
+    expected, _ = info_nce(queries, keys, student.queue, student.options.temperature)
+    torch.testing.assert_close(found, expected)
+    found.backward()
+    expected.backward()
+    torch.testing.assert_close(
+        pretext.backbone.conv1.weight.grad, student.backbone.conv1.weight.grad, rtol=1e-4, atol=1e-6
+    )
+    pretext.after_step(0.5)
+    torch.testing.assert_close(pretext.queue[:16], keys)
+    norms = [each for each in pretext.teacher.modules() if isinstance(each, SplitBatchNorm)]
+    assert len(norms) == 20  # both encoders have them
+    assert len(build("moco", **options).views(batch(), generator())) == 2  # nothing to hide
+
+
+def test_moco_has_the_heads_of_both_versions():
+    first = [each.weight.shape for each in build("moco", head="linear", projection=4).head]
+    assert first == [(4, 64)]
+    second = build("moco", projection=4).head
+    assert [tuple(second[at].weight.shape) for at in (0, 2)] == [(64, 64), (4, 64)]
+
+
+def test_mistakes_with_split_batch_norm():
+    with pytest.raises(ValueError, match="contradict each other"):
+        build("moco", norm_splits=8, sync_norm=True)
+    with pytest.raises(UserError, match="'vit-tiny' has no batch norm to split"):
+        build("moco", "vit-tiny", norm_splits=8)
+    schedule = Schedule(steps=1, batch=24, accumulate=2)
+    training = Training(build("moco", norm_splits=8), schedule, compute("cpu"))
+    with pytest.raises(UserError, match=r"batch of 24 .* multiple of 16"):
+        next(train(training, None, seed=0))
 
 
 def test_a_batch_has_all_rotations_of_every_image():

@@ -6,11 +6,13 @@ from typing import ClassVar
 
 import pytest
 
+from sslrun.errors import UserError
 from sslrun.pretexts.base import pretexts
 from sslrun.recipe import Named, parse
 from sslrun.recipe.places import Located
 from sslrun.registry import Options
 from sslrun.runs import component_identity, hash_contents
+from sslrun.stages.devices import check_devices
 from sslrun.stages.evaluate import cells
 from sslrun.stages.pretrain import Pretraining
 
@@ -121,3 +123,63 @@ def test_a_plug_in_is_identified_by_the_content_of_its_file(tmp_path, monkeypatc
     hash_contents.cache_clear()  # one process reads a file once
     assert component_identity(Mine) != first
     assert component_identity(pretexts["simclr"]) == {}
+
+
+VIT = {"name": "vit-tiny", "patch": 4, "depth": 1, "width": 8, "heads": 1}
+STILL = {"augmentation": {}, "second": None}
+"""Views that are the images themselves."""
+
+
+@pytest.mark.parametrize(
+    ("pretext", "backbone", "depends"),
+    [
+        ({"name": "simclr"}, VIT, True),  # each device draws its own views
+        ({"name": "simclr", **STILL}, VIT, False),
+        ({"name": "simclr", **STILL}, {**VIT, "drop_path": 0.1}, True),
+        ({"name": "barlow", **STILL}, "resnet18", False),
+        ({"name": "barlow", **STILL, "sync_norm": False}, "resnet18", True),
+        ({"name": "moco", **STILL}, "resnet18", True),
+        ({"name": "rotation", "augmentation": {"flip": 1}}, "resnet18", False),
+        ({"name": "rotation"}, "resnet18", True),
+        ({"name": "position"}, "resnet18", True),
+    ],
+)
+def test_the_number_of_devices_is_in_the_identity_if_it_changes_the_result(
+    pretext, backbone, depends, tmp_path, monkeypatch
+):
+    recipe = parse(
+        Located({**RECIPE, "pretext": pretext, "backbone": backbone}, {(): "mine.yaml:1"})
+    )
+    alone = Pretraining(recipe, 0, tmp_path).run
+    assert "devices" not in alone.identity
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    together = Pretraining(recipe, 0, tmp_path).run
+    assert together.identity == {**alone.identity, **({"devices": 2} if depends else {})}
+    assert (together.hash != alone.hash) == depends
+
+
+def test_what_several_devices_have_done_is_found_from_one(tmp_path, monkeypatch):
+    evaluate = {"digits": {"protocols": ["knn", "finetune"]}}
+    recipe = parse(Located({**RECIPE, "evaluate": evaluate}, {(): "mine.yaml:1"}))
+    alone = cells(recipe, 0, tmp_path)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    pretrained = Pretraining(recipe, 0, tmp_path).run
+    for run in (pretrained, *(cell.run for cell in cells(recipe, 0, tmp_path))):
+        run.start({}, {})
+        run.finish({})
+    knn, finetune = cells(recipe, 0, tmp_path)
+    assert knn.origin.pretraining.run.hash == finetune.origin.pretraining.run.hash
+    assert knn.run.devices is None  # trains nothing
+    assert finetune.run.devices == 2
+    monkeypatch.delenv("WORLD_SIZE")
+    found = cells(recipe, 0, tmp_path)
+    assert found[0].origin.pretraining.run.hash == pretrained.hash
+    assert [cell.run.hash for cell in found] != [cell.run.hash for cell in alone]
+    assert not Pretraining(recipe, 0, tmp_path).run.finished  # to pretrain on one is another run
+    check_devices(alone[1].run)
+    with pytest.raises(UserError, match="nproc-per-node 2"):
+        check_devices(pretrained)
+    alone[0].needs[0].run.start({}, {})
+    alone[0].needs[0].run.finish({})
+    (again, _) = cells(recipe, 0, tmp_path)
+    assert again.origin.pretraining.run.hash == alone[0].origin.pretraining.run.hash

@@ -416,6 +416,13 @@ class Augmentation(Options):
             raise ValueError("give the smallest value first, then the largest")
         return bounds
 
+    @property
+    def is_random(self) -> bool:
+        """Whether views of the same images differ from call to call."""
+        always = (self.crop, self.padding, self.jitter, self.blur, self.cutout)
+        shares = (self.flip, self.gray, self.solarize)
+        return any(always) or any(0 < share < 1 for share in shares)
+
     @classmethod
     def simclr(cls, strength: float = 1.0, blur: float = 0.5) -> Augmentation:
         """Return SimCLR's policy (Chen et al. 2020, arXiv:2002.05709, appendix A).
