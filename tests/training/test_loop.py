@@ -141,7 +141,7 @@ def test_a_batch_is_of_like_lengths_and_an_epoch_of_all_examples():
         == torch.cat(found[125:]).sort().values.tolist()
         == [*range(2000)]
     )
-    assert padded(found) < 1.05 < 1.5 < padded(plain)
+    assert padded(found) < 1.1 < 1.5 < padded(plain)
     means = torch.tensor([lengths[each].float().mean() for each in found[:125]])
     assert means[:60].mean().item() == pytest.approx(
         means[60:].mean().item(), rel=0.2
@@ -154,7 +154,7 @@ def test_a_batch_is_of_like_lengths_and_an_epoch_of_all_examples():
         *[iter(parts)] * 4, strict=True
     ):  # none has the long ones, whose mean would count no more
         means = torch.tensor([lengths[each].float().mean() for each in batch])
-        assert means.max() < 1.02 * means.min()
+        assert means.max() < 1.03 * means.min()
 
 
 def test_lengths_are_not_asked_for_at_every_step():
