@@ -28,6 +28,7 @@ import statistics
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
+from typing import Any
 
 import torch
 
@@ -60,16 +61,22 @@ def ordered(name: str) -> Iterator[None]:
 
 
 def load(name: str, count: int) -> tuple[Examples, Learner]:
-    """Load `count` examples of a set of the small world, and build what is trained on them."""
-    corpus = {"name": "world"}
-    size = "documents" if name == "world" else "train"
-    options = {"length": LENGTH, "tokenizer": {"vocab": VOCAB, "corpus": corpus}, size: count}
+    """Load `count` examples of a set of the small world, and build what is trained on them.
+
+    Of the corpus, a quarter as many documents, of about two rows each: a very small set.
+    """
+    options: dict[str, Any] = {"length": LENGTH, "tokenizer": {"vocab": VOCAB}}
+    if name == "world":
+        options["documents"] = count // 4
+    else:
+        options["train"] = count
+        options["tokenizer"]["corpus"] = {"name": "world"}
     source = sources[name](sources[name].Options.model_validate(options))
     examples = source.load("train")
     backbone = build_backbone("bert-tiny", {"positions": LENGTH}, examples.spec)
     if name == "world":
         mlm = pretexts["mlm"]
-        pretext = mlm(mlm.Options(pairs="keep"), backbone)
+        pretext = mlm(mlm.Options(pairs="keep", dupes=1), backbone)
         return pretext.arrange(examples, 0), pretext
     task = tasks[source.task]
     return examples, TaskLearner(backbone, task(task.Options(), examples.spec, examples.classes))
