@@ -14,7 +14,12 @@ from sslrun.seeds import derive_seed
 from sslrun.training.schedule import Schedule
 
 STRETCH = 50
-"""Number of consecutive batches in which examples of similar length are grouped."""
+"""Largest number of consecutive batches in which examples of similar length are grouped."""
+EPOCH_SHARE = 8
+"""A stretch is at most one part in so many of an epoch's batches."""
+NOISE = 0.05
+"""Largest relative noise on a length. With `EPOCH_SHARE` it decides how many examples of a batch
+meet again in the next epoch; `benchmarks/lengths.py` measures that, and the padding it costs."""
 
 
 def indices(
@@ -70,14 +75,24 @@ def _epoch(
 def group_lengths(order: Tensor, lengths: Tensor, batch: int, generator: torch.Generator) -> Tensor:
     """Reorder the whole batches of a random order (N,) so that a batch holds similar lengths.
 
-    Sorts within stretches of `STRETCH` batches, then shuffles the batches. Examples that fill no
-    whole batch are dropped. With batches of 2 and one stretch:
+    Sorts within stretches of batches, by lengths with noise, then shuffles the batches. Examples
+    that fill no whole batch are dropped. With batches of 2, stretches of 2 batches and no noise:
 
-        order [4 1 0 3 2], lengths [9 2 7 2 5]  ->  whole batches [4 1 0 3]
-        sorted by length: [1 3 | 4 0] or, batches shuffled, [4 0 | 1 3]
+        order   [4 1 0 3 | 2 7 6 5],  their lengths [5 2 9 2 | 7 3 1 8]
+        sorted  [1 3 4 0 | 6 7 2 5],  in batches    [1 3] [4 0] [6 7] [2 5]
+        shuffled, for example         [6 7] [4 0] [2 5] [1 3]
+
+    In the next epoch, the random order deals the examples into other stretches. A stretch is at
+    most an eighth of an epoch, so of the examples that share a batch today, about an eighth share a
+    stretch again. If it were the whole epoch, sorting would make nearly the same batches each time.
+    An epoch of fewer than 16 batches has stretches of one batch, so that nothing is grouped.
     """
     count = len(order) // batch
     order = order[: count * batch]
-    stretch = torch.arange(len(order)) // (STRETCH * batch)
-    order = order[(stretch * (lengths.max() + 1) + lengths[order]).argsort(stable=True)]
+    stretch_batches = max(1, min(STRETCH, count // EPOCH_SHARE))
+    stretch = torch.arange(len(order)) // (stretch_batches * batch)
+    # float64, so that the key is exact enough for any number of stretches
+    noise = torch.rand(len(order), generator=generator, dtype=torch.float64)
+    noisy = lengths[order] * (1 + NOISE * (2 * noise - 1))
+    order = order[(stretch * 2 * (lengths.max() + 1) + noisy).argsort(stable=True)]
     return order.view(count, batch)[torch.randperm(count, generator=generator)].flatten()

@@ -143,7 +143,7 @@ def test_batches_group_similar_lengths_and_epochs_visit_all_examples():
         == torch.cat(grouped[125:]).sort().values.tolist()
         == [*range(2000)]
     )
-    assert padded(grouped) < 1.05 < 1.5 < padded(plain)
+    assert padded(grouped) < 1.1 < 1.5 < padded(plain)
     means = torch.tensor([lengths[batch].float().mean() for batch in grouped[:125]])
     assert means[:60].mean().item() == pytest.approx(
         means[60:].mean().item(), rel=0.2
@@ -156,7 +156,7 @@ def test_batches_group_similar_lengths_and_epochs_visit_all_examples():
         *[iter(parts)] * 4, strict=True
     ):  # the examples left over are not the long ones, which would lower the mean
         means = torch.tensor([lengths[part].float().mean() for part in batch])
-        assert means.max() < 1.02 * means.min()
+        assert means.max() < 1.03 * means.min()
 
 
 def test_lengths_are_not_read_at_every_step():

@@ -23,8 +23,9 @@ the largest squared error of any input of norm 1. The theory predicts:
 - v vᵀ - B Bᵀ never changes (Du, Hu and Lee, NeurIPS 2018).
 - With perfect features, B0 = U B* for a rotation U, LP ends at OOD error 0 and LP-FT stays there
   (Proposition 3.2 of the first version of the paper).
-- The OOD error of FT is at all times at least `Problem.bound` (the main theorem), however well FT
-  fits the examples.
+- The OOD error of FT is at all times at least `Problem.bound`, however well FT fits the examples.
+  This is the argument of the main theorem (3.2) with all constants carried through. The theorem's
+  own formula promises too much for k = 1; `Problem.bound` gives the counterexample.
 
 Distortion is the difference between the two kinds of inputs: features change for inputs in S and
 not for inputs orthogonal to S, while the head adapts to the changed ones.
@@ -33,7 +34,7 @@ not for inputs orthogonal to S, while the head adapts to the changed ones.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -177,23 +178,53 @@ class Problem:
 
     @property
     def bound(self) -> float:
-        """Lower bound of FT's OOD error, valid at all times.
+        """Lower bound of FT's OOD error, valid at all times and for every k; 0 promises nothing.
 
-            sqrt(OOD) >= cos(theta) / sqrt(k) * min(phi, phi² / |w*|) / (1 + |w*|)² - epsilon,
+        Let v* and B* be rotated to B0, and P, Q the projections onto S and its complement. Let
+        s = |P B0ᵀ v*|, b = |P B0ᵀ|, c the smallest singular value of B0 Q (k, d), and
+        E = (B0 - B*)ᵀ v*; b is a spectral norm. Suppose that sqrt(OOD) = e at some time. Then:
 
-        theta is the largest principal angle between the rows of B* and the orthogonal complement of
-        S. The bound is 0 if the theorem says nothing, because the features are too far from perfect
-        or S is too large.
+        1. B Q = B0 Q never changes, so Q (w - w*) = Q B0ᵀ (v - v*) + Q E. Hence
+           |v - v*| <= h = (e + |Q E|) / c.
+        2. B P Bᵀ - v vᵀ never changes either, so |P Bᵀ x|² <= |P B0ᵀ x|² + (v·x)². With
+           x = v* - v, and as |v| <= |v*| + h, P Bᵀ v* = P w + P Bᵀ x is within
+           g = e + |P E| + h sqrt(b² + (|v*| + h)²) of P B0ᵀ v* = P w* + P E.
+        3. v*ᵀ (B P Bᵀ - v vᵀ) v* therefore moved by at most 2 s g + g² in its first term, and
+           (v·v*)² is within 2 |v*|³ h + |v*|² h² of |v*|⁴. Together:
+
+            phi² = |(v0·v*)² - |v*|⁴| <= 2 |v*|³ h + |v*|² h² + 2 s g + g².
+
+        The right side grows with e: the bound is e² where the two sides are equal. It is 0 if the
+        right side exceeds phi² at e = 0, as the features are too far from perfect, or if c = 0, as
+        S leaves the features no room.
+
+        The paper states the closed form
+
+            e >= cos(theta) / sqrt(k) * min(phi, phi² / |w*|) / (1 + |w*|)² - |B0 - B*|,
+
+        where theta is the largest principal angle between the features and the complement of S. It
+        does not hold for k = 1: perfect features at an angle of a to S, |v*| = 1 and v0 = 0 end at
+        e = 0.22 sin(a) for a of 10 degrees; the closed form says 0.25 sin(a).
         """
-        outside = self.bases[1]
-        count = len(self.truth.features)
-        if outside.shape[1] < count:
+        inside, outside = self.bases
+        start, target = self.start.features, self._rotation @ self.truth.head
+        if outside.shape[1] < len(start):
             return 0.0
-        cosine = np.linalg.svd(self.truth.features @ outside, compute_uv=False)[-1]
-        norm = np.linalg.norm(self.truth.weight)
-        phi = self.head_error
-        root = cosine / count**0.5 * min(phi, phi**2 / norm) / (1 + norm) ** 2 - self.feature_error
-        return float(max(0.0, root) ** 2)
+        least = np.linalg.svd(start @ outside, compute_uv=False)[-1]
+        if least < 1e-12:
+            return 0.0
+        off = start.T @ target - self.truth.weight
+        off_inside, off_outside = (float(np.linalg.norm(basis.T @ off)) for basis in self.bases)
+        size, largest = np.linalg.norm(target), np.linalg.norm(start @ inside, 2)
+        aligned = np.linalg.norm(inside.T @ start.T @ target)
+
+        def largest_head_error(root: float) -> float:
+            """Largest phi² with which the root of the OOD error can be `root`."""
+            head = (root + off_outside) / least
+            moved = root + off_inside + head * (largest**2 + (size + head) ** 2) ** 0.5
+            return float(2 * size**3 * head + (size * head) ** 2 + 2 * aligned * moved + moved**2)
+
+        return _last_below(largest_head_error, self.head_error**2) ** 2
 
     @cached_property
     def _rotation(self) -> Array:
@@ -342,7 +373,7 @@ def _describe_end(problem: Problem, protocol: str, network: Network) -> dict[str
 def plot(path: Path, noise: float = 0.01, seed: int = 0, **sizes: int) -> str:
     """Plot errors and feature change over the time of the flow, and return a line that says so.
 
-    With the default `noise`, the features are so nearly perfect that the theorem keeps FT's OOD
+    With the default `noise`, the features are so nearly perfect that the bound keeps FT's OOD
     error away from 0. Without matplotlib nothing is drawn, and the line says that.
     """
     if importlib.util.find_spec("matplotlib") is None:
@@ -359,7 +390,7 @@ def plot(path: Path, noise: float = 0.01, seed: int = 0, **sizes: int) -> str:
         _plot_protocol(panels, problem, protocol, trajectory, f"C{color}")
     if problem.bound:
         panels["OOD error"].axhline(
-            problem.bound, label="lower bound of FT (theorem)", color="gray", linestyle=":"
+            problem.bound, label="lower bound of FT", color="gray", linestyle=":"
         )
     for title, axes in panels.items():
         axes.set(
@@ -411,3 +442,19 @@ def _orthonormalize(rows: Array) -> Array:
     """Compute the matrix of orthonormal rows nearest to `rows`: its polar factor."""
     left, _, right = np.linalg.svd(rows, full_matrices=False)
     return left @ right
+
+
+def _last_below(function: Callable[[float], float], limit: float) -> float:
+    """Compute where an increasing function reaches `limit`, rounded down; 0 if it starts above.
+
+    The function is at most `limit` at the result, which is found by bisection.
+    """
+    low, high = 0.0, 1.0
+    if function(low) > limit:
+        return 0.0
+    while function(high) <= limit:
+        high *= 2
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if function(middle) <= limit else (low, middle)
+    return low

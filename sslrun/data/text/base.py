@@ -52,6 +52,7 @@ class TextOptions(Options):
 class TextSource(Source):
     """A text data set. It reads rows and encodes them with the tokenizer from its options."""
 
+    version = 2  # batches of similar lengths are drawn from an eighth of an epoch
     Options = TextOptions
     gives = TextSpec
     task = "sentences"
