@@ -17,7 +17,7 @@ from pydantic import Field
 
 from sslrun.data.examples import Batch, Examples, TensorExamples
 from sslrun.data.image.images import convert_arrays, load_images
-from sslrun.data.source import Source, sources
+from sslrun.data.source import Source, SourceOptions, sources
 from sslrun.data.specs import ImageSpec
 from sslrun.data.stores import (
     CsvImageStore,
@@ -34,7 +34,6 @@ from sslrun.data.stores import (
     open_local_store,
 )
 from sslrun.errors import UserError
-from sslrun.registry import Options
 
 UNKNOWN_SIDE = 32
 """Side of images that is assumed if neither the recipe nor the data set's card states it."""
@@ -47,7 +46,7 @@ def _sketch_images(side: int, count: int) -> tuple[ImageSpec, Batch]:
     return ImageSpec(side), Batch(images, None)
 
 
-class ImageOptions(Options):
+class ImageOptions(SourceOptions):
     """The options that all sets of encoded images share."""
 
     size: int | None = Field(None, ge=4, le=1024)
@@ -481,7 +480,7 @@ class NpzImages(Source):
 
     gives = ImageSpec
 
-    class Options(Options):
+    class Options(SourceOptions):
         path: Path
         """Path of the file, relative to the folder that sslrun is called from."""
         size: int | None = Field(None, ge=4, le=1024)
@@ -550,7 +549,7 @@ class Cifar101(Source):
 
     gives = ImageSpec
 
-    class Options(Options):
+    class Options(SourceOptions):
         size: int | None = Field(None, ge=4, le=1024)
         """Side to resize the images to, in pixels; default: 32, their own size."""
 
@@ -626,7 +625,7 @@ class Digits(Source):
 
     gives = ImageSpec
 
-    class Options(Options):
+    class Options(SourceOptions):
         size: int = Field(24, ge=8, le=128)
         """Side to enlarge the images to (bilinear), in pixels."""
 
