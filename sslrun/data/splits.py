@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import tee
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -395,4 +395,11 @@ class PooledExamples(Examples):
             labels = None if self.labels is None else to_device(self.labels[batch], device)
             is_second = (positions >= start).int()
             order = is_second.argsort(stable=True).argsort().to(a.inputs.device)
-            yield Batch(torch.cat([a.inputs, b.inputs])[order], labels)
+            yield Batch(_join(a.inputs, b.inputs, order), labels)
+
+
+def _join(first: Any, second: Any, order: Tensor) -> Any:
+    """Join two batches of inputs and sort them; an input that is no tensor joins itself."""
+    if isinstance(first, Tensor):
+        return torch.cat([first, second])[order]
+    return first.join(second, order)

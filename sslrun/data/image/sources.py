@@ -13,7 +13,7 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from sslrun.data.examples import Batch, Examples, TensorExamples
 from sslrun.data.image.images import convert_arrays, load_images
@@ -56,6 +56,22 @@ class ImageOptions(SourceOptions):
     """Skip images that cannot be decoded and report their number, instead of ending the run."""
 
 
+class StoredOptions(ImageOptions):
+    """The options of sets whose images may be stored whole."""
+
+    whole: int | None = Field(None, ge=4, le=1024)
+    """Shorter side of whole images, in pixels: they are stored with their aspect ratio, and random
+    crops reach all of an image. size is then the side of views and of the central square that
+    evaluation sees: whole: 256 and size: 224 as usual for ImageNet. Default: only the central
+    square of size pixels is stored."""
+
+    @model_validator(mode="after")
+    def _check_whole(self) -> StoredOptions:
+        if self.whole is not None and (self.size is None or self.size > self.whole):
+            raise ValueError("whole needs a size of at most its own side, as in size: 224")
+        return self
+
+
 class ImageSource(Source):
     """Images in a store: decoded once and cached, or streamed if they are too many."""
 
@@ -95,6 +111,7 @@ class ImageSource(Source):
             self.options.size or self.default_size,
             self.options.skip_corrupt,
             self.progress,
+            whole=self.options.whole if isinstance(self.options, StoredOptions) else None,
         )
 
 
@@ -204,7 +221,7 @@ CARDS = {
 class PublishedImages(ImageSource):
     """A published set: in SSLRUN_DATA/<name>, in data/<name>, or on the hub."""
 
-    Options = ImageOptions
+    Options = StoredOptions
     card: ClassVar[Card]
 
     @cached_property
@@ -245,7 +262,7 @@ class PublishedImages(ImageSource):
 class ImageNet(PublishedImages):
     """ImageNet, whose test images may have reassessed labels."""
 
-    class Options(ImageOptions):
+    class Options(StoredOptions):
         real: Path | None = None
         """File of the ReaL labels (Beyer et al. 2020, arXiv:2006.07159): real.json of
         google-research/reassessed-imagenet. The accuracy by these labels is reported as
@@ -343,7 +360,7 @@ class HubImages(ImageSource):
 
     shorthand = "hub"
 
-    class Options(ImageOptions):
+    class Options(StoredOptions):
         hub: str = Field(pattern=r"^[\w.-]+/[\w.-]+$")
         """Name of the set on the hub, as in owner/name."""
         config: str | None = None
@@ -382,7 +399,7 @@ class HubImages(ImageSource):
         return HubStore(options.hub, hub, remedy, options.image, options.label)
 
 
-class LocalOptions(ImageOptions):
+class LocalOptions(StoredOptions):
     """The options that all sets of images on this machine share."""
 
     path: Path
