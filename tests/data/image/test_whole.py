@@ -262,3 +262,12 @@ def test_inputs_are_normalized_by_all_pixels(folder):
     torch.testing.assert_close(
         backbone.std.double(), values.std(dim=0, correction=0), atol=1e-6, rtol=0
     )
+
+
+def test_no_crop_waits_for_the_device():
+    """Tensors on the meta device have no values: whatever asks for one fails there."""
+    whole = pack(arrays(), 16).to(torch.device("meta"))
+    boxes = torch.empty(4, 4, dtype=torch.int64, device="meta")
+    assert crop_resize_whole(whole, boxes, 16, RATIO).shape == (4, 3, 16, 16)
+    assert Augmentation(flip=0.5)(whole, 16, torch.Generator()).shape == (4, 3, 16, 16)
+    assert to_float(whole).shape == (4, 3, 16, 16)
