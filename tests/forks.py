@@ -1,4 +1,4 @@
-"""Run sslrun's command line in forked processes: each is a process of its own, without importing torch again.
+"""Run sslrun's command line in forked processes, which need not import torch again.
 
 Started by the fixture `sslrun` of conftest.py. Reads one request a line on standard input, as JSON,
 and answers each with the exit code of its process.
@@ -20,7 +20,7 @@ MODULES = (
 
 
 def become_command(request):
-    """In the child: take the request's folder, environment, arguments and streams, and run the command."""
+    """Apply the request's folder, environment and streams in the child, then run its command."""
     os.chdir(request["cwd"])
     os.environ.clear()
     os.environ.update(request["env"])
@@ -35,7 +35,7 @@ def become_command(request):
 def serve():
     import torch
 
-    torch.set_num_threads(1)  # a process with threads can't be forked safely
+    torch.set_num_threads(1)  # a process with threads cannot be forked safely
     for module in MODULES:
         importlib.import_module(module)
     requests, answers = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w")

@@ -1,4 +1,4 @@
-"""The command line's own work: how wide it prints, and how it ends."""
+"""The command line itself: table width, exit codes, signals."""
 
 import subprocess
 import sys
@@ -15,7 +15,7 @@ QUICKSTART = str(Path(__file__).parents[1] / "recipes/quickstart.yaml")
 
 
 def called(monkeypatch, *arguments):
-    """The exit code of a command, in this process."""
+    """Run a command in this process and return its exit code."""
     monkeypatch.setattr(sys, "argv", ["sslrun", *map(str, arguments)])
     with pytest.raises(SystemExit) as exit:
         cli.main()
@@ -24,13 +24,19 @@ def called(monkeypatch, *arguments):
 
 @pytest.fixture
 def checked(monkeypatch):
-    """Takes the minutes out of `sslrun check`."""
+    """Replace the measurements of `sslrun check`, which take minutes."""
     from sslrun.stages import check
 
     row = {
-        "backbone": "resnet18", "parameters": 11_000_000, "pretext": "rotation", "steps": 123_456, "flops": 1.23e18,
-        "memory_bytes": 12 * 2**30, "seconds": 1e5, "cells": 12,
-    }  # fmt: skip
+        "backbone": "resnet18",
+        "parameters": 11_000_000,
+        "pretext": "rotation",
+        "steps": 123_456,
+        "flops": 1.23e18,
+        "memory_bytes": 12 * 2**30,
+        "seconds": 1e5,
+        "cells": 12,
+    }
     monkeypatch.setattr(check, "estimate", lambda name, *_: {"row": name, **row})
 
 
@@ -49,7 +55,7 @@ def test_tables_are_not_broken_on_a_pipe(checked, monkeypatch, capsys):
         "cells",
     ]
     assert "ResNet · no pretraining" in "\n".join(rows)
-    assert len(rows) == 7  # 5 of the recipe, an empty line, and what the numbers are
+    assert len(rows) == 7  # 5 of the recipe, an empty line, and the explanation of the numbers
     assert "\x1b" not in head
 
 
@@ -75,12 +81,12 @@ def test_tables_fit_a_terminal(checked, monkeypatch, capsys):
         ),
     ],
 )
-def test_a_mistyped_command_is_told_without_a_traceback(arguments, words, monkeypatch, capsys):
+def test_a_mistyped_command_is_reported_without_a_traceback(arguments, words, monkeypatch, capsys):
     assert called(monkeypatch, *arguments) == 2
     assert words in capsys.readouterr().err
 
 
-def test_how_a_command_ends(capsys):
+def test_exit_codes_of_commands(capsys):
     def raising(error):
         def run():
             raise error
@@ -94,9 +100,9 @@ def test_how_a_command_ends(capsys):
             yield cli._exit_code(raising(error))
 
     assert list(endings()) == [0, 130, 2, 130, 130]
-    told = capsys.readouterr().err.splitlines()
-    assert told[1] == "sslrun: wrong"
-    assert {told[0], *told[2:]} == {"sslrun: stopped; give the same command again to continue"}
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[1] == "sslrun: wrong"
+    assert {lines[0], *lines[2:]} == {"sslrun: stopped; give the same command again to continue"}
 
 
 def test_no_command_prints_the_help(monkeypatch, capsys):
@@ -104,7 +110,10 @@ def test_no_command_prints_the_help(monkeypatch, capsys):
     assert "Usage: sslrun" in capsys.readouterr().out
 
 
-def test_a_recipe_is_read_without_importing_what_takes_longest():
-    code = "import sys, sslrun.recipe; print(*{'torchvision', 'torch._dynamo', 'datasets', 'transformers'} & {*sys.modules})"
+def test_reading_a_recipe_imports_no_slow_package():
+    code = (
+        "import sys, sslrun.recipe; "
+        "print(*{'torchvision', 'torch._dynamo', 'datasets', 'transformers'} & {*sys.modules})"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []

@@ -1,4 +1,4 @@
-"""Two processes together compute what one computes alone."""
+"""Two processes compute the same losses and gradients as one."""
 
 import torch
 import torch.distributed as dist
@@ -25,19 +25,19 @@ def losses(first, second, weight):
     return contrastive + sum(vicreg_terms(first @ weight, second @ weight))
 
 
-def one_of_two(rank, store, found):
+def one_of_two(rank, store, results):
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
     views, weight = inputs()
     weight.requires_grad_()
     first, second = views[:, rank * 4 : rank * 4 + 4]
     loss = losses(first, second, weight)
     loss.backward()
-    # As data-parallel training does with parameters' gradients.
+    # Average, as data-parallel training does with gradients.
     mean, gradient = loss.detach() / 2, weight.grad / 2
     dist.all_reduce(mean)
     dist.all_reduce(gradient)
     if distributed.is_main():
-        torch.save([mean, gradient], found)
+        torch.save([mean, gradient], results)
     dist.destroy_process_group()
 
 
@@ -53,7 +53,7 @@ def test_losses_and_gradients_over_two_ranks_are_those_of_the_whole_batch(tmp_pa
 
 
 class Linear(Learner):
-    """The smallest learner; what it gives depends on the batch alone."""
+    """The smallest learner; its loss depends only on the batch."""
 
     def __init__(self):
         super().__init__()
@@ -87,7 +87,7 @@ def trained(wrapped=None):
     return training.learner.backbone.weight.detach(), counts
 
 
-def trained_by_two(rank, store, found):
+def trained_by_two(rank, store, results):
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
     sums, wrap = [], loop._wrap
 
@@ -105,12 +105,12 @@ def trained_by_two(rank, store, found):
     loop._wrap = counted
     weight, counts = trained(sums)
     if distributed.is_main():
-        torch.save([weight, torch.tensor(counts)], found)
+        torch.save([weight, torch.tensor(counts)], results)
     dist.destroy_process_group()
 
 
-def test_parts_of_a_batch_are_summed_over_ranks_once(tmp_path):
+def test_accumulated_gradients_are_reduced_over_ranks_once(tmp_path):
     mp.spawn(trained_by_two, (str(tmp_path / "store"), str(tmp_path / "found")), nprocs=2)
     weight, counts = torch.load(tmp_path / "found", weights_only=True)
     torch.testing.assert_close(weight, trained()[0])
-    assert counts.diff().tolist() == [1, 1]  # the first step, of which the graph is learned, aside
+    assert counts.diff().tolist() == [1, 1]  # after the first step, in which DDP learns the graph

@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 from sslrun.files import replacing
 
 
-def test_a_file_is_replaced_in_the_end_or_not_at_all(tmp_path):
+def test_a_file_is_replaced_atomically(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("old")
     with replacing(path) as temporary:
@@ -23,11 +23,11 @@ def test_a_file_is_replaced_in_the_end_or_not_at_all(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     assert path.read_text() == "new"
-    assert [each.name for each in tmp_path.iterdir()] == ["a.txt"]
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
 
 
 @pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640)])
-def test_others_may_read_what_the_umask_lets_them_whatever_writes_it(tmp_path, umask, mode):
+def test_permissions_follow_the_umask_for_every_writer(tmp_path, umask, mode):
     before = os.umask(umask)
     try:
         with replacing(tmp_path / "a.safetensors") as temporary:

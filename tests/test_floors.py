@@ -1,4 +1,4 @@
-"""The floors of the house: a file imports only from floors below its own, and from its own room.
+"""Import layers: a file imports only from lower floors and from its own room.
 
 The order is that of docs/design.md. To allow another import, move the code to the floor where it
 belongs.
@@ -42,12 +42,12 @@ FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
 
 def room_of(module: str) -> str:
-    """The room of a dotted module name: "sslrun.data.image.augment" -> "data"; the package itself: "__init__"."""
+    """Return the room of a module: "sslrun.data.image" -> "data"; "sslrun" -> "__init__"."""
     return module.split(".")[1] if "." in module else "__init__"
 
 
 def imports(tree: ast.AST, module: str, is_package: bool) -> Iterator[tuple[int, str]]:
-    """(line, dotted name) of everything of sslrun that a file imports, wherever in it the import stands."""
+    """Return (line, dotted name) of every import of sslrun in a file, at any depth."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (
@@ -67,7 +67,7 @@ def imports(tree: ast.AST, module: str, is_package: bool) -> Iterator[tuple[int,
 
 
 def violations(root: Path) -> list[str]:
-    """Every import that goes up, or into another room of the same floor, with both files named."""
+    """Return every import from a higher floor or from another room of the same floor."""
     wrong = []
     for path in sorted(root.rglob("*.py")):
         parts = path.relative_to(root).with_suffix("").parts
@@ -78,17 +78,18 @@ def violations(root: Path) -> list[str]:
         ):
             other = (
                 room_of(target) if room_of(target) in FLOOR else "__init__"
-            )  # a name of the package itself
+            )  # a name that sslrun/__init__.py defines
             up = FLOOR[other] > FLOOR[room]
             beside = FLOOR[other] == FLOOR[room] > 0 and other != room
             if up or beside:
+                where = "above" if up else "beside"
                 wrong.append(
-                    f"{path.relative_to(root)}:{line} imports {target}, which is {'above' if up else 'beside'} it"
+                    f"{path.relative_to(root)}:{line} imports {target}, which is {where} it"
                 )
     return wrong
 
 
-def test_every_room_is_on_a_floor():
+def test_every_room_has_a_floor():
     rooms = {
         path.stem
         for path in PACKAGE.iterdir()
@@ -97,7 +98,7 @@ def test_every_room_is_on_a_floor():
     assert rooms == set(FLOOR)
 
 
-def test_no_file_imports_from_a_floor_above_or_from_another_room_of_its_own():
+def test_no_file_imports_from_a_higher_floor_or_a_neighboring_room():
     assert violations(PACKAGE) == []
 
 
@@ -114,3 +115,7 @@ def test_a_violation_names_both_files(tmp_path):
         "data/bad.py:2 imports sslrun.backbones.vit, which is above it",
         "tasks/bad.py:1 imports sslrun.pretexts, which is beside it",
     ]
+
+
+def test_every_name_in_the_list_of_slow_tests_matches_a_test(unmatched_slow_names):
+    assert unmatched_slow_names == []

@@ -1,4 +1,4 @@
-"""Plug-ins: files of the user's own, imported on request, and named in every error."""
+"""Plug-ins: user files that are imported on request and named in every error."""
 
 import json
 import os
@@ -61,9 +61,16 @@ evaluate:
 def sslrun(*arguments, cwd, code=0, **environment):
     done = subprocess.run(
         [sys.executable, "-m", "sslrun", *map(str, arguments)],
-        cwd=cwd, capture_output=True, text=True,
-        env={"PYTHONPATH": str(Path(cli.__file__).parents[1]), "OMP_NUM_THREADS": "1", **os.environ, **environment},
-    )  # fmt: skip
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        env={
+            "PYTHONPATH": str(Path(cli.__file__).parents[1]),
+            "OMP_NUM_THREADS": "1",
+            **os.environ,
+            **environment,
+        },
+    )
     assert done.returncode == code, done.stderr
     return done
 
@@ -77,7 +84,7 @@ def folder(tmp_path):
 
 @pytest.fixture
 def run_here(folder, monkeypatch):
-    """Runs a command in this process, in the folder, and returns its exit code."""
+    """Run a command in this process and in the folder; returns its exit code."""
     monkeypatch.chdir(folder)
     monkeypatch.setattr(plugins, "_modules", {})
 
@@ -92,7 +99,7 @@ def run_here(folder, monkeypatch):
 
 def test_a_pretext_task_in_a_file_of_ones_own(folder):
     unknown = sslrun("pretrain", "tiny.yaml", cwd=folder, code=2).stderr
-    assert "tiny.yaml:3" in unknown  # a recipe alone imports nothing
+    assert "tiny.yaml:3" in unknown  # a recipe does not import plug-ins
     assert "no such pretext: 'brightness'" in unknown
     path = Path(
         folder
@@ -103,18 +110,19 @@ def test_a_pretext_task_in_a_file_of_ones_own(folder):
 
 
 @pytest.mark.parametrize("command", [["sweep", "tiny.yaml"], ["claims", "frozen"]])
-def test_workers_import_it_too(command, folder, run_here, monkeypatch):
-    given = []
+def test_workers_import_the_plug_in_too(command, folder, run_here, monkeypatch):
+    commands = []
     monkeypatch.setattr(
-        "sslrun.stages.sweep.launch", lambda plans, context, jobs, again: given.extend(again) or []
+        "sslrun.stages.sweep.launch",
+        lambda plans, context, jobs, again: commands.extend(again) or [],
     )
     (folder / "mine.py").write_text("loaded = True\n")
     (folder / "tiny.yaml").write_text(RECIPE.replace("brightness", "rotation"))
     recipes = Path(cli.__file__).parents[1] / "recipes" / "claims"
     where = [f"--recipes={recipes}"] if command[0] == "claims" else []
     assert run_here(*command, *where, "--import", "mine.py") == 0
-    assert given[0] == command[0]
-    assert f"--import={folder}/mine.py" in given
+    assert commands[0] == command[0]
+    assert f"--import={folder}/mine.py" in commands
 
 
 def test_a_command_that_is_suggested_imports_it_too(folder, run_here, capsys):
@@ -129,7 +137,7 @@ def test_a_command_that_is_suggested_imports_it_too(folder, run_here, capsys):
 
 @pytest.fixture
 def imported(tmp_path):
-    """Imports a file with some text; returns the message of the error, which is one line."""
+    """Import a file with this text; returns the one-line error message."""
 
     def call(text, name="mine.py"):
         (tmp_path / name).write_text(text)
@@ -142,23 +150,32 @@ def imported(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("a = 1\n1 / 0\n", "mine.py:2: cannot be imported: ZeroDivisionError: division by zero"),
         ("a = 1\nb = = 2\n", "mine.py:2: cannot be imported: SyntaxError: invalid syntax"),
-        ("import nothing_of_that_name\n", "mine.py:1: cannot be imported: ModuleNotFoundError: No module named 'nothing_of_that_name'"),
-        ("def f():\n    raise KeyError('x')\n\nf()\n", "mine.py:2: cannot be imported: KeyError: 'x'"),
+        (
+            "import nothing_of_that_name\n",
+            "mine.py:1: cannot be imported: "
+            "ModuleNotFoundError: No module named 'nothing_of_that_name'",
+        ),
+        (
+            "def f():\n    raise KeyError('x')\n\nf()\n",
+            "mine.py:2: cannot be imported: KeyError: 'x'",
+        ),
         ("import sys\nsys.exit(3)\n", "mine.py:2: cannot be imported: SystemExit: 3"),
         (
-            "from sslrun.pretexts.base import pretexts\n\n@pretexts.register('simclr')\nclass Mine: pass\n",
-            "mine.py:3: cannot be imported: the pretext 'simclr' is defined already, in sslrun.pretexts.simclr; choose another name",
+            "from sslrun.pretexts.base import pretexts\n\n"
+            "@pretexts.register('simclr')\nclass Mine: pass\n",
+            "mine.py:3: cannot be imported: the pretext 'simclr' is defined already, "
+            "in sslrun.pretexts.simclr; choose another name",
         ),
     ],
-)  # fmt: skip
-def test_a_plug_in_that_cannot_be_imported_is_named_with_its_line(imported, text, told):
+)
+def test_a_plug_in_that_cannot_be_imported_is_named_with_its_line(imported, text, message):
     import sslrun.recipe  # noqa: F401
 
-    assert imported(text) == told
+    assert imported(text) == message
 
 
 def test_files_that_are_no_plug_ins(imported, tmp_path):
@@ -226,6 +243,4 @@ def test_the_traceback_is_printed_when_it_is_asked_for(folder, run_here, capsys,
     assert "Traceback (most recent call last)" in long
     assert "return 1 / 0" in long
     assert run_here("check", "none.yaml") == 2
-    assert (
-        "FileNotFoundError" in capsys.readouterr().err
-    )  # although the mistake is raised from None
+    assert "FileNotFoundError" in capsys.readouterr().err  # although the error is raised from None

@@ -1,4 +1,4 @@
-"""Runs: their identity, their atomic files, and who may work on them."""
+"""Runs: identity, atomic files and locks."""
 
 import sys
 from pathlib import Path
@@ -18,14 +18,14 @@ def run(tmp_path):
     return Run(tmp_path, "mine", "pretrain", {"seed": 0, "data": {"name": "digits"}})
 
 
-def test_the_hash_is_of_the_identity_and_not_of_its_order(run, tmp_path):
+def test_the_hash_depends_on_the_identity_but_not_on_key_order(run, tmp_path):
     assert digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1}) != digest({"a": 1, "b": 3})
     other = Run(tmp_path, "mine", "pretrain", {"seed": 1, "data": {"name": "digits"}})
     assert run.path.parent == other.path.parent
     assert run.path != other.path
 
 
-def test_the_hash_sees_what_is_in_files_that_a_recipe_names(tmp_path):
+def test_the_hash_includes_the_content_of_files_that_a_recipe_names(tmp_path):
     (tmp_path / "model").mkdir()
     named = {"vocab": tmp_path / "vocab.txt", "weights": tmp_path / "model" / "model.safetensors"}
     recipe = {
@@ -35,27 +35,27 @@ def test_the_hash_sees_what_is_in_files_that_a_recipe_names(tmp_path):
         "evaluate": {"world-sentiment": {"protocols": ["probe"]}},
     }
 
-    def made():
+    def build_run():
         hash_contents.cache_clear()  # one process reads them once
         (cell,) = cells(parse(Located(recipe, {(): "mine.yaml:1"})), 0, tmp_path)
         return cell.run.hash
 
-    found = []
+    hashes = []
     for path, text in (("vocab", "a"), ("weights", "a"), ("weights", "b"), ("vocab", "b")):
         named[path].write_text(text)
-        found += [made(), made()]
-    assert found[::2] == found[1::2]
-    assert len(set(found)) == 4
+        hashes += [build_run(), build_run()]
+    assert hashes[::2] == hashes[1::2]
+    assert len(set(hashes)) == 4
     named["weights"].rename(tmp_path / "model" / "other.safetensors")
-    assert made() not in found
+    assert build_run() not in hashes
 
 
-def test_of_a_large_folder_names_and_sizes_alone_are_read(tmp_path, monkeypatch):
+def test_large_folders_are_hashed_by_names_and_sizes(tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "LARGE", 4)
     for folder, text in (("one", "abcd"), ("two", "abce"), ("three", "abc")):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "file").write_text(text)
-    one, two, three = (hash_contents(tmp_path / each) for each in ("one", "two", "three"))
+    one, two, three = (hash_contents(tmp_path / name) for name in ("one", "two", "three"))
     assert one == two != three
     assert hash_contents(tmp_path / "one" / "file") != hash_contents(tmp_path / "two" / "file")
     assert hash_contents(tmp_path / "four") is None
@@ -66,7 +66,7 @@ def test_a_run_is_finished_by_its_result(run):
     run.start({"name": "mine"}, {})
     run.log({"step": 1})
     run.log({"step": 2})
-    (run.path / "metrics.jsonl").open("a").write('{"step": 3, "lo')  # killed while it wrote
+    (run.path / "metrics.jsonl").open("a").write('{"step": 3, "lo')  # killed while writing
     run.forget_after(1)
     assert (run.path / "metrics.jsonl").read_text() == '{"step": 1}\n'
     run.finish({"accuracy": 1})
@@ -76,14 +76,17 @@ def test_a_run_is_finished_by_its_result(run):
     assert not run.finished
 
 
-def test_one_process_at_a_time(run):
-    with run.claimed() as mine, Run(run.root, "mine", "pretrain", run.identity).claimed() as theirs:
-        assert (mine, theirs) == (True, False)
-    with run.claimed() as mine:
-        assert mine
+def test_a_run_is_locked_by_one_process_at_a_time(run):
+    with (
+        run.claimed() as lock,
+        Run(run.root, "mine", "pretrain", run.identity).claimed() as other_lock,
+    ):
+        assert (lock, other_lock) == (True, False)
+    with run.claimed() as lock:
+        assert lock
 
 
-def test_writes_are_whole_or_not_at_all(tmp_path, monkeypatch):
+def test_writes_are_atomic(tmp_path, monkeypatch):
     path = tmp_path / "a.json"
     write_atomically(path, "old")
 
@@ -93,10 +96,10 @@ def test_writes_are_whole_or_not_at_all(tmp_path, monkeypatch):
     monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(UserError, match="disk is full"):
         write_atomically(path, "new")
-    assert [each.read_text() for each in tmp_path.iterdir()] == ["old"]
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
 
 
-def test_a_result_that_is_none(run):
+def test_an_invalid_result_file_is_an_error(run):
     with pytest.raises(UserError, match="not a finished run"):
         runs.read_result(run.path)
     run.start({}, {})
@@ -105,7 +108,7 @@ def test_a_result_that_is_none(run):
         runs.read_result(run.path)
 
 
-def test_a_place_where_no_runs_can_be_is_one_line(tmp_path, run, monkeypatch):
+def test_an_unwritable_runs_folder_is_a_one_line_error(tmp_path, run, monkeypatch):
     (tmp_path / "file").write_text("")
     for place in ("file", "file/runs/deeper"):
         with pytest.raises(
@@ -115,7 +118,7 @@ def test_a_place_where_no_runs_can_be_is_one_line(tmp_path, run, monkeypatch):
     runs.check_root(tmp_path / "new" / "runs")
     runs.check_root(tmp_path)
     assert not (tmp_path / "new").exists()
-    (tmp_path / "mine").write_text("")  # in the place of the recipe's folder
+    (tmp_path / "mine").write_text("")  # a file where the recipe's folder should be
     with pytest.raises(UserError, match="can't be written"), run.claimed():
         pass
     monkeypatch.setattr(runs.os, "access", lambda *_: False)
@@ -128,7 +131,9 @@ def test_a_place_where_no_runs_can_be_is_one_line(tmp_path, run, monkeypatch):
 
 
 @pytest.mark.parametrize("command", [["pretrain"], ["probe"], ["sweep"]])
-def test_a_command_says_so_before_anything_is_computed(command, tmp_path, monkeypatch, capsys):
+def test_commands_report_an_unwritable_runs_folder_before_computing(
+    command, tmp_path, monkeypatch, capsys
+):
     (tmp_path / "file").write_text("")
     recipe = Path(__file__).parents[1] / "recipes/image/rotation-cifar10.yaml"
     monkeypatch.setattr(

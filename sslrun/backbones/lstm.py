@@ -96,10 +96,11 @@ def _run(cell: nn.Module, x: Tensor) -> Tensor:
     """
     device = x.device.type
     works = torch.is_grad_enabled() and (device != "cpu" or _bf16_kernels())
-    if torch.is_autocast_enabled(device) and not works:
-        with torch.autocast(device, enabled=False):
-            return cell(x.float())[0]
-    return cell(x)[0]
+    casts = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    if works or not casts:
+        return cell(x)[0]
+    with torch.autocast(device, enabled=False):
+        return cell(x.float())[0]
 
 
 @cache

@@ -239,7 +239,9 @@ class TaskLearner(Learner):
 
         Only then do fine-tuning from a probe's head and the probe itself start from equal scores.
         """
-        with torch.autocast(features.pooled.device.type, enabled=False):
+        device = features.pooled.device.type
+        autocast = torch.amp.is_autocast_available(device)
+        with torch.autocast(device, enabled=False) if autocast else nullcontext():
             return self.head(self.task.readout(features.float())).float()
 
     def layers(self) -> list[list[nn.Parameter]]:

@@ -64,7 +64,7 @@ def test_pretrain_then_every_protocol_then_the_table(folder, sslrun):
     table = json.loads(sslrun("table", "--json", "-o", "t.md", cwd=folder).stdout)
     assert len(table["cells"]) == 5
     assert "± " not in (folder / "t.md").read_text()
-    # A second call reads what the first one found; --fresh makes it anew and finds the same.
+    # A second call reads the stored result; --fresh repeats the run and finds the same.
     first = result(folder, "probe")
     sslrun("probe", "tiny.yaml", cwd=folder)
     assert result(folder, "probe") == first
@@ -84,7 +84,7 @@ def test_pretrain_then_every_protocol_then_the_table(folder, sslrun):
     assert "this checkpoint holds 'resnet18'" in other
 
 
-def test_a_killed_pretraining_continues_to_the_same_bits(folder, sslrun):
+def test_an_interrupted_pretraining_continues_to_the_same_bits(folder, sslrun):
     whole = Path(
         folder / sslrun("pretrain", "tiny.yaml", "pretrain.epochs=6", cwd=folder).stdout.strip()
     )
@@ -108,19 +108,19 @@ def test_a_killed_pretraining_continues_to_the_same_bits(folder, sslrun):
     while process.poll() is None and not list(folder.glob("other/tiny/*/metrics.jsonl")):
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    told = process.communicate(timeout=60)[1]
+    stderr = process.communicate(timeout=60)[1]
     assert process.returncode == 130
-    assert "stopped by SIGINT" in told
-    assert "same command again" in told
-    again = sslrun("pretrain", "tiny.yaml", "pretrain.epochs=6", "--runs", "other", cwd=folder)
-    assert re.search(r"continues after step \d+", again.stderr)
-    resumed = folder / again.stdout.strip()
+    assert "stopped by SIGINT" in stderr
+    assert "same command again" in stderr
+    continued = sslrun("pretrain", "tiny.yaml", "pretrain.epochs=6", "--runs", "other", cwd=folder)
+    assert re.search(r"continues after step \d+", continued.stderr)
+    resumed = folder / continued.stdout.strip()
     assert (resumed / "backbone.safetensors").read_bytes() == (
         whole / "backbone.safetensors"
     ).read_bytes()
 
 
-def test_kill_9_loses_only_what_came_after_the_last_checkpoint(folder, sslrun):
+def test_kill_9_loses_only_the_steps_after_the_last_checkpoint(folder, sslrun):
     whole = Path(
         folder / sslrun("pretrain", "tiny.yaml", "pretrain.epochs=4", cwd=folder).stdout.strip()
     )
@@ -135,9 +135,9 @@ def test_kill_9_loses_only_what_came_after_the_last_checkpoint(folder, sslrun):
         time.sleep(0.002)
     process.kill()
     assert process.wait() == -signal.SIGKILL
-    again = sslrun("pretrain", "tiny.yaml", *changes, "--runs", "other", cwd=folder)
-    assert re.search(r"continues after step \d\d+", again.stderr)
-    resumed = folder / again.stdout.strip()
+    continued = sslrun("pretrain", "tiny.yaml", *changes, "--runs", "other", cwd=folder)
+    assert re.search(r"continues after step \d\d+", continued.stderr)
+    resumed = folder / continued.stdout.strip()
     assert (resumed / "backbone.safetensors").read_bytes() == (
         whole / "backbone.safetensors"
     ).read_bytes()
@@ -147,13 +147,14 @@ def test_kill_9_loses_only_what_came_after_the_last_checkpoint(folder, sslrun):
 def test_a_sweep_shares_runs_among_rows_and_workers(folder, sslrun):
     (folder / "few.yaml").write_text(
         "name: few\nbase: tiny.yaml\nrows:\n"
-        "  one: {evaluate.digits.protocols: [knn]}\n  two: {evaluate.digits.protocols: [knn, probe]}\n"
+        "  one: {evaluate.digits.protocols: [knn]}\n"
+        "  two: {evaluate.digits.protocols: [knn, probe]}\n"
         "  pixels: {backbone: pixels, pretext: null, evaluate.digits.protocols: [random-forest]}\n"
     )
-    printed = sslrun("sweep", "few.yaml", "--jobs", 2, cwd=folder).stdout
-    assert "random-forest" in printed
-    made = sorted(path.name.split("-")[0] for path in folder.glob("runs/tiny/*-*"))
-    assert made == ["knn", "pretrain", "probe", "random"]
+    output = sslrun("sweep", "few.yaml", "--jobs", 2, cwd=folder).stdout
+    assert "random-forest" in output
+    stages = sorted(path.name.split("-")[0] for path in folder.glob("runs/tiny/*-*"))
+    assert stages == ["knn", "pretrain", "probe", "random"]
     assert {path.suffix for path in (folder / "runs/few").iterdir()} == {
         ".md",
         ".tex",
@@ -163,7 +164,7 @@ def test_a_sweep_shares_runs_among_rows_and_workers(folder, sslrun):
     assert "one" in sslrun("table", "few.yaml", cwd=folder).stdout
 
 
-def test_mistakes_leave_nothing_behind(folder, sslrun):
+def test_user_errors_are_one_line_and_write_no_result(folder, sslrun):
     for arguments, words in (
         (["pretrain", "tiny.yaml", "pretrain.epoch=3"], "Did you mean 'epochs'?"),
         (["pretrain", "none.yaml"], "no such file"),
@@ -181,11 +182,11 @@ def test_mistakes_leave_nothing_behind(folder, sslrun):
             "not finite at step",
         ),
     ):
-        told = sslrun(
+        error = sslrun(
             *arguments, cwd=folder, code=2, SSLRUN_DATA=str(folder), HF_HUB_OFFLINE="1"
         ).stderr
-        assert words in told
-        assert len(told.strip().splitlines()) == 1, told
+        assert words in error
+        assert len(error.strip().splitlines()) == 1, error
     assert not list(folder.rglob("result.json"))
 
 
@@ -193,13 +194,13 @@ def test_help_show_and_check(folder, sslrun):
     assert b"pretrain" in subprocess.check_output(
         [sys.executable, "-m", "sslrun", "--help"], cwd=folder
     )
-    loaded = "import sys, sslrun.cli; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", loaded]).returncode == 0
+    imports_torch = "import sys, sslrun.cli; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", imports_torch]).returncode == 0
     assert "simclr" in sslrun("show", cwd=folder).stdout
     options = json.loads(sslrun("show", "pretext", "simclr", "--json", cwd=folder).stdout)[
         "options"
     ]
-    assert {"temperature", "augmentation"} <= {each["name"] for each in options}
+    assert {"temperature", "augmentation"} <= {option["name"] for option in options}
     (checked,) = json.loads(sslrun("check", "tiny.yaml", "--json", cwd=folder).stdout)
     assert (checked["steps"], checked["cells"]) == (36, 5)
     assert checked["flops"] > 0
@@ -211,11 +212,11 @@ def test_help_show_and_check(folder, sslrun):
     ids=lambda path: path.stem,
 )
 def test_recipes_are_valid(path):
-    sweep = load_sweep(path)  # of one row, where it is a recipe
+    sweep = load_sweep(path)  # a recipe is a sweep of one row
     assert sweep.name == path.stem
     for recipe in sweep.rows.values():
         assert recipe.evaluate
-        made(recipe)
+        build_on_meta_device(recipe)
 
 
 @pytest.mark.parametrize(
@@ -228,14 +229,14 @@ def test_sweeps_are_valid(path, tmp_path):
     assert sweep.name == path.stem
     assert Plan.of(sweep, tmp_path).cells
     for recipe in sweep.rows.values():
-        made(recipe)
+        build_on_meta_device(recipe)
 
 
-def made(recipe):
-    """Its backbone and pretext task go together; without memory or time.
+def build_on_meta_device(recipe):
+    """Build a recipe's backbone and pretext task on the meta device, without memory or time.
 
-    An encoder of transformers is left out: its shape lies on the hub (tests/acceptance/test_text.py
-    takes one from a folder).
+    Encoders of transformers are skipped: their shape is on the hub (tests/acceptance/test_text.py
+    loads one from a folder).
     """
     if recipe.backbone.name == "hf":
         return
@@ -246,7 +247,7 @@ def made(recipe):
             pretexts[recipe.pretext.name](recipe.pretext.options, backbone)
 
 
-def test_every_pretext_has_its_recipes():
+def test_every_pretext_has_a_recipe_per_data_set():
     texts = [name for name in pretexts if pretexts[name].reads is TextSpec]
     assert len(texts) >= 4
     for name in texts:
@@ -270,10 +271,15 @@ variants:
     sweep: sweep.yaml
     inequalities:
       - {greater: [mlp, scratch, digits, 10 %], lesser: 5}
-      - {greater: [pixels, logistic-regression, digits, 10 %], lesser: [mlp, scratch, digits, 10 %], reported: true}
-  large: {minutes: 99, measure: convolution, inequalities: [{greater: 1, lesser: [hard attention, 3 x 3, inside]}]}
+      - greater: [pixels, logistic-regression, digits, 10 %]
+        lesser: [mlp, scratch, digits, 10 %]
+        reported: true
+  large:
+    minutes: 99
+    measure: convolution
+    inequalities: [{greater: 1, lesser: [hard attention, 3 x 3, inside]}]
 """
-CLAIMED = """\
+CLAIM_SWEEP = """\
 name: claimed
 jobs: 2
 seeds: [0, 1, 2]
@@ -288,10 +294,10 @@ rows:
 """
 
 
-def test_claims_run_what_is_missing_and_say_what_came_out(folder, sslrun):
+def test_claims_run_missing_cells_and_report_verdicts(folder, sslrun):
     claims = folder / "recipes/claims"
     claims.mkdir(parents=True)
-    (folder / "sweep.yaml").write_text(CLAIMED)
+    (folder / "sweep.yaml").write_text(CLAIM_SWEEP)
     (claims / "mean.yaml").write_text(CLAIM.replace("sweep.yaml", "../../sweep.yaml"))
     listed = sslrun("claims", "--list", cwd=folder).stdout
     assert re.search(
@@ -304,7 +310,8 @@ def test_claims_run_what_is_missing_and_say_what_came_out(folder, sslrun):
     first = sslrun("claims", "-o", "claims.md", cwd=folder).stdout
     assert "1. An MLP beats the mean: supported" in first
     assert re.search(
-        r"mlp · scratch · digits · 10 % > 5 \(.*\): supported: \+[\d.]+ \[.*\] over 3 seeds \(t interval\)",
+        r"mlp · scratch · digits · 10 % > 5 \(.*\): "
+        r"supported: \+[\d.]+ \[.*\] over 3 seeds \(t interval\)",
         first,
     )
     assert "For a larger budget: sslrun claims mean --budget 99" in first
@@ -312,10 +319,10 @@ def test_claims_run_what_is_missing_and_say_what_came_out(folder, sslrun):
     assert "`sslrun claims -o claims.md`" in text
     assert "| 1 | [An MLP beats the mean](#mean) | supported |" in text
     runs = sorted(folder.glob("runs/claimed/*/result.json"))
-    assert len(runs) == 6  # what the inequalities name, and nothing else of the sweep
+    assert len(runs) == 6  # only the cells that the inequalities name
     times = [path.stat().st_mtime_ns for path in runs]
-    told = sslrun("claims", "mean", cwd=folder).stdout
-    assert "claimed · digits" in told  # the table, where a claim is named
+    output = sslrun("claims", "mean", cwd=folder).stdout
+    assert "claimed · digits" in output  # the table is printed if a claim is named
     again = sslrun("claims", "mean", "--budget", "120", "--jobs", "1", "--json", cwd=folder).stdout
     (large,) = json.loads(again)
     assert (large["variant"], large["verdict"], large["larger"]) == ("large", "supported", None)

@@ -1,7 +1,8 @@
-"""Text, through the command line: what a user gets wrong is told in a line, and nothing that was done is lost."""
+"""Text on the command line: user errors are one line, and interrupted work is not lost."""
 
 import json
 import logging
+import math
 import os
 import re
 import signal
@@ -17,6 +18,7 @@ from safetensors.torch import load_file
 from sslrun import cli
 from sslrun.data.text import base as text
 from sslrun.data.text import world_sources
+from sslrun.stages import reporting
 
 RECIPE = """\
 name: tiny
@@ -40,31 +42,36 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.delenv("SSLRUN_DATA", raising=False)
     text._train_cached.cache_clear()
     (tmp_path / "tiny.yaml").write_text(RECIPE)
-    handlers = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {
+        signal_number: signal.getsignal(signal_number)
+        for signal_number in (signal.SIGINT, signal.SIGTERM)
+    }
     yield tmp_path
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+    for signal_number, handler in handlers.items():
+        signal.signal(signal_number, handler)
     text._train_cached.cache_clear()
 
 
 @pytest.fixture
 def run(folder, monkeypatch, capsys):
-    """Calls a command in this process; returns what it said on stdout, or on stderr where it failed."""
+    """Run a command in this process; returns stdout, or stderr if it fails as expected."""
+    # A slow import of transformers would add a line of progress to the expected error.
+    monkeypatch.setattr(reporting, "PLAIN_SECONDS", math.inf)
 
-    def called(command, *changes, code=0):
+    def execute(command, *changes, code=0):
         capsys.readouterr()
         monkeypatch.setattr(
             sys, "argv", ["sslrun", command, "tiny.yaml", "--device", "cpu", *map(str, changes)]
         )
-        with pytest.raises(SystemExit) as exit:
+        with pytest.raises(SystemExit) as exit_info:
             cli.main()
-        told = capsys.readouterr()
-        assert exit.value.code == code, told.err
+        output = capsys.readouterr()
+        assert exit_info.value.code == code, output.err
         if code:
-            assert len(told.err.splitlines()) == 1, told.err
-        return told.err if code else told.out
+            assert len(output.err.splitlines()) == 1, output.err
+        return output.err if code else output.out
 
-    return called
+    return execute
 
 
 def write(folder, name, content):
@@ -74,47 +81,136 @@ def write(folder, name, content):
     return path
 
 
-DOCUMENTS = "".join(f"aa bb cc {at} .\ndd ee ff {at} .\ngg hh .\n\n" for at in range(60))
+DOCUMENTS = "".join(
+    f"aa bb cc {number} .\ndd ee ff {number} .\ngg hh .\n\n" for number in range(60)
+)
 ROWS = "".join(
-    f'{{"sentence": "aa {at}", "label": "{"xy"[at % 2]}", "score": {at}}}\n' for at in range(40)
+    f'{{"sentence": "aa {number}", "label": "{"xy"[number % 2]}", "score": {number}}}\n'
+    for number in range(40)
 )
 
 PRETRAIN = [
-    ("an empty corpus", ["data={name: text, path: empty.txt}"], "sslrun: empty.txt: holds no words to train a tokenizer on"),
+    (
+        "an empty corpus",
+        ["data={name: text, path: empty.txt}"],
+        "sslrun: empty.txt: holds no words to train a tokenizer on",
+    ),
     ("no file", ["data={name: text, path: none.txt}"], "none.txt: no such file or folder"),
     ("a folder without text", ["data={name: text, path: pictures}"], "pictures: holds no text"),
-    ("one sentence", ["data={name: text, path: one.txt}"], "there is only 1 example (for a corpus: document)"),
-    ("few documents", ["data={name: text, path: few.txt}"], "pairs of segments draw the second from another document"),
-    ("a binary file", ["data={name: text, path: binary.txt}"], "sslrun: binary.txt:1: is binary, not text"),
-    ("another encoding", ["data={name: text, path: latin.txt}"], "latin.txt: is not UTF-8 text (byte "),
-    ("a missing column", ["data={name: text, path: rows.jsonl, column: body}"], "rows.jsonl: no column 'body'"),
-    ("too few for a sequence", ["data={name: text, path: few.txt}", "pretext.nsp=false", "pretext.pairs=drop"], "less than one sequence of 128"),
-    ("too long", ["data.length=200"], "data.length: sequences of 200 tokens are longer than the 128 positions of 'bert-tiny': lower it to 128"),
-    ("too long in an evaluation", ["evaluate.task.data.length=129"], "evaluate.task.data.length: sequences of 129 tokens are longer than the 128 positions"),
-    ("not causal", ["pretext=ltr"], "set backbone.causal: true for a bert, or take a gpt, a one-directional lstm, or pretext 'mlm'"),
+    (
+        "one sentence",
+        ["data={name: text, path: one.txt}"],
+        "there is only 1 example (for a corpus: document)",
+    ),
+    (
+        "few documents",
+        ["data={name: text, path: few.txt}"],
+        "pairs of segments draw the second from another document",
+    ),
+    (
+        "a binary file",
+        ["data={name: text, path: binary.txt}"],
+        "sslrun: binary.txt:1: is binary, not text",
+    ),
+    (
+        "another encoding",
+        ["data={name: text, path: latin.txt}"],
+        "latin.txt: is not UTF-8 text (byte ",
+    ),
+    (
+        "a missing column",
+        ["data={name: text, path: rows.jsonl, column: body}"],
+        "rows.jsonl: no column 'body'",
+    ),
+    (
+        "too few for a sequence",
+        ["data={name: text, path: few.txt}", "pretext.nsp=false", "pretext.pairs=drop"],
+        "less than one sequence of 128",
+    ),
+    (
+        "too long",
+        ["data.length=200"],
+        "data.length: sequences of 200 tokens are longer than the 128 positions of 'bert-tiny': "
+        "lower it to 128",
+    ),
+    (
+        "too long in an evaluation",
+        ["evaluate.task.data.length=129"],
+        "evaluate.task.data.length: sequences of 129 tokens are longer than the 128 positions",
+    ),
+    (
+        "not causal",
+        ["pretext=ltr"],
+        "set backbone.causal: true for a bert, "
+        "or take a gpt, a one-directional lstm, or pretext 'mlm'",
+    ),
     ("masks on a causal one", ["backbone=gpt-tiny"], "take pretext 'ltr'"),
     ("one direction", ["pretext=bilm"], "choose one that has it: elmo, lstm"),
-    ("layers that an evaluation reads in vain", ["evaluate.task.task.pool=last4"], "pool last4 reads 4 layers, but the backbone has 2"),
-    ("an encoder that is none", ["pretext=denoise", "backbone=gpt-tiny"], "needs an encoder that reads both sides"),
+    (
+        "layers that an evaluation reads in vain",
+        ["evaluate.task.task.pool=last4"],
+        "pool last4 reads 4 layers, but the backbone has 2",
+    ),
+    (
+        "an encoder that is none",
+        ["pretext=denoise", "backbone=gpt-tiny"],
+        "needs an encoder that reads both sides",
+    ),
     ("contradicting options", ["pretext.pairs=drop"], "nsp: true needs pairs: keep"),
-    ("an option that says nothing", ["pretext.cross_documents=true"], "cross_documents: true needs pairs: drop"),
+    (
+        "an option that says nothing",
+        ["pretext.cross_documents=true"],
+        "cross_documents: true needs pairs: drop",
+    ),
     ("an option that is none", ["pretext.whole_word=true"], "Did you mean 'whole_words'?"),
     ("another modality", ["pretext=simclr"], "reads image data, but 'world' is text data"),
-    ("labels as sentence order", ["data={name: world-sentiment, train: 64}"], "next-sentence prediction needs documents"),
+    (
+        "labels as sentence order",
+        ["data={name: world-sentiment, train: 64}"],
+        "next-sentence prediction needs documents",
+    ),
     ("no tokenizer file", ["data.tokenizer={file: none.json}"], "none.json: cannot be read"),
     ("no tokenizer", ["data.tokenizer={file: rows.jsonl}"], "rows.jsonl: cannot be loaded"),
-    ("a tokenizer of another kind", ["data.tokenizer={file: short.txt}"], "this tokenizer has no [CLS], [SEP], [MASK]"),
-    ("a tokenizer's nameless corpus", ["data.tokenizer.corpus={documents: 50}"], "name a text data set, as in {name: world}"),
-    ("a tokenizer's images", ["data.tokenizer.corpus={name: digits}"], "'digits' is image data, not text"),
-    ("a tokenizer's unknown option", ["data.tokenizer.corpus={name: world, docs: 50}"], "data.tokenizer.corpus: docs: "),
+    (
+        "a tokenizer of another kind",
+        ["data.tokenizer={file: short.txt}"],
+        "this tokenizer has no [CLS], [SEP], [MASK]",
+    ),
+    (
+        "a tokenizer's nameless corpus",
+        ["data.tokenizer.corpus={documents: 50}"],
+        "name a text data set, as in {name: world}",
+    ),
+    (
+        "a tokenizer's images",
+        ["data.tokenizer.corpus={name: digits}"],
+        "'digits' is image data, not text",
+    ),
+    (
+        "a tokenizer's unknown option",
+        ["data.tokenizer.corpus={name: world, docs: 50}"],
+        "data.tokenizer.corpus: docs: ",
+    ),
     ("a tiny vocabulary", ["data.tokenizer.vocab=10"], "greater than or equal to 64"),
     ("heads", ["backbone.heads=5"], "width 32 is not a multiple of heads 5"),
-    ("heads of a gpt", ["backbone={name: gpt-tiny, width: 200}", "pretext=ltr"], "gpt-tiny: width 200 is not a multiple of heads 3"),
-    ("heads of a decoder", ["backbone={name: lstm, width: 100, bidirectional: true}", "pretext=denoise"], "decoder of 'denoise': width 200 is not a multiple of heads 3"),
-    ("odd heads that turn", ["backbone={name: bert-tiny, width: 130, fast: true}"], "heads are 65 wide, but rotary positions need an even width"),
+    (
+        "heads of a gpt",
+        ["backbone={name: gpt-tiny, width: 200}", "pretext=ltr"],
+        "gpt-tiny: width 200 is not a multiple of heads 3",
+    ),
+    (
+        "heads of a decoder",
+        ["backbone={name: lstm, width: 100, bidirectional: true}", "pretext=denoise"],
+        "decoder of 'denoise': width 200 is not a multiple of heads 3",
+    ),
+    (
+        "odd heads that turn",
+        ["backbone={name: bert-tiny, width: 130, fast: true}"],
+        "heads are 65 wide, but rotary positions need an even width",
+    ),
     ("a set that is not here", ["data=corpus"], "sslrun: corpus: not on this machine"),
     ("a model that is not here", ["backbone=hf:./nowhere"], "./nowhere: can't be loaded"),
-]  # fmt: skip
+]
 
 
 @pytest.fixture
@@ -132,27 +228,27 @@ def files(folder):
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"), [each[1:] for each in PRETRAIN], ids=[each[0] for each in PRETRAIN]
+    ("changes", "words"), [case[1:] for case in PRETRAIN], ids=[case[0] for case in PRETRAIN]
 )
-def test_a_mistake_before_pretraining_is_told_in_a_line(files, run, changes, words):
-    told = run("pretrain", *changes, code=2)
-    assert words in told
+def test_an_error_before_pretraining_is_one_line(files, run, changes, words):
+    error = run("pretrain", *changes, code=2)
+    assert words in error
     assert not list(files.rglob("result.json"))
 
 
-def test_a_corpus_that_is_being_read_is_left_at_the_first_signal(folder, run, monkeypatch):
+def test_a_signal_stops_the_reading_of_a_corpus_at_once(folder, run, monkeypatch):
     read = []
 
     def documents(self):
         first = not read
-        for at in range(100):
+        for number in range(100):
             if (
                 folder / "cache" / "tokens"
-            ).exists():  # not while the tokenizer is trained, in a thread of its library
-                read.append(at)
-                if first and at == 50:
+            ).exists():  # false while the tokenizer is trained, which happens in another thread
+                read.append(number)
+                if first and number == 50:
                     os.kill(os.getpid(), signal.SIGINT)
-            yield [f"aa bb cc {at} ."]
+            yield [f"aa bb cc {number} ."]
 
     monkeypatch.setattr(world_sources.WorldCorpus, "documents", documents)
     assert "give the same command again to continue" in run("pretrain", code=130)
@@ -163,48 +259,100 @@ def test_a_corpus_that_is_being_read_is_left_at_the_first_signal(folder, run, mo
 
 OWN = "evaluate.task.data={name: sentences, path: rows.jsonl"
 EVALUATE = [
-    ("a missing column", [f"{OWN}, first: text}}"], "rows.jsonl: no column 'text'; the columns are sentence, label, score"),
+    (
+        "a missing column",
+        [f"{OWN}, first: text}}"],
+        "rows.jsonl: no column 'text'; the columns are sentence, label, score",
+    ),
     ("a metric that is none", ["evaluate.task.task.metric=bleu"], "should be 'accuracy', 'f1'"),
-    ("a metric that does not fit", ["evaluate.task.task.metric=spearman"], "spearman is for numbers"),
-    ("f1 of three", ["evaluate.task.data={name: world-entailment, train: 60}", "evaluate.task.task.metric=f1"], "take macro_f1"),
-    ("no such task", ["evaluate.task.data.name=world-sentimant"], "Did you mean 'world-sentiment'?"),
+    (
+        "a metric that does not fit",
+        ["evaluate.task.task.metric=spearman"],
+        "spearman is for numbers",
+    ),
+    (
+        "f1 of three",
+        ["evaluate.task.data={name: world-entailment, train: 60}", "evaluate.task.task.metric=f1"],
+        "take macro_f1",
+    ),
+    (
+        "no such task",
+        ["evaluate.task.data.name=world-sentimant"],
+        "Did you mean 'world-sentiment'?",
+    ),
     ("no such head", ["evaluate.task.task.name=sentence"], "Did you mean 'sentences'?"),
-    ("neighbours of spans", ["evaluate.task.data={name: world-span, train: 16}", "evaluate.task.protocols=[knn]"], "knn needs one vector"),
-    ("numbers that are words", [f"{OWN}, label: sentence, regression: true}}"], "row 0: its sentence is not a number: 'aa 0'"),
-    ("a class that train lacks", ["evaluate.task.data={name: sentences, path: odd}"], "split 'test', row 1: its label is no class of train"),
-    ("layers that are not there", ["evaluate.task.task.pool=last4"], "pool last4 reads 4 layers, but the backbone has 2"),
+    (
+        "neighbours of spans",
+        ["evaluate.task.data={name: world-span, train: 16}", "evaluate.task.protocols=[knn]"],
+        "knn needs one vector",
+    ),
+    (
+        "numbers that are words",
+        [f"{OWN}, label: sentence, regression: true}}"],
+        "row 0: its sentence is not a number: 'aa 0'",
+    ),
+    (
+        "a class that train lacks",
+        ["evaluate.task.data={name: sentences, path: odd}"],
+        "split 'test', row 1: its label is no class of train",
+    ),
+    (
+        "layers that are not there",
+        ["evaluate.task.task.pool=last4"],
+        "pool last4 reads 4 layers, but the backbone has 2",
+    ),
     ("two readouts", ["evaluate.task.task={pool: mean, bilstm: true}"], "leave out pool or bilstm"),
-    ("no room for passages", ["evaluate.task.data={name: world-span, train: 16, length: 8}"], "leave no room beside a question"),
-    ("no file", ["evaluate.task.data={name: sentences, path: none.csv}"], "none.csv: should be a file, or a folder"),
-    ("a kind of file", ["evaluate.task.data={name: sentences, path: docs.txt}"], "docs.txt: should end with one of .parquet"),
-    ("a corpus has no labels", ["evaluate.task.data={name: text, path: docs.txt}"], "no labels to learn from"),
-    ("a broken table", ["evaluate.task.data={name: sentences, path: broken.parquet}"], "broken.parquet: cannot be read as parquet"),
-]  # fmt: skip
+    (
+        "no room for passages",
+        ["evaluate.task.data={name: world-span, train: 16, length: 8}"],
+        "leave no room beside a question",
+    ),
+    (
+        "no file",
+        ["evaluate.task.data={name: sentences, path: none.csv}"],
+        "none.csv: should be a file, or a folder",
+    ),
+    (
+        "a kind of file",
+        ["evaluate.task.data={name: sentences, path: docs.txt}"],
+        "docs.txt: should end with one of .parquet",
+    ),
+    (
+        "a corpus has no labels",
+        ["evaluate.task.data={name: text, path: docs.txt}"],
+        "no labels to learn from",
+    ),
+    (
+        "a broken table",
+        ["evaluate.task.data={name: sentences, path: broken.parquet}"],
+        "broken.parquet: cannot be read as parquet",
+    ),
+]
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"), [each[1:] for each in EVALUATE], ids=[each[0] for each in EVALUATE]
+    ("changes", "words"), [case[1:] for case in EVALUATE], ids=[case[0] for case in EVALUATE]
 )
-def test_a_mistake_in_an_evaluation_is_told_in_a_line(files, run, changes, words):
+def test_an_error_in_an_evaluation_is_one_line(files, run, changes, words):
     write(files, "odd/train.csv", "sentence,label\n" + "aa,x\nbb,y\n" * 20)
     write(files, "odd/test.csv", "sentence,label\naa,x\nbb,z\n")
     write(files, "broken.parquet", b"PAR1")
     changes = [*changes, "pretext=null"]
-    command = "knn" if any("knn" in each for each in changes) else "finetune"
+    command = "knn" if any("knn" in case for case in changes) else "finetune"
     assert words in run(command, *changes, code=2)
     assert not list(files.rglob("result.json"))
 
 
-def test_pretraining_names_its_losses_its_floor_and_keeps_its_tokenizer(folder, run):
+def test_pretraining_reports_losses_and_floor_and_saves_its_tokenizer(folder, run):
     path = folder / run("pretrain").strip()
     records = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
     watched = json.loads((path / "result.json").read_text())["watched"]
     assert {"held_out_loss", "held_out_nsp_loss", "held_out_mlm_accuracy", "floor"} <= set(watched)
-    assert any({"mlm_loss", "nsp_loss"} <= set(each) for each in records)
+    assert any({"mlm_loss", "nsp_loss"} <= set(record) for record in records)
     assert 3 < watched["floor"] < watched["held_out_loss"]
     saved = path / "tokenizer.json"
     assert json.loads(saved.read_text())["model"]["type"] == "WordPiece"
-    # The table's other stages read the weights with the recipe's tokenizer, and with no other.
+    # Other stages read the weights with the recipe's tokenizer only.
     run("finetune")
     (result,) = folder.glob("runs/tiny/finetune-*/result.json")
     assert json.loads(result.read_text())["metrics"]["test"].keys() == {
@@ -213,20 +361,26 @@ def test_pretraining_names_its_losses_its_floor_and_keeps_its_tokenizer(folder, 
         "matthews",
         "f1",
     }
-    other = ["data.seed=3", "data.documents=90", "--from", path]
-    assert "was trained with another tokenizer than the recipe's" in run("finetune", *other, code=2)
-    run("finetune", *other[:2], f"data.tokenizer={{file: {saved}}}", *other[2:])
-    fewer = ["data.tokenizer.vocab=150", "--from", path]
-    assert "was trained with another tokenizer" in run("finetune", *fewer, code=2)
+    other_corpus = ["data.seed=3", "data.documents=90", "--from", path]
+    assert "was trained with another tokenizer than the recipe's" in run(
+        "finetune", *other_corpus, code=2
+    )
+    run("finetune", *other_corpus[:2], f"data.tokenizer={{file: {saved}}}", *other_corpus[2:])
+    smaller_vocabulary = ["data.tokenizer.vocab=150", "--from", path]
+    assert "was trained with another tokenizer" in run("finetune", *smaller_vocabulary, code=2)
 
 
-def test_a_weight_file_without_a_tokenizer_must_fit_its_size(folder, run):
+def test_a_weight_file_without_a_tokenizer_must_have_its_vocabulary_size(folder, run):
     transformers = pytest.importorskip("transformers")
     config = transformers.BertConfig(
-        vocab_size=300, hidden_size=32, num_hidden_layers=1, num_attention_heads=1, intermediate_size=128,
+        vocab_size=300,
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        intermediate_size=128,
         max_position_embeddings=128,
-    )  # fmt: skip
-    torch.manual_seed(77)  # not the seed from which `scratch` starts
+    )
+    torch.manual_seed(77)  # another seed than the one of `scratch`
     transformers.BertModel(config).save_pretrained(folder / "theirs")
     weights = folder / "theirs" / "model.safetensors"
     assert "in 'bert-tiny' as configured" in run("finetune", "--from", weights, code=2)
@@ -237,25 +391,28 @@ def test_a_weight_file_without_a_tokenizer_must_fit_its_size(folder, run):
     assert "finetune" in run("finetune", named, "--from", weights)
     encoder = [named, "backbone=hf:./theirs", "pretext=null"]
     assert "probe" in run("probe", *encoder)
-    kept = []
+    embeddings = []
     for protocol in (
         "finetune",
         "scratch",
-    ):  # which starts from its weights, and which from its shape alone
+    ):  # finetune loads the weights; scratch only the architecture
         run(protocol, *encoder, "finetune.lr=1e-9", "--runs", protocol)
         (path,) = folder.glob(f"{protocol}/tiny/*/backbone.safetensors")
-        kept.append(load_file(path)["encoder.embeddings.word_embeddings.weight"])
-    theirs = load_file(weights)["embeddings.word_embeddings.weight"]
-    assert [bool((each - theirs).abs().max() < 1e-5) for each in kept] == [True, False]
+        embeddings.append(load_file(path)["encoder.embeddings.word_embeddings.weight"])
+    expected = load_file(weights)["embeddings.word_embeddings.weight"]
+    assert [bool((tensor - expected).abs().max() < 1e-5) for tensor in embeddings] == [True, False]
 
 
-def test_answers_that_are_not_in_their_passage_are_counted_and_the_rest_is_learned(
-    files, run, caplog
-):
+def test_answers_missing_from_their_passage_are_skipped_with_a_warning(files, run, caplog):
     rows = [
-        {"id": f"q{at}", "question": "what ?", "context": f"it is {word} {at} .", "answers": {"text": [word], "answer_start": [6 + (at == 5)]}}
-        for at, word in enumerate(["aa", "bb", "cc", "dd"] * 12)
-    ]  # fmt: skip
+        {
+            "id": f"q{number}",
+            "question": "what ?",
+            "context": f"it is {word} {number} .",
+            "answers": {"text": [word], "answer_start": [6 + (number == 5)]},
+        }
+        for number, word in enumerate(["aa", "bb", "cc", "dd"] * 12)
+    ]
     write(files, "spans.jsonl", "\n".join(map(json.dumps, rows)))
     with caplog.at_level(logging.WARNING):
         run("finetune", "evaluate.task.data={name: passages, path: spans.jsonl}", "pretext=null")
@@ -268,17 +425,17 @@ def test_answers_that_are_not_in_their_passage_are_counted_and_the_rest_is_learn
 
 
 @pytest.mark.parametrize("pool", ["pooled", "mixture"])
-def test_every_readout_is_probed(folder, run, pool):
+def test_every_protocol_accepts_every_readout(folder, run, pool):
     run("pretrain")
     changes = [f"evaluate.task.task.pool={pool}", "evaluate.task.labels=[0.5]"]
     for protocol in ("knn", "probe", "lpft") if pool != "mixture" else ("probe", "lpft"):
         assert protocol in run(protocol, *changes)
 
 
-# ---------------------------------------------------------------- processes of their own
+# ---------------------------------------------------------------- in separate processes
 
 
-def started(folder, *changes, runs="runs", launcher=()):
+def start_process(folder, *changes, runs="runs", launcher=()):
     command = [
         sys.executable,
         *launcher,
@@ -302,20 +459,20 @@ def started(folder, *changes, runs="runs", launcher=()):
     )
 
 
-def finished(process):
-    out, err = process.communicate(timeout=200)
-    assert process.returncode == 0, err
-    return Path(out.strip()), err
+def finish(process):
+    stdout, stderr = process.communicate(timeout=200)
+    assert process.returncode == 0, stderr
+    return Path(stdout.strip()), stderr
 
 
 def weights(folder, path):
     return load_file(folder / path / "backbone.safetensors")
 
 
-def test_a_killed_pretraining_on_text_goes_on_to_the_same_bits_without_reading_again(folder):
-    long = ["pretrain.steps=60", "watch.checkpoint=1.0e-6"]
-    whole, _ = finished(started(folder, *long))
-    process = started(folder, *long, runs="other")
+def test_a_killed_pretraining_on_text_continues_to_the_same_bits(folder):
+    changes = ["pretrain.steps=60", "watch.checkpoint=1.0e-6"]
+    whole, _ = finish(start_process(folder, *changes))
+    process = start_process(folder, *changes, runs="other")
     while process.poll() is None and not list(
         folder.glob("other/tiny/*/checkpoint/step-0000000[3-9]?")
     ):
@@ -323,13 +480,13 @@ def test_a_killed_pretraining_on_text_goes_on_to_the_same_bits_without_reading_a
     process.kill()
     process.communicate()
     assert process.returncode == -signal.SIGKILL
-    again, told = finished(started(folder, *long, runs="other"))
-    assert re.search(r"continues after step [3-5]\d", told)
-    one, two = weights(folder, whole), weights(folder, again)
-    assert all(torch.equal(one[name], two[name]) for name in one)
+    resumed, stderr = finish(start_process(folder, *changes, runs="other"))
+    assert re.search(r"continues after step [3-5]\d", stderr)
+    expected, actual = weights(folder, whole), weights(folder, resumed)
+    assert all(torch.equal(expected[name], actual[name]) for name in expected)
 
 
-def test_a_step_far_along_is_reached_without_going_through_the_data():
+def test_a_distant_step_is_reached_without_reading_the_data_before_it():
     from sslrun.data.source import sources
     from sslrun.training import loop
     from sslrun.training.order import indices
@@ -339,22 +496,22 @@ def test_a_step_far_along_is_reached_without_going_through_the_data():
     drawn = []
 
     def batches(indices):
-        for each in indices:
-            drawn.append(each)
-            yield each
+        for batch_indices in indices:
+            drawn.append(batch_indices)
+            yield batch_indices
 
     schedule = loop.Schedule(steps=10_000_000, batch=8, lr=0.1)
     order = indices(pairs, schedule, 0, 9_999_999, 10_000_000)
-    began = time.monotonic()
+    start = time.monotonic()
     (batch,) = pairs.batches(batches(order), torch.device("cpu"))
     assert len(drawn) == 1
     assert len(batch.inputs.ids) == 8
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - start < 1
 
 
-def test_two_processes_learn_what_one_learns_though_the_pooler_is_not_used(folder):
-    # Full sequences, that each process has as many words to name; static masks, which follow from
-    # the sequence.
+def test_two_processes_learn_the_same_text_weights_as_one_without_a_pooler(folder):
+    # Full sequences give each process the same number of targets, and static masks depend on the
+    # sequence only.
     changes = [
         "pretext.nsp=false",
         "pretext.pairs=drop",
@@ -362,9 +519,9 @@ def test_two_processes_learn_what_one_learns_though_the_pooler_is_not_used(folde
         "backbone.dropout=0",
         "pretrain.steps=3",
     ]
-    alone, _ = finished(started(folder, *changes))
-    two = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    together, _ = finished(started(folder, *changes, runs="together", launcher=two))
-    one, other = weights(folder, alone), weights(folder, together)
-    for name in one:
-        torch.testing.assert_close(other[name], one[name], rtol=1e-4, atol=1e-5)
+    alone, _ = finish(start_process(folder, *changes))
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    together, _ = finish(start_process(folder, *changes, runs="together", launcher=launcher))
+    expected, actual = weights(folder, alone), weights(folder, together)
+    for name in expected:
+        torch.testing.assert_close(actual[name], expected[name], rtol=1e-4, atol=1e-5)

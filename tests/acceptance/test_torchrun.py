@@ -1,4 +1,4 @@
-"""Many processes, as torchrun starts them."""
+"""Training in several processes that torchrun starts."""
 
 import json
 import os
@@ -14,16 +14,16 @@ from sslrun.training.checkpoint import latest
 RECIPE = """\
 name: vit
 backbone: {name: vit-tiny, patch: 4, depth: 2, width: 32, heads: 2, pool: mean}
-pretext: {name: rotation, augmentation: {flip: 0}}  # random views are drawn by rank
+pretext: {name: rotation, augmentation: {flip: 0}}  # each rank draws other random views
 data: {name: digits, size: 8}
 pretrain: {steps: 3, batch: 64, accumulate: 2, lr: 0.002, precision: fp32}
 evaluate: {digits: {protocols: [finetune, lpft], labels: [0.01], task: {augmentation: {flip: 0}}}}
 finetune: {epochs: 6, batch: 64, optimizer: sgd, lr: [0.01, 0.1], keep: best, precision: fp32}
 """
-TWO = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
-def called(folder, command, runs, *launcher):
+def run_command(folder, command, runs, *launcher):
     command = [
         sys.executable,
         *launcher,
@@ -36,41 +36,44 @@ def called(folder, command, runs, *launcher):
         "--runs",
         runs,
     ]
-    done = subprocess.run(
+    completed = subprocess.run(
         command,
         cwd=folder,
         capture_output=True,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    assert completed.returncode == 0, completed.stderr
+    return completed.stdout
 
 
 def pretrain(folder, runs, *launcher):
-    return folder / called(folder, "pretrain", runs, *launcher).strip()
+    return folder / run_command(folder, "pretrain", runs, *launcher).strip()
 
 
-def test_two_processes_learn_what_one_learns_and_write_one_run(tmp_path):
+def test_two_processes_learn_the_same_weights_as_one_and_write_one_run(tmp_path):
     (tmp_path / "vit.yaml").write_text(RECIPE)
-    alone, together = pretrain(tmp_path, "alone"), pretrain(tmp_path, "together", *TWO)
-    expected, found = (load_file(path / "backbone.safetensors") for path in (alone, together))
+    single, double = pretrain(tmp_path, "alone"), pretrain(tmp_path, "together", *TORCHRUN)
+    expected, weights = (load_file(path / "backbone.safetensors") for path in (single, double))
     for name, weight in expected.items():
-        assert found[name].isfinite().all()
-        torch.testing.assert_close(found[name], weight, rtol=1e-4, atol=1e-5)
+        assert weights[name].isfinite().all()
+        torch.testing.assert_close(weights[name], weight, rtol=1e-4, atol=1e-5)
     records = [
         [json.loads(line)["step"] for line in (path / "metrics.jsonl").read_text().splitlines()]
-        for path in (alone, together)
+        for path in (single, double)
     ]
     assert records[0] == records[1] == [3, 3]
-    assert together.name == alone.name
+    assert double.name == single.name
 
 
-def test_two_processes_evaluate_as_one_does(tmp_path):
+def test_two_processes_evaluate_as_one_process_does(tmp_path):
     (tmp_path / "vit.yaml").write_text(RECIPE)
     for runs in ("alone", "together"):
         pretrain(tmp_path, runs)
-    tables = called(tmp_path, "lpft", "alone"), called(tmp_path, "lpft", "together", *TWO)
+    tables = (
+        run_command(tmp_path, "lpft", "alone"),
+        run_command(tmp_path, "lpft", "together", *TORCHRUN),
+    )
     assert tables[0] == tables[1]
     alone, together = (next(tmp_path.glob(f"{runs}/vit/lpft-*")) for runs in ("alone", "together"))
     for name in ("head.safetensors", "backbone.safetensors"):
@@ -79,11 +82,11 @@ def test_two_processes_evaluate_as_one_does(tmp_path):
             torch.testing.assert_close(weight, expected[key], rtol=1e-4, atol=1e-5)
 
 
-def test_a_signal_saves_what_all_have_done(tmp_path):
+def test_a_signal_saves_a_checkpoint_of_all_processes(tmp_path):
     (tmp_path / "vit.yaml").write_text(RECIPE)
     command = [
         sys.executable,
-        *TWO,
+        *TORCHRUN,
         "-m",
         "sslrun",
         "pretrain",
@@ -102,8 +105,8 @@ def test_a_signal_saves_what_all_have_done(tmp_path):
     while process.poll() is None and not list(tmp_path.glob("runs/vit/*/metrics.jsonl")):
         time.sleep(0.05)
     process.terminate()
-    told = process.communicate(timeout=120)[1]
-    assert told.count("sslrun: stopped by SIGTERM; everything finished is saved") == 1
-    assert "[rank" not in told
+    stderr = process.communicate(timeout=120)[1]
+    assert stderr.count("sslrun: stopped by SIGTERM; everything finished is saved") == 1
+    assert "[rank" not in stderr
     (folder,) = tmp_path.glob("runs/vit/*/checkpoint")
     assert latest(folder)

@@ -1,4 +1,4 @@
-"""Backbones against torchvision's, and the invariants that their parts promise."""
+"""Image backbones: equal to torchvision's, and invariants of their parts."""
 
 import pytest
 import torch
@@ -15,10 +15,14 @@ from sslrun.errors import UserError
 
 SMALL_VIT = {"patch": 8, "depth": 2, "width": 24, "heads": 3}
 SMALL = {
-    "resnet18": {"channels": 8}, "resnet34": {"channels": 4}, "resnet50": {"channels": 4}, "mlp": {"width": 16},
-    "mixer": {"patch": 8, "width": 16, "depth": 2}, "pixels": {},
+    "resnet18": {"channels": 8},
+    "resnet34": {"channels": 4},
+    "resnet50": {"channels": 4},
+    "mlp": {"width": 16},
+    "mixer": {"patch": 8, "width": 16, "depth": 2},
+    "pixels": {},
     **{f"vit-{size}": SMALL_VIT for size in ("tiny", "small", "base", "large", "huge")},
-}  # fmt: skip
+}
 
 
 @pytest.fixture
@@ -26,30 +30,32 @@ def images():
     return torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("name", [each for each in backbones if backbones[each].takes is ImageSpec])
-def test_features_have_the_shapes_they_promise(name, images):
+@pytest.mark.parametrize(
+    "name", [option for option in backbones if backbones[option].takes is ImageSpec]
+)
+def test_features_have_the_documented_shapes(name, images):
     backbone = build_backbone(name, SMALL[name], ImageSpec(32)).eval()
     features = backbone(images)
     assert features.pooled.shape == (2, backbone.width)
     if features.grid is not None:
         assert features.grid.shape[:2] == (2, backbone.width)
         assert torch.equal(features.grid.flatten(2).transpose(1, 2), features.tokens)
-    listed = [id(each) for layer in backbone.layers() for each in layer]
+    listed = [id(parameter) for layer in backbone.layers() for parameter in layer]
     assert len(listed) == len(set(listed))
-    assert set(listed) == {id(each) for each in backbone.parameters()}
+    assert set(listed) == {id(parameter) for parameter in backbone.parameters()}
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
-def test_resnet_is_torchvisions(name, images):
-    theirs = getattr(torchvision.models, name)().eval()
+def test_resnet_equals_torchvisions(name, images):
+    reference = getattr(torchvision.models, name)().eval()
     ours = build_backbone(name, {}, ImageSpec(32)).eval()
     path_like = {
-        key: value for key, value in theirs.state_dict().items() if not key.startswith("fc.")
+        key: value for key, value in reference.state_dict().items() if not key.startswith("fc.")
     }
     ours.load_state_dict(path_like, strict=False)
-    theirs.fc = nn.Identity()
+    reference.fc = nn.Identity()
     torch.testing.assert_close(
-        ours(images).pooled, theirs(ours.normalize(images)), atol=1e-5, rtol=1e-5
+        ours(images).pooled, reference(ours.normalize(images)), atol=1e-5, rtol=1e-5
     )
 
 
@@ -64,7 +70,7 @@ def test_resnet_is_torchvisions(name, images):
 )
 def test_parameter_counts_are_the_published_ones(name, options, size, millions):
     backbone = build_backbone(name, options, ImageSpec(size))
-    assert sum(each.numel() for each in backbone.parameters()) / 1e6 == pytest.approx(
+    assert sum(parameter.numel() for parameter in backbone.parameters()) / 1e6 == pytest.approx(
         millions, abs=0.06
     )
 
@@ -77,25 +83,32 @@ def test_small_stem_keeps_the_resolution(images):
     assert [grid.shape[-1] for grid in grids] == [4, 1]
 
 
-def test_vit_is_torchvisions(images):
-    theirs = torchvision.models.VisionTransformer(32, 8, 2, 3, 24, 96).eval()
+def test_vit_equals_torchvisions(images):
+    reference = torchvision.models.VisionTransformer(32, 8, 2, 3, 24, 96).eval()
     ours = build_backbone("vit-tiny", SMALL_VIT, ImageSpec(32)).eval()
     names = {
-        "class_token": "cls_token", "encoder.pos_embedding": "pos_embed", "conv_proj": "patch_embed.proj",
-        "encoder.layers.encoder_layer_": "blocks.", "ln_1": "norm1", "ln_2": "norm2", "mlp.0": "mlp.fc1",
-        "mlp.3": "mlp.fc2", "self_attention.in_proj_": "attn.qkv.", "self_attention.out_proj": "attn.proj",
+        "class_token": "cls_token",
+        "encoder.pos_embedding": "pos_embed",
+        "conv_proj": "patch_embed.proj",
+        "encoder.layers.encoder_layer_": "blocks.",
+        "ln_1": "norm1",
+        "ln_2": "norm2",
+        "mlp.0": "mlp.fc1",
+        "mlp.3": "mlp.fc2",
+        "self_attention.in_proj_": "attn.qkv.",
+        "self_attention.out_proj": "attn.proj",
         "encoder.ln": "norm",
-    }  # fmt: skip
+    }
     state = {}
-    for name, tensor in theirs.state_dict().items():
+    for name, tensor in reference.state_dict().items():
         for old, new in names.items():
             name = name.replace(old, new)
         state[name] = tensor
     del state["heads.head.weight"], state["heads.head.bias"]
     ours.load_state_dict(state, strict=False)
-    theirs.heads = nn.Identity()
+    reference.heads = nn.Identity()
     torch.testing.assert_close(
-        ours(images).pooled, theirs(ours.normalize(images)), atol=1e-5, rtol=1e-5
+        ours(images).pooled, reference(ours.normalize(images)), atol=1e-5, rtol=1e-5
     )
 
 
@@ -125,7 +138,7 @@ def test_positions_interpolate_smoothly():
     torch.testing.assert_close(there_and_back, ramp, atol=0.03, rtol=0)
 
 
-def test_attention_weights_are_those_that_mix():
+def test_attention_weights_reproduce_the_attention_output():
     attention = Attention(12, 3)
     x, memory = torch.randn(2, 5, 12), torch.randn(2, 7, 12)
     for other, causal in ((None, False), (None, True), (memory, False)):
@@ -138,7 +151,7 @@ def test_attention_weights_are_those_that_mix():
 
 
 @pytest.mark.parametrize("norm", ["pre", "post"])
-def test_blocks_see_what_they_may(norm):
+def test_blocks_attend_only_within_their_mask(norm):
     block = Block(12, 3, BlockStyle(norm=norm)).eval()
     x = torch.randn(1, 6, 12)
     changed = x.clone()
@@ -153,7 +166,7 @@ def test_blocks_see_what_they_may(norm):
     assert not torch.allclose(cross(x, memory=x), cross(x, memory=changed))
 
 
-def test_drop_path_keeps_the_expectation_and_rests_in_evaluation():
+def test_drop_path_keeps_the_expectation_and_is_off_in_evaluation():
     drop, x = DropPath(0.25), torch.ones(4000, 2)
     dropped = drop(x)
     assert set(dropped[:, 0].tolist()) == {0.0, torch.tensor(1 / 0.75).item()}
@@ -161,7 +174,7 @@ def test_drop_path_keeps_the_expectation_and_rests_in_evaluation():
     assert torch.equal(drop.eval()(x), x)
 
 
-def test_normalisation_comes_from_the_training_set_and_travels(tmp_path, images):
+def test_normalization_comes_from_the_training_set_and_is_saved(tmp_path, images):
     pixels = torch.randint(0, 256, (64, 3, 32, 32), dtype=torch.uint8)
     examples = TensorExamples(pixels, None, (), ImageSpec(32))
     backbone = build_backbone("resnet18", {"channels": 8}, ImageSpec(32)).eval()
@@ -175,14 +188,14 @@ def test_normalisation_comes_from_the_training_set_and_travels(tmp_path, images)
     assert torch.equal(again(images).pooled, backbone(images).pooled)
 
 
-def test_other_libraries_files_and_sizes_load(tmp_path, images):
-    theirs = torchvision.models.resnet18().eval()
-    torch.save(theirs.state_dict(), tmp_path / "torchvision.pth")
+def test_checkpoints_of_other_libraries_and_sizes_load(tmp_path, images):
+    reference = torchvision.models.resnet18().eval()
+    torch.save(reference.state_dict(), tmp_path / "torchvision.pth")
     ours = build_backbone("resnet18", {}, ImageSpec(32)).eval()
     load_into(ours, tmp_path / "torchvision.pth")
-    theirs.fc = nn.Identity()
+    reference.fc = nn.Identity()
     torch.testing.assert_close(
-        ours(images).pooled, theirs(ours.normalize(images)), atol=1e-5, rtol=1e-5
+        ours(images).pooled, reference(ours.normalize(images)), atol=1e-5, rtol=1e-5
     )
     small, large = (build_backbone("vit-tiny", SMALL_VIT, ImageSpec(size)) for size in (32, 64))
     save_backbone(tmp_path / "vit.safetensors", small)
@@ -192,7 +205,7 @@ def test_other_libraries_files_and_sizes_load(tmp_path, images):
     )
 
 
-def test_checkpoints_that_do_not_fit(tmp_path):
+def test_checkpoints_that_do_not_fit_are_errors(tmp_path):
     path = tmp_path / "vit.safetensors"
     save_backbone(path, build_backbone("vit-tiny", SMALL_VIT, ImageSpec(32)))
     resnet = build_backbone("resnet18", {"channels": 8}, ImageSpec(32))
@@ -209,7 +222,7 @@ def test_checkpoints_that_do_not_fit(tmp_path):
         load_into(resnet, tmp_path / "nothing.safetensors")
 
 
-def test_images_that_are_no_multiple_of_the_patch():
+def test_images_that_are_no_multiple_of_the_patch_are_errors():
     backbone = build_backbone("vit-tiny", {**SMALL_VIT, "size": 32}, ImageSpec(20))
     with pytest.raises(
         UserError,
@@ -218,18 +231,18 @@ def test_images_that_are_no_multiple_of_the_patch():
         backbone(torch.rand(1, 3, 20, 20))
 
 
-def test_gradients_of_a_resnet_on_images_of_one_place_in_bf16_are_the_same_twice():
+def test_bf16_gradients_of_a_resnet_on_one_pixel_images_are_deterministic():
     backbone = build_backbone("resnet18", {"stem": "small", "channels": 4}, ImageSpec(4)).train()
     images = torch.rand(16, 3, 4, 4, generator=torch.Generator().manual_seed(0))
 
     def gradients(bf16):
         backbone.zero_grad()
         dirt = [torch.full((count,), 1e30) for count in (5_000, 20_000, 100_000)]
-        del dirt  # what is left in memory that is given back
+        del dirt  # leaves garbage in freed memory
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             pooled = backbone(images).pooled
         pooled.float().square().sum().backward()
-        return torch.cat([each.grad.flatten() for each in backbone.layer4.parameters()])
+        return torch.cat([parameter.grad.flatten() for parameter in backbone.layer4.parameters()])
 
     first, exact = gradients(True), gradients(False)
     assert (first - exact).norm() < 0.5 * exact.norm()

@@ -1,4 +1,4 @@
-"""timm's ViT: its weights give our network its features. Skipped where timm isn't installed."""
+"""timm's ViT: its weights give the same features here. Skipped without timm."""
 
 import pytest
 import torch
@@ -27,13 +27,13 @@ def vision_transformer():
 
 
 def theirs(vision_transformer, **options):
-    """A small one with random weights everywhere, and a classifier."""
+    """Return a small ViT of timm with random weights and a classifier."""
     torch.manual_seed(0)
     model = vision_transformer(
         img_size=16, patch_size=4, embed_dim=48, depth=3, num_heads=4, num_classes=7, **options
     )
-    for each in model.parameters():
-        torch.nn.init.normal_(each, std=0.1)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
     return model.eval()
 
 
@@ -47,16 +47,20 @@ def theirs(vision_transformer, **options):
     ],
     ids=["cls", "mean", "registers", "registers, positions of patches alone"],
 )
-def test_weights_from_timm_give_timms_features(vision_transformer, tmp_path, options, theirs_has):
+def test_weights_of_timm_give_the_features_of_timm(
+    vision_transformer, tmp_path, options, theirs_has
+):
     model = theirs(vision_transformer, **theirs_has)
     path = tmp_path / "vit.safetensors"
     save_file(model.state_dict(), path)
-    given = {
-        "name": "tiny", "backbone": {"name": "vit-tiny", **SHAPE, **options}, "data": {"name": "digits", "size": 16},
+    recipe_ = {
+        "name": "tiny",
+        "backbone": {"name": "vit-tiny", **SHAPE, **options},
+        "data": {"name": "digits", "size": 16},
         "evaluate": {"digits": {"protocols": ["knn"]}},
-    }  # fmt: skip
-    # As `sslrun knn tiny.yaml --from vit.safetensors` has it.
-    (cell,) = cells(parse(Located(given, {(): "tiny.yaml:1"})), 0, tmp_path / "runs", source=path)
+    }
+    # As in `sslrun knn tiny.yaml --from vit.safetensors`.
+    (cell,) = cells(parse(Located(recipe_, {(): "tiny.yaml:1"})), 0, tmp_path / "runs", source=path)
     ours = CellBench(cell, Context(tmp_path, compute("cpu"))).backbone().eval()
     images = torch.rand(3, 3, 16, 16)
     with torch.no_grad():
@@ -68,9 +72,7 @@ def test_weights_from_timm_give_timms_features(vision_transformer, tmp_path, opt
         )
 
 
-def test_a_timm_network_that_normalises_after_pooling_is_told_from_ours(
-    vision_transformer, tmp_path
-):
+def test_a_timm_network_that_normalizes_after_pooling_is_recognized(vision_transformer, tmp_path):
     path = tmp_path / "vit.safetensors"
     save_file(theirs(vision_transformer, global_pool="avg").state_dict(), path)
     with pytest.raises(UserError, match=r"norm.*in 'vit-tiny' as configured"):

@@ -1,4 +1,4 @@
-"""Claims: planted results come out as planted, mistakes are named by line, budgets pick variants."""
+"""Claims: verdicts on planted results, errors named by line, variants by budget."""
 
 import json
 import os
@@ -67,15 +67,25 @@ def claim(tmp_path):
 
 
 def plant(trial, values):
-    """Finish the runs of a trial with accuracies by row and share of the labels, a number a seed."""
+    """Finish a trial's runs with accuracies by row and label fraction, one per seed."""
     for row, cell in trial.plan.cells:
         value = values.get((row, cell.labels), [50, 50, 50])[cell.seed]
         cell.run.start({}, {"device": "cpu (2 threads)", "threads": 2})
-        cell.run.finish({
-            "stage": cell.protocol, "protocol": cell.protocol, "recipe": "planted", "backbone": "mlp", "pretext": None,
-            "task": cell.task, "labels": cell.labels, "seed": cell.seed, "metric": METRIC,
-            "metrics": {"test": {"accuracy": value}}, "seconds": 3.6,
-        })  # fmt: skip
+        cell.run.finish(
+            {
+                "stage": cell.protocol,
+                "protocol": cell.protocol,
+                "recipe": "planted",
+                "backbone": "mlp",
+                "pretext": None,
+                "task": cell.task,
+                "labels": cell.labels,
+                "seed": cell.seed,
+                "metric": METRIC,
+                "metrics": {"test": {"accuracy": value}},
+                "seconds": 3.6,
+            }
+        )
 
 
 BETTER, WORSE, SAME = [60, 61, 62.5], [50, 51, 52], [50.5, 50, 53]
@@ -84,20 +94,38 @@ BETTER, WORSE, SAME = [60, 61, 62.5], [50, 51, 52], [50.5, 50, 53]
 @pytest.mark.parametrize(
     ("values", "word"),
     [
-        ({("wide", 0.1): BETTER, ("narrow", 0.1): WORSE, ("wide", 1.0): SAME, ("narrow", 1.0): WORSE}, "supported"),
+        (
+            {
+                ("wide", 0.1): BETTER,
+                ("narrow", 0.1): WORSE,
+                ("wide", 1.0): SAME,
+                ("narrow", 1.0): WORSE,
+            },
+            "supported",
+        ),
         ({("wide", 0.1): WORSE, ("narrow", 0.1): BETTER}, "contradicted"),
         ({("wide", 0.1): SAME, ("narrow", 0.1): WORSE}, "inconclusive"),
-        # The first inequality holds, the gain is the other way round.
-        ({("wide", 0.1): BETTER, ("narrow", 0.1): WORSE, ("wide", 1.0): [90, 92, 92.5], ("narrow", 1.0): WORSE}, "contradicted"),
+        # The first inequality holds; the gain has the opposite sign.
+        (
+            {
+                ("wide", 0.1): BETTER,
+                ("narrow", 0.1): WORSE,
+                ("wide", 1.0): [90, 92, 92.5],
+                ("narrow", 1.0): WORSE,
+            },
+            "contradicted",
+        ),
     ],
-)  # fmt: skip
-def test_planted_results_come_out_as_planted(claim, tmp_path, values, word):
+)
+def test_planted_results_give_the_planted_verdicts(claim, tmp_path, values, word):
     trial = Trial.within_budget(5, False, claim, tmp_path / "runs")
-    assert trial.judge().word == "inconclusive"  # nothing is there yet
+    assert trial.judge().word == "inconclusive"  # there are no results yet
     plant(trial, values)
     outcome = trial.judge()
     assert outcome.word == word
-    assert outcome.judged[2][2]  # what is only reported doesn't count: it is contradicted each time
+    assert outcome.judged[2][
+        2
+    ]  # a reported inequality does not count; this one is always contradicted
     assert outcome.judged[2][1].word == "contradicted"
     assert outcome.cost.seconds == pytest.approx(3.6 * 15)
     assert outcome.cost.core_hours == pytest.approx(3.6 * 15 * 2 / 3600)
@@ -106,7 +134,8 @@ def test_planted_results_come_out_as_planted(claim, tmp_path, values, word):
     assert "The interval is Student's t with fewer than 10 seeds" in text
     assert ("they are all the same" in text) == (word == "contradicted")
     assert re.search(
-        r"- reported only, narrow · probe · digits · 10 % > 99 \([\d.]+ against 99.00\): contradicted: -",
+        r"- reported only, narrow · probe · digits · 10 % > 99 "
+        r"\([\d.]+ against 99.00\): contradicted: -",
         text,
     )
     assert outcome.as_dict()["otherwise"] == (
@@ -114,7 +143,7 @@ def test_planted_results_come_out_as_planted(claim, tmp_path, values, word):
     )
 
 
-def test_what_is_missing_is_said_with_its_reason(claim, tmp_path):
+def test_missing_cells_are_reported_with_their_reason(claim, tmp_path):
     trial = Trial.within_budget(5, False, claim, tmp_path / "runs")
     assert list(trial.judge().describe_inequalities()) == ["no cell is computed: not run yet"]
     for job in trial.plan.jobs:
@@ -129,12 +158,15 @@ def test_what_is_missing_is_said_with_its_reason(claim, tmp_path):
     assert list(trial.judge().describe_inequalities())[-1] == "runs are missing: diverged"
 
 
-def test_only_cells_that_are_asked_for_are_run(claim, tmp_path):
+def test_only_cells_of_the_inequalities_are_run(claim, tmp_path):
     plan = Trial.within_budget(5, False, claim, tmp_path).plan
     assert {(row, cell.protocol, cell.labels) for row, cell in plan.cells} == {
-        ("wide", "scratch", 0.1), ("wide", "scratch", 1.0), ("narrow", "scratch", 0.1), ("narrow", "scratch", 1.0),
+        ("wide", "scratch", 0.1),
+        ("wide", "scratch", 1.0),
+        ("narrow", "scratch", 0.1),
+        ("narrow", "scratch", 1.0),
         ("narrow", "probe", 0.1),
-    }  # fmt: skip
+    }
     assert len(plan.jobs) == 15
 
 
@@ -146,7 +178,7 @@ def test_the_budget_picks_the_largest_variant_that_fits(claim, tmp_path):
         "large",
     ]
     assert claim.choose(10, cuda=True) == "largest"
-    named = tmp_path / "wide.yaml"  # not where claims are looked for by name
+    named = tmp_path / "wide.yaml"  # not in the folder where claims are found by name
     assert claim.larger(None) == f"sslrun claims {named} --budget 2"
     assert claim.larger("small") == f"sslrun claims {named} --budget 9 (needs a GPU)"
     assert claim.larger("large") is None
@@ -169,16 +201,43 @@ def test_the_budget_picks_the_largest_variant_that_fits(claim, tmp_path):
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("minutes: 2", "minuts: 2", "wide.yaml:8: variants.small.minuts: no such option of a variant. Did you mean 'minutes'?"),
-        ("lesser: 99", "lesser: [narrow, 10]", "wide.yaml:15: variants.small.inequalities.2.lesser: should be a cell"),
-        ("[narrow, probe, digits, 10 %]", "98", "wide.yaml:15: variants.small.inequalities.2: compares two numbers"),
-        ("    sweep: sweep.yaml\n    inequalities:\n", "    inequalities:\n", "wide.yaml:7: variants.small: give either sweep"),
-        ("    sweep: sweep.yaml\n    inequalities:\n", "    measure: sped\n    inequalities:\n", "wide.yaml:10: variants.small.measure: no such measurement: 'sped'. Did you mean 'speed'?"),
-        ("    sweep: sweep.yaml\n    inequalities:\n", "    measure: {name: speed, length: 3}\n    inequalities:\n", "wide.yaml:10: variants.small.measure.length: no such option of 'speed'. Did you mean 'lengths'?"),
+        (
+            "minutes: 2",
+            "minuts: 2",
+            "wide.yaml:8: variants.small.minuts: no such option of a variant. "
+            "Did you mean 'minutes'?",
+        ),
+        (
+            "lesser: 99",
+            "lesser: [narrow, 10]",
+            "wide.yaml:15: variants.small.inequalities.2.lesser: should be a cell",
+        ),
+        (
+            "[narrow, probe, digits, 10 %]",
+            "98",
+            "wide.yaml:15: variants.small.inequalities.2: compares two numbers",
+        ),
+        (
+            "    sweep: sweep.yaml\n    inequalities:\n",
+            "    inequalities:\n",
+            "wide.yaml:7: variants.small: give either sweep",
+        ),
+        (
+            "    sweep: sweep.yaml\n    inequalities:\n",
+            "    measure: sped\n    inequalities:\n",
+            "wide.yaml:10: variants.small.measure: no such measurement: 'sped'. "
+            "Did you mean 'speed'?",
+        ),
+        (
+            "    sweep: sweep.yaml\n    inequalities:\n",
+            "    measure: {name: speed, length: 3}\n    inequalities:\n",
+            "wide.yaml:10: variants.small.measure.length: no such option of 'speed'. "
+            "Did you mean 'lengths'?",
+        ),
         ("otherwise: they are all the same\n", "", "wide.yaml:1: 'otherwise' is missing"),
     ],
-)  # fmt: skip
-def test_a_mistake_is_named_by_its_line(tmp_path, old, new, message):
+)
+def test_errors_in_claims_name_their_line(tmp_path, old, new, message):
     assert old in CLAIM
     (tmp_path / "wide.yaml").write_text(CLAIM.replace(old, new, 1))
     with pytest.raises(UserError) as error:
@@ -188,18 +247,25 @@ def test_a_mistake_is_named_by_its_line(tmp_path, old, new, message):
 
 def test_a_cell_that_the_table_lacks_is_named_before_anything_runs(tmp_path):
     (tmp_path / "sweep.yaml").write_text(SWEEP)
-    (tmp_path / "wide.yaml").write_text(CLAIM.replace("over: [narrow, scratch, digits, 10 %]", "over: [narow, scratch, digits, 10 %]"))  # fmt: skip
+    (tmp_path / "wide.yaml").write_text(
+        CLAIM.replace(
+            "over: [narrow, scratch, digits, 10 %]", "over: [narow, scratch, digits, 10 %]"
+        )
+    )
     with pytest.raises(UserError) as error:
         Trial.of_variant(load_claim(tmp_path / "wide.yaml"), "small", tmp_path)
-    assert "wide.yaml:13: variants.small.inequalities.1.greater.over: no such cell of the table: 'narow · scratch" in str(error.value)  # fmt: skip
+    assert (
+        "wide.yaml:13: variants.small.inequalities.1.greater.over: "
+        "no such cell of the table: 'narow · scratch" in str(error.value)
+    )
     assert "Did you mean 'narrow · scratch · digits · 10 %'?" in str(error.value)
 
 
 @pytest.mark.usefixtures("claim")
 def test_claims_are_found_by_name_and_by_file(tmp_path):
-    assert [each.name for each in load_claims(["wide"], tmp_path)] == ["wide"]
+    assert [claim.name for claim in load_claims(["wide"], tmp_path)] == ["wide"]
     assert [
-        each.name for each in load_claims([str(tmp_path / "wide.yaml")], tmp_path / "none")
+        claim.name for claim in load_claims([str(tmp_path / "wide.yaml")], tmp_path / "none")
     ] == ["wide"]
     with pytest.raises(UserError, match=r"no such claim: 'wid'\. Did you mean 'wide'\?"):
         load_claims(["wid"], tmp_path)
@@ -210,8 +276,8 @@ def test_claims_are_found_by_name_and_by_file(tmp_path):
 def test_verdicts_are_written_in_two_formats(claim, tmp_path):
     outcome = Trial.within_budget(1, False, claim, tmp_path).judge()
     write([outcome], tmp_path / "found.json", "")
-    (found,) = json.loads((tmp_path / "found.json").read_text())
-    assert (found["name"], found["verdict"], found["larger"]) == (
+    (verdict,) = json.loads((tmp_path / "found.json").read_text())
+    assert (verdict["name"], verdict["verdict"], verdict["larger"]) == (
         "wide",
         "inconclusive",
         f"sslrun claims {tmp_path / 'wide.yaml'} --budget 2",
@@ -220,27 +286,27 @@ def test_verdicts_are_written_in_two_formats(claim, tmp_path):
         write([outcome], tmp_path / "found.txt", "")
 
 
-# ---------------------------------------------------------------- the claims that there are
+# ---------------------------------------------------------------- shipped claims
 
 CLAIMS = {path.stem: path for path in sorted(FOLDER.glob("*.yaml"))}
 CHEAP = {
     "guess": {"steps": 1, "batch": 2, "gaps": 20},
 }
-"""What makes a measurement quick, where it is not."""
+"""Options that make slow measurements quick."""
 
 
-def test_all_ten_are_there_and_each_can_be_judged_in_minutes_on_a_cpu():
+def test_all_ten_claims_have_a_variant_of_minutes_on_a_cpu():
     claims = [load_claim(path) for path in CLAIMS.values()]
     short = {
         claim.number
         for claim in claims
-        if any(each.device == "cpu" and each.minutes <= 15 for each in claim.variants.values())
+        if any(value.device == "cpu" and value.minutes <= 15 for value in claim.variants.values())
     }
     assert short >= set(range(1, 11))
 
 
 @pytest.mark.parametrize("name", CLAIMS)
-def test_what_a_claim_quotes_stands_in_the_lecture(name):
+def test_quotations_of_claims_occur_in_the_lecture(name):
     data = os.environ.get("SSLRUN_DATA")
     lecture = Path(data).parent / "lecture.md" if data else None
     if lecture is None or not lecture.is_file():
@@ -254,7 +320,7 @@ def test_what_a_claim_quotes_stands_in_the_lecture(name):
 
 @pytest.mark.parametrize("name", CLAIMS)
 def test_each_claim_can_be_run(name, tmp_path):
-    """Its cells are those of its sweep, and there is more than one value of each."""
+    """Its cells are those of its sweep, and each has more than one value."""
     claim = load_claim(CLAIMS[name])
     for variant, chosen in claim.variants.items():
         if chosen.measure is None:
@@ -269,7 +335,7 @@ def test_each_claim_can_be_run(name, tmp_path):
 @pytest.mark.parametrize(
     "name", [name for name, path in CLAIMS.items() if "measure:" in path.read_text()]
 )
-def test_the_cells_of_a_measurement_are_those_that_its_claim_names(name, tmp_path, monkeypatch):
+def test_a_measurement_has_the_cells_that_its_claim_names(name, tmp_path, monkeypatch):
     monkeypatch.setattr(speed, "_time_steps", lambda steps, *_: dict.fromkeys(steps, 1.0))
     claim = load_claim(CLAIMS[name])
     for variant, chosen in claim.variants.items():
@@ -286,7 +352,9 @@ def test_the_cells_of_a_measurement_are_those_that_its_claim_names(name, tmp_pat
         measure = Named(name=chosen.measure.name, options=type(chosen.measure.options)(**options))
         job = Measuring(measure, 0, tmp_path)
         result = job.execute(Context(tmp_path, compute("cpu")))
-        assert result == job.execute(Context(tmp_path, compute("cpu")))  # read, not measured again
+        assert result == job.execute(
+            Context(tmp_path, compute("cpu"))
+        )  # read from the run, not measured again
         table = Measurements("", (job,)).table()
         assert len(table.cells) == len(result["table"]["cells"])
         assert claim.inequalities(variant, list(table.cells))

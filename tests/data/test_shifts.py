@@ -1,4 +1,4 @@
-"""Shifted test sets: whose classes are the task's, what is left out, and what a user is told of each mistake."""
+"""Shifted test sets: matching of classes, dropped examples, and error messages."""
 
 from types import SimpleNamespace
 
@@ -17,7 +17,7 @@ from sslrun.errors import UserError
 
 
 def splits(classes, labels):
-    """A set of which only the test split is had; the images tell their place."""
+    """A set with a test split only; each image is its own number."""
     inputs = torch.arange(len(labels), dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 4, 4)
     test = TensorExamples(inputs, torch.tensor(labels), tuple(classes), ImageSpec(4))
     return SimpleNamespace(test=test, classes=tuple(classes), spec=ImageSpec(4))
@@ -26,18 +26,18 @@ def splits(classes, labels):
 OWN = splits(["airplane", "automobile", "bird", "frog"], [0, 1, 2, 3])
 
 
-def test_classes_are_matched_by_name_or_as_told_and_the_rest_is_left_out():
+def test_classes_match_by_name_or_mapping_and_others_are_dropped():
     other = splits(["Bird", "car", "monkey", "air plane", "whale"], [0, 0, 1, 2, 2, 3, 0])
     part = make_parts("stl", Shift(data="x", classes={"car": "automobile"}), OWN, other)[""]
-    assert part.examples.labels.tolist() == [2, 2, 1, 0, 2]  # in the task's own numbers
+    assert part.examples.labels.tolist() == [2, 2, 1, 0, 2]  # class numbers of the task
     assert part.examples.classes == OWN.classes
     assert part.examples.inputs[:, 0, 0, 0].tolist() == [0, 1, 2, 5, 6]
-    assert part.dropped == {"monkey": 2}  # and no word of whales, of which there are none
+    assert part.dropped == {"monkey": 2}  # whales have no examples and are not reported
     without = make_parts("stl", Shift(data="x"), OWN, other)[""]
     assert without.dropped == {"car": 1, "monkey": 2}
 
 
-def test_several_of_theirs_may_be_one_of_ours():
+def test_several_classes_of_a_shift_may_map_to_one_class():
     other = splits(["jet", "glider", "bird"], [0, 1, 2])
     part = make_parts(
         "kinds", Shift(data="x", classes={"jet": "airplane", "glider": "airplane"}), OWN, other
@@ -45,8 +45,8 @@ def test_several_of_theirs_may_be_one_of_ours():
     assert part.examples.labels.tolist() == [0, 0, 2]
 
 
-def test_where_a_set_knows_fewer_classes_any_of_ours_that_are_one_there_is_right():
-    """HANS: what is not entailed is neutral or contradicted."""
+def test_if_a_shift_merges_classes_any_of_them_is_correct():
+    """As in HANS: what is not entailed is neutral or contradicted."""
     own = splits(["entailment", "neutral", "contradiction"], [0, 1, 2])
     other = splits(["entailment", "non-entailment"], [0, 1, 1])
     shift = Shift(data="hans", classes={"non-entailment": ("neutral", "contradiction")})
@@ -55,16 +55,17 @@ def test_where_a_set_knows_fewer_classes_any_of_ours_that_are_one_there_is_right
     merged = part.merge_classes(scores)
     assert merged.argmax(dim=1).tolist() == [0, 1, 0]
     assert part.examples.labels.tolist() == [0, 1, 1]
-    assert scores[1].tolist() == [0.0, 1.0, 2.0]  # what was given stays
+    assert scores[1].tolist() == [0.0, 1.0, 2.0]  # the argument is unchanged
 
 
 @pytest.mark.parametrize(
-    ("classes", "theirs", "words"),
+    ("classes", "shift_classes", "words"),
     [
         (
             {},
             ["cat", "dog"],
-            r"shift 's': none of its classes \(cat, dog\) has the name of a class of the task \(airplane, ",
+            r"shift 's': none of its classes \(cat, dog\) has the name of a class of the task "
+            r"\(airplane, ",
         ),
         (
             {"caat": "bird"},
@@ -83,13 +84,13 @@ def test_where_a_set_knows_fewer_classes_any_of_ours_that_are_one_there_is_right
         ),
     ],
 )
-def test_a_mistake_in_the_classes_is_told_in_a_line(classes, theirs, words):
+def test_errors_in_the_classes_are_one_line(classes, shift_classes, words):
     with pytest.raises(UserError, match=words) as error:
-        make_parts("s", Shift(data="x", classes=classes), OWN, splits(theirs, [0, 1]))
+        make_parts("s", Shift(data="x", classes=classes), OWN, splits(shift_classes, [0, 1]))
     assert "\n" not in str(error.value)
 
 
-def test_a_set_without_labels_is_no_test():
+def test_a_set_without_labels_is_rejected():
     other = splits(["bird", "frog"], [0, 1])
     other.test = TensorExamples(other.test.inputs, None, (), ImageSpec(4))
     with pytest.raises(UserError, match="shift 's': the set has no labels"):
@@ -104,7 +105,7 @@ def test_corruptions_and_severities_are_parts_of_one_shift():
 
 
 def test_a_folder_of_a_domain_is_a_shift_of_another_domains_folder(tmp_path, monkeypatch):
-    """DomainNet's and Living-17's way: a folder a domain, in it a folder a class; not all classes are in each."""
+    """Domains as folders of class folders, as in DomainNet; not every domain has every class."""
     monkeypatch.setenv("SSLRUN_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("SSLRUN_WORKERS", "1")
     for domain, classes in (("sketch", "cat dog owl"), ("real", "ape cat owl")):

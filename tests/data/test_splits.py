@@ -25,15 +25,15 @@ UNEVEN = torch.tensor([0] * 50 + [1] * 200 + [2] * 30)[
 ]
 
 
-def examples(count, offset=0, labelled=True):
+def examples(count, offset=0, labeled=True):
     inputs = (torch.arange(count) + offset).to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 2, 2)
     return TensorExamples(
-        inputs, torch.arange(count) % 2 if labelled else None, ("a", "b"), ImageSpec(2)
+        inputs, torch.arange(count) % 2 if labeled else None, ("a", "b"), ImageSpec(2)
     )
 
 
 class Source:
-    """Counts what is loaded."""
+    """A source that counts what is loaded."""
 
     def __init__(self, **held):
         self.held = held
@@ -96,12 +96,12 @@ def test_label_fractions_are_balanced_and_nested():
     assert not torch.equal(nested[1], select_fraction(UNEVEN, 0.1, 1))
 
 
-def test_one_percent_of_115_a_class_is_one_each():
+def test_one_percent_of_115_per_class_is_one_per_class():
     labels = torch.arange(10).repeat(115)
     assert labels[select_fraction(labels, 0.01, 0)].bincount().tolist() == [1] * 10
 
 
-def test_number_of_labels_a_class():
+def test_number_of_labels_per_class():
     for count in (4, 4.0):
         assert UNEVEN[select_fraction(UNEVEN, count, 0)].bincount().tolist() == [4, 4, 4]
     assert set(select_fraction(UNEVEN, 4, 0).tolist()) < set(
@@ -123,12 +123,12 @@ def test_empty_class_is_named_with_the_smallest_fraction_that_works():
 
 
 @pytest.mark.parametrize("fraction", [0, -0.1, 1.5])
-def test_meaningless_fraction(fraction):
+def test_invalid_fractions_are_rejected(fraction):
     with pytest.raises(UserError, match=r"neither a fraction of the labels"):
         select_fraction(UNEVEN, fraction, 0)
 
 
-def test_no_labels_to_choose_from():
+def test_choosing_labels_of_an_unlabeled_set_is_an_error():
     with pytest.raises(UserError, match=r"no labels to learn from"):
         select_fraction(None, 0.1, 0)
 
@@ -136,7 +136,7 @@ def test_no_labels_to_choose_from():
 # ---------------------------------------------------------------- splits
 
 
-def test_validation_is_carved_and_test_is_left_alone_until_asked_for():
+def test_validation_is_carved_and_test_is_loaded_lazily():
     source = Source(train=examples(100), test=examples(20))
     splits = Splits(source)
     assert (len(splits.train), len(splits.val), splits.classes) == (90, 10, ("a", "b"))
@@ -149,13 +149,13 @@ def test_validation_is_carved_and_test_is_left_alone_until_asked_for():
 def test_missing_test_split_is_carved_before_validation():
     splits = Splits(Source(train=examples(100)))
     parts = [
-        set(each.inputs[:, 0, 0, 0].tolist()) for each in (splits.train, splits.val, splits.test)
+        set(part.inputs[:, 0, 0, 0].tolist()) for part in (splits.train, splits.val, splits.test)
     ]
-    assert [len(each) for each in parts] == [
+    assert [len(part) for part in parts] == [
         66,
         8,
         26,
-    ]  # of 50 a class 12.5, and of the other 37 then 3.7, rounded
+    ]  # 12.5 of 50 per class, then 3.7 of the remaining 37, rounded
     assert set.union(*parts) == set(range(100))
 
 
@@ -232,18 +232,18 @@ def test_meaningless_validation(amount):
         sources["digits"].Options(validation=amount)
 
 
-def test_unlabelled_examples_join_pretraining_without_labels():
+def test_unlabeled_examples_join_pretraining_without_labels():
     splits = Splits(
-        Source(train=examples(20), test=examples(4), unlabeled=examples(30, 100, labelled=False))
+        Source(train=examples(20), test=examples(4), unlabeled=examples(30, 100, labeled=False))
     )
     assert len(splits.pretrain) == 18 + 30
     assert splits.pretrain.labels is None
-    seen = set(splits.pretrain.inputs[:, 0, 0, 0].tolist())
-    assert seen == set(splits.train.inputs[:, 0, 0, 0].tolist()) | set(range(100, 130))
+    pixels = set(splits.pretrain.inputs[:, 0, 0, 0].tolist())
+    assert pixels == set(splits.train.inputs[:, 0, 0, 0].tolist()) | set(range(100, 130))
 
 
 class Streamed(Examples):
-    """A set that isn't one tensor."""
+    """A set that is not one tensor."""
 
     labels = None
     classes = ()
@@ -262,41 +262,41 @@ class Streamed(Examples):
             yield Batch(batch.inputs, None)
 
 
-def test_pool_of_a_tensor_and_a_stream_gives_the_asked_order():
+def test_a_pool_of_a_tensor_and_a_stream_keeps_the_requested_order():
     joined = pool(examples(10), Streamed(examples(5, 10)))
     assert isinstance(joined, PooledExamples)
     order = [torch.tensor([12, 0, 14, 3]), torch.tensor([1, 2]), torch.tensor([11])]
-    found = [batch.inputs[:, 0, 0, 0].tolist() for batch in joined.batches(iter(order), CPU)]
-    assert found == [[12, 0, 14, 3], [1, 2], [11]]
+    pixels_ = [batch.inputs[:, 0, 0, 0].tolist() for batch in joined.batches(iter(order), CPU)]
+    assert pixels_ == [[12, 0, 14, 3], [1, 2], [11]]
     part = joined.subset(torch.tensor([14, 9, 10]))
     assert len(part) == 3
     (batch,) = part.batches([torch.tensor([2, 0, 1])], CPU)
     assert batch.inputs[:, 0, 0, 0].tolist() == [10, 14, 9]
 
 
-def test_pool_of_two_sizes_is_refused():
+def test_a_pool_of_two_sizes_is_rejected():
     other = TensorExamples(torch.zeros(2, 3, 4, 4), None, (), ImageSpec(4))
     with pytest.raises(UserError, match=r"give one size"):
         pool(examples(4), other)
 
 
-def test_digits_as_a_run_sees_them():
+def test_digits_are_split_and_labeled_as_in_a_run():
     splits = load_splits("digits", module.sources["digits"].Options(size=16))
-    sizes = [len(each) for each in (splits.train, splits.val, splits.test)]
+    sizes = [len(part) for part in (splits.train, splits.val, splits.test)]
     assert sum(sizes) == 1797
     assert splits.spec == ImageSpec(16)
     assert len(select_fraction(splits.train.labels, 0.01, 0)) == 10
-    for each in (splits.val, splits.test):
-        counts = each.labels.bincount()
+    for part in (splits.val, splits.test):
+        counts = part.labels.bincount()
         assert counts.max() - counts.min() <= 2
 
 
-def test_unknown_set():
+def test_an_unknown_set_is_an_error():
     with pytest.raises(UserError, match=r"no such data set: 'cifar'. Did you mean 'cifar10'"):
         load_splits("cifar", module.sources["digits"].Options())
 
 
-def test_a_share_of_tagged_sentences_needs_no_class_of_theirs():
+def test_fractions_of_tagged_sentences_ignore_classes():
     tagged = load_splits(
         "world-tagging",
         sources["world-tagging"].Options(train=50, held_out=8, tokenizer={"vocab": 200}),
@@ -306,13 +306,13 @@ def test_a_share_of_tagged_sentences_needs_no_class_of_theirs():
     assert digits.labels[select_labeled(digits, 0.01, 0)].bincount().tolist() == [1] * 10
 
 
-def test_a_number_of_labels_a_class_may_be_one():
+def test_one_label_per_class_is_allowed():
     digits = load_splits("digits", sources["digits"].Options(size=8)).train
     one, five = (set(select_labeled(digits, count, 0, per_class=True).tolist()) for count in (1, 5))
     assert (len(one), len(five)) == (10, 50)
     assert one < five
     assert five == set(select_labeled(digits, 5, 0).tolist())
-    assert len(select_labeled(digits, 1, 0)) == len(digits)  # a share: all
+    assert len(select_labeled(digits, 1, 0)) == len(digits)  # a fraction of 1: all examples
     assert one != set(select_labeled(digits, 1, 1, per_class=True).tolist())
     with pytest.raises(UserError, match=r"give at most \d+ labels per class"):
         select_labeled(digits, 1000, 0, per_class=True)

@@ -1,4 +1,4 @@
-"""What a newcomer's file outside the package goes through: the command line, in this process, in a folder of its own."""
+"""Fixtures for plug-in files: the command line in this process and in its own folder."""
 
 import json
 import sys
@@ -13,7 +13,7 @@ from sslrun.results.formats import table_formats
 
 @pytest.fixture
 def registered():
-    """Take back, in the end, all that a test registers."""
+    """Undo all registrations of a test."""
     registries = [(registry, dict(registry._classes)) for registry in Registry.kinds.values()]
     kinds, formats = dict(InputSpec.kinds), dict(table_formats._functions)
     commands, files = list(cli.app.registered_commands), set(plugins._modules)
@@ -30,7 +30,7 @@ def registered():
 
 @pytest.fixture
 def sslrun(registered, tmp_path, monkeypatch, capsys):
-    """Run a command: returns its exit code, what it printed, and its errors."""
+    """Run a command; returns its exit code, stdout and stderr."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SSLRUN_CACHE", str(tmp_path / "cache"))
 
@@ -46,7 +46,7 @@ def sslrun(registered, tmp_path, monkeypatch, capsys):
 
 @pytest.fixture
 def outside(sslrun):
-    """Run a command that ends with `code`; returns all that it printed."""
+    """Run a command that ends with `code`; returns all of its output."""
 
     def run(*words, code=0):
         ended, out, err = sslrun(*words)
@@ -58,7 +58,7 @@ def outside(sslrun):
 
 @pytest.fixture
 def result(tmp_path):
-    """The result and the folder of the one run of a stage."""
+    """Return the result and the folder of the only run of a stage."""
 
     def read(stage):
         (path,) = tmp_path.glob(f"runs/*/{stage}-*/result.json")

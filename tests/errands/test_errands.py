@@ -1,4 +1,4 @@
-"""The errands of docs/design.md: each takes one file, outside the package, and touches nothing of it."""
+"""The errands of docs/design.md: one file outside the package is enough for each."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from sslrun.backbones import build_backbone, load_backbone
 ROOT = Path(__file__).parents[2]
 
 CLIPS = '''
-"""Clips of a digit that moves, a pretext task on the order of their frames, and a task to classify them."""
+"""Clips of moving squares, a pretext task on frame order, and a task to classify clips."""
 
 from dataclasses import dataclass
 
@@ -44,7 +44,7 @@ class VideoSpec(InputSpec):
 
 @sources.register("moving-squares")
 class MovingSquares(Source):
-    """Squares that move to the right or down."""
+    """Squares that move right or down."""
 
     gives = VideoSpec
     task = "clips"
@@ -93,7 +93,7 @@ class FrameOrder(Pretext):
 
 @tasks.register("clips")
 class Clips(Task):
-    """The class of a clip, from its frames' features side by side."""
+    """Predict the class of a clip from the concatenated features of its frames."""
 
     reads, gives = VideoSpec, ImageSpec
     metrics = (Metric("accuracy"),)
@@ -220,7 +220,7 @@ class NumberOptions(TaskOptions):
 
 @tasks.register("number")
 class Number(Task):
-    """A number of each graph."""
+    """Predict one number per graph."""
 
     Options = NumberOptions
     reads = GraphSpec
@@ -272,7 +272,8 @@ class SelfDistillation(Pretext):
         return images, images + 0.1 * torch.randn(images.shape, generator=generator)
 
     def forward(self, views):
-        return Output((self.backbone(views[1]).pooled - self.teacher(views[0]).pooled).square().mean())
+        difference = self.backbone(views[1]).pooled - self.teacher(views[0]).pooled
+        return Output(difference.square().mean())
 
     def before_step(self, progress):
         self.momentum.fill_(1)
@@ -283,7 +284,7 @@ class SelfDistillation(Pretext):
 
 class EasyFirst(TensorExamples):
     def order(self, seed, epoch):
-        """The darkest images first."""
+        """Visit the darkest images first."""
         with open("orders.txt", "a") as file:
             file.write(f"{epoch}\\n")
         return self.inputs.float().mean(dim=(1, 2, 3)).argsort()
@@ -291,7 +292,7 @@ class EasyFirst(TensorExamples):
 
 @sources.register("easy-digits")
 class EasyDigits(Digits):
-    """Digits, the easy ones first."""
+    """Digits, easy ones first."""
 
     def load(self, split):
         digits = super().load(split)
@@ -309,9 +310,16 @@ def write(folder, name, plugin, **recipe):
 
 def test_a_pretext_task_on_clips_serves_image_backbones(outside, result, tmp_path):
     write(
-        tmp_path, "video", CLIPS, backbone=SMALL, pretext="frame-order", data="moving-squares", pretrain=SCHEDULE,
-        evaluate={"moving-squares": {"protocols": ["knn", "probe", "finetune"]}}, finetune=SCHEDULE,
-    )  # fmt: skip
+        tmp_path,
+        "video",
+        CLIPS,
+        backbone=SMALL,
+        pretext="frame-order",
+        data="moving-squares",
+        pretrain=SCHEDULE,
+        evaluate={"moving-squares": {"protocols": ["knn", "probe", "finetune"]}},
+        finetune=SCHEDULE,
+    )
     assert "valid" in outside("check", "video.yaml", "--import", "mine.py")
     outside("sweep", "video.yaml", "--import", "mine.py")
     pretrained, folder = result("pretrain")
@@ -333,7 +341,7 @@ def test_a_pretext_task_on_clips_serves_image_backbones(outside, result, tmp_pat
     assert "'bert-tiny' takes text data, but 'frame-order' gives image data" in refused
     refused = outside("check", "video.yaml", "pretext=simclr", "--import", "mine.py", code=2)
     assert "'simclr' reads image data, but 'moving-squares' is video data" in refused
-    # A recipe alone imports nothing: another process without --import does not know the data.
+    # A recipe imports nothing: a process without --import does not know the data.
     command = [sys.executable, "-m", "sslrun", "check", "video.yaml"]
     other = {**os.environ, "PYTHONPATH": str(ROOT)}
     alone = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=other)
@@ -357,15 +365,20 @@ def test_a_graph_task_is_better_when_its_error_is_lower(outside, result, tmp_pat
     outside("table", "graphs.yaml", "--import", "mine.py", "-o", "table.md")
     lines = (tmp_path / "table.md").read_text().splitlines()
     (bold,) = [line for line in lines if "**" in line and line.startswith("|")]
-    assert "finetune" in bold  # the lower error is the best
+    assert "finetune" in bold  # the lowest error is the best
 
 
 def test_a_pretext_task_keeps_its_teacher_and_data_their_order(outside, result, tmp_path):
     write(
-        tmp_path, "teacher", TEACHER, backbone=SMALL, pretext="self-distillation",
-        data={"name": "easy-digits", "size": 8}, pretrain={**SCHEDULE, "steps": None, "epochs": 2, "batch": 512},
+        tmp_path,
+        "teacher",
+        TEACHER,
+        backbone=SMALL,
+        pretext="self-distillation",
+        data={"name": "easy-digits", "size": 8},
+        pretrain={**SCHEDULE, "steps": None, "epochs": 2, "batch": 512},
         evaluate={"easy-digits": {"protocols": ["knn"]}},
-    )  # fmt: skip
+    )
     outside("sweep", "teacher.yaml", "--import", "mine.py")
     assert (tmp_path / "orders.txt").read_text().split() == ["0", "1"]
     _, folder = result("pretrain")
@@ -374,13 +387,13 @@ def test_a_pretext_task_keeps_its_teacher_and_data_their_order(outside, result, 
         for line in (folder / "metrics.jsonl").read_text().splitlines()
         if "loss" in line
     ]
-    assert losses[-1] > 0  # there was something to learn: the student moved
+    assert losses[-1] > 0  # the loss is positive, so the student has moved
     kept = load_backbone(folder)
     torch.manual_seed(0)
     initial = build_backbone("resnet18", kept.options, kept.spec)
     saved = load_file(folder / "backbone.safetensors")
     for name, parameter in initial.named_parameters():
-        assert torch.equal(saved[name], parameter), name  # the teacher, as it began
+        assert torch.equal(saved[name], parameter), name  # the teacher is unchanged
     assert saved.keys() == initial.state_dict().keys()
 
 
@@ -389,7 +402,10 @@ def test_a_table_format_is_one_function(outside, tmp_path):
         "from sslrun.results.formats import table_formats\n\n\n"
         '@table_formats.register(".tsv")\n'
         "def to_tsv(table):\n"
-        '    return "\\n".join(f"{row.name}\\t{column.task}\\t{cell.mean}" for (row, column), cell in table.cells.items())\n'
+        "    lines = []\n"
+        "    for (row, column), cell in table.cells.items():\n"
+        '        lines.append(f"{row.name}\\t{column.task}\\t{cell.mean}")\n'
+        '    return "\\n".join(lines)\n'
     )
     recipe = {"name": "tsv", "backbone": "pixels", "data": {"name": "digits", "size": 8}}
     (tmp_path / "tsv.yaml").write_text(

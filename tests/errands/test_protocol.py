@@ -33,18 +33,22 @@ class HeadlessOptions(TaskOptions):
 
 @tasks.register("digit-distance")
 class DigitDistance(Task):
-    """How far the predicted digit is from the true one."""
+    """The distance between the predicted and the true digit."""
 
     Options = HeadlessOptions
     reads = ImageSpec
-    metrics = (Metric("distance", unit="steps", better="lower", digits=2), Metric("wrong", better="lower"))
+    metrics = (
+        Metric("distance", unit="steps", better="lower", digits=2),
+        Metric("wrong", better="lower"),
+    )
 
     def inputs(self, batch):
         return batch.inputs.float() / 255
 
     def measure(self, outputs, targets):
         distance = (outputs - targets).abs().float()
-        return {"distance": distance.mean().item(), "wrong": 100 * (distance > 0).float().mean().item()}
+        wrong = (distance > 0).float()
+        return {"distance": distance.mean().item(), "wrong": 100 * wrong.mean().item()}
 
 
 class PropagateOptions(Options):
@@ -73,7 +77,8 @@ class Propagate(Protocol):
 
         def encode(batch):
             with torch.inference_mode():
-                return F.normalize(backbone(bench.task.inputs(batch)).pooled.float(), dim=1), batch.labels
+                features = backbone(bench.task.inputs(batch)).pooled.float()
+                return F.normalize(features, dim=1), batch.labels
 
         def encoded(split):
             examples, device = bench.examples(split), bench.device
@@ -129,7 +134,7 @@ evaluate:
 
 @pytest.fixture
 def plugin(registered, tmp_path):
-    """A file outside the package, imported."""
+    """Import a file from outside the package."""
     path = tmp_path / "my_protocol.py"
     path.write_text(PLUGIN)
     spec = importlib.util.spec_from_file_location("my_protocol", path)
@@ -141,30 +146,34 @@ def plugin(registered, tmp_path):
 
 def results(tmp_path, stage):
     paths = tmp_path.glob(f"runs/mine/{stage}-*/result.json")
-    return {each["labels"]: each for each in (json.loads(path.read_text()) for path in paths)}
+    return {result["labels"]: result for result in (json.loads(path.read_text()) for path in paths)}
 
 
-def test_a_protocol_of_ones_own_is_a_command_and_a_row_of_the_table(plugin, sslrun, tmp_path):
+def test_a_users_protocol_becomes_a_command_and_a_table_row(plugin, sslrun, tmp_path):
     code, out, err = sslrun("propagate", "mine.yaml", "--device", "cpu")
     assert code == 0, err
     assert "propagate" in out
-    found = results(tmp_path, "propagate")
-    assert set(found) == {0.1, 0.5}
-    assert found[0.1]["metric"] == {
+    by_labels = results(tmp_path, "propagate")
+    assert set(by_labels) == {0.1, 0.5}
+    assert by_labels[0.1]["metric"] == {
         "name": "distance",
         "unit": "steps",
         "better": "lower",
         "digits": 2,
     }
-    assert found[0.1]["flops"] is None  # its passes are its own, which are not counted
-    assert found[0.1]["bank"] == found[0.1]["labelled"] < found[0.5]["labelled"]
-    assert found[0.5]["metrics"]["test"]["distance"] < found[0.1]["metrics"]["test"]["distance"] < 2
-    assert set(found[0.1]["shifts"]["noise"]) == {"distance", "wrong"}
+    assert by_labels[0.1]["flops"] is None  # passes that the protocol makes itself are not counted
+    assert by_labels[0.1]["bank"] == by_labels[0.1]["labelled"] < by_labels[0.5]["labelled"]
+    assert (
+        by_labels[0.5]["metrics"]["test"]["distance"]
+        < by_labels[0.1]["metrics"]["test"]["distance"]
+        < 2
+    )
+    assert set(by_labels[0.1]["shifts"]["noise"]) == {"distance", "wrong"}
 
     code, out, err = sslrun("table", "runs", "--json")
     assert code == 0, err
-    cells = {(each["labels"], each["shift"]): each["mean"] for each in json.loads(out)["cells"]}
-    assert cells[0.5, None] == found[0.5]["metrics"]["test"]["distance"]
+    cells = {(cell["labels"], cell["shift"]): cell["mean"] for cell in json.loads(out)["cells"]}
+    assert cells[0.5, None] == by_labels[0.5]["metrics"]["test"]["distance"]
 
 
 def test_a_protocol_that_learns_nothing_runs_once(plugin, sslrun, tmp_path):
@@ -177,17 +186,33 @@ def test_a_protocol_that_learns_nothing_runs_once(plugin, sslrun, tmp_path):
     assert guesses[1.0]["metrics"]["test"]["distance"] > 3
 
 
-def test_its_options_are_read_from_the_recipe_and_checked(plugin, sslrun, tmp_path):
+def test_a_protocols_options_are_read_from_the_recipe_and_checked(plugin, sslrun, tmp_path):
     from sslrun.recipe import load
 
     options = load(tmp_path / "mine.yaml").evaluate["near"].options
     assert options["propagate"].radius == 3
     for text, line, message in (
-        (RECIPE.replace("{radius: 5}", "{raduis: 5}"), 4, "propagate.raduis: no such option of 'propagate'. Did you mean 'radius'?"),
-        (RECIPE.replace("    propagate:", "    propagaet:"), 11, "no such option of 'evaluate.near'. Did you mean 'propagate'?"),
-        (RECIPE.replace("[propagate,", "[propagat,"), 9, "no such protocol: 'propagat'. Did you mean 'propagate'?"),
-        (RECIPE.replace("[propagate,", "[knn,"), 9, "evaluate.near.protocols: knn needs one vector and one class per example"),
-    ):  # fmt: skip
+        (
+            RECIPE.replace("{radius: 5}", "{raduis: 5}"),
+            4,
+            "propagate.raduis: no such option of 'propagate'. Did you mean 'radius'?",
+        ),
+        (
+            RECIPE.replace("    propagate:", "    propagaet:"),
+            11,
+            "no such option of 'evaluate.near'. Did you mean 'propagate'?",
+        ),
+        (
+            RECIPE.replace("[propagate,", "[propagat,"),
+            9,
+            "no such protocol: 'propagat'. Did you mean 'propagate'?",
+        ),
+        (
+            RECIPE.replace("[propagate,", "[knn,"),
+            9,
+            "evaluate.near.protocols: knn needs one vector and one class per example",
+        ),
+    ):
         (tmp_path / "mine.yaml").write_text(text)
         code, _, err = sslrun("check", "mine.yaml")
         assert code == 2
@@ -196,7 +221,7 @@ def test_its_options_are_read_from_the_recipe_and_checked(plugin, sslrun, tmp_pa
         assert err.count("\n") == 1
 
 
-def test_a_task_that_it_does_not_support_is_one_line_from_check(plugin, sslrun, tmp_path):
+def test_an_unsupported_task_is_a_one_line_error_of_check(plugin, sslrun, tmp_path):
     (tmp_path / "mine.yaml").write_text(
         "name: mine\nbackbone: lstm\ndata: {name: world, length: 32}\n"
         "evaluate:\n  world-sentiment:\n    protocols: [propagate]\n"
@@ -209,16 +234,16 @@ def test_a_task_that_it_does_not_support_is_one_line_from_check(plugin, sslrun, 
     )
 
 
-def test_scores_that_are_missing_are_one_line(plugin, sslrun):
+def test_missing_scores_are_a_one_line_error(plugin, sslrun):
     code, _, err = sslrun("forgetful", "mine.yaml", "--device", "cpu")
     assert code == 2
     assert (
-        "protocol 'forgetful' returned no 'distance' for noise: gaussian-noise 1, noise: gaussian-noise 5"
-        in err
+        "protocol 'forgetful' returned no 'distance' "
+        "for noise: gaussian-noise 1, noise: gaussian-noise 5" in err
     )
 
 
-def test_show_and_help_know_it(plugin, sslrun):
+def test_show_and_help_include_the_protocol(plugin, sslrun):
     code, out, _ = sslrun("show", "protocol", "propagate")
     assert code == 0
     assert "Propagate labels along nearest neighbors" in out
@@ -232,7 +257,7 @@ def test_show_and_help_know_it(plugin, sslrun):
 def test_commands_are_added_once(plugin):
     cli.add_protocol_commands(cli.app)
     cli.add_protocol_commands(cli.app)
-    names = [each.name for each in cli.app.registered_commands if each.name]
+    names = [command.name for command in cli.app.registered_commands if command.name]
     assert len(names) == len(set(names))
     assert {"knn", "svm", "propagate"} <= set(names)
 

@@ -1,4 +1,4 @@
-"""Golden losses: five steps of one recipe for each pretext task, and the protocols' losses and scores, bit for bit.
+"""Golden losses of each pretext task, and losses and scores of the protocols, bit for bit.
 
 A refactoring must not change them. If a change is meant to, renew the files and say why in the
 commit:
@@ -46,7 +46,7 @@ boundary."""
 
 
 def environment() -> dict[str, str]:
-    """What the last bits depend on."""
+    """Return what the last bits depend on."""
     packages = {name: version(name) for name in ("torch", "numpy", "scikit-learn", "tokenizers")}
     return {
         **packages,
@@ -56,7 +56,7 @@ def environment() -> dict[str, str]:
 
 
 def processor() -> str:
-    """Name, family, model and stepping: on virtual machines, several generations share one name."""
+    """Return name, family, model and stepping: on virtual machines, generations share a name."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
     facts = {
@@ -70,7 +70,7 @@ def processor() -> str:
 
 @contextmanager
 def reproducible(folder: Path) -> Iterator[None]:
-    """One thread, every step logged, and nothing read from an earlier code's cache; all restored afterwards."""
+    """Use one thread, log every step and read no old cache; restore all of it afterwards."""
     threads, pause, cache = torch.get_num_threads(), fit.LOG_SECONDS, os.environ.get("SSLRUN_CACHE")
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     torch.set_num_threads(1)
@@ -108,26 +108,29 @@ def measure(name: str, folder: Path) -> dict[str, Any]:
 
 
 def key(run: Path) -> str:
-    """A run's stage and task: its hash changes with the rules of identity, which are not of interest here."""
+    """Return a run's stage and task, without its hash, which changes with identity rules."""
     result = json.loads((run / "result.json").read_text())
     return " ".join(filter(None, [result["stage"], result.get("task")]))
 
 
 def losses(runs: dict[str, Path]) -> dict[str, list[str]]:
-    found = {}
+    losses_by_run = {}
     for name, run in runs.items():
         log = run / "metrics.jsonl"
         records = (
             [json.loads(line) for line in log.read_text().splitlines()] if log.is_file() else []
         )
         if records:
-            found[name] = [record["loss"].hex() for record in records if "loss" in record]
-    return found
+            losses_by_run[name] = [record["loss"].hex() for record in records if "loss" in record]
+    return losses_by_run
 
 
 def weights(runs: dict[str, Path]) -> dict[str, str]:
-    """The sum of squares of each run's saved backbone, in float64: exact, as torch's sum depends on alignment."""
-    found = {}
+    """Return the sum of squares of each run's saved backbone in float64.
+
+    It is exact, because torch's sum depends on the alignment.
+    """
+    sums = {}
     for name, run in runs.items():
         path = run / "backbone.safetensors"
         if path.is_file():
@@ -136,27 +139,27 @@ def weights(runs: dict[str, Path]) -> dict[str, str]:
                 for tensor in load_file(path).values()
                 for value in tensor.double().flatten().tolist()
             ]
-            found[name] = math.fsum(value * value for value in values).hex()
-    return found
+            sums[name] = math.fsum(value * value for value in values).hex()
+    return sums
 
 
 def scores(runs: dict[str, Path]) -> dict[str, dict[str, str]]:
-    """Every metric of every split and shift."""
-    found = {}
+    """Return every metric of every split and shift."""
+    scores_by_run = {}
     for name, run in runs.items():
         result = json.loads((run / "result.json").read_text())
         splits = {**result.get("metrics", {}), **result.get("shifts", {})}
         if splits:
-            found[name] = {
+            scores_by_run[name] = {
                 f"{split} {metric}": float(value).hex()
                 for split, metrics in sorted(splits.items())
                 for metric, value in sorted(metrics.items())
             }
-    return found
+    return scores_by_run
 
 
 def differences(now: Any, golden: Any, place: str = "") -> list[str]:
-    """Every number that is not the same, as "place: golden -> now (relative difference)"."""
+    """Return every changed number, as "place: golden -> now (relative difference)"."""
     if isinstance(now, dict):
         keys = sorted(now.keys() | golden.keys())
         return [
@@ -166,7 +169,9 @@ def differences(now: Any, golden: Any, place: str = "") -> list[str]:
         ]
     if isinstance(now, list) and isinstance(golden, list) and len(now) == len(golden):
         pairs = enumerate(zip(now, golden, strict=True), start=1)
-        return [text for at, (a, b) in pairs for text in differences(a, b, f"{place} step {at}")]
+        return [
+            text for step, (a, b) in pairs for text in differences(a, b, f"{place} step {step}")
+        ]
     if now == golden:
         return []
     if not isinstance(now, str) or not isinstance(golden, str):
@@ -176,7 +181,7 @@ def differences(now: Any, golden: Any, place: str = "") -> list[str]:
 
 
 def close(now: Any, golden: Any, relative: float, absolute: float) -> bool:
-    """Whether all numbers are equal within a tolerance, and of the same places."""
+    """Return whether both have the same places and all numbers agree within a tolerance."""
     if isinstance(golden, dict):
         return now.keys() == golden.keys() and all(
             close(now[k], golden[k], relative, absolute) for k in golden
@@ -202,7 +207,7 @@ def test_losses_are_golden(name, tmp_path, capsys):
     assert close(now["scores"], golden["scores"], 0.0, SCORE_TOLERANCE), changed
 
 
-def test_a_changed_loss_is_noticed():
+def test_a_changed_loss_is_reported():
     golden = json.loads((HERE / "simclr.json").read_text())
     changed = json.loads((HERE / "simclr.json").read_text())
     first = float.fromhex(golden["losses"]["pretrain"][0])
@@ -212,7 +217,7 @@ def test_a_changed_loss_is_noticed():
 
 
 def renew(names: list[str]) -> None:
-    """Rewrite the golden files, and print what changed."""
+    """Rewrite the golden files and print what changed."""
     for name in names or list(RECIPES):
         path = HERE / f"{name}.json"
         golden = json.loads(path.read_text()) if path.is_file() else {}

@@ -1,4 +1,4 @@
-"""Workers on this machine: their devices, their commands, and their end."""
+"""Local workers: devices, commands and termination."""
 
 import sys
 import time
@@ -12,7 +12,7 @@ from sslrun.launch import local
 @pytest.mark.parametrize(
     ("device", "count", "expected"),
     [
-        ("cuda", 8, [f"cuda:{at}" for at in range(8)]),
+        ("cuda", 8, [f"cuda:{number}" for number in range(8)]),
         (
             "cuda",
             3,
@@ -32,13 +32,16 @@ def test_a_workers_command_names_its_device():
     assert command[1:] == ["-m", "sslrun", "sweep", "a.yaml", "--runs=x", "--device=cuda:3"]
 
 
-def test_the_others_are_waited_for(tmp_path):
-    code = f"import os, pathlib, time; time.sleep(0.3); pathlib.Path(r'{tmp_path}', os.environ['OMP_NUM_THREADS']).touch()"
+def test_the_first_worker_waits_for_the_others(tmp_path):
+    code = (
+        "import os, pathlib, time; time.sleep(0.3); "
+        f"pathlib.Path(r'{tmp_path}', os.environ['OMP_NUM_THREADS']).touch()"
+    )
     assert local.beside(lambda: "mine", [[sys.executable, "-c", code]], 3) == "mine"
     assert (tmp_path / "3").exists()
 
 
-def test_the_others_end_with_this_one():
+def test_the_other_workers_end_with_the_first():
     began = time.monotonic()
 
     def fails():

@@ -1,4 +1,4 @@
-"""Pretext tasks: each loss against its formula written out in float64, and what must and must not learn."""
+"""Image pretexts: losses against formulas in float64, and which parameters learn."""
 
 import itertools
 import math
@@ -22,11 +22,18 @@ from sslrun.pretexts.vicreg import vicreg_terms
 
 SIZE = 32
 IMAGE_PRETEXTS = [name for name in pretexts if pretexts[name].reads is ImageSpec]
-CHEAP = {"byol": {"hidden": 32}, "barlow": {"width": 32}, "vicreg": {"width": 32}, "moco": {"queue": 48, "momentum": 0.9},
-         "simsiam": {"hidden": 32, "bottleneck": 8}, "position": {"hidden": 32}, "simclr": {"temperature": 0.5}}  # fmt: skip
+CHEAP = {
+    "byol": {"hidden": 32},
+    "barlow": {"width": 32},
+    "vicreg": {"width": 32},
+    "moco": {"queue": 48, "momentum": 0.9},
+    "simsiam": {"hidden": 32, "bottleneck": 8},
+    "position": {"hidden": 32},
+    "simclr": {"temperature": 0.5},
+}
 
 
-def made(name, backbone="resnet18", stem="small", **options):
+def build(name, backbone="resnet18", stem="small", **options):
     torch.manual_seed(0)
     shape = (
         {"channels": 8, "stem": stem}
@@ -39,11 +46,11 @@ def made(name, backbone="resnet18", stem="small", **options):
 
 
 def batch(count=16):
-    """Images with structure to learn from: each its own gradient of colour."""
+    """Return images to learn from: each has its own color gradient."""
     generator = torch.Generator().manual_seed(1)
     ramp = torch.linspace(0, 1, SIZE)
-    colour = torch.rand(count, 3, 3, 1, 1, generator=generator)
-    images = colour[:, 0] * ramp[:, None] + colour[:, 1] * ramp + 0.5 * colour[:, 2]
+    color = torch.rand(count, 3, 3, 1, 1, generator=generator)
+    images = color[:, 0] * ramp[:, None] + color[:, 1] * ramp + 0.5 * color[:, 2]
     return Batch((images * 120).byte(), None)
 
 
@@ -58,27 +65,27 @@ def pair(count=6, width=5):
 @pytest.mark.parametrize("name", IMAGE_PRETEXTS)
 def test_every_pretext_learns_on_every_backbone(name):
     for backbone in ("resnet18", "vit-tiny"):
-        pretext = made(name, backbone, stem="imagenet")
-        learned = [each for each in pretext.parameters() if each.requires_grad]
+        pretext = build(name, backbone, stem="imagenet")
+        learned = [parameter for parameter in pretext.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(learned, lr=0.003)
         losses = []
-        for at in range(14):
-            # The same views each time: what falls is the loss, not the luck of the draw.
+        for step in range(14):
+            # With the same views each time, the loss can fall by learning only.
             output = pretext(pretext.views(batch(), generator()))
             output.loss.backward()
             optimizer.step()
             optimizer.zero_grad()
-            pretext.after_step((at + 1) / 14)
+            pretext.after_step((step + 1) / 14)
             losses.append(output.loss.item())
             assert all(not metric.requires_grad for metric in output.metrics.values())
-        if name != "moco":  # whose queue fills with harder negatives meanwhile
+        if name != "moco":  # moco's queue gets harder negatives meanwhile
             assert losses[-1] < losses[0], (backbone, losses)
         assert all(math.isfinite(loss) for loss in losses)
 
 
 @pytest.mark.parametrize("name", IMAGE_PRETEXTS)
-def test_views_follow_from_the_generator_and_not_from_the_global_one(name):
-    pretext = made(name)
+def test_views_depend_on_the_generator_and_not_on_the_global_one(name):
+    pretext = build(name)
     first, again, other = (pretext.views(batch(), generator(seed)) for seed in (1, 1, 2))
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     assert (
@@ -86,7 +93,7 @@ def test_views_follow_from_the_generator_and_not_from_the_global_one(name):
     )
 
 
-def test_nt_xent_is_its_formula():
+def test_nt_xent_equals_its_formula():
     a, b = pair()
     z = torch.cat([a, b])
     total = 0.0
@@ -102,8 +109,8 @@ def test_nt_xent_is_its_formula():
     assert nt_xent(a, a, 0.01)[1] == 1
 
 
-def test_info_nce_is_its_formula():
-    q, k = (F.normalize(each, dim=1) for each in pair())
+def test_info_nce_equals_its_formula():
+    q, k = (F.normalize(view, dim=1) for view in pair())
     queue = F.normalize(torch.randn(9, 5, dtype=torch.float64, generator=generator(4)), dim=1)
     total = 0.0
     for i in range(6):
@@ -114,7 +121,7 @@ def test_info_nce_is_its_formula():
     assert info_nce(q, k, queue, 0.2)[0].item() == pytest.approx(total / 6)
 
 
-def test_losses_of_predictions_are_their_formulas_and_stop_the_gradient():
+def test_prediction_losses_equal_their_formulas_and_stop_the_gradient():
     a, b = pair()
     cosine = sum(float(a[i] @ b[i] / (a[i].norm() * b[i].norm())) for i in range(6)) / 6
     distance = (
@@ -128,53 +135,54 @@ def test_losses_of_predictions_are_their_formulas_and_stop_the_gradient():
     assert p.grad.abs().sum() > 0
 
 
-def test_barlow_is_its_formula():
+def test_barlow_equals_its_formula():
     a, b = pair(count=8, width=3)
     expected = 0.0
     for i, j in itertools.product(range(3), repeat=2):
         x, y = (
-            (each[:, at] - each[:, at].mean()) / (each[:, at].var(correction=0) + 1e-5).sqrt()
-            for each, at in ((a, i), (b, j))
+            (view[:, column] - view[:, column].mean())
+            / (view[:, column].var(correction=0) + 1e-5).sqrt()
+            for view, column in ((a, i), (b, j))
         )
         c = float((x * y).mean())
         expected += (1 - c) ** 2 if i == j else 0.0051 * c**2
     assert barlow_loss(a, b, 0.0051).item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_vicreg_is_its_formula():
+def test_vicreg_equals_its_formula():
     a, b = pair(count=8, width=3)
     invariance = sum(float((a[i] - b[i]).square().sum()) for i in range(8)) / 24
     variance = covariance = 0.0
     for z in (a, b):
-        centred = z - z.mean(0)
+        centered = z - z.mean(0)
         for i in range(3):
-            deviation = math.sqrt(float(centred[:, i].square().sum()) / 7 + 1e-4)
+            deviation = math.sqrt(float(centered[:, i].square().sum()) / 7 + 1e-4)
             variance += max(0.0, 1 - deviation) / 3 / 2
             covariance += (
-                sum(float(centred[:, i] @ centred[:, j] / 7) ** 2 for j in range(3) if j != i) / 3
+                sum(float(centered[:, i] @ centered[:, j] / 7) ** 2 for j in range(3) if j != i) / 3
             )
-    found = vicreg_terms(a, b)
-    assert [each.item() for each in found] == pytest.approx(
+    terms = vicreg_terms(a, b)
+    assert [term.item() for term in terms] == pytest.approx(
         [invariance, variance, covariance], rel=1e-5
     )
 
 
-def test_decorrelated_views_leave_nothing_to_gain():
+def test_decorrelated_views_have_zero_loss():
     hadamard = torch.tensor(
         [[1.0, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]], dtype=torch.float64
     )
     assert barlow_loss(hadamard, hadamard, 0.0051).item() == pytest.approx(0, abs=1e-8)
-    assert [each.item() for each in vicreg_terms(hadamard, hadamard)] == pytest.approx(
+    assert [term.item() for term in vicreg_terms(hadamard, hadamard)] == pytest.approx(
         [0, 0, 0], abs=1e-8
     )
 
 
 @pytest.mark.parametrize("name", ["byol", "moco"])
-def test_teachers_follow_as_the_closed_form_says_and_get_no_gradient(name):
-    pretext = made(name, momentum=0.5)
-    assert not any(each.requires_grad for each in pretext.teacher.parameters())
+def test_teachers_follow_their_closed_form_without_gradient(name):
+    pretext = build(name, momentum=0.5)
+    assert not any(parameter.requires_grad for parameter in pretext.teacher.parameters())
     pretext(pretext.views(batch(), generator())).loss.backward()
-    assert all(each.grad is None for each in pretext.teacher.parameters())
+    assert all(parameter.grad is None for parameter in pretext.teacher.parameters())
     before = pretext.teacher.backbone.conv1.weight.clone()
     with torch.no_grad():
         pretext.backbone.conv1.weight.add_(1.0)
@@ -185,18 +193,18 @@ def test_teachers_follow_as_the_closed_form_says_and_get_no_gradient(name):
 
 
 def test_queue_is_first_in_first_out():
-    pretext = made("moco", queue=40, projection=4)
-    for at in range(4):
-        pretext._keys = [torch.full((8, 4), float(at))] * 2  # a batch in two parts
+    pretext = build("moco", queue=40, projection=4)
+    for number in range(4):
+        pretext._keys = [torch.full((8, 4), float(number))] * 2  # a batch of two parts
         pretext.after_step(1.0)
-    # 64 keys into 40 places: of the first batch nothing is left, of the second 8, of the third all,
-    # of the fourth all.
+    # 64 keys in 40 places: none of the first batch is left, 8 of the second, all of the third and
+    # fourth.
     assert sorted(pretext.queue[:, 0].tolist()) == [1.0] * 8 + [2.0] * 16 + [3.0] * 16
     assert int(pretext.place) == 64 % 40
 
 
-def test_the_queue_takes_the_keys_of_every_part_of_a_batch_and_none_of_what_is_looked_at_between():
-    pretext = made("moco", queue=48, projection=4)
+def test_the_queue_takes_the_keys_of_training_batches_only():
+    pretext = build("moco", queue=48, projection=4)
     for part in range(2):
         pretext(pretext.views(batch(8), generator(part)))
     pretext.eval()
@@ -205,61 +213,63 @@ def test_the_queue_takes_the_keys_of_every_part_of_a_batch_and_none_of_what_is_l
     assert int(pretext.place) == 16
 
 
-def test_all_turns_of_every_image_are_in_one_batch():
-    pretext = made("rotation", augmentation={})
+def test_a_batch_has_all_rotations_of_every_image():
+    pretext = build("rotation", augmentation={})
     turned, targets = pretext.views(batch(4), generator())
     for image, target in zip(turned, targets, strict=True):
         back = image.rot90(-int(target), (1, 2))
-        assert any(torch.equal(back, each.float() / 255) for each in batch(4).inputs)
+        assert any(torch.equal(back, image.float() / 255) for image in batch(4).inputs)
     assert targets.bincount().tolist() == [4, 4, 4, 4]
-    halves = made("rotation", turns=2, augmentation={}).views(batch(4), generator())
+    halves = build("rotation", turns=2, augmentation={}).views(batch(4), generator())
     assert torch.equal(halves[0][4:], halves[0][:4].flip(2, 3))
 
 
-def test_position_crops_the_neighbour_it_names():
-    pretext = made("position", patch=6, gap=4, jitter=1, color="none", neighbors=8)
+def test_position_crops_the_neighbor_of_its_label():
+    pretext = build("position", patch=6, gap=4, jitter=1, color="none", neighbors=8)
     column = torch.arange(SIZE).repeat(SIZE, 1)
     place = torch.stack([column.T, column, column]).byte().repeat(5, 1, 1, 1)
-    found, targets = pretext.views(Batch(place, None), generator())
-    corners = (found[:, :2, 0, 0] * 255).round().unflatten(0, (9, 5))
-    for image, at in itertools.product(range(5), range(8)):
-        row, column = NEIGHBORS[targets[image, at]]
-        offset = corners[1 + at, image] - corners[0, image]
+    crops, targets = pretext.views(Batch(place, None), generator())
+    corners = (crops[:, :2, 0, 0] * 255).round().unflatten(0, (9, 5))
+    for image, position in itertools.product(range(5), range(8)):
+        row, column = NEIGHBORS[targets[image, position]]
+        offset = corners[1 + position, image] - corners[0, image]
         expected = torch.tensor([(row - 1) * 10.0, (column - 1) * 10.0])
-        assert (offset - expected).abs().max() <= 2  # the jitter of both
-    # To exchange the patches of a pair is to name the opposite neighbour.
-    assert all((2 - r, 2 - c) == NEIGHBORS[7 - at] for at, (r, c) in enumerate(NEIGHBORS))
+        assert (offset - expected).abs().max() <= 2  # both patches have jitter
+    # Exchanging the patches of a pair gives the opposite neighbor.
+    assert all(
+        (2 - r, 2 - c) == NEIGHBORS[7 - position] for position, (r, c) in enumerate(NEIGHBORS)
+    )
 
 
-def test_kernels_of_the_last_stage_learn_from_enlarged_patches_alone():
-    """A patch of 7 pixels is one place there: what lies around it is padding."""
+def test_kernels_of_the_last_stage_learn_only_from_enlarged_patches():
+    """A patch of 7 pixels has one position in the last stage; padding surrounds it."""
     for enlarge, learns in ((1, False), (3, True)):
-        pretext = made("position", enlarge=enlarge)
+        pretext = build("position", enlarge=enlarge)
         views = pretext.views(batch(), generator())
         assert views[0].shape[2:] == (7 * enlarge, 7 * enlarge)
         pretext(views).loss.backward()
         last = [
-            each
-            for each in pretext.backbone.modules()
-            if getattr(each, "kernel_size", None) == (3, 3)
+            module
+            for module in pretext.backbone.modules()
+            if getattr(module, "kernel_size", None) == (3, 3)
         ][-1]
         around = last.weight.grad.flatten(2)[:, :, torch.arange(9) != 4]
         assert bool(around.abs().sum() > 0) == learns
 
 
-def test_colour_measures_hide_what_tells_a_patchs_place():
+def test_color_options_hide_cues_to_a_patchs_position():
     image = torch.rand(64, 3, 8, 8, generator=generator())
     projected = project_colors(image)
     axis = torch.tensor([-1.0, 2.0, -1.0])[:, None, None]
     assert (projected * axis).sum(1).abs().max() < 1e-6
     torch.testing.assert_close(project_colors(projected), projected)
-    # Red moved against green by a pixel, as an aberration moves it: dropping leaves no two channels
-    # to compare.
+    # Aberration shifts red against green by a pixel; dropping channels leaves no pair to
+    # compare.
     shifted = torch.cat([image[:, :1].roll(1, 3), image[:, :1], image[:, :1]], dim=1)
     dropped = drop_colors(shifted, generator())
     deviations = dropped.std(dim=(2, 3)).sort(dim=1).values
     assert (deviations[:, 1] < 0.02 * deviations[:, 2]).all()
-    assert len({int(at) for at in dropped.std(dim=(2, 3)).argmax(1)}) == 3
+    assert len({int(channel) for channel in dropped.std(dim=(2, 3)).argmax(1)}) == 3
 
 
 @pytest.mark.parametrize(
@@ -270,6 +280,6 @@ def test_colour_measures_hide_what_tells_a_patchs_place():
         ("vit-tiny", {"patch": 7}, "take 4"),
     ],
 )
-def test_grids_that_do_not_fit(backbone, options, words):
+def test_grids_that_do_not_fit_are_errors(backbone, options, words):
     with pytest.raises(UserError, match=words):
-        made("position", backbone, **options)
+        build("position", backbone, **options)

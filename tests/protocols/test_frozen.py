@@ -1,4 +1,4 @@
-"""Classifiers on cached features, against naive loops and scikit-learn."""
+"""Classifiers on cached features, compared with naive loops and scikit-learn."""
 
 import pytest
 import torch
@@ -50,17 +50,17 @@ def examples(count: int, labels: bool = True) -> TensorExamples:
 def clusters(
     count: int, width: int, classes: int, spread: float = 1.0, seed: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """Overlapping Gaussian classes, off centre, on axes of unequal length."""
+    """Return overlapping Gaussian classes, off center, with unequal variances."""
     generator = torch.Generator().manual_seed(seed)
-    centres = torch.randn(
+    centers = torch.randn(
         classes, width, generator=torch.Generator().manual_seed(99), dtype=torch.float64
     )
     y = torch.randint(classes, (count,), generator=generator)
-    x = centres[y] + spread * torch.randn(count, width, generator=generator, dtype=torch.float64)
+    x = centers[y] + spread * torch.randn(count, width, generator=generator, dtype=torch.float64)
     return 3 + x * torch.logspace(0, -1.5, width, dtype=torch.float64), y
 
 
-def test_features_are_the_backbones_in_eval_mode_whatever_the_batch() -> None:
+def test_features_are_computed_in_eval_mode_independently_of_the_batch() -> None:
     backbone, data = Tiny(), examples(10)
     before = {name: value.clone() for name, value in backbone.state_dict().items()}
     x = extract(backbone, data, as_float, CPU, batch=4)
@@ -69,7 +69,7 @@ def test_features_are_the_backbones_in_eval_mode_whatever_the_batch() -> None:
         assert torch.equal(value, before[name]), name
     backbone.eval()
     torch.testing.assert_close(x, backbone(data.inputs.float() / 255).pooled)
-    # What comes out can be trained on.
+    # The features can be trained on.
     nn.Linear(5, 3)(x).sum().backward()
 
 
@@ -79,7 +79,7 @@ def test_features_are_float32_under_autocast() -> None:
     assert x.dtype == torch.float32
 
 
-def test_unlabelled_examples_have_features() -> None:
+def test_unlabeled_examples_have_features() -> None:
     assert extract(Tiny(), examples(6, labels=False), as_float, CPU, batch=4).shape == (6, 5)
 
 
@@ -90,23 +90,23 @@ def test_a_diverged_backbone_is_reported() -> None:
         extract(backbone, examples(4), as_float, CPU, batch=4)
 
 
-def test_weighted_knn_is_the_vote_of_wu_et_al(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(neighbors, "CHUNK", 1)  # several turns of 256 rows
+def test_weighted_knn_equals_the_vote_of_wu_et_al(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(neighbors, "CHUNK", 1)  # several chunks of 256 rows
     train_x, train_y = clusters(60, 8, 4)
     test_x, _ = clusters(300, 8, 4, seed=1)
     k, temperature = 7, 0.1
     scores = weighted_knn(train_x, train_y, test_x, k, temperature, 4)
-    for query, found in zip(test_x, scores, strict=True):
+    for query, score in zip(test_x, scores, strict=True):
         similarities = [float(F.cosine_similarity(query, other, dim=0)) for other in train_x]
         votes = torch.zeros(4, dtype=torch.float64)
         for i in sorted(range(60), key=lambda i: -similarities[i])[:k]:
             votes[train_y[i]] += torch.tensor(
                 similarities[i] / temperature, dtype=torch.float64
             ).exp()
-        torch.testing.assert_close(found, votes / votes.sum())
+        torch.testing.assert_close(score, votes / votes.sum())
 
 
-def test_weighted_knn_takes_as_many_neighbours_as_there_are_and_stays_finite() -> None:
+def test_weighted_knn_is_capped_at_the_examples_and_stays_finite() -> None:
     train_x, train_y = clusters(5, 8, 3)
     scores = weighted_knn(train_x.float(), train_y, train_x.float(), 200, 1e-3, 3)
     assert torch.equal(scores.argmax(1), train_y)
@@ -114,7 +114,7 @@ def test_weighted_knn_takes_as_many_neighbours_as_there_are_and_stays_finite() -
 
 
 def sklearn_logistic(x: Tensor, y: Tensor, l2: float) -> tuple[Tensor, Tensor]:
-    """scikit-learn's solution for the same objective, for raw features."""
+    """Return scikit-learn's solution of the same objective for raw features."""
     mean, deviation = x.mean(), x.std()
     model = SklearnLogistic(C=1 / (l2 * len(x)), tol=1e-10, max_iter=5000).fit(
         ((x - mean) / deviation).numpy(), y
@@ -138,7 +138,7 @@ def objective(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor, l2: float) -> 
     return float(loss + l2 / 2 * (weight.double() * x.std()).square().sum())
 
 
-def test_logistic_regression_in_float32_is_as_good_at_the_default_tolerance() -> None:
+def test_logistic_regression_in_float32_reaches_the_default_tolerance() -> None:
     x, y = clusters(200, 12, 4)
     strengths = [1e-4, 1e-2, 1.0]
     for l2, weight, bias in zip(strengths, *logistic(x.float(), y, 4, strengths), strict=True):
@@ -147,7 +147,7 @@ def test_logistic_regression_in_float32_is_as_good_at_the_default_tolerance() ->
 
 
 @pytest.mark.filterwarnings("ignore:lbfgs failed to converge")
-def test_a_few_iterations_do_on_features_of_very_unequal_variance() -> None:
+def test_few_iterations_are_enough_for_features_of_very_unequal_variance() -> None:
     x, y = clusters(300, 20, 3, spread=3.0)
     x = (x - x.mean(0)) * torch.logspace(0, -2.5, 20, dtype=torch.float64)
     best, few = (
@@ -175,7 +175,7 @@ def test_logistic_regression_does_not_depend_on_how_the_rows_are_split(
     "x", [torch.ones(30, 4), torch.randn(30, 40, generator=torch.Generator().manual_seed(0))]
 )
 def test_logistic_regression_stays_finite(x: Tensor) -> None:
-    """Constant features; fewer examples than features, and a class without examples."""
+    """Constant features, fewer examples than features, and a class without examples."""
     weights, biases = logistic(x, torch.arange(30) % 2, 3, [1e-6, 1.0])
     assert weights.isfinite().all()
     assert biases.isfinite().all()
@@ -199,13 +199,13 @@ def test_the_strength_with_the_best_validation_score_is_chosen() -> None:
     assert 100 * hits.double().mean() == pytest.approx(fit.scores[fit.l2])
 
 
-def test_of_equally_good_strengths_the_strongest_is_chosen_and_the_score_may_be_given() -> None:
+def test_ties_choose_the_strongest_regularization_and_scores_are_configurable() -> None:
     x, y = clusters(40, 6, 3)
     fit = LogisticRegression().fit((x, y), (x, y), 3, score=lambda scores, labels: 1.0)
     assert fit.l2 == max(fit.scores) == pytest.approx(10)
 
 
-def test_the_strength_is_the_lowest_score_if_lower_is_better() -> None:
+def test_the_strength_with_the_lowest_score_is_chosen_if_lower_is_better() -> None:
     x, y = clusters(40, 6, 3)
     error, options = Metric("error", better="lower"), LogisticOptions(l2_count=5)
 
@@ -219,7 +219,7 @@ def test_the_strength_is_the_lowest_score_if_lower_is_better() -> None:
     assert lowest.l2 < highest.l2
 
 
-def test_the_solver_leaves_the_callers_precision_as_it_was() -> None:
+def test_the_solver_does_not_change_the_callers_precision() -> None:
     before = torch.get_float32_matmul_precision()
     try:
         torch.set_float32_matmul_precision("high")
@@ -229,7 +229,7 @@ def test_the_solver_leaves_the_callers_precision_as_it_was() -> None:
         torch.set_float32_matmul_precision(before)
 
 
-def test_bounds_in_the_wrong_order_are_refused() -> None:
+def test_bounds_in_the_wrong_order_are_rejected() -> None:
     with pytest.raises(ValueError, match=r"l2_min .* is above l2_max"):
         LogisticOptions(l2_min=1.0, l2_max=0.1)
     assert LogisticOptions(l2_min=0.1, l2_count=1).strengths() == pytest.approx([0.1])
@@ -244,7 +244,7 @@ def classical(
 
 
 @pytest.mark.parametrize("model", CLASSICAL)
-def test_classical_classifiers_learn_and_keep_the_classes_in_place(model: str) -> None:
+def test_classical_classifiers_learn_and_keep_the_class_order(model: str) -> None:
     x, y = clusters(120, 6, 3, spread=0.5)
     test_x, test_y = clusters(60, 6, 3, spread=0.5, seed=1)
     fit = classical(model, x, 2 * y, (x[:30], 2 * y[:30]), test_x, classes=6)
@@ -255,53 +255,53 @@ def test_classical_classifiers_learn_and_keep_the_classes_in_place(model: str) -
     assert fit.chosen
 
 
-def test_svm_scores_of_two_classes_are_in_their_order() -> None:
+def test_svm_scores_of_two_classes_are_in_class_order() -> None:
     x, y = clusters(80, 6, 2, spread=0.5)
     fit = classical("svm", x, y, (x, y), x, classes=2)
     assert (fit.scores.argmax(1) == y).double().mean() > 0.9
 
 
-def test_the_solver_shortens_steps_that_overshoot_and_solves_each_function_for_itself() -> None:
-    """log cosh with a first Hessian a hundred times too small: whole steps from far away would only go up."""
-    centres = torch.tensor([[0.0], [5.0], [-40.0]], dtype=torch.float64)
+def test_the_solver_shortens_overshooting_steps_for_each_function_separately() -> None:
+    """Minimize log cosh with a Hessian 100 times too small, so that full steps diverge."""
+    centers = torch.tensor([[0.0], [5.0], [-40.0]], dtype=torch.float64)
     sharpness = torch.tensor([[1.0], [0.1], [3.0]], dtype=torch.float64)
 
     def value_and_gradient(points: Tensor, which: Tensor) -> tuple[Tensor, Tensor]:
-        offset = (points - centres[which]) * sharpness[which]
+        offset = (points - centers[which]) * sharpness[which]
         return offset.cosh().log().sum(1), sharpness[which] * offset.tanh()
 
     start = torch.zeros(3, 1, dtype=torch.float64)
     minima = logistic_module._lbfgs(
         value_and_gradient, start, torch.full_like(start, 100.0), iterations=50, tolerance=1e-9
     )
-    torch.testing.assert_close(minima, centres, atol=1e-6, rtol=0)
+    torch.testing.assert_close(minima, centers, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize(("count", "width"), [(60, 8), (6, 40)])
-def test_few_shot_least_squares_are_ridge_regression_onto_signs(count: int, width: int) -> None:
+def test_few_shot_least_squares_equal_ridge_regression_onto_signs(count: int, width: int) -> None:
     x, y = clusters(count, width, 3)
     y[:3] = torch.arange(3)
     signs = torch.where(y[:, None] == torch.arange(3), 1.0, -1.0).double()
     deviation = x.std(dim=0, correction=0) + 1e-5
-    theirs = Ridge(7.5).fit(((x - x.mean(0)) / deviation).numpy(), signs.numpy())
+    reference = Ridge(7.5).fit(((x - x.mean(0)) / deviation).numpy(), signs.numpy())
     queries, _ = clusters(20, width, 3, seed=1)
-    expected = torch.from_numpy(theirs.predict(((queries - x.mean(0)) / deviation).numpy()))
+    expected = torch.from_numpy(reference.predict(((queries - x.mean(0)) / deviation).numpy()))
     head = least_squares(x, y, 3, 7.5)
     torch.testing.assert_close(head(queries), expected, atol=1e-10, rtol=1e-10)
-    # The normal equations, with a column of ones that is not regularised.
+    # The normal equations with an unregularized column of ones.
     z = torch.cat([(x - x.mean(0)) / deviation, torch.ones(count, 1, dtype=torch.float64)], dim=1)
     penalty = torch.diag(torch.tensor([7.5] * width + [0.0], dtype=torch.float64))
     solved = torch.linalg.solve(z.T @ z + penalty, z.T @ signs)
     torch.testing.assert_close(
         head.weight, (solved[:-1] / deviation[:, None]).T, atol=1e-9, rtol=1e-9
     )
-    # In float32 it is solved in float64 as well.
+    # float32 input is solved in float64, too.
     torch.testing.assert_close(
         least_squares(x.float(), y, 3, 7.5)(queries.float()), expected.float(), atol=1e-4, rtol=0
     )
 
 
-def test_a_feature_that_never_changes_says_nothing() -> None:
+def test_a_constant_feature_changes_no_score() -> None:
     x, y = clusters(30, 5, 3)
     constant = torch.cat([x, torch.full((30, 1), 4.0, dtype=torch.float64)], dim=1)
     torch.testing.assert_close(

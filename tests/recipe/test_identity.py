@@ -1,4 +1,4 @@
-"""What a run's hash covers: what differs from the defaults, versions, files and the source of plug-ins."""
+"""Run hashes: non-default options, versions, files and the source of plug-ins."""
 
 import sys
 from types import ModuleType
@@ -46,33 +46,37 @@ RECIPE = {
 
 
 def hashes(tmp_path, **changes):
-    """The hashes of a recipe's pretraining and of its probe."""
+    """Return the hashes of a recipe's pretraining and of its probe."""
     recipe = parse(Located({**RECIPE, **changes}, {(): "mine.yaml:1"}))
     (probe,) = cells(recipe, 0, tmp_path)
     return Pretraining(recipe, 0, tmp_path).run.hash, probe.run.hash
 
 
 @pytest.mark.parametrize(
-    "given",
+    "options",
     [{}, {"rate": 0.2}, {"crop": {"size": 4}}, {"crop": {"size": 8}}, {"crop": {"flip": 1}}],
 )
-def test_a_new_option_with_a_default_changes_no_identity(given):
+def test_a_new_option_with_a_default_changes_no_identity(options):
     before, after = (
-        Named(name="x", options=each.model_validate(given)).identity() for each in (Before, After)
+        Named(name="x", options=cls.model_validate(options)).identity() for cls in (Before, After)
     )
     assert before == after
 
 
 def test_only_what_differs_from_the_defaults_is_in_the_identity():
-    def of(**given):
-        return Named(name="x", options=Before.model_validate(given)).identity()
+    def identity_of(**options):
+        return Named(name="x", options=Before.model_validate(options)).identity()
 
-    assert of() == of(rate=0.1, crop={"size": 16, "flip": 0.5}) == {"name": "x"}
-    assert of(rate=0.2, crop={"size": 4}) == {"name": "x", "rate": 0.2, "crop": {"size": 4}}
-    assert of(crop={"size": 8}) == {
+    assert identity_of() == identity_of(rate=0.1, crop={"size": 16, "flip": 0.5}) == {"name": "x"}
+    assert identity_of(rate=0.2, crop={"size": 4}) == {
+        "name": "x",
+        "rate": 0.2,
+        "crop": {"size": 4},
+    }
+    assert identity_of(crop={"size": 8}) == {
         "name": "x",
         "crop": {},
-    }  # the class's default, but not the field's
+    }  # the default of the class, but not of the field
 
 
 def test_a_changed_value_changes_the_hashes_and_a_default_that_is_written_out_does_not(tmp_path):
@@ -97,10 +101,10 @@ def test_a_raised_version_changes_the_hashes(tmp_path, monkeypatch):
     monkeypatch.setattr(pretexts["simclr"], "version", 2)
     second = hashes(tmp_path)
     assert second[0] != first[0]
-    assert second[1] != first[1]  # a probe is of that pretraining
+    assert second[1] != first[1]  # a probe's identity includes its pretraining
 
 
-def test_a_plug_in_is_told_by_the_content_of_its_file(tmp_path, monkeypatch):
+def test_a_plug_in_is_identified_by_the_content_of_its_file(tmp_path, monkeypatch):
     path = tmp_path / "mine.py"
     path.write_text("a = 1\n")
     module = ModuleType("mine_of_a_test")

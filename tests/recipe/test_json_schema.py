@@ -1,4 +1,4 @@
-"""The JSON schema of recipes: it accepts every recipe that ships, and not what is misspelled."""
+"""The JSON schema of recipes: it accepts shipped recipes and rejects misspellings."""
 
 import json
 import re
@@ -19,7 +19,10 @@ TYPES = {"object": dict, "array": list, "string": str, "null": type(None), "bool
 
 
 def accepts(schema, value, root):
-    """Whether a value is valid: the keywords of JSON Schema that pydantic and `recipe_schema` write, but for ranges."""
+    """Return whether a value is valid.
+
+    Supports the keywords of JSON Schema that pydantic and `recipe_schema` write, except ranges.
+    """
     if "$ref" in schema:
         target = root
         for part in schema["$ref"].removeprefix("#/").split("/"):
@@ -35,8 +38,9 @@ def accepts(schema, value, root):
         or not isinstance(value, str)
         or re.search(schema["pattern"], value),
         "not" not in schema or not accepts(schema["not"], value, root),
-        "anyOf" not in schema or any(accepts(each, value, root) for each in schema["anyOf"]),
-        "oneOf" not in schema or sum(accepts(each, value, root) for each in schema["oneOf"]) == 1,
+        "anyOf" not in schema or any(accepts(option, value, root) for option in schema["anyOf"]),
+        "oneOf" not in schema
+        or sum(accepts(option, value, root) for option in schema["oneOf"]) == 1,
     ]
     if "if" in schema:
         checks.append(
@@ -47,7 +51,9 @@ def accepts(schema, value, root):
         checks += [_accepts_key(schema, key, inner, root) for key, inner in value.items()]
     if isinstance(value, list):
         first = schema.get("prefixItems", [])
-        checks += [accepts(each, inner, root) for each, inner in zip(first, value, strict=False)]
+        checks += [
+            accepts(option, inner, root) for option, inner in zip(first, value, strict=False)
+        ]
         checks += [
             accepts(schema.get("items", {}) or {}, inner, root) for inner in value[len(first) :]
         ]
@@ -75,7 +81,7 @@ def schema():
     return json.loads(json.dumps(recipe_schema()))
 
 
-def test_it_is_printed_as_json(monkeypatch, capsys, schema):
+def test_the_schema_is_printed_as_json(monkeypatch, capsys, schema):
     monkeypatch.setattr(sys, "argv", ["sslrun", "show", "schema"])
     with pytest.raises(SystemExit):
         cli.main()
@@ -86,7 +92,7 @@ def test_it_is_printed_as_json(monkeypatch, capsys, schema):
     jsonschema.Draft202012Validator.check_schema(printed)
 
 
-def test_every_reference_leads_somewhere(schema):
+def test_every_reference_resolves(schema):
     references = re.findall(r'"\$ref": "#/\$defs/([^"]+)"', json.dumps(schema))
     assert set(references) <= schema["$defs"].keys()
     assert len(schema["$defs"]) > 100
@@ -131,13 +137,13 @@ RECIPE = {
         ({"knn": {"kk": 10}}, False),
     ],
 )
-def test_what_is_misspelled_is_found(schema, changes, valid):
+def test_misspellings_are_rejected(schema, changes, valid):
     assert bool(accepts(schema, RECIPE | changes, schema)) is valid
     sweep = {"name": "sweep", "base": RECIPE, "rows": {"a": changes, "b": {"pretrain.epochs": 3}}}
     assert bool(accepts(schema, sweep, schema)) is valid
 
 
-def test_a_plug_in_is_in_it():
+def test_the_schema_includes_plug_ins():
     @pretexts.register("of-a-schema-test")
     class Mine(Pretext):
         """Nothing is learned."""
@@ -147,12 +153,12 @@ def test_a_plug_in_is_in_it():
             """How fast nothing is learned."""
 
     try:
-        made = recipe_schema()
+        schema = recipe_schema()
         assert (
-            made["$defs"]["pretext.of-a-schema-test"]["properties"]["speed"]["description"]
+            schema["$defs"]["pretext.of-a-schema-test"]["properties"]["speed"]["description"]
             == "How fast nothing is learned."
         )
-        assert {"$ref": "#/$defs/pretext.of-a-schema-test"} in made["$defs"]["pretext"]["anyOf"][
+        assert {"$ref": "#/$defs/pretext.of-a-schema-test"} in schema["$defs"]["pretext"]["anyOf"][
             -1
         ]["oneOf"]
     finally:
@@ -161,6 +167,6 @@ def test_a_plug_in_is_in_it():
 
 @pytest.mark.parametrize("name", SECTIONS)
 def test_show_knows_every_section(name):
-    found = describe("section", name)
-    assert found["about"]
-    assert all(option["about"] for option in found["options"])
+    described = describe("section", name)
+    assert described["about"]
+    assert all(option["about"] for option in described["options"])

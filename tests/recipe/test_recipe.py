@@ -1,4 +1,4 @@
-"""Recipes and sweeps: what is read, and what a user is told about each mistake."""
+"""Recipes and sweeps: parsing, overrides, inheritance, and error messages."""
 
 from pathlib import Path
 
@@ -44,39 +44,39 @@ def message(call, *arguments) -> str:
     return text
 
 
-def test_reads_every_section(write):
+def test_every_section_is_read(write):
     recipe = load(write(GOOD))
     assert recipe.backbone.name == "resnet18"
     assert recipe.backbone.options.stem == "small"
     assert recipe.pretext.options.temperature == 0.5
-    assert recipe.pretrain.lr == 1e-3  # YAML 1.1 would have read a string
+    assert recipe.pretrain.lr == 1e-3  # a string in YAML 1.1
     assert recipe.evaluate["digits"].labels == (0.1, 1.0)
 
 
-def test_a_name_with_a_dot_is_one_key_where_a_section_is_merged(write):
+def test_merging_keeps_a_name_with_a_dot_as_one_key(write):
     text = GOOD.replace("labels: [0.1, 1.0]", "shifts: {CIFAR-10.1: {corruption: fog}}")
     shifts = load(
         write(text), ["evaluate.digits.shifts={CIFAR-10.1: {severity: 5}, b.2: contrast}"]
     )
     assert {
-        name: (each.corruption, each.severity)
-        for name, each in shifts.evaluate["digits"].shifts.items()
+        name: (shift.corruption, shift.severity)
+        for name, shift in shifts.evaluate["digits"].shifts.items()
     } == {
         "CIFAR-10.1": ("fog", 5),
         "b.2": ("contrast", 3),
     }
 
 
-def test_a_name_with_a_colon_is_the_option_that_such_names_stand_for(write):
+def test_a_name_with_a_colon_sets_the_components_shorthand_option(write):
     text = "name: mine\ndata: {name: world, length: 32}\nbackbone: BACKBONE\n"
     assert (
         load(write(text.replace("BACKBONE", "hf:google/bert_tiny"))).backbone.options.model
         == "google/bert_tiny"
     )
-    given = load(
+    recipe = load(
         write(text.replace("BACKBONE", "{name: 'hf:tiny', pretrained: false}"))
     ).backbone.options
-    assert (given.model, given.pretrained) == ("tiny", False)
+    assert (recipe.model, recipe.pretrained) == ("tiny", False)
     images = load(write("name: mine\ndata: hub:owner/photos\nbackbone: resnet18\n"))
     assert (images.data.name, images.data.options.hub) == ("hub", "owner/photos")
     assert "no such backbone: 'gpt-tiny:x'" in message(
@@ -84,14 +84,14 @@ def test_a_name_with_a_colon_is_the_option_that_such_names_stand_for(write):
     )
 
 
-def test_protocol_options_go_from_recipe_to_evaluation_and_from_finetune_to_lpft(write):
+def test_evaluations_inherit_protocol_options_and_lpft_those_of_finetune(write):
     options = load(write(GOOD)).evaluate["digits"].options
     assert (options["finetune"].epochs, options["finetune"].lr) == (3, 0.02)
     assert (options["scratch"].epochs, options["scratch"].lr) == (3, 0.02)
     assert (options["lpft"].epochs, options["lpft"].lr) == (3, 0.001)
 
 
-def test_restarts_are_of_what_is_trained_step_by_step(write):
+def test_restarts_apply_to_gradient_trained_protocols(write):
     text = """\
 name: mine
 data: {name: world, length: 32}
@@ -103,13 +103,16 @@ evaluate:
   world-span: {restarts: 3, protocols: [probe]}
 """
     evaluate = load(write(text)).evaluate
-    found = {
-        name: [each.restarts_of(one) for one in ("knn", "probe", "lpft")]
-        for name, each in evaluate.items()
+    restarts = {
+        name: [evaluation.restarts_of(one) for one in ("knn", "probe", "lpft")]
+        for name, evaluation in evaluate.items()
     }
-    assert found == {
-        "world-sentiment": [1, 1, 3], "by-sgd": [1, 3, 3], "mixed": [1, 3, 3], "world-span": [1, 3, 3]
-    }  # fmt: skip
+    assert restarts == {
+        "world-sentiment": [1, 1, 3],
+        "by-sgd": [1, 3, 3],
+        "mixed": [1, 3, 3],
+        "world-span": [1, 3, 3],
+    }
 
 
 def test_steps_replace_inherited_epochs(write):
@@ -123,7 +126,7 @@ def test_resolved_recipe_reads_back_equal(write):
     assert again == recipe
 
 
-def test_overrides(write):
+def test_overrides_change_and_add_values(write):
     path = write(GOOD)
     recipe = load(
         path, ["pretrain.epochs=5", "backbone.stem=imagenet", "evaluate.digits.labels=[1.0]"]
@@ -134,22 +137,23 @@ def test_overrides(write):
     assert load(path, ["pretext=null"]).pretext is None
 
 
-def test_another_component_takes_the_place_of_the_old_ones_options(write):
+def test_another_component_discards_the_options_of_the_old_one(write):
     recipe = load(write(GOOD), ["pretext={name: rotation}"])
     assert recipe.pretext.name == "rotation"
     kept = load(write(GOOD), ["pretext={temperature: 0.1}"])
     assert (kept.pretext.name, kept.pretext.options.temperature) == ("simclr", 0.1)
 
 
-def test_a_component_that_is_a_name_alone_takes_options(write):
+def test_overrides_add_options_to_a_bare_component_name(write):
     path = write(GOOD)
     assert load(path, ["data.size=16"]).data.options.size == 16
     assert load(path, ["data={size: 16}"]).data.options.size == 16
     changed = load(path, ["pretext=rotation", "pretext.turns=2"])
     assert (changed.pretext.name, changed.pretext.options.turns) == ("rotation", 2)
-    told = message(load, path, ["data.sice=16"])
+    error = message(load, path, ["data.sice=16"])
     assert (
-        told == "override data.sice=16: data.sice: no such option of 'digits'. Did you mean 'size'?"
+        error
+        == "override data.sice=16: data.sice: no such option of 'digits'. Did you mean 'size'?"
     )
 
 
@@ -233,7 +237,7 @@ def test_a_component_that_is_a_name_alone_takes_options(write):
         ("stem: small}", "stem: small", 3, ["not valid YAML"]),
     ],
 )
-def test_mistakes_are_named_with_file_line_and_remedy(write, old, new, line, parts):
+def test_errors_name_file_line_and_remedy(write, old, new, line, parts):
     assert old in GOOD
     path = write(GOOD.replace(old, new))
     text = message(load, path)
@@ -242,11 +246,11 @@ def test_mistakes_are_named_with_file_line_and_remedy(write, old, new, line, par
         assert part in text
 
 
-def test_missing_key(write):
+def test_a_missing_key_is_an_error(write):
     assert "data: name a data set" in message(load, write(GOOD.replace("data: digits\n", "")))
 
 
-def test_overrides_that_fail(write):
+def test_invalid_overrides_are_errors(write):
     path = write(GOOD)
     assert "override pretrain.epoch=5: pretrain.epoch" in message(load, path, ["pretrain.epoch=5"])
     assert "override pretrain.epochs=x" in message(load, path, ["pretrain.epochs=x"])
@@ -255,7 +259,7 @@ def test_overrides_that_fail(write):
     assert "not valid YAML" in message(load, path, ["name=[1"])
 
 
-def test_files_that_are_none(tmp_path, write):
+def test_invalid_and_missing_files_are_errors(tmp_path, write):
     write(GOOD, "simclr.yaml")
     assert "no such file" in message(load, tmp_path / "simclear.yaml")
     assert "'simclr.yaml'" in message(load, tmp_path / "simclear.yaml")
@@ -300,7 +304,7 @@ def test_sweep_with_its_base_inside_equals_one_with_a_file(write):
     assert both[0] == both[1]
 
 
-def test_sweep_mistakes_are_placed_in_the_file_they_stand_in(write):
+def test_sweep_errors_name_the_file_that_contains_them(write):
     base = write(GOOD)
     path = write(SWEEP.replace("rotation", "rotatoin"), "few.yaml")
     assert message(load_sweep, path).startswith(f"{path}:5: pretext")
@@ -319,7 +323,7 @@ def test_a_recipe_is_a_sweep_of_one_row_but_a_sweep_is_no_recipe(write):
     assert "sslrun sweep" in message(load, write(SWEEP, "few.yaml"))
 
 
-def test_places_and_merged_mappings(write):
+def test_lines_are_located_in_merged_mappings(write):
     assert read_yaml(write(GOOD)).places[("evaluate", "digits", "labels")].endswith(":11")
     merged = read_yaml(write("a: &a {x: 1, y: 2}\nb: {<<: *a, y: 3}\n"))
     assert merged.value["b"] == {"x": 1, "y": 3}

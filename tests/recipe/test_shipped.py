@@ -1,4 +1,4 @@
-"""The recipes that ship: found by name from any folder, and inside the wheel."""
+"""Shipped recipes: found by name from any folder, and inside the wheel."""
 
 import json
 import subprocess
@@ -21,7 +21,7 @@ def elsewhere(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_every_recipe_is_listed_with_what_it_is(monkeypatch, capsys):
+def test_every_recipe_is_listed_with_its_description(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["sslrun", "recipes", "--json"])
     with pytest.raises(SystemExit):
         cli.main()
@@ -34,7 +34,7 @@ def test_every_recipe_is_listed_with_what_it_is(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         cli.main()
     names = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
-    assert names == list(listed)  # none is cut short, however long the text beside it
+    assert names == list(listed)  # no name is truncated, however long its description
 
 
 def test_a_recipe_is_found_by_its_name_from_any_folder(elsewhere):
@@ -43,10 +43,10 @@ def test_a_recipe_is_found_by_its_name_from_any_folder(elsewhere):
     assert load_sweep(Path("quickstart")).name == "quickstart"
     own = elsewhere / "quickstart"
     own.write_text((ROOT / "recipes/image/simclr-cifar10.yaml").read_text())
-    assert load(Path("quickstart")).name == "simclr-cifar10"  # a file of that name comes first
+    assert load(Path("quickstart")).name == "simclr-cifar10"  # a file of that name has priority
 
 
-def test_a_name_that_none_has(elsewhere, monkeypatch):
+def test_an_unknown_name_is_an_error(elsewhere, monkeypatch):
     with pytest.raises(UserError, match="Did you mean 'simclr-cifar10'"):
         shipped.find(Path("simclr-cifar"))
     with pytest.raises(UserError, match="`sslrun recipes` lists those that ship"):
@@ -59,7 +59,7 @@ def test_a_name_that_none_has(elsewhere, monkeypatch):
         shipped.find(Path("mine"))
 
 
-def test_claims_are_those_that_ship_unless_there_are_some_here(elsewhere):
+def test_local_claims_replace_the_shipped_ones(elsewhere):
     assert shipped.claims_folder().resolve() == (ROOT / "recipes/claims").resolve()
     (elsewhere / "recipes" / "claims").mkdir(parents=True)
     assert shipped.claims_folder() == Path("recipes/claims")
@@ -73,9 +73,16 @@ def test_the_wheel_holds_the_recipes_and_finds_them(tmp_path):
         (source / name).symlink_to(ROOT / name)
     wheels = tmp_path / "wheels"
     subprocess.run(
-        [sys.executable, "-c", "from setuptools import build_meta; import sys; build_meta.build_wheel(sys.argv[1])", wheels],
-        cwd=source, check=True, capture_output=True,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-c",
+            "from setuptools import build_meta; import sys; build_meta.build_wheel(sys.argv[1])",
+            wheels,
+        ],
+        cwd=source,
+        check=True,
+        capture_output=True,
+    )
     (wheel,) = wheels.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "installed")
@@ -84,7 +91,10 @@ def test_the_wheel_holds_the_recipes_and_finds_them(tmp_path):
         for path in tmp_path.glob("installed/sslrun/recipes/**/*.yaml")
     }
     assert inside == {path.relative_to(ROOT) for path in (ROOT / "recipes").rglob("*.yaml")}
-    code = "import sslrun.recipe as r; from pathlib import Path; print(r.__file__, r.load_sweep(Path('quickstart')).name)"
+    code = (
+        "import sslrun.recipe as r; from pathlib import Path; "
+        "print(r.__file__, r.load_sweep(Path('quickstart')).name)"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env={"PYTHONPATH": str(tmp_path / "installed")},
         check=True, capture_output=True, text=True,

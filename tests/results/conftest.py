@@ -1,4 +1,4 @@
-"""Evaluations planted as folders, which records read as they read real runs."""
+"""Planted evaluations: folders that records read like real runs."""
 
 import itertools
 
@@ -47,10 +47,19 @@ def planted(tmp_path):
         run.start(recipe, {"device": "cpu"})
         shifts = {name: {metric["name"]: score} for name, score in more.pop("shifts", {}).items()}
         result = {
-            "stage": protocol, "protocol": protocol, "recipe": "r", "backbone": "b", "pretext": "p", "task": task,
-            "labels": labels, "seed": seed, "metric": metric, "metrics": {"test": {metric["name"]: value}},
-            "shifts": shifts, "seconds": 1.0,
-        }  # fmt: skip
+            "stage": protocol,
+            "protocol": protocol,
+            "recipe": "r",
+            "backbone": "b",
+            "pretext": "p",
+            "task": task,
+            "labels": labels,
+            "seed": seed,
+            "metric": metric,
+            "metrics": {"test": {metric["name"]: value}},
+            "shifts": shifts,
+            "seconds": 1.0,
+        }
         run.finish({**result, **more})
         return RunRecord(run.path, row)
 

@@ -1,4 +1,4 @@
-"""The published numbers: all there, each with its source, under the names that they are asked for by."""
+"""Published tables: complete, with sources, under their short names."""
 
 import json
 import os
@@ -34,7 +34,7 @@ def own():
     return yaml.safe_load((files("sslrun.results") / "published.yaml").read_text(encoding="utf-8"))
 
 
-def test_numbers_are_those_of_the_collection_they_were_taken_from():
+def test_published_numbers_equal_those_of_their_collection():
     data = os.environ.get("SSLRUN_DATA")
     collection = Path(data).parent / "published.yaml" if data else None
     if collection is None or not collection.is_file():
@@ -44,7 +44,7 @@ def test_numbers_are_those_of_the_collection_they_were_taken_from():
         assert {key: ours[name][key] for key in table} == table, name
 
 
-def test_every_number_has_a_source_and_says_whether_it_was_seen_there():
+def test_every_number_has_a_source_and_a_verification_status():
     count = 0
     for name in names():
         table = published(name)
@@ -87,11 +87,11 @@ def test_every_number_has_a_source_and_says_whether_it_was_seen_there():
         ("doersch", "doersch_table1_voc07_det", 12, 1, "Ours-color-dropping", "mAP", 46.3),
     ],
 )
-def test_tables_are_there_under_short_names(short, table, rows, columns, row, column, value):
-    (found,) = [each for each in published_as(short) if each.name == table]
-    assert len(found.rows) == rows
-    assert len({name for cells in found.rows.values() for name in cells}) == columns
-    assert found.rows[row][column].value == value
+def test_tables_have_short_names(short, table, rows, columns, row, column, value):
+    (source,) = [candidate for candidate in published_as(short) if candidate.name == table]
+    assert len(source.rows) == rows
+    assert len({name for cells in source.rows.values() for name in cells}) == columns
+    assert source.rows[row][column].value == value
 
 
 def test_the_vit_table_is_five_models_by_seven_sets_and_their_cost():
@@ -102,9 +102,9 @@ def test_the_vit_table_is_five_models_by_seven_sets_and_their_cost():
     assert all(set(models[:4]) <= set(cells) for cells in table.values())
 
 
-def test_short_names_are_no_tables_and_unknown_ones_are_told_of_in_a_line():
+def test_unknown_table_names_are_a_one_line_error():
     assert not set(short_names()) & set(names())
-    assert [each.name for each in published_as("bert_table5")] == ["bert_table5"]
+    assert [table.name for table in published_as("bert_table5")] == ["bert_table5"]
     for wrong, near in (
         ("vitt", "vit"),
         ("bert-ablations", "bert-ablation"),
@@ -127,7 +127,7 @@ def test_tables_are_shown_with_their_settings():
     )
 
 
-def test_every_number_of_a_table_is_shown_as_it_was_published():
+def test_every_number_is_shown_as_published():
     shown = CliRunner().invoke(app, ["show", "table", "lpft"]).output
     lines = shown[shown.index("kumar_table2_ood, %") :].splitlines()
     assert lines[2].split()[:3] == ["STL", "CIFAR-10.1", "Ent-30"]
@@ -136,28 +136,31 @@ def test_every_number_of_a_table_is_shown_as_it_was_published():
     assert "† recalled from the paper, not seen in it" in lines
     assert "LP-FT, Average (6 datasets, submission text): Table 2 (OOD), pre-camera-ready" in shown
     for name in names():
-        told = json.loads(CliRunner().invoke(app, ["show", "table", name, "--json"]).output)[
+        shown = json.loads(CliRunner().invoke(app, ["show", "table", name, "--json"]).output)[
             "tables"
         ]
-        numbers = {row: {column: each["value"] for column, each in cells.items()}
-                   for row, cells in told[name]["rows"].items()}  # fmt: skip
+        numbers = {row: {column: number["value"] for column, number in cells.items()}
+                   for row, cells in shown[name]["rows"].items()}  # fmt: skip
         assert numbers == {
-            row: {column: each.value for column, each in cells.items()}
+            row: {column: number.value for column, number in cells.items()}
             for row, cells in published(name).rows.items()
         }
 
 
 def ours(task, rows):
-    made = Table("mine")
+    table = Table("mine")
     for row, value in rows.items():
-        made.add(Row(row, "lpft"), Column(task, Labels(1.0), None, Metric("accuracy")), value)
-    return made
+        table.add(Row(row, "lpft"), Column(task, Labels(1.0), None, Metric("accuracy")), value)
+    return table
 
 
-def test_of_the_tables_of_a_paper_those_that_share_a_cell_are_shown(tmp_path):
-    made = compare_all(ours("CIFAR-10", {"x": 90.0}), published_as("lpft"))
-    assert [each.against for each in made.tables] == ["kumar_table1_id"]
-    assert "none of our cells matches: Table 2 (OOD) (kumar_table2_ood)" in made.tables[0].notes[-1]
+def test_only_tables_of_a_paper_that_share_a_cell_are_shown(tmp_path):
+    comparisons = compare_all(ours("CIFAR-10", {"x": 90.0}), published_as("lpft"))
+    assert [table.against for table in comparisons.tables] == ["kumar_table1_id"]
+    assert (
+        "none of our cells matches: Table 2 (OOD) (kumar_table2_ood)"
+        in comparisons.tables[0].notes[-1]
+    )
     (nothing,) = compare_all(ours("nothing", {"x": 90.0}), published_as("lpft")).tables
     assert not nothing.pairs
     assert nothing.notes[-1].startswith("none of our cells matches: ")
@@ -175,10 +178,10 @@ def test_of_the_tables_of_a_paper_those_that_share_a_cell_are_shown(tmp_path):
     assert "90.7" in (tmp_path / "t.md").read_text()
 
 
-def test_what_the_source_does_not_tell_is_open_and_said_to_be():
-    made = compare(ours("ImageNet", {"Ours-JFT (ViT-L/16)": 50.0}), published("vit_table2"))
+def test_settings_missing_from_the_source_are_reported_as_unknown():
+    comparison = compare(ours("ImageNet", {"Ours-JFT (ViT-L/16)": 50.0}), published("vit_table2"))
     assert {"steps", "parameters", "data"} <= {
-        each.kind for each in made.settings if each.verdict == "unknown"
+        setting.kind for setting in comparison.settings if setting.verdict == "unknown"
     }
-    assert "steps: unknown (ours: unknown; published: unknown)" in made.preface
-    assert set(ALWAYS) <= {each.kind for each in made.settings}
+    assert "steps: unknown (ours: unknown; published: unknown)" in comparison.preface
+    assert set(ALWAYS) <= {setting.kind for setting in comparison.settings}

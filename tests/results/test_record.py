@@ -1,4 +1,4 @@
-"""Records: a run's folder, read back."""
+"""Records: the folders of runs, read back."""
 
 import json
 
@@ -31,11 +31,23 @@ def evaluation(tmp_path, **more):
     )
     run.start({"name": "mine", "data": {"name": "digits"}}, {"device": "GPU", "devices": 4})
     result = {
-        "stage": "fewshot", "protocol": "fewshot", "recipe": "mine", "backbone": "mlp", "pretext": None, "task": "qm9",
-        "suite": ["VTAB", 19], "labels": 1, "labelled": 10, "seed": 3, "restart": 2, "metric": MAE.as_dict(),
-        "metrics": {"val": {"mae": 2.0}, "test": {"mae": 3.0}}, "shifts": {"fog": {"mae": 4.0}},
-        "dropped": {"fog": {"cat": 2}}, "seconds": 1.5,
-    }  # fmt: skip
+        "stage": "fewshot",
+        "protocol": "fewshot",
+        "recipe": "mine",
+        "backbone": "mlp",
+        "pretext": None,
+        "task": "qm9",
+        "suite": ["VTAB", 19],
+        "labels": 1,
+        "labelled": 10,
+        "seed": 3,
+        "restart": 2,
+        "metric": MAE.as_dict(),
+        "metrics": {"val": {"mae": 2.0}, "test": {"mae": 3.0}},
+        "shifts": {"fog": {"mae": 4.0}},
+        "dropped": {"fog": {"cat": 2}},
+        "seconds": 1.5,
+    }
     run.finish({**result, **more})
     return run
 
@@ -69,7 +81,7 @@ def test_every_part_of_a_run_is_read_with_its_type(tmp_path):
     )
     assert (pretraining.threads, pretraining.flops) == (2, 8.0)
     assert not pretraining.is_evaluation
-    assert record.probe is None  # named by the identity, and not there
+    assert record.probe is None  # the identity names it, but it is missing
 
 
 def test_the_log_is_read_line_by_line_and_a_half_written_line_is_skipped(tmp_path):
@@ -81,7 +93,7 @@ def test_the_log_is_read_line_by_line_and_a_half_written_line_is_skipped(tmp_pat
     assert list(RunRecord(tmp_path).log()) == []
 
 
-def test_pictures_are_those_of_the_folder_and_of_its_pictures(tmp_path):
+def test_pictures_are_found_in_the_folder_and_its_pictures_folder(tmp_path):
     run = evaluation(tmp_path)
     (run.path / "pictures" / "step-1").mkdir(parents=True)
     for name in ("b.png", "pictures/step-1/a.jpg", "pictures/notes.txt"):
@@ -90,7 +102,7 @@ def test_pictures_are_those_of_the_folder_and_of_its_pictures(tmp_path):
     assert names == ["b.png", "pictures/step-1/a.jpg"]
 
 
-def test_a_run_that_failed_or_is_not_there(tmp_path):
+def test_failed_and_missing_runs_have_no_result(tmp_path):
     run = Run(tmp_path, "mine", "probe", {})
     run.fail("digits: missing")
     record = RunRecord(run.path)

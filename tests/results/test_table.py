@@ -1,4 +1,4 @@
-"""Tables: the numbers in them, in every format."""
+"""Result tables: their numbers in every format."""
 
 import csv
 import io
@@ -52,7 +52,7 @@ def test_a_later_record_of_the_same_seed_replaces_the_earlier_one(records, plant
     assert table.cells[Row("C", "knn"), ALL].values == {"0": 70.0}
 
 
-def test_protocols_that_nothing_knows_come_last(planted):
+def test_unknown_protocols_come_last(planted):
     table = Table.from_records(
         [planted("A", 1.0, protocol="mine"), planted("A", 2.0, protocol="scratch")]
     )
@@ -66,11 +66,11 @@ def test_a_pipe_gets_no_escape_codes_and_a_terminal_bold(records):
     assert "91.0 ± 1.4" in printed(table)
 
 
-def test_markdown_latex_csv_json(records, tmp_path):
+def test_tables_are_written_as_markdown_latex_csv_and_json(records, tmp_path):
     table = Table.from_records(records, "t")
     markdown = to_markdown(table)
     assert "| A & B | knn | **50.0** |  |" in markdown
-    assert "| C | knn | **50.0** | 60.0 |" in markdown  # equal as printed: both best
+    assert "| C | knn | **50.0** | 60.0 |" in markdown  # equal as printed, so both are best
     latex = to_latex(table)
     assert "A \\& B & knn" in latex
     assert "91.0 $\\pm$ 1.4" in latex
@@ -123,7 +123,7 @@ def test_another_format_is_one_function(records, tmp_path):
         formats.check(tmp_path / "t.md")
 
 
-def test_columns_that_do_not_fit_the_terminal_go_below_and_no_number_is_cut(planted):
+def test_wide_tables_wrap_columns_without_truncating_numbers(planted):
     table = Table.from_records(
         [planted("A", 10.0 + n, protocol="knn", labels=n / 10) for n in range(1, 11)]
     )
@@ -136,7 +136,7 @@ def test_columns_that_do_not_fit_the_terminal_go_below_and_no_number_is_cut(plan
     assert "…" not in printed(table, width=10)
 
 
-def test_where_lower_is_better_the_lowest_is_bold_and_the_head_says_so(planted):
+def test_if_lower_is_better_the_lowest_is_bold_and_the_header_says_so(planted):
     rows = {"A": 0.0314, "B": 0.0271, "C": 0.2}
     table = Table.from_records(
         [planted(row, value, task="qm9", metric=MAE) for row, value in rows.items()], "t"
@@ -151,7 +151,7 @@ def test_where_lower_is_better_the_lowest_is_bold_and_the_head_says_so(planted):
     assert (metric["unit"], metric["better"]) == ("eV", "lower")
 
 
-def test_tasks_of_several_metrics_each_have_their_digits_unit_and_direction(planted):
+def test_each_metric_has_its_own_digits_unit_and_direction(planted):
     records = [
         planted(row, value, task="qm9", metric=MAE) for row, value in (("A", 0.0314), ("B", 0.0271))
     ]
@@ -161,8 +161,8 @@ def test_tasks_of_several_metrics_each_have_their_digits_unit_and_direction(plan
     assert "| A | 0.031 | **90.0** |" in markdown
     assert "| B | **0.027** | 80.0 |" in markdown
     assert (
-        "test each task's own metric (qm9: mae in eV (lower is better); digits: accuracy in %), seed 0"
-        in markdown
+        "test each task's own metric (qm9: mae in eV (lower is better); "
+        "digits: accuracy in %), seed 0" in markdown
     )
 
 
@@ -181,9 +181,9 @@ def test_a_shift_may_have_any_name(planted, tmp_path):
     assert table.cells[Row("A", "finetune"), mean].values["0"] == 70.0
     assert f"|  | ID | {HARD} | fog | mean OOD |" in to_markdown(table)
     (cell,) = [
-        each
-        for each in json.loads(table.to_json())["cells"]
-        if (each["row"], each["shift"]) == ("B", HARD)
+        cell
+        for cell in json.loads(table.to_json())["cells"]
+        if (cell["row"], cell["shift"]) == ("B", HARD)
     ]
     assert cell["values"] == {"0": 70.0, "1": 71.0, "2": 74.0}
     lines = list(csv.DictReader(io.StringIO(to_csv(table))))
@@ -192,11 +192,11 @@ def test_a_shift_may_have_any_name(planted, tmp_path):
     again.add_cells(json.loads(table.to_json()))
     assert again.cells == table.cells
     assert [column.metric for column in again.columns] == [Metric("accuracy")] * 4
-    # A comparison finds the published column of that name, and only its.
+    # A comparison matches only the published column of that name.
     numbers = {"A": {HARD: Number(50.0, None, True), "digits": Number(51.0, None, True)}}
     pairs = compare(table, Published("small", "someone2020", "Table 1", "%", numbers)).pairs
     assert {(pair.column.shift, pair.value) for pair in pairs} == {(HARD, 50.0), (None, 51.0)}
-    # A claim names the cell by its parts.
+    # A claim names the cell by its components.
     places = {place_parts(place): place for place in table.cells}
     a, b = (places[row, "finetune", "digits", "100 %", HARD] for row in "AB")
     assert a == (Row("A", "finetune"), hard)

@@ -1,4 +1,4 @@
-"""What a recipe is said to cost."""
+"""Estimates of `sslrun check`: cells, memory, FLOPs and time."""
 
 import io
 
@@ -17,7 +17,7 @@ CPU = compute("cpu")
 
 
 def recipe(evaluate=None, **pretrain):
-    given = {
+    options = {
         "evaluate": evaluate or {},
         "name": "tiny",
         "backbone": {"name": "resnet18", "stem": "small", "channels": 4},
@@ -32,29 +32,29 @@ def recipe(evaluate=None, **pretrain):
             **pretrain,
         },
     }
-    return parse(Located(given, {(): "tiny.yaml:1"}))
+    return parse(Located(options, {(): "tiny.yaml:1"}))
 
 
-def test_what_the_backward_pass_needs_is_counted_once_and_without_weights():
+def test_saved_activations_are_counted_once_and_without_weights():
     net = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 8))
     x = torch.randn(10, 16)
     with _kept_for_backward(net) as kept:
         net(x).sum()
     assert sum(kept.values()) == 4 * (
         10 * 16 + 10 * 32
-    )  # the input, and the ReLU's output: read twice, kept once
+    )  # the input and the ReLU's output, which two layers read and which is kept once
 
 
-def test_cells_count_restarts_and_data_that_is_not_there_is_told(tmp_path, monkeypatch):
+def test_cells_count_restarts_and_missing_data_is_reported(tmp_path, monkeypatch):
     monkeypatch.setenv("SSLRUN_DATA", str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    mine = {"protocols": ["knn", "finetune"], "labels": [0.1, 1.0], "restarts": 3}
+    digits = {"protocols": ["knn", "finetune"], "labels": [0.1, 1.0], "restarts": 3}
     shifted = {"protocols": ["knn"], "shifts": ["cifar10.1"]}
-    found = estimate("", recipe({"digits": mine, "cifar10": shifted}), CPU)
-    assert found["cells"] == 2 * (1 + 3) + 1
-    assert [each.partition(":")[0] for each in found["lacking"]] == ["cifar10", "cifar10.1"]
+    estimated = estimate("", recipe({"digits": digits, "cifar10": shifted}), CPU)
+    assert estimated["cells"] == 2 * (1 + 3) + 1
+    assert [lack.partition(":")[0] for lack in estimated["lacking"]] == ["cifar10", "cifar10.1"]
     console = Console(file=io.StringIO(), width=200)
-    console.print(render([found, found]))
+    console.print(render([estimated, estimated]))
     assert (
         console.file.getvalue().count(
             "not there yet: cifar10: not on this machine and the hub cannot be reached"
@@ -63,9 +63,10 @@ def test_cells_count_restarts_and_data_that_is_not_there_is_told(tmp_path, monke
     )
 
 
-def test_memory_is_of_the_part_of_a_batch_that_is_computed_at_once():
+def test_memory_is_estimated_for_the_part_of_a_batch_computed_at_once():
     small, large, parts = (
-        estimate("", each, CPU) for each in (recipe(), recipe(batch=128), recipe(accumulate=2))
+        estimate("", recipe_, CPU)
+        for recipe_ in (recipe(), recipe(batch=128), recipe(accumulate=2))
     )
     assert 1.9 < large["activation_bytes"] / small["activation_bytes"] < 2.1
     assert 0.4 < parts["activation_bytes"] / small["activation_bytes"] < 0.6
@@ -73,12 +74,12 @@ def test_memory_is_of_the_part_of_a_batch_that_is_computed_at_once():
     assert small["memory_bytes"] == small["state_bytes"] + small["activation_bytes"]
 
 
-def test_memory_counts_what_the_optimizer_and_the_average_keep():
+def test_memory_includes_the_optimizer_and_the_weight_average():
     net = nn.Linear(9, 10)
     net.bias.requires_grad_(False)
     sgd, adamw, averaged = (
-        _state_bytes(net, each.pretrain)
-        for each in (recipe(), recipe(optimizer="adamw"), recipe(ema=0.9))
+        _state_bytes(net, recipe_.pretrain)
+        for recipe_ in (recipe(), recipe(optimizer="adamw"), recipe(ema=0.9))
     )
     assert sgd == 4 * (100 + 90 + 90)  # weights, gradients, momentum
     assert adamw == sgd + 4 * 90
@@ -86,7 +87,7 @@ def test_memory_counts_what_the_optimizer_and_the_average_keep():
 
 
 def slowed(monkeypatch, seconds):
-    """Make every example take `seconds` in a forward pass and twice that in a backward pass; returns the clock."""
+    """Simulate `seconds` per example forward and twice that backward; returns the clock."""
     clock, real = [0.0], check.pretexts["rotation"]
     forward = real.forward
 
@@ -123,13 +124,13 @@ def test_a_slow_network_is_measured_on_fewer_examples(monkeypatch, seconds, coun
     assert f"the time by measuring {count} examples on this device" in console.file.getvalue()
 
 
-def test_a_sweep_stops_measuring_when_the_time_is_over_and_says_so(monkeypatch):
+def test_a_sweep_stops_measuring_after_its_time_limit_and_reports_it(monkeypatch):
     clock = slowed(monkeypatch, 0.3)
     recipes = [recipe(steps=steps) for steps in (5, 10)]
     other = recipes[0].model_copy(update={"name": "other", "pretext": recipe().pretext})
     budget = Budget(3)
-    first, second = (estimate("", each, CPU, budget) for each in recipes)
-    assert second["flops"] == 2 * first["flops"]  # the same network: measured once
+    first, second = (estimate("", recipe_, CPU, budget) for recipe_ in recipes)
+    assert second["flops"] == 2 * first["flops"]  # the network is the same and is measured once
     budget.measured.clear()
     clock[0] = 21.0
     third = estimate("", other, CPU, budget)
@@ -142,7 +143,7 @@ def test_a_sweep_stops_measuring_when_the_time_is_over_and_says_so(monkeypatch):
     assert "4 examples (recipes not measured, since 15 s had passed: 1)" in console.file.getvalue()
 
 
-def test_time_of_a_check_is_shared_evenly_among_recipes(monkeypatch):
+def test_the_time_of_a_check_is_divided_evenly_among_recipes(monkeypatch):
     clock = slowed(monkeypatch, 0.0)
     budget = Budget(2, seconds=10.0)
     assert budget.next() == 5.0

@@ -1,4 +1,4 @@
-"""Signals."""
+"""Signals: a second interrupt ends the process at once."""
 
 import signal
 
@@ -15,14 +15,14 @@ def test_a_second_interrupt_ends_at_once_and_a_second_termination_does_not(monke
     stop._received(signal.SIGINT, None)
     stop._received(
         signal.SIGTERM, None
-    )  # a sweep's first worker ends the others, when it has saved
+    )  # the first worker of a sweep ends the others after it has saved
     with pytest.raises(Interrupted, match="stopped by SIGINT"):
         stop.check()
     with pytest.raises(KeyboardInterrupt):
         stop._received(signal.SIGINT, None)
 
 
-def test_the_same_interrupt_passed_on_is_not_a_second_one(monkeypatch):
+def test_a_forwarded_interrupt_does_not_count_as_a_second_one(monkeypatch):
     stop, clock = Stop(), iter([10.0, 11.0])
     monkeypatch.setattr(context.time, "monotonic", lambda: next(clock))
     stop._received(signal.SIGINT, None)

@@ -1,4 +1,4 @@
-"""What transformers makes of an exported run is what we make of it."""
+"""Exported runs give the same features in transformers as in sslrun."""
 
 import json
 
@@ -19,21 +19,23 @@ TEXTS = (["aa bbx cc.", "dd"], ["cc", "aa aa bb dd."])
 
 @pytest.fixture
 def run(tmp_path):
-    """A run's folder, with weights of a backbone by name; and that backbone."""
+    """Return a function that writes a run's folder for a named backbone and returns both."""
 
-    def made(name, **options):
+    def write(name, **options):
         tokenizer = Tokenizer(
-            build_wordpiece(True, {entry: at for at, entry in enumerate([*SPECIALS, *WORDS])})
+            build_wordpiece(
+                True, {entry: number for number, entry in enumerate([*SPECIALS, *WORDS])}
+            )
         )
         torch.manual_seed(0)
         backbone = build_backbone(name, options, TextSpec(tokenizer, 16)).eval()
-        for each in backbone.parameters():
-            each.data += 0.1 * torch.randn_like(each)
+        for parameter in backbone.parameters():
+            parameter.data += 0.1 * torch.randn_like(parameter)
         save_backbone(tmp_path / "run/backbone.safetensors", backbone)
         return tmp_path / "run", backbone
 
     (tmp_path / "run").mkdir()
-    return made
+    return write
 
 
 @pytest.mark.parametrize(
@@ -44,33 +46,33 @@ def run(tmp_path):
         ("gpt-tiny", {"positions": 16}),
     ],
 )
-def test_transformers_loads_an_exported_run_and_makes_the_same_of_a_text(
+def test_transformers_loads_an_exported_run_and_computes_the_same_features(
     name, options, run, tmp_path
 ):
     transformers = pytest.importorskip("transformers")
     folder, ours = run(name, **options)
     export(folder, tmp_path / "out")
-    theirs = transformers.AutoModel.from_pretrained(tmp_path / "out").eval()
+    reference = transformers.AutoModel.from_pretrained(tmp_path / "out").eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
     encode = ours.spec.tokenizer.encode
     examples = build_labeled(encode(TEXTS[0]), encode(TEXTS[1]), None, (), ours.spec)
     (batch,) = examples.batches([torch.arange(2)], torch.device("cpu"))
-    given = tokenizer(*TEXTS, padding=True, return_tensors="pt")
-    assert given["input_ids"].tolist() == batch.inputs.ids.tolist()
+    inputs = tokenizer(*TEXTS, padding=True, return_tensors="pt")
+    assert inputs["input_ids"].tolist() == batch.inputs.ids.tolist()
     if name == "bert-tiny":
-        assert given["token_type_ids"].tolist() == batch.inputs.segments.tolist()
+        assert inputs["token_type_ids"].tolist() == batch.inputs.segments.tolist()
     real = batch.inputs.real
-    assert real.tolist() == given["attention_mask"].bool().tolist()
+    assert real.tolist() == inputs["attention_mask"].bool().tolist()
     with torch.inference_mode():
-        expected, found = ours(batch.inputs), theirs(**given)
+        expected, actual = ours(batch.inputs), reference(**inputs)
     torch.testing.assert_close(
-        found.last_hidden_state[real], expected.tokens[real], atol=1e-5, rtol=1e-5
+        actual.last_hidden_state[real], expected.tokens[real], atol=1e-5, rtol=1e-5
     )
     if name == "bert-tiny" and not options.get("causal"):
-        torch.testing.assert_close(found.pooler_output, expected.pooled, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(actual.pooler_output, expected.pooled, atol=1e-5, rtol=1e-5)
 
 
-def test_what_has_no_counterpart_is_refused_in_a_line(run, tmp_path):
+def test_backbones_without_a_counterpart_are_a_one_line_error(run, tmp_path):
     folder, _ = run("bert-tiny", fast=True)
     with pytest.raises(UserError, match="no counterpart of fast: true"):
         export(folder, tmp_path / "out")
@@ -91,9 +93,9 @@ def test_what_has_no_counterpart_is_refused_in_a_line(run, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="file: can't be written"):
         export(folder, tmp_path / "file")
-    (folder / "tokenizer.json").unlink()  # the weights alone
+    (folder / "tokenizer.json").unlink()  # only the weights stay
     export(folder, tmp_path / "out")
-    assert sorted(each.name for each in (tmp_path / "out").iterdir()) == [
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "config.json",
         "model.safetensors",
     ]

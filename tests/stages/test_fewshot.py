@@ -1,4 +1,4 @@
-"""Few-shot evaluation, as a recipe has it."""
+"""Few-shot evaluation from a recipe."""
 
 import pytest
 
@@ -34,24 +34,26 @@ TEXT = {
 }
 
 
-def table(given, tmp_path, seeds=(0,)):
-    recipe = parse(Located(given, {(): "tiny.yaml:1"}))
+def table(options, tmp_path, seeds=(0,)):
+    recipe = parse(Located(options, {(): "tiny.yaml:1"}))
     plan = Plan.of(Sweep(name="tiny", rows={"tiny": recipe}, seeds=seeds), tmp_path)
     failures = work([plan], Context(tmp_path, compute("cpu"), Reporter(quiet=True)))
     assert not failures, failures
     return plan.table(), plan, recipe
 
 
-def test_images_from_one_a_class_on(tmp_path, monkeypatch):
+def test_few_shot_on_images_starts_at_one_per_class(tmp_path, monkeypatch):
     monkeypatch.setenv("SSLRUN_CACHE", str(tmp_path))
-    made, plan, recipe = table(DIGITS, tmp_path, seeds=(0, 1))
-    assert made.columns == [
+    scores_table, plan, recipe = table(DIGITS, tmp_path, seeds=(0, 1))
+    assert scores_table.columns == [
         Column("digits", Labels(0.1)),
         Column("digits", Labels(1, per_class=True)),
         Column("digits", Labels(5, per_class=True)),
         Column("digits", Labels(25, per_class=True)),
     ]
-    scores = [made.cells[Row("tiny", "fewshot"), column] for column in made.columns[1:]]
+    scores = [
+        scores_table.cells[Row("tiny", "fewshot"), column] for column in scores_table.columns[1:]
+    ]
     means = [cell.mean for cell in scores]
     assert 25 < means[0] < means[1] < means[2]
     assert means[2] > 85
@@ -61,7 +63,7 @@ def test_images_from_one_a_class_on(tmp_path, monkeypatch):
     assert estimate("", recipe, compute("cpu"))["cells"] == 4
 
 
-def test_asking_for_more_shots_leaves_the_others_as_they_are(tmp_path):
+def test_adding_shots_does_not_change_existing_results(tmp_path):
     def runs(shots):
         recipe = parse(Located({**DIGITS, "fewshot": {"shots": shots}}, {(): "tiny.yaml:1"}))
         plan = Plan.of(Sweep(name="tiny", rows={"tiny": recipe}), tmp_path)
@@ -70,11 +72,11 @@ def test_asking_for_more_shots_leaves_the_others_as_they_are(tmp_path):
     assert runs([1]) < runs([1, 5])
 
 
-def test_text_and_tasks_without_one_class_an_example(tmp_path, monkeypatch):
+def test_few_shot_on_text_and_its_errors_for_unsuitable_tasks(tmp_path, monkeypatch):
     monkeypatch.setenv("SSLRUN_CACHE", str(tmp_path))
-    made, plan, _ = table(TEXT, tmp_path)
-    assert isinstance(made, Table)
-    assert made.columns == [Column("task", Labels(2, per_class=True))]
+    scores_table, plan, _ = table(TEXT, tmp_path)
+    assert isinstance(scores_table, Table)
+    assert scores_table.columns == [Column("task", Labels(2, per_class=True))]
     assert plan.cells[0][1].run.result["labelled"] == 4
     tagging = {
         **TEXT,

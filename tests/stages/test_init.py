@@ -1,4 +1,4 @@
-"""Starter recipes: they fit the data, pass the checks, and run."""
+"""Starter recipes of `sslrun init`: they fit the data, pass the checks, and run."""
 
 import csv
 import json
@@ -23,17 +23,17 @@ def folder(tmp_path, monkeypatch):
 
 
 def photos(folder, count=24, side=40, classes=("cats", "dogs")):
-    for at in range(count):
-        path = folder / "photos" / classes[at % len(classes)] / f"{at}.png"
+    for number in range(count):
+        path = folder / "photos" / classes[number % len(classes)] / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (side, side + at % 3), (at * 9, 255 - at * 9, 100)).save(path)
+        Image.new("RGB", (side, side + number % 3), (number * 9, 255 - number * 9, 100)).save(path)
     return folder / "photos"
 
 
 def reviews(folder, suffix, count=60, columns=("review", "label")):
     rows = [
-        {columns[0]: f"{WORDS[at % 2]} number {at}", columns[1]: ("pos", "neg")[at % 2]}
-        for at in range(count)
+        {columns[0]: f"{WORDS[number % 2]} number {number}", columns[1]: ("pos", "neg")[number % 2]}
+        for number in range(count)
     ]
     path = folder / f"reviews{suffix}"
     if suffix == ".jsonl":
@@ -111,7 +111,7 @@ def test_a_table_of_texts_becomes_a_recipe_that_runs(folder, monkeypatch, capsys
 
 
 @pytest.mark.parametrize("text", [False, True])
-def test_without_data_of_ones_own_nothing_is_downloaded(folder, text):
+def test_starter_recipes_without_user_data_download_nothing(folder, text):
     recipe = load(write_starter("starter", text, None))
     assert recipe.data.name == ("world" if text else "digits")
     assert len(recipe.evaluate["mine"].protocols) == 4
@@ -126,11 +126,11 @@ def test_digits_are_never_mirrored_and_images_of_ones_own_are(folder):
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".parquet"])
-def test_tables_of_every_format_and_columns_of_any_name(folder, suffix):
-    found = inspect_data(reviews(folder, suffix, columns=("what they wrote", "verdict")))
-    assert (found.count, found.classes) == (60, 2)
-    assert 'column: "what they wrote"' in found.data
-    assert "label: verdict" in found.task_data
+def test_tables_of_every_format_and_with_any_column_names_are_read(folder, suffix):
+    layout = inspect_data(reviews(folder, suffix, columns=("what they wrote", "verdict")))
+    assert (layout.count, layout.classes) == (60, 2)
+    assert 'column: "what they wrote"' in layout.data
+    assert "label: verdict" in layout.task_data
     assert load(write_starter("mine", False, folder / f"reviews{suffix}")).evaluate
 
 
@@ -147,12 +147,12 @@ def test_data_without_labels_get_a_recipe_without_evaluations(folder):
     assert text.data.name == "text"
 
 
-def test_images_that_a_table_lists(folder):
+def test_a_table_that_lists_images_becomes_a_recipe(folder):
     photos(folder)
     rows = [
-        {"path": f"photos/{kind}/{at}.png", "label": kind}
-        for at in range(24)
-        for kind in [("cats", "dogs")[at % 2]]
+        {"path": f"photos/{kind}/{number}.png", "label": kind}
+        for number in range(24)
+        for kind in [("cats", "dogs")[number % 2]]
     ]
     with open(folder / "list.csv", "w", newline="") as file:
         writer = csv.DictWriter(file, ("path", "label"))
@@ -167,7 +167,7 @@ def test_images_that_a_table_lists(folder):
     assert inspect_data(folder / "list.csv").classes == 2
 
 
-def test_what_cannot_be_written_or_read(folder):
+def test_unwritable_and_unreadable_files_are_errors(folder):
     write_starter("mine", False, None)
     with pytest.raises(UserError, match=r"mine\.yaml: is there already"):
         write_starter("mine", False, None)

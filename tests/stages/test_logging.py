@@ -1,4 +1,4 @@
-"""Where metrics go."""
+"""Metric sinks: the run's own record, TensorBoard and wandb."""
 
 import json
 import sys
@@ -15,9 +15,9 @@ RECORDS = [{"step": 1, "loss": 2.5, "note": "not a number"}, {"step": 2, "loss":
 
 @pytest.fixture
 def run(tmp_path):
-    made = Run(tmp_path, "mine", "pretrain", {"seed": 0})
-    made.path.mkdir(parents=True)
-    return made
+    new_run = Run(tmp_path, "mine", "pretrain", {"seed": 0})
+    new_run.path.mkdir(parents=True)
+    return new_run
 
 
 def log_all(run, *to):
@@ -27,17 +27,17 @@ def log_all(run, *to):
 
 
 class Board:
-    """wandb, as far as it is used."""
+    """A stand-in for the parts of wandb that sslrun uses."""
 
     Error = type("Error", (Exception,), {})
 
     def __init__(self, refusal=None):
         self.refusal, self.logged, self.given, self.ended = refusal, [], {}, None
 
-    def init(self, **given):
+    def init(self, **arguments):
         if self.refusal:
             raise self.Error(self.refusal)
-        self.given = given
+        self.given = arguments
         return self
 
     def __enter__(self):
@@ -50,22 +50,25 @@ class Board:
         self.logged.append((step, record))
 
 
-def test_the_run_keeps_every_record(run):
+def test_the_run_stores_every_record(run):
     log_all(run)
     assert [
         json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()
     ] == RECORDS
 
 
-def test_tensorboard_gets_the_numbers(run):
+def test_tensorboard_receives_the_metrics(run):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     log_all(run, "tensorboard")
     events = accumulator.EventAccumulator(str(run.path / "tensorboard")).Reload()
-    assert [(each.step, each.value) for each in events.Scalars("loss")] == [(1, 2.5), (2, 1.5)]
+    assert [(scalar.step, scalar.value) for scalar in events.Scalars("loss")] == [
+        (1, 2.5),
+        (2, 1.5),
+    ]
     assert events.Tags()["scalars"] == ["loss", "knn"]
 
 
-def test_wandb_gets_the_numbers_and_writes_into_the_run(run, monkeypatch):
+def test_wandb_receives_the_metrics_and_writes_into_the_run(run, monkeypatch):
     board = Board()
     monkeypatch.setitem(sys.modules, "wandb", board)
     log_all(run, "wandb")
@@ -73,7 +76,7 @@ def test_wandb_gets_the_numbers_and_writes_into_the_run(run, monkeypatch):
     assert (board.given["id"], board.given["dir"], board.ended) == (run.hash, str(run.path), "done")
 
 
-def test_wandb_learns_of_a_failure(run, monkeypatch):
+def test_wandb_is_notified_of_a_failure(run, monkeypatch):
     board = Board()
     monkeypatch.setitem(sys.modules, "wandb", board)
     with pytest.raises(ZeroDivisionError), logs(run, ["wandb"]):
@@ -81,7 +84,7 @@ def test_wandb_learns_of_a_failure(run, monkeypatch):
     assert board.ended == "failed"
 
 
-def test_wandb_that_refuses_is_one_line(run, monkeypatch):
+def test_an_error_of_wandb_is_one_line(run, monkeypatch):
     monkeypatch.setitem(
         sys.modules, "wandb", Board("No API key configured. Use `wandb login` to log in.")
     )
@@ -92,7 +95,7 @@ def test_wandb_that_refuses_is_one_line(run, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "module"), [("tensorboard", "torch.utils.tensorboard"), ("wandb", "wandb")]
 )
-def test_a_sink_that_is_not_installed(name, module, run, monkeypatch):
+def test_a_missing_package_of_a_sink_is_an_error(name, module, run, monkeypatch):
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(
         UserError, match=rf"{name} is not installed: pip install 'sslrun\[{name}\]'"
@@ -100,7 +103,7 @@ def test_a_sink_that_is_not_installed(name, module, run, monkeypatch):
         log_all(run, name)
 
 
-def test_one_process_of_many_logs(run, monkeypatch):
+def test_only_one_of_several_processes_logs(run, monkeypatch):
     monkeypatch.setattr("sslrun.stages.logging.distributed", SimpleNamespace(is_main=lambda: False))
     log_all(run, "tensorboard")
     assert list(run.path.iterdir()) == []

@@ -1,4 +1,4 @@
-"""Stage 1, as a whole."""
+"""Pretraining as a stage: periodic evaluation after a resume."""
 
 import json
 import signal
@@ -23,7 +23,7 @@ RECIPE = {
 
 
 class Soon(Stop):
-    """Asked to stop after so many steps."""
+    """A stop request after a number of steps."""
 
     steps = 20
 
@@ -33,7 +33,7 @@ class Soon(Stop):
         return self.steps <= 0
 
 
-def test_a_resumed_run_looks_at_its_features_when_one_never_stopped_does(tmp_path):
+def test_a_resumed_run_evaluates_at_the_same_steps_as_an_uninterrupted_one(tmp_path):
     job = Pretraining(parse(Located(RECIPE, {(): "tiny.yaml:1"})), 0, tmp_path)
     quiet = Reporter(quiet=True)
     with pytest.raises(Interrupted):
@@ -42,4 +42,4 @@ def test_a_resumed_run_looks_at_its_features_when_one_never_stopped_does(tmp_pat
     records = [
         json.loads(line) for line in (job.run.path / "metrics.jsonl").read_text().splitlines()
     ]
-    assert [each["step"] for each in records if "knn" in each] == [18, 36, 54]
+    assert [record["step"] for record in records if "knn" in record] == [18, 36, 54]

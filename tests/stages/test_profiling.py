@@ -25,7 +25,7 @@ RECIPE = {
 
 @pytest.fixture
 def pretrained(tmp_path):
-    """Pretrains for some steps with --profile; returns the job and what was printed."""
+    """Pretrain for a few steps with --profile; returns the job and the output."""
 
     def call(steps, profile=True):
         recipe = {**RECIPE, "pretrain": {"steps": steps, "batch": 16, "lr": 0.002}}
@@ -37,7 +37,7 @@ def pretrained(tmp_path):
     return call
 
 
-def test_ten_steps_are_traced_into_the_runs_folder(pretrained):
+def test_ten_steps_are_traced_into_the_folder_of_the_run(pretrained):
     job, printed = pretrained(20)
     path = job.run.path / "trace.json"
     assert f"profile of {TRACED} steps" in printed
@@ -50,7 +50,7 @@ def test_ten_steps_are_traced_into_the_runs_folder(pretrained):
     assert "is finished, so nothing is profiled; add --fresh" in again
 
 
-def test_the_result_is_the_same_and_without_the_option_there_is_no_trace(pretrained, tmp_path):
+def test_profiling_does_not_change_the_result_and_is_off_by_default(pretrained, tmp_path):
     job, _ = pretrained(18)
     weights = job.weights.read_bytes()
     job.run.clear()

@@ -1,4 +1,4 @@
-"""An evaluation in many processes: the first alone writes."""
+"""An evaluation in several processes: only the first one writes."""
 
 import pytest
 
@@ -20,7 +20,7 @@ RECIPE = {
 
 
 @pytest.mark.parametrize("protocol", ["probe", "fewshot", "finetune"])
-def test_a_process_that_is_not_the_first_writes_nothing(protocol, tmp_path, monkeypatch):
+def test_only_the_first_process_writes(protocol, tmp_path, monkeypatch):
     monkeypatch.setattr(distributed, "is_main", lambda: False)
     (cell, *_) = cells(parse(Located(RECIPE, {(): "tiny.yaml:1"})), 0, tmp_path, [protocol])
     assert (

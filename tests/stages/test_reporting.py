@@ -1,4 +1,4 @@
-"""What a person sees while stages run."""
+"""Progress reports: bars, lines and the time left."""
 
 import io
 import time
@@ -15,9 +15,9 @@ NAME = "a-recipe-of-a-long-name · resnet18 · pretrain rotation · seed 0"
 
 @pytest.fixture
 def runs(tmp_path):
-    """Five runs: two pretrainings and three probes."""
+    """Return five runs: two pretraining runs and three probes."""
     stages = ["pretrain", "pretrain", "probe", "probe", "probe"]
-    return [Run(tmp_path, "few", stage, {"at": at}) for at, stage in enumerate(stages)]
+    return [Run(tmp_path, "few", stage, {"at": number}) for number, stage in enumerate(stages)]
 
 
 def finish(run, seconds):
@@ -60,7 +60,7 @@ def test_bars_show_stage_loss_speed_and_time_left_on_any_terminal(width, runs):
 
 @pytest.fixture
 def plain(monkeypatch):
-    """A reporter without a terminal that prints at every tick, and what it has printed."""
+    """Return a reporter without a terminal that prints at every tick, and its output."""
     monkeypatch.setattr(reporting, "PLAIN_SECONDS", 0.0)
     monkeypatch.setattr(reporting, "TICK_SECONDS", 0.02)
     console = Console(file=io.StringIO(), width=300)
@@ -71,7 +71,7 @@ def test_a_line_comes_within_ten_seconds():
     assert reporting.PLAIN_SECONDS + reporting.TICK_SECONDS <= 10
 
 
-def test_without_a_terminal_a_line_says_all(plain, runs):
+def test_without_a_terminal_one_line_shows_everything(plain, runs):
     reporter, printed = plain
     finish(runs[0], 100.0)
     with reporter.plan("few", runs) as settle, reporter.stage("mine", 10, unit="images") as update:
@@ -83,7 +83,7 @@ def test_without_a_terminal_a_line_says_all(plain, runs):
     assert line.endswith("left · mine · step 5/10 · loss 1.000 · 2,000 images/s")
 
 
-def test_a_job_without_steps_has_lines_too(plain):
+def test_a_job_without_steps_prints_lines_too(plain):
     reporter, printed = plain
     with (
         reporter.job("digits 1 · resnet18 · knn · seed 0"),
@@ -95,10 +95,10 @@ def test_a_job_without_steps_has_lines_too(plain):
     }
     length = len(printed())
     time.sleep(0.1)
-    assert len(printed()) == length  # nothing runs, nothing is printed
+    assert len(printed()) == length  # nothing is printed while nothing runs
 
 
-def test_a_thread_that_computes_does_not_silence_it(plain):
+def test_a_computing_thread_does_not_block_the_reports(plain):
     import torch
 
     reporter, printed = plain
@@ -118,13 +118,13 @@ def test_runs_that_others_finish_are_counted(plain, runs):
         wait_for(lambda: "few: 2/5 runs" in printed())
 
 
-def test_the_time_left_goes_by_what_runs_of_the_same_stage_took(runs):
+def test_the_time_left_follows_finished_runs_of_the_same_stage(runs):
     pace = Pace(runs, workers=2)
     assert pace.left(None) == (None, False)
     assert pace.share(None) == 0.0
     finish(runs[0], 100.0)
     pace.update()
-    assert pace.left(None) == (100 / 2, False)  # nothing is known about probes
+    assert pace.left(None) == (100 / 2, False)  # no probe has run yet
     finish(runs[2], 10.0)
     pace.update()
     left, whole = pace.left(None)
@@ -134,7 +134,7 @@ def test_the_time_left_goes_by_what_runs_of_the_same_stage_took(runs):
     assert pace.left(None) == ((10 + 10) / 2, True)
 
 
-def test_steps_of_what_runs_tell_the_time_left(runs, monkeypatch):
+def test_the_time_left_follows_the_steps_of_current_runs(runs, monkeypatch):
     now = 1000.0
     monkeypatch.setattr(reporting.time, "monotonic", lambda: now)
     job = reporting._Job("first", "pretrain")
@@ -146,11 +146,11 @@ def test_steps_of_what_runs_tell_the_time_left(runs, monkeypatch):
     assert Pace(runs).left(job) == (
         2 * (30 + 60) - 30,
         False,
-    )  # of two pretrainings; nothing is known about probes
+    )  # two pretraining runs; no probe has run yet
     assert reporting._left(*Pace(runs).left(job)) == "over 2 min 30 s left"
 
 
-def test_a_process_that_is_not_the_first_says_nothing(capsys):
+def test_only_the_first_process_reports(capsys):
     reporter = Reporter(quiet=True)
     reporter.say("a word")
     with reporter.job("quiet"):
@@ -158,7 +158,7 @@ def test_a_process_that_is_not_the_first_says_nothing(capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_the_reading_of_a_data_set_is_shown(plain):
+def test_reading_a_data_set_is_reported(plain):
     reporter, printed = plain
     with reporter.reading() as progress:
         progress("books.txt", 1200, 0)

@@ -1,4 +1,4 @@
-"""Shifted test sets in an evaluation: scored by every protocol from one pass, and chosen by never."""
+"""Shifted test sets: every protocol scores them, and they never select a model."""
 
 import json
 import shutil
@@ -56,7 +56,7 @@ SHIFTS = {
 }
 
 HARD = "a · b: c, d"
-"""A shift's name with every separator of titles in it."""
+"""A shift's name with every separator that titles use."""
 
 SWEEP = {"name": "swept", "seeds": [0, 1], "rows": {"MLP": {}}}
 CLAIM = {
@@ -83,7 +83,7 @@ CLAIM = {
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """What is this small waits for a second thread, where others are busy, longer than it computes."""
+    """Use one thread: work this small waits longer for a second thread than it computes."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -92,7 +92,7 @@ def one_thread():
 
 @pytest.fixture
 def evaluated(tmp_path):
-    """The result of each protocol of the recipe, with these shifts and other changes."""
+    """Run the recipe with shifts and other changes; returns the result of each protocol."""
 
     def run(shifts=None, **changes):
         recipe = {**RECIPE, **changes}
@@ -109,11 +109,11 @@ def evaluated(tmp_path):
 
 
 def figures(result):
-    """What a shift must not change."""
+    """Return the part of a result that a shift must not change."""
     return {key: result.get(key) for key in ("metrics", "lr", "tried", "l2", "chosen")}
 
 
-def test_every_protocol_is_scored_on_every_shift_and_in_distribution_nothing_changes(evaluated):
+def test_every_protocol_scores_every_shift_without_changing_other_results(evaluated):
     plain, shifted = evaluated(), evaluated(SHIFTS)
     assert set(plain) == set(RECIPE["evaluate"]["digits"]["protocols"])
     for protocol, result in shifted.items():
@@ -125,26 +125,46 @@ def test_every_protocol_is_scored_on_every_shift_and_in_distribution_nothing_cha
         shifted["probe"]["shifts"]["turned"]["accuracy"]
         < shifted["probe"]["metrics"]["test"]["accuracy"]
     )
-    again = evaluated({"noise 1": {"corruption": "gaussian-noise", "severity": 1}, "noise 5": {"corruption": "gaussian-noise", "severity": 5}})  # fmt: skip
-    for protocol, result in again.items():  # of several severities the mean is told
-        mean = sum(each["accuracy"] for each in result["shifts"].values()) / 2
+    again = evaluated(
+        {
+            "noise 1": {"corruption": "gaussian-noise", "severity": 1},
+            "noise 5": {"corruption": "gaussian-noise", "severity": 5},
+        }
+    )
+    for protocol, result in again.items():  # several severities report their mean
+        mean = sum(value["accuracy"] for value in result["shifts"].values()) / 2
         assert shifted[protocol]["shifts"]["noise"]["accuracy"] == pytest.approx(mean)
 
 
-def test_the_papers_numbers_stand_beside_those_of_its_sets(evaluated, tmp_path):
+def test_results_on_a_papers_sets_are_compared_with_its_numbers(evaluated, tmp_path):
     result = evaluated({"CIFAR-10.1": "fog", "STL-10": "contrast"})["lpft"]
     path = next(tmp_path.glob("runs/shifted/lpft-*/result.json"))
     path.write_text(json.dumps({**result, "task": "cifar10"}))
     table = Table.from_records([RunRecord(path.parent)], "t")
     beside = compare_all(table, published_as("lpft"))
     pairs = {
-        (pair.column.label, pair.published.value) for each in beside.tables for pair in each.pairs
+        (pair.column.label, pair.published.value) for table in beside.tables for pair in table.pairs
     }
     assert pairs == {("10 %", 97.5), ("10 % · CIFAR-10.1", 93.5), ("10 % · STL-10", 90.7)}
 
 
 def test_a_claim_names_a_shift_behind_the_share_of_labels(tmp_path):
-    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump({**SWEEP, "base": {**RECIPE, "evaluate": {"digits": {**RECIPE["evaluate"]["digits"], "shifts": {HARD: SHIFTS["noise"], "turned": SHIFTS["turned"]}}}}}))  # fmt: skip
+    (tmp_path / "sweep.yaml").write_text(
+        yaml.safe_dump(
+            {
+                **SWEEP,
+                "base": {
+                    **RECIPE,
+                    "evaluate": {
+                        "digits": {
+                            **RECIPE["evaluate"]["digits"],
+                            "shifts": {HARD: SHIFTS["noise"], "turned": SHIFTS["turned"]},
+                        }
+                    },
+                },
+            }
+        )
+    )
     path = tmp_path / "claim.yaml"
     path.write_text(yaml.safe_dump(CLAIM))
     trial = Trial.of_variant(load_claim(path), "small", tmp_path / "runs")
@@ -190,7 +210,7 @@ def test_the_table_has_columns_for_each_shift_and_their_mean(evaluated, tmp_path
         for (row, column), cell in table.cells.items()
         if row.protocol == "probe"
     }
-    noise, turned = (each["accuracy"] for each in probe.shifts.values())
+    noise, turned = (part["accuracy"] for part in probe.shifts.values())
     assert cells == {
         "10 %": probe.test["accuracy"],
         "10 % · noise": noise,
@@ -198,37 +218,37 @@ def test_the_table_has_columns_for_each_shift_and_their_mean(evaluated, tmp_path
         "10 % · mean OOD": pytest.approx((noise + turned) / 2),
     }
     head = next(line for line in to_markdown(table).splitlines() if line.startswith("|"))
-    assert [each.strip() for each in head.split("|")[3:-1]] == ["ID", "noise", "turned", "mean OOD"]
+    assert [part.strip() for part in head.split("|")[3:-1]] == ["ID", "noise", "turned", "mean OOD"]
 
 
 def test_the_epoch_that_is_best_on_validation_is_kept(evaluated, monkeypatch):
-    """Scripted scores: the second of four epochs is the best."""
-    seen, scores, honest = [], iter([30.0, 80.0, 80.0, 10.0]), CellBench.evaluate
+    """Replace validation scores so that the second of four epochs is the best."""
+    states, scores, honest = [], iter([30.0, 80.0, 80.0, 10.0]), CellBench.evaluate
 
     def scripted(self, learner, split):
-        found = honest(self, learner, split)
+        metrics = honest(self, learner, split)
         if learner.training or split != "val" or self.cell.protocol != "finetune":
-            return found
+            return metrics
         if (score := next(scores, None)) is None:
-            return found
-        seen.append({name: each.clone() for name, each in learner.state_dict().items()})
-        return {**found, "accuracy": score}
+            return metrics
+        states.append({name: tensor.clone() for name, tensor in learner.state_dict().items()})
+        return {**metrics, "accuracy": score}
 
     monkeypatch.setattr(CellBench, "evaluate", scripted)
     kept = {}
     honest_test = Finetune.test
 
     def test(self, bench, learner):
-        kept.update({name: each.clone() for name, each in learner.state_dict().items()})
+        kept.update({name: tensor.clone() for name, tensor in learner.state_dict().items()})
         return honest_test(self, bench, learner)
 
     monkeypatch.setattr(Finetune, "test", test)
     digits = {**RECIPE["evaluate"]["digits"], "protocols": ["finetune"]}
     monkeypatch.setitem(RECIPE["evaluate"], "digits", digits)
     evaluated(finetune={**RECIPE["finetune"], "lr": 0.1})
-    assert len(seen) == 4
-    same = [all(torch.equal(kept[name], each[name]) for name in kept) for each in seen]
-    assert same == [False, True, False, False]  # of equals the earlier
+    assert len(states) == 4
+    same = [all(torch.equal(kept[name], state[name]) for name in kept) for state in states]
+    assert same == [False, True, False, False]  # ties: the earlier epoch
 
 
 def test_of_learning_rates_that_score_the_same_the_one_told_is_the_one_kept(
@@ -281,7 +301,7 @@ def test_a_run_that_is_killed_keeps_the_best_epoch_that_it_has_seen(
 
     def killed(self, learner, path):
         looks.append(path)
-        if len(looks) in (4, 5, 9):  # before the look is done, and what goes on looks again
+        if len(looks) in (4, 5, 9):  # before the evaluation is saved; the resumed run repeats it
             raise KeyboardInterrupt
         honest(self, learner, path)
 
@@ -295,7 +315,7 @@ def test_a_run_that_is_killed_keeps_the_best_epoch_that_it_has_seen(
     assert resumed["distortion"] == whole["distortion"]
 
 
-def test_distortion_is_nothing_where_nothing_moves_and_more_where_more_does(
+def test_distortion_is_zero_for_frozen_features_and_grows_with_changes(
     evaluated, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setitem(
@@ -308,7 +328,7 @@ def test_distortion_is_nothing_where_nothing_moves_and_more_where_more_does(
         "batch": 32,
         "optimizer": "sgd",
         "frozen_norm": True,
-    }  # else statistics move
+    }  # otherwise its statistics would change
     still, far = (evaluated(SHIFTS, finetune={**fixed, "lr": lr}) for lr in (1e-9, 0.1))
     assert list(far["finetune"]["distortion"]) == ["ID", "noise", "turned"]
     assert (
@@ -319,8 +339,8 @@ def test_distortion_is_nothing_where_nothing_moves_and_more_where_more_does(
     assert "distortion" not in far["probe"]
     assert (
         "distortion" in evaluated(finetune={**fixed, "lr": 0.1})["lpft"]
-    )  # of any run, shifts or none
-    # It is what the weights that are kept say.
+    )  # of every run, with or without shifts
+    # The result is the score of the saved weights.
     (folder,) = (
         path.parent
         for path in (tmp_path / "runs/shifted").glob("finetune-*/result.json")
@@ -331,24 +351,39 @@ def test_distortion_is_nothing_where_nothing_moves_and_more_where_more_does(
     with pytest.raises(SystemExit) as exit:
         cli.main()
     assert exit.value.code == 0
-    told = json.loads(capsys.readouterr().out)
-    assert {each["shift"] or "ID": each["mean"] for each in told["cells"]} == far["finetune"][
+    table = json.loads(capsys.readouterr().out)
+    assert {cell["shift"] or "ID": cell["mean"] for cell in table["cells"]} == far["finetune"][
         "distortion"
     ]
-    assert {each["labels"] for each in told["cells"]} == {0.1}
+    assert {cell["labels"] for cell in table["cells"]} == {0.1}
 
 
 @pytest.mark.parametrize(
     ("shifts", "words"),
     [
         ({"s": {"corruption": "fogg"}}, "Did you mean 'fog'?"),
-        ({"s": {"corruption": "fog", "severity": 6}}, "evaluate.digits.shifts.s.severity: should be less than or equal to 5"),
-        ({"s": {"corruption": "fog", "severity": [1, 6]}}, "shifts.s.severity: should be less than or equal to 5, not 6"),
-        ({"s": {"corruption": "fog", "severity": []}}, "shifts.s.severity: Tuple should have at least 1 item"),
+        (
+            {"s": {"corruption": "fog", "severity": 6}},
+            "evaluate.digits.shifts.s.severity: should be less than or equal to 5",
+        ),
+        (
+            {"s": {"corruption": "fog", "severity": [1, 6]}},
+            "shifts.s.severity: should be less than or equal to 5, not 6",
+        ),
+        (
+            {"s": {"corruption": "fog", "severity": []}},
+            "shifts.s.severity: Tuple should have at least 1 item",
+        ),
         ({"s": {"severity": 2}}, "give either data (another set) or corruption"),
-        ({"s": {"data": "digits", "corruption": "fog"}}, "give either data (another set) or corruption"),
+        (
+            {"s": {"data": "digits", "corruption": "fog"}},
+            "give either data (another set) or corruption",
+        ),
         ({"s": {"corruption": "fog", "classes": {"a": "b"}}}, "classes requires data"),
-        ({"s": {"corruption": "fog", "severty": 2}}, "no such option of the shift 's'. Did you mean 'severity'?"),
+        (
+            {"s": {"corruption": "fog", "severty": 2}},
+            "no such option of the shift 's'. Did you mean 'severity'?",
+        ),
         ({"s": {"data": "cifar"}}, "no such data set: 'cifar'"),
         ({"s": {"data": "sst2"}}, "'sst2' is text data, but 'digits' is image data"),
         ({"": "fog"}, "a shift's name should not be empty"),
@@ -357,7 +392,7 @@ def test_distortion_is_nothing_where_nothing_moves_and_more_where_more_does(
         (["fog", "cifar"], "no such data set: 'cifar'"),
         ("fog", "should be a mapping"),
     ],
-)  # fmt: skip
+)
 def test_a_mistake_in_a_shift_is_one_line(tmp_path, shifts, words):
     recipe = {**RECIPE, "evaluate": {"digits": {**RECIPE["evaluate"]["digits"], "shifts": shifts}}}
     path = tmp_path / "shifted.yaml"
@@ -371,7 +406,10 @@ def test_a_mistake_in_a_shift_is_one_line(tmp_path, shifts, words):
 
 def test_text_can_not_be_corrupted(tmp_path):
     path = tmp_path / "text.yaml"
-    path.write_text("name: t\nbackbone: bert-tiny\ndata: world\nevaluate: {world-sentiment: {protocols: [knn], shifts: [fog]}}\n")  # fmt: skip
+    path.write_text(
+        "name: t\nbackbone: bert-tiny\ndata: world\n"
+        "evaluate: {world-sentiment: {protocols: [knn], shifts: [fog]}}\n"
+    )
     with pytest.raises(UserError, match="only images can be corrupted; name other data"):
         load(path)
 

@@ -1,4 +1,4 @@
-"""Sweeps: handed to Slurm, beside a published table, and what their tables say."""
+"""Sweeps: submission to Slurm, comparison with a published table, and error reports."""
 
 import os
 import re
@@ -19,42 +19,42 @@ QUICKSTART = str(Path(__file__).parents[2] / "recipes/quickstart.yaml")
 
 @pytest.fixture
 def sweep(monkeypatch):
-    """The exit code of `sslrun sweep` of the quickstart, with further arguments."""
+    """Run `sslrun sweep` on the quickstart with further arguments; returns the exit code."""
 
-    def called(*arguments):
+    def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["sslrun", "sweep", QUICKSTART, *arguments])
-        with pytest.raises(SystemExit) as exit:
+        with pytest.raises(SystemExit) as exit_info:
             cli.main()
-        return exit.value.code
+        return exit_info.value.code
 
-    return called
+    return run
 
 
 @pytest.fixture
 def sbatch(tmp_path, monkeypatch):
-    """Puts an sbatch on the PATH that runs a script; returns the file in which the script finds its arguments."""
-    given = tmp_path / "given"
+    """Put an sbatch on the PATH that runs a script; returns the file with its arguments."""
+    arguments_path = tmp_path / "arguments"
 
-    def put(script):
+    def install(script):
         path = tmp_path / "bin" / "sbatch"
         path.parent.mkdir()
-        path.write_text(f"#!/bin/sh\nprintf '%s\\n' \"$@\" > {given}\n{script}\n")
+        path.write_text(f"#!/bin/sh\nprintf '%s\\n' \"$@\" > {arguments_path}\n{script}\n")
         path.chmod(0o755)
         monkeypatch.setenv("PATH", f"{path.parent}:{os.environ['PATH']}")
-        return given
+        return arguments_path
 
-    return put
+    return install
 
 
-def test_slurm_gets_an_array_of_workers_that_run_the_same_sweep(sweep, sbatch, capsys):
-    given = sbatch("echo Submitted batch job 17")
+def test_slurm_receives_an_array_of_workers_for_the_same_sweep(sweep, sbatch, capsys):
+    arguments_path = sbatch("echo Submitted batch job 17")
     options = "--partition gpu --comment 'two words'"
     assert (
         sweep("--jobs", "40", "--slurm", options, "--runs", "my runs", "--set", "pretrain.epochs=5")
         == 0
     )
     assert capsys.readouterr().out == "Submitted batch job 17\n"
-    arguments = given.read_text().splitlines()
+    arguments = arguments_path.read_text().splitlines()
     assert {"--array=1-40", "--requeue", "--signal=B:TERM@120"} <= set(arguments)
     assert arguments[-6:-2] == ["--partition", "gpu", "--comment", "two words"]
     assert arguments[-2] == "--wrap"
@@ -72,24 +72,23 @@ def test_slurm_gets_an_array_of_workers_that_run_the_same_sweep(sweep, sbatch, c
         "exec",
         *worker,
         "--set=pretrain.epochs=5",
-    ]  # each of the array is one worker
+    ]  # each task of the array is one worker
 
 
-def test_data_that_is_not_here_is_told_before_slurm_is_asked_as_a_node_may_have_it(
-    sweep, sbatch, capsys, monkeypatch, tmp_path
-):
+def test_missing_data_is_a_warning_before_submission(sweep, sbatch, capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("SSLRUN_DATA", str(tmp_path))
-    (tmp_path / "lacking.yaml").write_text(LACKING)
-    given = sbatch("")
+    (tmp_path / "lacking.yaml").write_text(WITHOUT_DATA)
+    arguments_path = sbatch("")
     assert sweep(str(tmp_path / "lacking.yaml"), "--slurm", "") == 0
-    (told,) = capsys.readouterr().err.splitlines()
-    assert re.match(r"14 of \d+ runs can't be made here: cifar10: not on this machine", told)
-    assert given.exists()
+    (warning,) = capsys.readouterr().err.splitlines()
+    assert re.match(r"14 of \d+ runs can't be made here: cifar10: not on this machine", warning)
+    assert arguments_path.exists()
 
 
-def test_a_refusal_of_slurm_is_one_line(sweep, sbatch, capsys):
+def test_an_error_of_sbatch_is_one_line(sweep, sbatch, capsys):
     sbatch(
-        "echo 'sbatch: error: no such partition: gpo' >&2\necho 'sbatch: error: submission failed' >&2\nexit 1"
+        "echo 'sbatch: error: no such partition: gpo' >&2\n"
+        "echo 'sbatch: error: submission failed' >&2\nexit 1"
     )
     assert sweep("--slurm", "--partition gpo") == 2
     assert (
@@ -105,14 +104,14 @@ def test_a_refusal_of_slurm_is_one_line(sweep, sbatch, capsys):
         (["--slurm", "", "--fresh"], "does not go with --slurm"),
     ],
 )
-def test_nothing_is_submitted_by_mistake(arguments, words, sweep, sbatch, capsys):
-    given = sbatch("")
+def test_nothing_is_submitted_with_invalid_options(arguments, words, sweep, sbatch, capsys):
+    arguments_path = sbatch("")
     assert sweep(*arguments) == 2
     assert words in capsys.readouterr().err
-    assert not given.exists()
+    assert not arguments_path.exists()
 
 
-def test_no_slurm_here(sweep, monkeypatch, capsys):
+def test_a_missing_sbatch_is_an_error(sweep, monkeypatch, capsys):
     monkeypatch.setenv("PATH", "/nowhere")
     assert sweep("--slurm", "") == 2
     assert "no sbatch on this machine" in capsys.readouterr().err
@@ -136,50 +135,51 @@ rows:
 """
 
 
-def test_a_table_stands_beside_the_published_one_and_says_what_was_chosen(tmp_path, monkeypatch):
+def test_a_table_is_compared_with_the_published_one_and_notes_its_choices(tmp_path, monkeypatch):
     monkeypatch.setenv("SSLRUN_CACHE", str(tmp_path / "cache"))
     (tmp_path / "words.yaml").write_text(ABLATION)
     plan = Plan.of(load_sweep(tmp_path / "words.yaml"), tmp_path / "runs")
     assert work([plan], Context.open("cpu", tmp_path / "runs", False)) == []
     assert (
         sum("pretrain" in job.run.path.name for job in plan.jobs) == 2
-    )  # the last two rows share one
+    )  # the last two rows share a pretraining run
     notes = plan.table().notes
     assert [
-        each
-        for each in notes
-        if each.startswith("No NSP: without next-sentence prediction the pairs")
+        note
+        for note in notes
+        if note.startswith("No NSP: without next-sentence prediction the pairs")
     ]
     assert [
-        each
-        for each in notes
-        if each.startswith("LTR & No NSP, + BiLSTM: whole sequences are read at their last")
+        note
+        for note in notes
+        if note.startswith("LTR & No NSP, + BiLSTM: whole sequences are read at their last")
     ]
     assert [
-        each
-        for each in notes
-        if each.startswith("+ BiLSTM: the BiLSTM has 1 layer, in each direction")
+        note
+        for note in notes
+        if note.startswith("+ BiLSTM: the BiLSTM has 1 layer, in each direction")
     ]
     assert any(
-        re.match(r"pretrained on: No NSP: 0.0 M tokens in 1 steps, \d+ s; LTR & No NSP: ", each)
-        for each in notes
+        re.match(r"pretrained on: No NSP: 0.0 M tokens in 1 steps, \d+ s; LTR & No NSP: ", note)
+        for note in notes
     )
     result = next(job.run.result for job in plan.jobs if "pretrain" in job.run.path.name)
     assert 4 * 8 < result["tokens"] <= 4 * 16
-    found = {
+    matched = {
         (pair.published_row, pair.published_column) for pair in plan.comparison().tables[0].pairs
     }
     rows = ("No NSP", "LTR & No NSP", "LTR & No NSP + BiLSTM")
-    assert found == {(row, "SST-2 (Acc)") for row in rows}
+    assert matched == {(row, "SST-2 (Acc)") for row in rows}
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "told"),
+    ("old", "new", "message"),
     [
         (
             "bert_table5",
             "bert_table55",
-            "words.yaml:2: against: no such published table: 'bert_table55'. Did you mean 'bert_table5'?",
+            "words.yaml:2: against: no such published table: 'bert_table55'. "
+            "Did you mean 'bert_table5'?",
         ),
         (
             "sentiment: SST-2",
@@ -198,14 +198,14 @@ def test_a_table_stands_beside_the_published_one_and_says_what_was_chosen(tmp_pa
         ),
     ],
 )
-def test_what_a_sweep_stands_against_is_checked_before_anything_runs(tmp_path, old, new, told):
+def test_the_against_section_is_checked_before_any_run(tmp_path, old, new, message):
     (tmp_path / "words.yaml").write_text(ABLATION.replace(old, new))
     with pytest.raises(UserError) as error:
         Plan.of(load_sweep(tmp_path / "words.yaml"), tmp_path)
-    assert told in str(error.value)
+    assert message in str(error.value)
 
 
-LACKING = """\
+WITHOUT_DATA = """\
 name: lacking
 base:
   backbone: {name: mlp, width: 8, depth: 1}
@@ -221,42 +221,42 @@ rows:
 
 
 @pytest.fixture
-def lacking(tmp_path, monkeypatch, capsys):
-    """Runs a sweep where no data set is; returns its exit code, and what it says."""
+def run_without_data(tmp_path, monkeypatch, capsys):
+    """Run a sweep without any data set; returns its exit code, stdout and lines of stderr."""
     monkeypatch.setenv("SSLRUN_DATA", str(tmp_path))
     monkeypatch.chdir(tmp_path)
 
-    def called(text):
+    def run(text):
         Path("lacking.yaml").write_text(text)
         monkeypatch.setattr(sys, "argv", ["sslrun", "sweep", "lacking.yaml", "--device", "cpu"])
-        with pytest.raises(SystemExit) as exit:
+        with pytest.raises(SystemExit) as exit_info:
             cli.main()
-        said = capsys.readouterr()
-        return exit.value.code, said.out, said.err.splitlines()
+        output = capsys.readouterr()
+        return exit_info.value.code, output.out, output.err.splitlines()
 
-    return called
+    return run
 
 
 NOWHERE = "not on this machine and the hub cannot be reached. Put it at data/"
 
 
-def test_where_all_data_is_missing_one_line_says_so_and_nothing_is_written(lacking, tmp_path):
-    code, _, told = lacking(LACKING)
+def test_if_all_data_is_missing_there_is_one_error_line_and_no_output(run_without_data, tmp_path):
+    code, _, lines = run_without_data(WITHOUT_DATA)
     assert code == 2
-    assert told == [
+    assert lines == [
         f"sslrun: cifar10: {NOWHERE}cifar10, or set SSLRUN_DATA; see `sslrun show data cifar10`"
     ]
     assert not (tmp_path / "runs").exists()
 
 
-def test_where_some_is_missing_that_is_told_before_and_after_and_the_rest_is_done(lacking):
-    code, table, told = lacking(
-        LACKING
-        + "  three: {data: {name: digits, size: 8}, evaluate: {digits: {protocols: [knn]}, svhn: {protocols: [knn]}}}\n"
+def test_if_some_data_is_missing_the_other_runs_finish_and_both_are_reported(run_without_data):
+    code, table, lines = run_without_data(
+        WITHOUT_DATA + "  three: {data: {name: digits, size: 8}, "
+        "evaluate: {digits: {protocols: [knn]}, svhn: {protocols: [knn]}}}\n"
     )
     assert code == 2
     assert "three" in table
-    assert [re.sub(r"(svhn|cifar10): .*", r"\1", each) for each in told] == [
+    assert [re.sub(r"(svhn|cifar10): .*", r"\1", line) for line in lines] == [
         "20 of 23 runs can't be made here: cifar10",
         "1 of 23 runs can't be made here: svhn",
         "sslrun: 21 of 23 runs failed, the others are done:",
@@ -265,14 +265,14 @@ def test_where_some_is_missing_that_is_told_before_and_after_and_the_rest_is_don
     ]
 
 
-def test_a_reason_that_many_runs_fail_for_is_told_once(lacking):
-    code, _, told = lacking(
-        LACKING.replace("data: cifar10", "data: {name: digits, size: 8}")
+def test_a_failure_shared_by_many_runs_is_reported_once(run_without_data):
+    code, _, lines = run_without_data(
+        WITHOUT_DATA.replace("data: cifar10", "data: {name: digits, size: 8}")
         .replace("{cifar10: {", "{digits: {")
         .replace("batch: 8}\n  finetune", "batch: 5000}\n  finetune")
     )
     assert code == 2
     reason = "a batch of 5000 is larger than the 1210 examples: lower batch to 1024"
-    assert len(told) == 2
-    assert told[0].endswith(f"failed: {reason}")
-    assert told[1] == f"sslrun: 14 of 14 runs failed: {reason}"
+    assert len(lines) == 2
+    assert lines[0].endswith(f"failed: {reason}")
+    assert lines[1] == f"sslrun: 14 of 14 runs failed: {reason}"

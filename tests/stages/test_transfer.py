@@ -1,4 +1,4 @@
-"""Transfer from a file of weights, at a higher resolution than they were trained at."""
+"""Transfer from a weight file to a higher resolution."""
 
 import json
 
@@ -25,13 +25,13 @@ HALF = [0.5, 0.5, 0.5]
 
 @pytest.fixture
 def weights(tmp_path):
-    """Those of a ViT for images of 8 pixels, as timm would write them: without their normalisation, with a classifier."""
+    """Write a ViT's weights as timm does: with a classifier, without pixel statistics."""
     torch.manual_seed(0)
     backbone = build_backbone("vit-tiny", VIT, ImageSpec(8))
     torch.nn.init.normal_(backbone.pos_embed)
     state = {
-        name: each.clone()
-        for name, each in backbone.state_dict().items()
+        name: tensor.clone()
+        for name, tensor in backbone.state_dict().items()
         if name not in ("mean", "std")
     }
     path = tmp_path / "vit.safetensors"
@@ -39,15 +39,18 @@ def weights(tmp_path):
     return path
 
 
-def plan(tmp_path, weights, size, protocol="finetune", normalised=True, **more):
-    given = {
-        "name": "tiny", "backbone": {"name": "vit-tiny", **VIT}, "data": {"name": "digits", "size": 8},
-        "weights": {"file": str(weights), **({"mean": HALF, "std": HALF} if normalised else {})},
+def plan(tmp_path, weights, size, protocol="finetune", normalized=True, **more):
+    options = {
+        "name": "tiny",
+        "backbone": {"name": "vit-tiny", **VIT},
+        "data": {"name": "digits", "size": 8},
+        "weights": {"file": str(weights), **({"mean": HALF, "std": HALF} if normalized else {})},
         "finetune": {"steps": 1, "batch": 8, "lr": 1e-12, "precision": "fp32"},
-        "evaluate": {"digits": {"protocols": [protocol], "labels": [0.1], "task": {"size": size}}}, **more,
-    }  # fmt: skip
+        "evaluate": {"digits": {"protocols": [protocol], "labels": [0.1], "task": {"size": size}}},
+        **more,
+    }
     return Plan.of(
-        Sweep(name="tiny", rows={"tiny": parse(Located(given, {(): "tiny.yaml:1"}))}),
+        Sweep(name="tiny", rows={"tiny": parse(Located(options, {(): "tiny.yaml:1"}))}),
         tmp_path / "runs",
     )
 
@@ -61,33 +64,37 @@ def done(planned, tmp_path):
 
 def test_positions_are_interpolated_once_and_then_learn_at_the_new_size(tmp_path, weights):
     cell = done(plan(tmp_path, weights, 24), tmp_path)
-    tuned, given = load_file(cell.run.path / "backbone.safetensors"), load_file(weights)
+    tuned, original = load_file(cell.run.path / "backbone.safetensors"), load_file(weights)
     assert tuned["pos_embed"].shape == (1, 1 + 6 * 6, 16)
-    torch.testing.assert_close(tuned["pos_embed"][:, :1], given["pos_embed"][:, :1])
+    torch.testing.assert_close(tuned["pos_embed"][:, :1], original["pos_embed"][:, :1])
     torch.testing.assert_close(
-        tuned["pos_embed"][:, 1:], interpolate_positions(given["pos_embed"][:, 1:], 2, 6, 6)
+        tuned["pos_embed"][:, 1:], interpolate_positions(original["pos_embed"][:, 1:], 2, 6, 6)
     )
-    torch.testing.assert_close(tuned["patch_embed.proj.weight"], given["patch_embed.proj.weight"])
+    torch.testing.assert_close(
+        tuned["patch_embed.proj.weight"], original["patch_embed.proj.weight"]
+    )
     assert tuned["mean"].tolist() == tuned["std"].tolist() == HALF
     assert cell.run.result["pretext"] == "vit.safetensors"
     assert json.loads((cell.run.path / "identity.json").read_text())["origin"]["mean"] == HALF
 
 
-def test_features_are_those_of_the_file_and_its_normalisation(tmp_path, weights):
+def test_features_use_the_weights_and_normalization_of_the_file(tmp_path, weights):
     ((_, cell),) = plan(tmp_path, weights, 8, "knn").cells
     bench = CellBench(cell, Context(tmp_path, compute("cpu")))
-    found = bench.backbone().eval()
+    backbone_ = bench.backbone().eval()
     bare = build_backbone("vit-tiny", VIT, ImageSpec(8)).eval()
-    state = {name: each for name, each in load_file(weights).items() if not name.startswith("head")}
+    state = {
+        name: tensor for name, tensor in load_file(weights).items() if not name.startswith("head")
+    }
     bare.load_state_dict(state, strict=False)
     bare.mean.zero_()
     bare.std.fill_(1.0)
     images = bench.task.inputs(Batch(bench.examples("test").inputs[:5], None))
-    torch.testing.assert_close(found(images).pooled, bare(2 * images - 1).pooled)
-    assert plan(tmp_path, weights, 8, "knn", normalised=False).cells[0][1].run.hash != cell.run.hash
+    torch.testing.assert_close(backbone_(images).pooled, bare(2 * images - 1).pooled)
+    assert plan(tmp_path, weights, 8, "knn", normalized=False).cells[0][1].run.hash != cell.run.hash
 
 
-def test_mistakes_about_weights(tmp_path, weights):
+def test_invalid_weight_files_are_errors(tmp_path, weights):
     with pytest.raises(UserError, match=r"nothing\.safetensors: no checkpoint there"):
         plan(tmp_path, tmp_path / "nothing.safetensors", 8)
     with pytest.raises(

@@ -1,4 +1,4 @@
-"""Looks at a pretraining on text: the held-out loss, its floor, and one that does not leave it."""
+"""Pretraining on text: the held-out loss, its floor, and a warning at the floor."""
 
 import math
 
@@ -25,7 +25,7 @@ def splits(tmp_path, monkeypatch):
     text._train_cached.cache_clear()
 
 
-def made(splits, name="mlm", backbone="bert-tiny", **options):
+def build(splits, name="mlm", backbone="bert-tiny", **options):
     torch.manual_seed(0)
     network = build_backbone(backbone, {"depth": 1, "width": 64, "dropout": 0.0}, splits.spec)
     return pretexts[name](pretexts[name].Options(**options), network)
@@ -35,18 +35,24 @@ def watcher(splits, pretext):
     return Watcher(splits, pretext, Watch(examples=64), compute("cpu"), 0)
 
 
-def test_the_floor_is_the_entropy_of_the_training_texts_words(splits):
-    pretext = made(splits, "ltr", "gpt-tiny")
+def test_the_floor_is_the_unigram_entropy_of_the_training_text(splits):
+    pretext = build(splits, "ltr", "gpt-tiny")
     counts = torch.cat(
-        [splits.train.tokens[splits.train.sentences[splits.train.documents[at]] : splits.train.sentences[splits.train.documents[at + 1]]]
-         for at in splits.train.chosen.tolist()]
-    ).bincount()  # fmt: skip
-    shares = [each / int(counts.sum()) for each in counts.tolist() if each]
+        [
+            splits.train.tokens[
+                splits.train.sentences[splits.train.documents[number]] : splits.train.sentences[
+                    splits.train.documents[number + 1]
+                ]
+            ]
+            for number in splits.train.chosen.tolist()
+        ]
+    ).bincount()
+    shares = [count / int(counts.sum()) for count in counts.tolist() if count]
     assert watcher(splits, pretext).floor == pytest.approx(-sum(p * math.log(p) for p in shares))
 
 
-def test_a_loss_that_stays_at_the_floor_is_called_out_and_one_below_it_is_not(splits):
-    pretext = made(splits)
+def test_a_loss_at_the_floor_gives_a_warning_and_one_below_it_does_not(splits):
+    pretext = build(splits)
     check = watcher(splits, pretext).check
     early = check(pretext, 0.1)
     assert early.record["held_out_loss"] > early.record["floor"]
@@ -56,20 +62,22 @@ def test_a_loss_that_stays_at_the_floor_is_called_out_and_one_below_it_is_not(sp
     assert "is not clearly below" in late.warning
     assert f"{late.record['floor']:.2f}" in late.warning
     assert "repeated lines" in late.warning
-    for share, told in ((0.98, True), (0.96, False)):
+    for share, is_warned in ((0.98, True), (0.96, False)):
         pretext.held_out = lambda *_, loss=share * late.record["floor"]: {
             "held_out_loss": torch.tensor(loss)
         }
-        found = check(pretext, 0.5)
-        assert found.record["held_out_loss"] == pytest.approx(share * late.record["floor"])
-        assert (found.warning is not None) == told
+        report = check(pretext, 0.5)
+        assert report.record["held_out_loss"] == pytest.approx(share * late.record["floor"])
+        assert (report.warning is not None) == is_warned
 
 
-def test_the_same_held_out_words_are_asked_for_at_each_check_whatever_is_trained_on(splits):
-    one, other = made(splits, rate=0.15), made(splits, rate=0.5, nsp=True)
+def test_every_evaluation_uses_the_same_held_out_targets(splits):
+    one, other = build(splits, rate=0.15), build(splits, rate=0.5, nsp=True)
     other.backbone.load_state_dict(one.backbone.state_dict())
     other.head.load_state_dict(one.head.state_dict())
-    first, second = (watcher(splits, each).check(each, 0.0).record for each in (one, other))
+    first, second = (
+        watcher(splits, pretext).check(pretext, 0.0).record for pretext in (one, other)
+    )
     assert first["held_out_loss"] == pytest.approx(second["held_out_loss"], rel=1e-6)
     assert {"held_out_nsp_loss", "held_out_nsp_accuracy"} == set(second) - set(first)
 
@@ -82,7 +90,7 @@ def test_every_pretext_on_text_has_a_held_out_loss(splits, name):
             pretexts[name].Options(), build_backbone("elmo", {"width": 16}, splits.spec)
         )
     else:
-        pretext = made(splits, name, "gpt-tiny" if name == "ltr" else "bert-tiny")
+        pretext = build(splits, name, "gpt-tiny" if name == "ltr" else "bert-tiny")
     record = watcher(splits, pretext).check(pretext, 0.0).record
     assert record["held_out_loss"] == pytest.approx(math.log(splits.spec.vocab), rel=0.2)
     assert record["floor"] > 3

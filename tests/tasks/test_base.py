@@ -1,4 +1,4 @@
-"""What a task and a backbone make together: what moves, what stays, and that tokens fit as images do."""
+"""Task learners: which parameters learn, which stay, and tasks on tokens and on images."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ GENERATOR = torch.Generator()
 
 
 class Words(Backbone):
-    """Token ids (B, T) to one vector a token, with every kind of state a backbone may have."""
+    """Map token ids (B, T) to one vector per token, with every kind of backbone state."""
 
     def __init__(self) -> None:
         super().__init__(None, ImageSpec(1))
@@ -79,7 +79,7 @@ def learner(task: type[Task] = Parity, **options: Any) -> TaskLearner:
 
 
 def train(model: TaskLearner, task: type[Task] = Parity, steps: int = 20) -> None:
-    # Weight decay and momentum would move whatever has a gradient, even a zero one.
+    # Weight decay and momentum move every parameter with a gradient, even a zero one.
     moving = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(moving, lr=1.0, momentum=0.9, weight_decay=0.01)
     for step in range(steps):
@@ -94,24 +94,24 @@ def state(module: nn.Module) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in module.state_dict().items()}
 
 
-def moved(module: nn.Module, before: dict[str, Tensor]) -> set[str]:
+def changed_names(module: nn.Module, before: dict[str, Tensor]) -> set[str]:
     return {
         name for name, value in module.state_dict().items() if not torch.equal(value, before[name])
     }
 
 
-def test_a_frozen_backbone_stays_as_it_is_to_the_last_byte() -> None:
+def test_a_frozen_backbone_does_not_change_by_a_bit() -> None:
     model = learner(frozen=True)
     before, head = state(model.backbone), state(model.head)
     model.eval()
     model.train()
     train(model)
-    assert moved(model.backbone, before) == set()
-    assert moved(model.head, head) == {"weight", "bias"}
+    assert changed_names(model.backbone, before) == set()
+    assert changed_names(model.head, head) == {"weight", "bias"}
     assert all(parameter.grad is None for parameter in model.backbone.parameters())
 
 
-def test_a_frozen_backbone_drops_nothing_while_the_head_learns() -> None:
+def test_a_frozen_backbone_has_no_dropout_while_the_head_learns() -> None:
     model = learner(frozen=True)
     views = model.views(batch(Parity), GENERATOR)
     assert torch.equal(model(views).loss, model(views).loss)
@@ -121,7 +121,7 @@ def test_everything_learns_when_nothing_is_frozen() -> None:
     model = learner()
     before = state(model.backbone)
     train(model)
-    assert moved(model.backbone, before) == set(before) - {"mean"}
+    assert changed_names(model.backbone, before) == set(before) - {"mean"}
 
 
 def test_frozen_norm_keeps_the_statistics_and_trains_the_rest() -> None:
@@ -130,12 +130,12 @@ def test_frozen_norm_keeps_the_statistics_and_trains_the_rest() -> None:
     model.eval()
     model.train()
     train(model)
-    assert moved(model.backbone, before) == {"embedding.weight", "norm.weight", "norm.bias"}
+    assert changed_names(model.backbone, before) == {"embedding.weight", "norm.weight", "norm.bias"}
     assert model.backbone.dropout.training
 
 
 @pytest.mark.parametrize("task", [Parity, Whole])
-def test_a_task_of_tokens_is_learned_as_one_of_whole_examples_is(task: type[Task]) -> None:
+def test_tasks_on_tokens_and_on_whole_examples_are_learned(task: type[Task]) -> None:
     model = learner(task)
     ids, targets = batch(task)
     examples = TensorExamples(ids, targets, ("even", "odd"), ImageSpec(1))
@@ -146,25 +146,25 @@ def test_a_task_of_tokens_is_learned_as_one_of_whole_examples_is(task: type[Task
     assert model.task.measure(outputs, model.task.targets(examples))["accuracy"] > 90
 
 
-def test_a_given_head_is_where_learning_starts() -> None:
+def test_learning_starts_from_the_head_passed_in() -> None:
     head = nn.Linear(6, 2)
     model = learner(head=head)
     assert model.head is head
 
 
 @pytest.mark.parametrize("task", [Parity, Whole])
-def test_one_pass_gives_predictions_and_a_vector_an_example(task: type[Task]) -> None:
-    model, given = learner(task).eval(), batch(task)
-    outputs, vectors = model.predict_and_read(given)
-    features = model.backbone(model.task.inputs(given))
-    assert torch.equal(outputs, model.predict(given))
+def test_one_pass_returns_predictions_and_one_vector_per_example(task: type[Task]) -> None:
+    model, examples = learner(task).eval(), batch(task)
+    outputs, vectors = model.predict_and_read(examples)
+    features = model.backbone(model.task.inputs(examples))
+    assert torch.equal(outputs, model.predict(examples))
     assert torch.equal(
         vectors, model.task.readout(features) if model.task.linear else features.pooled
     )
     assert vectors.shape == (32, 6)
 
 
-def test_predictions_are_the_same_in_any_batch_and_never_made_in_training_mode() -> None:
+def test_predictions_do_not_depend_on_the_batch_and_require_eval_mode() -> None:
     model = learner()
     whole = batch(Parity)
     with pytest.raises(ValueError, match="eval"):
@@ -174,7 +174,7 @@ def test_predictions_are_the_same_in_any_batch_and_never_made_in_training_mode()
     torch.testing.assert_close(torch.cat(parts), model.predict(whole))
 
 
-def test_a_split_without_labels_is_refused() -> None:
+def test_a_split_without_labels_is_rejected() -> None:
     examples = TensorExamples(torch.zeros(3, 5), None, (), ImageSpec(1))
     with pytest.raises(UserError, match="'parity' needs labels"):
         learner().task.targets(examples)

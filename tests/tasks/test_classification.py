@@ -1,4 +1,4 @@
-"""Image classification: what is trained on, mixed as the papers do, and what is evaluated on."""
+"""Image classification: training views, mixup and cutmix, losses, metrics."""
 
 import math
 
@@ -30,7 +30,7 @@ def batch(count: int = 16) -> Batch:
 
 
 def flat_images(count: int) -> tuple[Tensor, Tensor]:
-    """Image i is i everywhere, and of class i."""
+    """Return images of which image i is constant i, and one-hot labels of class i."""
     return torch.arange(count).float()[:, None, None, None].expand(-1, 3, 16, 16), torch.eye(count)
 
 
@@ -39,7 +39,7 @@ def test_it_is_registered() -> None:
     assert Classification.reads is ImageSpec
 
 
-def test_a_fresh_head_says_nothing_unless_asked_to_start_at_random() -> None:
+def test_a_new_head_is_zero_unless_init_is_random() -> None:
     images = batch()
     zeros, random = task().head(5), task(init="random").head(5)
     assert task().loss(zeros(torch.randn(16, 5)), images.labels).item() == pytest.approx(
@@ -49,7 +49,7 @@ def test_a_fresh_head_says_nothing_unless_asked_to_start_at_random() -> None:
     assert zeros.weight.shape == (3, 5)
 
 
-def test_the_loss_is_smoothed_cross_entropy_for_labels_and_for_shares() -> None:
+def test_the_loss_is_smoothed_cross_entropy_for_labels_and_probabilities() -> None:
     outputs, labels = (
         torch.randn(6, 3, generator=seeded(), dtype=torch.float64),
         torch.arange(6) % 3,
@@ -61,13 +61,15 @@ def test_the_loss_is_smoothed_cross_entropy_for_labels_and_for_shares() -> None:
     torch.testing.assert_close(smoothed.loss(outputs, F.one_hot(labels, 3).double()), naive)
 
 
-def test_views_are_drawn_from_the_generator_and_inputs_from_nothing() -> None:
+def test_views_depend_on_the_generator_and_inputs_are_deterministic() -> None:
     mixing = task(mixup=0.4, cutmix=1.0)
-    (one, targets), (same, same_targets) = (mixing.views(batch(), seeded()) for _ in range(2))
-    other, _ = mixing.views(batch(), seeded(1))
-    assert torch.equal(one, same)
+    (images, targets), (same_images, same_targets) = (
+        mixing.views(batch(), seeded()) for _ in range(2)
+    )
+    other_images, _ = mixing.views(batch(), seeded(1))
+    assert torch.equal(images, same_images)
     assert torch.equal(targets, same_targets)
-    assert not torch.equal(one, other)
+    assert not torch.equal(images, other_images)
     assert torch.equal(mixing.inputs(batch()), batch().inputs.float() / 255)
 
 
@@ -78,19 +80,19 @@ def test_without_mixing_targets_are_the_labels() -> None:
     assert torch.equal(targets, torch.arange(16) % 3)
 
 
-def test_the_augmentation_is_the_one_asked_for() -> None:
+def test_the_augmentation_is_the_configured_one() -> None:
     plain, mirrored = task(augmentation={}), task(augmentation={"flip": 1.0})
     assert torch.equal(plain.views(batch(), seeded())[0], plain.inputs(batch()))
     assert torch.equal(mirrored.views(batch(), seeded())[0], plain.inputs(batch()).flip(3))
 
 
-def test_images_are_resized_to_the_size_asked_for() -> None:
+def test_images_are_resized_to_the_configured_size() -> None:
     large = task(size=12)
     assert large.inputs(batch()).shape == (16, 3, 12, 12)
     assert large.views(batch(), seeded())[0].shape == (16, 3, 12, 12)
 
 
-def test_mixup_blends_images_and_labels_by_the_same_share_drawn_for_each_image() -> None:
+def test_mixup_blends_images_and_labels_by_one_weight_per_image() -> None:
     count, alpha = 4000, 0.3
     images, shares = flat_images(count)
     mixed, targets = mix(images[:, :, :1, :1], shares, mixup=alpha, cutmix=0, generator=seeded())
@@ -102,10 +104,10 @@ def test_mixup_blends_images_and_labels_by_the_same_share_drawn_for_each_image()
     assert own.mean().item() == pytest.approx(0.5, abs=0.03)
     assert own.var().item() == pytest.approx(
         1 / (4 * (2 * alpha + 1)), rel=0.05
-    )  # of Beta(alpha, alpha)
+    )  # variance of Beta(alpha, alpha)
 
 
-def test_cutmix_pastes_one_box_and_shares_the_labels_by_its_area() -> None:
+def test_cutmix_pastes_one_box_and_weights_labels_by_its_area() -> None:
     count = 200
     images, shares = flat_images(count)
     mixed, targets = mix(images, shares, mixup=0, cutmix=1.0, generator=seeded())
@@ -125,7 +127,7 @@ def test_cutmix_pastes_one_box_and_shares_the_labels_by_its_area() -> None:
     assert min(sizes) < 0.1 < 0.6 < max(sizes)
 
 
-def test_with_both_every_image_is_either_blended_or_pasted() -> None:
+def test_with_mixup_and_cutmix_each_image_gets_one_of_them() -> None:
     images, shares = flat_images(200)
     mixed, _ = mix(images, shares, mixup=1.0, cutmix=1.0, generator=seeded())
     values = torch.tensor([len(image.unique()) for image in mixed])
@@ -134,12 +136,12 @@ def test_with_both_every_image_is_either_blended_or_pasted() -> None:
     assert 60 < ((values == 1) & ~whole).sum() < 140
 
 
-def test_the_primary_metric_is_the_one_asked_for_and_top_five_needs_ten_classes() -> None:
+def test_the_primary_metric_is_the_configured_one_and_top_five_needs_ten_classes() -> None:
     outputs, labels = torch.randn(30, 10, generator=seeded()), torch.arange(30) % 7
-    found = task(10, metric="mean_class_accuracy").measure(outputs, labels)
-    assert set(found) == {"accuracy", "mean_class_accuracy", "macro_f1", "top5_accuracy"}
-    assert found["accuracy"] < found["top5_accuracy"]
+    scores = task(10, metric="mean_class_accuracy").measure(outputs, labels)
+    assert set(scores) == {"accuracy", "mean_class_accuracy", "macro_f1", "top5_accuracy"}
+    assert scores["accuracy"] < scores["top5_accuracy"]
     assert "top5_accuracy" not in task(3).measure(outputs[:, :3], labels % 3)
     for metric in ("accuracy", "mean_class_accuracy", "macro_f1"):
         assert task(metric=metric).primary.name == metric
-        assert metric in found
+        assert metric in scores

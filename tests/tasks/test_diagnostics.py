@@ -1,4 +1,4 @@
-"""Features built to be healthy or collapsed are told apart."""
+"""Collapse diagnostics on features that are healthy or collapsed by construction."""
 
 import pytest
 import torch
@@ -30,7 +30,7 @@ def test_feature_std_is_one_over_root_width_for_evenly_spread_directions() -> No
 
 
 @pytest.mark.parametrize("width", [16, 512])
-def test_collapse_names_what_is_wrong(width: int) -> None:
+def test_collapse_is_named_by_its_kind(width: int) -> None:
     healthy = gaussian(1000, width)
     line = gaussian(1000, 1) @ torch.ones(1, width)
     assert collapse(healthy) is None
@@ -40,5 +40,5 @@ def test_collapse_names_what_is_wrong(width: int) -> None:
     assert "complete" in (collapse(torch.zeros(1000, width)) or "")
 
 
-def test_features_that_know_ten_classes_and_nothing_else_are_not_called_collapsed() -> None:
+def test_features_of_ten_points_are_not_called_collapsed() -> None:
     assert collapse(gaussian(10, 512).repeat(50, 1)) is None

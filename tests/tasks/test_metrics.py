@@ -24,7 +24,9 @@ def predictions() -> tuple[torch.Tensor, torch.Tensor]:
     return scores, labels
 
 
-def test_metrics_equal_scikit_learns(predictions: tuple[torch.Tensor, torch.Tensor]) -> None:
+def test_metrics_equal_those_of_scikit_learn(
+    predictions: tuple[torch.Tensor, torch.Tensor],
+) -> None:
     scores, labels = predictions
     guess = scores.argmax(1)
     assert accuracy(scores, labels) == pytest.approx(100 * accuracy_score(labels, guess))
@@ -35,7 +37,7 @@ def test_metrics_equal_scikit_learns(predictions: tuple[torch.Tensor, torch.Tens
 
 
 @pytest.mark.filterwarnings("ignore:y_pred contains classes")
-def test_classes_without_examples_leave_the_class_means_alone(
+def test_classes_without_examples_do_not_change_class_means(
     predictions: tuple[torch.Tensor, torch.Tensor],
 ) -> None:
     scores, labels = predictions
@@ -48,24 +50,24 @@ def test_classes_without_examples_leave_the_class_means_alone(
     assert macro_f1(scores, labels) == pytest.approx(100 * f1_score(labels, guess, average="macro"))
 
 
-def test_matthews_and_f1_equal_scikit_learns(
+def test_matthews_and_f1_equal_those_of_scikit_learn(
     predictions: tuple[torch.Tensor, torch.Tensor],
 ) -> None:
     scores, labels = predictions
     assert metrics.matthews(scores, labels) == pytest.approx(
         100 * matthews_corrcoef(labels, scores.argmax(1))
     )
-    two, guess = labels % 2, scores[:, :2].argmax(1)
-    assert metrics.matthews(scores[:, :2], two) == pytest.approx(
-        100 * matthews_corrcoef(two, guess)
+    binary, guess = labels % 2, scores[:, :2].argmax(1)
+    assert metrics.matthews(scores[:, :2], binary) == pytest.approx(
+        100 * matthews_corrcoef(binary, guess)
     )
-    assert metrics.f1(scores[:, :2], two) == pytest.approx(100 * f1_score(two, guess))
-    one = torch.tensor([[1.0, 0.0]]).repeat(len(labels), 1)
-    assert metrics.matthews(one, two) == metrics.f1(one, two) == 0
-    assert metrics.f1(one, torch.zeros_like(two)) == 0
+    assert metrics.f1(scores[:, :2], binary) == pytest.approx(100 * f1_score(binary, guess))
+    constant = torch.tensor([[1.0, 0.0]]).repeat(len(labels), 1)
+    assert metrics.matthews(constant, binary) == metrics.f1(constant, binary) == 0
+    assert metrics.f1(constant, torch.zeros_like(binary)) == 0
 
 
-def test_correlations_equal_scipys() -> None:
+def test_correlations_equal_those_of_scipy() -> None:
     generator = torch.Generator().manual_seed(0)
     truth = torch.randint(0, 26, (400,), generator=generator) / 5  # many ties, as STS-B has
     guess = (truth + torch.randn(400, generator=generator)).round(decimals=1)
@@ -77,7 +79,7 @@ def test_correlations_equal_scipys() -> None:
     assert metrics.pearson(torch.ones(400), truth) == metrics.spearman(torch.ones(400), truth) == 0
 
 
-def test_entities_count_by_span_and_type() -> None:
+def test_entities_match_by_span_and_type() -> None:
     truth = [["B-PER", "I-PER", "O", "B-LOC"], ["O", "B-ORG", "B-ORG", "I-ORG"]]
     assert metrics.entities(truth, truth) == {
         "f1": 100,
@@ -86,21 +88,21 @@ def test_entities_count_by_span_and_type() -> None:
         "accuracy": 100,
     }
     guess = [["B-PER", "I-PER", "O", "B-PER"], ["O", "B-ORG", "I-ORG", "I-ORG"]]
-    # Right: PER 0-2. Told besides: PER 3-4, ORG 1-4. Meant besides: LOC 3-4, ORG 1-2, ORG 2-4.
-    found = metrics.entities(guess, truth)
-    assert (found["precision"], found["recall"]) == (pytest.approx(100 / 3), 25)
-    assert found["f1"] == pytest.approx(200 / 7)
-    assert found["accuracy"] == 75
-    # An I after O or after another type begins an entity, as conlleval has it; an O-only guess is
-    # nothing.
-    begun = [["I-PER", "I-PER", "O", "I-LOC"], ["O", "B-ORG", "B-ORG", "I-ORG"]]
-    assert metrics.entities(begun, truth)["f1"] == 100
+    # Correct: PER 0-2. Also predicted: PER 3-4, ORG 1-4. Missed: LOC 3-4, ORG 1-2, ORG 2-4.
+    scores = metrics.entities(guess, truth)
+    assert (scores["precision"], scores["recall"]) == (pytest.approx(100 / 3), 25)
+    assert scores["f1"] == pytest.approx(200 / 7)
+    assert scores["accuracy"] == 75
+    # As in conlleval, an I after O or after another type begins an entity. A guess of only O
+    # scores 0.
+    without_b = [["I-PER", "I-PER", "O", "I-LOC"], ["O", "B-ORG", "B-ORG", "I-ORG"]]
+    assert metrics.entities(without_b, truth)["f1"] == 100
     assert metrics.entities([["I-PER", "I-LOC"]], [["B-PER", "B-LOC"]])["f1"] == 100
     assert metrics.entities([["O"] * 4] * 2, truth)["f1"] == 0
     assert metrics.entities([["O"]], [["O"]])["f1"] == 0
 
 
-def test_several_labels_an_image_are_each_right_and_images_without_any_do_not_count(
+def test_any_of_several_labels_is_correct_and_unlabeled_images_do_not_count(
     predictions: tuple[torch.Tensor, torch.Tensor],
 ) -> None:
     scores, labels = predictions

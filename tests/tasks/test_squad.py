@@ -1,4 +1,4 @@
-"""Answers to questions: SQuAD's official measures, written out again here, and decoding by hand."""
+"""Question answering: SQuAD's official measures, rewritten here, and hand-made decoding cases."""
 
 import collections
 import random
@@ -15,7 +15,7 @@ from sslrun.tasks.squad import Answer, decode, normalize_answer, score_answers, 
 
 
 def official_normalize(s):
-    """As evaluate-v1.1.py and -v2.0.py have it."""
+    """normalize_answer of evaluate-v1.1.py and evaluate-v2.0.py."""
 
     def remove_articles(text):
         return re.sub(r"\b(a|an|the)\b", " ", text)
@@ -43,13 +43,18 @@ def official_f1(gold, guess):
     return 2 * precision * recall / (precision + recall)
 
 
-def official(guesses, golds):
-    """get_raw_scores and make_eval_dict of evaluate-v2.0.py; equal to v1.1's where every question has an answer."""
+def official_scores(guesses, golds):
+    """get_raw_scores and make_eval_dict of evaluate-v2.0.py.
+
+    They equal those of v1.1 if every question has an answer.
+    """
     exact = f1 = 0
     for guess, answers in zip(guesses, golds, strict=True):
-        answers = [each for each in answers if official_normalize(each)] or [""]
-        exact += max(int(official_normalize(each) == official_normalize(guess)) for each in answers)
-        f1 += max(official_f1(each, guess) for each in answers)
+        answers = [answer for answer in answers if official_normalize(answer)] or [""]
+        exact += max(
+            int(official_normalize(answer) == official_normalize(guess)) for answer in answers
+        )
+        f1 += max(official_f1(answer, guess) for answer in answers)
     return {"f1": 100.0 * f1 / len(guesses), "exact_match": 100.0 * exact / len(guesses)}
 
 
@@ -69,249 +74,277 @@ CASES = [
 
 
 @pytest.mark.parametrize(("guess", "golds", "exact", "f1"), CASES)
-def test_scores_of_one_answer_are_the_official_ones(guess, golds, exact, f1):
-    rows = [SpanRow("0", "?", "", tuple((each, 0) for each in golds))]
-    found = score_answers({0: Answer(guess, 0.0)}, rows)
-    found.pop("best_f1", None)
-    assert found == {"f1": pytest.approx(f1), "exact_match": exact}
-    assert found == {name: pytest.approx(each) for name, each in official([guess], [golds]).items()}
+def test_scores_of_one_answer_equal_the_official_ones(guess, golds, exact, f1):
+    rows = [SpanRow("0", "?", "", tuple((gold, 0) for gold in golds))]
+    results = score_answers({0: Answer(guess, 0.0)}, rows)
+    results.pop("best_f1", None)
+    assert results == {"f1": pytest.approx(f1), "exact_match": exact}
+    assert results == {
+        name: pytest.approx(gold) for name, gold in official_scores([guess], [golds]).items()
+    }
 
 
-def test_scores_of_many_answers_are_the_official_ones():
+def test_scores_of_many_answers_equal_the_official_ones():
     draw = random.Random(0)
     words = ["the", "a", "Cat", "cat's", "dog", "(dog)", "an", "tree.", "1,5", "theme", "ÉTÉ"]
-    text = lambda most: " ".join(draw.choices(words, k=draw.randint(0, most)))  # noqa: E731
-    golds = [[text(4) for _ in range(draw.randint(0, 3))] for _ in range(500)]
-    guesses = [draw.choice(gold) if gold and draw.random() < 0.3 else text(4) for gold in golds]
-    rows = [
-        SpanRow(str(at), "?", "", tuple((each, 0) for each in gold))
-        for at, gold in enumerate(golds)
+    draw_text = lambda most: " ".join(draw.choices(words, k=draw.randint(0, most)))  # noqa: E731
+    golds = [[draw_text(4) for _ in range(draw.randint(0, 3))] for _ in range(500)]
+    guesses = [
+        draw.choice(gold) if gold and draw.random() < 0.3 else draw_text(4) for gold in golds
     ]
-    expected = official(guesses, golds)
+    rows = [
+        SpanRow(str(number), "?", "", tuple((guess, 0) for guess in gold))
+        for number, gold in enumerate(golds)
+    ]
+    expected = official_scores(guesses, golds)
     assert 5 < expected["exact_match"] < expected["f1"] < 95
-    answers = {at: Answer(guess, 0.0) for at, guess in enumerate(guesses)}
-    found = score_answers(answers, rows)
-    assert found.pop("best_f1") >= found["f1"]
-    assert found == {name: pytest.approx(e) for name, e in expected.items()}
-    assert all(normalize_answer(each) == official_normalize(each) for each in guesses)
+    answers = {number: Answer(guess, 0.0) for number, guess in enumerate(guesses)}
+    results = score_answers(answers, rows)
+    assert results.pop("best_f1") >= results["f1"]
+    assert results == {name: pytest.approx(value) for name, value in expected.items()}
+    assert all(normalize_answer(guess) == official_normalize(guess) for guess in guesses)
     assert word_f1("cat", "cat") == 1
 
 
 # ---------------------------------------------------------------- windows
 
 
-WORDS = [chr(ord("a") + at) * 2 for at in range(26)]
+WORDS = [chr(ord("a") + number) * 2 for number in range(26)]
 TOKENIZER = Tokenizer(
     build_wordpiece(
         True,
-        {entry: at for at, entry in enumerate([*SPECIALS, *WORDS, "who", "?", "un", "##do", "."])},
+        {
+            entry: number
+            for number, entry in enumerate([*SPECIALS, *WORDS, "who", "?", "un", "##do", "."])
+        },
     )
 )
 PASSAGE = " ".join(WORDS)
 
 
-def made(rows, length=16, question_length=8, stride=4):
+def build(rows, length=16, question_length=8, stride=4):
     return build_windows(rows, TextSpec(TOKENIZER, length), question_length, stride)
 
 
-def asked(answer="kk", passage=PASSAGE, question="who ?", id="q"):
+def build_row(answer="kk", passage=PASSAGE, question="who ?", id="q"):
     return SpanRow(id, question, passage, ((answer, passage.index(answer)),) if answer else ())
 
 
-def test_windows_cover_the_passage_by_the_stride_and_hold_the_answer_where_they_say():
-    found = made([asked()])
-    (batch,) = found.batches([torch.arange(len(found))], torch.device("cpu"))
+def test_windows_cover_the_passage_and_label_the_answer():
+    windows = build([build_row()])
+    (batch,) = windows.batches([torch.arange(len(windows))], torch.device("cpu"))
     ids = batch.inputs.ids
     room = 16 - 3 - 2
     starts = [0, 4, 8, 12, 16]
     assert [row[4] - 5 for row in ids.tolist()] == starts
     for row, start in zip(ids.tolist(), starts, strict=True):
-        passage = [5 + at for at in range(start, min(start + room, 26))]
-        assert [each for each in row if each != TOKENIZER.pad] == [
-            TOKENIZER.cls, TOKENIZER.strings.index("who"), TOKENIZER.strings.index("?"), TOKENIZER.sep, *passage, TOKENIZER.sep
-        ]  # fmt: skip
+        passage = [5 + index for index in range(start, min(start + room, 26))]
+        assert [token for token in row if token != TOKENIZER.pad] == [
+            TOKENIZER.cls,
+            TOKENIZER.strings.index("who"),
+            TOKENIZER.strings.index("?"),
+            TOKENIZER.sep,
+            *passage,
+            TOKENIZER.sep,
+        ]
     answer = PASSAGE.index("kk")
-    for at, start in enumerate(starts):
-        first, last = batch.labels[at].tolist()
+    for index, start in enumerate(starts):
+        first, last = batch.labels[index].tolist()
         if start <= 10 < start + room:
             assert first == last == 4 + 10 - start
-            assert found.extra.characters[at, first].tolist() == [answer, answer + 2]
+            assert windows.extra.characters[index, first].tolist() == [answer, answer + 2]
         else:
             assert (first, last) == (0, 0)  # run_squad.py trains such windows on [CLS]
-    assert found.extra.question.tolist() == [0] * 5
-    assert found.extra.passage.tolist() == [4] * 5
+    assert windows.extra.question.tolist() == [0] * 5
+    assert windows.extra.passage.tolist() == [4] * 5
 
 
 def official_is_max_context(spans, current, position):
     """_check_is_max_context of run_squad.py."""
     best_score = best = None
-    for at, (start, length) in enumerate(spans):
+    for index, (start, length) in enumerate(spans):
         end = start + length - 1
         if position < start or position > end:
             continue
         score = min(position - start, end - position) + 0.01 * length
         if best_score is None or score > best_score:
-            best_score, best = score, at
+            best_score, best = score, index
     return current == best
 
 
-def test_max_context_is_the_official_one_but_for_ties():
-    found = made([asked()])
+def test_max_context_equals_the_official_one_except_for_ties():
+    windows = build([build_row()])
     spans = [(start, min(11, 26 - start)) for start in (0, 4, 8, 12, 16)]
-    for at, (start, length) in enumerate(spans):
-        for place in range(length):
-            told = bool(found.extra.best[at, 4 + place])
-            if official_is_max_context(spans, at, start + place):
-                assert told
-            elif told:  # as much as the first of the best has
-                mine = _context_score(start + place, start, start + length)
-                assert mine == max(
-                    _context_score(start + place, s, s + n)
-                    for s, n in spans
-                    if s <= start + place < s + n
+    for index, (start, length) in enumerate(spans):
+        for offset in range(length):
+            is_best = bool(windows.extra.best[index, 4 + offset])
+            if official_is_max_context(spans, index, start + offset):
+                assert is_best
+            elif is_best:  # sslrun keeps all ties; the official code keeps the first
+                score = _context_score(start + offset, start, start + length)
+                assert score == max(
+                    _context_score(start + offset, other, other + size)
+                    for other, size in spans
+                    if other <= start + offset < other + size
                 )
-    assert not found.extra.best[:, :4].any()
+    assert not windows.extra.best[:, :4].any()
     assert _window_starts(10, 10, 4) == [0]
     assert _window_starts(11, 10, 4) == [0, 4]
     assert _window_starts(25, 10, 4) == [0, 4, 8, 12, 16]
 
 
-def test_an_answer_within_a_word_is_that_words_and_one_of_several_words_all_of_theirs():
+def test_an_answer_is_labeled_with_all_pieces_of_its_words():
     passage = "aa undo. bb"
-    rows = [asked("do", passage), asked("undo. bb", passage), asked(None, passage)]
-    assert made(rows).labels.tolist() == [[6, 6], [5, 8], [0, 0]]
+    rows = [build_row("do", passage), build_row("undo. bb", passage), build_row(None, passage)]
+    assert build(rows).labels.tolist() == [[6, 6], [5, 8], [0, 0]]
 
 
-def test_questions_are_cut_and_room_is_asked_for():
-    found = made([asked(question="who " * 20)], question_length=4)
-    (batch,) = found.batches([torch.tensor([0])], torch.device("cpu"))
+def test_questions_are_truncated_and_leave_room_for_the_passage():
+    windows = build([build_row(question="who " * 20)], question_length=4)
+    (batch,) = windows.batches([torch.tensor([0])], torch.device("cpu"))
     assert (batch.inputs.segments == 0).sum() >= 6
     assert batch.inputs.ids[0, 5] == TOKENIZER.sep
     from sslrun.errors import UserError
 
     with pytest.raises(UserError, match="leave no room beside a question"):
-        made([asked(question="who " * 20)], length=8)
+        build([build_row(question="who " * 20)], length=8)
 
 
 # ---------------------------------------------------------------- decoding
 
 
-def scores(found, *wanted, base=-5.0):
-    """Outputs (W, T, 2) that are `base` but at (window, place, 0 for start or 1 for end, score)."""
-    outputs = torch.full((len(found), 16, 2), base)
-    for window, place, side, score in wanted:
-        outputs[window, place, side] = score
+def build_outputs(windows, *overrides, base=-5.0):
+    """Return outputs (W, T, 2): `base` except for (window, position, 0 or 1 for end, score)."""
+    outputs = torch.full((len(windows), 16, 2), base)
+    for window, position, side, score in overrides:
+        outputs[window, position, side] = score
     return outputs
 
 
-def decoded(found, outputs, candidates=20, longest=30):
+def decode_texts(windows, outputs, candidates=20, longest=30):
     return {
-        at: each.text
-        for at, each in decode(outputs, found.extra, found.rows, candidates, longest).items()
+        row: answer.text
+        for row, answer in decode(outputs, windows.extra, windows.rows, candidates, longest).items()
     }
 
 
-def test_the_best_span_of_all_windows_is_told_in_the_passages_own_characters():
+def test_the_best_span_is_returned_in_the_passages_own_characters():
     passage = "Aa  BB (cc) dd"
-    found = made([asked("BB (cc", passage), asked("dd", passage, id="r")])
-    outputs = scores(found, (0, 5, 0, 3.0), (0, 6, 1, 2.0), (1, 4, 0, 1.0), (1, 4, 1, 1.0))
-    # "(" is a piece of its own: aa, bb, [UNK] of "(", cc, ...
-    told = decoded(found, outputs)
-    assert told[0] == "BB ("
-    assert told[1] == "Aa"
+    windows = build([build_row("BB (cc", passage), build_row("dd", passage, id="r")])
+    outputs = build_outputs(windows, (0, 5, 0, 3.0), (0, 6, 1, 2.0), (1, 4, 0, 1.0), (1, 4, 1, 1.0))
+    # "(" is a piece of its own: aa, bb, [UNK] for "(", cc, ...
+    answers = decode_texts(windows, outputs)
+    assert answers[0] == "BB ("
+    assert answers[1] == "Aa"
 
 
-def test_what_is_no_answer_is_not_told():
-    found = made([asked()])
+def test_invalid_spans_are_never_returned():
+    windows = build([build_row()])
     good = [(1, 8, 0, 1.0), (1, 9, 1, 1.0)]
-    assert found.extra.best[1, 8]
+    assert windows.extra.best[1, 8]
     expected = "ii jj"
-    assert decoded(found, scores(found, *good)) == {0: expected}
-    # An end before the start, a span in the question or on a separator, and one that is too long.
+    assert decode_texts(windows, build_outputs(windows, *good)) == {0: expected}
+    # An end before the start, a span in the question, [CLS] and a separator.
     for worse in (
         [(1, 5, 1, 9.0)],
         [(1, 1, 0, 9.0), (1, 2, 1, 9.0)],
         [(1, 0, 0, 9.0), (1, 0, 1, 9.0)],
         [(1, 15, 1, 9.0)],
     ):
-        assert decoded(found, scores(found, *good, *worse)) == {0: expected}
+        assert decode_texts(windows, build_outputs(windows, *good, *worse)) == {0: expected}
     long = [(0, 4, 0, 5.0), (0, 14, 1, 5.0)]
-    assert decoded(found, scores(found, *good, *long)) == {0: PASSAGE[: 11 * 3 - 1]}
-    assert decoded(found, scores(found, *good, *long), longest=11) == {0: PASSAGE[: 11 * 3 - 1]}
-    assert decoded(found, scores(found, *good, *long), longest=10) == {0: expected}
-    # A start counts where its window gives it the most context.
-    assert not found.extra.best[1, 13]
-    assert decoded(found, scores(found, *good, (1, 13, 0, 9.0), (1, 14, 1, 0.5))) == {0: expected}
-    # Of several candidates the n best alone are tried.
+    assert decode_texts(windows, build_outputs(windows, *good, *long)) == {0: PASSAGE[: 11 * 3 - 1]}
+    assert decode_texts(windows, build_outputs(windows, *good, *long), longest=11) == {
+        0: PASSAGE[: 11 * 3 - 1]
+    }
+    assert decode_texts(windows, build_outputs(windows, *good, *long), longest=10) == {0: expected}
+    # A start is valid only in the window that gives it the most context.
+    assert not windows.extra.best[1, 13]
+    assert decode_texts(
+        windows, build_outputs(windows, *good, (1, 13, 0, 9.0), (1, 14, 1, 0.5))
+    ) == {0: expected}
+    # Only the n best starts and ends are tried.
     many = [(1, 9, 0, 4.0), (1, 8, 1, 4.0), (1, 8, 0, 3.0), (1, 9, 1, 3.5)]
-    assert decoded(found, scores(found, *many), candidates=1)[0] != "jj"
-    assert decoded(found, scores(found, *many), candidates=2) == {0: "jj"}
+    assert decode_texts(windows, build_outputs(windows, *many), candidates=1)[0] != "jj"
+    assert decode_texts(windows, build_outputs(windows, *many), candidates=2) == {0: "jj"}
 
 
-def test_no_answer_is_told_where_cls_scores_higher_and_the_set_has_such_questions():
-    rows = [asked(), asked(None, id="r")]
-    found = made(rows)
-    second = len(found) // 2
+def test_doubt_is_the_lowest_cls_margin_and_counts_only_with_unanswerable_questions():
+    rows = [build_row(), build_row(None, id="r")]
+    windows = build(rows)
+    second = len(windows) // 2
     good = [(1, 8, 0, 1.0), (1, 8, 1, 1.0), (second + 1, 8, 0, 1.0), (second + 1, 8, 1, 1.0)]
-    empty = [(second + at, 0, side, 1.5) for at in range(second) for side in (0, 1)]
+    empty = [(second + index, 0, side, 1.5) for index in range(second) for side in (0, 1)]
 
-    def told(found, *wanted):
-        return decode(scores(found, *wanted), found.extra, found.rows, 20, 30)
+    def decode_scores(windows, *overrides):
+        return decode(build_outputs(windows, *overrides), windows.extra, windows.rows, 20, 30)
 
-    assert told(found, *good, *empty) == {0: Answer("ii", -12.0), 1: Answer("ii", 1.0)}
-    # One window that finds no sign of "no answer" decides: the lowest counts.
-    assert told(found, *good, *empty[2:])[1] == Answer("ii", -12.0)
-    right = [asked("ii"), asked(None, id="r")]
-    assert score_answers(told(found, *good, *empty), right)["exact_match"] == 100
-    alone = made([asked()])
-    everywhere = [(at, 0, side, 9.0) for at in range(len(alone)) for side in (0, 1)]
-    assert score_answers(told(alone, *good[:2], *everywhere), right[:1])["exact_match"] == 100
+    assert decode_scores(windows, *good, *empty) == {0: Answer("ii", -12.0), 1: Answer("ii", 1.0)}
+    # The lowest margin of all windows counts: one window without a "no answer" sign decides.
+    assert decode_scores(windows, *good, *empty[2:])[1] == Answer("ii", -12.0)
+    gold = [build_row("ii"), build_row(None, id="r")]
+    assert score_answers(decode_scores(windows, *good, *empty), gold)["exact_match"] == 100
+    alone = build([build_row()])
+    everywhere = [(index, 0, side, 9.0) for index in range(len(alone)) for side in (0, 1)]
+    assert (
+        score_answers(decode_scores(alone, *good[:2], *everywhere), gold[:1])["exact_match"] == 100
+    )
 
 
-def test_the_best_f1_is_by_the_best_threshold():
+def test_the_best_f1_uses_the_best_threshold():
     def row(*answers):
-        return SpanRow("q", "?", "aa bb", tuple((each, 0) for each in answers))
+        return SpanRow("q", "?", "aa bb", tuple((answer, 0) for answer in answers))
 
     rows = [row("aa"), row("aa bb"), row(), row(), row("bb")]
-    answers = dict(enumerate(
-        [Answer("aa", -1.0), Answer("aa", 2.0), Answer("aa", 3.0), Answer("bb", -2.0), Answer("bb", 3.0)]
-    ))  # fmt: skip
-    found = score_answers(answers, rows)
-    assert found["f1"] == pytest.approx(100 * (1 + 0 + 1 + 0 + 0) / 5)
+    answers = dict(
+        enumerate(
+            [
+                Answer("aa", -1.0),
+                Answer("aa", 2.0),
+                Answer("aa", 3.0),
+                Answer("bb", -2.0),
+                Answer("bb", 3.0),
+            ]
+        )
+    )
+    results = score_answers(answers, rows)
+    assert results["f1"] == pytest.approx(100 * (1 + 0 + 1 + 0 + 0) / 5)
 
-    def by(threshold):
+    def f1_at(threshold):
         texts = [answer.text if answer.doubt <= threshold else "" for answer in answers.values()]
         return (
             sum(
-                max(word_f1(text, each) for each, _ in row.answers or (("", 0),))
+                max(word_f1(text, answer) for answer, _ in row.answers or (("", 0),))
                 for text, row in zip(texts, rows, strict=True)
             )
             / 5
         )
 
-    assert found["best_f1"] == pytest.approx(100 * max(by(each) for each in (-9, -2, -1, 2, 3)))
-    assert found["best_f1"] > found["f1"]
+    assert results["best_f1"] == pytest.approx(
+        100 * max(f1_at(answer) for answer in (-9, -2, -1, 2, 3))
+    )
+    assert results["best_f1"] > results["f1"]
     assert "best_f1" not in score_answers({0: answers[0]}, rows[:1])
 
 
-def test_perfect_scores_find_every_answer_of_the_small_world():
+def test_perfect_outputs_recover_the_answers_of_the_small_world():
     from sslrun.data.text.passages import SpanRow as Row
     from sslrun.data.text.tokenizer import train_wordpiece
     from sslrun.data.text.world import World
 
-    drawn = World(0).examples("span", "train", 60)
-    tokenizer = train_wordpiece(lambda: (each for row in drawn for each in row[:2]), 150, True)
+    examples = World(0).examples("span", "train", 60)
+    tokenizer = train_wordpiece(lambda: (text for row in examples for text in row[:2]), 150, True)
     rows = [
-        Row(str(at), q, passage, ((answer, start),))
-        for at, (q, passage, answer, start) in enumerate(drawn)
+        Row(str(number), question, passage, ((answer, start),))
+        for number, (question, passage, answer, start) in enumerate(examples)
     ]
-    found = build_windows(rows, TextSpec(tokenizer, 20), 4, 8)
-    assert len(found) > 90
-    outputs = torch.zeros(len(found), 20, 2)
-    for at, (first, last) in enumerate(found.labels.tolist()):
-        if first and bool(found.extra.best[at, first]):
-            outputs[at, first, 0], outputs[at, last, 1] = 5, 5
-    told = decode(outputs, found.extra, found.rows, 20, 30)
+    windows = build_windows(rows, TextSpec(tokenizer, 20), 4, 8)
+    assert len(windows) > 90
+    outputs = torch.zeros(len(windows), 20, 2)
+    for number, (first, last) in enumerate(windows.labels.tolist()):
+        if first and bool(windows.extra.best[number, first]):
+            outputs[number, first, 0], outputs[number, last, 1] = 5, 5
+    answers = decode(outputs, windows.extra, windows.rows, 20, 30)
     assert (
-        score_answers(told, rows)["exact_match"] > 97
-    )  # but where no window with the most context holds all of it
+        score_answers(answers, rows)["exact_match"] > 97
+    )  # an answer is lost if no window with the most context contains all of it

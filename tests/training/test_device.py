@@ -1,4 +1,4 @@
-"""The device: memory formats that are safe, and what the CPU can do, asked of torch."""
+"""The device: safe memory formats and the CPU's abilities as torch reports them."""
 
 import json
 import os
@@ -92,7 +92,7 @@ def test_an_lstm_falls_back_to_float32_where_onednn_has_no_bf16():
 @pytest.mark.parametrize("kernels", [True, False])
 @pytest.mark.parametrize("capability", ["AVX512", "AVX2"])
 @pytest.mark.parametrize("limit", [None, *sorted(NO_BF16_INSTRUCTIONS), "AVX512_CORE_BF16"])
-def test_bf16_is_fast_where_everything_allows_it(
+def test_bf16_is_fast_if_cpu_and_library_support_it(
     monkeypatch, instruction, kernels, capability, limit
 ):
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: instruction)

@@ -1,4 +1,4 @@
-"""FLOPs of a training step, against what they are by hand."""
+"""FLOPs of a training step against counts by hand."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ LAYERS = [(12, 5), (5, 7)]
 
 
 class Perceptron(Learner):
-    """Two linear layers, with dropout and batch norm in between, of which nothing is counted."""
+    """Two linear layers with dropout and batch norm between, which count no FLOPs."""
 
     def __init__(self):
         super().__init__()
@@ -64,18 +64,18 @@ def trained(schedule=SCHEDULE, until=None, training=None):
 
 
 @pytest.mark.parametrize("accumulate", [1, 4])
-def test_a_steps_flops_are_those_of_its_matrices(accumulate):
+def test_the_flops_of_a_step_are_those_of_its_matrix_products(accumulate):
     products = [8 * inputs * outputs for inputs, outputs in LAYERS]
     forward = 2 * sum(products)
     backward = 2 * (
         products[0] + 2 * products[1]
-    )  # of weights; and of inputs, but for the first layer's
+    )  # gradients of weights, and of inputs except the first layer's
     assert (
         trained(SCHEDULE.model_copy(update={"accumulate": accumulate})).flops == forward + backward
     )
 
 
-def test_counting_changes_no_bit_and_is_done_once(monkeypatch, tmp_path):
+def test_counting_flops_changes_no_bit_and_happens_once(monkeypatch, tmp_path):
     counted = trained()
     assert len(counted.meter.counted) == 1
     checkpoint.save(trained(until=2), tmp_path)
@@ -93,7 +93,7 @@ def test_counting_changes_no_bit_and_is_done_once(monkeypatch, tmp_path):
 
 
 class Texts(TensorExamples):
-    """Examples of which half are twice as long: a batch is as long as its longest."""
+    """Examples, half of them twice as long; a batch is as long as its longest example."""
 
     @property
     def lengths(self):
@@ -107,7 +107,7 @@ class Texts(TensorExamples):
             yield Batch(batch.inputs.repeat(longest, 1, 1, 1), batch.labels.repeat(longest))
 
 
-def test_where_lengths_differ_a_few_steps_are_counted_and_the_others_go_by_their_size(monkeypatch):
+def test_with_unequal_lengths_a_few_steps_are_counted_and_others_scaled(monkeypatch):
     alike = examples()
     texts = Texts(alike.inputs, alike.labels, alike.classes, alike.spec)
 
@@ -120,13 +120,13 @@ def test_where_lengths_differ_a_few_steps_are_counted_and_the_others_go_by_their
     few = estimated()
     assert len(few.meter.counted) == 4
     monkeypatch.setattr(loop, "is_counted", lambda step, total, differ: True)
-    each = [flops for flops, _ in estimated().meter.counted]
-    one = trained().flops  # of a batch of short ones, or half of a batch of long ones
-    assert set(each) == {one, 2 * one}
-    assert few.flops == pytest.approx(sum(each) / 64, rel=1e-12)
+    counts = [flops for flops, _ in estimated().meter.counted]
+    one = trained().flops  # of a batch of short examples, or half of a batch of long ones
+    assert set(counts) == {one, 2 * one}
+    assert few.flops == pytest.approx(sum(counts) / 64, rel=1e-12)
 
 
-def test_recurrent_layers_count_as_their_matrices():
+def test_recurrent_layers_count_their_matrix_products():
     lstm, x = (
         nn.LSTM(6, 8, 2, batch_first=True, bidirectional=True),
         torch.randn(3, 5, 6, requires_grad=True),
@@ -141,21 +141,19 @@ def test_recurrent_layers_count_as_their_matrices():
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_recurrent_layers_count_as_their_matrices_in_each_precision(precision):
+def test_recurrent_layers_count_their_matrix_products_in_each_precision(precision):
     stack, x = LstmStack(6, 8, 2, 0.0), torch.randn(3, 5, 6, requires_grad=True)
     with flop_counter() as counter, CPU.autocast(precision):
         stack(x)[-1].float().sum().backward()
     assert counter.get_total_flops() == 3 * 2 * 15 * (4 * 8 * (6 + 8) + 4 * 8 * (8 + 8))
 
 
-def test_attention_counts_as_its_products_in_both_directions():
+def test_attention_counts_its_products_forward_and_backward():
     q, k, v = (torch.randn(2, 4, tokens, 8, requires_grad=True) for tokens in (5, 7, 7))
     product = 2 * 2 * 4 * 5 * 7 * 8
     with flop_counter() as counter:
         nn.functional.scaled_dot_product_attention(q, k, v).sum().backward()
-    assert (
-        counter.get_total_flops() == (2 + 5) * product
-    )  # the backward pass computes the scores anew
+    assert counter.get_total_flops() == (2 + 5) * product  # the backward pass recomputes the scores
 
 
 def test_frozen_features_count_one_forward_pass_of_one_batch():
@@ -175,5 +173,5 @@ def test_frozen_features_count_one_forward_pass_of_one_batch():
     tokens, width = 5, 8
     block = (
         tokens * (4 + 8) * width**2 + 2 * tokens**2 * width
-    )  # projections and MLP; scores, and what they mix
+    )  # projections and MLP; attention scores and their products with the values
     assert counter.get_total_flops() == 4 * 2 * (4 * 12 * width + 2 * block)

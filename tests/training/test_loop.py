@@ -1,4 +1,4 @@
-"""The loop: the same bits whether it was stopped or not, and everything a schedule says is done."""
+"""The training loop: resuming to the same bits, schedules, batches and errors."""
 
 import math
 
@@ -21,7 +21,7 @@ CPU = compute("cpu")
 
 
 class Toy(Learner):
-    """A small network with dropout and random views, so that any random state that is not restored shows."""
+    """A small network with dropout and random views, which depends on every random state."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -72,7 +72,7 @@ def run(schedule, until=None, training=None, seed=3):
 
 def state(training):
     both = [training.learner, training.averaged]
-    return [tensor for each in both for tensor in each.state_dict().values()]
+    return [tensor for part in both for tensor in part.state_dict().values()]
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd", "lars", "muon"])
@@ -100,23 +100,23 @@ def test_resumed_run_equals_one_never_stopped_bit_for_bit(optimizer, tmp_path):
     )
 
 
-def test_every_epoch_sees_every_example_once_in_another_order():
-    seen = []
+def test_each_epoch_visits_every_example_once_in_a_new_order():
+    visited = []
 
     class Recorder(Toy):
         def views(self, batch, generator):
-            seen.append(batch.inputs[:, 0, 0, 0])
+            visited.append(batch.inputs[:, 0, 0, 0])
             return super().views(batch, generator)
 
     data = examples(40)
     data.inputs[:, 0, 0, 0] = torch.arange(40)
     list(train(Training(Recorder(), Schedule(epochs=2, batch=8, lr=0.1), CPU), data, 0))
-    first, second = torch.cat(seen[:5]), torch.cat(seen[5:])
+    first, second = torch.cat(visited[:5]), torch.cat(visited[5:])
     assert first.sort().values.tolist() == second.sort().values.tolist() == list(range(40))
     assert not torch.equal(first, second)
 
 
-def test_a_batch_is_of_like_lengths_and_an_epoch_of_all_examples():
+def test_batches_group_similar_lengths_and_epochs_visit_all_examples():
     lengths = torch.randint(8, 129, (2000,), generator=torch.Generator().manual_seed(0))
 
     class Ragged(TensorExamples):
@@ -132,32 +132,34 @@ def test_a_batch_is_of_like_lengths_and_an_epoch_of_all_examples():
 
     def padded(batches):
         return (
-            sum(len(each) * int(lengths[each].max()) for each in batches) / int(lengths.sum()) / 2
+            sum(len(batch) * int(lengths[batch].max()) for batch in batches)
+            / int(lengths.sum())
+            / 2
         )
 
-    found, plain = epochs(True), epochs(False)
+    grouped, plain = epochs(True), epochs(False)
     assert (
-        torch.cat(found[:125]).sort().values.tolist()
-        == torch.cat(found[125:]).sort().values.tolist()
+        torch.cat(grouped[:125]).sort().values.tolist()
+        == torch.cat(grouped[125:]).sort().values.tolist()
         == [*range(2000)]
     )
-    assert padded(found) < 1.05 < 1.5 < padded(plain)
-    means = torch.tensor([lengths[each].float().mean() for each in found[:125]])
+    assert padded(grouped) < 1.05 < 1.5 < padded(plain)
+    means = torch.tensor([lengths[batch].float().mean() for batch in grouped[:125]])
     assert means[:60].mean().item() == pytest.approx(
         means[60:].mean().item(), rel=0.2
-    )  # short and long ones come mixed
-    assert not torch.equal(found[0], found[125])
+    )  # short and long batches alternate
+    assert not torch.equal(grouped[0], grouped[125])
     rest = list(indices(ragged, Schedule(epochs=2, batch=16, lr=0.1), 0, 130, 250))
-    assert all(torch.equal(a, b) for a, b in zip(rest, found[130:], strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(rest, grouped[130:], strict=True))
     parts = list(indices(ragged, Schedule(epochs=2, batch=400, accumulate=4, lr=0.1), 0, 0, 4))
     for batch in zip(
         *[iter(parts)] * 4, strict=True
-    ):  # none has the long ones, whose mean would count no more
-        means = torch.tensor([lengths[each].float().mean() for each in batch])
+    ):  # the examples left over are not the long ones, which would lower the mean
+        means = torch.tensor([lengths[part].float().mean() for part in batch])
         assert means.max() < 1.02 * means.min()
 
 
-def test_lengths_are_not_asked_for_at_every_step():
+def test_lengths_are_not_read_at_every_step():
     asked = []
 
     class Ragged(TensorExamples):
@@ -166,17 +168,19 @@ def test_lengths_are_not_asked_for_at_every_step():
             asked.append(len(self))
             return torch.arange(len(self))
 
-    given = examples()
-    ragged = Ragged(given.inputs, given.labels, given.classes, given.spec)
+    data = examples()
+    ragged = Ragged(data.inputs, data.labels, data.classes, data.spec)
     list(train(Training(Toy(), Schedule(steps=12, batch=10, lr=0.1), CPU), ragged, 0))
     assert len(asked) <= 2
 
 
-def test_accumulated_parts_make_the_gradient_of_the_whole_batch():
+def test_accumulated_parts_give_the_gradient_of_the_whole_batch():
     class Plain(Toy):
         def __init__(self):
             super().__init__()
-            self.backbone[1] = nn.Identity()  # batch statistics and dropout are of a part
+            self.backbone[1] = (
+                nn.Identity()
+            )  # batch statistics and dropout depend on the split into parts
             self.backbone[5] = nn.Identity()
 
         def views(self, batch, generator):
@@ -193,7 +197,7 @@ def test_accumulated_parts_make_the_gradient_of_the_whole_batch():
     torch.testing.assert_close(*learned)
 
 
-def test_weight_average_is_its_closed_form():
+def test_the_weight_average_equals_its_closed_form():
     training = Training(Toy(), Schedule(steps=3, batch=8, optimizer="sgd", lr=0.1, ema=0.5), CPU)
     expected = training.learner.head.weight.detach().clone()
     for _ in train(training, examples(), 0):
@@ -201,7 +205,7 @@ def test_weight_average_is_its_closed_form():
     torch.testing.assert_close(training.averaged.head.weight, expected)
 
 
-def test_learning_rate_by_hand():
+def test_the_learning_rate_equals_values_by_hand():
     def course(shape, warmup=0, **more):
         return [lr_factor(t, 8, warmup, shape, more.get("milestones", ()), 0.1) for t in range(8)]
 
@@ -212,7 +216,7 @@ def test_learning_rate_by_hand():
     assert course("step", milestones=(0.5, 0.75)) == pytest.approx([1] * 4 + [0.1] * 2 + [0.01] * 2)
 
 
-def test_lars_is_its_formula_and_leaves_vectors_alone():
+def test_lars_equals_its_formula_and_skips_vectors():
     torch.manual_seed(0)
     matrix, vector = nn.Parameter(torch.randn(4, 3)), nn.Parameter(torch.randn(3))
     lars = Lars(
@@ -233,17 +237,21 @@ def test_lars_is_its_formula_and_leaves_vectors_alone():
     torch.testing.assert_close(vector.detach().double(), v, rtol=1e-6, atol=1e-7)
 
 
-def test_no_decay_on_vectors_and_less_learning_towards_the_input():
+def test_vectors_have_no_decay_and_layers_near_the_input_lower_rates():
     toy = Toy()
     options = Schedule(steps=1, weight_decay=0.3, layer_decay=0.5)
-    (made,) = optimizers(toy, options, toy.layers())
-    of = {id(each): group for group in made.param_groups for each in group["params"]}
-    assert of[id(toy.backbone[0].weight)]["lr_scale"] == 0.25
-    assert of[id(toy.backbone[4].weight)]["lr_scale"] == 0.5
-    assert of[id(toy.head.weight)]["lr_scale"] == 1.0
-    assert of[id(toy.head.weight)]["weight_decay"] == 0.3
+    (optimizer,) = optimizers(toy, options, toy.layers())
+    group_of = {
+        id(parameter): group for group in optimizer.param_groups for parameter in group["params"]
+    }
+    assert group_of[id(toy.backbone[0].weight)]["lr_scale"] == 0.25
+    assert group_of[id(toy.backbone[4].weight)]["lr_scale"] == 0.5
+    assert group_of[id(toy.head.weight)]["lr_scale"] == 1.0
+    assert group_of[id(toy.head.weight)]["weight_decay"] == 0.3
     assert (
-        of[id(toy.head.bias)]["weight_decay"] == of[id(toy.backbone[1].weight)]["weight_decay"] == 0
+        group_of[id(toy.head.bias)]["weight_decay"]
+        == group_of[id(toy.backbone[1].weight)]["weight_decay"]
+        == 0
     )
 
 
@@ -255,9 +263,9 @@ def test_a_loss_that_is_not_finite_is_named_with_its_step():
     assert training.step == 3
 
 
-def spoil_gradient(training, at):
+def spoil_gradient(training, step):
     def spoiled(gradient):
-        return gradient * (torch.nan if training.step + 1 == at else 1.0)
+        return gradient * (torch.nan if training.step + 1 == step else 1.0)
 
     training.learner.head.weight.register_hook(spoiled)
 
@@ -265,19 +273,19 @@ def spoil_gradient(training, at):
 @pytest.mark.parametrize("clip", [None, 1.0])
 def test_a_gradient_that_is_not_finite_is_named_before_it_spoils_the_weights(clip):
     training = Training(Toy(), Schedule(epochs=3, batch=8, lr=0.1, clip=clip), CPU)
-    spoil_gradient(training, at=4)
+    spoil_gradient(training, step=4)
     with pytest.raises(
         NonFinite, match=r"the gradient is not finite at step 4 \(learning rate 0\.0905\)"
     ):
         list(train(training, examples(), 0))
     assert training.step == 3
-    assert all(each.isfinite().all() for each in training.learner.parameters())
+    assert all(parameter.isfinite().all() for parameter in training.learner.parameters())
 
 
-def test_where_looks_are_rare_the_first_bad_step_is_still_the_one_named():
+def test_with_rare_checks_the_first_bad_step_is_still_named():
     training = Training(Toy(), Schedule(epochs=3, batch=8, lr=0.1), CPU)
-    training.check_every = 50  # as on a device that a look would wait for
-    spoil_gradient(training, at=4)
+    training.check_every = 50  # as on a device where reading the loss would wait
+    spoil_gradient(training, step=4)
     with pytest.raises(
         NonFinite, match=r"the gradient is not finite at step 4 \(learning rate 0\.0905\)"
     ):
@@ -285,7 +293,7 @@ def test_where_looks_are_rare_the_first_bad_step_is_still_the_one_named():
     assert training.step == 15
 
 
-def test_a_batch_larger_than_the_data():
+def test_a_batch_larger_than_the_data_is_an_error():
     with pytest.raises(
         UserError, match="batch of 64 is larger than the 40 examples: lower batch to 32"
     ):
@@ -293,22 +301,22 @@ def test_a_batch_larger_than_the_data():
 
 
 @pytest.mark.parametrize(
-    ("batch", "parts", "devices", "labels", "found"),
+    ("batch", "parts", "devices", "labels", "expected"),
     [
         (128, 1, 1, 200, (128, 1)),
         (128, 1, 1, 13, (13, 1)),
-        (128, 16, 1, 10, (10, 2)),  # in parts of no more than 8, as were asked for
+        (128, 16, 1, 10, (10, 2)),  # in parts of at most 8, as configured
         (128, 16, 1, 27, (24, 4)),
         (128, 1, 2, 13, (12, 1)),
         (128, 4, 2, 50, (48, 2)),
     ],
 )
-def test_a_batch_holds_no_more_than_there_is_in_parts_that_devices_share_evenly(
-    batch, parts, devices, labels, found, monkeypatch
+def test_a_batch_is_capped_at_the_data_and_split_evenly_over_devices(
+    batch, parts, devices, labels, expected, monkeypatch
 ):
     monkeypatch.setattr("sslrun.training.schedule.distributed.world_size", lambda: devices)
     schedule = Schedule(epochs=1, batch=batch, accumulate=parts).within(labels)
-    assert (schedule.batch, schedule.accumulate) == found
+    assert (schedule.batch, schedule.accumulate) == expected
 
 
 @pytest.mark.parametrize(
@@ -334,7 +342,7 @@ def test_out_of_memory_says_what_to_lower(error, batch, parts, remedy, monkeypat
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("options", "message"),
     [
         ({}, "either epochs or steps"),
         (
@@ -345,12 +353,12 @@ def test_out_of_memory_says_what_to_lower(error, batch, parts, remedy, monkeypat
         ({"steps": 1, "schedule": "step"}, "milestones go together"),
     ],
 )
-def test_schedules_that_make_no_sense(given, message):
+def test_invalid_schedules_are_rejected(options, message):
     with pytest.raises(ValueError, match=message):
-        Schedule(**given)
+        Schedule(**options)
 
 
-def test_a_damaged_checkpoint_is_passed_over(tmp_path):
+def test_a_damaged_checkpoint_is_skipped(tmp_path):
     training = run(Schedule(epochs=3, batch=8, lr=0.1), until=2)
     path = checkpoint.save(training, tmp_path)
     (path / checkpoint.STATE).write_bytes(b"half")
@@ -376,7 +384,7 @@ def test_the_last_two_checkpoints_are_kept_and_a_damaged_one_costs_only_the_step
 
 
 class Collected(TensorExamples):
-    """Data that is collected while training: each epoch visits the examples that were drawn least often so far."""
+    """Data whose order changes in training: each epoch visits the least-drawn examples."""
 
     def __init__(self, source):
         super().__init__(source.inputs, source.labels, source.classes, source.spec)
@@ -408,7 +416,7 @@ def test_examples_that_change_while_training_resume_to_the_same_bits(tmp_path):
         return training
 
     whole = trained(Training(Toy(), schedule, CPU))
-    trained(Training(Toy(), schedule, CPU), until=7)  # in the midst of the second epoch
+    trained(Training(Toy(), schedule, CPU), until=7)  # in the middle of the second epoch
     resumed = Training(Toy(), schedule, CPU)
     checkpoint.restore(resumed, checkpoint.latest(tmp_path))
     assert resumed.examples_state["visits"].sum() == 24
@@ -416,7 +424,7 @@ def test_examples_that_change_while_training_resume_to_the_same_bits(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(state(whole), state(resumed), strict=True))
 
 
-def test_a_learner_is_told_the_progress_before_and_after_each_step():
+def test_a_learner_receives_the_progress_before_and_after_each_step():
     class Scheduled(Toy):
         def __init__(self):
             super().__init__()

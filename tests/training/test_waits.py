@@ -1,4 +1,4 @@
-"""A training step makes the host wait for the device nowhere.
+"""Training steps never make the host wait for the device.
 
 Tensors on the meta device have shapes and no values: whatever asks for a value, as `item` or a
 boolean index does, fails there, and so does what mixes devices.
@@ -34,7 +34,11 @@ def step(learner, examples):
     (batch,) = examples.to(META).batches([torch.arange(4)], META)
     learner(learner.views(batch, torch.Generator())).loss.backward()
     learner.after_step(0.5)
-    assert all(each.grad.device == META for each in learner.parameters() if each.grad is not None)
+    assert all(
+        parameter.grad.device == META
+        for parameter in learner.parameters()
+        if parameter.grad is not None
+    )
 
 
 @pytest.mark.parametrize(
@@ -50,7 +54,7 @@ def step(learner, examples):
         ("denoise", "bert-tiny", {}),
     ],
 )
-def test_pretraining_on_text(name, on, options):
+def test_pretraining_on_text_never_waits(name, on, options):
     pretext = pretexts[name](pretexts[name].Options(**options), backbone(on))
     step(pretext, pretext.arrange(corpus(), 0))
 
@@ -66,20 +70,20 @@ def test_pretraining_on_text(name, on, options):
         ("tagging", {}),
     ],
 )
-def test_fine_tuning_on_text(name, options, on):
+def test_fine_tuning_on_text_never_waits(name, options, on):
     task = tasks[name](tasks[name].Options(**options), SPEC, ("O", "B-A", "I-A"))
     texts = [list(range(5, 5 + size)) for size in (3, 9, 5, 9)]
-    given = build_labeled(texts, texts, torch.tensor([0, 1, 2, 0]), task.classes, SPEC)
+    examples = build_labeled(texts, texts, torch.tensor([0, 1, 2, 0]), task.classes, SPEC)
     if name == "span":
-        given = Sequences(given.tokens, given.ranges, torch.tensor([[1, 2]] * 4), (), SPEC)
+        examples = Sequences(examples.tokens, examples.ranges, torch.tensor([[1, 2]] * 4), (), SPEC)
     if name == "tagging":
-        tags = torch.where(given.tokens % 2 == 0, IGNORED, 1)
-        given = Sequences(given.tokens, given.ranges, None, task.classes, SPEC, tags)
-    step(TaskLearner(backbone(on), task), given)
+        tags = torch.where(examples.tokens % 2 == 0, IGNORED, 1)
+        examples = Sequences(examples.tokens, examples.ranges, None, task.classes, SPEC, tags)
+    step(TaskLearner(backbone(on), task), examples)
 
 
 @pytest.mark.parametrize("name", ["rotation", "position"])
-def test_pretraining_on_images(name):
+def test_pretraining_on_images_never_waits(name):
     network = build_backbone(
         "vit-tiny", {"patch": 4, "depth": 1, "width": 16, "heads": 2}, ImageSpec(36)
     )

@@ -1,4 +1,4 @@
-"""Measurements measure what they say."""
+"""Measurements: attention and LSTM guesses, broken-off texts, entropy, options."""
 
 import re
 
@@ -40,7 +40,7 @@ def model(row):
     return cls(cls.Options(), backbone).eval()
 
 
-def test_token_by_token_is_the_same_lstm():
+def test_the_lstm_token_by_token_equals_the_whole_lstm():
     torch.manual_seed(0)
     fused = build_backbone(
         "lstm", {"width": 8, "depth": 2, "bidirectional": True, "dropout": 0.0}, SPEC
@@ -55,43 +55,44 @@ def test_token_by_token_is_the_same_lstm():
     torch.testing.assert_close(stepwise(batch).tokens, fused(batch).tokens)
     stepwise(batch).tokens.square().sum().backward()
     assert all(
-        each.grad is not None and each.grad.abs().sum() > 0 for each in stepwise.ahead.parameters()
+        parameter.grad is not None and parameter.grad.abs().sum() > 0
+        for parameter in stepwise.ahead.parameters()
     )
 
 
-def test_text_to_the_right_changes_only_the_masked_prediction():
+def test_tokens_to_the_right_change_only_the_masked_prediction():
     gaps = Gaps(tokens(), torch.tensor([3, 4, 5, 6]))
     changed = Gaps(gaps.tokens._replace(ids=gaps.tokens.ids.clone()), gaps.position)
     changed.tokens.ids[:, -1] = 7  # far to the right
     cpu = torch.device("cpu")
     for row in MODELS:
-        near, far = (predict(model(row), each, 2, cpu) for each in (gaps, changed))
+        near, far = (predict(model(row), sentences, 2, cpu) for sentences in (gaps, changed))
         torch.testing.assert_close(near, far)  # out of reach for both
-        near, far = (predict(model(row), each, None, cpu) for each in (gaps, changed))
+        near, far = (predict(model(row), sentences, None, cpu) for sentences in (gaps, changed))
         assert torch.allclose(near, far) == (row == "left to right")
         hidden = predict(model(row), gaps, 0, cpu)
         assert torch.allclose(hidden, near, atol=1e-5) == (row == "left to right")
         torch.testing.assert_close(near.exp().sum(1), torch.ones(4))
 
 
-def test_half_of_the_texts_are_truncated_and_nothing_is_masked_behind():
+def test_half_of_the_texts_are_truncated_at_the_mask():
     pretext = model("masked")
     assert isinstance(pretext, TruncatedMlm)
     masked = pretext.views(Batch(tokens(400), None), torch.Generator().manual_seed(0))
-    seen = masked.tokens.real.sum(dim=1)
-    assert 0.4 < (seen < 12).float().mean() < 0.6
-    assert seen.min() >= 2
+    lengths = masked.tokens.real.sum(dim=1)
+    assert 0.4 < (lengths < 12).float().mean() < 0.6
+    assert lengths.min() >= 2
     chosen = masked.targets >= 0
     assert chosen.any(dim=1).all()
-    assert (masked.places < seen[:, None])[chosen].all()
+    assert (masked.places < lengths[:, None])[chosen].all()
 
 
-def test_entropy_of_even_and_certain_predictions():
+def test_entropy_of_uniform_and_certain_predictions():
     log = torch.tensor([[0.25] * 4, [1 - 3e-9, 1e-9, 1e-9, 1e-9]]).log()
     assert entropy(log).tolist() == pytest.approx([torch.tensor(4.0).log().item(), 0.0], abs=1e-6)
 
 
-def test_a_sentence_is_encoded_without_an_end():
+def test_a_sentence_with_a_gap_ends_without_separator():
     gaps = encode_sentence("w1 w2 ___ w3", SPEC)
     tokenizer = SPEC.tokenizer
     assert gaps.position.tolist() == [3]
@@ -116,6 +117,6 @@ def test_a_sentence_is_encoded_without_an_end():
         ("distortion", {"examples": 39}, "39 examples don't span 40 dimensions"),
     ],
 )
-def test_mistaken_options(name, options, message):
+def test_invalid_options_are_errors(name, options, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         measurements[name].Options(**options)

@@ -26,7 +26,7 @@ EXACT = 1e-13
 
 @pytest.mark.parametrize(("kernel", "dilation"), [(1, 1), (3, 1), (5, 1), (3, 2)])
 @pytest.mark.parametrize("padding", ["replicate", "zeros"])
-def test_hard_attention_is_the_convolution_to_rounding(kernel, dilation, padding):
+def test_hard_attention_equals_the_convolution_up_to_rounding(kernel, dilation, padding):
     x, weight, bias = draw_case(kernel, size=9)
     x = x[..., :8]  # not square
     expected = convolve(x, weight, bias, padding, dilation)
@@ -35,9 +35,9 @@ def test_hard_attention_is_the_convolution_to_rounding(kernel, dilation, padding
 
 
 @pytest.mark.parametrize("alpha", [800.0, math.inf])
-def test_on_whole_numbers_the_limit_is_the_convolution_to_the_bit(alpha):
-    # Sums of whole numbers have no rounding and exp(-800) is 0, so any difference would be an error
-    # of the construction.
+def test_on_integers_the_limit_equals_the_convolution_to_the_bit(alpha):
+    # Sums of integers do not round, and exp(-800) is 0, so any difference would come from the
+    # construction.
     x, weight, bias = (tensor.mul(10).round() for tensor in draw_case(5, size=9))
     for padding in ("replicate", "zeros"):
         assert torch.equal(
@@ -45,7 +45,7 @@ def test_on_whole_numbers_the_limit_is_the_convolution_to_the_bit(alpha):
         )
 
 
-def test_convolve_is_conv2d():
+def test_convolve_equals_conv2d():
     x, weight, bias = draw_case()
     assert torch.equal(
         convolve(x, weight, bias, "zeros"), torch.nn.functional.conv2d(x, weight, bias, padding=1)
@@ -61,7 +61,7 @@ def test_the_error_falls_as_exp_of_minus_alpha_and_stays_under_the_bound():
         assert all(row[what] <= row["bound"] + EXACT for row in errors.values())
         assert errors[46][what] < EXACT
         assert errors[math.inf][what] < EXACT
-    assert errors[5]["inside"] > 0.05  # soft attention is not the convolution
+    assert errors[5]["inside"] > 0.05  # soft attention differs from the convolution
 
 
 def test_the_border_is_repeated_and_not_zero():
@@ -72,7 +72,7 @@ def test_the_border_is_repeated_and_not_zero():
     assert gap[..., 0, :].max() > 0.1
 
 
-def test_attention_is_a_distribution_centred_at_its_shift():
+def test_attention_is_a_distribution_centered_at_its_shift():
     shifts = list_shifts(3)
     assert len(shifts) == 9
     soft, hard = compute_attention(5, 6, shifts, 2.0), compute_attention(5, 6, shifts, math.inf)
@@ -88,7 +88,7 @@ def test_attention_is_a_distribution_centred_at_its_shift():
 
 
 @pytest.mark.parametrize(("kernel", "channels", "out"), [(3, 3, 5), (3, 1, 40), (5, 4, 2)])
-def test_sslruns_own_attention_is_the_convolution_too(kernel, channels, out):
+def test_sslruns_own_attention_equals_the_convolution_too(kernel, channels, out):
     x, weight, bias = draw_case(kernel, size=8, channels=channels, out=out)
     layer = build_layer(weight, bias, alpha=60.0)
     channels_out = layer(embed_pixels(x, layer.proj.in_features)).transpose(1, 2)
@@ -102,7 +102,7 @@ def test_sslruns_own_attention_is_the_convolution_too(kernel, channels, out):
     assert (soft_image - same).abs().max() < EXACT * 10
 
 
-def test_one_pixel_has_no_room_for_coordinates_in_sslruns_attention():
+def test_sslruns_own_attention_needs_more_than_one_pixel():
     _, weight, bias = draw_case(1, channels=2, out=2)
     with pytest.raises(ValueError, match="too small"):
         build_layer(weight, bias, 10.0)

@@ -1,4 +1,4 @@
-"""Two-layer linear networks against the theorems' predictions and against closed forms."""
+"""Two-layer linear networks against theorems and closed forms."""
 
 import importlib.util
 from pathlib import Path
@@ -30,7 +30,7 @@ def problem(noise=0.0, seed=0, **sizes):
 
 
 def plane(degrees, head):
-    """Two dimensions, one feature: the truth (cos, sin), one example (1, 0), perfect features."""
+    """Return two dimensions and one feature: truth (cos, sin), example (1, 0), perfect features."""
     angle = np.radians(degrees)
     truth = np.array([[np.cos(angle), np.sin(angle)]])
     return Problem(
@@ -39,7 +39,7 @@ def plane(degrees, head):
 
 
 @pytest.mark.parametrize(("degrees", "head"), [(30, 0.1), (45, 2.0), (60, 0.5), (60, -1.5)])
-def test_in_the_plane_fine_tuning_ends_where_the_conserved_quantity_says(degrees, head):
+def test_in_two_dimensions_fine_tuning_ends_at_the_conserved_quantitys_solution(degrees, head):
     # v² - b² stays v0² - cos², and at the end v b = cos: a quadratic equation for v².
     case = plane(degrees, head)
     cosine, sine = case.truth.features[0]
@@ -75,8 +75,7 @@ def test_features_of_inputs_orthogonal_to_the_examples_never_change():
         in_span, orthogonal = case.feature_change(trajectory.end)
         assert in_span > 1e-3
         assert orthogonal < 1e-13
-    # To the bit where the span is some of the axes, so that the gradient's other entries are zeros
-    # and not rounding.
+    # Equal to the bit if the span consists of axes: the gradient's other entries are exact zeros.
     examples = np.random.default_rng(0).standard_normal((24, 30)) * (np.arange(30) < 12)
     axes = Problem(examples, case.truth, case.start)
     end = solve_flow(axes, axes.start).end
@@ -108,7 +107,7 @@ def test_perfect_features_up_to_a_rotation(seed):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_the_bound_holds_at_all_times_near_perfect_features_too(seed):
+def test_the_bound_holds_at_all_times_also_near_perfect_features(seed):
     case = problem(0.005, seed)
     assert 0 < case.feature_error < 0.02
     assert 0 < case.bound < problem(0.0, seed).bound * 1.01
@@ -118,18 +117,18 @@ def test_the_bound_holds_at_all_times_near_perfect_features_too(seed):
     )
 
 
-def test_the_bound_is_the_theorems_formula():
-    # cos(theta): between the feature and (0, 1); k = 1, |w*| = 1, phi² = 1 - 0.1².
+def test_the_bound_equals_the_theorems_formula():
+    # cos(theta) is between the feature and (0, 1); k = 1, |w*| = 1, phi² = 1 - 0.1².
     case = plane(30, 0.1)
     phi = 0.99**0.5
     assert case.head_error == pytest.approx(phi)
     assert case.bound == pytest.approx((0.5 * min(phi, phi**2) / 4) ** 2)
-    # Two features at 30 and 60 degrees to the span of the first two axes: the nearer one's sine
-    # counts.
+    # Two features at 30 and 60 degrees to the span of the first two axes: the sine of the nearer
+    # one counts.
     truth, head = np.array([[0.75**0.5, 0, 0.5, 0], [0, 0.5, 0, 0.75**0.5]]), np.array([0.6, 0.8])
     two = Problem(np.eye(2, 4), Network(truth, head), Network(truth, np.zeros(2)))
     assert two.bound == pytest.approx((0.5 / 2**0.5 / 4) ** 2)
-    # Nothing in it depends on how the features are turned, with their head.
+    # The bound does not change if features and head are rotated together.
     near = problem(0.002)
     turn = np.linalg.qr(np.random.default_rng(0).standard_normal((4, 4)))[0]
     turned = Problem(
@@ -138,7 +137,7 @@ def test_the_bound_is_the_theorems_formula():
     assert (turned.bound, turned.head_error) == pytest.approx(
         (near.bound, near.head_error), rel=1e-9
     )
-    # No room for the features outside the span: the theorem says nothing.
+    # If there is no room for the features outside the span, the theorem does not apply.
     assert problem(span=28, examples=40).bound == 0
 
 
@@ -163,7 +162,7 @@ def test_the_table_agrees_with_the_paper():
     assert "conserves, drifted by at most" in to_markdown(results)
 
 
-def test_a_flow_that_never_arrives_says_so(monkeypatch):
+def test_a_flow_that_does_not_converge_is_an_error(monkeypatch):
     monkeypatch.setattr(distortion, "MAX_TIME", 0.1)
     with pytest.raises(
         UserError, match=r"not fitted the examples by time 0\.1; .*take more examples"
@@ -171,7 +170,7 @@ def test_a_flow_that_never_arrives_says_so(monkeypatch):
         solve_flow(problem(), problem().start)
 
 
-def test_a_plot_is_drawn_or_said_not_to_be(tmp_path, monkeypatch):
+def test_a_plot_is_drawn_or_its_absence_reported(tmp_path, monkeypatch):
     if importlib.util.find_spec("matplotlib") is not None:
         import matplotlib.figure
 

@@ -1,4 +1,4 @@
-"""Augmentations against torchvision's on the same parameters, and their parameters in distribution."""
+"""Augmentations: equal to torchvision's for equal parameters, and parameter distributions."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ def images(generator):
     return torch.rand(48, 3, 32, 32, generator=generator)
 
 
-def each(function, images, *parameters):
+def apply_to_each(function, images, *parameters):
     return torch.stack(
         [function(image, *rest) for image, *rest in zip(images, *parameters, strict=True)]
     )
@@ -28,7 +28,7 @@ def each(function, images, *parameters):
 @pytest.mark.parametrize("size", [11, 32, 48])
 def test_resized_crop(images, generator, size):
     boxes = augment.draw_crop_boxes(48, 32, 32, (0.08, 1.0), (3 / 4, 4 / 3), generator)
-    expected = each(
+    expected = apply_to_each(
         lambda x, b: reference.resized_crop(x, *b, [size, size], antialias=True),
         images,
         boxes.tolist(),
@@ -41,7 +41,7 @@ def test_resized_crop(images, generator, size):
 
 
 @pytest.mark.parametrize("name", ["brightness", "contrast", "saturation", "hue"])
-def test_colour(images, generator, name):
+def test_color(images, generator, name):
     parameters = torch.rand(48, generator=generator) * (1.0 if name == "hue" else 1.8) - (
         0.5 if name == "hue" else 0
     )
@@ -49,14 +49,14 @@ def test_colour(images, generator, name):
     for some in (
         images,
         (images * 6).round() / 6,
-    ):  # coarse levels: many pixels without a single largest channel
-        expected = each(function, some, parameters.tolist())
+    ):  # coarse levels: many pixels have no unique largest channel
+        expected = apply_to_each(function, some, parameters.tolist())
         torch.testing.assert_close(
             getattr(augment, f"adjust_{name}")(some, parameters), expected, atol=3e-6, rtol=0
         )
 
 
-def test_jitter_is_torchvisions_in_the_drawn_order(images, generator):
+def test_jitter_equals_torchvisions_in_the_drawn_order(images, generator):
     factors, order = augment.draw_jitter(48, (0.4, 0.4, 0.4, 0.1), generator)
     functions = [
         reference.adjust_brightness,
@@ -64,14 +64,14 @@ def test_jitter_is_torchvisions_in_the_drawn_order(images, generator):
         reference.adjust_saturation,
     ]
 
-    def one(image, at, values, others):
+    def one(image, position, values, others):
         names = list(others)
-        names.insert(at // 12, 3)
+        names.insert(position // 12, 3)
         for name in names:
             image = [*functions, reference.adjust_hue][name](image, values[name])
         return image
 
-    expected = each(one, images, range(48), factors.tolist(), order.tolist())
+    expected = apply_to_each(one, images, range(48), factors.tolist(), order.tolist())
     torch.testing.assert_close(
         augment.apply_jitter(images, factors, order), expected, atol=1e-5, rtol=0
     )
@@ -80,30 +80,30 @@ def test_jitter_is_torchvisions_in_the_drawn_order(images, generator):
 @pytest.mark.parametrize("kernel", [3, 5])
 def test_blur(images, generator, kernel):
     sigma = torch.rand(48, generator=generator) * 1.9 + 0.1
-    expected = each(
+    expected = apply_to_each(
         lambda x, s: reference.gaussian_blur(x, [kernel, kernel], [s, s]), images, sigma.tolist()
     )
     torch.testing.assert_close(
         augment.gaussian_blur(images, sigma, kernel), expected, atol=1e-6, rtol=0
     )
-    nobody = torch.zeros(48, dtype=torch.bool)
-    torch.testing.assert_close(augment.gaussian_blur(images, sigma, kernel, nobody), images)
+    none = torch.zeros(48, dtype=torch.bool)
+    torch.testing.assert_close(augment.gaussian_blur(images, sigma, kernel, none), images)
 
 
-def test_grey_solarize_and_flip_only_where_drawn(images):
+def test_gray_solarize_and_flip_apply_to_drawn_images_only(images):
     mask = torch.arange(48) % 2 == 0
-    for ours, theirs in (
+    for ours, expected in (
         (augment.grayscale(images, mask), lambda x: reference.rgb_to_grayscale(x, 3)),
         (augment.solarize(images, 0.5, mask), lambda x: reference.solarize(x, 0.5)),
         (augment.flip(images, mask), reference.hflip),
     ):
-        torch.testing.assert_close(ours[mask], each(theirs, images[mask]))
+        torch.testing.assert_close(ours[mask], apply_to_each(expected, images[mask]))
         assert torch.equal(ours[~mask], images[~mask])
 
 
-def test_quarter_turns_are_exact_and_four_are_none(images):
+def test_quarter_turns_are_exact_and_four_are_the_identity(images):
     turns = torch.arange(48) % 4
-    expected = each(lambda x, k: x.rot90(k, (1, 2)), images, turns.tolist())
+    expected = apply_to_each(lambda x, k: x.rot90(k, (1, 2)), images, turns.tolist())
     assert torch.equal(augment.quarter_turns(images, turns), expected)
     one, whole = torch.ones_like(turns), images
     for _ in range(4):
@@ -113,23 +113,25 @@ def test_quarter_turns_are_exact_and_four_are_none(images):
 
 def test_patches_pad_crop_and_cutout(images, generator):
     corners = torch.randint(0, 20, (48, 2), generator=generator)
-    expected = each(lambda x, c: x[:, c[0] : c[0] + 9, c[1] : c[1] + 9], images, corners.tolist())
+    expected = apply_to_each(
+        lambda x, c: x[:, c[0] : c[0] + 9, c[1] : c[1] + 9], images, corners.tolist()
+    )
     assert torch.equal(augment.patches(images, corners, 9), expected)
     assert augment.pad_crop(images, 4, generator).shape == images.shape
     assert torch.equal(augment.pad_crop(images, 0, generator), images)
     blanked = (augment.cutout(images + 1, 8, generator) == 0).float().mean()
-    assert 0.03 < blanked < 64 / 1024  # cut off at the border
+    assert 0.03 < blanked < 64 / 1024  # clipped at the border
 
 
-def test_crops_are_distributed_as_torchvisions(generator):
+def test_crops_have_the_distribution_of_torchvisions(generator):
     torch.manual_seed(0)
     ours = augment.draw_crop_boxes(4000, 40, 24, (0.2, 1.0), (3 / 4, 4 / 3), generator).float()
     image = torch.empty(3, 40, 24)
     draws = [RandomResizedCrop.get_params(image, [0.2, 1.0], [3 / 4, 4 / 3]) for _ in range(4000)]
-    theirs = torch.tensor(draws).float()
+    expected = torch.tensor(draws).float()
     assert (ours[:, :2] + ours[:, 2:]).amax(dim=0).tolist() == [40, 24]
     for statistic in (torch.mean, torch.std):
-        torch.testing.assert_close(statistic(ours, 0), statistic(theirs, 0), rtol=0.05, atol=0.3)
+        torch.testing.assert_close(statistic(ours, 0), statistic(expected, 0), rtol=0.05, atol=0.3)
 
 
 def test_orders_of_the_jitter_are_equally_likely(generator):
@@ -138,14 +140,14 @@ def test_orders_of_the_jitter_are_equally_likely(generator):
     assert counts[counts > 0].tolist() == pytest.approx([1000] * 6, rel=0.12)
 
 
-def test_policies_do_what_they_say(generator):
+def test_policies_have_their_documented_parameters(generator):
     images = torch.randint(0, 256, (400, 3, 16, 16), dtype=torch.uint8, generator=generator)
     whole = augment.to_float(images)
     assert torch.equal(Augmentation()(images, 16, generator), whole)
-    grey = Augmentation(gray=0.25)(images, 16, generator)
-    assert (grey[:, 0] == grey[:, 1]).all(dim=(1, 2)).float().mean().item() == pytest.approx(
-        0.25, abs=0.08
-    )
+    gray_images = Augmentation(gray=0.25)(images, 16, generator)
+    assert (gray_images[:, 0] == gray_images[:, 1]).all(
+        dim=(1, 2)
+    ).float().mean().item() == pytest.approx(0.25, abs=0.08)
     jittered = Augmentation(jitter=(0.4, 0.4, 0.4, 0.1), jitter_p=0.5)(images, 16, generator)
     assert (jittered != whole).any(dim=3).any(dim=2).any(
         dim=1

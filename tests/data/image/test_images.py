@@ -23,7 +23,7 @@ CPU = torch.device("cpu")
 
 
 class Memory:
-    """Encoded images in memory; None is a damaged one."""
+    """Encoded images in memory; None stands for a damaged one."""
 
     def __init__(self, contents):
         self.contents = contents
@@ -50,12 +50,12 @@ def noise(*shape, seed=0):
     return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
 
 
-def coloured(count, side=8):
+def colored(count, side=8):
     return noise(count, side, side, 3)
 
 
 def memory(pixels):
-    return Memory([encoded(Image.fromarray(each)) for each in pixels])
+    return Memory([encoded(Image.fromarray(pixel)) for pixel in pixels])
 
 
 @pytest.fixture(autouse=True)
@@ -75,8 +75,8 @@ def load(images, labels=None, size=None, skip_corrupt=False, progress=None, iden
 # ---------------------------------------------------------------- decoding
 
 
-def test_decoding_is_exact_where_nothing_is_resized():
-    pixels = coloured(3)
+def test_decoding_without_resizing_is_exact():
+    pixels = colored(3)
     images = memory(pixels)
     assert all((Decoder(8)(images, index) == pixels[index]).all() for index in range(3))
 
@@ -94,22 +94,22 @@ def test_every_mode_becomes_the_same_rgb(mode):
     assert (decoded == np.asarray(image.convert("RGB"))).all()
 
 
-def test_sixteen_bit_grey_keeps_its_high_byte():
-    grey = noise(8, 8).astype(np.uint16)
-    decoded = Decoder(8)(Memory([encoded(Image.fromarray(grey * 256 + 7))]), 0)
-    assert (decoded == grey[:, :, None]).all()
+def test_sixteen_bit_gray_keeps_its_high_byte():
+    gray = noise(8, 8).astype(np.uint16)
+    decoded = Decoder(8)(Memory([encoded(Image.fromarray(gray * 256 + 7))]), 0)
+    assert (decoded == gray[:, :, None]).all()
 
 
 def test_orientation_tag_is_applied():
     pixels = noise(8, 8, 3)
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be shown turned clockwise by a quarter
+    exif[0x0112] = 6  # to be rotated clockwise by 90 degrees
     decoded = Decoder(8)(Memory([encoded(Image.fromarray(pixels), exif=exif)]), 0)
     assert (decoded == np.rot90(pixels, -1)).all()
 
 
 @pytest.mark.parametrize(("width", "height"), [(48, 24), (24, 48), (49, 24)])
-def test_shorter_side_is_resized_and_the_centre_cropped(width, height):
+def test_the_shorter_side_is_resized_and_the_center_cropped(width, height):
     pixels = np.zeros((height, width, 3), np.uint8)
     pixels[height // 4 : height - height // 4, width // 4 : width - width // 4] = 200
     image = Image.fromarray(pixels)
@@ -135,21 +135,21 @@ def test_large_jpeg_is_decoded_at_a_fraction_and_looks_the_same():
     assert np.abs(decoded - np.asarray(full).astype(int)).mean() < 2
 
 
-def test_arrays_are_enlarged_like_single_images_and_grey_has_three_channels():
-    grey = noise(5, 6, 6)
-    images = convert_arrays(grey, 12)
+def test_arrays_are_resized_like_images_and_gray_gets_three_channels():
+    gray = noise(5, 6, 6)
+    images = convert_arrays(gray, 12)
     assert images.shape == (5, 3, 12, 12)
     assert images.dtype == torch.uint8
     assert (images[:, :1] == images).all()
-    one = np.asarray(Image.fromarray(grey[0]).resize((12, 12), Image.Resampling.BILINEAR)).astype(
+    one = np.asarray(Image.fromarray(gray[0]).resize((12, 12), Image.Resampling.BILINEAR)).astype(
         int
     )
     assert np.abs(images[0, 0].numpy().astype(int) - one).max() <= 1
-    assert (convert_arrays(coloured(2)).permute(0, 2, 3, 1).numpy() == coloured(2)).all()
-    assert (convert_arrays(grey[..., None]) == torch.from_numpy(grey)[:, None]).all()
+    assert (convert_arrays(colored(2)).permute(0, 2, 3, 1).numpy() == colored(2)).all()
+    assert (convert_arrays(gray[..., None]) == torch.from_numpy(gray)[:, None]).all()
 
 
-def test_arrays_of_another_kind_are_refused():
+def test_arrays_of_another_kind_are_rejected():
     with pytest.raises(UserError, match=r"float32.*should be uint8"):
         convert_arrays(np.zeros((2, 4, 4), np.float32))
     with pytest.raises(UserError, match=r"should be uint8 of shape"):
@@ -161,7 +161,7 @@ def test_arrays_of_another_kind_are_refused():
 # ---------------------------------------------------------------- sizes and damage
 
 
-def test_unequal_sizes_need_a_size():
+def test_images_of_unequal_sizes_need_a_size():
     images = Memory(
         [encoded(Image.fromarray(noise(8, 8, 3))), encoded(Image.fromarray(noise(12, 8, 3)))]
     )
@@ -176,7 +176,7 @@ def test_first_image_that_is_not_square_needs_a_size():
 
 
 def test_damaged_image_is_named_or_skipped(caplog):
-    pixels = coloured(5)
+    pixels = colored(5)
     contents = memory(pixels).contents
     jpeg = encoded(Image.fromarray(noise(64, 64, 3)), "JPEG")
     damaged = Memory([None, contents[1], contents[2][:60], contents[3], jpeg[: len(jpeg) // 2]])
@@ -185,7 +185,7 @@ def test_damaged_image_is_named_or_skipped(caplog):
         UserError, match=r"image 0: cannot be decoded \(not an image\).*skip_corrupt: true"
     ):
         load(damaged, labels, size=8)
-    for _ in range(2):  # decoded, and then from the cache
+    for _ in range(2):  # first decoded, then read from the cache
         caplog.clear()
         with caplog.at_level(logging.WARNING):
             kept = load(damaged, labels, size=8, skip_corrupt=True)
@@ -207,7 +207,7 @@ def test_only_damaged_images_are_an_error():
 
 
 def test_second_load_reads_the_cache_and_a_change_of_the_key_does_not():
-    images = memory(coloured(4))
+    images = memory(colored(4))
     labels = torch.tensor([0, 1, 1, 0])
     first = load(images, labels)
     before = images.reads
@@ -223,8 +223,8 @@ def test_second_load_reads_the_cache_and_a_change_of_the_key_does_not():
 
 
 @pytest.mark.parametrize("damage", ["cut", "header", "empty", "foreign"])
-def test_damaged_cache_entry_is_made_anew(cache, damage):
-    images = memory(coloured(4))
+def test_a_damaged_cache_entry_is_rebuilt(cache, damage):
+    images = memory(colored(4))
     first = load(images).inputs.clone()
     (entry,) = cache.glob("images/*.safetensors")
     content = entry.read_bytes()
@@ -245,7 +245,7 @@ def test_damaged_cache_entry_is_made_anew(cache, damage):
 
 def test_failed_decoding_leaves_nothing_behind(cache):
     with pytest.raises(UserError):
-        load(Memory([*memory(coloured(2)).contents, None]))
+        load(Memory([*memory(colored(2)).contents, None]))
     assert not list(cache.glob("images/*.safetensors"))
     assert not list(cache.glob("images/.*"))
 
@@ -254,23 +254,23 @@ def test_unwritable_cache_names_the_remedy(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("SSLRUN_CACHE", str(tmp_path / "file"))
     with pytest.raises(UserError, match=r"cannot be written.*set SSLRUN_CACHE"):
-        load(memory(coloured(2)))
+        load(memory(colored(2)))
 
 
-def test_two_at_once_decode_once():
-    images = memory(coloured(300))
+def test_two_concurrent_loads_decode_once():
+    images = memory(colored(300))
     threads = [threading.Thread(target=load, args=(images,)) for _ in range(2)]
-    for each in threads:
-        each.start()
-    for each in threads:
-        each.join()
-    assert images.reads <= 300 + 2  # and the first image's header, by both
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert images.reads <= 300 + 2  # plus the header of the first image, which both read
 
 
 def test_progress_counts_to_the_end():
-    seen = []
-    load(memory(coloured(600, side=2)), progress=lambda *told: seen.append(told))
-    assert seen == [("set-train", 256, 600), ("set-train", 512, 600), ("set-train", 600, 600)]
+    calls = []
+    load(memory(colored(600, side=2)), progress=lambda *arguments: calls.append(arguments))
+    assert calls == [("set-train", 256, 600), ("set-train", 512, 600), ("set-train", 600, 600)]
 
 
 def test_workers_follow_the_environment(monkeypatch):
@@ -297,7 +297,7 @@ def streaming(monkeypatch):
 @pytest.mark.parametrize("count", ["0", "2"])
 def test_streamed_batches_equal_those_of_the_tensor(monkeypatch, count):
     monkeypatch.setenv("SSLRUN_WORKERS", count)
-    pixels, labels = coloured(20), torch.arange(20) % 2
+    pixels, labels = colored(20), torch.arange(20) % 2
     streamed = load(memory(pixels), labels)
     assert isinstance(streamed, StreamedImages)
     assert streamed.spec.size == 8
@@ -316,7 +316,7 @@ def test_streamed_batches_equal_those_of_the_tensor(monkeypatch, count):
     assert torch.equal(next(twice.batches([torch.tensor([0])], CPU)).inputs[0], whole.inputs[19])
     assert torch.equal(
         torch.get_rng_state(), before
-    )  # the run's randomness doesn't depend on how data comes
+    )  # a run's random draws do not depend on how data is stored
 
 
 @pytest.mark.usefixtures("streaming")
@@ -329,15 +329,15 @@ def test_stream_draws_its_order_lazily(monkeypatch):
             drawn.append(1)
             yield torch.tensor([0, 1])
 
-    batches = load(memory(coloured(20))).batches(endless(), CPU)
+    batches = load(memory(colored(20))).batches(endless(), CPU)
     for _ in range(3):
         next(batches)
     assert len(drawn) == 3
 
 
 @pytest.mark.usefixtures("streaming")
-def test_damaged_image_in_a_stream_is_told_in_one_line(monkeypatch):
-    contents = memory(coloured(20)).contents
+def test_a_damaged_image_in_a_stream_is_a_one_line_error(monkeypatch):
+    contents = memory(colored(20)).contents
     contents[7] = None
     streamed = load(Memory(contents))
     with pytest.raises(UserError) as error:
@@ -347,8 +347,8 @@ def test_damaged_image_in_a_stream_is_told_in_one_line(monkeypatch):
 
 
 @pytest.mark.usefixtures("streaming")
-def test_stream_without_its_damaged_images(caplog):
-    pixels = coloured(20)
+def test_a_stream_can_skip_its_damaged_images(caplog):
+    pixels = colored(20)
     contents = memory(pixels).contents
     contents[0] = contents[7] = None
     images = Memory(contents)
@@ -360,4 +360,4 @@ def test_stream_without_its_damaged_images(caplog):
     assert batch.labels.tolist() == [1, 0, 1]
     before = images.reads
     assert len(load(images, torch.arange(20) % 2, skip_corrupt=True)) == 18
-    assert images.reads <= before + 2  # remembered, but for the size
+    assert images.reads <= before + 2  # cached, except for the size

@@ -1,4 +1,4 @@
-"""ImageNet ReaL: several labels an image, or none, by the images' numbers."""
+"""ImageNet ReaL: several labels or none per image, by image number."""
 
 import io
 import json
@@ -24,7 +24,7 @@ from sslrun.stages.sweep import Plan, work
 from sslrun.training.device import compute
 
 REAL = [[0], [0, 1], [], [1], [2, 1]]
-"""Of images 1 to 5."""
+"""Labels of images 1 to 5."""
 
 
 @pytest.fixture(autouse=True)
@@ -38,14 +38,14 @@ def place(tmp_path, monkeypatch):
 
 
 def picture(label, dark=0):
-    """A class is a colour."""
+    """Return an image whose color is its class."""
     pixels = np.full((8, 8, 3), dark, dtype=np.uint8)
     pixels[..., label] = 250
     return Image.fromarray(pixels)
 
 
 def folders(root, names="ILSVRC2012_val_{:08d}.JPEG"):
-    """Three classes; the test images lie in their classes' folders, so not by number."""
+    """Write three classes; test images are in class folders, so not ordered by number."""
     for label in range(3):
         for number in range(4):
             path = root / "train" / f"n{label}" / f"n{label}_{number}.png"
@@ -62,19 +62,19 @@ def load(split, real):
     return cls(cls.Options(size=8, real=real)).load(split)
 
 
-def test_labels_follow_the_images_numbers_wherever_they_lie(place):
+def test_labels_follow_image_numbers_in_any_layout(place):
     folders(place / "sets/imagenet-1k")
     test = load("test", place / "real.json")
-    # In the order of the folders: images 2 and 5, 3 and 4, 1.
+    # Images in the order of the folders: 2 and 5, 3 and 4, 1.
     assert test.labels.tolist() == [[0, 0, 1], [0, 2, 1], [1, -1, -1], [1, 1, -1], [2, 0, -1]]
     assert load("train", place / "real.json").labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
     assert load("test", None).labels.tolist() == [0, 0, 1, 1, 2]
     assert (
         load("test", place / "real.json").labels.tolist() == test.labels.tolist()
-    )  # from the cache
+    )  # read from the cache
 
 
-def test_tables_keep_the_files_names(place):
+def test_tables_keep_file_names(place):
     def encoded(number, label, name):
         written = io.BytesIO()
         picture(label).save(written, "PNG")
@@ -107,7 +107,7 @@ def test_tables_keep_the_files_names(place):
         ("[[0], [7]]", r"image 2 has \[7\]: should be classes, from 0 to 2"),
     ],
 )
-def test_mistakes_about_the_file(place, text, words):
+def test_invalid_label_files_are_errors(place, text, words):
     folders(place / "sets/imagenet-1k")
     if text is not None:
         (place / "other.json").write_text(text)
@@ -115,21 +115,24 @@ def test_mistakes_about_the_file(place, text, words):
         load("test", place / "other.json")
 
 
-def test_the_vit_tables_second_row_is_from_the_same_run_as_the_first(place):
+def test_real_and_imagenet_labels_are_scored_in_one_run(place):
     folders(place / "sets/imagenet-1k")
     data = {"name": "imagenet-1k", "size": 8, "real": str(place / "real.json")}
-    given = {
-        "name": "tiny", "backbone": "pixels", "data": data, "probe": {"l2_count": 1, "l2_min": 0.001},
+    options = {
+        "name": "tiny",
+        "backbone": "pixels",
+        "data": data,
+        "probe": {"l2_count": 1, "l2_min": 0.001},
         "evaluate": {"imagenet-1k": {"protocols": ["probe", "knn"]}},
-    }  # fmt: skip
-    recipe = parse(Located(given, {(): "tiny.yaml:1"}))
+    }
+    recipe = parse(Located(options, {(): "tiny.yaml:1"}))
     plan = Plan.of(Sweep(name="tiny", rows={"Ours-I21k (ViT-L/16)": recipe}), place / "runs")
     assert not work([plan], Context(Path(place / "runs"), compute("cpu"), Reporter(quiet=True)))
     table = plan.table()
-    # Every label is met; which is one of ReaL's for two of the four images that have any.
+    # All original labels are predicted; ReaL agrees for two of the four images with labels.
     for protocol in ("probe", "knn"):
         row = Row("Ours-I21k (ViT-L/16)", protocol)
         assert table.cells[row, Column("imagenet-1k", Labels(1.0))].mean == 100
         assert table.cells[row, Column("imagenet-1k ReaL", Labels(1.0))].mean == 50
-    made = compare(table, published("vit_table2"))
-    assert {pair.value for pair in made.pairs} == {85.3, 88.62}
+    comparison = compare(table, published("vit_table2"))
+    assert {pair.value for pair in comparison.pairs} == {85.3, 88.62}

@@ -24,14 +24,14 @@ from sslrun.errors import UserError
 
 @pytest.fixture(autouse=True)
 def places(tmp_path, monkeypatch):
-    """No data but what a test makes, in an empty working directory."""
-    given = os.environ.get("SSLRUN_DATA")
+    """Hide all data except a test's own, in an empty working directory."""
+    folder = os.environ.get("SSLRUN_DATA")
     monkeypatch.delenv("SSLRUN_DATA", raising=False)
     monkeypatch.setenv("SSLRUN_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("SSLRUN_WORKERS", "1")
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    return given
+    return folder
 
 
 def source(name, **options):
@@ -44,8 +44,8 @@ def pixels(count, side=8, seed=0):
 
 
 def table(count, seed=0, label="label", image="image", names=("cat", "dog"), **columns):
-    """Images and labels as `datasets` holds them."""
-    rows = {image: [Image.fromarray(each) for each in pixels(count, seed=seed)], **columns}
+    """Return images and labels as a table of `datasets`."""
+    rows = {image: [Image.fromarray(pixel) for pixel in pixels(count, seed=seed)], **columns}
     types = {image: datasets.Image(), **{name: datasets.Value("int64") for name in columns}}
     if label:
         rows[label] = [index % len(names) for index in range(count)]
@@ -55,18 +55,18 @@ def table(count, seed=0, label="label", image="image", names=("cat", "dog"), **c
 
 def write(root, **splits):
     root.mkdir(parents=True, exist_ok=True)
-    for split, each in splits.items():
-        each.to_parquet(str(root / f"{split}.parquet"))
+    for split, table_ in splits.items():
+        table_.to_parquet(str(root / f"{split}.parquet"))
 
 
 def image_folder(root, **counts):
-    """root/<split>/<class>/<n>.png; the class 'dog' has one image more than 'cat'."""
+    """Write root/<split>/<class>/<n>.png; class 'dog' has one image more than 'cat'."""
     for split, count in counts.items():
         for name, extra in (("cat", 0), ("dog", 1)):
             folder = root / split / name
             folder.mkdir(parents=True)
-            for index, each in enumerate(pixels(count + extra, seed=extra)):
-                Image.fromarray(each).save(folder / f"{index}.png")
+            for index, image_array in enumerate(pixels(count + extra, seed=extra)):
+                Image.fromarray(image_array).save(folder / f"{index}.png")
 
 
 def equal(examples, expected):
@@ -76,10 +76,10 @@ def equal(examples, expected):
 # ---------------------------------------------------------------- published sets
 
 
-def test_published_set_in_sslrun_data(tmp_path, monkeypatch):
+def test_a_published_set_is_read_from_sslrun_data(tmp_path, monkeypatch):
     write(tmp_path / "sets" / "cifar10", train=table(10), test=table(4, seed=1))
     write(Path("data/cifar10"), train=table(6, seed=2), test=table(2))
-    assert len(source("cifar10").load("train")) == 6  # ./data, where SSLRUN_DATA is not set
+    assert len(source("cifar10").load("train")) == 6  # ./data, because SSLRUN_DATA is not set
     monkeypatch.setenv("SSLRUN_DATA", str(tmp_path / "sets"))
     cifar = source("cifar10")
     train, test = cifar.load("train"), cifar.load("test")
@@ -90,11 +90,11 @@ def test_published_set_in_sslrun_data(tmp_path, monkeypatch):
     assert train.spec.size == 8
 
 
-def test_published_set_in_folders_and_its_own_size():
+def test_a_published_set_is_read_from_folders_in_its_own_size():
     image_folder(Path("data/imagenette"), train=3, val=1)
-    found = source("imagenette")
-    assert found.splits == ("train", "test")
-    assert found.load("train").inputs.shape == (7, 3, 160, 160)
+    imagenette = source("imagenette")
+    assert imagenette.splits == ("train", "test")
+    assert imagenette.load("train").inputs.shape == (7, 3, 160, 160)
     assert source("imagenette", size=8).load("test").labels.tolist() == [0, 1, 1]
 
 
@@ -105,7 +105,7 @@ def test_imagenet_is_tested_on_validation_even_beside_a_test_split():
     assert len(imagenet.load("test")) == 6
 
 
-def test_column_of_the_card_is_read():
+def test_the_label_column_of_the_card_is_read():
     write(
         Path("data/cifar100"),
         train=table(6, label="fine_label", coarse=[0] * 6),
@@ -139,12 +139,12 @@ def test_cards_are_complete_and_described(monkeypatch, tmp_path):
         assert source(name).name == name
     monkeypatch.setenv("SSLRUN_DATA", str(tmp_path))
     (tmp_path / "stl10").mkdir()
-    told = sources["stl10"].describe()
-    assert told["hub"] == "https://huggingface.co/datasets/jxie/stl10"
-    assert told["splits"] == "train 5,000, test 8,000, unlabeled 100,000"
-    assert "stored at" not in told
+    card = sources["stl10"].describe()
+    assert card["hub"] == "https://huggingface.co/datasets/jxie/stl10"
+    assert card["splits"] == "train 5,000, test 8,000, unlabeled 100,000"
+    assert "stored at" not in card
     assert sources["imagenet-1k"].describe()["stored at"] == "256x256, unless size says otherwise"
-    assert told["searched"].startswith(
+    assert card["searched"].startswith(
         f"found at {tmp_path}/stl10, not found at data/stl10; then the hub"
     )
 
@@ -161,7 +161,7 @@ def test_real_cifar10(places, monkeypatch):
     blue_over_red = [float(test.inputs[test.labels == c, 2].float().mean()) for c in (0, 6)]
     assert (
         blue_over_red[0] > blue_over_red[1] + 30
-    )  # aeroplanes are seen against the sky, frogs are not
+    )  # airplanes have the sky as background, frogs do not
 
 
 # ---------------------------------------------------------------- the hub
@@ -169,7 +169,7 @@ def test_real_cifar10(places, monkeypatch):
 
 @pytest.fixture
 def hub(monkeypatch):
-    """Stands in for the hub: repositories that a test fills, and the calls made."""
+    """A stand-in for the hub: repositories that a test fills, and the recorded calls."""
     held, calls = {}, []
 
     def load_dataset(path, name=None, **options):
@@ -198,7 +198,7 @@ def test_hub_set_with_its_splits_and_columns_found_by_type(hub):
     assert pets.load("unlabeled").labels is None
     assert [(path, config) for path, config, _ in hub["calls"]] == [
         ("me/pets", "small")
-    ]  # asked once
+    ]  # one request
 
 
 def test_cached_hub_set_needs_no_hub(hub):
@@ -212,7 +212,7 @@ def test_cached_hub_set_needs_no_hub(hub):
         source("cifar10").load("test")
 
 
-def test_stl10_pretrains_on_its_unlabelled_images(hub):
+def test_stl10_pretrains_on_its_unlabeled_images(hub):
     hub["jxie/stl10"] = {
         "train": table(20),
         "test": table(4),
@@ -223,7 +223,7 @@ def test_stl10_pretrains_on_its_unlabelled_images(hub):
     assert equal(splits.pretrain.subset(torch.arange(18, 48)), pixels(30, seed=5))
 
 
-def test_mistakes_about_a_hub_set(hub):
+def test_invalid_hub_sets_are_errors(hub):
     hub["me/two"] = {
         "train": table(4, other=[1] * 4).add_column("kind", [0, 1, 0, 1]),
         "dev": table(4),
@@ -251,7 +251,7 @@ def test_mistakes_about_a_hub_set(hub):
         source("hub", hub="not-a-repository")
 
 
-def test_gated_set_says_how_to_get_in(monkeypatch):
+def test_a_gated_set_explains_how_to_get_access(monkeypatch):
     def load_dataset(*_, **__):
         raise datasets.exceptions.DatasetNotFoundError("Dataset 'x' is a gated dataset on the Hub.")
 
@@ -262,8 +262,8 @@ def test_gated_set_says_how_to_get_in(monkeypatch):
         source("imagenet-1k").load("train")
 
 
-def test_classes_of_a_plain_column_are_those_of_train(hub):
-    rows = [Image.fromarray(each) for each in pixels(4)]
+def test_a_plain_label_column_has_the_classes_of_train(hub):
+    rows = [Image.fromarray(pixel) for pixel in pixels(4)]
     features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("string")})
 
     def make(*labels):
@@ -287,15 +287,15 @@ def test_classes_of_a_plain_column_are_those_of_train(hub):
 # ---------------------------------------------------------------- parquet
 
 
-def test_parquet_without_declared_types_in_parts_or_alone(tmp_path):
+def test_parquet_without_declared_types_in_one_or_several_files(tmp_path):
     from pyarrow import parquet
 
     plain = table(6).with_format("arrow")[:].replace_schema_metadata(None)
     parquet.write_table(plain.slice(0, 4), tmp_path / "train-00000-of-00002.parquet")
     parquet.write_table(plain.slice(4), tmp_path / "train-00001-of-00002.parquet")
-    found = source("parquet", path=tmp_path)
-    assert found.splits == ("train",)
-    train = found.load("train")
+    loaded = source("parquet", path=tmp_path)
+    assert loaded.splits == ("train",)
+    train = loaded.load("train")
     assert equal(train, pixels(6))
     assert train.labels.tolist() == [0, 1] * 3
     assert train.classes == ("0", "1")
@@ -303,7 +303,7 @@ def test_parquet_without_declared_types_in_parts_or_alone(tmp_path):
     assert equal(alone.load("train"), pixels(4))
 
 
-def test_parquet_mistakes(tmp_path):
+def test_invalid_parquet_sets_are_errors(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"empty: should hold train.parquet"):
         source("parquet", path=tmp_path / "empty").load("train")
@@ -333,7 +333,7 @@ def test_damaged_row_is_named_or_skipped(tmp_path):
     assert equal(kept, pixels(4)[[0, 1, 3]])
 
 
-def test_changed_file_is_read_anew(tmp_path):
+def test_a_changed_file_is_read_again(tmp_path):
     write(tmp_path / "set", train=table(4))
     source("parquet", path=tmp_path / "set").load("train")
     write(tmp_path / "set", train=table(6, seed=1))
@@ -367,20 +367,20 @@ def test_new_class_renumbers_the_cached_test_split(tmp_path):
 def test_folder_of_classes_alone_has_a_test_split_carved(tmp_path):
     image_folder(tmp_path, pets=8)
     splits = load_splits("folder", sources["folder"].Options(path=tmp_path / "pets"))
-    assert [len(each) for each in (splits.train, splits.val, splits.test)] == [11, 2, 4]
+    assert [len(examples) for examples in (splits.train, splits.val, splits.test)] == [11, 2, 4]
     assert set(splits.test.labels.tolist()) == {0, 1}
 
 
 def test_flat_folder_has_no_labels(tmp_path):
-    for index, each in enumerate(pixels(6)):
-        Image.fromarray(each).save(tmp_path / f"{index}.png")
+    for index, image in enumerate(pixels(6)):
+        Image.fromarray(image).save(tmp_path / f"{index}.png")
     (tmp_path / "notes.txt").write_text("not an image")
     train = source("folder", path=tmp_path).load("train")
     assert train.labels is None
     assert equal(train, pixels(6))
 
 
-def test_folder_mistakes(tmp_path):
+def test_invalid_folders_are_errors(tmp_path):
     with pytest.raises(UserError, match=r"nowhere: no such folder"):
         source("folder", path=tmp_path / "nowhere").load("train")
     (tmp_path / "empty").mkdir()
@@ -392,8 +392,8 @@ def test_folder_mistakes(tmp_path):
         UserError, match=r"test/elk/0.png: not in the folder of a class \(cat, dog\)"
     ):
         source("folder", path=tmp_path / "pets").load("test")
-    for each in (tmp_path / "pets" / "train" / "dog").iterdir():
-        each.unlink()
+    for path in (tmp_path / "pets" / "train" / "dog").iterdir():
+        path.unlink()
     with pytest.raises(UserError, match=r"train: has only one class, 'cat'.*go without labels"):
         source("folder", path=tmp_path / "pets").load("train")
 
@@ -410,7 +410,7 @@ def test_damaged_file_is_named(tmp_path):
 
 
 def list_images(file, rows, seed=0):
-    """Write a CSV file of `rows`, and the images that its column of paths names."""
+    """Write a CSV file of `rows` and the images that its path column names."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with open(file, "w", newline="") as text:
         csv.writer(text).writerows(rows)
@@ -448,7 +448,7 @@ def test_csv_with_a_split_column(tmp_path):
     assert photos.splits == ("train", "val", "test", "unlabeled")
     train = photos.load("train")
     assert equal(train, pixels(6)[[0, 2, 5]])
-    assert train.classes == ("9", "10")  # in the order of numbers
+    assert train.classes == ("9", "10")  # in numeric order
     assert train.labels.tolist() == [1, 1, 0]
     assert photos.load("test").labels.tolist() == [0]
     assert equal(photos.load("val"), pixels(6)[[3]])
@@ -467,7 +467,7 @@ def test_csv_files_for_each_split_with_named_columns(tmp_path):
     list_images(sets / "val.csv", [["breed", "path"], ["1", "v/0.png"], ["0", "v/1.png"]], seed=1)
     list_images(sets / "unlabeled.csv", [["path"], ["u/0.png"]], seed=2)
     photos = csv_source(sets, label="breed")
-    assert photos.splits == ("train", "unlabeled", "test")  # validation serves as the test
+    assert photos.splits == ("train", "unlabeled", "test")  # validation serves as the test split
     assert photos.load("train").labels.tolist() == [0, 1, 0, 1]
     assert photos.load("test").labels.tolist() == [1, 0]
     assert equal(photos.load("unlabeled"), pixels(1, seed=2))
@@ -528,9 +528,9 @@ def test_csv_with_tabs_byte_order_mark_blank_lines_and_absolute_paths(tmp_path):
         (b"path,label\n\xff.png,cat\n", {}, ": cannot be read as CSV: "),
     ],
 )
-def test_csv_mistakes_name_the_line(tmp_path, text, options, message):
-    for index, each in enumerate(pixels(3)):
-        Image.fromarray(each).save(tmp_path / f"{index}.png")
+def test_csv_errors_name_the_line(tmp_path, text, options, message):
+    for index, image in enumerate(pixels(3)):
+        Image.fromarray(image).save(tmp_path / f"{index}.png")
     file = tmp_path / "photos.csv"
     file.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(UserError, match=f"^{re.escape(str(file))}{message}") as error:
@@ -538,7 +538,7 @@ def test_csv_mistakes_name_the_line(tmp_path, text, options, message):
     assert "\n" not in str(error.value)
 
 
-def test_csv_names_the_line_of_a_label_or_an_image_that_does_not_fit(tmp_path):
+def test_csv_errors_about_labels_and_images_name_the_line(tmp_path):
     list_images(tmp_path / "train.csv", PETS)
     list_images(tmp_path / "test.csv", [["path", "label"], ["t.png", "cat"], ["u.png", "elk"]])
     message = r"test.csv:3: label 'elk' does not occur in train: it should be one of cat, dog"
@@ -563,7 +563,7 @@ def test_csv_is_checked_without_decoding_an_image(tmp_path, monkeypatch):
     assert explain_missing("csv-images", options) == f"{file}:2: no such file cat/3.png"
 
 
-def test_missing_csv_file_and_folder_without_any(tmp_path):
+def test_missing_csv_files_are_errors(tmp_path):
     with pytest.raises(UserError, match=r"none.csv: no such file; it should be a CSV file"):
         csv_source(tmp_path / "none.csv").load("train")
     with pytest.raises(UserError, match=r"should be a CSV file, or a folder with train.csv"):
@@ -599,16 +599,16 @@ def test_npz_with_and_without_splits(tmp_path):
         x_test=pixels(2),
         y_test=np.array([1, 0]),
     )
-    found = source("npz", path=path)
-    assert found.splits == ("train", "test")
-    assert equal(found.load("train"), pixels(6))
-    assert found.load("train").labels.tolist() == [0, 1, 2] * 2
-    assert found.load("test").classes == ("0", "1", "2")
+    arrays = source("npz", path=path)
+    assert arrays.splits == ("train", "test")
+    assert equal(arrays.load("train"), pixels(6))
+    assert arrays.load("train").labels.tolist() == [0, 1, 2] * 2
+    assert arrays.load("test").classes == ("0", "1", "2")
     np.savez(path, images=pixels(6)[..., 0])
-    grey = source("npz", path=path, size=16)
-    assert grey.splits == ("train",)
-    assert grey.load("train").inputs.shape == (6, 3, 16, 16)
-    assert grey.load("train").labels is None
+    loaded = source("npz", path=path, size=16)
+    assert loaded.splits == ("train",)
+    assert loaded.load("train").inputs.shape == (6, 3, 16, 16)
+    assert loaded.load("train").labels is None
 
 
 @pytest.mark.parametrize(
@@ -625,13 +625,13 @@ def test_npz_with_and_without_splits(tmp_path):
         ({"images": np.array([object()], dtype=object)}, "cannot be read as .npz"),
     ],
 )
-def test_npz_mistakes(tmp_path, arrays, message):
+def test_invalid_npz_files_are_errors(tmp_path, arrays, message):
     np.savez(tmp_path / "set.npz", **arrays)
     with pytest.raises(UserError, match=f"set.npz: {message}"):
         source("npz", path=tmp_path / "set.npz").load("train")
 
 
-def test_missing_or_damaged_npz(tmp_path):
+def test_missing_or_damaged_npz_files_are_errors(tmp_path):
     with pytest.raises(UserError, match=r"none.npz: no such file"):
         source("npz", path=tmp_path / "none.npz").load("train")
     (tmp_path / "set.npz").write_bytes(b"PK but no archive")
@@ -639,20 +639,23 @@ def test_missing_or_damaged_npz(tmp_path):
         source("npz", path=tmp_path / "set.npz").load("train")
 
 
-def test_digits_keep_their_levels():
+def test_digits_keep_their_gray_levels():
     digits = source("digits", size=8).load("train")
     assert digits.inputs.shape == (1797, 3, 8, 8)
     assert digits.inputs.unique().tolist() == [round(level * 255 / 16) for level in range(17)]
     assert source("digits").load("train").spec.size == 24
 
 
-def test_naming_a_set_imports_nothing_heavy():
-    code = "import sys, sslrun.data.image.sources; print(*{'datasets', 'sklearn', 'PIL', 'torchvision'} & sys.modules.keys())"
+def test_naming_a_set_imports_no_slow_package():
+    code = (
+        "import sys, sslrun.data.image.sources; "
+        "print(*{'datasets', 'sklearn', 'PIL', 'torchvision'} & sys.modules.keys())"
+    )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == ""
 
 
-def test_hub_that_never_answers_is_given_up(monkeypatch):
+def test_a_hub_that_does_not_answer_times_out(monkeypatch):
     monkeypatch.setattr(sslrun.hub, "PATIENCE", 0.2)
 
     def hang(*_, **__):
@@ -665,7 +668,7 @@ def test_hub_that_never_answers_is_given_up(monkeypatch):
     assert time.monotonic() - began < 0.9
 
 
-def test_cifar101_is_read_as_its_authors_give_it(tmp_path, monkeypatch):
+def test_cifar101_is_read_in_its_authors_format(tmp_path, monkeypatch):
     monkeypatch.setenv("SSLRUN_DATA", str(tmp_path))
     with pytest.raises(
         UserError, match=r"cifar10.1: not on this machine: put cifar10.1_v6_data.npy and"
@@ -676,9 +679,9 @@ def test_cifar101_is_read_as_its_authors_give_it(tmp_path, monkeypatch):
     images = np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3), dtype=np.uint8)
     np.save(folder / "cifar10.1_v6_data.npy", images)
     np.save(folder / "cifar10.1_v6_labels.npy", np.arange(6, dtype=np.int32))
-    found = source("cifar10.1").load("test")
-    assert np.array_equal(found.inputs.permute(0, 2, 3, 1).numpy(), images)
-    assert [found.classes[label] for label in found.labels[:2].tolist()] == [
+    examples = source("cifar10.1").load("test")
+    assert np.array_equal(examples.inputs.permute(0, 2, 3, 1).numpy(), images)
+    assert [examples.classes[label] for label in examples.labels[:2].tolist()] == [
         "airplane",
         "automobile",
     ]

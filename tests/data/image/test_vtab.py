@@ -1,4 +1,4 @@
-"""VTAB-1k: a thousand examples a set, and a sweep that goes on without the sets that can't be had."""
+"""VTAB-1k: a thousand examples per set, and sweeps that skip unavailable sets."""
 
 import datasets
 import numpy as np
@@ -37,7 +37,7 @@ def place(tmp_path, monkeypatch):
 
 
 def make(place, name, train, test=6, classes=2, width=8):
-    """Parquet files: a class is a colour, and the image's number is written into its red, so that it can be told."""
+    """Write Parquet files whose images have a color per class and their number in the red."""
     folder = place / "sets/vtab" / name
     folder.mkdir(parents=True)
     for split, count in (("train", train), ("test", test)):
@@ -46,12 +46,12 @@ def make(place, name, train, test=6, classes=2, width=8):
             pixels[index, ..., 0] = index % 250
             pixels[index, ..., 1 + index % classes] = 255
         rows = {
-            "webp": [Image.fromarray(each) for each in pixels],
+            "webp": [Image.fromarray(label) for label in pixels],
             "cls": [index % classes for index in range(count)],
         }
         types = {
             "webp": datasets.Image(),
-            "cls": datasets.ClassLabel(names=[str(each) for each in range(classes)]),
+            "cls": datasets.ClassLabel(names=[str(label) for label in range(classes)]),
         }
         datasets.Dataset.from_dict(rows, datasets.Features(types)).to_parquet(
             str(folder / f"{split}.parquet")
@@ -62,29 +62,29 @@ def splits(name, size=8):
     return load_splits("vtab", VTAB.Options(set=name, size=size))
 
 
-def test_a_thousand_examples_of_which_two_hundred_choose(place):
+def test_a_set_has_800_training_and_200_validation_examples(place):
     make(place, "dtd", 1100, classes=2)
-    found = splits("dtd")
-    assert [len(each) for each in (found.train, found.val, found.test)] == [800, 200, 6]
-    assert found.train.labels.bincount().min() > 340
+    dtd = splits("dtd")
+    assert [len(examples) for examples in (dtd.train, dtd.val, dtd.test)] == [800, 200, 6]
+    assert dtd.train.labels.bincount().min() > 340
     again = splits("dtd")
-    assert torch.equal(found.train.inputs, again.train.inputs)
-    assert found.classes == ("0", "1")
+    assert torch.equal(dtd.train.inputs, again.train.inputs)
+    assert dtd.classes == ("0", "1")
 
 
-def test_smaller_sets_are_split_alike_and_nothing_is_in_two(place):
+def test_smaller_sets_have_the_same_proportions_and_disjoint_splits(place):
     make(place, "pets", 50)
-    found = splits("pets")
-    numbers = [set(each.inputs[:, 0, 0, 0].tolist()) for each in (found.train, found.val)]
-    assert [len(each) for each in numbers] == [40, 10]
+    pets = splits("pets")
+    numbers = [set(examples.inputs[:, 0, 0, 0].tolist()) for examples in (pets.train, pets.val)]
+    assert [len(indices) for indices in numbers] == [40, 10]
     assert numbers[0] | numbers[1] == set(range(50))
 
 
-def test_images_are_made_square_and_not_cropped(place):
+def test_images_are_resized_to_squares_without_cropping(place):
     folder = place / "sets/vtab/dmlab"
     edges = np.zeros((2, 8, 32, 3), dtype=np.uint8)
-    edges[:, :, :8] = 255  # what a centre crop would lose
-    rows = {"image": [Image.fromarray(each) for each in edges], "label": [0, 1]}
+    edges[:, :, :8] = 255  # a center crop would remove the edges
+    rows = {"image": [Image.fromarray(edge) for edge in edges], "label": [0, 1]}
     types = {"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])}
     folder.mkdir(parents=True)
     for split in ("train", "test"):
@@ -97,7 +97,7 @@ def test_images_are_made_square_and_not_cropped(place):
     assert (image[:, 4:] < 50).all()
 
 
-def test_sets_are_looked_for_on_the_hub_where_vtabs_labels_are(monkeypatch):
+def test_sets_are_read_from_hub_repositories_with_vtabs_labels(monkeypatch):
     asked = []
 
     def load_dataset(path, name=None, **options):
@@ -114,28 +114,32 @@ def test_sets_are_looked_for_on_the_hub_where_vtabs_labels_are(monkeypatch):
     assert asked == ["clip-benchmark/wds_vtab-caltech101", "dpdl-benchmark/sun397"]
 
 
-def test_what_the_hub_gives_is_read_as_web_datasets_are(monkeypatch):
-    """Images under their format's name, plain numbers under cls, and where each is from."""
+def test_hub_files_are_read_as_web_datasets(monkeypatch):
+    """Write images under their format's name, labels under cls, and their origin."""
 
     def load_dataset(path, name=None, **options):
         pixels = np.arange(30, dtype=np.uint8).repeat(8 * 8 * 3).reshape(30, 8, 8, 3)
         rows = {
             "__key__": list("k" * 30),
             "__url__": list("u" * 30),
-            "webp": [Image.fromarray(each) for each in pixels],
+            "webp": [Image.fromarray(pixel) for pixel in pixels],
         }
-        types = {"__key__": datasets.Value("string"), "__url__": datasets.Value("string"), "webp": datasets.Image(),
-                 "cls": datasets.Value("int64")}  # fmt: skip
-        made = datasets.Dataset.from_dict(
-            {**rows, "cls": [each % 3 for each in range(30)]}, datasets.Features(types)
+        types = {
+            "__key__": datasets.Value("string"),
+            "__url__": datasets.Value("string"),
+            "webp": datasets.Image(),
+            "cls": datasets.Value("int64"),
+        }
+        dataset = datasets.Dataset.from_dict(
+            {**rows, "cls": [number % 3 for number in range(30)]}, datasets.Features(types)
         )
-        return datasets.DatasetDict(train=made, test=made)
+        return datasets.DatasetDict(train=dataset, test=dataset)
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    found = splits("eurosat")
-    assert (len(found.train), len(found.val), len(found.test)) == (24, 6, 30)
-    assert found.classes == ("0", "1", "2")
-    assert (found.train.inputs[:, 0, 0, 0] % 3).tolist() == found.train.labels.tolist()
+    eurosat = splits("eurosat")
+    assert (len(eurosat.train), len(eurosat.val), len(eurosat.test)) == (24, 6, 30)
+    assert eurosat.classes == ("0", "1", "2")
+    assert (eurosat.train.inputs[:, 0, 0, 0] % 3).tolist() == eurosat.train.labels.tolist()
 
 
 def sweep(place, *sets):
@@ -143,16 +147,21 @@ def sweep(place, *sets):
         name: {"data": {"name": "vtab", "set": name, "size": 8}, "protocols": ["probe"]}
         for name in sets
     }
-    given = {"name": "tiny", "backbone": "pixels", "data": {"name": "vtab", "set": sets[0], "size": 8},
-             "probe": {"l2_count": 1}, "evaluate": asked}  # fmt: skip
+    options = {
+        "name": "tiny",
+        "backbone": "pixels",
+        "data": {"name": "vtab", "set": sets[0], "size": 8},
+        "probe": {"l2_count": 1},
+        "evaluate": asked,
+    }
     row = "Ours-I21k (ViT-L/16)"
     plan = Plan.of(
-        Sweep(name="tiny", rows={row: parse(Located(given, {(): "t.yaml:1"}))}), place / "runs"
+        Sweep(name="tiny", rows={row: parse(Located(options, {(): "t.yaml:1"}))}), place / "runs"
     )
     return work([plan], Context(place / "runs", compute("cpu"), Reporter(quiet=True))), plan
 
 
-def test_a_set_that_cannot_be_had_is_an_empty_cell_with_its_reason(place, monkeypatch):
+def test_an_unavailable_set_is_an_empty_cell_with_its_reason(place, monkeypatch):
     make(place, "dtd", 40)
     make(place, "svhn", 40)
     failures, plan = sweep(place, "dtd", "kitti_closest_vehicle_distance", "svhn")
@@ -161,11 +170,14 @@ def test_a_set_that_cannot_be_had_is_an_empty_cell_with_its_reason(place, monkey
     columns = [column.task for column in table.columns]
     assert columns == ["dtd", "svhn", "kitti_closest_vehicle_distance"]
     assert "VTAB is the mean over 19 sets, but only 2 of them are here" in table.notes
-    note = "empty, kitti_closest_vehicle_distance 100 %: vtab-kitti_closest_vehicle_distance: not on this machine"
-    assert any(each.startswith(note) for each in table.notes)
+    note = (
+        "empty, kitti_closest_vehicle_distance 100 %: "
+        "vtab-kitti_closest_vehicle_distance: not on this machine"
+    )
+    assert any(note_.startswith(note) for note_ in table.notes)
     assert to_markdown(table).splitlines()[4].endswith("|  |")
     assert '"reason": "vtab-kitti' in table.to_json()
-    # Once it is there it is computed, and with all of its sets the benchmark has its mean.
+    # After its data is added, the cell is computed, and the complete benchmark has its mean.
     make(place, "kitti_closest_vehicle_distance", 40)
     monkeypatch.setattr(VTAB, "suite", ("VTAB", 3))
     for run in place.glob("runs/tiny/probe-*"):

@@ -1,4 +1,4 @@
-"""Text sources: token files that are made once and in pieces, and tables of sentences, pairs, passages and tags."""
+"""Text sources: token files, and tables of sentences, pairs, passages and tags."""
 
 import csv
 import json
@@ -40,7 +40,7 @@ def source(name, tmp_path, **options):
 
 def tokenizer():
     return Tokenizer(
-        build_wordpiece(True, {entry: at for at, entry in enumerate([*SPECIALS, *WORDS])})
+        build_wordpiece(True, {entry: number for number, entry in enumerate([*SPECIALS, *WORDS])})
     )
 
 
@@ -50,16 +50,22 @@ def ids(*words):
 
 def documents(count=40, seed=0):
     draw = random.Random(seed)
-    return [[" ".join(draw.choices(["aa", "bb", "ccx"], k=draw.randint(0, 9))) for _ in range(draw.randint(1, 5))] for _ in range(count)]  # fmt: skip
+    return [
+        [
+            " ".join(draw.choices(["aa", "bb", "ccx"], k=draw.randint(0, 9)))
+            for _ in range(draw.randint(1, 5))
+        ]
+        for _ in range(count)
+    ]
 
 
-def expected(given):
-    sentences = tokenizer().encode([sentence for document in given for sentence in document])
-    ends = np.cumsum([len(each) for each in sentences])
+def expected(documents_):
+    sentences = tokenizer().encode([sentence for document in documents_ for sentence in document])
+    ends = np.cumsum([len(sentence_) for sentence_ in sentences])
     return (
-        [number for each in sentences for number in each],
+        [number for sentence_ in sentences for number in sentence_],
         [0, *ends],
-        [0, *np.cumsum([len(d) for d in given])],
+        [0, *np.cumsum([len(d) for d in documents_])],
     )
 
 
@@ -68,10 +74,10 @@ def expected(given):
 
 def test_a_token_file_holds_every_sentence_and_is_mapped(tmp_path, monkeypatch):
     monkeypatch.setattr(corpora, "PIECE", 50)
-    given = documents()
-    found = token_file(tmp_path / "tokens", lambda: given, tokenizer())
-    assert [each.tolist() for each in found] == [list(map(int, each)) for each in expected(given)]
-    assert (tmp_path / "tokens" / "tokens").stat().st_size == 4 * len(found[0])
+    texts = documents()
+    tokens = token_file(tmp_path / "tokens", lambda: texts, tokenizer())
+    assert [ids.tolist() for ids in tokens] == [list(map(int, ids)) for ids in expected(texts)]
+    assert (tmp_path / "tokens" / "tokens").stat().st_size == 4 * len(tokens[0])
     maps = Path("/proc/self/maps").read_text()
     assert str(tmp_path / "tokens" / "tokens") in maps
 
@@ -79,23 +85,23 @@ def test_a_token_file_holds_every_sentence_and_is_mapped(tmp_path, monkeypatch):
         raise AssertionError("read again")
 
     again = token_file(tmp_path / "tokens", never, tokenizer())
-    assert all(torch.equal(a, b) for a, b in zip(found, again, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(tokens, again, strict=True))
 
 
 @pytest.mark.parametrize("stop", [0, 1, 17, 39])
-def test_a_token_file_goes_on_where_it_was_killed(tmp_path, monkeypatch, stop):
+def test_a_killed_token_file_resumes(tmp_path, monkeypatch, stop):
     monkeypatch.setattr(corpora, "PIECE", 50)
-    given, seen = documents(), []
+    texts, read = documents(), []
 
     def killed():
-        for at, document in enumerate(given):
-            if at == stop:
+        for number, document in enumerate(texts):
+            if number == stop:
                 raise KeyboardInterrupt
             yield document
 
     with pytest.raises(KeyboardInterrupt):
         token_file(tmp_path / "tokens", killed, tokenizer())
-    # What a crash left half written beyond the last record of progress is cut off.
+    # Bytes that a crash wrote after the last progress record are truncated.
     with open(tmp_path / "tokens" / "tokens", "ab") as file:
         file.write(b"half a piece")
     progress = tmp_path / "tokens" / "progress.json"
@@ -103,39 +109,39 @@ def test_a_token_file_goes_on_where_it_was_killed(tmp_path, monkeypatch, stop):
     assert stop - 8 < done <= stop
     encode = Tokenizer.encode
     monkeypatch.setattr(
-        Tokenizer, "encode", lambda self, texts: seen.extend(texts) or encode(self, texts)
+        Tokenizer, "encode", lambda self, texts: read.extend(texts) or encode(self, texts)
     )
-    found = token_file(tmp_path / "tokens", lambda: given, tokenizer())
-    assert seen == [sentence for document in given[done:] for sentence in document]
-    assert [each.tolist() for each in found] == [list(map(int, each)) for each in expected(given)]
+    tokens = token_file(tmp_path / "tokens", lambda: texts, tokenizer())
+    assert read == [sentence for document in texts[done:] for sentence in document]
+    assert [ids.tolist() for ids in tokens] == [list(map(int, ids)) for ids in expected(texts)]
 
 
-def test_memory_holds_a_piece_at_a_time(tmp_path, monkeypatch):
+def test_memory_holds_one_piece_at_a_time(tmp_path, monkeypatch):
     monkeypatch.setattr(corpora, "PIECE", 300)
     monkeypatch.setattr(corpora, "LONGEST", 5)
     path = tmp_path / "one.txt"
     path.write_text(
         "aa bb ccx dd .\n" * 5000
-    )  # no blank line: a single document, but for its length
+    )  # without a blank line there is one document, split by length only
     encode, sizes = Tokenizer.encode, []
     monkeypatch.setattr(
         Tokenizer,
         "encode",
         lambda self, texts: sizes.append(sum(map(len, texts))) or encode(self, texts),
     )
-    found = source("text", tmp_path, path=path).load("train")
-    assert len(found) == 1000
-    assert found.count_tokens() == 6 * 5000
+    corpus = source("text", tmp_path, path=path).load("train")
+    assert len(corpus) == 1000
+    assert corpus.count_tokens() == 6 * 5000
     assert max(sizes) < 300 + 5 * 15
 
 
 def test_another_text_or_tokenizer_makes_another_token_file(tmp_path):
     path = tmp_path / "some.txt"
     path.write_text("aa bb\ncc\n\ndd .\n")
-    found = source("text", tmp_path, path=path).load("train")
-    assert found.tokens.tolist() == ids("aa", "bb", "cc", "dd", ".")
-    assert found.sentences.tolist() == [0, 2, 3, 5]
-    assert found.documents.tolist() == [0, 2, 3]
+    corpus = source("text", tmp_path, path=path).load("train")
+    assert corpus.tokens.tolist() == ids("aa", "bb", "cc", "dd", ".")
+    assert corpus.sentences.tolist() == [0, 2, 3, 5]
+    assert corpus.documents.tolist() == [0, 2, 3]
     path.write_text("dd dd\n\n\n\naa\n")
     again = source("text", tmp_path, path=path).load("train")
     assert again.tokens.tolist() == ids("dd", "dd", "aa")
@@ -145,19 +151,19 @@ def test_another_text_or_tokenizer_makes_another_token_file(tmp_path):
     )
 
 
-def test_the_building_of_a_token_file_is_told(tmp_path):
+def test_building_a_token_file_reports_progress(tmp_path):
     path = tmp_path / "some.txt"
     path.write_text("aa bb\n\n" * 250)
-    told = []
-    for _ in range(2):  # the second time it is there
+    calls = []
+    for _ in range(2):  # the second time it is cached
         options = sources["text"].Options(path=path, tokenizer={"file": tmp_path / "vocab.txt"})
-        sources["text"](options, lambda *each: told.append(each)).load("train")
-    assert told == [(str(path), 100, 0), (str(path), 200, 0), (str(path), 250, 250)]
+        sources["text"](options, lambda *arguments: calls.append(arguments)).load("train")
+    assert calls == [(str(path), 100, 0), (str(path), 200, 0), (str(path), 250, 250)]
 
 
 def test_a_corpus_is_divided_by_documents(tmp_path):
     path = tmp_path / "some.txt"
-    path.write_text("".join(f"{'aa ' * at}\n\n" for at in range(1, 21)))
+    path.write_text("".join(f"{'aa ' * number}\n\n" for number in range(1, 21)))
     splits = load_splits(
         "text", sources["text"].Options(path=path, tokenizer={"file": tmp_path / "vocab.txt"})
     )
@@ -166,7 +172,7 @@ def test_a_corpus_is_divided_by_documents(tmp_path):
     assert not set(splits.train.chosen.tolist()) & set(splits.val.chosen.tolist())
 
 
-def test_sentences_are_lines_or_else_found_by_punctuation(tmp_path):
+def test_sentences_are_lines_or_split_at_punctuation(tmp_path):
     rows = [
         'One two. Three? "Four" five! six.',
         'He said "Go." Then (at noon.) he left.',
@@ -177,8 +183,8 @@ def test_sentences_are_lines_or_else_found_by_punctuation(tmp_path):
     (tmp_path / "rows.jsonl").write_text(
         "\n".join(json.dumps({"text": row, "n": 1}) for row in rows)
     )
-    found = list(source("text", tmp_path, path=tmp_path / "rows.jsonl").documents())
-    assert found == [
+    documents_ = list(source("text", tmp_path, path=tmp_path / "rows.jsonl").documents())
+    assert documents_ == [
         ["One two.", "Three?", '"Four" five! six.'],
         ['He said "Go."', "Then (at noon.) he left."],
         ["line one", "line two", "line three"],
@@ -205,7 +211,7 @@ def test_sentences_are_lines_or_else_found_by_punctuation(tmp_path):
         ),
     ],
 )
-def test_corpora_that_are_none_are_told(tmp_path, name, content, words):
+def test_invalid_corpora_are_errors(tmp_path, name, content, words):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=words) as error:
         source("text", tmp_path, path=tmp_path / name).load("train")
@@ -223,7 +229,7 @@ ROWS = [
 ] * 3
 
 
-def test_berts_corpus_is_wikipedia_and_then_the_books_a_sentence_a_row(tmp_path, monkeypatch):
+def test_berts_corpus_is_wikipedia_followed_by_the_books(tmp_path, monkeypatch):
     monkeypatch.setenv("SSLRUN_DATA", str(tmp_path))
     rows = {
         "wikipedia": ["aa bb. Cc dd.\n\nReferences\n", "dd dd."],
@@ -232,43 +238,53 @@ def test_berts_corpus_is_wikipedia_and_then_the_books_a_sentence_a_row(tmp_path,
     for name, texts in rows.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "train.jsonl").write_text(
-            "".join(json.dumps({"text": each}) + "\n" for each in texts)
+            "".join(json.dumps({"text": text}) + "\n" for text in texts)
         )
     both = source("wikipedia-books", tmp_path)
-    found = list(both.documents())
-    assert found[:2] == [["aa bb.", "Cc dd."], ["dd dd."]]
-    assert [len(each) for each in found[2:]] == [corpora.BOOK_SENTENCES, 1]
+    documents_ = list(both.documents())
+    assert documents_[:2] == [["aa bb.", "Cc dd."], ["dd dd."]]
+    assert [len(document) for document in documents_[2:]] == [corpora.BOOK_SENTENCES, 1]
     assert both.load("train").count_tokens() == 6 + 3 + 1 + 2 * corpora.BOOK_SENTENCES
     before = both.content()
     (tmp_path / "bookcorpus" / "train.jsonl").write_text('{"text": "aa"}\n')
     assert source("wikipedia-books", tmp_path).content() != before
 
 
-def test_wikitexts_rows_are_lines_of_articles(tmp_path, monkeypatch):
+def test_rows_of_wikitext_are_lines_of_articles(tmp_path, monkeypatch):
     monkeypatch.setenv("SSLRUN_DATA", str(tmp_path))
     rows = [
-        "", " = Aa = \n", "", " Bb cc . Dd = 2 . \n", " = = Cc = = \n", "", " Cc . \n", " = Dd = \n", " = = Aa = = \n",
-        " = Bb = \n", " Aa bb . \n", None,
-    ]  # fmt: skip
+        "",
+        " = Aa = \n",
+        "",
+        " Bb cc . Dd = 2 . \n",
+        " = = Cc = = \n",
+        "",
+        " Cc . \n",
+        " = Dd = \n",
+        " = = Aa = = \n",
+        " = Bb = \n",
+        " Aa bb . \n",
+        None,
+    ]
     (tmp_path / "wikitext-103").mkdir()
     (tmp_path / "wikitext-103" / "train.jsonl").write_text(
         "".join(json.dumps({"text": row}) + "\n" for row in rows)
     )
-    found = source("wikitext-103", tmp_path)
-    assert list(found.documents()) == [["Bb cc . Dd = 2 .", "Cc ."], ["Aa bb ."]]
-    assert len(found.load("train")) == 2
+    wikitext = source("wikitext-103", tmp_path)
+    assert list(wikitext.documents()) == [["Bb cc . Dd = 2 .", "Cc ."], ["Aa bb ."]]
+    assert len(wikitext.load("train")) == 2
 
 
-def test_a_table_may_lie_in_parts(tmp_path, monkeypatch):
+def test_a_table_may_have_several_files(tmp_path, monkeypatch):
     monkeypatch.setenv("SSLRUN_DATA", str(tmp_path))
     (tmp_path / "wikipedia").mkdir()
     for number, sentence in enumerate(("aa bb .", "cc dd .")):
         (tmp_path / "wikipedia" / f"train-0000{number}-of-00002.jsonl").write_text(
             json.dumps({"text": sentence})
         )
-    found = source("wikipedia", tmp_path)
-    assert list(found.documents()) == [["aa bb ."], ["cc dd ."]]
-    before = found.content()
+    wikipedia = source("wikipedia", tmp_path)
+    assert list(wikipedia.documents()) == [["aa bb ."], ["cc dd ."]]
+    before = wikipedia.content()
     (tmp_path / "wikipedia" / "train-00001-of-00002.jsonl").write_text(json.dumps({"text": "dd"}))
     assert source("wikipedia", tmp_path).content() != before
 
@@ -296,12 +312,12 @@ def table(request, tmp_path):
     return path
 
 
-def test_named_columns_of_any_table(tmp_path, table):
-    given = {"path": table, "first": "left", "second": "right", "label": "verdict"}
-    found = source("sentences", tmp_path, **given).load("train")
-    assert found.classes == ("no", "yes")
-    assert found.labels.tolist() == [1, 0, 1, 0] * 3
-    (batch,) = found.batches([torch.arange(3)], torch.device("cpu"))
+def test_columns_of_any_table_can_be_named(tmp_path, table):
+    options = {"path": table, "first": "left", "second": "right", "label": "verdict"}
+    examples = source("sentences", tmp_path, **options).load("train")
+    assert examples.classes == ("no", "yes")
+    assert examples.labels.tolist() == [1, 0, 1, 0] * 3
+    (batch,) = examples.batches([torch.arange(3)], torch.device("cpu"))
     c, s, p = ids("[CLS]", "[SEP]", "[PAD]")
     a, b, cc, d, dot = ids("aa", "bb", "cc", "dd", ".")
     assert batch.inputs.ids.tolist() == [
@@ -325,11 +341,11 @@ def test_a_folder_has_splits_and_a_class_of_test_must_be_one_of_train(tmp_path):
     folder.mkdir()
     for name, labels in (("train", "abab"), ("dev", "ab"), ("test", "ba")):
         (folder / f"{name}.csv").write_text(
-            "sentence,label\n" + "".join(f"aa,{each}\n" for each in labels)
+            "sentence,label\n" + "".join(f"aa,{label}\n" for label in labels)
         )
-    found = source("sentences", tmp_path, path=folder)
-    assert set(found.splits) == {"train", "val", "test"}
-    assert found.load("test").labels.tolist() == [1, 0]
+    sentences = source("sentences", tmp_path, path=folder)
+    assert set(sentences.splits) == {"train", "val", "test"}
+    assert sentences.load("test").labels.tolist() == [1, 0]
     (folder / "test.csv").write_text("sentence,label\naa,a\naa,c\n")
     with pytest.raises(UserError, match="split 'test', row 1: its label is no class of train"):
         source("sentences", tmp_path, path=folder).load("test")
@@ -341,14 +357,14 @@ def test_a_folder_has_splits_and_a_class_of_test_must_be_one_of_train(tmp_path):
     assert source("sentences", tmp_path, path=folder).load("test").classes == (
         "a",
         "c",
-    )  # a test set needs no other
+    )  # a test set needs no other split
     for name in ("dev", "test"):
         (folder / f"{name}.csv").unlink()
     with pytest.raises(UserError, match=r"set: should be a file, or a folder with train"):
         source("sentences", tmp_path, path=folder).load("train")
 
 
-def test_a_label_beyond_the_classes_that_a_file_declares_is_told(tmp_path):
+def test_a_label_outside_the_declared_classes_is_an_error(tmp_path):
     import datasets
     import pyarrow.parquet
 
@@ -396,7 +412,7 @@ def test_a_label_beyond_the_classes_that_a_file_declares_is_told(tmp_path):
         ([{"label": "x"}], {}, "no column 'sentence'"),
     ],
 )
-def test_tables_that_do_not_fit_are_told(tmp_path, rows, options, words):
+def test_unsuitable_tables_are_errors(tmp_path, rows, options, words):
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     with pytest.raises(UserError, match=words) as error:
         source("sentences", tmp_path, path=tmp_path / "rows.jsonl", **options).load("train")
@@ -404,27 +420,28 @@ def test_tables_that_do_not_fit_are_told(tmp_path, rows, options, words):
 
 
 @pytest.mark.parametrize("name", ["none.csv", "none.jsonl", "none.json", "heads.csv"])
-def test_tables_without_rows_are_told(tmp_path, name):
+def test_tables_without_rows_are_errors(tmp_path, name):
     (tmp_path / name).write_text("sentence,label\n" if name == "heads.csv" else "")
     with pytest.raises(UserError, match=f"{name}: holds no rows"):
         source("sentences", tmp_path, path=tmp_path / name).load("train")
 
 
-def test_cells_that_are_numbers_or_nothing_are_texts(tmp_path):
+def test_numbers_and_empty_cells_are_read_as_text(tmp_path):
     (tmp_path / "rows.jsonl").write_text(
         '{"sentence": 12, "label": 0}\n{"sentence": null, "label": 1}\n'
     )
-    found = source("sentences", tmp_path, path=tmp_path / "rows.jsonl").load("train")
-    assert (found.ranges[:, 1] - found.ranges[:, 0]).tolist() == [1, 0]
+    examples = source("sentences", tmp_path, path=tmp_path / "rows.jsonl").load("train")
+    assert (examples.ranges[:, 1] - examples.ranges[:, 0]).tolist() == [1, 0]
 
 
-def test_words_that_look_like_nothing_and_lone_quotes_are_text(tmp_path):
+def test_null_like_words_and_single_quotes_are_read_as_text(tmp_path):
     texts = ["None", "NA", "null", "nan", '"aa', "bb", 'cc "dd']
     (tmp_path / "rows.tsv").write_text(
-        "sentence\tlabel\n" + "".join(f"{each}\t{at % 2}\n" for at, each in enumerate(texts))
+        "sentence\tlabel\n"
+        + "".join(f"{text}\t{number % 2}\n" for number, text in enumerate(texts))
     )
-    found = source("sentences", tmp_path, path=tmp_path / "rows.tsv")
-    assert list(found.rows("train").first) == texts
+    sentences = source("sentences", tmp_path, path=tmp_path / "rows.tsv")
+    assert list(sentences.rows("train").first) == texts
     (tmp_path / "rows.csv").write_text('sentence,label\nNA,0\n"aa, ""bb""\ncc",1\n,0\n')
     assert list(source("sentences", tmp_path, path=tmp_path / "rows.csv").rows("train").first) == [
         "NA",
@@ -443,65 +460,69 @@ def passages(tmp_path, rows, name="train"):
     return folder
 
 
-def row(at, context, answer, start, question="what is ?"):
+def row(offset, context, answer, start, question="what is ?"):
     answers = (
         {"text": [answer], "answer_start": [start]} if answer else {"text": [], "answer_start": []}
     )
-    return {"id": f"q{at}", "question": question, "context": context, "answers": answers}
+    return {"id": f"q{offset}", "question": question, "context": context, "answers": answers}
 
 
-def test_answers_that_are_not_in_the_passage_are_counted_named_and_left_out(tmp_path, caplog):
-    contexts = [f"{'aa ' * at}bb" for at in range(1, 31)]
+def test_answers_missing_from_the_passage_are_named_and_skipped(tmp_path, caplog):
+    contexts = [f"{'aa ' * number}bb" for number in range(1, 31)]
     rows = [
-        row(at, context, "bb", context.index("bb") - (at in (3, 7)), "what ?")
-        for at, context in enumerate(contexts)
+        row(number, context, "bb", context.index("bb") - (number in (3, 7)), "what ?")
+        for number, context in enumerate(contexts)
     ]
     folder = passages(tmp_path, rows)
     passages(tmp_path, rows[:5], "validation")
-    found = source("passages", tmp_path, path=folder, length=48)
+    loaded = source("passages", tmp_path, path=folder, length=48)
     with caplog.at_level(logging.WARNING):
-        train = found.load("train")
-    told = [each.getMessage() for each in caplog.records]
+        train = loaded.load("train")
+    messages = [record.getMessage() for record in caplog.records]
     wrong = [
-        name for name in ("q3", "q7") if name in {each.id for each in found.questions("train")}
+        name
+        for name in ("q3", "q7")
+        if name in {question.id for question in loaded.questions("train")}
     ]
-    assert len(told) == 1
-    assert f"left out {len(wrong)} question" in told[0]
-    assert all(name in told[0] for name in wrong)
-    assert len(train.extra.rows) == len(found.questions("train")) - len(wrong)
-    # Scored on every question there is, as the official evaluation does.
-    assert [each.id for each in found.load("test").extra.rows] == [f"q{at}" for at in range(5)]
+    assert len(messages) == 1
+    assert f"left out {len(wrong)} question" in messages[0]
+    assert all(name in messages[0] for name in wrong)
+    assert len(train.extra.rows) == len(loaded.questions("train")) - len(wrong)
+    # All questions are scored, as in the official evaluation.
+    assert [question.id for question in loaded.load("test").extra.rows] == [
+        f"q{number}" for number in range(5)
+    ]
 
 
-def test_splits_that_a_set_lacks_are_carved_by_passages(tmp_path):
-    contexts = [f"{'aa ' * at}bb cc dd" for at in range(40)]
+def test_missing_splits_are_carved_by_passage(tmp_path):
+    contexts = [f"{'aa ' * number}bb cc dd" for number in range(40)]
     rows = [
-        row(f"{at}-{n}", context, "bb", context.index("bb"))
-        for at, context in enumerate(contexts)
+        row(f"{number}-{n}", context, "bb", context.index("bb"))
+        for number, context in enumerate(contexts)
         for n in (0, 1)
     ]
     folder = passages(tmp_path, rows)
-    found = source("passages", tmp_path, path=folder, length=12, stride=3)
+    loaded = source("passages", tmp_path, path=folder, length=12, stride=3)
     sides = {
-        split: {each.context for each in found.questions(split)}
+        split: {question.context for question in loaded.questions(split)}
         for split in ("train", "val", "test")
     }
-    assert {split: len(each) for split, each in sides.items()} == {
+    assert {split: len(contexts) for split, contexts in sides.items()} == {
         "train": 27,
         "val": 3,
         "test": 10,
     }
     assert not sides["train"] & (sides["val"] | sides["test"])
     assert not sides["val"] & sides["test"]
-    splits = load_splits("passages", found.options)
-    told = {
-        split: {each.id for each in getattr(splits, split).extra.rows}
+    splits = load_splits("passages", loaded.options)
+    ids_by_split = {
+        split: {question.id for question in getattr(splits, split).extra.rows}
         for split in ("train", "val", "test")
     }
-    assert sum(map(len, told.values())) == len(set().union(*told.values())) == 80
+    assert sum(map(len, ids_by_split.values())) == len(set().union(*ids_by_split.values())) == 80
 
 
-def test_one_passage_is_too_few_to_hold_some_out(tmp_path):
+def test_one_passage_is_too_few_for_a_held_out_split(tmp_path):
     row = {
         "question": "who ?",
         "context": "aa bb",
@@ -531,7 +552,7 @@ def test_one_passage_is_too_few_to_hold_some_out(tmp_path):
         ),
     ],
 )
-def test_passages_that_do_not_fit_are_told(tmp_path, rows, words):
+def test_invalid_passages_are_errors(tmp_path, rows, words):
     for name in ("train", "validation", "test"):
         folder = passages(tmp_path, rows, name)
     with pytest.raises(UserError, match=words) as error:
@@ -548,31 +569,31 @@ def tags(tmp_path, rows):
     return source("words", tmp_path, path=path)
 
 
-def test_a_words_first_piece_carries_its_tag(tmp_path):
-    found = tags(tmp_path, [(["aaxx", "bb", "cc"], ["B-X", "O", "B-Y"]), (["dd"], ["O"])]).load(
+def test_the_first_piece_of_a_word_has_its_tag(tmp_path):
+    tagged = tags(tmp_path, [(["aaxx", "bb", "cc"], ["B-X", "O", "B-Y"]), (["dd"], ["O"])]).load(
         "train"
     )
-    assert found.classes == ("B-X", "B-Y", "O")
-    (batch,) = found.batches([torch.arange(2)], torch.device("cpu"))
+    assert tagged.classes == ("B-X", "B-Y", "O")
+    (batch,) = tagged.batches([torch.arange(2)], torch.device("cpu"))
     assert batch.inputs.ids[0, 1:-1].tolist() == ids("aa", "##x", "##x", "bb", "cc")
     assert batch.labels.tolist() == [
         [IGNORED, 0, IGNORED, IGNORED, 2, 1, IGNORED],
         [IGNORED, 2, *[IGNORED] * 5],
     ]
-    assert found.extra.tags == [["B-X", "O", "B-Y"], ["O"]]
+    assert tagged.extra.tags == [["B-X", "O", "B-Y"], ["O"]]
 
 
-def test_a_word_of_which_nothing_is_left_keeps_its_place(tmp_path):
+def test_a_word_without_tokens_keeps_its_position(tmp_path):
     from sslrun.tasks.base import tasks
 
-    found = tags(
+    tagged = tags(
         tmp_path, [(["aa", "\u200b", "", "bb"], ["B-X", "O", "O", "B-Y"]), (["cc"], ["O"])]
     ).load("train")
-    (batch,) = found.batches([torch.arange(2)], torch.device("cpu"))
+    (batch,) = tagged.batches([torch.arange(2)], torch.device("cpu"))
     assert batch.labels[0].tolist() == [IGNORED, 0, 2, 2, 1, IGNORED]
-    task = tasks["tagging"](tasks["tagging"].Options(), found.spec, found.classes)
+    task = tasks["tagging"](tasks["tagging"].Options(), tagged.spec, tagged.classes)
     outputs = torch.nn.functional.one_hot(batch.labels.clamp_min(0), 3).float()
-    assert task.score(outputs, found)["f1"] == 100
+    assert task.score(outputs, tagged)["f1"] == 100
 
 
 @pytest.mark.parametrize(
@@ -591,7 +612,7 @@ def test_a_word_of_which_nothing_is_left_keeps_its_place(tmp_path):
         ),
     ],
 )
-def test_tags_that_do_not_fit_are_told(tmp_path, rows, words):
+def test_invalid_tags_are_errors(tmp_path, rows, words):
     with pytest.raises(UserError, match=words):
         tags(tmp_path, rows).load("train")
 
@@ -608,7 +629,7 @@ def test_an_entity_may_be_longer_in_test_than_any_of_its_kind_in_train(tmp_path)
     ].tolist() == [1, 3, 4, 4]
 
 
-def test_a_tag_that_train_lacks_is_told(tmp_path):
+def test_a_tag_missing_from_train_is_an_error(tmp_path):
     folder = tmp_path / "tagged"
     folder.mkdir()
     for name, tag in (("train", "B-X"), ("test", "B-Z")):
@@ -619,14 +640,18 @@ def test_a_tag_that_train_lacks_is_told(tmp_path):
         source("words", tmp_path, path=folder).load("test")
 
 
-def test_the_worlds_sets_are_made_without_a_download():
+def test_the_sets_of_the_world_need_no_download():
     for name, task in (
-        ("world-entailment", "sentences"), ("world-questions", "sentences"), ("world-paraphrase", "sentences"),
-        ("world-sentiment", "sentences"), ("world-span", "span"), ("world-tagging", "tagging"),
-    ):  # fmt: skip
+        ("world-entailment", "sentences"),
+        ("world-questions", "sentences"),
+        ("world-paraphrase", "sentences"),
+        ("world-sentiment", "sentences"),
+        ("world-span", "span"),
+        ("world-tagging", "tagging"),
+    ):
         cls = sources[name]
         tokenizer = {"vocab": 150, "corpus": {"name": "world", "documents": 40}}
-        found = cls(cls.Options(train=20, held_out=8, length=64, tokenizer=tokenizer))
+        world_set = cls(cls.Options(train=20, held_out=8, length=64, tokenizer=tokenizer))
         assert cls.task == task
-        sizes = [len(found.load(split)) for split in ("train", "val", "test")]
+        sizes = [len(world_set.load(split)) for split in ("train", "val", "test")]
         assert sizes >= [20, 8, 16]

@@ -1,4 +1,4 @@
-"""Tokenizers: the same texts make the same one, in any process; what is saved is what was used."""
+"""Tokenizers: deterministic training, saving and loading, errors."""
 
 import json
 import subprocess
@@ -36,10 +36,11 @@ def by_hand(tmp_path):
     return load_tokenizer(TokenizerOptions(file=tmp_path / "vocab.txt"))
 
 
-def test_a_trained_one_is_the_same_in_every_process():
-    # Where many pairs are equally frequent, a hash table's order would show.
+def test_training_a_tokenizer_is_deterministic_across_processes():
+    # With many equally frequent pairs, the order of a hash table would show.
     code = (
-        "from sslrun.data.text.tokenizer import train_wordpiece\nfrom sslrun.data.text.world import World\n"
+        "from sslrun.data.text.tokenizer import train_wordpiece\n"
+        "from sslrun.data.text.world import World\n"
         "texts = [each for document in World(0).documents(60) for each in document]\n"
         "print(train_wordpiece(lambda: texts, 200, True).digest)"
     )
@@ -49,20 +50,24 @@ def test_a_trained_one_is_the_same_in_every_process():
     assert {trained().digest, *others} == {trained().digest}
 
 
-def test_a_trained_one_covers_its_texts_within_its_size():
-    made = trained()
-    assert made.vocab == 200
-    assert made.strings[: len(SPECIALS)] == list(SPECIALS)
-    assert (made.pad, made.unk, made.cls, made.sep, made.mask) == made.specials == (0, 1, 2, 3, 4)
-    assert all(made.unk not in ids for ids in made.encode(TEXTS))
-    assert made.decode(made.encode([TEXTS[0]])[0]) == TEXTS[0].replace(" .", ".")
+def test_a_trained_tokenizer_covers_its_texts_within_its_size():
+    tokenizer = trained()
+    assert tokenizer.vocab == 200
+    assert tokenizer.strings[: len(SPECIALS)] == list(SPECIALS)
+    assert (
+        (tokenizer.pad, tokenizer.unk, tokenizer.cls, tokenizer.sep, tokenizer.mask)
+        == tokenizer.specials
+        == (0, 1, 2, 3, 4)
+    )
+    assert all(tokenizer.unk not in ids for ids in tokenizer.encode(TEXTS))
+    assert tokenizer.decode(tokenizer.encode([TEXTS[0]])[0]) == TEXTS[0].replace(" .", ".")
     assert trained(64).vocab == 64
-    assert len(trained(64).encode(TEXTS)[0]) > len(made.encode(TEXTS)[0])
+    assert len(trained(64).encode(TEXTS)[0]) > len(tokenizer.encode(TEXTS)[0])
 
 
-def test_words_are_split_as_berts_greedily_from_the_longest_entry(by_hand):
+def test_words_are_split_greedily_by_the_longest_entry_as_in_bert(by_hand):
     (ids,) = by_hand.encode(["Únwanted, running XY"])
-    assert [VOCABULARY[each] for each in ids] == [
+    assert [VOCABULARY[token] for token in ids] == [
         "un",
         "##want",
         "##ed",
@@ -78,7 +83,7 @@ def test_words_are_split_as_berts_greedily_from_the_longest_entry(by_hand):
     assert owners == [0, 0, 0, 1, 1, 2, 2]
 
 
-def test_case_is_kept_only_where_asked_for():
+def test_case_is_kept_only_if_configured():
     assert trained(lowercase=True, texts=["Anna anna"] * 9).encode(["ANNA"]) == [
         trained(lowercase=True, texts=["Anna anna"] * 9).encode(["anna"])[0]
     ]
@@ -86,47 +91,51 @@ def test_case_is_kept_only_where_asked_for():
     assert cased.encode(["Anna"]) != cased.encode(["anna"])
 
 
-def test_saved_and_loaded_it_is_equal(tmp_path, by_hand):
-    made = trained()
-    made.save(tmp_path)
+def test_a_saved_tokenizer_loads_equal(tmp_path, by_hand):
+    tokenizer = trained()
+    tokenizer.save(tmp_path)
     again = load_tokenizer(TokenizerOptions(file=tmp_path / "tokenizer.json"))
-    assert again == made
-    assert hash(again) == hash(made)
+    assert again == tokenizer
+    assert hash(again) == hash(tokenizer)
     assert again != by_hand
-    assert [each.name for each in tmp_path.iterdir() if each.name != "vocab.txt"] == [
+    assert [path.name for path in tmp_path.iterdir() if path.name != "vocab.txt"] == [
         "tokenizer.json"
     ]
 
 
-def test_transformers_reads_what_is_saved(tmp_path):
+def test_transformers_reads_a_saved_tokenizer(tmp_path):
     transformers = pytest.importorskip("transformers")
-    made = trained()
-    made.save(tmp_path)
-    theirs = transformers.PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "tokenizer.json"))
-    assert theirs(TEXTS[:5], add_special_tokens=False)["input_ids"] == made.encode(TEXTS[:5])
+    tokenizer = trained()
+    tokenizer.save(tmp_path)
+    reference = transformers.PreTrainedTokenizerFast(
+        tokenizer_file=str(tmp_path / "tokenizer.json")
+    )
+    assert reference(TEXTS[:5], add_special_tokens=False)["input_ids"] == tokenizer.encode(
+        TEXTS[:5]
+    )
 
 
-def test_padding_and_truncation_of_a_loaded_one_are_off(tmp_path):
+def test_a_loaded_tokenizer_neither_pads_nor_truncates(tmp_path):
     core = build_wordpiece(True, {entry: number for number, entry in enumerate(VOCABULARY)})
     core.enable_padding(length=50)
     core.enable_truncation(2)
     core.save(str(tmp_path / "tokenizer.json"))
-    made = load_tokenizer(TokenizerOptions(file=tmp_path / "tokenizer.json"))
-    assert len(made.encode(["a , a , a"])[0]) == 5
+    tokenizer = load_tokenizer(TokenizerOptions(file=tmp_path / "tokenizer.json"))
+    assert len(tokenizer.encode(["a , a , a"])[0]) == 5
 
 
-def test_a_vocabulary_file_has_one_entry_a_line_and_room_for_every_id(tmp_path):
-    # An entry given twice keeps its later id; characters that splitlines ends a line at are
+def test_a_vocabulary_file_has_one_entry_per_line_and_covers_every_id(tmp_path):
+    # A duplicate entry keeps its later id. Characters at which splitlines ends a line are
     # entries.
     lines = [*SPECIALS, "a", "a", "\u2028", "b"]
     for end in ("\n", "\r\n"):
         (tmp_path / "vocab.txt").write_bytes("".join(line + end for line in lines).encode())
-        made = load_tokenizer(TokenizerOptions(file=tmp_path / "vocab.txt"))
-        assert made.encode(["a b"]) == [[6, 8]]
-        assert made.vocab == len(made.strings) == len(made.continues) == 9
+        tokenizer = load_tokenizer(TokenizerOptions(file=tmp_path / "vocab.txt"))
+        assert tokenizer.encode(["a b"]) == [[6, 8]]
+        assert tokenizer.vocab == len(tokenizer.strings) == len(tokenizer.continues) == 9
 
 
-def test_mistakes_are_told(tmp_path):
+def test_invalid_tokenizers_are_errors(tmp_path):
     with pytest.raises(UserError, match="holds no words"):
         trained(texts=["", "  "])
     (tmp_path / "few.txt").write_text("[PAD]\n[UNK]\na\n")
@@ -161,12 +170,14 @@ def test_another_file_of_the_same_name_is_another_run(tmp_path):
     assert TokenizerOptions(file=path).sha256 != before.sha256
 
 
-def test_one_is_trained_once_and_read_from_the_cache_afterwards(tmp_path, monkeypatch):
+def test_a_tokenizer_is_trained_once_and_then_cached(tmp_path, monkeypatch):
     monkeypatch.setenv("SSLRUN_CACHE", str(tmp_path))
     text._train_cached.cache_clear()
     calls = []
     monkeypatch.setattr(
-        text, "train_wordpiece", lambda *given: calls.append(given) or train_wordpiece(*given)
+        text,
+        "train_wordpiece",
+        lambda *arguments: calls.append(arguments) or train_wordpiece(*arguments),
     )
     cls = sources["world"]
     for lowercase in (True, True, False):
@@ -184,27 +195,27 @@ def test_an_evaluation_takes_the_tokenizer_of_the_recipes_data(tmp_path, monkeyp
     task = sources["world-sentiment"]
     shared = task.inherit_options({"name": "world", **world.model_dump(mode="json")}, {})
     assert shared["length"] == 32
-    told = task(task.Options(**shared)).spec
-    assert told.tokenizer == sources["world"](world).spec.tokenizer
-    assert task(task.Options(tokenizer={"vocab": 150})).spec.tokenizer != told.tokenizer
+    shared_spec = task(task.Options(**shared)).spec
+    assert shared_spec.tokenizer == sources["world"](world).spec.tokenizer
+    assert task(task.Options(tokenizer={"vocab": 150})).spec.tokenizer != shared_spec.tokenizer
     text._train_cached.cache_clear()
 
 
-def test_weights_of_another_tokenizer_are_refused(tmp_path):
-    mine, other = trained(), Tokenizer(trained(texts=TEXTS[::-1][:100]).core)
-    assert mine.vocab == other.vocab
+def test_weights_of_another_tokenizer_are_rejected(tmp_path):
+    own, other = trained(), Tokenizer(trained(texts=TEXTS[::-1][:100]).core)
+    assert own.vocab == other.vocab
     small = {"depth": 1, "width": 16, "heads": 1, "positions": 32}
     torch.manual_seed(0)
-    backbone = build_backbone("bert-tiny", small, TextSpec(mine, 16))
+    backbone = build_backbone("bert-tiny", small, TextSpec(own, 16))
     save_backbone(tmp_path / "backbone.safetensors", backbone)
-    again = build_backbone("bert-tiny", small, TextSpec(mine, 16))
+    again = build_backbone("bert-tiny", small, TextSpec(own, 16))
     load_into(again, tmp_path / "backbone.safetensors")
     assert all(
         torch.equal(a, b)
         for a, b in zip(backbone.state_dict().values(), again.state_dict().values(), strict=True)
     )
     with pytest.raises(
-        UserError, match=r"another tokenizer.*data.tokenizer: \{file: .*tokenizer.json\}"
+        UserError, match=r"another tokenizer.*data.tokenizer to its own: \{file: .*tokenizer.json\}"
     ):
         load_into(
             build_backbone("bert-tiny", small, TextSpec(other, 16)),
@@ -212,7 +223,7 @@ def test_weights_of_another_tokenizer_are_refused(tmp_path):
         )
 
 
-def test_the_digest_is_of_the_content():
+def test_the_digest_depends_on_the_content():
     content = json.loads(trained().core.to_str())
     content["model"]["vocab"] = dict(reversed(content["model"]["vocab"].items()))
     assert Tokenizer(type(trained().core).from_str(json.dumps(content))) == trained()
