@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sslrun.backbones.base import Backbone
 from sslrun.data.examples import Examples
+from sslrun.data.image.whole import WholeImages
 from sslrun.data.specs import ImageSpec
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -42,10 +43,12 @@ class ImageBackbone(Backbone):
         indices = torch.arange(0, len(examples), stride).split(512)
         counts = torch.zeros(3, 256, dtype=torch.float64)
         for batch in examples.batches(indices, torch.device("cpu")):
-            # The frames of clips (B, T, 3, H, W) are images, too.
-            images = batch.inputs.flatten(0, -4)
+            if isinstance(batch.inputs, WholeImages):
+                channels = batch.inputs.pixels.T
+            else:  # the frames of clips (B, T, 3, H, W) are images, too
+                channels = batch.inputs.flatten(0, -4).transpose(0, 1).flatten(1)
             for channel in range(3):
-                counts[channel] += images[:, channel].flatten().bincount(minlength=256)
+                counts[channel] += channels[channel].bincount(minlength=256)
         levels = torch.arange(256, dtype=torch.float64) / 255
         shares = counts / counts.sum(dim=1, keepdim=True)
         mean = shares @ levels

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import AfterValidator
 
 from sslrun.data.examples import Batch, Examples, ProgressCallback
 from sslrun.data.specs import InputSpec
@@ -14,10 +16,36 @@ from sslrun.hub import reach_hub
 from sslrun.registry import Options, Registry
 
 
+def _check_validation(amount: float | Literal["split"] | None) -> float | str | None:
+    """Accept a share below 1, or a whole number; store a whole number as an int."""
+    if amount is None or isinstance(amount, str):
+        return amount
+    if amount < 0 or (amount >= 1 and amount != int(amount)):
+        raise ValueError("should be a share below 1, a whole number of examples, 0 or split")
+    return int(amount) if amount == int(amount) else amount
+
+
+Validation = Annotated[int | float | Literal["split"] | None, AfterValidator(_check_validation)]
+"""What to validate on; see `SourceOptions.validation`."""
+
+
+class SourceOptions(Options):
+    """Options of every data set."""
+
+    validation: Validation = None
+    """Examples to validate on. A share below 1, or a number of examples: carved from the training
+    split, balanced over classes, always the same ones. 0: none, so that all of the training split
+    is learned from. split: the set's own validation split. Default: the set's own split if it has
+    one, else 0.1."""
+    pretrain_on: Literal["train", "all"] = "train"
+    """Examples to pretrain on, always without labels. train: the training split without what is
+    carved from it. all: also the validation split."""
+
+
 class Source(ABC):
     """A data set that loads each of its splits on request."""
 
-    Options: ClassVar[type[Options]] = Options
+    Options: ClassVar[type[Options]] = SourceOptions
     name: ClassVar[str]
     version: ClassVar[int] = 1
     """Raise it when the same options come to mean other data."""

@@ -7,13 +7,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import tee
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from sslrun.data.examples import Batch, Examples, ProgressCallback, TensorExamples
-from sslrun.data.source import Source, sources
-from sslrun.data.specs import InputSpec
+from sslrun.data.examples import Batch, Examples, ProgressCallback, TensorExamples, to_device
+from sslrun.data.source import Source, SourceOptions, sources
+from sslrun.data.specs import ImageSpec, InputSpec
 from sslrun.errors import UserError
 from sslrun.registry import Options
 
@@ -28,13 +29,14 @@ TEST_FRACTION = 0.25
 class Splits:
     """The splits of a source, each loaded on first use.
 
-    `val` is the source's own validation split if it has one; otherwise it is a class-balanced share
-    of the training split, always the same. A missing test split is carved first, in the same way.
-    `train` is what remains.
+    `val` is what `validation` says (see `SourceOptions`): the source's own validation split, or
+    some of the training split, balanced over classes and always the same. A missing test split is
+    carved first, in the same way. `train` is what remains.
     """
 
     source: Source
-    val_fraction: float = VAL_FRACTION
+    validation: float | Literal["split"] | None = None
+    pretrain_on: Literal["train", "all"] = "train"
 
     @property
     def spec(self) -> InputSpec:
@@ -45,66 +47,137 @@ class Splits:
         return self.train.classes
 
     @property
-    def train(self) -> Examples:
-        return self._train_and_val[0]
+    def has_val(self) -> bool:
+        """Whether there are examples to validate on."""
+        return self.validation != 0
 
-    @property
+    @cached_property
+    def train(self) -> Examples:
+        if self._val_is_own or not self.has_val:
+            return self._learning
+        return self._learning.subset(self._carved[0])
+
+    @cached_property
     def val(self) -> Examples:
-        return self._train_and_val[1]
+        if not self.has_val:
+            raise UserError(
+                "data.validation: 0 leaves no examples to validate on: give a share, as in "
+                f"validation: {VAL_FRACTION}"
+            )
+        return (
+            self.source.load("val") if self._val_is_own else self._learning.subset(self._carved[1])
+        )
+
+    @cached_property
+    def train_and_val(self) -> Examples:
+        """The examples of `train` and `val` as one set, with labels; see `positions`."""
+        if not self.has_val or not self._val_is_own:
+            return self._learning
+        if not isinstance(self.spec, ImageSpec):
+            raise UserError(
+                f"the validation split is a file of its own, and {self.spec.unit} of two files "
+                "cannot be joined: give a share of the training split, as in "
+                f"data.validation: {VAL_FRACTION}"
+            )
+        return pool(self.train, self.val, labeled=True)
+
+    @cached_property
+    def positions(self) -> dict[str, Tensor]:
+        """The positions of "train" and "val" in `train_and_val`, each (M,) int64."""
+        if not self.has_val:
+            return {"train": torch.arange(len(self.train))}
+        if self._val_is_own:
+            start, end = len(self.train), len(self.train) + len(self.val)
+            return {"train": torch.arange(start), "val": torch.arange(start, end)}
+        return dict(zip(("train", "val"), self._carved, strict=True))
 
     @cached_property
     def test(self) -> Examples:
         has_test = "test" in self.source.splits
-        return self.source.load("test") if has_test else self._train_and_test[1]
+        return self.source.load("test") if has_test else self._learning_and_test[1]
 
     @cached_property
     def pretrain(self) -> Examples:
-        """The examples to pretrain on: `train`, and the source's unlabeled split if any."""
+        """The examples to pretrain on: as `pretrain_on` says, and the unlabeled split if any."""
+        examples = self.train_and_val if self.pretrain_on == "all" else self.train
         if "unlabeled" not in self.source.splits:
-            return self.train
-        return pool(self.train, self.source.load("unlabeled"))
+            return examples
+        return pool(examples, self.source.load("unlabeled"))
+
+    @property
+    def holds_out(self) -> bool:
+        """Whether pretraining never sees the validation examples."""
+        return self.has_val and self.pretrain_on == "train"
 
     @cached_property
-    def _train_and_val(self) -> tuple[Examples, Examples]:
+    def monitored(self) -> tuple[Examples, Examples]:
+        """Two disjoint sets to compare features of during pretraining: a bank, and queries.
+
+        They are `train` and `val`. Without `val`, the queries are carved from `train`; pretraining
+        sees them too, but no labels.
+        """
+        return (self.train, self.val) if self.has_val else _carve_examples(self.train, VAL_FRACTION)
+
+    @property
+    def _val_is_own(self) -> bool:
+        """Whether `val` is a split of the source itself."""
+        has_val = "val" in self.source.splits
+        if self.validation == "split" and not has_val:
+            raise UserError(
+                "data.validation: split: the set has no validation split of its own: give a share, "
+                f"as in validation: {VAL_FRACTION}"
+            )
+        return has_val and self.validation in (None, "split")
+
+    @cached_property
+    def _learning(self) -> Examples:
+        """The training split before validation is carved from it."""
         has_test = "test" in self.source.splits
-        train = self.source.load("train") if has_test else self._train_and_test[0]
-        if "val" in self.source.splits:
-            return train, self.source.load("val")
-        return _carve_examples(train, self.val_fraction)
+        return self.source.load("train") if has_test else self._learning_and_test[0]
 
     @cached_property
-    def _train_and_test(self) -> tuple[Examples, Examples]:
+    def _learning_and_test(self) -> tuple[Examples, Examples]:
         return _carve_examples(self.source.load("train"), TEST_FRACTION)
 
+    @cached_property
+    def _carved(self) -> tuple[Tensor, Tensor]:
+        """The positions of `train` and `val` in `_learning`."""
+        amount = VAL_FRACTION if self.validation is None else self.validation
+        assert not isinstance(amount, str)
+        return carve(_strata(self._learning), amount)
 
-def load_splits(
-    name: str,
-    options: Options,
-    val_fraction: float = VAL_FRACTION,
-    progress: ProgressCallback | None = None,
-) -> Splits:
+
+def load_splits(name: str, options: Options, progress: ProgressCallback | None = None) -> Splits:
     """Return the splits of the data set `name`; each is loaded on first use.
 
     Raises:
         UserError: There is no such set. Reading a split raises the UserErrors of loading it.
     """
-    return Splits(sources[name](options, progress), val_fraction)
+    source = sources[name](options, progress)
+    if not isinstance(options, SourceOptions):  # a plug-in may have options of its own alone
+        return Splits(source)
+    return Splits(source, options.validation, options.pretrain_on)
 
 
 def _carve_examples(examples: Examples, fraction: float) -> tuple[Examples, Examples]:
-    strata = len(examples) if examples.strata is None else examples.strata
-    rest, carved = carve(strata, fraction, SPLIT_SEED)
+    rest, carved = carve(_strata(examples), fraction)
     return examples.subset(rest), examples.subset(carved)
 
 
-def carve(labels: Tensor | int, fraction: float, seed: int = SPLIT_SEED) -> tuple[Tensor, Tensor]:
+def _strata(examples: Examples) -> Tensor | int:
+    return len(examples) if examples.strata is None else examples.strata
+
+
+def carve(labels: Tensor | int, amount: float, seed: int = SPLIT_SEED) -> tuple[Tensor, Tensor]:
     """Split indices into two disjoint sets, both ascending: what remains, and what is carved off.
 
-    `labels` is (N,) class ids, or N if there are no labels. A `fraction` of each class, rounded, is
-    carved off: at least one example, and never the last one.
+    `labels` is (N,) class ids, or N if there are no labels. An `amount` below 1 is a share: that
+    share of each class, rounded, is carved off, but at least one example. An amount from 1 is a
+    number of examples, shared among the classes in proportion to their size. The last example of a
+    class is never carved off.
 
     Raises:
-        UserError: No class has two examples.
+        UserError: No class has two examples, or there are too few examples to carve off as many.
     """
     if isinstance(labels, int):
         if labels < 2:
@@ -119,9 +192,32 @@ def carve(labels: Tensor | int, fraction: float, seed: int = SPLIT_SEED) -> tupl
             "no class has 2 training examples, so that none can be held out for validation: "
             "add some"
         )
-    carved_counts = _share(counts, fraction).clamp(min=1).minimum(counts - 1)
-    carved = _rank_in_class(labels, seed) < carved_counts[labels]
+    ranks = _rank_in_class(labels, seed)
+    if amount < 1:
+        carved_counts = _share(counts, amount).clamp(min=1).minimum(counts - 1)
+        carved = ranks < carved_counts[labels]
+    else:
+        carved = _spread(ranks, counts[labels], int(amount))
     return (~carved).nonzero()[:, 0], carved.nonzero()[:, 0]
+
+
+def _spread(ranks: Tensor, counts: Tensor, amount: int) -> Tensor:
+    """Return which examples (N,) bool are among `amount` that are spread over the classes.
+
+    `ranks` and `counts` (N,) are each example's rank in its class and the size of that class.
+    Examples come in the order of (rank + 1/2) / count, so that each class has its share at any
+    amount; the last example of a class is left out.
+    """
+    candidates = (ranks < counts - 1).nonzero()[:, 0]
+    if amount > len(candidates):
+        raise UserError(
+            f"data.validation: {amount} examples are to be held out, but only {len(candidates)} "
+            "can be, because each class keeps one to train on: give a smaller number"
+        )
+    order = ((ranks + 0.5) / counts)[candidates].argsort(stable=True)
+    spread = torch.zeros(len(ranks), dtype=torch.bool)
+    spread[candidates[order[:amount]]] = True
+    return spread
 
 
 def select_labeled(
@@ -239,8 +335,8 @@ def _rank_in_class(labels: Tensor, seed: int) -> Tensor:
 # ---------------------------------------------------------------- two sets as one
 
 
-def pool(first: Examples, second: Examples) -> Examples:
-    """Join two sets of equal `spec`, without labels, to pretrain on.
+def pool(first: Examples, second: Examples, *, labeled: bool = False) -> Examples:
+    """Join two sets of equal `spec`, to pretrain on without labels or to learn from with them.
 
     Raises:
         UserError: Their specs differ.
@@ -250,20 +346,23 @@ def pool(first: Examples, second: Examples) -> Examples:
             f"the unlabeled examples are {second.spec}, the training examples {first.spec}: "
             "give one size"
         )
+    labels = None
+    if labeled and first.labels is not None and second.labels is not None:
+        labels = torch.cat([first.labels, second.labels])
     if isinstance(first, TensorExamples) and isinstance(second, TensorExamples):
-        return replace(first, inputs=torch.cat([first.inputs, second.inputs]), labels=None)
-    return PooledExamples(first, second, torch.arange(len(first) + len(second)))
+        return replace(first, inputs=torch.cat([first.inputs, second.inputs]), labels=labels)
+    return PooledExamples(first, second, torch.arange(len(first) + len(second)), labels)
 
 
 @dataclass(frozen=True)
 class PooledExamples(Examples):
-    """Two sets as one, without labels, if they are not both in memory."""
+    """Two sets as one, if they are not both in memory."""
 
     first: Examples
     second: Examples
     indices: Tensor
     """(M,) int64: positions in the first set; from `len(first)` on, positions in the second."""
-    labels = None
+    labels: Tensor | None = None
 
     @property
     def spec(self) -> InputSpec:  # type: ignore[override]
@@ -277,7 +376,8 @@ class PooledExamples(Examples):
         return len(self.indices)
 
     def subset(self, indices: Tensor) -> PooledExamples:
-        return replace(self, indices=self.indices[indices])
+        labels = None if self.labels is None else self.labels[indices]
+        return replace(self, indices=self.indices[indices], labels=labels)
 
     def batches(self, indices: Iterable[Tensor], device: torch.device) -> Iterator[Batch]:
         """Yield batches that mix both sets.
@@ -286,11 +386,20 @@ class PooledExamples(Examples):
         the second rows 2 and 1, joined as 3 12 11. `order` is 1 0 2, which restores 12 3 11.
         """
         start = len(self.first)
-        all_positions, for_first, for_second = tee((self.indices[batch] for batch in indices), 3)
+        batches, for_labels = tee(indices)
+        all_positions, for_first, for_second = tee((self.indices[batch] for batch in batches), 3)
         first = self.first.batches((batch[batch < start] for batch in for_first), device)
         second_positions = (batch[batch >= start] - start for batch in for_second)
         second = self.second.batches(second_positions, device)
-        for positions, a, b in zip(all_positions, first, second, strict=True):
+        for batch, positions, a, b in zip(for_labels, all_positions, first, second, strict=True):
+            labels = None if self.labels is None else to_device(self.labels[batch], device)
             is_second = (positions >= start).int()
             order = is_second.argsort(stable=True).argsort().to(a.inputs.device)
-            yield Batch(torch.cat([a.inputs, b.inputs])[order], None)
+            yield Batch(_join(a.inputs, b.inputs, order), labels)
+
+
+def _join(first: Any, second: Any, order: Tensor) -> Any:
+    """Join two batches of inputs and sort them; an input that is no tensor joins itself."""
+    if isinstance(first, Tensor):
+        return torch.cat([first, second])[order]
+    return first.join(second, order)

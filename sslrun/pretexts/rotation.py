@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sslrun.backbones.base import Backbone
 from sslrun.data.examples import Batch
-from sslrun.data.image.augment import Augmentation, quarter_turns
+from sslrun.data.image.augment import Augmentation, quarter_turns, side_of
 from sslrun.data.specs import ImageSpec
 from sslrun.pretexts.base import NormOptions, Pretext, pretexts
 from sslrun.training.learner import Output
@@ -51,7 +51,7 @@ class Rotation(Pretext):
 
     def views(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Rotated images (turns * B, 3, H, W), ordered by turn, and their classes (turns * B,)."""
-        images = self.options.augmentation(batch.inputs, batch.inputs.shape[-1], generator)
+        images = self.options.augmentation(batch.inputs, side_of(batch.inputs), generator)
         targets = torch.arange(self.options.turns, device=images.device).repeat_interleave(
             len(images)
         )

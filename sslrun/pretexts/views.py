@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sslrun.backbones.base import Backbone
 from sslrun.data.examples import Batch
-from sslrun.data.image.augment import Augmentation
+from sslrun.data.image.augment import Augmentation, side_of
 from sslrun.data.specs import ImageSpec
 from sslrun.pretexts.base import NormOptions, Pretext
 
@@ -49,7 +49,7 @@ class TwoViews(Pretext):
 
     def views(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, ...]:
         """Two random views of every image, each (B, 3, size, size)."""
-        size = self.options.size or batch.inputs.shape[-1]
+        size = self.options.size or side_of(batch.inputs)
         policies = (self.options.augmentation, self.options.second or self.options.augmentation)
         first, second = (policy(batch.inputs, size, generator) for policy in policies)
         return first, second

@@ -17,6 +17,12 @@ from sslrun.tasks.base import Task, TaskLearner, TaskOptions
 from sslrun.training.device import Precision
 from sslrun.training.schedule import Schedule
 
+TRAIN_AND_VAL = "train+val"
+"""The split of a refit: as many labels as in "train", drawn from the training and the validation
+examples together."""
+LEARNED = ("train", TRAIN_AND_VAL)
+"""The splits of which only labeled examples are seen."""
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -34,7 +40,8 @@ class Bench(ABC):
 
     Strings name the splits: "train" (only the labeled examples), "val" and "test" are the task's
     own; `tests` are "test" and the parts of every shift. A protocol chooses hyperparameters on
-    "val" and never on a test split.
+    "val" and never on a test split. With `refit`, it then learns once more from "train+val", with
+    what it has chosen, and is tested so.
     """
 
     task: Task
@@ -43,6 +50,20 @@ class Bench(ABC):
     """Seed of a new head, the order of the data, and all other random draws of the protocol."""
     device: torch.device
     """The device of the backbone and its inputs."""
+    has_val: bool = True
+    """Whether there is a split "val"."""
+    refit: bool = False
+    """Whether the model that is tested learns from "train+val"."""
+
+    @property
+    def learned(self) -> str:
+        """The split that the tested model learns from."""
+        return TRAIN_AND_VAL if self.refit else "train"
+
+    @property
+    def scored(self) -> tuple[str, ...]:
+        """The splits to score the tested model on: `tests`, and "val" unless it learned from it."""
+        return ("val", *self.tests) if self.has_val and not self.refit else self.tests
 
     @property
     @abstractmethod
@@ -51,7 +72,7 @@ class Bench(ABC):
 
     @abstractmethod
     def examples(self, split: str) -> Examples:
-        """Return the raw examples of a split; "train" holds only the labeled ones."""
+        """Return the raw examples of a split; those to learn from hold only the labeled ones."""
 
     @abstractmethod
     def backbone(self, drop_path: float | None = None) -> Backbone:
@@ -77,19 +98,25 @@ class Bench(ABC):
         """
 
     @abstractmethod
-    def head(self) -> dict[str, Tensor]:
-        """Load the head that the protocol in `follows` learned from the same labels."""
+    def head(self, split: str) -> dict[str, Tensor]:
+        """Load the head that the protocol in `follows` learned from the labels of a split."""
 
     @abstractmethod
     def train(
-        self, learner: TaskLearner, schedule: Schedule, attempt: str, *, keep_best: bool = False
+        self,
+        learner: TaskLearner,
+        schedule: Schedule,
+        attempt: str,
+        *,
+        split: str = "train",
+        keep_best: bool = False,
     ) -> TaskLearner:
-        """Train on the labeled examples; resume the `attempt` of that name if it was interrupted.
+        """Train on the labeled examples of a split.
 
-        Returns the learner to evaluate, in eval mode: the averaged weights if `schedule.ema` is
-        set. `keep_best` returns the weights of the epoch whose validation score was best (ties: the
-        first). The batch is lowered to the number of labels, so that one schedule serves any amount
-        of them.
+        The `attempt` of that name is resumed if it was interrupted. Returns the learner to
+        evaluate, in eval mode: the averaged weights if `schedule.ema` is set. `keep_best` returns
+        the weights of the epoch whose validation score was best (ties: the first). The batch is
+        lowered to the number of labels, so that one schedule serves any amount of them.
 
         Raises NonFinite if the loss diverges.
         """
@@ -131,10 +158,8 @@ class Bench(ABC):
         return self.score(split, outputs)
 
     def score_vectors(self, predict: Callable[[Tensor], Tensor]) -> dict[str, dict[str, float]]:
-        """Score `predict`, from vectors (N, D) to outputs (N, C), on "val" and every test."""
-        return {
-            split: self.score(split, predict(self.vectors(split))) for split in ("val", *self.tests)
-        }
+        """Score `predict`, from vectors (N, D) to outputs (N, C), on all `scored` splits."""
+        return {split: self.score(split, predict(self.vectors(split))) for split in self.scored}
 
 
 class Protocol:
@@ -182,6 +207,20 @@ class Protocol:
     def trains(self, options: TaskOptions) -> bool:
         """Return whether it trains such a task in steps, so that restarts differ."""
         return False
+
+    def chooses(self, options: TaskOptions) -> str | None:
+        """Name what it chooses on validation for such a task, as in "its learning rate".
+
+        None if it chooses nothing, so that it needs no validation split.
+        """
+        return None
+
+    def refit_obstacle(self) -> str | None:
+        """Explain why it cannot learn once more from "train+val", as words after its name.
+
+        None if it can: then its `run` follows `Bench.refit`.
+        """
+        return "does not support refit"
 
     def identity(self) -> dict[str, Any]:
         """Return the options that determine the result of one run, as JSON values."""

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sslrun.protocols.base import Bench, Scores, protocols
 from sslrun.protocols.frozen import VectorProtocol
+from sslrun.tasks.base import TaskOptions
 
 
 class Candidates(NamedTuple):
@@ -49,13 +50,15 @@ def fit_best(
     val: tuple[Tensor, Tensor],
     test_x: Tensor,
     classes: int,
+    refit: tuple[Tensor, Tensor] | None = None,
 ) -> ClassicalFit:
     """Fit all candidates and use the one with the highest validation accuracy.
 
     `train` and `val` are inputs (N, ...) and class ids (N,). `test_x` has shape (M, ...). Inputs
-    are flattened.
+    are flattened. `refit` holds the inputs and class ids that the best candidate is fitted to once
+    more before the test.
     """
-    x, x_val, x_test = (t.flatten(1).float().cpu().numpy() for t in (train[0], val[0], test_x))
+    x, x_val, x_test = (_as_rows(inputs) for inputs in (train[0], val[0], test_x))
     y, y_val = train[1].cpu().numpy(), val[1].cpu().numpy()
     from threadpoolctl import threadpool_limits
 
@@ -70,9 +73,17 @@ def fit_best(
             best = accuracy, fitted, value
     assert best is not None
     accuracy, fitted, chosen = best
+    if refit is not None:
+        with threadpool_limits(torch.get_num_threads()):
+            fitted = fitted.fit(_as_rows(refit[0]), refit[1].cpu().numpy())
     scores = torch.full((len(x_test), classes), -torch.inf)
     scores[:, torch.from_numpy(fitted.classes_)] = _scores(fitted, x_test)
     return ClassicalFit(scores, {candidates.option: chosen}, accuracy)
+
+
+def _as_rows(inputs: Tensor) -> Any:
+    """Flatten inputs (N, ...) to a NumPy array (N, D) float32."""
+    return inputs.flatten(1).float().cpu().numpy()
 
 
 def _scores(fitted: Any, x: Any) -> Tensor:
@@ -91,12 +102,16 @@ class ClassicalProtocol(VectorProtocol):
         """Return the unfitted classifiers to choose from, for `count` training examples."""
         raise NotImplementedError
 
+    def chooses(self, options: TaskOptions) -> str | None:
+        return "its hyperparameter"
+
     def classify(self, bench: Bench) -> Scores:
         """Fit all candidates, choose by validation accuracy, and score the tests."""
         train, val = bench.features("train"), bench.features("val")
         tests = [bench.vectors(split) for split in bench.tests]
         candidates = self.candidates(len(train[0]), bench.seed)
-        fit = fit_best(candidates, train, val, torch.cat(tests), len(bench.task.classes))
+        refit = bench.features(bench.learned) if bench.refit else None
+        fit = fit_best(candidates, train, val, torch.cat(tests), len(bench.task.classes), refit)
         metrics = {"val": {"accuracy": fit.accuracy}}
         outputs: tuple[Tensor, ...] = fit.scores.split([len(vectors) for vectors in tests])
         for split, scores in zip(bench.tests, outputs, strict=True):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -62,7 +62,12 @@ class Tuned(NamedTuple):
 
     learner: TaskLearner
     lr: float
-    val: dict[str, float]
+    val: dict[str, float] | None
+    """None if there is no validation split, or if the learner learned from it."""
+
+
+InitialHead = Callable[[str], Mapping[str, Tensor]]
+"""Split to learn from -> weights of the head to start from."""
 
 
 @protocols.register("finetune")
@@ -81,17 +86,35 @@ class Finetune(Protocol):
     def precision(self) -> Precision:
         return self.options.precision
 
+    def chooses(self, options: TaskOptions) -> str | None:
+        if len(self.options.rates) > 1:
+            rates = ", ".join(f"{rate:g}" for rate in self.options.rates)
+            return f"its learning rate ({self.inherits or self.name}.lr: [{rates}])"
+        if self.options.keep == "best":
+            return f"its best epoch ({self.inherits or self.name}.keep: best)"
+        return None
+
+    def refit_obstacle(self) -> str | None:
+        if self.options.keep == "best":
+            return "has no validation left to choose its best epoch: take keep: last"
+        return None
+
     def run(self, bench: Bench) -> Scores:
         return self.tune(bench)
 
-    def tune(self, bench: Bench, head: Mapping[str, Tensor] | None = None) -> Scores:
+    def tune(self, bench: Bench, head: InitialHead | None = None) -> Scores:
         """Fine-tune once per learning rate and test the one with the best validation score.
 
-        Ties go to the last one. `head` holds the weights of a head to start from; default: a new
+        Ties go to the last one. `head` gives the weights of a head to start from; default: a new
         head. Rates at which training diverges are skipped. Raises NonFinite if it diverges at
         all of them.
         """
-        best, tried = self._choose_rate(bench, head)
+        if self.chooses(bench.task.options):
+            best, tried = self._choose_rate(bench, head)
+            if bench.refit:
+                best = best._replace(learner=self._train(bench, best.lr, head, bench.learned))
+        else:
+            best, tried = self._train_at(bench, self.options.rates[0], head)
         bench.keep_backbone(best.learner.backbone)
         bench.keep_head(best.learner.head)
         details: dict[str, Any] = {
@@ -103,10 +126,20 @@ class Finetune(Protocol):
             by_shift = bench.by_shift(distances)
             details["distortion"] = {name: shift["distance"] for name, shift in by_shift.items()}
             details["feature_length"] = distances["test"]["length"]
-        return Scores({"val": best.val, **metrics}, details)
+        return Scores({**({"val": best.val} if best.val else {}), **metrics}, details)
+
+    def _train_at(
+        self, bench: Bench, lr: float, head: InitialHead | None
+    ) -> tuple[Tuned, dict[float, float | None]]:
+        """Train at the only learning rate, with nothing to choose; see `_choose_rate`."""
+        learner = self._train(bench, lr, head, bench.learned)
+        if "val" not in bench.scored:
+            return Tuned(learner, lr, None), {}
+        val = bench.evaluate(learner, "val")
+        return Tuned(learner, lr, val), {lr: val[bench.task.primary.name]}
 
     def _choose_rate(
-        self, bench: Bench, head: Mapping[str, Tensor] | None
+        self, bench: Bench, head: InitialHead | None
     ) -> tuple[Tuned, dict[float, float | None]]:
         """Train once per learning rate; return the best and the validation score of each rate.
 
@@ -115,30 +148,33 @@ class Finetune(Protocol):
         primary = bench.task.primary
         tried: dict[float, float | None] = {}
         best: Tuned | None = None
+        best_score = 0.0
         diverged: NonFinite | None = None
         for lr in self.options.rates:
             try:
-                learner = self._train(bench, lr, head)
+                learner = self._train(bench, lr, head, "train")
             except NonFinite as error:
                 diverged, tried[lr] = error, None
                 continue
             val = bench.evaluate(learner, "val")
-            tried[lr] = val[primary.name]
-            if best is None or primary.is_as_good(val[primary.name], best.val[primary.name]):
-                best = Tuned(learner, lr, val)
+            tried[lr] = score = val[primary.name]
+            if best is None or primary.is_as_good(score, best_score):
+                best, best_score = Tuned(learner, lr, val), score
         if best is None:
             assert diverged is not None
             raise diverged
         return best, tried
 
-    def _train(self, bench: Bench, lr: float, head: Mapping[str, Tensor] | None) -> TaskLearner:
+    def _train(self, bench: Bench, lr: float, head: InitialHead | None, split: str) -> TaskLearner:
         backbone = bench.backbone(self.options.drop_path)
         torch.manual_seed(bench.seed)
         learner = TaskLearner(backbone, bench.task, frozen_norm=self.options.frozen_norm)
         if head is not None:
-            learner.head.load_state_dict(head)
+            learner.head.load_state_dict(head(split))
         schedule = self.options.model_copy(update={"lr": lr})
-        return bench.train(learner, schedule, f"lr-{lr:g}", keep_best=self.options.keep == "best")
+        attempt = f"lr-{lr:g}" if split == "train" else f"refit-lr-{lr:g}"
+        keep_best = self.options.keep == "best"
+        return bench.train(learner, schedule, attempt, split=split, keep_best=keep_best)
 
     def test(
         self, bench: Bench, learner: TaskLearner
@@ -185,7 +221,7 @@ class LinearProbeThenFinetune(Finetune):
     follows = "probe"
 
     def run(self, bench: Bench) -> Scores:
-        return self.tune(bench, bench.head())
+        return self.tune(bench, bench.head)
 
 
 @protocols.register("scratch")

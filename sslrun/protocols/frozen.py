@@ -11,7 +11,7 @@ from sslrun.errors import UserError
 from sslrun.protocols.base import Bench, Protocol, Scores, protocols
 from sslrun.protocols.features import FeatureOptions
 from sslrun.protocols.least_squares import FewshotOptions, least_squares
-from sslrun.protocols.logistic import LogisticOptions, LogisticRegression
+from sslrun.protocols.logistic import LogisticFit, LogisticOptions, LogisticRegression
 from sslrun.protocols.neighbors import KnnOptions, weighted_knn
 from sslrun.tasks.base import Task, TaskLearner, TaskOptions
 from sslrun.training.device import Precision
@@ -30,6 +30,9 @@ class VectorProtocol(Protocol):
     @property
     def precision(self) -> Precision:
         return self.options.precision
+
+    def refit_obstacle(self) -> str | None:
+        return None
 
     @classmethod
     def supports(cls, task: type[Task], options: TaskOptions) -> str | None:
@@ -64,7 +67,7 @@ class Knn(VectorProtocol):
     synonyms = ("k-NN",)
 
     def classify(self, bench: Bench) -> Scores:
-        bank, labels = bench.features("train")
+        bank, labels = bench.features(bench.learned)
         k, temperature, classes = self.options.k, self.options.temperature, len(bench.task.classes)
 
         def vote(x: Tensor) -> Tensor:
@@ -97,6 +100,14 @@ class Probe(Protocol):
         """L-BFGS has one solution; SGD depends on the first head and the order of the data."""
         return self.options.solver == "sgd" or not options.linear
 
+    def chooses(self, options: TaskOptions) -> str | None:
+        if self.trains(options) or self.options.l2_count == 1:
+            return None
+        return f"its L2 strength (probe.l2_count: {self.options.l2_count})"
+
+    def refit_obstacle(self) -> str | None:
+        return None
+
     @property
     def precision(self) -> Precision:
         return self.options.precision
@@ -104,24 +115,40 @@ class Probe(Protocol):
     def run(self, bench: Bench) -> Scores:
         if self.options.solver == "sgd" or not bench.task.linear:
             return self._train(bench)
+        regression, classes = LogisticRegression(self.options), len(bench.task.classes)
+        chosen = self._choose(bench, regression) if self.chooses(bench.task.options) else None
+        if chosen is not None and not bench.refit:
+            head, l2, metrics = chosen.head, chosen.l2, {}
+        else:
+            l2 = self.options.strengths()[0] if chosen is None else chosen.l2
+            head = regression.fit_one(bench.features(bench.learned), classes, l2)
+            metrics = {} if chosen is None else {"val": self._score_val(bench, chosen)}
+        bench.keep_head(head)
+        with torch.inference_mode():
+            return Scores(metrics | bench.score_vectors(head), {"l2": l2})
+
+    @staticmethod
+    def _choose(bench: Bench, regression: LogisticRegression) -> LogisticFit:
+        """Fit all strengths to the training features and choose one on validation."""
         primary = bench.task.primary
-        fit = LogisticRegression(self.options).fit(
+        return regression.fit(
             bench.features("train"),
             bench.features("val"),
             len(bench.task.classes),
             lambda outputs, targets: bench.task.measure(outputs, targets)[primary.name],
             primary,
         )
-        bench.keep_head(fit.head)
-        with torch.inference_mode():
-            return Scores(bench.score_vectors(fit.head), {"l2": fit.l2})
+
+    @staticmethod
+    @torch.inference_mode()
+    def _score_val(bench: Bench, chosen: LogisticFit) -> dict[str, float]:
+        return bench.score("val", chosen.head(bench.vectors("val")))
 
     def _train(self, bench: Bench) -> Scores:
         learner = TaskLearner(bench.backbone(), bench.task, frozen=True)
-        learner = bench.train(learner, self.options.sgd, "probe")
+        learner = bench.train(learner, self.options.sgd, "probe", split=bench.learned)
         bench.keep_head(learner.head)
-        splits = ("val", *bench.tests)
-        return Scores({split: bench.evaluate(learner, split) for split in splits})
+        return Scores({split: bench.evaluate(learner, split) for split in bench.scored})
 
 
 @protocols.register("fewshot")
@@ -141,7 +168,9 @@ class Fewshot(VectorProtocol):
         return self.options.non_defaults(exclude={"shots"})
 
     def classify(self, bench: Bench) -> Scores:
-        head = least_squares(*bench.features("train"), len(bench.task.classes), self.options.l2)
+        head = least_squares(
+            *bench.features(bench.learned), len(bench.task.classes), self.options.l2
+        )
         bench.keep_head(head)
         with torch.inference_mode():
             return Scores(bench.score_vectors(head))

@@ -95,12 +95,23 @@ class LogisticRegression:
         for index in range(1, len(scores)):
             if metric.is_as_good(scores[index], scores[best]):
                 best = index
-        features = train[0]
-        head = nn.Linear(features.shape[1], classes, device=features.device, dtype=features.dtype)
-        with torch.no_grad():
-            head.weight.copy_(weights[best])
-            head.bias.copy_(biases[best])
+        head = _as_head(weights[best], biases[best])
         return LogisticFit(head, strengths[best], dict(zip(strengths, scores, strict=True)))
+
+    def fit_one(self, train: tuple[Tensor, Tensor], classes: int, l2: float) -> nn.Linear:
+        """Fit the classifier of one strength to features (N, D) and class ids (N,)."""
+        options = self.options
+        weights, biases = logistic(*train, classes, [l2], options.iterations, options.tolerance)
+        return _as_head(weights[0], biases[0])
+
+
+@torch.no_grad()
+def _as_head(weight: Tensor, bias: Tensor) -> nn.Linear:
+    """Make a linear layer of a weight (C, D) and a bias (C,)."""
+    head = nn.Linear(weight.shape[1], len(weight), device=weight.device, dtype=weight.dtype)
+    head.weight.copy_(weight)
+    head.bias.copy_(bias)
+    return head
 
 
 @torch.no_grad()

@@ -26,7 +26,7 @@ from sslrun.data.source import sources
 from sslrun.data.specs import ImageSpec
 from sslrun.errors import UserError
 from sslrun.pretexts.base import pretexts
-from sslrun.protocols.base import inheritance, protocols, unsupported
+from sslrun.protocols.base import inheritance, protocols
 from sslrun.recipe.fit import misfit
 from sslrun.recipe.places import Keys, Located, override, places_under, read_yaml
 from sslrun.recipe.schema import Evaluation, Named, Pretrain, Recipe, Sweep
@@ -183,7 +183,7 @@ def _evaluation(source: Located, key: str, data: Named) -> Evaluation:
         if protocol not in protocols:
             hint = did_you_mean(protocol, protocols.in_order)
             raise section.error(("protocols",), f"no such protocol: '{protocol}'.{hint}")
-        if reason := unsupported(protocol, tasks[task.name], task.options):
+        if reason := evaluation.obstacle(protocol):
             raise section.error(("protocols",), reason)
     return evaluation
 

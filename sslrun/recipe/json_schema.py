@@ -158,7 +158,7 @@ def _shift(defs: Definitions) -> dict[str, Any]:
 
 
 def _evaluation(defs: Definitions) -> dict[str, Any]:
-    own = _properties(Evaluation, ("protocols", "labels", "restarts"), defs, "evaluation")
+    own = _properties(Evaluation, ("protocols", "labels", "restarts", "refit"), defs, "evaluation")
     own["protocols"] = {
         "type": "array",
         "items": {"enum": protocols.in_order},

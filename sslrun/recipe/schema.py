@@ -17,10 +17,11 @@ from pydantic import (
 )
 
 from sslrun.data.shifts import ID, MEAN_SHIFT, Shift
-from sslrun.protocols.base import Protocol, protocols
+from sslrun.data.source import SourceOptions
+from sslrun.protocols.base import Protocol, protocols, unsupported
 from sslrun.registry import Options
 from sslrun.runs import component_identity, hash_contents
-from sslrun.tasks.base import TaskOptions
+from sslrun.tasks.base import TaskOptions, tasks
 from sslrun.training.schedule import Schedule
 
 
@@ -110,6 +111,9 @@ class Evaluation(BaseModel):
     """Number of runs of each protocol that trains in steps, from the same pretrained weights, each
     with a new head and another order of the data (BERT's fine-tuning restarts). A protocol with a
     unique solution runs once."""
+    refit: bool = False
+    """Test a model that learned from the training and the validation split, with the same amount of
+    labels and the hyperparameters chosen before; protocols that choose nothing learn only once."""
     shifts: dict[Annotated[str, AfterValidator(_shift_name)], Shift] = {}
     """Test sets out of distribution, by name: every protocol reports them, but none uses them for
     model selection."""
@@ -136,6 +140,35 @@ class Evaluation(BaseModel):
         """Return the amounts of labels that a protocol learns from."""
         return self.protocol(protocol).labels(self.labels)
 
+    def obstacle(self, protocol: str) -> str | None:
+        """Explain why a protocol, or one that it follows, cannot learn the task; None if it can."""
+        if reason := unsupported(protocol, tasks[self.task.name], self.task.options):
+            return reason
+        options = self.data.options
+        has_val = not isinstance(options, SourceOptions) or options.validation != 0
+        if self.refit and not has_val:
+            return "refit adds the validation split, but data.validation is 0: remove refit"
+        name: str | None = protocol
+        while name is not None:
+            if reason := self._obstacle_of_validation(name, has_val):
+                return reason
+            name = protocols[name].follows
+        return None
+
+    def _obstacle_of_validation(self, protocol: str, has_val: bool) -> str | None:
+        """Explain why a protocol cannot do with the validation split as the recipe has it."""
+        assert isinstance(self.task.options, TaskOptions)
+        method = self.protocol(protocol)
+        chosen = method.chooses(self.task.options)
+        if chosen and not has_val:
+            return (
+                f"{protocol} chooses {chosen} on validation, but data.validation is 0: give one "
+                "value, or a share such as validation: 0.1"
+            )
+        if self.refit and (reason := method.refit_obstacle()):
+            return f"{protocol} {reason}, or remove refit"
+        return None
+
     def resolved(self) -> dict[str, Any]:
         """Return the evaluation as a mapping with every default."""
         options = {
@@ -150,6 +183,7 @@ class Evaluation(BaseModel):
             "protocols": list(self.protocols),
             "labels": list(self.labels),
             "restarts": self.restarts,
+            "refit": self.refit,
             "shifts": shifts,
             **options,
         }

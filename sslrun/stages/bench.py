@@ -24,7 +24,7 @@ from sslrun.data.source import sources
 from sslrun.data.specs import ImageSpec
 from sslrun.data.splits import Splits, load_splits, select_labeled
 from sslrun.files import replacing
-from sslrun.protocols import Bench
+from sslrun.protocols import Bench, base
 from sslrun.protocols.features import extract
 from sslrun.recipe import Evaluation, Named, Recipe
 from sslrun.runs import Run
@@ -64,8 +64,10 @@ class Assignment(Protocol):
     def title(self) -> str: ...
     @property
     def run(self) -> Run: ...
-    def followed(self, context: Context) -> Path:
-        """Return the folder of the finished run of the protocol that this one follows."""
+    @property
+    def refits(self) -> bool: ...
+    def followed(self, context: Context, split: str) -> Path:
+        """Return the finished run of the protocol that this one follows, learned from a split."""
         ...
 
 
@@ -81,7 +83,8 @@ class CellBench(Bench):
         self.splits = _loaded_splits(cell.evaluation.data)
         named = cell.evaluation.task
         self.task: Task = tasks[named.name](named.options, self.splits.spec, self.splits.classes)
-        self.chosen = self._choose_labeled()
+        self.has_val, self.refit = self.splits.has_val, cell.refits
+        self._chosen: dict[str, Tensor] = {}
         self.shifted = _loaded_shifts(cell.evaluation)
         self.seed = cell.training_seed
         self.device = context.compute.device
@@ -90,13 +93,16 @@ class CellBench(Bench):
         self.seconds_before_resume = 0.0
         """Seconds that the trainings took before they were interrupted."""
 
-    def _choose_labeled(self) -> Tensor:
-        """Choose the labeled training examples by index; all if the protocol learns nothing."""
-        train = self.splits.train
-        if not self.method.learns:
-            return torch.arange(len(train))
-        labels, seed = self.cell.labels, self.cell.seed
-        return select_labeled(train, labels, seed, per_class=self.method.per_class)
+    def chosen(self, split: str) -> Tensor:
+        """Return the labeled examples of a split by index; all if the protocol learns nothing."""
+        if split not in self._chosen:
+            examples, cell = self._whole(split), self.cell
+            self._chosen[split] = (
+                select_labeled(examples, cell.labels, cell.seed, per_class=self.method.per_class)
+                if self.method.learns
+                else torch.arange(len(examples))
+            )
+        return self._chosen[split]
 
     # ------------------------------------------------------------ splits
 
@@ -138,7 +144,8 @@ class CellBench(Bench):
         return {ID: dict(values["test"]), **self.over_parts(values)}
 
     def examples(self, split: str) -> Examples:
-        return self._whole(split).subset(self.chosen) if split == "train" else self._whole(split)
+        whole = self._whole(split)
+        return whole.subset(self.chosen(split)) if split in base.LEARNED else whole
 
     def _whole(self, split: str) -> Examples:
         """Return all examples of a split, labeled or not."""
@@ -147,6 +154,8 @@ class CellBench(Bench):
         match split:
             case "train":
                 return self.splits.train
+            case base.TRAIN_AND_VAL:
+                return self.splits.train_and_val
             case "val":
                 return self.splits.val
             case "test":
@@ -157,21 +166,24 @@ class CellBench(Bench):
 
     def vectors(self, split: str) -> Tensor:
         x, _ = self._extracted(split)
-        return x[self.chosen] if split == "train" else x
+        return x[self.chosen(split)] if split in base.LEARNED else x
 
     def features(self, split: str) -> tuple[Tensor, Tensor]:
         x, flops = self._extracted(split)
         y = self.task.targets(self._whole(split)).to(x.device)
-        if split != "train":
+        if split not in base.LEARNED:
             return x, y
-        self.costs["features"] = flops * len(self.chosen)
-        return x[self.chosen], y[self.chosen]
+        chosen = self.chosen(split)
+        self.costs["features"] = flops * len(chosen)
+        return x[chosen], y[chosen]
 
     def _extracted(self, split: str) -> tuple[Tensor, float]:
         """Return a split's features (N, D) before any training, and the FLOPs of one example.
 
         They are cached for the next cell of the same backbone, data and task.
         """
+        if split == base.TRAIN_AND_VAL:
+            return self._join_extracted()
         definition = (
             repr(self.evaluation.shifts[self.shift_of[split]]) if split in self.parts else ""
         )
@@ -192,6 +204,16 @@ class CellBench(Bench):
             kept[key] = x, counter.get_total_flops() / min(EVAL_BATCH, len(examples))
         return kept[key]
 
+    def _join_extracted(self) -> tuple[Tensor, float]:
+        """Return the features of "train+val", put together from those of both splits."""
+        places = self.splits.positions
+        parts = {split: self._extracted(split) for split in places}
+        first, flops = parts["train"]
+        joined = first.new_empty(len(self.splits.train_and_val), first.shape[1])
+        for split, (x, _) in parts.items():
+            joined[places[split].to(x.device)] = x
+        return joined, flops
+
     # ------------------------------------------------------------ training
 
     def backbone(self, drop_path: float | None = None) -> Backbone:
@@ -211,14 +233,20 @@ class CellBench(Bench):
                 backbone.get_buffer(name).copy_(torch.tensor(values))
         return backbone.to(self.device)
 
-    def head(self) -> dict[str, Tensor]:
-        return load_file(self.cell.followed(self.context) / HEAD)
+    def head(self, split: str) -> dict[str, Tensor]:
+        return load_file(self.cell.followed(self.context, split) / HEAD)
 
     def train(
-        self, learner: TaskLearner, schedule: Schedule, attempt: str, *, keep_best: bool = False
+        self,
+        learner: TaskLearner,
+        schedule: Schedule,
+        attempt: str,
+        *,
+        split: str = "train",
+        keep_best: bool = False,
     ) -> TaskLearner:
         compute, run = self.context.compute, self.cell.run
-        examples = compute.place(self.examples("train"))
+        examples = compute.place(self.examples(split))
         schedule = schedule.within(len(examples))
         torch.manual_seed(self.seed)
         training = Training(learner, schedule, compute)

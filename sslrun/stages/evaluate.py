@@ -17,7 +17,6 @@ from sslrun import distributed
 from sslrun.data.source import sources
 from sslrun.errors import UserError
 from sslrun.protocols import Scores, protocols
-from sslrun.protocols.base import unsupported
 from sslrun.recipe import Evaluation, Named, Recipe
 from sslrun.runs import Run, component_identity
 from sslrun.stages.bench import CellBench
@@ -25,7 +24,7 @@ from sslrun.stages.context import Context, perform
 from sslrun.stages.devices import devices_identity, on_known_devices
 from sslrun.stages.pretrain import Pretraining
 from sslrun.stages.weights import InitialWeights
-from sslrun.tasks.base import TaskOptions, tasks
+from sslrun.tasks.base import TaskOptions
 
 RESTART = 10_000
 """Distance between the seeds of two restarts: larger than any seed of a sweep."""
@@ -46,6 +45,14 @@ class Cell:
     restart: int = 0
     devices: int = field(default_factory=distributed.device_count)
     """The number of devices to train on."""
+    choosing: bool = False
+    """Whether it learns from the training split alone although the evaluation refits, so that a
+    cell that follows it can choose on validation."""
+
+    @property
+    def refits(self) -> bool:
+        """Whether the tested model learns from the training and the validation split."""
+        return self.evaluation.refit and not self.choosing
 
     @property
     def evaluation(self) -> Evaluation:
@@ -73,8 +80,8 @@ class Cell:
 
     @property
     def needs(self) -> tuple[Pretraining | Cell, ...]:
-        """The jobs that must run first: pretraining, and the cell that this one follows."""
-        before = (self.origin.pretraining, self.follows)
+        """The jobs that must run first: pretraining, and the cells that this one follows."""
+        before = (self.origin.pretraining, self.follows, self.chooses_from)
         return tuple(job for job in before if job is not None)
 
     @property
@@ -108,9 +115,22 @@ class Cell:
             lambda devices: replace(self, devices=devices), self.root / self.recipe.name
         )
 
-    def followed(self, context: Context) -> Path:
-        """Return the run's folder of the cell that this one follows; evaluate it if needed."""
-        cell = self.follows
+    @property
+    def chooses_from(self) -> Cell | None:
+        """The cell that this one follows while it chooses on validation, if it refits later."""
+        options = self.evaluation.task.options
+        assert isinstance(options, TaskOptions)
+        if self.follows is None or not self.refits:
+            return None
+        chooses = self.evaluation.protocol(self.protocol).chooses(options)
+        return replace(self.follows, choosing=True) if chooses else None
+
+    def followed(self, context: Context, split: str) -> Path:
+        """Return the run's folder of a cell that this one follows; evaluate it if needed.
+
+        `split` is what that cell learned from.
+        """
+        cell = self.chooses_from if self.refits and split == "train" else self.follows
         if cell is None:
             raise ValueError(
                 f"protocol '{self.protocol}' follows no other: it has no head to start from"
@@ -138,6 +158,8 @@ class Cell:
             "seed": self.training_seed,
             **devices_identity(self.devices, self._depends_on_devices),
         }
+        if self.refits:
+            identity["refit"] = True
         if evaluation.shifts:
             shifts = evaluation.shifts.items()
             identity["shifts"] = {name: shift.identity() for name, shift in shifts}
@@ -176,7 +198,7 @@ class Cell:
             "task": self.task,
             "suite": sources[self.evaluation.data.name].suite,
             "labels": self.labels,
-            "labelled": len(bench.chosen) if bench.method.learns else 0,
+            "labelled": len(bench.chosen(bench.learned)) if bench.method.learns else 0,
             "seed": self.seed,
             "restart": self.restart,
             "metric": bench.task.primary.as_dict(),
@@ -232,7 +254,6 @@ def cells(
 
 def check_supported(recipe: Recipe, task: str, protocol: str) -> None:
     """Raise UserError if a protocol cannot learn a task of a recipe."""
-    named = recipe.evaluate[task].task
-    reason = unsupported(protocol, tasks[named.name], named.options)
+    reason = recipe.evaluate[task].obstacle(protocol)
     if reason:
         raise UserError(f"{recipe.name}: evaluate.{task}: {reason}")

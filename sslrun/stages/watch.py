@@ -38,9 +38,11 @@ class FeatureCheck(NamedTuple):
 
 
 class Watcher:
-    """Checks the features of the same few training and held-out examples during pretraining.
+    """Checks the features of the same few training and validation examples during pretraining.
 
-    Held-out examples are never trained on. A check never changes a result.
+    A check never changes a result. Validation examples are never trained on, except if the data's
+    `pretrain_on` or `validation` says so; then there is no held-out loss, and the kNN accuracy is
+    that of images whose labels alone were not seen.
     """
 
     def __init__(
@@ -50,9 +52,12 @@ class Watcher:
         task = tasks[splits.source.task]
         self.task = task(task.Options(), splits.spec, splits.classes)
         self.classes = len(splits.classes)
-        self.bank = _sample(splits.train, options.examples, seed)
-        self.queries = _sample(splits.val, options.examples, seed)
-        self.held_out = _sample(pretext.arrange(splits.val, seed), options.examples, seed)
+        bank, queries = splits.monitored
+        self.bank = _sample(bank, options.examples, seed)
+        self.queries = _sample(queries, options.examples, seed)
+        self.held_out: Examples | None = None
+        if splits.holds_out:
+            self.held_out = _sample(pretext.arrange(splits.val, seed), options.examples, seed)
         self.floor = pretext.floor(splits.train)
 
     def check(self, pretext: Pretext, progress: float) -> FeatureCheck:
@@ -83,6 +88,8 @@ class Watcher:
     @torch.inference_mode()
     def _held_out(self, pretext: Pretext) -> dict[str, float]:
         """Compute the pretext task's metrics on held-out examples, always with the same draws."""
+        if self.held_out is None:
+            return {}
         generator, device = self.compute.generator(), self.compute.device
         generator.manual_seed(0)
         totals: dict[str, float] = {}

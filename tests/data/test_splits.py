@@ -166,6 +166,72 @@ def test_own_validation_split_is_used():
     assert len(splits.train) == 40
 
 
+def values(examples):
+    return examples.inputs[:, 0, 0, 0].tolist()
+
+
+@pytest.mark.parametrize("amount", [1, 7, 50, 250])
+def test_carving_a_number_takes_the_same_share_of_every_class(amount):
+    rest, carved = carve(UNEVEN, amount)
+    assert len(carved) == amount
+    assert torch.equal(torch.cat([rest, carved]).sort().values, torch.arange(280))
+    counts, sizes = UNEVEN[carved].bincount(minlength=3), torch.tensor([50, 200, 30])
+    assert (counts < sizes).all()
+    assert (counts - sizes * amount / 280).abs().max() <= 1
+    with pytest.raises(UserError, match="only 277 can be, because each class keeps one"):
+        carve(UNEVEN, 278)
+
+
+def test_without_validation_all_is_learned_from():
+    source = Source(train=examples(100), val=examples(10, 100), test=examples(20))
+    splits = Splits(source, validation=0)
+    assert len(splits.train) == len(splits.train_and_val) == len(splits.pretrain) == 100
+    assert not splits.has_val
+    with pytest.raises(UserError, match=r"validation: 0 leaves no examples to validate on"):
+        splits.val  # noqa: B018
+    bank, queries = splits.monitored
+    assert len(bank) + len(queries) == 100
+    assert not set(values(bank)) & set(values(queries))
+
+
+def test_validation_by_number_and_by_the_sets_own_split():
+    source = Source(train=examples(100), val=examples(10, 100), test=examples(20))
+    carved = Splits(source, validation=30)
+    assert (len(carved.train), len(carved.val)) == (70, 30)
+    assert max(values(carved.val)) < 100
+    own = Splits(source, validation="split")
+    assert own.val is source.held["val"]
+    with pytest.raises(UserError, match="has no validation split of its own: give a share"):
+        Splits(Source(train=examples(9), test=examples(9)), validation="split").val  # noqa: B018
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_train_and_validation_are_one_set_with_known_positions(own):
+    held = {"val": examples(10, 100)} if own else {}
+    splits = Splits(Source(train=examples(100), test=examples(20), **held))
+    whole = splits.train_and_val
+    assert sorted(values(whole)) == list(range(110 if own else 100))
+    for part, split in (("train", splits.train), ("val", splits.val)):
+        positions = splits.positions[part]
+        assert values(whole.subset(positions)) == values(split)
+        assert torch.equal(whole.labels[positions], split.labels)
+
+
+def test_pretraining_on_all_includes_validation_and_unlabeled_examples():
+    source = Source(train=examples(20), test=examples(4), unlabeled=examples(5, 100))
+    splits = Splits(source, pretrain_on="all")
+    assert sorted(values(splits.pretrain)) == [*range(20), *range(100, 105)]
+    assert splits.pretrain.labels is None
+    assert not splits.holds_out
+    assert len(splits.train) == 18
+
+
+@pytest.mark.parametrize("amount", [-1, 1.5, 0.1j, "all"])
+def test_meaningless_validation(amount):
+    with pytest.raises(ValueError, match="validation"):
+        sources["digits"].Options(validation=amount)
+
+
 def test_unlabeled_examples_join_pretraining_without_labels():
     splits = Splits(
         Source(train=examples(20), test=examples(4), unlabeled=examples(30, 100, labeled=False))

@@ -18,16 +18,29 @@ import torch.nn.functional as F
 from pydantic import Field, field_validator
 from torch import Tensor
 
+from sslrun.data.image.whole import WholeImages
 from sslrun.registry import Options
 
 CHUNK = 64
 """Images augmented at a time on the CPU, so that intermediate results fit into its cache."""
+WHOLE_CHUNK = 256
+"""Whole images cropped at a time on a GPU, to limit the memory for windows of them."""
 LUMA = (0.2989, 0.587, 0.114)
 """Weights of red, green and blue in gray (ITU-R BT.601, as in torchvision)."""
 
 
-def to_float(images: Tensor) -> Tensor:
-    """Convert uint8 images to float32 in [0, 1]; float images are returned as they are."""
+def side_of(images: Tensor | WholeImages) -> int:
+    """Return the side of square images, or of the squares that stand for whole images."""
+    return images.side if isinstance(images, WholeImages) else images.shape[-1]
+
+
+def to_float(images: Tensor | WholeImages) -> Tensor:
+    """Convert uint8 images to float32 in [0, 1]; float images are returned as they are.
+
+    Whole images are cropped to their central squares.
+    """
+    if isinstance(images, WholeImages):
+        images = images.centers()
     return images.float().div_(255) if images.dtype == torch.uint8 else images
 
 
@@ -49,21 +62,37 @@ def draw_crop_boxes(
     ratio: tuple[float, float],
     generator: torch.Generator,
 ) -> Tensor:
+    """Draw boxes (B, 4) int64 of (top, left, height, width) in images of one size."""
+    heights = torch.full((count,), height, device=generator.device)
+    widths = torch.full((count,), width, device=generator.device)
+    return draw_boxes(heights, widths, scale, ratio, generator)
+
+
+def draw_boxes(
+    height: Tensor,
+    width: Tensor,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+    generator: torch.Generator,
+) -> Tensor:
     """Draw boxes (B, 4) int64 of (top, left, height, width), as RandomResizedCrop does.
 
-    The share of the image's area is uniform in `scale` and the aspect ratio log-uniform in `ratio`
-    (Szegedy et al. 2015, arXiv:1409.4842). Of ten such boxes the first that fits into the image is
-    taken; if none fits, the largest central box with a ratio within bounds.
+    `height` and `width` (B,) int64 are those of the images. The share of an image's area is uniform
+    in `scale` and the aspect ratio log-uniform in `ratio` (Szegedy et al. 2015, arXiv:1409.4842).
+    Of ten such boxes the first that fits into the image is taken; if none fits, the largest central
+    box with a ratio within bounds.
     """
     # Ten candidates per image, (B, 10), and the first that fits, (B, 1).
-    heights, widths = _draw_sizes(count, height * width, scale, ratio, generator)
-    fits = (widths >= 1) & (widths <= width) & (heights >= 1) & (heights <= height)
+    count = len(height)
+    heights, widths = _draw_sizes((height * width)[:, None], scale, ratio, generator)
+    fits = (widths >= 1) & (widths <= width[:, None])
+    fits &= (heights >= 1) & (heights <= height[:, None])
     first = fits.to(torch.uint8).argmax(dim=1, keepdim=True)
     # One box per image, (B,).
     fitting = fits.gather(1, first)[:, 0]
-    central_ratio = min(max(width / height, ratio[0]), ratio[1])
-    central_height = min(height, round(width / central_ratio))
-    central_width = min(width, round(height * central_ratio))
+    central_ratio = (width / height).clamp(*ratio)
+    central_height = torch.minimum(height, (width / central_ratio).round())
+    central_width = torch.minimum(width, (height * central_ratio).round())
     heights = torch.where(fitting, heights.gather(1, first)[:, 0], central_height)
     widths = torch.where(fitting, widths.gather(1, first)[:, 0], central_width)
     position = torch.rand(2, count, generator=generator, device=generator.device)
@@ -73,16 +102,18 @@ def draw_crop_boxes(
 
 
 def _draw_sizes(
-    count: int,
-    area: int,
+    area: Tensor,
     scale: tuple[float, float],
     ratio: tuple[float, float],
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
-    """Draw the heights and widths (B, 10) of ten boxes per image, whole numbers as floats."""
+    """Draw the heights and widths (B, 10) of ten boxes per image, whole numbers as floats.
+
+    `area` (B, 1) int64 is that of the images.
+    """
 
     def uniform(low: float, high: float) -> Tensor:
-        draws = torch.rand(count, 10, generator=generator, device=generator.device)
+        draws = torch.rand(len(area), 10, generator=generator, device=generator.device)
         return draws * (high - low) + low
 
     areas = area * uniform(*scale)
@@ -96,7 +127,7 @@ def _place_boxes(spare: Tensor, position: Tensor, fitting: Tensor) -> Tensor:
     `spare` (B,) is the number of pixels outside the box. A `fitting` (B,) box is placed by its
     `position` (B,) in [0, 1); any other box is centered.
     """
-    return torch.where(fitting, (position * (spare + 1)).floor(), (spare / 2).round())
+    return torch.where(fitting, (position * (spare + 1)).floor(), (spare / 2).floor())
 
 
 def crop_resize(images: Tensor, boxes: Tensor, size: int, flipped: Tensor | None = None) -> Tensor:
@@ -110,6 +141,45 @@ def crop_resize(images: Tensor, boxes: Tensor, size: int, flipped: Tensor | None
     if flipped is not None:
         columns = torch.where(flipped[:, None, None], columns.flip(1), columns)
     return _resample(rows, images, columns)
+
+
+def crop_resize_whole(
+    images: WholeImages, boxes: Tensor, size: int, ratio: tuple[float, float]
+) -> Tensor:
+    """Crop whole images to boxes (B, 4) of `draw_boxes`, and resize them, as `crop_resize` does.
+
+    On a CPU each image is resized by itself, which touches only the pixels of its box. On a GPU
+    windows that hold the largest possible box are cut from all images at once.
+    """
+    if images.device.type == "cpu":
+        return _crop_resize_each(images, boxes, size)
+    parts = zip(images.split(WHOLE_CHUNK), boxes.split(WHOLE_CHUNK), strict=True)
+    return torch.cat([_crop_resize_windows(*part, size, ratio) for part in parts])
+
+
+def _crop_resize_windows(
+    images: WholeImages, boxes: Tensor, size: int, ratio: tuple[float, float]
+) -> Tensor:
+    """Crop and resize images at once, without a loop over them and without a wait."""
+    area = images.sizes.prod(dim=1)
+    largest = torch.stack([area / ratio[0], area * ratio[1]], dim=1).sqrt().ceil()
+    height, width = torch.minimum(images.sizes, largest).amax(dim=0).long().tolist()
+    corners, lengths = boxes.split(2, dim=1)
+    windows = to_float(images.windows(corners, height, width))
+    return crop_resize(windows, torch.cat([torch.zeros_like(corners), lengths], dim=1), size)
+
+
+def _crop_resize_each(images: WholeImages, boxes: Tensor, size: int) -> Tensor:
+    """Crop and resize images on the CPU, one after the other."""
+    views = torch.empty(len(images), 3, size, size)
+    places = zip(images.places.tolist(), boxes.tolist(), strict=True)
+    for view, ((start, height, width), (top, left, rows, columns)) in zip(
+        views, places, strict=True
+    ):
+        image = images.pixels[start : start + height * width].view(height, width, 3)
+        cut = image[top : top + rows, left : left + columns].permute(2, 0, 1)
+        view.copy_(resize(to_float(cut)[None], size)[0])
+    return views
 
 
 def _resampling_weights(start: Tensor, length: Tensor, side: int, size: int) -> Tensor:
@@ -445,8 +515,10 @@ class Augmentation(Options):
         """Return the policy of BYOL's second view: it rarely blurs, and sometimes solarizes."""
         return cls.byol_first().model_copy(update={"blur": 0.1, "solarize": 0.2})
 
-    def __call__(self, images: Tensor, size: int, generator: torch.Generator) -> Tensor:
-        """Augment images (B, 3, H, W), uint8 or float, on the generator's device.
+    def __call__(
+        self, images: Tensor | WholeImages, size: int, generator: torch.Generator
+    ) -> Tensor:
+        """Augment images (B, 3, H, W), uint8 or float, or whole images, on the generator's device.
 
         Returns views (B, 3, size, size) float32 in [0, 1].
         """
@@ -455,8 +527,13 @@ class Augmentation(Options):
             return torch.cat(chunks)
         return self._augment(images, size, generator)
 
-    def _augment(self, images: Tensor, size: int, generator: torch.Generator) -> Tensor:
-        images = self._change_geometry(to_float(images), size, generator)
+    def _augment(
+        self, images: Tensor | WholeImages, size: int, generator: torch.Generator
+    ) -> Tensor:
+        if self.crop is not None and isinstance(images, WholeImages):
+            images = self._crop_whole(images, self.crop, size, generator)
+        else:
+            images = self._change_geometry(to_float(images), size, generator)
         images = self._change_color(images, size, generator)
         if self.cutout:
             images = cutout(images, self.cutout, generator)
@@ -475,6 +552,19 @@ class Augmentation(Options):
         if self.flip:
             images = flip(images, _draw_mask(images, self.flip, generator))
         return images
+
+    def _crop_whole(
+        self,
+        images: WholeImages,
+        crop: tuple[float, float],
+        size: int,
+        generator: torch.Generator,
+    ) -> Tensor:
+        """Crop, resize and mirror whole images, with the draws of `_change_geometry`."""
+        _, height, width = images.places.T
+        boxes = draw_boxes(height, width, crop, self.ratio, generator)
+        views = crop_resize_whole(images, boxes, size, self.ratio)
+        return flip(views, _draw_mask(views, self.flip, generator)) if self.flip else views
 
     def _change_color(self, images: Tensor, size: int, generator: torch.Generator) -> Tensor:
         """Jitter, convert to gray, blur and solarize."""

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from sslrun.data.cache import cache_error, cache_root, digest_key, locked
 from sslrun.data.examples import Batch, Examples, ProgressCallback, TensorExamples
+from sslrun.data.image.whole import WholeImageExamples, WholeImages, locate, pack
 from sslrun.data.specs import ImageSpec
 from sslrun.errors import UserError
 from sslrun.files import replacing
@@ -107,6 +108,66 @@ class EncodedSplit:
 # ---------------------------------------------------------------- pixels
 
 
+class ImageDecoder(Protocol):
+    """How every image of a split is decoded. Picklable, for decoding workers."""
+
+    @property
+    def size(self) -> int:
+        """Side of the square images, or of the squares that stand for whole ones."""
+
+    def __call__(self, images: EncodedImages, index: int) -> np.ndarray:
+        """Return the image as (H, W, 3) uint8.
+
+        Raises:
+            UserError: It cannot be decoded, or has another size and must not be resized.
+        """
+
+    def pack(self, images: Sequence[np.ndarray]) -> Tensor | WholeImages:
+        """Return decoded images as a batch."""
+
+
+@dataclass(frozen=True)
+class WholeDecoder:
+    """A decoder of whole images of any shape.
+
+    The shorter side is resized to `side` (bilinear, antialiased), as torchvision's Resize does.
+    `size` is the side of the central squares that stand for the images. Everything else is as in
+    `Decoder`.
+    """
+
+    side: int
+    size: int
+
+    def __call__(self, images: EncodedImages, index: int) -> np.ndarray:
+        with _open_image(images, index) as image:
+            return np.asarray(_resize_shorter(_to_upright(image, self.side), self.side))
+
+    def pack(self, images: Sequence[np.ndarray]) -> WholeImages:
+        return pack(images, self.size)
+
+
+def _resize_shorter(image: Any, side: int) -> Any:
+    """Resize the shorter side of an image; the longer one is cut to a whole number of pixels."""
+    from PIL import Image
+
+    if min(image.size) == side:
+        return image
+    width, height = (max(side, side * length // min(image.size)) for length in image.size)
+    return image.resize((width, height), Image.Resampling.BILINEAR)
+
+
+def _to_upright(image: Any, side: int) -> Any:
+    """Read an image as RGB, with its EXIF orientation applied.
+
+    A large JPEG is decoded at 1/2, 1/4 or 1/8 scale, but never below twice the final side.
+    """
+    from PIL import ImageOps
+
+    image.draft("RGB", (2 * side, 2 * side))
+    ImageOps.exif_transpose(image, in_place=True)
+    return _to_rgb(image)
+
+
 @dataclass(frozen=True)
 class Decoder:
     """A decoder of every image of a split to a square of one size.
@@ -138,13 +199,16 @@ class Decoder:
                 )
             return np.asarray(self._make_square(image))
 
-    def _make_square(self, image: Any) -> Any:
-        from PIL import Image, ImageOps
+    def pack(self, images: Sequence[np.ndarray]) -> Tensor:
+        pixels = np.empty((len(images), self.size, self.size, 3), dtype=np.uint8)
+        for row, image in zip(pixels, images, strict=True):
+            row[:] = image
+        return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
 
-        # Decode a large JPEG at 1/2, 1/4 or 1/8 scale, but never below twice the final side.
-        image.draft("RGB", (2 * self.size, 2 * self.size))
-        ImageOps.exif_transpose(image, in_place=True)
-        image = _to_rgb(image)
+    def _make_square(self, image: Any) -> Any:
+        from PIL import Image
+
+        image = _to_upright(image, self.size)
         if image.size != (self.size, self.size):
             scale = self.size / min(image.size)
             sides = (0, 0) if self.squash else image.size
@@ -287,13 +351,15 @@ def load_images(
     skip_corrupt: bool = False,
     progress: ProgressCallback | None = None,
     squash: bool = False,
-) -> TensorExamples | StreamedImages:
-    """Load a split as `TensorExamples`, from the cache if possible; or stream a large one.
+    whole: int | None = None,
+) -> TensorExamples | WholeImageExamples | StreamedImages:
+    """Load a split as one tensor, from the cache if possible; or stream a large one.
 
     `identity` holds the JSON values that determine what `open_split` returns. It is part of the
     cache key, with `size`, `skip_corrupt` and `squash` (see `Decoder`). `size` is the side to
-    store; None keeps the size of the images, which must be equal squares. A damaged cache entry is
-    replaced.
+    store; None keeps the size of the images, which must be equal squares. With `whole`, the images
+    are stored as they are, the shorter side resized to `whole`, and `size` is the side of a view. A
+    damaged cache entry is replaced.
 
     Raises:
         UserError: An image cannot be decoded (unless `skip_corrupt`), images differ in size without
@@ -301,26 +367,28 @@ def load_images(
     """
     key = {"format": CACHE_FORMAT, "size": size, "skip_corrupt": skip_corrupt, **identity}
     key |= {"squash": True} if squash else {}
+    if whole is not None:
+        assert size is not None
+        key |= {"whole": whole, "size": None}  # the side of a view is not stored
     path = cache_root() / "images" / f"{name.replace('/', '--')}-{digest_key(key)}.safetensors"
-    if cached := _load_cached(path, name):
+    if cached := _load_cached(path, name, size):
         return cached
     split = open_split()
-    side = find_native_side(split.images, skip_corrupt) if size is None else size
-    decoder = Decoder(side, resize=size is not None, squash=squash)
-    if len(split.images) * 3 * decoder.size**2 > MAX_TENSOR_BYTES:
+    decoder = _choose_decoder(split.images, size, skip_corrupt, squash, whole)
+    if len(split.images) * 3 * (whole or decoder.size) ** 2 > MAX_TENSOR_BYTES:
         examples = StreamedImages(split.images, split.labels, split.classes, decoder)
         if not skip_corrupt:
             return examples
         return examples.subset(_find_decodable(split.images, decoder, path, name, progress))
     with locked(path):
-        if cached := _load_cached(path, name):  # another process was first
+        if cached := _load_cached(path, name, size):  # another process was first
             return cached
-        pixels, decodable = _decode_all(split.images, decoder, skip_corrupt, name, progress)
+        decode = _decode_all if whole is None else _decode_whole
+        tensors, decodable = decode(split.images, decoder, skip_corrupt, name, progress)
         labels = {} if split.labels is None else {"labels": split.labels[decodable]}
         metadata = {"classes": json.dumps(split.classes), "found": str(len(split.images))}
-        images = pixels if decodable.all() else pixels[decodable]
-        _write_cache(path, {"images": images, **labels}, metadata)
-    cached = _load_cached(path, name)
+        _write_cache(path, {**tensors, **labels}, metadata)
+    cached = _load_cached(path, name, size)
     if cached is None:
         raise UserError(
             f"{path}: was written, but cannot be read back: check the disk, or set SSLRUN_CACHE "
@@ -329,18 +397,36 @@ def load_images(
     return cached
 
 
-def _load_cached(path: Path, name: str) -> TensorExamples | None:
-    """Return the cached split, memory-mapped; None if it is missing or damaged."""
+def _choose_decoder(
+    images: EncodedImages, size: int | None, skip_corrupt: bool, squash: bool, whole: int | None
+) -> ImageDecoder:
+    """Return the decoder of a split; see `load_images`."""
+    if whole is not None and size is not None:
+        return WholeDecoder(whole, size)
+    side = find_native_side(images, skip_corrupt) if size is None else size
+    return Decoder(side, resize=size is not None, squash=squash)
+
+
+def _load_cached(
+    path: Path, name: str, size: int | None
+) -> TensorExamples | WholeImageExamples | None:
+    """Return the cached split, memory-mapped; None if it is missing or damaged.
+
+    `size` is the side of a view of whole images.
+    """
     content = _read_cache(path)
     if content is None:
         return None
     tensors, metadata = content
     try:
-        images, labels = tensors["images"], tensors.get("labels")
+        sizes, labels = tensors.get("sizes"), tensors.get("labels")
+        images = tensors["images"] if sizes is None else tensors["pixels"]
         classes = tuple(json.loads(metadata["classes"]))
-        _warn_skipped(name, int(metadata["found"]) - len(images))
+        _warn_skipped(name, int(metadata["found"]) - len(images if sizes is None else sizes))
     except (KeyError, ValueError):
         return None
+    if sizes is not None and size is not None:
+        return WholeImageExamples(images, locate(sizes), labels, classes, ImageSpec(size))
     return TensorExamples(images, labels, classes, ImageSpec(images.shape[-1]))
 
 
@@ -370,27 +456,42 @@ def _write_cache(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str
 
 def _decode_all(
     images: EncodedImages,
-    decoder: Decoder,
+    decoder: ImageDecoder,
     skip_corrupt: bool,
     name: str,
     progress: ProgressCallback | None,
-) -> tuple[Tensor, Tensor]:
-    """Return all images (N, 3, size, size) uint8 and which of them (N,) could be decoded.
-
-    An image that could not be decoded is black.
-    """
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Return the "images" (N, 3, size, size) uint8, and which of all (N,) could be decoded."""
     pixels = torch.zeros(len(images), 3, decoder.size, decoder.size, dtype=torch.uint8)
     rows = pixels.numpy()
 
     def store(index: int, image: np.ndarray) -> None:
         rows[index] = image.transpose(2, 0, 1)
 
-    return pixels, _decode_each(images, decoder, store, skip_corrupt, name, progress)
+    decodable = _decode_each(images, decoder, store, skip_corrupt, name, progress)
+    return {"images": pixels if decodable.all() else pixels[decodable]}, decodable
+
+
+def _decode_whole(
+    images: EncodedImages,
+    decoder: ImageDecoder,
+    skip_corrupt: bool,
+    name: str,
+    progress: ProgressCallback | None,
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Return the "pixels" (P, 3) uint8 of all images one after the other, and their "sizes" (N, 2).
+
+    Returns also which of all images could be decoded, (N,) bool.
+    """
+    decoded: dict[int, np.ndarray] = {}
+    decodable = _decode_each(images, decoder, decoded.__setitem__, skip_corrupt, name, progress)
+    packed = pack([decoded[index] for index in sorted(decoded)], decoder.size)
+    return {"pixels": packed.pixels, "sizes": packed.sizes}, decodable
 
 
 def _decode_each(
     images: EncodedImages,
-    decoder: Decoder,
+    decoder: ImageDecoder,
     use: Callable[[int, np.ndarray], None],
     skip_corrupt: bool,
     name: str,
@@ -435,7 +536,7 @@ def _decode_each(
 
 def _find_decodable(
     images: EncodedImages,
-    decoder: Decoder,
+    decoder: ImageDecoder,
     path: Path,
     name: str,
     progress: ProgressCallback | None,
@@ -466,14 +567,14 @@ class StreamedImages(Examples):
     """A set that is too large for memory: worker processes read and decode each batch on request.
 
     Batches come in the order of their indices for any number of workers, and starting late in that
-    order costs nothing. Images are stored squares, as in `TensorExamples`; augmentation stays on
-    the device.
+    order costs nothing. Images are squares or whole, as the decoder says; augmentation stays on the
+    device.
     """
 
     images: EncodedImages
     labels: Tensor | None
     classes: tuple[str, ...]
-    decoder: Decoder
+    decoder: ImageDecoder
     indices: Tensor | None = None
     """(M,) int64: which of `images` belong to this set; None: all."""
 
@@ -521,18 +622,18 @@ class _BatchDecoder(Dataset[Any]):
     def __init__(self, examples: StreamedImages) -> None:
         self.examples = examples
 
-    def __getitems__(self, positions: list[int]) -> tuple[Tensor | str, Tensor]:
+    def __getitems__(self, positions: list[int]) -> tuple[Tensor | WholeImages | str, Tensor]:
         images, decoder = self.examples.images, self.examples.decoder
-        pixels = torch.empty(len(positions), decoder.size, decoder.size, 3, dtype=torch.uint8)
+        decoded = []
         batch = torch.tensor(positions, dtype=torch.int64)
         if self.examples.indices is not None:
             positions = self.examples.indices[batch].tolist()
-        for row, index in zip(pixels.numpy(), positions, strict=True):
+        for index in positions:
             try:
-                row[:] = decoder(images, index)
+                decoded.append(decoder(images, index))
             except UserError as error:  # raised here, it would carry the traceback of the worker
                 return str(error), batch
-        return pixels.permute(0, 3, 1, 2).contiguous(), batch
+        return decoder.pack(decoded), batch
 
 
 def _identity(batch: Any) -> Any:

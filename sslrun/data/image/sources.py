@@ -14,11 +14,11 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from sslrun.data.examples import Batch, Examples, TensorExamples
 from sslrun.data.image.images import convert_arrays, load_images
-from sslrun.data.source import Source, sources
+from sslrun.data.source import Source, SourceOptions, sources
 from sslrun.data.specs import ImageSpec
 from sslrun.data.stores import (
     CsvImageStore,
@@ -35,7 +35,6 @@ from sslrun.data.stores import (
     open_local_store,
 )
 from sslrun.errors import UserError
-from sslrun.registry import Options
 
 UNKNOWN_SIDE = 32
 """Side of images that is assumed if neither the recipe nor the data set's card states it."""
@@ -48,7 +47,7 @@ def _sketch_images(side: int, count: int) -> tuple[ImageSpec, Batch]:
     return ImageSpec(side), Batch(images, None)
 
 
-class ImageOptions(Options):
+class ImageOptions(SourceOptions):
     """The options that all sets of encoded images share."""
 
     size: int | None = Field(None, ge=4, le=1024)
@@ -56,6 +55,22 @@ class ImageOptions(Options):
     is cropped. Default: the images' own size, if they are all squares of one size."""
     skip_corrupt: bool = False
     """Skip images that cannot be decoded and report their number, instead of ending the run."""
+
+
+class StoredOptions(ImageOptions):
+    """The options of sets whose images may be stored whole."""
+
+    whole: int | None = Field(None, ge=4, le=1024)
+    """Shorter side of whole images, in pixels: they are stored with their aspect ratio, and random
+    crops reach all of an image. size is then the side of views and of the central square that
+    evaluation sees: whole: 256 and size: 224 as usual for ImageNet. Default: only the central
+    square of size pixels is stored."""
+
+    @model_validator(mode="after")
+    def _check_whole(self) -> StoredOptions:
+        if self.whole is not None and (self.size is None or self.size > self.whole):
+            raise ValueError("whole needs a size of at most its own side, as in size: 224")
+        return self
 
 
 class ImageSource(Source):
@@ -97,6 +112,7 @@ class ImageSource(Source):
             self.options.size or self.default_size,
             self.options.skip_corrupt,
             self.progress,
+            whole=self.options.whole if isinstance(self.options, StoredOptions) else None,
         )
 
 
@@ -206,7 +222,7 @@ CARDS = {
 class PublishedImages(ImageSource):
     """A published set: in SSLRUN_DATA/<name>, in data/<name>, or on the hub."""
 
-    Options = ImageOptions
+    Options = StoredOptions
     card: ClassVar[Card]
 
     @cached_property
@@ -247,7 +263,7 @@ class PublishedImages(ImageSource):
 class ImageNet(PublishedImages):
     """ImageNet, whose test images may have reassessed labels."""
 
-    class Options(ImageOptions):
+    class Options(StoredOptions):
         real: Path | None = None
         """File of the ReaL labels (Beyer et al. 2020, arXiv:2006.07159): real.json of
         google-research/reassessed-imagenet. The accuracy by these labels is reported as
@@ -345,7 +361,7 @@ class HubImages(ImageSource):
 
     shorthand = "hub"
 
-    class Options(ImageOptions):
+    class Options(StoredOptions):
         hub: str = Field(pattern=r"^[\w.-]+/[\w.-]+$")
         """Name of the set on the hub, as in owner/name."""
         config: str | None = None
@@ -384,7 +400,7 @@ class HubImages(ImageSource):
         return HubStore(options.hub, hub, remedy, options.image, options.label)
 
 
-class LocalOptions(ImageOptions):
+class LocalOptions(StoredOptions):
     """The options that all sets of images on this machine share."""
 
     path: Path
@@ -482,7 +498,7 @@ class NpzImages(Source):
 
     gives = ImageSpec
 
-    class Options(Options):
+    class Options(SourceOptions):
         path: Path
         """Path of the file, relative to the folder that sslrun is called from."""
         size: int | None = Field(None, ge=4, le=1024)
@@ -551,7 +567,7 @@ class Cifar101(Source):
 
     gives = ImageSpec
 
-    class Options(Options):
+    class Options(SourceOptions):
         size: int | None = Field(None, ge=4, le=1024)
         """Side to resize the images to, in pixels; default: 32, their own size."""
 
@@ -640,7 +656,7 @@ class Digits(Source):
 
     gives = ImageSpec
 
-    class Options(Options):
+    class Options(SourceOptions):
         size: int = Field(24, ge=8, le=128)
         """Side to enlarge the images to (bilinear), in pixels."""
 

@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError
 
 from sslrun.data.cache import cache_root, digest_key, locked
 from sslrun.data.examples import Batch
-from sslrun.data.source import Source, sources
+from sslrun.data.source import Source, SourceOptions, sources
 from sslrun.data.specs import InputSpec, TextSpec
 from sslrun.data.stores import (
     FileStore,
@@ -34,13 +34,14 @@ from sslrun.data.text.tokenizer import (
     train_wordpiece,
 )
 from sslrun.errors import UserError
-from sslrun.registry import Options
 
 TRAINER_VERSION = 3
 """Raise it when the same texts would train a different tokenizer."""
+NOT_TEXTS = {"tokenizer", "length", *SourceOptions.model_fields}
+"""Options of a set that do not change the texts that a tokenizer is trained on."""
 
 
-class TextOptions(Options):
+class TextOptions(SourceOptions):
     """Options shared by all text data sets."""
 
     length: int = Field(128, ge=8, le=8192)
@@ -72,7 +73,7 @@ class TextSource(Source):
             own = {key: value for key, value in data.items() if key != "name"}
             parsed = sources[data["name"]].Options.model_validate(own)
             # Only what differs from the defaults: a run's hash covers no defaults.
-            corpus = parsed.non_defaults(exclude={"tokenizer", "length"})
+            corpus = parsed.non_defaults(exclude=NOT_TEXTS)
             tokenizer["corpus"] = {"name": data["name"], **corpus}
         return {"length": options.get("length", data["length"]), "tokenizer": tokenizer}
 
@@ -106,7 +107,8 @@ def load_tokenizer_for(options: TokenizerOptions, source: TextSource) -> Tokeniz
         return load_tokenizer(options)
     if options.corpus is not None:
         source = _build_corpus(options.corpus)
-    source_options = source.options.model_dump_json(exclude={"tokenizer", "length"})
+    # How the set is encoded and split does not change its texts.
+    source_options = source.options.model_dump_json(exclude=NOT_TEXTS)
     return _train_cached(source.name, source_options, options.vocab, options.lowercase)
 
 

@@ -39,7 +39,7 @@ class WorldCorpus(Corpus):
         """Seed of the generator."""
 
     def content(self) -> Any:
-        return _generator_digest()
+        return [_generator_digest(), self.options.documents, self.options.seed]
 
     def documents(self) -> Iterator[list[str]]:
         return iter(World(self.options.seed).documents(self.options.documents))

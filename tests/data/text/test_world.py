@@ -8,6 +8,7 @@ from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
+from sslrun.data.source import sources
 from sslrun.data.text.world import (
     AMBIGUOUS,
     COLORS,
@@ -268,3 +269,18 @@ def test_tags_follow_from_the_role_of_a_word():
     assert all({"B-AGENT", "B-RECEIVER"} < tags and len(tags) == 3 for tags in tags_of.values()), (
         tags_of
     )
+
+
+def test_worlds_with_one_tokenizer_do_not_share_their_tokens(tmp_path, monkeypatch):
+    """The tokens are cached by all that determines the documents, not by the tokenizer alone."""
+    monkeypatch.setenv("SSLRUN_CACHE", str(tmp_path))
+    tokenizer = {"vocab": 200, "corpus": {"name": "world", "documents": 40}}
+    cls = sources["world"]
+
+    def load(**options):
+        settings = cls.Options.model_validate({"length": 32, "tokenizer": tokenizer, **options})
+        return cls(settings).load("train")
+
+    few, many, other = load(documents=20), load(documents=60), load(documents=20, seed=1)
+    assert len(few.documents) < len(many.documents)
+    assert len(few.tokens) != len(other.tokens)
