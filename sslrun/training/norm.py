@@ -34,7 +34,10 @@ class SyncedBatchNorm(_AnyDimensions):
         """Normalize (B, C, ...) in its own dtype."""
         if not self.training or distributed.world_size() == 1:
             return super().forward(input)
-        normalized, mean, variance, count = _normalize(input, self.weight, self.bias, self.eps)
+        # As in LSTMs: a decorator would import torch's compiler, which takes seconds.
+        compiling = torch.compiler.is_compiling()
+        normalize = torch.compiler.disable(_normalize) if compiling else _normalize
+        normalized, mean, variance, count = normalize(input, self.weight, self.bias, self.eps)
         if self.track_running_stats:
             self._update(mean, variance, count)
         return normalized
@@ -155,7 +158,6 @@ def _replace(module: nn.Module, build: Callable[[_BatchNorm], _BatchNorm], probl
             raise UserError(f"batch norm of the class {type(child).__name__} {problem}")
 
 
-@torch.compiler.disable
 def _normalize(
     inputs: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
