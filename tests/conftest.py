@@ -54,6 +54,8 @@ SLOW = {
     "test_lpft_without_a_learning_rate_is_its_probe[resnet",
     "test_lpft_without_a_learning_rate_is_its_probe[mlp", "test_moving_batch_statistics",
     "test_intervals_have_their_nominal_coverage[10",
+    "test_one_feature_ends_above_the_bound", "test_a_pretext_task_in_a_file_of_ones_own",
+    "test_the_wheel_holds_the_recipes",
 }  # fmt: skip
 """Substrings of the names of tests that take more than a second; `make fast` skips them.
 
