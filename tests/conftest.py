@@ -55,7 +55,12 @@ SLOW = {
     "test_lpft_without_a_learning_rate_is_its_probe[mlp", "test_moving_batch_statistics",
     "test_intervals_have_their_nominal_coverage[10",
     "test_one_feature_ends_above_the_bound", "test_a_pretext_task_in_a_file_of_ones_own",
-    "test_the_wheel_holds_the_recipes",
+    "test_the_wheel_holds_the_recipes", "test_the_masked_language_model_gives_transformers_logits",
+    "test_a_refit_", "test_a_folder_of_images_becomes_a_recipe_that_runs",
+    "test_a_table_of_texts_becomes_a_recipe_that_runs", "test_every_readout_learns",
+    "test_evaluation_equals_resize_and_center_crop", "test_each_claim_can_be_run",
+    "test_boxes_are_distributed_as_those_of_torchvision",
+    "test_fine_tuning_on_text_never_waits[", "test_pretraining_on_text_never_waits[",
 }  # fmt: skip
 """Substrings of the names of tests that take more than a second; `make fast` skips them.
 
