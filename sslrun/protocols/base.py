@@ -21,7 +21,7 @@ TRAIN_AND_VAL = "train+val"
 """The split of a refit: as many labels as in "train", drawn from the training and the validation
 examples together."""
 LEARNED = ("train", TRAIN_AND_VAL)
-"""The splits of which only labeled examples are seen."""
+"""The splits in which a protocol sees labeled examples only."""
 
 
 @dataclass(frozen=True)

@@ -105,9 +105,13 @@ class Cell:
 
         Each device then draws its own views and dropout, and has its own batch norm.
         """
+        return self.evaluation.protocol(self.protocol).trains(self._task_options)
+
+    @property
+    def _task_options(self) -> TaskOptions:
         options = self.evaluation.task.options
         assert isinstance(options, TaskOptions)
-        return self.evaluation.protocol(self.protocol).trains(options)
+        return options
 
     def on_known_devices(self) -> Cell:
         """This cell, or the one for another number of devices if only that is finished."""
@@ -118,11 +122,9 @@ class Cell:
     @property
     def chooses_from(self) -> Cell | None:
         """The cell that this one follows while it chooses on validation, if it refits later."""
-        options = self.evaluation.task.options
-        assert isinstance(options, TaskOptions)
         if self.follows is None or not self.refits:
             return None
-        chooses = self.evaluation.protocol(self.protocol).chooses(options)
+        chooses = self.evaluation.protocol(self.protocol).chooses(self._task_options)
         return replace(self.follows, choosing=True) if chooses else None
 
     def followed(self, context: Context, split: str) -> Path:

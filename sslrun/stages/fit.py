@@ -51,8 +51,7 @@ def fit(
     """Train from the last checkpoint to the end of the schedule; yield every step.
 
     A checkpoint is written at the interval of `checkpoints`, and when a signal asks to stop. A step
-    is yielded before it is saved, so that a run never resumes past work that the caller has not
-    done.
+    is yielded before it is saved, so that a run never resumes past unfinished work of the caller.
 
     Raises UserError if a signal stopped it, and NonFinite if the loss or a gradient is not finite;
     the message names the last good checkpoint.

@@ -99,10 +99,8 @@ class Pretraining:
         recipe = self.recipe
         with context.reporter.reading() as progress, context.stop.reading():
             splits = load_splits(recipe.data.name, recipe.data.options, progress=progress)
-            raw, _ = (
-                splits.pretrain,
-                splits.monitored,
-            )  # read while the progress of reading is shown
+            # Both are read here, where the progress of reading is shown.
+            raw, _ = splits.pretrain, splits.monitored
         torch.manual_seed(self.seed)
         pretext = self._build_pretext(splits.spec, raw)
         examples = context.compute.place(pretext.arrange(raw, self.seed))

@@ -16,7 +16,7 @@ from sslrun.training.schedule import Schedule
 STRETCH = 50
 """Largest number of consecutive batches in which examples of similar length are grouped."""
 EPOCH_SHARE = 8
-"""A stretch is at most one part in so many of an epoch's batches."""
+"""A stretch holds at most this part of an epoch's batches: an eighth."""
 NOISE = 0.05
 """Largest relative noise on a length. With `EPOCH_SHARE` it decides how many examples of a batch
 meet again in the next epoch; `benchmarks/lengths.py` measures that, and the padding it costs."""

@@ -30,7 +30,7 @@ def batch(count: int = 16) -> Batch:
 
 
 def flat_images(count: int) -> tuple[Tensor, Tensor]:
-    """Return images of which image i is constant i, and one-hot labels of class i."""
+    """Return images, where image i has the constant value i, and one-hot labels of class i."""
     return torch.arange(count).float()[:, None, None, None].expand(-1, 3, 16, 16), torch.eye(count)
 
 

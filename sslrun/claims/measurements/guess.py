@@ -57,7 +57,7 @@ class Gaps(NamedTuple):
 
 
 class TruncatedMlm(Mlm):
-    """Masked language modeling on texts of which half are truncated at a random token.
+    """Masked language modeling in which half of the texts are truncated at a random token.
 
     A masked model trained only on whole texts predicts poorly where a text is cut off. Its
     predictions would then sharpen with more context merely because the input becomes more like its

@@ -54,7 +54,7 @@ TOLERANCE = 1e-10
 FITTED = 1e-20
 """Mean squared training error at which a flow has converged."""
 MAX_TIME = 1e4
-"""Time after which a flow that has not converged is abandoned."""
+"""Time after which a flow is abandoned if it does not converge."""
 PLOT_START = 0.01
 """Start of the plot's logarithmic time axis."""
 
@@ -290,7 +290,7 @@ def solve_flow(problem: Problem, start: Network) -> Trajectory:
     )
     if solution.status != 1:
         raise UserError(
-            f"the gradient flow has not fitted the examples by time {MAX_TIME:g}; "
+            f"the gradient flow does not fit the examples by time {MAX_TIME:g}; "
             "it is slow if the examples barely span their subspace, so take more examples"
         )
     return Trajectory(solution.t, [unpack(state) for state in solution.y.T])

@@ -237,7 +237,7 @@ def test_the_table_agrees_with_the_paper():
 def test_a_flow_that_does_not_converge_is_an_error(monkeypatch):
     monkeypatch.setattr(distortion, "MAX_TIME", 0.1)
     with pytest.raises(
-        UserError, match=r"not fitted the examples by time 0\.1; .*take more examples"
+        UserError, match=r"does not fit the examples by time 0\.1; .*take more examples"
     ):
         solve_flow(problem(), problem().start)
 
