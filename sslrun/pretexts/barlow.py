@@ -11,19 +11,19 @@ from sslrun.backbones.base import Backbone
 from sslrun.data.image.augment import Augmentation
 from sslrun.pretexts.base import pretexts
 from sslrun.pretexts.heads import mlp
-from sslrun.pretexts.views import TwoViewOptions, TwoViews
+from sslrun.pretexts.views import MultiView, ViewOptions
 from sslrun.training.learner import Output
 
 
 @pretexts.register("barlow")
-class BarlowTwins(TwoViews):
+class BarlowTwins(MultiView):
     """Make each dimension of the projections correlate across two views, and with no other one.
 
     Zbontar et al., ICML 2021 (arXiv:2103.03230). Batch norm uses the statistics of all devices, as
     in the authors' code.
     """
 
-    class Options(TwoViewOptions):
+    class Options(ViewOptions):
         augmentation: Augmentation = Augmentation.byol_first()
         """Augmentation of the first view; default: BYOL's."""
         second: Augmentation | None = Augmentation.byol_second()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -80,6 +81,27 @@ class Pretext(Learner):
     def arrange(self, examples: Examples, seed: int) -> Examples:
         """Arrange the examples for the task, as pairs of text for example; by default unchanged."""
         return examples
+
+    def fit(self, examples: Examples) -> None:
+        """Compute what the task needs from the training examples, such as a histogram of colors.
+
+        Called once, before pretraining. Keep the result in buffers, so that checkpoints have it.
+        """
+
+    def pictures(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        """Pictures of what the task does to a few held-out images, such as reconstructions.
+
+        Title -> images (B, 3, H, W) in [0, 1], drawn as columns with one row per example. Called at
+        every feature check, in eval mode without gradients. None by default.
+        """
+        return {}
+
+    def diagnose(self, metrics: Mapping[str, float]) -> str | None:
+        """Name a failure that the task's own metrics show, such as a kind of collapse.
+
+        `metrics` holds those of the last step, and the record of the feature check. None: healthy.
+        """
+        return None
 
     def held_out(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """Metrics on held-out examples, including `held_out_loss`, in eval mode without gradients.

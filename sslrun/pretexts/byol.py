@@ -12,12 +12,12 @@ from sslrun.backbones.base import Backbone
 from sslrun.data.image.augment import Augmentation
 from sslrun.pretexts.base import pretexts
 from sslrun.pretexts.heads import mlp
-from sslrun.pretexts.views import Teacher, TwoViewOptions, TwoViews
+from sslrun.pretexts.views import MultiView, Teacher, ViewOptions
 from sslrun.training.learner import Output
 
 
 @pretexts.register("byol")
-class BYOL(TwoViews):
+class BYOL(MultiView):
     """Predict the projection of the other view by a teacher, a moving average of the student.
 
     Grill et al., NeurIPS 2020 (arXiv:2006.07733). The two views go through the networks one after
@@ -25,7 +25,7 @@ class BYOL(TwoViews):
     The teacher stays in training mode, as in that code.
     """
 
-    class Options(TwoViewOptions):
+    class Options(ViewOptions):
         augmentation: Augmentation = Augmentation.byol_first()
         """Augmentation of the first view; default: always blurred, never solarized."""
         second: Augmentation | None = Augmentation.byol_second()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 
 from torch import nn
 
@@ -14,8 +15,9 @@ def mlp(
     last_norm: bool = False,
     last_affine: bool = True,
     last_bias: bool = True,
+    activation: Callable[[], nn.Module] = nn.ReLU,
 ) -> nn.Sequential:
-    """Build a multilayer perceptron: linear maps with batch norm (if `norm`) and ReLU between them.
+    """Build a multilayer perceptron: linear maps, with batch norm (if `norm`) and ReLU between.
 
     `widths` holds the widths of input, hidden layers and output. `last_norm` adds a batch norm
     after the last map, with scale and shift if `last_affine`. A linear map before a batch norm has
@@ -29,5 +31,5 @@ def mlp(
         if normed:
             layers.append(nn.BatchNorm1d(after, affine=index < last or last_affine))
         if index < last:
-            layers.append(nn.ReLU(inplace=True))
+            layers.append(activation())
     return nn.Sequential(*layers)

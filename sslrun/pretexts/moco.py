@@ -18,13 +18,13 @@ from sslrun.data.examples import Batch
 from sslrun.errors import UserError
 from sslrun.pretexts.base import pretexts
 from sslrun.pretexts.heads import mlp
-from sslrun.pretexts.views import Teacher, TwoViewOptions, TwoViews
+from sslrun.pretexts.views import MultiView, Teacher, ViewOptions
 from sslrun.training.learner import Output
 from sslrun.training.norm import has_batch_norm, split_norms
 
 
 @pretexts.register("moco")
-class MoCo(TwoViews):
+class MoCo(MultiView):
     """Recognize the other view of an image among a queue of other images' views.
 
     MoCo v2: He et al., CVPR 2020 (arXiv:1911.05722); Chen et al. 2020 (arXiv:2003.04297).
@@ -38,7 +38,7 @@ class MoCo(TwoViews):
     and of the demonstration.
     """
 
-    class Options(TwoViewOptions):
+    class Options(ViewOptions):
         sync_norm: bool = False
         """Compute batch norm's statistics over the batches of all devices together. Off in the
         paper, because it lets queries recognize their keys by the statistics that they share."""

@@ -11,19 +11,19 @@ from sslrun import distributed
 from sslrun.backbones.base import Backbone
 from sslrun.pretexts.base import pretexts
 from sslrun.pretexts.heads import mlp
-from sslrun.pretexts.views import TwoViewOptions, TwoViews
+from sslrun.pretexts.views import MultiView, ViewOptions
 from sslrun.training.learner import Output
 
 
 @pretexts.register("simclr")
-class SimCLR(TwoViews):
+class SimCLR(MultiView):
     """Recognize the other view of the same image among all other views of the batch.
 
     Chen et al., ICML 2020 (arXiv:2002.05709). Both views go through the network together, and batch
     norm uses the statistics of all devices, as in the authors' code.
     """
 
-    class Options(TwoViewOptions):
+    class Options(ViewOptions):
         temperature: float = Field(default=0.1, gt=0)
         """Temperature of the softmax. The paper uses 0.1 for ImageNet and 0.5 for CIFAR-10."""
         projection: int = Field(default=128, ge=2)

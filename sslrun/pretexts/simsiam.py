@@ -9,12 +9,12 @@ from torch import Tensor
 from sslrun.backbones.base import Backbone
 from sslrun.pretexts.base import pretexts
 from sslrun.pretexts.heads import mlp
-from sslrun.pretexts.views import TwoViewOptions, TwoViews
+from sslrun.pretexts.views import MultiView, ViewOptions
 from sslrun.training.learner import Output
 
 
 @pretexts.register("simsiam")
-class SimSiam(TwoViews):
+class SimSiam(MultiView):
     """Predict the projection of the other view, with a stopped gradient.
 
     Chen & He, CVPR 2021 (arXiv:2011.10566). The two views go through the network one after the
@@ -23,7 +23,7 @@ class SimSiam(TwoViews):
     authors keep it constant, which gained 0.4 points.
     """
 
-    class Options(TwoViewOptions):
+    class Options(ViewOptions):
         hidden: int = Field(default=2048, ge=2)
         """Width of the projector's hidden and output layers."""
         depth: int = Field(default=3, ge=2)

@@ -12,19 +12,19 @@ from sslrun.backbones.base import Backbone
 from sslrun.data.image.augment import Augmentation
 from sslrun.pretexts.base import pretexts
 from sslrun.pretexts.heads import mlp
-from sslrun.pretexts.views import TwoViewOptions, TwoViews
+from sslrun.pretexts.views import MultiView, ViewOptions
 from sslrun.training.learner import Output
 
 
 @pretexts.register("vicreg")
-class VICReg(TwoViews):
+class VICReg(MultiView):
     """Make two views similar, keep the variance of each dimension high and covariances low.
 
     Bardes, Ponce & LeCun, ICLR 2022 (arXiv:2105.04906). Batch norm uses the statistics of all
     devices, as in the authors' code.
     """
 
-    class Options(TwoViewOptions):
+    class Options(ViewOptions):
         augmentation: Augmentation = Augmentation.byol_first()
         """Augmentation of the first view; default: BYOL's."""
         second: Augmentation | None = Augmentation.byol_second()

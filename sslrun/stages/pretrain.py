@@ -23,6 +23,7 @@ from sslrun.stages.context import Context, perform
 from sslrun.stages.devices import devices_identity
 from sslrun.stages.fit import Checkpoints, fit
 from sslrun.stages.logging import logs
+from sslrun.stages.pictures import write_sheet
 from sslrun.stages.watch import Watcher
 from sslrun.tasks.base import TaskOptions
 from sslrun.training.loop import Step, Training
@@ -137,7 +138,9 @@ class Pretraining:
         for evaluation in recipe.evaluate.values():
             cast(TaskOptions, evaluation.task.options).check_depth(backbone.depth)
         backbone.fit_inputs(examples)
-        return cls(self.pretext.options, backbone)
+        pretext = cls(self.pretext.options, backbone)
+        pretext.fit(examples)
+        return pretext
 
     def _train(
         self, training: Training[Any], examples: Examples, watcher: Watcher, context: Context
@@ -156,7 +159,10 @@ class Pretraining:
                 training, examples, self.seed, run, context, self.title, log, checkpoints
             ):
                 if step.last or count_checks(step.step) > count_checks(step.step - 1):
-                    check = watcher.check(training.averaged, step.step / step.total)
+                    pretext = training.averaged
+                    check = watcher.check(pretext, step.step / step.total, step.metrics)
+                    if distributed.is_main() and (columns := watcher.pictures(pretext)):
+                        write_sheet(run.path / "pictures" / "pretext.png", columns)
                     log({"step": step.step, "epoch": round(step.epoch, 4), **check.record})
                     if check.warning:
                         context.reporter.say(f"{self.title}: step {step.step}: {check.warning}")

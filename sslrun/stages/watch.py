@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -21,6 +22,8 @@ from sslrun.training.device import Compute
 
 BATCH = 256
 """Batch size of the forward passes."""
+PICTURED = 8
+"""Number of examples that pictures are drawn of."""
 AT_FLOOR = 0.97
 """A held-out loss above this share of its floor means that nothing is learned from context."""
 PATIENCE = 0.25
@@ -60,10 +63,13 @@ class Watcher:
             self.held_out = _sample(pretext.arrange(splits.val, seed), options.examples, seed)
         self.floor = pretext.floor(splits.train)
 
-    def check(self, pretext: Pretext, progress: float) -> FeatureCheck:
+    def check(
+        self, pretext: Pretext, progress: float, metrics: Mapping[str, Tensor] | None = None
+    ) -> FeatureCheck:
         """Check the backbone of a pretext task, which is left in eval mode.
 
-        `progress` is the share of the training that is done, in [0, 1].
+        `progress` is the share of the training that is done, in [0, 1]. `metrics` are those of the
+        last step.
         """
         pretext.eval()
         queries = self._features(pretext.kept, self.queries)
@@ -76,14 +82,33 @@ class Watcher:
             scores = weighted_knn(bank, known, queries, votes.k, votes.temperature, self.classes)
             record["knn"] = accuracy(scores, truth)
         record |= self._held_out(pretext)
+        logged = {name: value.item() for name, value in (metrics or {}).items()}
+        failure = pretext.diagnose(logged | record)
         if self.floor is None or "held_out_loss" not in record:
-            return FeatureCheck(record, collapse(queries))
+            return FeatureCheck(record, failure or collapse(queries))
         # For a model of tokens the floor says more than the features of whole sequences, which it
         # does not have to separate.
         record["floor"] = self.floor
+        if failure is not None:
+            return FeatureCheck(record, failure)
         stuck = progress >= PATIENCE and record["held_out_loss"] > AT_FLOOR * self.floor
         warning = _describe_stuck(record["held_out_loss"], self.floor) if stuck else None
         return FeatureCheck(record, warning)
+
+    @torch.inference_mode()
+    def pictures(self, pretext: Pretext) -> dict[str, Tensor]:
+        """The task's pictures of a few held-out images, always with the same draws.
+
+        The pretext task is left in eval mode.
+        """
+        generator, device = self.compute.generator(), self.compute.device
+        generator.manual_seed(0)
+        examples = self.queries if self.held_out is None else self.held_out
+        indices = torch.arange(min(PICTURED, len(examples)))
+        pretext.eval()
+        (batch,) = examples.batches([indices], device)
+        with self.compute.autocast():
+            return pretext.pictures(batch, generator)
 
     @torch.inference_mode()
     def _held_out(self, pretext: Pretext) -> dict[str, float]:

@@ -66,6 +66,13 @@ class Learner(nn.Module):
         `progress` in (0, 1] is the share of training that is done.
         """
 
+    def last_layer(self) -> list[nn.Parameter]:
+        """Parameters that do not learn during the first `freeze_last` epochs of a schedule.
+
+        They are those of a head's last layer, such as prototypes.
+        """
+        return []
+
     def layers(self) -> list[list[nn.Parameter]]:
         """The backbone's parameters from input to output, by depth, for layer-wise decay."""
         return []

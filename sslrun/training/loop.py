@@ -27,7 +27,7 @@ from sslrun.training.device import Compute
 from sslrun.training.flops import FlopMeter, flop_counter, is_counted
 from sslrun.training.learner import Learner, Output
 from sslrun.training.norm import synchronize_norms
-from sslrun.training.optim import lr_factor, optimizers
+from sslrun.training.optim import half_cosine, lr_factor, optimizers, set_rates
 from sslrun.training.order import indices
 from sslrun.training.schedule import Schedule
 
@@ -194,22 +194,22 @@ def train(training: Training[Any], examples: Examples, seed: int) -> Iterator[St
     epoch_steps = schedule.steps_an_epoch(len(examples))
     total = schedule.total_steps(len(examples))
     warmup = round(schedule.warmup * epoch_steps)
+    frozen_steps = round(schedule.freeze_last * epoch_steps)
     lengths_differ = examples.lengths is not None  # read once: slow for millions of examples
     parameters = [parameter for parameter in learner.parameters() if parameter.requires_grad]
     passes = _Passes(training, total, seed)
     batches = examples.batches(_remaining_indices(training, examples, seed, total), compute.device)
     learner.train()
     while training.step < total:
-        lr = schedule.lr * lr_factor(
-            training.step, total, warmup, schedule.schedule, schedule.milestones, schedule.gamma
-        )
-        _set_learning_rates(training.optimizers, lr)
+        lr = _set_rates(training, total, warmup)
         learner.before_step(training.step / total)
         with explain_out_of_memory(schedule, compute):
             done = passes.run(batches, is_counted(training.step, total, lengths_differ))
+        if training.step < frozen_steps:
+            for parameter in learner.last_layer():
+                parameter.grad = None
         norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        if schedule.clip is not None:
-            nn.utils.clip_grads_with_norm_(parameters, schedule.clip, norm)
+        _clip(parameters, norm, schedule)
         training.watch_finite(done.loss, norm, lr)
         with explain_out_of_memory(schedule, compute):  # the first step allocates state
             for optimizer in training.optimizers:
@@ -262,11 +262,38 @@ def _remaining_indices(
     return indices(examples, training.schedule, seed, training.step, total, remember)
 
 
-def _set_learning_rates(optimizers: list[torch.optim.Optimizer], lr: float) -> None:
-    """Set the learning rate of each parameter group to `lr` times the group's `lr_scale`."""
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            group["lr"] = lr * group["lr_scale"]
+def _set_rates(training: Training[Any], total: int, warmup: int) -> float:
+    """Set the optimizers' rates for the coming step, and return the learning rate."""
+    schedule, step = training.schedule, training.step
+    factor = lr_factor(
+        step,
+        total,
+        warmup,
+        schedule.schedule,
+        schedule.milestones,
+        schedule.gamma,
+        schedule.lr_end / schedule.lr,
+    )
+    weight_decay = schedule.weight_decay
+    if schedule.weight_decay_end is not None:
+        weight_decay = half_cosine(weight_decay, schedule.weight_decay_end, step / total)
+    set_rates(training.optimizers, schedule.lr * factor, weight_decay)
+    return schedule.lr * factor
+
+
+@torch.no_grad()
+def _clip(parameters: list[nn.Parameter], norm: Tensor, schedule: Schedule) -> None:
+    """Clip the gradients as the schedule says; `norm` is their global norm."""
+    if schedule.clip is not None:
+        nn.utils.clip_grads_with_norm_(parameters, schedule.clip, norm)
+    if schedule.clip_each is not None:
+        grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        if grads:
+            scales = [
+                (schedule.clip_each / (one + 1e-6)).clamp(max=1.0)
+                for one in torch._foreach_norm(grads)
+            ]
+            torch._foreach_mul_(grads, scales)
 
 
 @dataclass

@@ -30,6 +30,9 @@ class OptimizerOptions(Options):
     weight_decay: float = Field(0.0, ge=0)
     """Weight decay. It is decoupled in adamw and muon, and an L2 penalty in sgd and lars, as in
     their papers."""
+    weight_decay_end: float | None = Field(None, ge=0)
+    """Weight decay at the end of training, which `weight_decay` approaches along half a cosine, as
+    in DINO (Caron et al. 2021); default: constant."""
     decay: Literal["matrices", "all"] = "matrices"
     """Parameters that have weight decay and, in lars, an adaptive learning rate. matrices: matrices
     and convolutions. all: also norms, biases and other vectors, as torch.optim.SGD has it in MoCo
@@ -153,6 +156,7 @@ def optimizers(
             {
                 "params": parameters,
                 "weight_decay": options.weight_decay if group.decays else 0.0,
+                "decays": group.decays,
                 "lr_scale": group.lr_scale,
                 **({"adapt": group.decays} if options.optimizer == "lars" else {}),
             }
@@ -199,13 +203,35 @@ def _build(
             return torch.optim.AdamW(groups, lr=options.lr, betas=options.betas, fused=True)
 
 
+def set_rates(built: Iterable[torch.optim.Optimizer], lr: float, weight_decay: float) -> None:
+    """Set the learning rate and the weight decay of each parameter group of `optimizers`.
+
+    The rate is multiplied by the group's `lr_scale`; groups that do not decay keep a decay of 0.
+    """
+    for optimizer in built:
+        for group in optimizer.param_groups:
+            group["lr"] = lr * group["lr_scale"]
+            group["weight_decay"] = weight_decay if group["decays"] else 0.0
+
+
+def half_cosine(start: float, end: float, progress: float) -> float:
+    """Go from `start` at `progress` 0 to `end` at 1 along half a period of a cosine."""
+    return end + (start - end) * (1 + math.cos(math.pi * progress)) / 2
+
+
 def lr_factor(
-    step: int, total: int, warmup: int, shape: Shape, milestones: tuple[float, ...], gamma: float
+    step: int,
+    total: int,
+    warmup: int,
+    shape: Shape,
+    milestones: tuple[float, ...],
+    gamma: float,
+    end: float = 0.0,
 ) -> float:
     """The learning rate at `step` (0 to `total` - 1), as a share of the highest.
 
-    It rises linearly over `warmup` steps. Then it falls to 0 at `total` along a cosine or a line,
-    stays constant, or is multiplied by `gamma` at each of `milestones`, which are shares of
+    It rises linearly over `warmup` steps. Then it falls to `end` at `total` along a cosine or a
+    line, stays constant, or is multiplied by `gamma` at each of `milestones`, which are shares of
     `total`.
     """
     if step < warmup:
@@ -213,9 +239,9 @@ def lr_factor(
     share = (step - warmup) / max(1, total - warmup)
     match shape:
         case "cosine":
-            return 0.5 * (1 + math.cos(math.pi * share))
+            return half_cosine(1.0, end, share)
         case "linear":
-            return 1 - share
+            return 1 - share * (1 - end)
         case "step":
             return gamma ** sum(step >= milestone * total for milestone in milestones)
         case "constant":

@@ -35,9 +35,17 @@ class Schedule(OptimizerOptions):
     """With `schedule: step`: shares of training, in (0, 1), after which the learning rate drops."""
     gamma: float = Field(0.1, gt=0, lt=1)
     """With `schedule: step`: factor on the learning rate at each milestone."""
+    lr_end: float = Field(0.0, ge=0)
+    """Learning rate at the end of `schedule: cosine` or `linear`."""
     clip: float | None = Field(None, gt=0)
     """Largest global norm of the gradient; larger gradients are scaled down to it. Default: no
     clipping."""
+    clip_each: float | None = Field(None, gt=0)
+    """Largest norm of each parameter tensor's gradient, as in DINO (Caron et al. 2021); larger ones
+    are scaled down to it. Default: no clipping."""
+    freeze_last: float = Field(0.0, ge=0)
+    """Epochs at the start in which the last layer of the pretext task's head does not learn, as in
+    DINO and SwAV."""
     ema: float = Field(0.0, ge=0, lt=1)
     """Decay of a moving average of the weights, which is evaluated and saved instead of the last
     weights; 0: off."""
@@ -57,6 +65,11 @@ class Schedule(OptimizerOptions):
             raise ValueError(
                 f"batch ({self.batch}) is not a multiple of accumulate ({self.accumulate})"
             )
+        lowest = min(self.lr) if isinstance(self.lr, tuple) else self.lr
+        if self.lr_end > lowest:
+            raise ValueError(f"lr_end ({self.lr_end:g}) is higher than lr ({lowest:g}): lower it")
+        if self.clip is not None and self.clip_each is not None:
+            raise ValueError("clip and clip_each contradict each other: set one")
         if (self.schedule == "step") != bool(self.milestones):
             raise ValueError("schedule: step and milestones go together: set both or neither")
         return self

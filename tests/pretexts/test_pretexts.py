@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from sslrun.backbones import build_backbone
+from sslrun.backbones.base import backbones
 from sslrun.data.examples import Batch
 from sslrun.data.specs import ImageSpec
 from sslrun.errors import UserError
@@ -69,6 +70,8 @@ def pair(count=6, width=5):
 @pytest.mark.parametrize("name", IMAGE_PRETEXTS)
 def test_every_pretext_learns_on_every_backbone(name):
     for backbone in ("resnet18", "vit-tiny"):
+        if not set(pretexts[name].needs) <= backbones[backbone].offers:
+            continue
         pretext = build(name, backbone, stem="imagenet")
         learned = [parameter for parameter in pretext.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(learned, lr=0.003)
@@ -89,7 +92,8 @@ def test_every_pretext_learns_on_every_backbone(name):
 
 @pytest.mark.parametrize("name", IMAGE_PRETEXTS)
 def test_views_depend_on_the_generator_and_not_on_the_global_one(name):
-    pretext = build(name)
+    needs = set(pretexts[name].needs)
+    pretext = build(name, "resnet18" if needs <= backbones["resnet18"].offers else "vit-tiny")
     first, again, other = (pretext.views(batch(), generator(seed)) for seed in (1, 1, 2))
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     assert (

@@ -216,6 +216,59 @@ def test_the_learning_rate_equals_values_by_hand():
     assert course("step", milestones=(0.5, 0.75)) == pytest.approx([1] * 4 + [0.1] * 2 + [0.01] * 2)
 
 
+def test_the_end_of_the_learning_rate_and_of_weight_decay_follow_half_a_cosine():
+    schedule = Schedule(
+        steps=4, batch=8, schedule="cosine", lr=0.1, lr_end=0.02,
+        weight_decay=0.04, weight_decay_end=0.4,
+    )  # fmt: skip
+    training = Training(Toy(), schedule, CPU)
+    for step in train(training, examples(), 0):
+        share = (step.step - 1) / 4
+        fallen = (1 - math.cos(math.pi * share)) / 2
+        assert step.lr == pytest.approx(0.1 - 0.08 * fallen)
+        decays = {group["weight_decay"] for group in training.optimizers[0].param_groups}
+        assert sorted(decays) == pytest.approx([0.0, 0.04 + 0.36 * fallen])
+
+
+def test_the_gradient_of_each_tensor_is_clipped_by_itself():
+    def changes(**options):
+        learner = Toy()
+        before = [parameter.detach().clone() for parameter in learner.parameters()]
+        schedule = Schedule(steps=1, batch=8, optimizer="sgd", momentum=0, lr=1.0, **options)
+        list(train(Training(learner, schedule, CPU), examples(), 0))
+        return [old - new.detach() for old, new in zip(before, learner.parameters(), strict=True)]
+
+    plain = changes()
+    bound = sorted(change.norm().item() for change in plain)[len(plain) // 2]
+    clipped = changes(clip_each=bound)
+    for free, held in zip(plain, clipped, strict=True):
+        torch.testing.assert_close(held, free * min(1.0, bound / (free.norm().item() + 1e-6)))
+    assert any(not torch.equal(*pair) for pair in zip(plain, clipped, strict=True))
+
+
+def test_the_last_layer_is_frozen_for_the_first_epochs():
+    class Frozen(Toy):
+        def last_layer(self):
+            return [self.head.weight]
+
+    learner = Frozen()
+    start = learner.head.weight.detach().clone()
+    schedule = Schedule(epochs=2, batch=8, lr=0.01, weight_decay=0.1, freeze_last=1)
+    moved = [
+        not torch.equal(learner.head.weight, start)
+        for _ in train(Training(learner, schedule, CPU), examples(), 0)
+    ]
+    assert moved == [False] * 5 + [True] * 5
+    assert not torch.equal(learner.head.bias, Toy().head.bias)
+
+
+def test_ends_and_clips_that_contradict_each_other_are_errors():
+    with pytest.raises(ValueError, match=r"lr_end \(1\) is higher than lr \(0.1\)"):
+        Schedule(steps=1, lr=0.1, lr_end=1)
+    with pytest.raises(ValueError, match="clip and clip_each contradict each other"):
+        Schedule(steps=1, clip=1.0, clip_each=3.0)
+
+
 def test_lars_equals_its_formula_and_skips_vectors():
     torch.manual_seed(0)
     matrix, vector = nn.Parameter(torch.randn(4, 3)), nn.Parameter(torch.randn(3))
