@@ -104,9 +104,26 @@ def sslrun(
 
 
 @app.command()
-def pretrain(
+def pretrain(  # noqa: PLR0913 (typer makes each parameter an option)
     recipe: RecipeFile,
     overrides: Overrides = None,
+    source: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            help="Start from this backbone, as pretrain.init does: a run's folder, a file of "
+            "weights, or hub:OWNER/NAME.",
+            show_default=False,
+        ),
+    ] = None,
+    extend: Annotated[
+        bool,
+        typer.Option(
+            "--extend",
+            help="Continue the longest finished run of the recipe with a shorter schedule, by a "
+            "warm restart from its last state.",
+        ),
+    ] = False,
     device: Device = "auto",
     seed: Seed = 0,
     runs: Runs = Path("runs"),
@@ -120,13 +137,18 @@ def pretrain(
     from sslrun.stages.context import Context
     from sslrun.stages.pretrain import Pretraining
 
-    loaded = load(recipe, overrides or ())
+    if source is not None and extend:
+        raise UserError("--from and --extend both say where to start: give one of them")
+    init = [f"pretrain.init={json.dumps(source)}"] if source is not None else []
+    loaded = load(recipe, [*(overrides or ()), *init])
     if loaded.pretext is None:
         raise UserError(
             f"{recipe}: has no pretext task, so there is nothing to pretrain; "
             "add one, such as `pretext: simclr`"
         )
     job = Pretraining(loaded, seed, runs)
+    if extend:
+        job = job.extending()
     job.execute(Context.open(device, runs, fresh, profile))
     if distributed.is_main():
         typer.echo(job.run.path)

@@ -193,6 +193,11 @@ class Run:
         return self.path / "checkpoint"
 
     @property
+    def last_state(self) -> Path:
+        """The folder of a finished training's last state, if it was kept."""
+        return self.path / "last"
+
+    @property
     def finished(self) -> bool:
         return (self.path / "result.json").exists()
 

@@ -16,6 +16,7 @@ from pydantic import (
     model_validator,
 )
 
+from sslrun.backbones.weights import WEIGHTS
 from sslrun.data.shifts import ID, MEAN_SHIFT, Shift
 from sslrun.data.source import SourceOptions
 from sslrun.protocols.base import Protocol, protocols, unsupported
@@ -23,6 +24,9 @@ from sslrun.registry import Options
 from sslrun.runs import component_identity, hash_contents
 from sslrun.tasks.base import TaskOptions, tasks
 from sslrun.training.schedule import Schedule
+
+HUB = "hub:"
+"""Prefix of a repository on the Hugging Face hub that `pretrain.init` names."""
 
 
 class Named(BaseModel):
@@ -63,6 +67,22 @@ class Pretrain(Schedule):
     seed: int | None = Field(None, ge=0)
     """Fixed pretraining seed, shared by evaluations of all seeds; default: each evaluation uses its
     own seed."""
+    init: str | None = None
+    """Weights of the backbone to start from, for continued pretraining: the folder of a run, a file
+    with the names of sslrun, timm, torchvision or transformers, or hub:OWNER/NAME, which downloads
+    that model.safetensors; default: random weights. Heads and teachers are always new."""
+
+    @field_validator("init")
+    @classmethod
+    def _check_init(cls, init: str | None) -> str | None:
+        if init is not None and not init.startswith(HUB):
+            path = Path(init).expanduser()
+            if not (path / WEIGHTS if path.is_dir() else path).is_file():
+                raise ValueError(
+                    f"no checkpoint at {init}: name a run's folder, a file of weights, or "
+                    f"{HUB}OWNER/NAME"
+                )
+        return init
 
 
 class Watch(Options):
@@ -74,6 +94,9 @@ class Watch(Options):
     """Maximum number of held-out examples per feature check, and of training examples."""
     checkpoint: float = Field(10.0, gt=0)
     """Minutes between two checkpoints."""
+    keep_state: bool = True
+    """Keep the last state of a finished pretraining (heads, teachers, optimizer) in its folder, as
+    `sslrun pretrain --extend` needs it. It takes a few times the space of the weights."""
     to: tuple[Literal["tensorboard", "wandb"], ...] = ()
     """Loggers in addition to metrics.jsonl; each needs the optional extra of the same name."""
 

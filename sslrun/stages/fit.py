@@ -31,6 +31,8 @@ class Checkpoints:
     folder: Path
     minutes: float
     """Minutes between two checkpoints."""
+    extended: Path | None = None
+    """The last state of the finished training that this one extends; None: it begins at step 0."""
 
     @property
     def latest(self) -> Path | None:
@@ -59,6 +61,10 @@ def fit(
     if (checkpoint := checkpoints.latest) is not None:
         restore(training, checkpoint)
         context.reporter.say(f"{name}: continues after step {training.step}")
+    elif checkpoints.extended is not None:
+        restore(training, checkpoints.extended)
+        training.restart()
+        context.reporter.say(f"{name}: extends {training.step} steps, with a warm restart")
     if distributed.is_main():
         run.forget_after(training.step)
     total = training.schedule.total_steps(len(examples))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -12,20 +12,29 @@ import torch
 from sslrun import distributed
 from sslrun.backbones import build_backbone, save_backbone
 from sslrun.backbones.base import backbones
-from sslrun.backbones.weights import WEIGHTS
+from sslrun.backbones.weights import WEIGHTS, load_into
 from sslrun.data.examples import Examples
 from sslrun.data.specs import InputSpec, TextSpec
 from sslrun.data.splits import load_splits
+from sslrun.errors import UserError
 from sslrun.pretexts.base import Pretext, pretexts
 from sslrun.recipe import Named, Pretrain, Recipe
 from sslrun.runs import Run
 from sslrun.stages.context import Context, perform
 from sslrun.stages.devices import devices_identity
 from sslrun.stages.fit import Checkpoints, fit
+from sslrun.stages.lineage import (
+    EXTENDS,
+    find_extended,
+    find_init,
+    find_shorter,
+    init_identity,
+)
 from sslrun.stages.logging import logs
 from sslrun.stages.pictures import write_sheet
 from sslrun.stages.watch import Watcher
 from sslrun.tasks.base import TaskOptions
+from sslrun.training.checkpoint import latest, save
 from sslrun.training.loop import Step, Training
 
 
@@ -39,6 +48,9 @@ class Pretraining:
     root: Path
     devices: int = field(default_factory=distributed.device_count)
     """The number of devices to train on."""
+
+    parent: Run | None = None
+    """The finished, shorter run that this one extends; None: it begins at step 0."""
 
     needs: tuple[Any, ...] = ()
 
@@ -69,11 +81,38 @@ class Pretraining:
             "backbone": recipe.backbone.identity(),
             "pretext": self.pretext.identity(),
             "data": recipe.data.identity(),
-            "pretrain": self.schedule.non_defaults(exclude={"seed"}),
+            "pretrain": self.schedule.non_defaults(exclude={"seed", "init"}),
             "seed": self.seed,
             **devices_identity(self.devices, self._depends_on_devices),
+            **init_identity(self.schedule.init),
+            **({} if self.parent is None else {EXTENDS: self.parent.hash}),
         }
         return Run(self.root, recipe.name, "pretrain", identity)
+
+    def extending(self) -> Pretraining:
+        """This job as an extension of the longest finished run of a shorter schedule.
+
+        Raises UserError if there is none, or if it kept no state.
+        """
+        parent = find_shorter(self.run)
+        if parent is None:
+            raise UserError(
+                f"--extend: there is no finished run of recipe '{self.recipe.name}' with seed "
+                f"{self.seed} that differs in a shorter pretraining only: leave --extend out"
+            )
+        if latest(parent.last_state) is None:
+            raise UserError(
+                f"--extend: {parent.path} kept no state to start from (watch.keep_state: false): "
+                f"give --from {parent.path} instead, which starts from its backbone alone"
+            )
+        return replace(self, parent=parent)
+
+    def known(self) -> Pretraining:
+        """This job, or a finished extension of a shorter run to the same length."""
+        if self.run.finished:
+            return self
+        parent = find_extended(self.run)
+        return self if parent is None else replace(self, parent=parent)
 
     @property
     def _depends_on_devices(self) -> bool:
@@ -94,7 +133,12 @@ class Pretraining:
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Pretrain unless the run is finished, and return its result."""
-        return perform(self.run, self.recipe.resolved(), context, partial(self._body, context))
+        run = self.run
+        if self.parent is None and not run.finished and (shorter := find_shorter(run)):
+            context.reporter.say(
+                f"{shorter.path} is a finished, shorter run of this recipe: --extend continues it"
+            )
+        return perform(run, self.recipe.resolved(), context, partial(self._body, context))
 
     def _body(self, context: Context) -> dict[str, Any]:
         recipe = self.recipe
@@ -117,6 +161,8 @@ class Pretraining:
             "backbone": recipe.backbone.name,
             "pretext": self.pretext.name,
             "seed": self.seed,
+            **({} if self.schedule.init is None else {"init": self.schedule.init}),
+            **({} if self.parent is None else {EXTENDS: self.parent.hash}),
             "watched": watched,
             "steps": step.step,
             "examples": step.examples,
@@ -137,7 +183,10 @@ class Pretraining:
         backbone = build_backbone(recipe.backbone.name, recipe.backbone.options, backbone_spec)
         for evaluation in recipe.evaluate.values():
             cast(TaskOptions, evaluation.task.options).check_depth(backbone.depth)
-        backbone.fit_inputs(examples)
+        if self.schedule.init is None:
+            backbone.fit_inputs(examples)
+        else:  # inputs are prepared as in the training that the weights are from
+            load_into(backbone, find_init(self.schedule.init))
         pretext = cls(self.pretext.options, backbone)
         pretext.fit(examples)
         return pretext
@@ -153,7 +202,8 @@ class Pretraining:
             """Count the checks in `steps` steps; nothing else counts, so resuming is exact."""
             return steps / epoch // watch.every
 
-        checkpoints = Checkpoints(run.checkpoints, watch.checkpoint)
+        extended = None if self.parent is None else latest(self.parent.last_state)
+        checkpoints = Checkpoints(run.checkpoints, watch.checkpoint, extended)
         with logs(run, watch.to) as log:
             for step in fit(
                 training, examples, self.seed, run, context, self.title, log, checkpoints
@@ -166,6 +216,8 @@ class Pretraining:
                     log({"step": step.step, "epoch": round(step.epoch, 4), **check.record})
                     if check.warning:
                         context.reporter.say(f"{self.title}: step {step.step}: {check.warning}")
+        if watch.keep_state and distributed.is_main():
+            save(training, run.last_state)
         return step, check.record
 
 

@@ -47,6 +47,7 @@ class InitialWeights:
         if recipe.pretext is None:
             return cls.initial(recipe, seed)
         job = on_known_devices(partial(Pretraining, recipe, seed, root), root / recipe.name)
+        job = job.known()
         return cls({"pretrain": job.run.hash}, job.weights, job)
 
     @classmethod

@@ -93,6 +93,8 @@ class Training(Generic[AnyLearner]):
         self.optimizers = optimizers(learner, schedule, learner.layers())
         self.average = copy.deepcopy(learner).requires_grad_(False) if schedule.ema else None
         self.step = 0
+        self.first_step = 0
+        """The step at which the learning rate's schedule starts: that of a warm restart."""
         self.meter = FlopMeter()
         self.examples_state: dict[str, Any] = {}
         """State of the examples at the beginning of the current epoch."""
@@ -161,6 +163,7 @@ class Training(Generic[AnyLearner]):
         """Everything that is needed to resume, except the learner's weights."""
         return {
             "step": self.step,
+            "first_step": self.first_step,
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "average": None if self.average is None else self.average.state_dict(),
             "flops": self.meter.state_dict(),
@@ -168,9 +171,14 @@ class Training(Generic[AnyLearner]):
             "seconds": self.seconds,
         }
 
+    def restart(self) -> None:
+        """Start the learning rate's schedule again at this step, for the steps that are left."""
+        self.first_step = self.step
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` returned."""
         self.step, self.seconds_before_resume = state["step"], state["seconds"]
+        self.first_step = state["first_step"]
         self.meter.load_state_dict(state["flops"])
         self.examples_state = state["examples"]
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
@@ -263,11 +271,15 @@ def _remaining_indices(
 
 
 def _set_rates(training: Training[Any], total: int, warmup: int) -> float:
-    """Set the optimizers' rates for the coming step, and return the learning rate."""
+    """Set the optimizers' rates for the coming step, and return the learning rate.
+
+    The learning rate's schedule spans the steps from the training's first one, after which a warm
+    restart began.
+    """
     schedule, step = training.schedule, training.step
     factor = lr_factor(
-        step,
-        total,
+        step - training.first_step,
+        total - training.first_step,
         warmup,
         schedule.schedule,
         schedule.milestones,

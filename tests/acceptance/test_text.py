@@ -368,6 +368,9 @@ def test_pretraining_reports_losses_and_floor_and_saves_its_tokenizer(folder, ru
     run("finetune", *other_corpus[:2], f"data.tokenizer={{file: {saved}}}", *other_corpus[2:])
     smaller_vocabulary = ["data.tokenizer.vocab=150", "--from", path]
     assert "was trained with another tokenizer" in run("finetune", *smaller_vocabulary, code=2)
+    # Pretraining on another corpus starts from these weights, with their tokenizer only.
+    run("pretrain", *other_corpus[:2], f"data.tokenizer={{file: {saved}}}", *other_corpus[2:])
+    assert "was trained with another tokenizer" in run("pretrain", *smaller_vocabulary, code=2)
 
 
 def test_a_weight_file_without_a_tokenizer_must_have_its_vocabulary_size(folder, run):
