@@ -36,7 +36,7 @@ WIDE_CROP = 0.4
 COPIES = 5
 """The last layer is in memory as weights, teacher, gradient and two moments of AdamW."""
 SAME = 0.02
-"""An entropy or divergence below this share of ln(outputs) counts as 0 in the watcher's diagnosis."""
+"""An entropy or divergence below this share of ln(outputs) counts as 0 in `diagnose`."""
 PICTURED_CROPS = 4
 """Largest number of local views that pictures show."""
 
