@@ -6,7 +6,7 @@ import logging
 import math
 import os
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
@@ -135,7 +135,6 @@ class DINO(MultiView):
     options: Options
     most_views = None
     takes_crops = True
-    needs: ClassVar[tuple[str, ...]] = ()
     center: Tensor
     """(K,): moving mean of the teacher's outputs; 0 without centering."""
     patch_center: Tensor
@@ -227,7 +226,7 @@ class DINO(MultiView):
         if entropy < SAME * largest:
             return (
                 f"collapse: one output dominates (the teacher's entropy is {entropy:.2g}, near 0): "
-                "set center, or lower lr"
+                "set center: 0.9, lower lr or raise teacher_temperature"
             )
         if entropy > (1 - SAME) * largest:
             return (
@@ -248,11 +247,11 @@ class DINO(MultiView):
         for index, view in enumerate(views[:count], 1):
             columns[f"global {index}"] = view
         if self.options.ibot:
-            *views, masks = views
-            for index, mask in enumerate(masks.chunk(count), 1):
+            for index, mask in enumerate(views[-1].chunk(count), 1):
                 view = views[index - 1]
                 columns[f"masked {index}"] = torch.where(self._on_pixels(mask, view), 0.5, view)
-        for index, view in enumerate(views[count : count + PICTURED_CROPS], 1):
+        crops = 0 if self.options.crops is None else min(self.options.crops.count, PICTURED_CROPS)
+        for index, view in enumerate(views[count : count + crops], 1):
             columns[f"local {index}"] = view
         return columns
 
@@ -309,12 +308,14 @@ class DINO(MultiView):
         chosen = masks.flatten().int().argsort(descending=True, stable=True)
         chosen = chosen[: self._most_masked(*masks.shape)]
         weights = masks / masks.sum(dim=1, keepdim=True).clamp_min(1) / len(masks)
+        head = self.teacher.head
+        assert isinstance(head, Head)
         with torch.no_grad():
-            units = self.teacher.head.embed(teacher)
-            outputs = self.teacher.head.last(units.flatten(0, 1)[chosen])
+            units = head.embed(teacher)
+            outputs = head.last(units.flatten(0, 1)[chosen])
             targets = soften(outputs, self.patch_center, self.teacher_temperature)
             # The last layer is linear: the mean over all patches of what it returns.
-            self._move_center(self.patch_center, self.teacher.head.last(units.mean(dim=(0, 1))))
+            self._move_center(self.patch_center, head.last(units.mean(dim=(0, 1))))
         scores = self.head(student.flatten(0, 1)[chosen])
         losses = cross_entropy(scores, targets, self.options.student_temperature)
         return (weights.flatten()[chosen] * losses).sum()
@@ -441,7 +442,7 @@ def attention_maps(backbone: Backbone, images: Tensor) -> Tensor:
     weights = backbone.attention(images).float().mean(dim=1)[:, 0]
     rows, columns = _grid_of(backbone, images)
     patches = weights[:, -rows * columns :]
-    maps = (patches / patches.amax(dim=1, keepdim=True)).unflatten(1, (1, rows))
+    maps = (patches / patches.amax(dim=1, keepdim=True)).unflatten(1, (1, rows, columns))
     return F.interpolate(maps, images.shape[-2:]).expand(-1, 3, -1, -1)
 
 
