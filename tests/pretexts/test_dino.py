@@ -294,7 +294,7 @@ def test_without_centering_or_sharpening_it_collapses_and_the_collapse_is_named(
     job, examples = training(100, pretext)
     *_, last = train(job, examples, 0)
     splits = load_splits("digits", sources["digits"].Options())
-    watcher = Watcher(splits, pretext, Watch(examples=32), compute("cpu"), 0)
+    watcher = Watcher(splits, pretext, Watch(examples=64), compute("cpu"), 0)
     warning = watcher.check(pretext, 1.0, last.metrics).warning
     if failure is None:
         assert "dominates" not in (warning or "")
