@@ -129,6 +129,10 @@ class Backbone(nn.Module):
         """Embed patches with their positions: (B, N, D). Capability "encode"."""
         raise NotImplementedError
 
+    def positions(self, rows: int, columns: int) -> Tensor:
+        """Position embeddings (1, rows * columns, D) that `embed` adds. Capability "encode"."""
+        raise NotImplementedError
+
     def attention(self, inputs: Any) -> Tensor:
         """Attention weights (B, heads, T, T) of the last block. Capability "attention"."""
         raise NotImplementedError

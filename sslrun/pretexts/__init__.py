@@ -5,6 +5,7 @@ from sslrun.pretexts import (  # noqa: F401
     bilm,
     byol,
     denoise,
+    dino,
     ltr,
     mlm,
     moco,

@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from sslrun.backbones.base import Backbone
 from sslrun.data.examples import Batch
@@ -103,6 +104,12 @@ class MultiView(Pretext):
         views = [policy(batch.inputs, size, generator) for policy in chosen]
         return (*views, *self._local_views(batch.inputs, size, generator))
 
+    def local_augmentation(self, crops: Crops) -> Augmentation:
+        """The augmentation of local views."""
+        return crops.augmentation or self.options.augmentation.model_copy(
+            update={"crop": crops.scale}
+        )
+
     def _local_views(
         self, images: Tensor | WholeImages, size: int, generator: torch.Generator
     ) -> list[Tensor]:
@@ -110,9 +117,7 @@ class MultiView(Pretext):
         crops = self.options.crops
         if crops is None:
             return []
-        policy = crops.augmentation or self.options.augmentation.model_copy(
-            update={"crop": crops.scale}
-        )
+        policy = self.local_augmentation(crops)
         local_size = crops.size or size // 2
         return [policy(images, local_size, generator) for _ in range(crops.count)]
 
@@ -145,13 +150,25 @@ def encode_by_size(
 
 
 class Teacher(nn.Module):
-    """A moving average of a backbone and its head, without gradients."""
+    """A moving average of a backbone and its head, without gradients.
 
-    def __init__(self, backbone: Backbone, head: nn.Module) -> None:
+    Without `drops`, it never drops units or paths, although its batch norms follow the mode.
+    """
+
+    def __init__(self, backbone: Backbone, head: nn.Module, *, drops: bool = True) -> None:
         super().__init__()
+        self.drops = drops
         self.backbone = copy.deepcopy(backbone)
         self.head = copy.deepcopy(head)
         self.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> Teacher:
+        """Set training or eval mode; without `drops`, training mode is that of batch norms only."""
+        super().train(mode and self.drops)
+        for part in self.modules():
+            if isinstance(part, _BatchNorm):
+                part.train(mode)
+        return self
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:

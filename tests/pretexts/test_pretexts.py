@@ -35,6 +35,7 @@ CHEAP = {
     "simsiam": {"hidden": 32, "bottleneck": 8},
     "position": {"hidden": 32},
     "simclr": {"temperature": 0.5},
+    "dino": {"hidden": 32, "bottleneck": 8, "outputs": 64, "center": None},  # else targets move
 }
 
 
