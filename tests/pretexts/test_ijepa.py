@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from sslrun.backbones import build_backbone
 from sslrun.data.examples import Batch
@@ -56,7 +57,7 @@ def test_blocks_are_rectangles_of_one_size_and_disjoint_from_the_context(side):
     options = IJEPA.Options()
     largest = largest_area(side, options.target_scale, options.target_aspect)
     sizes, corners, contexts = set(), set(), []
-    for seed in range(60):
+    for seed in range(30):
         context, blocks, real = draw_blocks(7, side, largest, options, generator(seed))
         assert context.shape == (7, side**2)
         assert blocks.shape == (7, 4, largest)
@@ -223,3 +224,30 @@ def test_bounds_in_the_wrong_order_are_errors():
         build(target_scale=(0.3, 0.2))
     with pytest.raises(ValueError, match=r"width \(18\) must be a multiple of 4 and of heads"):
         build(width=18)
+
+
+def test_targets_that_learn_collapse_and_the_collapse_is_named():
+    """Without a teacher and a stopped gradient, constant features are the easiest prediction."""
+    pretext = build(patch=8, least=1)
+    pretext.teacher = pretext.backbone
+    targets_with_gradient = IJEPA.targets.__wrapped__
+    optimizer = torch.optim.AdamW(pretext.parameters(), lr=0.01)
+    batch = Batch(images(16), None)
+    before = pretext(pretext.views(batch, generator())).metrics
+    for step in range(40):
+        first, context, blocks, real = pretext.views(batch, generator(step))
+        tokens = pretext.backbone.encode(pretext.backbone.embed(first), context)[:, 1:]
+        predicted = pretext.predictor(tokens, context, blocks, real)
+        wanted = take_blocks(targets_with_gradient(pretext, first), blocks)
+        F.smooth_l1_loss(predicted[:, :, real], wanted[:, :, real]).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    after = pretext(pretext.views(batch, generator())).metrics
+    assert before["target_deviation"] > 10 * COLLAPSED > 10 * after["target_deviation"]
+    healthy, collapsed = (
+        pretext.diagnose({name: value.item() for name, value in metrics.items()})
+        for metrics in (before, after)
+    )
+    assert healthy is None
+    assert "collapse of the targets" in collapsed
+    assert pretext.diagnose({"rankme": 5.0}) is None
