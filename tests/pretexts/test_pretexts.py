@@ -35,6 +35,8 @@ CHEAP = {
     "simsiam": {"hidden": 32, "bottleneck": 8},
     "position": {"hidden": 32},
     "simclr": {"temperature": 0.5},
+    "mae": {"depth": 1, "width": 16, "heads": 2},
+    "ijepa": {"depth": 1, "width": 16, "heads": 2},
 }
 
 
