@@ -138,7 +138,7 @@ def _describe_stuck(loss: float, floor: float) -> str:
     return (
         f"the held-out loss, {loss:.2f}, is not clearly below {floor:.2f}, which a model without "
         "context reaches: nothing is learned from context yet. Give more steps, a longer warmup, a "
-        "lower lr or a larger batch, and look for repeated examples, such as lines of a corpus"
+        "lower lr or a larger batch, and look for repeated images, or repeated lines of a corpus"
     )
 
 
