@@ -62,6 +62,8 @@ SLOW = {
     "test_boxes_are_distributed_as_those_of_torchvision",
     "test_without_centering_or_sharpening_it_collapses",
     "test_dino.py::test_a_resumed_run_equals_one_never_stopped_bit_for_bit",
+    "test_targets_that_learn_collapse_and_the_collapse_is_named",
+    "test_a_probe_with_norm_scores_and_its_head_starts_lpft",
     "test_fine_tuning_on_text_never_waits[", "test_pretraining_on_text_never_waits[",
 }  # fmt: skip
 """Substrings of the names of tests that take more than a second; `make fast` skips them.

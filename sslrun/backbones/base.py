@@ -118,10 +118,11 @@ class Backbone(nn.Module):
         if capability not in self.offers:
             raise UserError(lacking_capability(type(self), capability, user))
 
-    def encode(self, patches: Tensor) -> Tensor:
+    def encode(self, patches: Tensor, mask: Tensor | None = None) -> Tensor:
         """Encode embedded patches (B, N, D), all or a subset, to tokens (B, special + N, D).
 
-        Capability "encode".
+        [CLS] is the first special token. No token attends to a patch where `mask` (B, N) bool is
+        false. Capability "encode".
         """
         raise NotImplementedError
 

@@ -142,12 +142,17 @@ class ViT(ImageBackbone):
         grid = self.patch_embed(self.normalize(images))
         return grid.flatten(2).transpose(1, 2) + self.positions(*grid.shape[-2:])
 
-    def encode(self, patches: Tensor) -> Tensor:
+    def encode(self, patches: Tensor, mask: Tensor | None = None) -> Tensor:
         """Encode embedded patches (B, N, D), all or a subset, to tokens (B, 1 + registers + N, D).
 
-        Tokens are those after the final norm.
+        Tokens are those after the final norm. No token attends to a patch where `mask` (B, N) bool
+        is false, so that all other tokens are those without that patch.
         """
-        return self.norm(self.blocks(self._with_special(patches)))
+        x = self._with_special(patches)
+        if mask is None:
+            return self.norm(self.blocks(x))
+        seen = F.pad(mask, (1 + self.options.registers, 0), value=True)  # [CLS] and registers too
+        return self.norm(self.blocks(x, seen[:, None, None]))
 
     def forward(self, inputs: Tensor) -> Features:
         """Images (B, 3, H, W) in [0, 1]; H and W multiples of the patch."""

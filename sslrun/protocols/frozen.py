@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor
+from pydantic import model_validator
+from torch import Tensor, nn
 
 from sslrun.errors import UserError
 from sslrun.protocols.base import Bench, Protocol, Scores, protocols
@@ -85,6 +87,15 @@ class ProbeOptions(LogisticOptions):
     head is not linear always use sgd."""
     sgd: Schedule = Schedule(epochs=90, batch=256, optimizer="sgd", nesterov=True, lr=0.1)
     """Schedule of `solver: sgd`; default: linear evaluation of SimCLR (Chen et al. 2020, B.6)."""
+    norm: bool = False
+    """Normalize what the head of `solver: sgd` reads by batch norm without scale and shift, as in
+    MAE (He et al. 2022, A.1). Features of masked models have small and unequal deviations."""
+
+    @model_validator(mode="after")
+    def _norm_with_sgd(self) -> ProbeOptions:
+        if self.norm and self.solver != "sgd":
+            raise ValueError("norm: true needs solver: sgd: set it, or leave norm out")
+        return self
 
 
 @protocols.register("probe")
@@ -146,9 +157,46 @@ class Probe(Protocol):
 
     def _train(self, bench: Bench) -> Scores:
         learner = TaskLearner(bench.backbone(), bench.task, frozen=True)
+        if self.options.norm:
+            learner.head = NormalizedHead(self._linear_head(learner, bench.task))
         learner = bench.train(learner, self.options.sgd, "probe", split=bench.learned)
+        if isinstance(learner.head, NormalizedHead):
+            learner.head = learner.head.folded()
         bench.keep_head(learner.head)
         return Scores({split: bench.evaluate(learner, split) for split in bench.scored})
+
+    @staticmethod
+    def _linear_head(learner: TaskLearner, task: Task) -> nn.Linear:
+        """Return the learner's head. Raises UserError if it is not a linear map of one vector."""
+        if not isinstance(learner.head, nn.Linear) or not task.linear:
+            raise UserError(
+                f"probe.norm needs a linear head on one vector per example, which the task "
+                f"'{task.name}' does not have: leave it out"
+            )
+        return learner.head
+
+
+class NormalizedHead(nn.Module):
+    """A linear head below which batch norm without scale and shift normalizes the features."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(linear.in_features, eps=1e-6, affine=False)
+        self.linear = linear
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        return self.linear(self.norm(vectors))
+
+    @torch.no_grad()
+    def folded(self) -> nn.Linear:
+        """Return the linear map that gives the same outputs in eval mode, without batch norm."""
+        mean, variance = self.norm.running_mean, self.norm.running_var
+        assert mean is not None
+        assert variance is not None
+        folded = copy.deepcopy(self.linear)
+        folded.weight.div_((variance + self.norm.eps).sqrt())
+        folded.bias.sub_(folded.weight @ mean)
+        return folded
 
 
 @protocols.register("fewshot")

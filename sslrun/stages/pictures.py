@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,30 +17,35 @@ CELL = 96
 """Smallest side at which an image is drawn, in pixels; smaller images are enlarged."""
 GAP = 4
 TITLE = 16
-"""Height of the line of titles, in pixels."""
+"""Height of a line of titles, in pixels."""
+CHARACTER = 6
+"""Width of a character of the default font, in pixels; it is the largest."""
 
 
 def write_sheet(path: Path, columns: Mapping[str, Tensor]) -> None:
     """Draw columns of images (B, 3, H, W) in [0, 1] under their titles, one row per example.
 
-    Images are enlarged by a whole factor, so that their pixels stay sharp. Raises UserError if the
-    file cannot be written.
+    Images are enlarged by a whole factor, so that their pixels stay sharp. Titles wider than their
+    column take several lines. Raises UserError if the file cannot be written.
     """
     drawn = {title: [to_picture(image) for image in images] for title, images in columns.items()}
     sizes = [picture.size for column in drawn.values() for picture in column]
     width, height = (max(axis) for axis in zip(*sizes, strict=True))
     rows = max(len(column) for column in drawn.values())
+    titles = [textwrap.wrap(title, width // CHARACTER) for title in drawn]
+    top = TITLE * max(len(lines) for lines in titles)
     sheet = Image.new(
         "RGB",
-        (GAP + len(drawn) * (width + GAP), TITLE + GAP + rows * (height + GAP)),
+        (GAP + len(drawn) * (width + GAP), top + GAP + rows * (height + GAP)),
         "white",
     )
     draw = ImageDraw.Draw(sheet)
-    for index, (title, column) in enumerate(drawn.items()):
+    for index, (lines, column) in enumerate(zip(titles, drawn.values(), strict=True)):
         left = GAP + index * (width + GAP)
-        draw.text((left, 2), title, fill="black")
+        for number, line in enumerate(lines):
+            draw.text((left, 2 + number * TITLE), line, fill="black")
         for row, picture in enumerate(column):
-            sheet.paste(picture, (left, TITLE + GAP + row * (height + GAP)))
+            sheet.paste(picture, (left, top + GAP + row * (height + GAP)))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:

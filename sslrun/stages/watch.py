@@ -136,9 +136,9 @@ class Watcher:
 
 def _describe_stuck(loss: float, floor: float) -> str:
     return (
-        f"the held-out loss, {loss:.2f}, is not clearly below {floor:.2f}, which the tokens' "
-        "frequencies alone reach: nothing is learned from context yet. Give more steps, a longer "
-        "warmup, a lower lr or a larger batch, and look for repeated lines in the corpus"
+        f"the held-out loss, {loss:.2f}, is not clearly below {floor:.2f}, which a model without "
+        "context reaches: nothing is learned from context yet. Give more steps, a longer warmup, a "
+        "lower lr or a larger batch, and look for repeated images, or repeated lines of a corpus"
     )
 
 

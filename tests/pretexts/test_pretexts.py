@@ -36,6 +36,8 @@ CHEAP = {
     "position": {"hidden": 32},
     "simclr": {"temperature": 0.5},
     "dino": {"hidden": 32, "bottleneck": 8, "outputs": 64, "center": None},  # else targets move
+    "mae": {"depth": 1, "width": 16, "heads": 2},
+    "ijepa": {"depth": 1, "width": 16, "heads": 2},
 }
 
 
