@@ -17,6 +17,8 @@ from sslrun.tasks.base import Task, TaskOptions
 from sslrun.tasks.objects import Objects
 from sslrun.training.device import Precision
 
+MOST_SPECIAL = 16
+"""Largest number of tokens that belong to no patch: [CLS] and registers."""
 TIE = 1e-6
 """Mass by which a sum may fall short of the wanted mass because of rounding."""
 
@@ -92,9 +94,12 @@ def patch_attention(backbone: Backbone, images: Tensor) -> Tensor:
     The weights of a head sum to 1 minus those of [CLS] and registers. Raises UserError if the
     backbone has no [CLS].
     """
-    rows, columns = (side // backbone.patch for side in images.shape[-2:])
     weights = backbone.attention(images)
-    if weights.shape[-1] <= rows * columns:
+    rows, columns = images.shape[-2] // backbone.patch, images.shape[-1] // backbone.patch
+    if not 0 < weights.shape[-1] - rows * columns <= MOST_SPECIAL and "grid" in backbone.offers:
+        grid = backbone(images).grid  # the backbone has resized the images
+        rows, columns = (0, 0) if grid is None else grid.shape[-2:]
+    if not 0 < weights.shape[-1] - rows * columns <= MOST_SPECIAL:
         raise UserError(
             f"'{backbone.name}' has no [CLS], whose attention could be read: choose a backbone "
             "that has one, such as vit-small"

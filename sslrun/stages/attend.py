@@ -6,7 +6,7 @@ import colorsys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -113,20 +113,31 @@ def open_subject(request: Request) -> Subject:
     path = Path(request.reference)
     kind, _, name = request.reference.partition(":")
     if name and kind in backbones and backbones[kind].shorthand and not path.exists():
-        return Subject(_open_named(kind, name, request.size), None)
+        return Subject(_open_named(kind, name, request), None)
     if path.is_dir() or (path.is_file() and path.suffix not in (".yaml", ".yml")):
         return _open_weights(path / WEIGHTS if path.is_dir() else path)
     return _open_recipe(request)
 
 
-def _open_named(kind: str, name: str, size: int | None) -> Backbone:
-    """Build a backbone of another library, such as `timm:NAME`, with its pretrained weights."""
+def _open_named(kind: str, name: str, request: Request) -> Backbone:
+    """Build a backbone of another library, such as `timm:NAME`, with its pretrained weights.
+
+    If the library has backbones of text and of images, the inputs decide.
+    """
+    has_images = any(Path(path).exists() for path in request.inputs)
+    other = getattr(backbones[kind], "counterpart", None)
+    if other is not None and has_images != issubclass(ImageSpec, backbones[kind].takes):
+        kind = other
     cls = backbones[kind]
     assert cls.shorthand is not None
+    options: dict[str, Any] = {cls.shorthand: name}
     if cls.takes is TextSpec:
-        tokenizer = load_tokenizer(TokenizerOptions(hub=name))
-        return build_backbone(kind, {cls.shorthand: name}, TextSpec(tokenizer, DEFAULT_LENGTH))
-    return build_backbone(kind, {cls.shorthand: name}, ImageSpec(size or DEFAULT_SIZE))
+        file = Path(name) / "tokenizer.json"
+        tokenizer = TokenizerOptions(file=file) if file.is_file() else TokenizerOptions(hub=name)
+        return build_backbone(kind, options, TextSpec(load_tokenizer(tokenizer), DEFAULT_LENGTH))
+    if request.size is not None and "size" in cls.Options.model_fields:
+        options["size"] = request.size
+    return build_backbone(kind, options, ImageSpec(request.size or DEFAULT_SIZE))
 
 
 def _open_weights(path: Path) -> Subject:
