@@ -64,6 +64,9 @@ SLOW = {
     "test_dino.py::test_a_resumed_run_equals_one_never_stopped_bit_for_bit",
     "test_targets_that_learn_collapse_and_the_collapse_is_named",
     "test_a_probe_with_norm_scores_and_its_head_starts_lpft",
+    "test_attend.py::test_mistakes_are_one_line",
+    "test_every_image_has_a_picture_and_all_are_on_the_contact_sheet",
+    "test_a_recipe_gives_its_weights_and_its_test_split",
     "test_fine_tuning_on_text_never_waits[", "test_pretraining_on_text_never_waits[",
 }  # fmt: skip
 """Substrings of the names of tests that take more than a second; `make fast` skips them.

@@ -286,8 +286,8 @@ class Against(BaseModel):
     table: str
     """Name of the published table; see `sslrun show table`."""
     columns: dict[str, str] = {}
-    """Task of the sweep -> the published column that it stands in for, with other data of the same
-    kind."""
+    """Task of the sweep -> the published column (or row, if rows are tasks) that it stands in for,
+    with other data of the same kind."""
 
 
 class Sweep(BaseModel):

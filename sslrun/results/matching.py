@@ -181,12 +181,14 @@ def check_stand_ins(
 ) -> None:
     """Raise UserError if a task or a published column in `columns` does not exist.
 
-    `columns`: our task -> the published column that it stands in for.
+    `columns`: our task -> the published column that it stands in for; or the published row, if the
+    table's rows are tasks, so that it is compared transposed.
     """
+    known = [(table, [name for side in published_names(table) for name in side]) for table in every]
     for task, column in columns.items():
         if task not in tasks:
             raise UserError(f"no task '{task}' is evaluated.{did_you_mean(task, list(tasks))}")
         name = [("stand-in", column)]
-        if not any(find(name, published_names(table)[1], table.aliases) for table in every):
-            known = [name for table in every for name in published_names(table)[1]]
-            raise UserError(f"there is no column '{column}'.{did_you_mean(column, known)}")
+        if not any(find(name, names, table.aliases) for table, names in known):
+            columns_alone = [name for table in every for name in published_names(table)[1]]
+            raise UserError(f"there is no column '{column}'.{did_you_mean(column, columns_alone)}")

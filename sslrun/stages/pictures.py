@@ -1,13 +1,14 @@
-"""Write pictures: columns of images with titles, as one PNG."""
+"""Write pictures: columns of images with titles, or matrices with labels, as one PNG."""
 
 from __future__ import annotations
 
+import math
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from sslrun.errors import UserError
@@ -20,6 +21,10 @@ TITLE = 16
 """Height of a line of titles, in pixels."""
 CHARACTER = 6
 """Width of a character of the default font, in pixels; it is the largest."""
+SQUARE = 14
+"""Side of an entry of a matrix, in pixels."""
+ACROSS = 4
+"""Largest number of matrices beside each other."""
 
 
 def write_sheet(path: Path, columns: Mapping[str, Tensor]) -> None:
@@ -46,6 +51,48 @@ def write_sheet(path: Path, columns: Mapping[str, Tensor]) -> None:
             draw.text((left, 2 + number * TITLE), line, fill="black")
         for row, picture in enumerate(column):
             sheet.paste(picture, (left, top + GAP + row * (height + GAP)))
+    _save(sheet, path)
+
+
+def write_matrices(path: Path, matrices: Mapping[str, Tensor], labels: Sequence[str]) -> None:
+    """Draw matrices (T, T) in [0, 1] under their titles, with a label for each row and column.
+
+    White is 0 and black is 1. Matrices stand beside each other, `ACROSS` in a row. Raises UserError
+    if the file cannot be written.
+    """
+    margin = max(_text_width(label) for label in labels) + 2 * GAP
+    side = len(labels) * SQUARE
+    width, height = margin + side + GAP, TITLE + margin + side + GAP
+    across = min(ACROSS, len(matrices))
+    down = -(-len(matrices) // across)
+    sheet = Image.new("RGB", (across * width, down * height), "white")
+    names = _draw_labels(labels, margin)
+    for index, (title, matrix) in enumerate(matrices.items()):
+        left, top = index % across * width, index // across * height
+        ImageDraw.Draw(sheet).text((left + margin, top + 2), title, fill="black")
+        sheet.paste(names.rotate(90, expand=True), (left + margin, top + TITLE))
+        sheet.paste(names, (left, top + TITLE + margin))
+        inverted = (1 - matrix).expand(3, -1, -1)
+        sheet.paste(to_picture(inverted, side), (left + margin, top + TITLE + margin))
+    _save(sheet, path)
+
+
+def _draw_labels(labels: Sequence[str], width: int) -> Image.Image:
+    """Draw one label under the other, aligned to the right."""
+    picture = Image.new("RGB", (width, len(labels) * SQUARE), "white")
+    draw = ImageDraw.Draw(picture)
+    for index, label in enumerate(labels):
+        draw.text((width - GAP - _text_width(label), index * SQUARE + 1), label, fill="black")
+    return picture
+
+
+def _text_width(text: str) -> int:
+    """Width of a drawn text, in pixels."""
+    return math.ceil(ImageFont.load_default().getlength(text))
+
+
+def _save(sheet: Image.Image, path: Path) -> None:
+    """Write a PNG, and its folder if it is missing. Raises UserError if that is impossible."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:

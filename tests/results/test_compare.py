@@ -10,12 +10,13 @@ import pytest
 import yaml
 from rich.console import Console
 
+from sslrun.errors import UserError
 from sslrun.metric import Metric
 from sslrun.results.address import Column, Labels, Row
 from sslrun.results.agreement import agreement
 from sslrun.results.compare import compare
 from sslrun.results.formats import table_formats, to_csv, to_latex, to_markdown
-from sslrun.results.matching import normal
+from sslrun.results.matching import check_stand_ins, normal
 from sslrun.results.published import Number, Published, names, published
 from sslrun.results.record import RunRecord
 from sslrun.results.settings import Setting, facts
@@ -433,3 +434,10 @@ def test_for_metrics_where_lower_is_better_a_gain_is_a_negative_difference(resul
     errors = Table.from_records([result("A", 4.0, task="cifar10", metric=error_rate)])
     assert not compare(errors, small_table()).pairs  # error rates do not match accuracies
     assert compare(errors, small_table("% error")).pairs[0].value == 90
+
+
+def test_a_task_may_stand_in_for_a_published_row_of_tasks():
+    figure = published("dino_fig4_attention_jaccard_voc12")  # backbones in rows, methods in columns
+    check_stand_ins({"stamps": "ViT-S/16"}, ["stamps"], [figure])
+    with pytest.raises(UserError, match="there is no column 'ViT-S/14'"):
+        check_stand_ins({"stamps": "ViT-S/14"}, ["stamps"], [figure])

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sslrun.data.examples import Examples, TensorExamples
+from sslrun.data.image.masks import MaskedImages
 from sslrun.data.specs import ImageSpec, TextSpec
 from sslrun.data.text.passages import SpanRow, build_windows
 from sslrun.data.text.sequences import Sequences, build_labeled, concatenate_texts, trim_ranges
@@ -73,7 +74,15 @@ def tags(*names: str) -> Case:
     return Case(examples, draw(2, 5, len(names)), names)
 
 
+def masks() -> Case:
+    labels = torch.zeros(2, 8, 8, dtype=torch.uint8)
+    labels[:, :4, :4] = 1
+    images = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
+    return Case(MaskedImages(images, labels, (), ImageSpec(8)), (draw(2, 3, 4, 4) > 0).float())
+
+
 CASES = [
+    ("objects", masks()),
     ("classification", images(10, reassessed=True)),
     ("classification", images(10, reassessed=False)),
     ("classification", images(3, reassessed=True)),

@@ -1,0 +1,418 @@
+"""Draw the attention of a backbone's last layer: on images that of [CLS], on text all of it."""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sslrun.backbones import build_backbone, load_into
+from sslrun.backbones.base import Backbone, backbones
+from sslrun.backbones.weights import WEIGHTS, read, recorded_network
+from sslrun.data.image.augment import resize, to_float
+from sslrun.data.image.images import Decoder, EncodedFiles, UnreadableError
+from sslrun.data.source import sources
+from sslrun.data.specs import ImageSpec, InputSpec, TextSpec
+from sslrun.data.splits import load_splits
+from sslrun.data.stores import IMAGE_SUFFIXES
+from sslrun.data.text.sequences import build_labeled
+from sslrun.data.text.tokenizer import TokenizerOptions, load_tokenizer
+from sslrun.errors import UserError
+from sslrun.protocols.attend import heaviest, patch_attention
+from sslrun.recipe import Recipe, load
+from sslrun.stages.pictures import write_matrices, write_sheet
+from sslrun.stages.weights import InitialWeights
+from sslrun.training.device import Compute
+
+DEFAULT_SIZE = 224
+"""Side of the images for a backbone of another library, in pixels."""
+DEFAULT_LENGTH = 128
+"""Largest number of tokens for a backbone of another library."""
+CONTACT = "contact-sheet"
+"""Name of the picture that shows all images."""
+LISTED = 64
+"""Largest number of images on the contact sheet."""
+THUMBNAIL = 112
+"""Largest side of an image on the contact sheet, in pixels."""
+DIM = 0.3
+"""Brightness of an image outside a mask."""
+OUTLIER = 5.0
+"""Ratio of the largest to the median token norm from which a map is reported as doubtful."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to draw, of which backbone, and where."""
+
+    reference: str
+    """A run's folder, a file of weights, a recipe, or a backbone of another library by name."""
+    inputs: tuple[str, ...]
+    """Images and folders of images; or sentences."""
+    output: Path
+    examples: int = 0
+    """Number of images to draw from the recipe's test split."""
+    size: int | None = None
+    """Side of the images, in pixels; None: that of training."""
+    mass: float = 0.6
+    """Share of a head's attention that its mask holds."""
+    seed: int = 0
+    runs: Path = Path("runs")
+    overrides: tuple[str, ...] = ()
+    """Changes to the recipe."""
+    sentences: tuple[str, ...] = ()
+    """Further sentences."""
+
+
+class Subject(NamedTuple):
+    """The backbone to draw, and the recipe that it belongs to, if any."""
+
+    backbone: Backbone
+    recipe: Recipe | None
+
+
+def attend(request: Request, compute: Compute) -> list[str]:
+    """Draw the attention of the last layer, and return what to report, line by line.
+
+    Raises UserError for a backbone without attention weights, and for inputs that it cannot read.
+    """
+    backbone, recipe = open_subject(request)
+    backbone.require("attention", "sslrun attend")
+    compute.put(backbone).eval()
+    if isinstance(backbone.spec, TextSpec):
+        return _draw_sentences(backbone, request, compute.device)
+    if not isinstance(backbone.spec, ImageSpec):
+        raise UserError(
+            f"sslrun attend draws images and sentences, but '{backbone.name}' takes "
+            f"{backbone.spec.kind} data"
+        )
+    if request.sentences:
+        raise UserError(f"--text is for backbones of text, but '{backbone.name}' takes images")
+    size = _check_size(backbone, request.size or backbone.spec.size)
+    images = dict(_read_images(request, size))
+    if request.examples:
+        images |= _read_examples(recipe, request.examples, size)
+    if not images:
+        raise UserError("nothing to draw: name images or a folder of images, or give --examples 8")
+    return _draw_images(backbone, images, request, compute.device)
+
+
+# ---------------------------------------------------------------- the backbone
+
+
+def open_subject(request: Request) -> Subject:
+    """Build the backbone that `request.reference` names, with its weights.
+
+    Raises UserError if there is none.
+    """
+    path = Path(request.reference)
+    kind, _, name = request.reference.partition(":")
+    if name and kind in backbones and backbones[kind].shorthand and not path.exists():
+        return Subject(_open_named(kind, name, request), None)
+    if path.is_dir() or (path.is_file() and path.suffix not in (".yaml", ".yml")):
+        return _open_weights(path / WEIGHTS if path.is_dir() else path)
+    return _open_recipe(request)
+
+
+def _open_named(kind: str, name: str, request: Request) -> Backbone:
+    """Build a backbone of another library, such as `timm:NAME`, with its pretrained weights.
+
+    If the library has backbones of text and of images, the inputs decide.
+    """
+    has_images = any(Path(path).exists() for path in request.inputs)
+    other = getattr(backbones[kind], "counterpart", None)
+    if other is not None and has_images != issubclass(ImageSpec, backbones[kind].takes):
+        kind = other
+    cls = backbones[kind]
+    assert cls.shorthand is not None
+    options: dict[str, Any] = {cls.shorthand: name}
+    if cls.takes is TextSpec:
+        file = Path(name) / "tokenizer.json"
+        tokenizer = TokenizerOptions(file=file) if file.is_file() else TokenizerOptions(hub=name)
+        return build_backbone(kind, options, TextSpec(load_tokenizer(tokenizer), DEFAULT_LENGTH))
+    if request.size is not None and "size" in cls.Options.model_fields:
+        options["size"] = request.size
+    return build_backbone(kind, options, ImageSpec(request.size or DEFAULT_SIZE))
+
+
+def _open_weights(path: Path) -> Subject:
+    """Rebuild a backbone from a file of weights and the spec beside it."""
+    if not path.is_file():
+        raise UserError(
+            f"{path.parent}: no checkpoint there; name a pretraining run's folder or its {WEIGHTS}"
+        )
+    _, about = read(path)
+    if "backbone" not in about:
+        raise UserError(
+            f"{path}: was not written by sslrun, so its architecture is unknown: write a recipe "
+            f"with its backbone and weights: {path}, and name the recipe"
+        )
+    cls, options = recorded_network(path, about)
+    backbone = build_backbone(cls.name, options, InputSpec.load(path.parent))
+    load_into(backbone, path)
+    recipe = path.parent / "recipe.yaml"
+    return Subject(backbone, load(recipe) if recipe.is_file() else None)
+
+
+def _open_recipe(request: Request) -> Subject:
+    """Build the backbone of a recipe with the weights that its evaluations start from."""
+    recipe = load(Path(request.reference), request.overrides)
+    origin = InitialWeights.pretrained(recipe, request.seed, request.runs)
+    if not origin.exists:
+        raise UserError(
+            f"no pretrained checkpoint for {request.reference} (seed {request.seed}): run "
+            f"`sslrun pretrain {request.reference}` first, or draw the initial weights with "
+            "--set pretext=null"
+        )
+    if origin.pretraining is not None:
+        return Subject(_open_weights(origin.pretraining.weights).backbone, recipe)
+    torch.manual_seed(request.seed)
+    spec, _ = sources[recipe.data.name](recipe.data.options).sketch(1)
+    backbone = build_backbone(recipe.backbone.name, recipe.backbone.options, spec)
+    if origin.weights is None:
+        backbone.fit_inputs(load_splits(recipe.data.name, recipe.data.options).train)
+    else:
+        load_into(backbone, origin.weights)
+        for name, values in origin.normalization.items():
+            backbone.get_buffer(name).copy_(torch.tensor(values))
+    return Subject(backbone, recipe)
+
+
+# ---------------------------------------------------------------- images
+
+
+def _check_size(backbone: Backbone, size: int) -> int:
+    """Raise UserError unless patches divide images of `size` pixels."""
+    patch = backbone.patch
+    if size % patch:
+        lower = max(patch, size // patch * patch)
+        raise UserError(
+            f"--size {size}: is no multiple of the patch of '{backbone.name}', {patch}: take "
+            f"{lower} or {lower + patch}"
+        )
+    return size
+
+
+def _read_images(request: Request, size: int) -> Iterator[tuple[str, Tensor]]:
+    """Yield name -> image (3, size, size) in [0, 1] for each file: its central square.
+
+    Names are those of the files, with a number if several have the same. Raises UserError for a
+    missing or unreadable file.
+    """
+    names = {CONTACT}
+    decoder = Decoder(size)
+    for path in _list_images(request.inputs):
+        try:
+            pixels = decoder(EncodedFiles([str(path)]), 0)
+        except UnreadableError:
+            raise UserError(f"{path}: is no image that can be decoded: remove it") from None
+        name, number = path.stem, 1
+        while name in names:
+            number += 1
+            name = f"{path.stem}-{number}"
+        names.add(name)
+        yield name, torch.tensor(pixels).permute(2, 0, 1) / 255
+
+
+def _list_images(inputs: Sequence[str]) -> list[Path]:
+    """List the image files among `inputs` and in the folders among them."""
+    files = []
+    for path in map(Path, inputs):
+        if path.is_file():
+            files.append(path)
+            continue
+        if not path.is_dir():
+            raise UserError(f"{path}: no such image or folder")
+        found = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
+        if not found:
+            raise UserError(f"{path}: holds no images ({', '.join(IMAGE_SUFFIXES)})")
+        files += found
+    return files
+
+
+def _read_examples(recipe: Recipe | None, count: int, size: int) -> dict[str, Tensor]:
+    """Read the first images of the recipe's test split, by name."""
+    if recipe is None:
+        raise UserError(
+            "--examples draws a recipe's test split, but no recipe is known: name images"
+        )
+    examples = load_splits(recipe.data.name, recipe.data.options).test
+    chosen = torch.arange(min(count, len(examples)))
+    (batch,) = examples.batches([chosen], torch.device("cpu"))
+    images = resize(to_float(batch.inputs), size)
+    return {f"test-{index}": image for index, image in enumerate(images)}
+
+
+def _draw_images(
+    backbone: Backbone, images: dict[str, Tensor], request: Request, device: torch.device
+) -> list[str]:
+    """Write a picture of each image and the contact sheet; return what to report."""
+    lines = []
+    sheet: dict[str, list[Tensor]] = {}
+    for name, image in images.items():
+        with torch.inference_mode():
+            batch = image[None].to(device)
+            maps = patch_attention(backbone, batch)[0].cpu()
+            norms = _last_norms(backbone, batch)
+        picture = ImagePicture(image, maps, heaviest(maps, request.mass))
+        write_sheet(request.output / f"{name}.png", picture.columns)
+        lines.append(f"{name}: {_describe(norms)}" if norms is not None else name)
+        for title, drawn in picture.summary.items():
+            sheet.setdefault(title, []).append(_shrink(drawn))
+    listed = {title: torch.stack(column[:LISTED]) for title, column in sheet.items()}
+    write_sheet(request.output / f"{CONTACT}.png", listed)
+    heads, rows, columns = maps.shape
+    more = f", the first {LISTED} of them" if len(images) > LISTED else ""
+    return [
+        f"'{backbone.name}', {heads} heads of the last layer, {rows}x{columns} patches; masks hold "
+        f"{request.mass:.0%} of a head's attention",
+        *lines,
+        f"{request.output}: {len(images)} pictures, and {CONTACT}.png of all{more}",
+    ]
+
+
+@dataclass(frozen=True)
+class ImagePicture:
+    """The drawings of one image."""
+
+    image: Tensor
+    """(3, H, W) in [0, 1]."""
+    maps: Tensor
+    """(heads, h, w): the attention of [CLS] to patches."""
+    masks: Tensor
+    """(heads, h, w) bool: the patches that hold most of each head's attention."""
+    colors: Tensor = field(init=False)
+    """(heads, 3) in [0, 1]: one color for each head."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "colors", head_colors(len(self.maps)))
+
+    @property
+    def columns(self) -> dict[str, Tensor]:
+        """Title -> two images: the attention above, the masks on the image below."""
+        columns = {"image": torch.stack([self.image, self.image])}
+        for head, drawn in enumerate(self.overlays, start=1):
+            columns[f"head {head}"] = torch.stack([self._gray(head - 1), drawn])
+        columns["all heads"] = torch.stack([self.painted, self.all_masks])
+        return columns
+
+    @property
+    def summary(self) -> dict[str, Tensor]:
+        """Title -> one image, for the contact sheet."""
+        heads = {f"head {head}": drawn for head, drawn in enumerate(self.overlays, start=1)}
+        return {"image": self.image, "all heads": self.painted, **heads}
+
+    @property
+    def strengths(self) -> Tensor:
+        """(heads, h, w): the attention of each head, as a share of its largest weight."""
+        return self.maps / self.maps.amax(dim=(1, 2), keepdim=True).clamp_min(1e-12)
+
+    @property
+    def painted(self) -> Tensor:
+        """All heads in one picture: each patch in the color of the head that is strongest there."""
+        strength, head = self.strengths.max(dim=0)
+        return self._enlarge(self.colors[head].permute(2, 0, 1) * strength)
+
+    @property
+    def overlays(self) -> list[Tensor]:
+        """For each head the image, dark outside the head's mask and tinted inside."""
+        heads = zip(self.masks, self.colors, strict=True)
+        return [self._tint(mask, color[:, None, None]) for mask, color in heads]
+
+    @property
+    def all_masks(self) -> Tensor:
+        """The image with all masks, in the color of the strongest head whose mask it is."""
+        head = torch.where(self.masks, self.strengths, -1.0).argmax(dim=0)
+        colors = self._enlarge(self.colors[head].permute(2, 0, 1))
+        return self._tint(self.masks.any(dim=0), colors)
+
+    def _tint(self, mask: Tensor, color: Tensor) -> Tensor:
+        """The image, dark outside of `mask` (h, w), and tinted in `color` (3, ., .) inside."""
+        inside = self._enlarge(mask.float()[None])
+        return torch.where(inside > 0.5, 0.6 * self.image + 0.4 * color, DIM * self.image)
+
+    def _gray(self, head: int) -> Tensor:
+        """The attention of a head, white where it is largest."""
+        return self._enlarge(self.strengths[head].expand(3, -1, -1))
+
+    def _enlarge(self, patches: Tensor) -> Tensor:
+        """Enlarge (C, h, w) to the size of the image, without smoothing."""
+        return F.interpolate(patches[None], self.image.shape[-2:], mode="nearest-exact")[0]
+
+
+def head_colors(count: int) -> Tensor:
+    """Colors (count, 3) in [0, 1] of evenly spaced hues."""
+    return torch.tensor([colorsys.hsv_to_rgb(head / count, 0.85, 1.0) for head in range(count)])
+
+
+def _shrink(image: Tensor) -> Tensor:
+    """Shrink an image (3, H, W) for the contact sheet."""
+    side = min(THUMBNAIL, image.shape[-1])
+    return resize(image[None], side)[0]
+
+
+def _last_norms(backbone: Backbone, images: Tensor) -> Tensor | None:
+    """Norms (T,) of the first image's tokens before the last LayerNorm; None if there is none.
+
+    The last norm hides how long tokens are, so that its output would not show outliers.
+    """
+    seen: list[Tensor] = []
+
+    def remember(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        seen[:] = inputs[:1]
+
+    layers = [layer for layer in backbone.modules() if isinstance(layer, nn.LayerNorm)]
+    hooks = [layer.register_forward_pre_hook(remember) for layer in layers]
+    try:
+        backbone(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not seen or seen[0].ndim != 3:
+        return None
+    return seen[0][0].float().norm(dim=-1).cpu()
+
+
+def _describe(norms: Tensor) -> str:
+    """Describe the largest token norm beside the median.
+
+    A few tokens that are much longer than all others take the attention of large ViTs that were
+    trained long without registers (Darcet et al., ICLR 2024, arXiv:2309.16588).
+    """
+    largest, median = norms.max().item(), norms.median().item()
+    text = f"largest token norm {largest:.3g}, median {median:.3g}"
+    if largest > OUTLIER * median:
+        text += ": an outlier, which may take the attention instead of an object"
+    return text
+
+
+# ---------------------------------------------------------------- sentences
+
+
+def _draw_sentences(backbone: Backbone, request: Request, device: torch.device) -> list[str]:
+    """Write a picture of each sentence: a matrix for each head; return what to report."""
+    if request.examples or request.size:
+        option = "--examples" if request.examples else "--size"
+        raise UserError(f"{option} is for images, but '{backbone.name}' takes text")
+    sentences = [*request.inputs, *request.sentences]
+    if not sentences:
+        raise UserError('nothing to draw: give a sentence, as in --text "The cat sat on the mat."')
+    assert isinstance(backbone.spec, TextSpec)
+    tokenizer = backbone.spec.tokenizer
+    examples = build_labeled(tokenizer.encode(sentences), None, None, (), backbone.spec)
+    places = torch.arange(len(sentences)).split(1)
+    lines = []
+    for number, batch in enumerate(examples.batches(places, device), start=1):
+        with torch.inference_mode():
+            weights = backbone.attention(batch.inputs)[0].float().cpu()
+        labels = [tokenizer.strings[token] for token in batch.inputs.ids[0].tolist()]
+        matrices = {f"head {head}": matrix for head, matrix in enumerate(weights, start=1)}
+        path = request.output / f"sentence-{number}.png"
+        write_matrices(path, matrices, labels)
+        lines.append(f"{path}: {len(labels)} tokens, {len(weights)} heads of the last layer")
+    return lines
