@@ -67,6 +67,9 @@ class Backbone(nn.Module):
     """
     shorthand: ClassVar[str | None] = None
     """Option that a recipe may write after a colon, as in `hf:NAME`."""
+    counterpart: ClassVar[str | None] = None
+    """Name of the backbone for other inputs that recipes may write by this one's name: `hf:NAME`
+    on images."""
     width: int
     """Width D of the features."""
     depth: int = 0
