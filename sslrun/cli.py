@@ -461,11 +461,16 @@ def export(
     folder: Annotated[
         Path, typer.Argument(help="Folder to write to.", metavar="FOLDER", show_default=False)
     ],
+    to: Annotated[
+        str,
+        typer.Option(help="What to write: transformers, timm, torchvision or onnx."),
+    ] = "transformers",
+    imports: Imports = None,
 ) -> None:
-    """Write a bert or gpt backbone and its tokenizer as a folder that transformers can load."""
+    """Write a run's backbone as a folder that another library loads, or as an ONNX graph."""
     from sslrun.stages.export import export
 
-    export(source, folder)
+    export(source, folder, to)
 
 
 @app.command()

@@ -91,7 +91,7 @@ class TorchvisionBackbone(LibraryBackbone):
     def _embed(self, images: Tensor) -> Tensor:
         """Tokens (B, 1 + N, D) of a ViT, before their positions are added."""
         patches = self.network._process_input(images)
-        return torch.cat([self.network.class_token.expand(len(images), -1, -1), patches], dim=1)
+        return torch.cat([self.network.class_token.expand(images.shape[0], -1, -1), patches], dim=1)
 
     @property
     def attends(self) -> bool:
