@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -129,9 +131,28 @@ def load_encoder(model: str, pretrained: bool, dropout: bool = True) -> Any:
     Raises:
         UserError: transformers is not installed, or the model cannot be loaded.
     """
+    config = load_config(model)
+    from transformers import AutoModel
+
+    if not dropout:
+        _switch_off_dropout(config)
+    with _loading(model):
+        if pretrained:
+            return AutoModel.from_pretrained(
+                model, config=config, use_safetensors=True, trust_remote_code=False
+            )
+        return AutoModel.from_config(config)
+
+
+def load_config(model: str) -> Any:
+    """Load the configuration of a model of transformers, by name or folder.
+
+    Raises:
+        UserError: transformers is not installed, or the model cannot be loaded.
+    """
     try:
         import transformers.utils.logging
-        from transformers import AutoConfig, AutoModel
+        from transformers import AutoConfig
     except ImportError:
         raise UserError(
             "backbone 'hf' needs transformers: pip install 'sslrun[transformers]'"
@@ -139,15 +160,15 @@ def load_encoder(model: str, pretrained: bool, dropout: bool = True) -> Any:
     if not Path(model).is_dir():
         reach_hub()
     transformers.utils.logging.disable_progress_bar()  # reading the file takes only a moment
+    with _loading(model):
+        return AutoConfig.from_pretrained(model, trust_remote_code=False)
+
+
+@contextmanager
+def _loading(model: str) -> Iterator[None]:
+    """Report the errors of transformers as one line."""
     try:
-        config = AutoConfig.from_pretrained(model, trust_remote_code=False)
-        if not dropout:
-            _switch_off_dropout(config)
-        if pretrained:
-            return AutoModel.from_pretrained(
-                model, config=config, use_safetensors=True, trust_remote_code=False
-            )
-        return AutoModel.from_config(config)
+        yield
     except (OSError, ValueError) as error:
         cause = " ".join(str(error).split())[:200]
         raise UserError(f"{model}: can't be loaded: {cause}") from None
