@@ -474,6 +474,42 @@ def export(
 
 
 @app.command()
+def push(
+    run: Annotated[
+        Path, typer.Argument(help="A finished run's folder.", metavar="RUN", show_default=False)
+    ],
+    repo: Annotated[
+        str,
+        typer.Argument(help="Repository on the hub: OWNER/NAME.", metavar="REPO"),
+    ],
+    to: Annotated[
+        str | None,
+        typer.Option(help="Also export to transformers, timm, torchvision or onnx."),
+    ] = None,
+    license: Annotated[
+        str | None, typer.Option(help="License for the model card, such as mit; default: none.")
+    ] = None,
+    private: Annotated[
+        bool, typer.Option("--private", help="Create the repository as private.")
+    ] = False,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Also keep what is uploaded in this folder."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Write the folder of --output and upload nothing.")
+    ] = False,
+    imports: Imports = None,
+) -> None:
+    """Upload a run's backbone to the Hugging Face hub, with a model card."""
+    from sslrun.stages.push import push
+
+    typer.echo(
+        push(run, repo, to=to, license=license, private=private, output=output, upload=not dry_run)
+    )
+
+
+@app.command()
 def show(
     kind: Annotated[
         str | None,

@@ -116,8 +116,8 @@ def _create(options: TimmBackbone.Options, is_folder: bool, download: bool) -> A
     with loading(f"timm:{options.model}"):
         arguments: dict[str, Any] = {"num_classes": 0}
         if options.size is not None:
-            settings = timm.create_model(name, **arguments).pretrained_cfg
-            if settings.get("fixed_input_size"):
+            plain: Any = timm.create_model(name, **arguments)
+            if plain.pretrained_cfg.get("fixed_input_size"):
                 arguments["img_size"] = options.size
         return timm.create_model(name, pretrained=download, **arguments)
 

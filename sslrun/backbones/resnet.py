@@ -27,7 +27,6 @@ class ResNet(ImageBackbone):
 
     offers = frozenset({"tokens", "grid"})
     exports = ("transformers", "timm", "torchvision")
-    options: ResNet.Options
 
     class Options(Options):
         stem: Literal["imagenet", "small"] = "imagenet"
@@ -39,6 +38,7 @@ class ResNet(ImageBackbone):
         zero_init_residual: bool = False
         """Initialize the last scale of each residual branch with zero (Goyal et al. 2017)."""
 
+    options: Options
     bottleneck: ClassVar[bool] = False
     """Whether blocks are bottlenecks of three convolutions, instead of two convolutions."""
     blocks: ClassVar[tuple[int, int, int, int]]

@@ -14,7 +14,7 @@ from tokenizers import processors
 from sslrun.backbones import build_empty
 from sslrun.backbones.base import Backbone, backbones
 from sslrun.backbones.weights import WEIGHTS, check_fit, read, recorded_network
-from sslrun.data.specs import SPEC, InputSpec, TextSpec
+from sslrun.data.specs import InputSpec, TextSpec
 from sslrun.data.text.tokenizer import Tokenizer, TokenizerOptions, blank_tokenizer, load_tokenizer
 from sslrun.errors import UserError
 from sslrun.files import replacing
@@ -72,7 +72,7 @@ def _load(weights: Path, to: str) -> Backbone:
             "export with --to onnx"
         )
     spec: InputSpec
-    if "token_embed.weight" in tensors and not (weights.parent / SPEC).is_file():
+    if "token_embed.weight" in tensors and not (weights.parent / TOKENIZER).is_file():
         spec = TextSpec(blank_tokenizer(len(tensors["token_embed.weight"])), length=8)
     else:
         spec = InputSpec.load(weights.parent)
