@@ -58,6 +58,7 @@ def push(
 
 def write_folder(run: Path, repo: str, folder: Path, to: str | None, license: str | None) -> None:
     """Write the weights, the export and the card of a run into a folder."""
+    card = render_card(RunRecord(run.absolute()), repo, to, license)
     with report_unwritable(folder, REMEDY):
         folder.mkdir(parents=True, exist_ok=True)
         if to is not None:
@@ -66,7 +67,6 @@ def write_folder(run: Path, repo: str, folder: Path, to: str | None, license: st
             # The export's tokenizer adds [CLS] and [SEP] by itself, and holds the same entries.
             if (run / name).is_file() and not (folder / name).exists():
                 shutil.copyfile(run / name, folder / name)
-        card = render_card(RunRecord(run.absolute()), repo, to, license)
         (folder / CARD).write_text(card, encoding="utf-8")
 
 
