@@ -22,14 +22,14 @@ def reach_hub() -> bool:
     """
     from huggingface_hub import constants
 
-    if not constants.HF_HUB_OFFLINE and not _answers(constants.ENDPOINT):
+    if not constants.HF_HUB_OFFLINE and not answers(constants.ENDPOINT):
         constants.HF_HUB_OFFLINE = True
     if constants.HF_HUB_OFFLINE and "datasets" in sys.modules:
         sys.modules["datasets"].config.HF_HUB_OFFLINE = True  # a copy of the constant
     return not constants.HF_HUB_OFFLINE
 
 
-def _answers(url: str) -> bool:
+def answers(url: str) -> bool:
     """Return whether `url` gives any answer within `PATIENCE` seconds.
 
     The request runs in a thread, because a resolver or a proxy may exceed the request's timeout.

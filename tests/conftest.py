@@ -68,6 +68,7 @@ SLOW = {
     "test_every_image_has_a_picture_and_all_are_on_the_contact_sheet",
     "test_a_recipe_gives_its_weights_and_its_test_split",
     "test_fine_tuning_on_text_never_waits[", "test_pretraining_on_text_never_waits[",
+    "test_libraries.py", "test_push.py", "test_load.py",
 }  # fmt: skip
 """Substrings of the names of tests that take more than a second; `make fast` skips them.
 

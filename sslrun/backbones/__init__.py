@@ -1,6 +1,24 @@
 """Backbones: the networks that compute features. Importing this package registers them."""
 
-from sslrun.backbones import bert, gpt, hf, lstm, mlp, pixels, resnet, vit  # noqa: F401
-from sslrun.backbones.weights import build_backbone, load_backbone, load_into, save_backbone
+from sslrun.backbones import (  # noqa: F401
+    bert,
+    gpt,
+    hf,
+    library_hf,
+    library_timm,
+    library_torchvision,
+    lstm,
+    mlp,
+    pixels,
+    resnet,
+    vit,
+)
+from sslrun.backbones.weights import (
+    build_backbone,
+    build_empty,
+    load_backbone,
+    load_into,
+    save_backbone,
+)
 
-__all__ = ["build_backbone", "load_backbone", "load_into", "save_backbone"]
+__all__ = ["build_backbone", "build_empty", "load_backbone", "load_into", "save_backbone"]

@@ -41,6 +41,15 @@ class Features(NamedTuple):
         )
 
 
+class Exported(NamedTuple):
+    """A backbone in the form of another library."""
+
+    tensors: dict[str, Tensor]
+    """Weights under the library's names."""
+    files: dict[str, dict[str, Any]]
+    """Name of a JSON file of the library's folder -> its content."""
+
+
 class Backbone(nn.Module):
     """A network that computes features. It does not depend on any pretext task.
 
@@ -60,13 +69,17 @@ class Backbone(nn.Module):
     - "tokens", "grid": its features have them
     - "encode": it encodes a subset of the patches
     - "attention": it returns attention weights
-    - "export": it can be exported to transformers
     - "segments": it tells the two segments of a pair apart
     - "directions": the first half of a token's features depends on the tokens up to it alone, and
       the second half on the tokens from it on
     """
+    exports: ClassVar[tuple[str, ...]] = ()
+    """Libraries that have a class for the network: transformers, timm, torchvision."""
     shorthand: ClassVar[str | None] = None
     """Option that a recipe may write after a colon, as in `hf:NAME`."""
+    counterpart: ClassVar[str | None] = None
+    """Name of the backbone for other inputs that recipes may write by this one's name: `hf:NAME`
+    on images."""
     width: int
     """Width D of the features."""
     depth: int = 0
@@ -138,12 +151,12 @@ class Backbone(nn.Module):
         """Attention weights (B, heads, T, T) of the last block. Capability "attention"."""
         raise NotImplementedError
 
-    def to_transformers(self) -> dict[str, Tensor]:
-        """Return the weights under transformers' names. Capability "export"."""
-        raise NotImplementedError
+    def export(self, library: str) -> Exported:
+        """Convert to the form of a library in `exports`.
 
-    def transformers_config(self) -> dict[str, Any]:
-        """Return the configuration of transformers' model. Capability "export"."""
+        Raises:
+            UserError: the library has no class for the network as configured.
+        """
         raise NotImplementedError
 
     def own_names(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -181,4 +194,12 @@ def lacking_capability(backbone: type[Backbone], capability: str, user: str) -> 
     return (
         f"{user} needs a backbone with '{capability}', "
         f"which '{backbone.name}' does not offer: {remedy}"
+    )
+
+
+def no_class(name: str, library: str, option: str, needed: str, other: str) -> UserError:
+    """The error for a network that a library does not have, with a library that has it."""
+    return UserError(
+        f"{name}: {library} has no counterpart of {option}: export with --to {other}, or pretrain "
+        f"with backbone.{needed}"
     )

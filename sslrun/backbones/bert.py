@@ -12,7 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from sslrun.backbones.base import Features, backbones
+from sslrun.backbones.base import Exported, Features, backbones
 from sslrun.backbones.text import TextBackbone, check_heads, gather_tokens, last_real
 from sslrun.backbones.transformer import BERT_STYLE, STD, Block, BlockStyle, Stack, initialize
 from sslrun.data.specs import TextSpec
@@ -64,7 +64,8 @@ class Bert(TextBackbone):
                 else []
             )
 
-    offers = frozenset({"tokens", "attention", "export", "segments"})
+    offers = frozenset({"tokens", "attention", "segments"})
+    exports = ("transformers",)
     shape: ClassVar[tuple[int, int]]
     """Depth and width of the named model; its heads are 64 wide."""
     options: Options
@@ -152,6 +153,9 @@ class Bert(TextBackbone):
         blocks = [list(block.parameters()) for block in self.blocks]
         blocks[-1] += [*self.final_norm.parameters(), *self.pooler.parameters()]
         return [[*nn.ModuleList(embeddings).parameters()], *blocks]
+
+    def export(self, library: str) -> Exported:
+        return Exported(self.to_transformers(), {"config.json": self.transformers_config()})
 
     def to_transformers(self) -> dict[str, Tensor]:
         """Return the weights under the names of transformers' BertModel.

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from sslrun.backbones.base import Features, backbones
+from sslrun.backbones.base import Exported, Features, backbones
 from sslrun.backbones.text import TextBackbone, check_heads, gather_tokens, last_real
 from sslrun.backbones.transformer import Block, BlockStyle, Stack, initialize
 from sslrun.data.specs import TextSpec
@@ -42,7 +42,8 @@ class Gpt(TextBackbone):
         """Width of a token; default: the named model's. Heads are 64 wide; a narrower model has one
         head."""
 
-    offers = frozenset({"tokens", "attention", "export"})
+    offers = frozenset({"tokens", "attention"})
+    exports = ("transformers",)
     shape: ClassVar[tuple[int, int]]
     """Depth and width of the named model."""
     options: Options
@@ -92,6 +93,9 @@ class Gpt(TextBackbone):
         blocks = [list(block.parameters()) for block in self.blocks]
         blocks[-1] += list(self.norm.parameters())
         return [[*self.token_embed.parameters(), *self.position_embed.parameters()], *blocks]
+
+    def export(self, library: str) -> Exported:
+        return Exported(self.to_transformers(), {"config.json": self.transformers_config()})
 
     def to_transformers(self) -> dict[str, Tensor]:
         """Return the weights as transformers' GPT2Model names them; its matrices are transposed."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ class TransformersEncoder(TextBackbone):
     """
 
     shorthand = "model"
+    counterpart = "hf-image"
 
     class Options(Options):
         model: str = Field(min_length=1)
@@ -43,7 +46,7 @@ class TransformersEncoder(TextBackbone):
 
     def __init__(self, options: Options, spec: TextSpec) -> None:
         super().__init__(options, spec)
-        self.encoder: Any = _load_encoder(options.model, options.pretrained)
+        self.encoder: Any = load_encoder(options.model, options.pretrained)
         table = getattr(self.encoder.get_input_embeddings(), "weight", None)
         if table is None:
             raise UserError(
@@ -120,15 +123,36 @@ class TransformersEncoder(TextBackbone):
         return [list(self.parameters())]
 
 
-def _load_encoder(model: str, pretrained: bool) -> Any:
+def load_encoder(model: str, pretrained: bool, dropout: bool = True) -> Any:
     """Load an encoder of transformers by name or folder, or build it with random weights.
+
+    `dropout` keeps the configuration's rates of dropout and of stochastic depth; else they are 0.
+
+    Raises:
+        UserError: transformers is not installed, or the model cannot be loaded.
+    """
+    config = load_config(model)
+    from transformers import AutoModel
+
+    if not dropout:
+        _switch_off_dropout(config)
+    with _loading(model):
+        if pretrained:
+            return AutoModel.from_pretrained(
+                model, config=config, use_safetensors=True, trust_remote_code=False
+            )
+        return AutoModel.from_config(config)
+
+
+def load_config(model: str) -> Any:
+    """Load the configuration of a model of transformers, by name or folder.
 
     Raises:
         UserError: transformers is not installed, or the model cannot be loaded.
     """
     try:
         import transformers.utils.logging
-        from transformers import AutoConfig, AutoModel
+        from transformers import AutoConfig
     except ImportError:
         raise UserError(
             "backbone 'hf' needs transformers: pip install 'sslrun[transformers]'"
@@ -136,10 +160,22 @@ def _load_encoder(model: str, pretrained: bool) -> Any:
     if not Path(model).is_dir():
         reach_hub()
     transformers.utils.logging.disable_progress_bar()  # reading the file takes only a moment
+    with _loading(model):
+        return AutoConfig.from_pretrained(model, trust_remote_code=False)
+
+
+@contextmanager
+def _loading(model: str) -> Iterator[None]:
+    """Report the errors of transformers as one line."""
     try:
-        if pretrained:
-            return AutoModel.from_pretrained(model, use_safetensors=True, trust_remote_code=False)
-        return AutoModel.from_config(AutoConfig.from_pretrained(model, trust_remote_code=False))
+        yield
     except (OSError, ValueError) as error:
         cause = " ".join(str(error).split())[:200]
         raise UserError(f"{model}: can't be loaded: {cause}") from None
+
+
+def _switch_off_dropout(config: Any) -> None:
+    """Set every rate of dropout and of stochastic depth in a configuration to 0."""
+    for name, value in config.to_dict().items():
+        if "drop" in name and isinstance(value, float):
+            setattr(config, name, 0.0)

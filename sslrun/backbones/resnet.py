@@ -11,7 +11,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from sslrun.backbones.base import Features, backbones
+from sslrun.backbones import conversion
+from sslrun.backbones.base import Exported, Features, backbones
 from sslrun.backbones.image import ImageBackbone
 from sslrun.data.specs import ImageSpec
 from sslrun.registry import Options
@@ -25,6 +26,7 @@ class ResNet(ImageBackbone):
     """Residual network; pooled features are the global average of the last stage."""
 
     offers = frozenset({"tokens", "grid"})
+    exports = ("transformers", "timm", "torchvision")
 
     class Options(Options):
         stem: Literal["imagenet", "small"] = "imagenet"
@@ -36,6 +38,7 @@ class ResNet(ImageBackbone):
         zero_init_residual: bool = False
         """Initialize the last scale of each residual branch with zero (Goyal et al. 2017)."""
 
+    options: Options
     bottleneck: ClassVar[bool] = False
     """Whether blocks are bottlenecks of three convolutions, instead of two convolutions."""
     blocks: ClassVar[tuple[int, int, int, int]]
@@ -74,6 +77,14 @@ class ResNet(ImageBackbone):
             unsafe = x.device.type == "cpu" and x.shape[-2:] == (1, 1)
             x = _in_float(stage, x) if unsafe else stage(x)
         return Features(x.mean(dim=(2, 3)), x.flatten(2).transpose(1, 2), x)
+
+    def export(self, library: str) -> Exported:
+        converters = {
+            "timm": conversion.resnet_to_timm,
+            "torchvision": conversion.resnet_to_torchvision,
+            "transformers": conversion.resnet_to_transformers,
+        }
+        return converters[library](self)
 
     def layers(self) -> list[list[nn.Parameter]]:
         """The stem, then each residual block."""

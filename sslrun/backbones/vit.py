@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from sslrun.backbones.base import Features, backbones
+from sslrun.backbones import conversion
+from sslrun.backbones.base import Exported, Features, backbones
 from sslrun.backbones.image import ImageBackbone
 from sslrun.backbones.transformer import Block, Stack, depth_rates, initialize
 from sslrun.data.specs import ImageSpec
@@ -84,6 +85,7 @@ class ViT(ImageBackbone):
     shape: ClassVar[tuple[int, int, int]]
     """Width, depth and heads of the named model."""
     offers = frozenset({"tokens", "grid", "encode", "attention"})
+    exports = ("transformers", "timm", "torchvision")
     options: Options
     pos_embed: Tensor
     """(1, 1 + side * side, D): positions of [CLS], then of the patches row by row."""
@@ -171,6 +173,14 @@ class ViT(ImageBackbone):
         """
         return self.blocks.attention(self._with_special(self.embed(inputs)))
 
+    def export(self, library: str) -> Exported:
+        converters = {
+            "timm": conversion.vit_to_timm,
+            "torchvision": conversion.vit_to_torchvision,
+            "transformers": conversion.vit_to_transformers,
+        }
+        return converters[library](self)
+
     def own_names(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Adapt the weights of timm's ViT to this network.
 
@@ -225,7 +235,7 @@ class ViT(ImageBackbone):
         special = [self.cls_token + self.pos_embed[:, :1]]
         if self.reg_token is not None:
             special.append(self.reg_token)
-        expanded = [token.expand(len(patches), -1, -1) for token in special]
+        expanded = [token.expand(patches.shape[0], -1, -1) for token in special]
         return self.dropout(torch.cat([*expanded, patches], dim=1))
 
 

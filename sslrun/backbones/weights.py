@@ -31,6 +31,19 @@ def build_backbone(name: str, options: Options | Mapping[str, Any], spec: InputS
     )
 
 
+def build_empty(name: str, options: Options, spec: InputSpec) -> Backbone:
+    """Build a backbone whose weights are loaded afterwards: it does not load pretrained ones.
+
+    Raises:
+        UserError: the name is unknown, or the options do not fit.
+    """
+    if "pretrained" not in type(options).model_fields:
+        return build_backbone(name, options, spec)
+    backbone = build_backbone(name, options.model_copy(update={"pretrained": False}), spec)
+    backbone.options = options
+    return backbone
+
+
 def save_backbone(
     path: Path, backbone: Backbone, metadata: Mapping[str, str] | None = None
 ) -> None:
@@ -85,17 +98,29 @@ def _load(
             f"{{file: {path.parent / 'tokenizer.json'}}}"
         )
     tensors = backbone.fit_weights(tensors)
+    options = metadata.get("options")
+    check_fit(
+        tensors, backbone, path, "" if options is None else f"; the file's options are {options}"
+    )
+    backbone.load_state_dict(tensors)
+
+
+def check_fit(
+    tensors: Mapping[str, Tensor], backbone: Backbone, path: Path | str, hint: str = ""
+) -> None:
+    """Check that weights have the names and shapes of a backbone's; the message ends with `hint`.
+
+    Raises:
+        UserError: a parameter is missing, unknown or of another shape.
+    """
     expected = backbone.state_dict()
-    for name in expected.keys() | tensors.keys():
+    for name in sorted(expected.keys() | tensors.keys()):
         loaded, wanted = tensors.get(name), expected.get(name)
         if loaded is None or wanted is None or loaded.shape != wanted.shape:
-            options = metadata.get("options")
-            hint = "" if options is None else f"; the file's options are {options}"
             raise UserError(
                 f"{path}: parameter '{name}' {_describe_shape(loaded)} in the file, but "
                 f"{_describe_shape(wanted)} in '{backbone.name}' as configured{hint}"
             )
-    backbone.load_state_dict(tensors)
 
 
 def _describe_shape(tensor: Tensor | None) -> str:
@@ -115,7 +140,7 @@ def load_backbone(folder: Path) -> Backbone:
     path = folder / WEIGHTS
     tensors, metadata = read(path)
     cls, options = recorded_network(path, metadata)
-    backbone = build_backbone(cls.name, options, InputSpec.load(folder))
+    backbone = build_empty(cls.name, options, InputSpec.load(folder))
     _load(backbone, path, tensors, metadata)
     return backbone
 

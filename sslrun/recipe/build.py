@@ -97,8 +97,8 @@ def _parse_row(base: Located, sweep: Located, row: str) -> Recipe:
 def parse(source: Located) -> Recipe:
     """Build a recipe from its mapping. Raises UserError for any mistake, with its place."""
     data = _named(sources, source, "data")
-    backbone = _named(backbones, source, "backbone")
     pretext = None if source.value.get("pretext") is None else _named(pretexts, source, "pretext")
+    backbone = _read_backbone(source, data, pretext)
     if pretext is not None:
         _check_pretext(source, data, backbone, pretext)
     pretrain = validated(Pretrain, source.section("pretrain"), "'pretrain'") if pretext else None
@@ -125,6 +125,23 @@ def parse(source: Located) -> Recipe:
     }
     rest = source.without(*protocols)
     return validated(Recipe, Located({**rest.value, **typed}, source.places), "a recipe", protocols)
+
+
+def _read_backbone(source: Located, data: Named, pretext: Named | None) -> Named:
+    """Build the backbone, or its counterpart if only that takes the recipe's inputs."""
+    backbone = _named(backbones, source, "backbone")
+    network = backbones[backbone.name]
+    if network.counterpart is None:
+        return backbone
+    task = pretexts[pretext.name] if pretext else None
+    other = backbones[network.counterpart]
+    given = sources[data.name]
+    if misfit(given, task, network) is None or misfit(given, task, other) is not None:
+        return backbone
+    section = source.value["backbone"]
+    _, colon, rest = str(section["name"]).partition(":")
+    section["name"] = f"{other.name}{colon}{rest}"
+    return _named(backbones, source, "backbone")
 
 
 def _check_pretext(source: Located, data: Named, backbone: Named, pretext: Named) -> None:

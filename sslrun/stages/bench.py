@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from sslrun import distributed
-from sslrun.backbones import build_backbone, load_into, save_backbone
+from sslrun.backbones import build_backbone, build_empty, load_into, save_backbone
 from sslrun.backbones.base import Backbone
 from sslrun.backbones.weights import WEIGHTS
 from sslrun.data.examples import Batch, Examples
@@ -224,7 +224,8 @@ class CellBench(Bench):
         options = named.options.model_copy(update=changes) if changes else named.options
         # Random weights differ between restarts; pretrained ones do not.
         torch.manual_seed(self.seed if self.method.initial else self.cell.seed)
-        backbone = build_backbone(named.name, options, self.task.backbone_spec)
+        build = build_backbone if weights is None else build_empty
+        backbone = build(named.name, options, self.task.backbone_spec)
         if weights is None:
             backbone.fit_inputs(self.splits.train)
         else:

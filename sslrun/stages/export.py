@@ -1,50 +1,91 @@
-"""Export weights as a folder that transformers loads."""
+"""Export weights as a folder that another library loads, or as an ONNX graph."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal, get_args
 
 from safetensors.torch import save_file
 from tokenizers import processors
 
-from sslrun.backbones import build_backbone
-from sslrun.backbones.base import lacking_capability
-from sslrun.backbones.weights import WEIGHTS, read, recorded_network
-from sslrun.data.specs import TextSpec
+from sslrun.backbones import build_empty
+from sslrun.backbones.base import Backbone, backbones
+from sslrun.backbones.weights import WEIGHTS, check_fit, read, recorded_network
+from sslrun.data.specs import InputSpec, TextSpec
 from sslrun.data.text.tokenizer import Tokenizer, TokenizerOptions, blank_tokenizer, load_tokenizer
 from sslrun.errors import UserError
 from sslrun.files import replacing
+from sslrun.registry import did_you_mean
+from sslrun.stages.onnx import ONNX, write_onnx
 
+Target = Literal["transformers", "timm", "torchvision", "onnx"]
+TARGETS: tuple[Target, ...] = get_args(Target)
 TOKENIZER = "tokenizer.json"
+MODEL = "model.safetensors"
 
 
-def export(source: Path, folder: Path) -> None:
-    """Write config.json, model.safetensors and, if the run has one, the tokenizer into `folder`.
+def export(source: Path, folder: Path, to: str = "transformers") -> None:
+    """Write a backbone into `folder` in the form of a library, or as an ONNX graph.
 
-    `source` is a run's folder or its file of weights, of a bert or gpt backbone; heads are not
-    exported. Raises UserError if there are no weights, if transformers has no class for the
-    network, or if the folder cannot be written.
+    `source` is a run's folder or its file of weights; heads are not exported. The folder holds
+    model.safetensors and the library's JSON files, or model.onnx; and the tokenizer, if the run has
+    one. Raises UserError if there are no weights, if the library has no class for the network, or
+    if the folder cannot be written.
     """
+    if to not in TARGETS:
+        raise UserError(f"--to {to}: no such library.{did_you_mean(to, list(TARGETS))}")
     weights = source / WEIGHTS if source.is_dir() else source
-    tensors, about = read(weights)
-    cls, options = recorded_network(weights, about)
-    if "export" not in cls.offers:
-        raise UserError(f"{weights}: {lacking_capability(cls, 'export', 'sslrun export')}")
-    spec = TextSpec(blank_tokenizer(len(tensors["token_embed.weight"])), length=8)
-    backbone = build_backbone(cls.name, options, spec)
-    backbone.load_state_dict(tensors)
-    state = {key: tensor.contiguous() for key, tensor in backbone.to_transformers().items()}
-    try:
+    backbone = _load(weights, to)
+    exported = None if to == "onnx" else backbone.export(to)
+    with _writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        with replacing(folder / "model.safetensors") as temporary:
-            save_file(state, temporary, {"format": "pt"})
-        (folder / "config.json").write_text(
-            json.dumps(backbone.transformers_config(), indent=2) + "\n"
-        )
+        if exported is None:
+            with replacing(folder / ONNX) as temporary:
+                write_onnx(backbone, temporary)
+        else:
+            tensors = {key: tensor.contiguous() for key, tensor in exported.tensors.items()}
+            with replacing(folder / MODEL) as temporary:
+                save_file(tensors, temporary, {"format": "pt"})
+            for name, content in exported.files.items():
+                with replacing(folder / name) as temporary:
+                    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         if (weights.parent / TOKENIZER).is_file():
             tokenizer = load_tokenizer(TokenizerOptions(file=weights.parent / TOKENIZER))
             _export_tokenizer(tokenizer, folder, "segments" in backbone.offers)
+
+
+def _load(weights: Path, to: str) -> Backbone:
+    """Load the backbone in a file of weights, in evaluation mode.
+
+    Raises:
+        UserError: there is none, or the library `to` has no class for it.
+    """
+    tensors, about = read(weights)
+    cls, options = recorded_network(weights, about)
+    if to != "onnx" and to not in cls.exports:
+        able = [name for name in backbones if to in backbones[name].exports]
+        raise UserError(
+            f"{weights}: {to} has no class for '{cls.name}', only for {', '.join(able)}; "
+            "export with --to onnx"
+        )
+    spec: InputSpec
+    if "token_embed.weight" in tensors and not (weights.parent / TOKENIZER).is_file():
+        spec = TextSpec(blank_tokenizer(len(tensors["token_embed.weight"])), length=8)
+    else:
+        spec = InputSpec.load(weights.parent)
+    backbone = build_empty(cls.name, options, spec)
+    check_fit(tensors, backbone, weights)
+    backbone.load_state_dict(tensors)
+    return backbone.eval()
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise UserError(f"{folder}: can't be written: {error.strerror}") from None
 

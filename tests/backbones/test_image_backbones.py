@@ -30,8 +30,13 @@ def images():
     return torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 
+LIBRARIES = {"hf-image", "timm", "torchvision"}
+"""Backbones of other libraries: tests/backbones/test_libraries.py."""
+
+
 @pytest.mark.parametrize(
-    "name", [option for option in backbones if backbones[option].takes is ImageSpec]
+    "name",
+    [name for name in backbones if backbones[name].takes is ImageSpec and name not in LIBRARIES],
 )
 def test_features_have_the_documented_shapes(name, images):
     backbone = build_backbone(name, SMALL[name], ImageSpec(32)).eval()

@@ -197,7 +197,11 @@ class Decoder:
                     f"{self.size}x{self.size}: give the side to store them at, as in "
                     f"size: {self.size}"
                 )
-            return np.asarray(self._make_square(image))
+            return self.decode(image)
+
+    def decode(self, image: Any) -> np.ndarray:
+        """Return an image of Pillow as (size, size, 3) uint8; the image may be changed."""
+        return np.asarray(self._make_square(image))
 
     def pack(self, images: Sequence[np.ndarray]) -> Tensor:
         pixels = np.empty((len(images), self.size, self.size, 3), dtype=np.uint8)
