@@ -8,6 +8,7 @@ from sslrun.pretexts import (  # noqa: F401
     ltr,
     mlm,
     moco,
+    pixels,
     position,
     rotation,
     simclr,

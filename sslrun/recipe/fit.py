@@ -8,6 +8,7 @@ from sslrun.backbones.base import Backbone, lacking_capability
 from sslrun.data.source import Source
 from sslrun.data.specs import InputSpec
 from sslrun.pretexts.base import Pretext
+from sslrun.protocols.base import Protocol
 from sslrun.tasks.base import Task
 
 
@@ -45,4 +46,12 @@ def misfit(
         if capability not in backbone.offers:
             user = f"'{task.name}'" if task else ""
             return Misfit("task", lacking_capability(backbone, capability, user))
+    return None
+
+
+def unreadable(protocol: Protocol, backbone: type[Backbone]) -> str | None:
+    """Explain why a protocol, as configured, cannot read a backbone; None if it can."""
+    for capability in protocol.needs():
+        if capability not in backbone.offers:
+            return lacking_capability(backbone, capability, f"'{protocol.name}' as configured")
     return None

@@ -137,6 +137,8 @@ class Pretraining:
         backbone = build_backbone(recipe.backbone.name, recipe.backbone.options, backbone_spec)
         for evaluation in recipe.evaluate.values():
             cast(TaskOptions, evaluation.task.options).check_depth(backbone.depth)
+            for protocol in evaluation.protocols:
+                evaluation.protocol(protocol).check_backbone(backbone)
         backbone.fit_inputs(examples)
         pretext = cls(self.pretext.options, backbone)
         pretext.fit(examples)
