@@ -97,13 +97,16 @@ class EfficientPool(nn.Module):
     """Pool tokens by learned queries that attend to them directly (efficient probing).
 
     Query j gives attention weights over the tokens, by which share j of the projected tokens is
-    averaged. The shares side by side have the backbone's width.
+    averaged. The shares side by side have the backbone's width. As in the authors' code, a batch
+    norm without scale and shift follows: features that are nearly equal for all images would learn
+    slowly without it.
     """
 
     def __init__(self, width: int, queries: int) -> None:
         super().__init__()
         self.queries = nn.Parameter(torch.randn(queries, width) * STD)
         self.values = nn.Linear(width, width, bias=False)
+        self.norm = nn.BatchNorm1d(width, affine=False, eps=1e-6)
 
     def weights(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
         """Attention weights (B, Q, T); rows sum to 1."""
@@ -119,7 +122,7 @@ class EfficientPool(nn.Module):
         """
         values = self.values(tokens).unflatten(-1, (len(self.queries), -1)).transpose(1, 2)
         pooled = self.weights(tokens, mask)[:, :, None] @ values
-        return pooled.flatten(1)
+        return self.norm(pooled.flatten(1))
 
 
 class AttentiveHead(nn.Module):
