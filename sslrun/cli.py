@@ -292,7 +292,7 @@ def sweep(
 
 
 @app.command()
-def table(
+def table(  # noqa: PLR0913 (typer makes each parameter an option)
     targets: Annotated[
         list[Path] | None,
         typer.Argument(
@@ -326,6 +326,14 @@ def table(
             "distribution.",
         ),
     ] = False,
+    layers: Annotated[
+        bool,
+        typer.Option(
+            "--layers",
+            help="Print instead the score of each layer, from `probe.layers: best` or "
+            "`knn.layers: best`.",
+        ),
+    ] = False,
     runs: Runs = Path("runs"),
     imports: Imports = None,
     as_json: AsJson = False,
@@ -336,12 +344,15 @@ def table(
     from sslrun.results.table import Table
     from sslrun.stages.sweep import table_of
 
-    if distortion and (against or compute):
-        raise UserError("--distortion prints a table of its own: leave out --against and --compute")
+    if (distortion or layers) and (against or compute or (distortion and layers)):
+        option = "--distortion" if distortion else "--layers"
+        raise UserError(f"{option} prints a table of its own: leave out the other options")
     published = published_as(against) if against else None
     results: Any = table_of([_sweep_or_folder(target) for target in targets or [runs]], runs)
     if distortion:
         results = Table.of_distortion(results.records, results.title)
+    elif layers:
+        results = Table.of_layers(results.records, results.title)
     elif published or compute:
         add_compute(results)
     if published:

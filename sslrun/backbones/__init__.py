@@ -4,6 +4,7 @@ from sslrun.backbones import (  # noqa: F401
     bert,
     gpt,
     hf,
+    igpt,
     library_hf,
     library_timm,
     library_torchvision,

@@ -69,6 +69,8 @@ class Backbone(nn.Module):
     - "tokens", "grid": its features have them
     - "encode": it encodes a subset of the patches
     - "attention": it returns attention weights
+    - "layers": it returns one pooled vector for each layer
+    - "palette": it reads images as ids of the colors of a palette
     - "segments": it tells the two segments of a pair apart
     - "directions": the first half of a token's features depends on the tokens up to it alone, and
       the second half on the tokens from it on
@@ -84,6 +86,8 @@ class Backbone(nn.Module):
     """Width D of the features."""
     depth: int = 0
     """Number of `layers` in the features."""
+    layer_widths: tuple[int, ...] = ()
+    """Widths of the vectors that `pooled_layers` returns."""
     patch: int = 1
     """The sides of images must be multiples of this number of pixels."""
 
@@ -149,6 +153,13 @@ class Backbone(nn.Module):
 
     def attention(self, inputs: Any) -> Tensor:
         """Attention weights (B, heads, T, T) of the last block. Capability "attention"."""
+        raise NotImplementedError
+
+    def pooled_layers(self, inputs: Any) -> tuple[Tensor, ...]:
+        """One vector (B, D) for each layer, from input to output; D may differ between layers.
+
+        Capability "layers".
+        """
         raise NotImplementedError
 
     def export(self, library: str) -> Exported:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 class ResNet(ImageBackbone):
     """Residual network; pooled features are the global average of the last stage."""
 
-    offers = frozenset({"tokens", "grid"})
+    offers = frozenset({"tokens", "grid", "layers"})
     exports = ("transformers", "timm", "torchvision")
 
     class Options(Options):
@@ -63,6 +63,7 @@ class ResNet(ImageBackbone):
             for sizes in zip(inputs, planes, self.blocks, (1, 2, 2, 2), strict=True)
         )
         self.width = widths[-1]
+        self.layer_widths = tuple(widths)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -72,11 +73,22 @@ class ResNet(ImageBackbone):
 
     def forward(self, inputs: Tensor) -> Features:
         """Images (B, 3, H, W) in [0, 1] of any size."""
+        x = self._stages(inputs)[-1]
+        return Features(x.mean(dim=(2, 3)), x.flatten(2).transpose(1, 2), x)
+
+    def pooled_layers(self, inputs: Tensor) -> tuple[Tensor, ...]:
+        """The global average (B, D) of each of the four stages."""
+        return tuple(grid.mean(dim=(2, 3)) for grid in self._stages(inputs))
+
+    def _stages(self, inputs: Tensor) -> list[Tensor]:
+        """The grids (B, D, H, W) after each stage."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(self.normalize(inputs)))))
+        grids = []
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
             unsafe = x.device.type == "cpu" and x.shape[-2:] == (1, 1)
             x = _in_float(stage, x) if unsafe else stage(x)
-        return Features(x.mean(dim=(2, 3)), x.flatten(2).transpose(1, 2), x)
+            grids.append(x)
+        return grids
 
     def export(self, library: str) -> Exported:
         converters = {

@@ -175,6 +175,8 @@ class BlockStyle:
 
     norm: Literal["pre", "post"] = "pre"
     """Position of the norms: before each branch, or after its residual sum."""
+    kind: Literal["layer", "rms"] = "layer"
+    """Kind of the norms: LayerNorm, or RMSNorm, which neither centers nor shifts."""
     eps: float = 1e-6
     """Epsilon of the norms."""
     bias: bool = True
@@ -185,6 +187,12 @@ class BlockStyle:
     """Whether the MLP is a `GatedMlp`, with as many parameters."""
     rotary: bool = False
     """Whether self-attention rotates queries and keys by their position."""
+
+    def make_norm(self, width: int) -> nn.Module:
+        """Build a norm of this style over `width` features."""
+        if self.kind == "rms":
+            return nn.RMSNorm(width, eps=self.eps)
+        return nn.LayerNorm(width, eps=self.eps, bias=self.bias)
 
 
 VIT_STYLE = BlockStyle()
@@ -213,11 +221,11 @@ class Block(nn.Module):
         super().__init__()
         bias, activation = style.bias, style.activation
         self.pre = style.norm == "pre"
-        self.norm1 = nn.LayerNorm(width, eps=style.eps, bias=bias)
+        self.norm1 = style.make_norm(width)
         self.attn = Attention(width, heads, bias, dropout, style.rotary)
         self.cross = Attention(width, heads, bias, dropout) if cross else None
-        self.norm_cross = nn.LayerNorm(width, eps=style.eps, bias=bias) if cross else None
-        self.norm2 = nn.LayerNorm(width, eps=style.eps, bias=bias)
+        self.norm_cross = style.make_norm(width) if cross else None
+        self.norm2 = style.make_norm(width)
         hidden = 4 * width
         self.mlp = (
             GatedMlp(width, hidden * 2 // 3, activation, bias)

@@ -84,7 +84,7 @@ class ViT(ImageBackbone):
 
     shape: ClassVar[tuple[int, int, int]]
     """Width, depth and heads of the named model."""
-    offers = frozenset({"tokens", "grid", "encode", "attention"})
+    offers = frozenset({"tokens", "grid", "encode", "attention", "layers"})
     exports = ("transformers", "timm", "torchvision")
     options: Options
     pos_embed: Tensor
@@ -96,6 +96,7 @@ class ViT(ImageBackbone):
         if width % heads:
             raise UserError(f"{self.name}: width {width} is not a multiple of heads {heads}")
         self.width = width
+        self.layer_widths = (width,) * depth
         self.patch = options.patch
         self.side = patches_along(self.name, options.size or spec.size, options.patch)
         self.patch_embed = PatchEmbed(width, options.patch)
@@ -162,9 +163,23 @@ class ViT(ImageBackbone):
         patches = tokens[:, 1 + self.options.registers :]
         side = inputs.shape[-2] // self.options.patch
         grid = patches.transpose(1, 2).unflatten(2, (side, -1))
-        return Features(
-            tokens[:, 0] if self.options.pool == "cls" else patches.mean(dim=1), patches, grid
-        )
+        return Features(self._pool(tokens), patches, grid)
+
+    def pooled_layers(self, inputs: Tensor) -> tuple[Tensor, ...]:
+        """The pooled features (B, D) of each block's tokens, after the final norm.
+
+        Linear evaluation of DINO (Caron et al. 2021) concatenates those of the last four blocks.
+        """
+        pooled = []
+        for state in self.blocks.states(self._with_special(self.embed(inputs)))[1:]:
+            pooled.append(self._pool(self.norm(state)))
+        return tuple(pooled)
+
+    def _pool(self, tokens: Tensor) -> Tensor:
+        """Pool all tokens (B, special + N, D) to (B, D)."""
+        if self.options.pool == "cls":
+            return tokens[:, 0]
+        return tokens[:, 1 + self.options.registers :].mean(dim=1)
 
     def attention(self, inputs: Tensor) -> Tensor:
         """Attention weights (B, heads, T, T) of the last block.

@@ -11,6 +11,7 @@ from sslrun.pretexts import (  # noqa: F401
     mae,
     mlm,
     moco,
+    pixels,
     position,
     rotation,
     simclr,

@@ -46,13 +46,15 @@ class Attend(Protocol):
     Options = AttendOptions
     options: AttendOptions
     learns = False
-    needs = frozenset({"attention"})
 
     @classmethod
     def supports(cls, task: type[Task], options: TaskOptions) -> str | None:
         if issubclass(task, Objects):
             return None
         return f"finds objects, which the task '{task.name}' does not ask for: take task: objects"
+
+    def needs(self) -> tuple[str, ...]:
+        return ("attention",)
 
     def refit_obstacle(self) -> str | None:
         return "learns nothing"

@@ -81,18 +81,34 @@ class Bench(ABC):
         `drop_path` replaces the backbone's own rate of stochastic depth.
         """
 
+    @property
     @abstractmethod
-    def vectors(self, split: str) -> Tensor:
+    def layer_widths(self) -> tuple[int, ...]:
+        """Widths of the pooled features of the backbone's layers; see `Backbone.pooled_layers`."""
+
+    @abstractmethod
+    def vectors(self, split: str, layers: tuple[int, ...] = ()) -> Tensor:
         """Compute the frozen features (N, D) float32 of a split, one vector per example.
 
-        They are cached for other protocols that need them.
+        `layers` reads the pooled features of these layers, side by side, which must be among those
+        of `Protocol.read_layers`; default: what the task reads. The features are cached for other
+        protocols that need them.
 
         Raises UserError if a feature is not finite.
         """
 
     @abstractmethod
-    def features(self, split: str) -> tuple[Tensor, Tensor]:
+    def features(self, split: str, layers: tuple[int, ...] = ()) -> tuple[Tensor, Tensor]:
         """Return the `vectors` of a split and its targets (N, ...), both on the device.
+
+        Raises UserError for a split without labels.
+        """
+
+    @abstractmethod
+    def tokens(self, split: str, most: int) -> Examples | None:
+        """Compute the frozen tokens (N, T, D) float32 of the examples of a split, and its targets.
+
+        None if they take more than `most` bytes, or if the examples differ in length.
 
         Raises UserError for a split without labels.
         """
@@ -110,8 +126,9 @@ class Bench(ABC):
         *,
         split: str = "train",
         keep_best: bool = False,
+        examples: Examples | None = None,
     ) -> TaskLearner:
-        """Train on the labeled examples of a split.
+        """Train on the labeled examples of a split, or on `examples` made from them.
 
         The `attempt` of that name is resumed if it was interrupted. Returns the learner to
         evaluate, in eval mode: the averaged weights if `schedule.ema` is set. `keep_best` returns
@@ -179,8 +196,6 @@ class Protocol:
     follows: ClassVar[str | None] = None
     """The protocol that must run first, with the same labels and seed; `Bench.head` loads its
     head."""
-    needs: ClassVar[frozenset[str]] = frozenset()
-    """Capabilities of the backbone that it needs; see `Backbone.offers`."""
     initial: ClassVar[bool] = False
     """Whether it starts from random weights instead of pretrained ones."""
     learns: ClassVar[bool] = True
@@ -215,6 +230,25 @@ class Protocol:
 
         None if it chooses nothing, so that it needs no validation split.
         """
+        return None
+
+    def needs(self) -> tuple[str, ...]:
+        """Capabilities that the backbone must have; names of `Backbone.offers`."""
+        return ()
+
+    def check_backbone(self, backbone: Backbone) -> None:
+        """Check that it can read a backbone as its options say; called before pretraining.
+
+        Raises UserError if it cannot.
+        """
+
+    def read_layers(self, count: int) -> tuple[int, ...]:
+        """List the layers, of `count`, that it reads one by one or side by side; default: none."""
+        return ()
+
+    def head_obstacle(self) -> str | None:
+        """Explain why no protocol can start from its head, as words after its name; None if one
+        can."""
         return None
 
     def refit_obstacle(self) -> str | None:

@@ -29,13 +29,18 @@ class FeatureOptions(Options):
     natively in bf16, else fp32. The features are kept in fp32."""
 
 
+def read_pooled(features: Features) -> Tensor:
+    """Read the pooled features (B, D)."""
+    return features.pooled
+
+
 def extract(
     backbone: Backbone,
     examples: Examples,
     inputs: Callable[[Batch], Any],
     device: torch.device,
     batch: int,
-    reads: Callable[[Features], Tensor] = lambda features: features.pooled,
+    reads: Callable[[Features], Tensor] = read_pooled,
     counter: AbstractContextManager[Any] | None = None,
 ) -> Tensor:
     """Compute the features (N, D) float32 of all examples on `device`, in eval mode.

@@ -9,9 +9,22 @@ import torch
 from pydantic import model_validator
 from torch import Tensor, nn
 
+from sslrun.backbones.base import Backbone
 from sslrun.errors import UserError
-from sslrun.protocols.base import Bench, Protocol, Scores, protocols
+from sslrun.protocols.base import TRAIN_AND_VAL, Bench, Protocol, Scores, protocols
 from sslrun.protocols.features import FeatureOptions
+from sslrun.protocols.layers import (
+    Fitted,
+    Group,
+    LayerOptions,
+    LayerReader,
+    as_scores,
+    check_layers,
+    fit_layers,
+    read_layers,
+    score_group,
+    splits_of,
+)
 from sslrun.protocols.least_squares import FewshotOptions, least_squares
 from sslrun.protocols.logistic import LogisticFit, LogisticOptions, LogisticRegression
 from sslrun.protocols.neighbors import KnnOptions, weighted_knn
@@ -60,25 +73,52 @@ class VectorProtocol(Protocol):
         raise NotImplementedError
 
 
+class LayerProtocol(Protocol):
+    """Base class of protocols with the option `layers`."""
+
+    Options: ClassVar[type[LayerOptions]] = LayerOptions
+    options: LayerOptions
+
+    def needs(self) -> tuple[str, ...]:
+        return () if self.options.layers is None else ("layers",)
+
+    def check_backbone(self, backbone: Backbone) -> None:
+        check_layers(self.name, self.options.layers, backbone)
+
+    def read_layers(self, count: int) -> tuple[int, ...]:
+        return read_layers(self.options.layers, count, f"{self.name}.layers: the backbone")
+
+    def chooses_layer(self) -> str | None:
+        """Name the layer as what it chooses on validation; None if it chooses none."""
+        return f"its layer ({self.name}.layers: best)" if self.options.layers == "best" else None
+
+
 @protocols.register("knn")
-class Knn(VectorProtocol):
+class Knn(LayerProtocol, VectorProtocol):
     """Classify by a weighted vote of the nearest frozen features (Wu et al. 2018)."""
 
     Options = KnnOptions
     options: KnnOptions
     synonyms = ("k-NN",)
 
+    def chooses(self, options: TaskOptions) -> str | None:
+        return self.chooses_layer()
+
     def classify(self, bench: Bench) -> Scores:
-        bank, labels = bench.features(bench.learned)
         k, temperature, classes = self.options.k, self.options.temperature, len(bench.task.classes)
 
-        def vote(x: Tensor) -> Tensor:
-            return weighted_knn(bank, labels, x, k, temperature, classes)
+        def fit(group: Group, refit: bool) -> Fitted:
+            bank, labels = bench.features(TRAIN_AND_VAL if refit else "train", group)
 
-        return Scores(bench.score_vectors(vote))
+            def vote(x: Tensor) -> Tensor:
+                return weighted_knn(bank, labels, x, k, temperature, classes)
+
+            return Fitted(score_group(bench, group, vote, splits_of(bench, refit)), {})
+
+        return as_scores(fit_layers(bench, self.options.layers, fit))
 
 
-class ProbeOptions(LogisticOptions):
+class ProbeOptions(LogisticOptions, LayerOptions):
     """Options of a linear classifier on a frozen backbone."""
 
     solver: Literal["lbfgs", "sgd"] = "lbfgs"
@@ -99,7 +139,7 @@ class ProbeOptions(LogisticOptions):
 
 
 @protocols.register("probe")
-class Probe(Protocol):
+class Probe(LayerProtocol):
     """Train a linear classifier on the frozen features (linear evaluation, linear probing)."""
 
     Options = ProbeOptions
@@ -112,9 +152,15 @@ class Probe(Protocol):
         return self.options.solver == "sgd" or not options.linear
 
     def chooses(self, options: TaskOptions) -> str | None:
-        if self.trains(options) or self.options.l2_count == 1:
+        chosen = [self.chooses_layer()]
+        if not self.trains(options) and self.options.l2_count > 1:
+            chosen.append(f"its L2 strength (probe.l2_count: {self.options.l2_count})")
+        return " and ".join(name for name in chosen if name) or None
+
+    def head_obstacle(self) -> str | None:
+        if self.options.layers is None:
             return None
-        return f"its L2 strength (probe.l2_count: {self.options.l2_count})"
+        return "does not read the backbone's pooled features: leave out probe.layers"
 
     def refit_obstacle(self) -> str | None:
         return None
@@ -124,46 +170,63 @@ class Probe(Protocol):
         return self.options.precision
 
     def run(self, bench: Bench) -> Scores:
-        if self.options.solver == "sgd" or not bench.task.linear:
-            return self._train(bench)
+        """Fit or train the head, and keep it; see `fit_layers` for several layers."""
+        sgd = self.options.solver == "sgd" or not bench.task.linear
+
+        def fit(group: Group, refit: bool) -> Fitted:
+            return self._train(bench, group, refit) if sgd else self._regress(bench, group, refit)
+
+        fitted = fit_layers(bench, self.options.layers, fit)
+        assert fitted.head is not None
+        bench.keep_head(fitted.head)
+        return as_scores(fitted)
+
+    def _regress(self, bench: Bench, group: Group, refit: bool) -> Fitted:
+        """Fit a regression to a group of layers, with the strength chosen on validation."""
         regression, classes = LogisticRegression(self.options), len(bench.task.classes)
-        chosen = self._choose(bench, regression) if self.chooses(bench.task.options) else None
-        if chosen is not None and not bench.refit:
-            head, l2, metrics = chosen.head, chosen.l2, {}
+        chosen = self._choose(bench, group, regression) if self.options.l2_count > 1 else None
+        val: dict[str, dict[str, float]] = {}
+        if chosen is not None and not refit:
+            head, l2 = chosen.head, chosen.l2
         else:
             l2 = self.options.strengths()[0] if chosen is None else chosen.l2
-            head = regression.fit_one(bench.features(bench.learned), classes, l2)
-            metrics = {} if chosen is None else {"val": self._score_val(bench, chosen)}
-        bench.keep_head(head)
+            learned = TRAIN_AND_VAL if refit else "train"
+            head = regression.fit_one(bench.features(learned, group), classes, l2)
         with torch.inference_mode():
-            return Scores(metrics | bench.score_vectors(head), {"l2": l2})
+            if chosen is not None and refit:
+                val = score_group(bench, group, chosen.head, ["val"])
+            tested = score_group(bench, group, head, splits_of(bench, refit))
+        return Fitted(val | tested, {"l2": l2}, head)
 
     @staticmethod
-    def _choose(bench: Bench, regression: LogisticRegression) -> LogisticFit:
+    def _choose(bench: Bench, group: Group, regression: LogisticRegression) -> LogisticFit:
         """Fit all strengths to the training features and choose one on validation."""
         primary = bench.task.primary
         return regression.fit(
-            bench.features("train"),
-            bench.features("val"),
+            bench.features("train", group),
+            bench.features("val", group),
             len(bench.task.classes),
             lambda outputs, targets: bench.task.measure(outputs, targets)[primary.name],
             primary,
         )
 
-    @staticmethod
-    @torch.inference_mode()
-    def _score_val(bench: Bench, chosen: LogisticFit) -> dict[str, float]:
-        return bench.score("val", chosen.head(bench.vectors("val")))
-
-    def _train(self, bench: Bench) -> Scores:
-        learner = TaskLearner(bench.backbone(), bench.task, frozen=True)
+    def _train(self, bench: Bench, group: Group, refit: bool) -> Fitted:
+        """Train a head on a group of layers by the schedule `sgd`."""
+        backbone = bench.backbone()
+        if group:
+            backbone = LayerReader(backbone, group).to(bench.device)
+        attempt = "probe"
+        if self.options.layers == "best":
+            attempt += f"-layer-{group[0]}" + ("-refit" if refit else "")
+        learner = TaskLearner(backbone, bench.task, frozen=True)
         if self.options.norm:
             learner.head = NormalizedHead(self._linear_head(learner, bench.task))
-        learner = bench.train(learner, self.options.sgd, "probe", split=bench.learned)
+        split = TRAIN_AND_VAL if refit else "train"
+        learner = bench.train(learner, self.options.sgd, attempt, split=split)
         if isinstance(learner.head, NormalizedHead):
             learner.head = learner.head.folded()
-        bench.keep_head(learner.head)
-        return Scores({split: bench.evaluate(learner, split) for split in bench.scored})
+        scores = {split: bench.evaluate(learner, split) for split in splits_of(bench, refit)}
+        return Fitted(scores, {}, learner.head)
 
     @staticmethod
     def _linear_head(learner: TaskLearner, task: Task) -> nn.Linear:

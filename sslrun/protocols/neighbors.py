@@ -6,10 +6,11 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from sslrun.protocols.features import CHUNK, FeatureOptions
+from sslrun.protocols.features import CHUNK
+from sslrun.protocols.layers import LayerOptions
 
 
-class KnnOptions(FeatureOptions):
+class KnnOptions(LayerOptions):
     """Weighted nearest neighbors on frozen features (Wu et al. 2018)."""
 
     k: int = Field(default=20, ge=1)

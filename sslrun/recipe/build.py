@@ -27,7 +27,7 @@ from sslrun.data.specs import ImageSpec
 from sslrun.errors import UserError
 from sslrun.pretexts.base import pretexts
 from sslrun.protocols.base import inheritance, protocols
-from sslrun.recipe.fit import lacking_of_protocol, misfit
+from sslrun.recipe.fit import misfit, unreadable
 from sslrun.recipe.places import Keys, Located, override, places_under, read_yaml
 from sslrun.recipe.schema import Evaluation, Named, Pretrain, Recipe, Sweep
 from sslrun.recipe.shipped import find
@@ -111,8 +111,8 @@ def parse(source: Located) -> Recipe:
         if wrong := misfit(sources[evaluation.data.name], task, network):
             raise source.error(("evaluate", key), wrong.reason)
         for protocol in evaluation.protocols:
-            if lacking := lacking_of_protocol(protocol, network):
-                raise source.error(("evaluate", key, "protocols"), lacking)
+            if reason := unreadable(evaluation.protocol(protocol), network):
+                raise source.error(("evaluate", key, "protocols"), reason)
     _check_lengths(source, ("data",), data, backbone)
     for key, evaluation in evaluate.items():
         _check_lengths(source, ("evaluate", key, "data"), evaluation.data, backbone)

@@ -8,7 +8,7 @@ from sslrun.backbones.base import Backbone, lacking_capability
 from sslrun.data.source import Source
 from sslrun.data.specs import InputSpec
 from sslrun.pretexts.base import Pretext
-from sslrun.protocols.base import protocols
+from sslrun.protocols.base import Protocol
 from sslrun.tasks.base import Task
 
 
@@ -49,8 +49,9 @@ def misfit(
     return None
 
 
-def lacking_of_protocol(protocol: str, backbone: type[Backbone]) -> str | None:
-    """Explain which capability of the backbone a protocol lacks; None if it lacks none."""
-    for capability in sorted(protocols[protocol].needs - backbone.offers):
-        return lacking_capability(backbone, capability, protocol)
+def unreadable(protocol: Protocol, backbone: type[Backbone]) -> str | None:
+    """Explain why a protocol, as configured, cannot read a backbone; None if it can."""
+    for capability in protocol.needs():
+        if capability not in backbone.offers:
+            return lacking_capability(backbone, capability, f"'{protocol.name}' as configured")
     return None

@@ -175,6 +175,8 @@ class Evaluation(BaseModel):
         while name is not None:
             if reason := self._obstacle_of_validation(name, has_val):
                 return reason
+            if name != protocol and (reason := self.protocol(name).head_obstacle()):
+                return f"{protocol} starts from the head of {name}, which {reason}"
             name = protocols[name].follows
         return None
 

@@ -284,6 +284,11 @@ class RunRecord:
         return self.result.get("distortion")
 
     @property
+    def layers(self) -> Mapping[str, Mapping[str, float]]:
+        """Layer -> "val" and "test" -> its score; empty if no layer was chosen."""
+        return self.result.get("layers", {})
+
+    @property
     def feature_length(self) -> float | None:
         """Mean length of the test features before training; None if not measured."""
         return self.result.get("feature_length")

@@ -238,6 +238,26 @@ class Table:
         table.note(f"mean length of the test features before training: {extent}")
         return table
 
+    @classmethod
+    def of_layers(cls, records: Sequence[RunRecord], title: str = "") -> Table:
+        """Make the table of the test scores of each layer, for protocols that choose one.
+
+        Raises UserError if no record has chosen a layer.
+        """
+        measured = [record for record in records if record.layers]
+        if not measured:
+            raise UserError(
+                "no scores of single layers in these runs: set probe.layers or knn.layers to best"
+            )
+        table = cls(join_titles(title, "layers"), records=measured, second="layer")
+        for record in measured:
+            for layer, scores in record.layers.items():
+                row = Row(record.row.name, f"{record.row.protocol}, layer {layer}")
+                column = Column(record.task, record.labels, None, record.metric)
+                table.add(row, column, scores["test"], record.seed_key, record.pretraining_key)
+        table.note(f"test {_describe_metrics(measured)} of each layer, {_describe_seeds(measured)}")
+        return table
+
     # ------------------------------------------------------------ output
 
     def render(self) -> Group:

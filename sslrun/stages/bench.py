@@ -18,14 +18,15 @@ from sslrun import distributed
 from sslrun.backbones import build_backbone, build_empty, load_into, save_backbone
 from sslrun.backbones.base import Backbone
 from sslrun.backbones.weights import WEIGHTS
-from sslrun.data.examples import Batch, Examples
+from sslrun.data.examples import Batch, Examples, TensorExamples
 from sslrun.data.shifts import ID, Part, Shift, make_parts
 from sslrun.data.source import sources
 from sslrun.data.specs import ImageSpec
 from sslrun.data.splits import Splits, load_splits, select_labeled
 from sslrun.files import replacing
 from sslrun.protocols import Bench, base
-from sslrun.protocols.features import extract
+from sslrun.protocols.features import extract, read_pooled
+from sslrun.protocols.layers import LayerReader
 from sslrun.recipe import Evaluation, Named, Recipe
 from sslrun.runs import Run
 from sslrun.stages.context import Context
@@ -164,12 +165,16 @@ class CellBench(Bench):
 
     # ------------------------------------------------------------ frozen features
 
-    def vectors(self, split: str) -> Tensor:
-        x, _ = self._extracted(split)
+    @cached_property
+    def layer_widths(self) -> tuple[int, ...]:
+        return self.backbone().layer_widths
+
+    def vectors(self, split: str, layers: tuple[int, ...] = ()) -> Tensor:
+        x, _ = self._extracted(split, layers)
         return x[self.chosen(split)] if split in base.LEARNED else x
 
-    def features(self, split: str) -> tuple[Tensor, Tensor]:
-        x, flops = self._extracted(split)
+    def features(self, split: str, layers: tuple[int, ...] = ()) -> tuple[Tensor, Tensor]:
+        x, flops = self._extracted(split, layers)
         y = self.task.targets(self._whole(split)).to(x.device)
         if split not in base.LEARNED:
             return x, y
@@ -177,42 +182,79 @@ class CellBench(Bench):
         self.costs["features"] = flops * len(chosen)
         return x[chosen], y[chosen]
 
-    def _extracted(self, split: str) -> tuple[Tensor, float]:
+    def _extracted(self, split: str, layers: tuple[int, ...]) -> tuple[Tensor, float]:
         """Return a split's features (N, D) before any training, and the FLOPs of one example.
 
-        They are cached for the next cell of the same backbone, data and task.
+        They are cached for the next cell of the same backbone, data and task. One pass computes all
+        layers that the protocol reads.
         """
         if split == base.TRAIN_AND_VAL:
-            return self._join_extracted()
+            return self._join_extracted(layers)
+        read = self.method.read_layers(len(self.layer_widths)) if layers else ()
+        x, flops = self._extract(split, read)
+        if layers == read:
+            return x, flops
+        parts = x.split([self.layer_widths[layer] for layer in read], dim=1)
+        return torch.cat([parts[read.index(layer)] for layer in layers], dim=1), flops
+
+    def _extract(self, split: str, read: tuple[int, ...]) -> tuple[Tensor, float]:
+        """Compute or load the features (N, D) of the layers `read`, and the FLOPs of one example.
+
+        Without layers, they are what the task reads.
+        """
         definition = (
             repr(self.evaluation.shifts[self.shift_of[split]]) if split in self.parts else ""
         )
         same = repr(self.cell.origin), repr(self.evaluation.data), repr(self.evaluation.task)
         precision = self.method.precision
-        key = (*same, split, definition, precision)
+        key = (*same, split, definition, precision, repr(read))
         kept = self.context.features
         if key not in kept:
             for other in [other for other in kept if other[:3] != same]:
                 del kept[other]
             backbone, compute = self.backbone(), self.context.compute
+            if read:
+                backbone = LayerReader(backbone, read)
             examples, counter = self._whole(split), flop_counter()
             with compute.autocast(precision):
                 x = extract(
                     backbone, examples, self.task.inputs, compute.device, EVAL_BATCH,
-                    self.task.vector, counter,
+                    read_pooled if read else self.task.vector, counter,
                 )  # fmt: skip
             kept[key] = x, counter.get_total_flops() / min(EVAL_BATCH, len(examples))
         return kept[key]
 
-    def _join_extracted(self) -> tuple[Tensor, float]:
+    def _join_extracted(self, layers: tuple[int, ...]) -> tuple[Tensor, float]:
         """Return the features of "train+val", put together from those of both splits."""
         places = self.splits.positions
-        parts = {split: self._extracted(split) for split in places}
+        parts = {split: self._extracted(split, layers) for split in places}
         first, flops = parts["train"]
         joined = first.new_empty(len(self.splits.train_and_val), first.shape[1])
         for split, (x, _) in parts.items():
             joined[places[split].to(x.device)] = x
         return joined, flops
+
+    def tokens(self, split: str, most: int) -> Examples | None:
+        examples, backbone = self.examples(split), self.backbone().eval()
+        if examples.lengths is not None:
+            return None
+        counter = flop_counter()
+
+        def run(batch: Batch) -> tuple[Tensor]:
+            tokens = backbone(self.task.inputs(batch)).tokens
+            return (tokens.float(),)
+
+        def compute(part: Examples) -> Tensor:
+            with self.context.compute.autocast(self.method.precision), torch.inference_mode():
+                return outputs_of(part, run, self.device, EVAL_BATCH)[0]
+
+        if compute(examples.subset(torch.arange(1))).nbytes * len(examples) > most:
+            return None
+        with counter:
+            tokens = compute(examples).clone()  # outside inference mode, to be trained on
+        self.costs["features"] = counter.get_total_flops()
+        targets = self.task.targets(examples)
+        return TensorExamples(tokens, targets, examples.classes, examples.spec)
 
     # ------------------------------------------------------------ training
 
@@ -245,9 +287,10 @@ class CellBench(Bench):
         *,
         split: str = "train",
         keep_best: bool = False,
+        examples: Examples | None = None,
     ) -> TaskLearner:
         compute, run = self.context.compute, self.cell.run
-        examples = compute.place(self.examples(split))
+        examples = compute.place(self.examples(split) if examples is None else examples)
         schedule = schedule.within(len(examples))
         torch.manual_seed(self.seed)
         training = Training(learner, schedule, compute)

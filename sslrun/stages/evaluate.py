@@ -19,7 +19,7 @@ from sslrun.data.source import sources
 from sslrun.errors import UserError
 from sslrun.protocols import Scores, protocols
 from sslrun.recipe import Evaluation, Named, Recipe
-from sslrun.recipe.fit import lacking_of_protocol
+from sslrun.recipe.fit import unreadable
 from sslrun.runs import Run, component_identity
 from sslrun.stages.bench import CellBench
 from sslrun.stages.context import Context, perform
@@ -189,6 +189,8 @@ class Cell:
             bench.say(
                 f"{name}: examples of classes that the task does not have are left out: {counts}"
             )
+        if colors := self._describe_rounding():
+            bench.say(colors)
         context.stop.check()
         scores = bench.method.run(bench)
         self._check(scores, bench)
@@ -213,6 +215,19 @@ class Cell:
             "flops": bench.flops,
             "seconds": round(time.monotonic() - began + bench.seconds_before_resume, 3),
         }
+
+    def _describe_rounding(self) -> str | None:
+        """Warn of an augmentation whose colors the backbone rounds to those of its palette."""
+        settings = self._task_options.recoloring
+        name = self.recipe.backbone.name
+        if not settings or "palette" not in backbones[name].offers:
+            return None
+        if not self.evaluation.protocol(self.protocol).trains(self._task_options):
+            return None
+        return (
+            f"task.{', task.'.join(settings)} makes colors that may not be in the palette of "
+            f"'{name}', which rounds them: leave it out"
+        )
 
     def _check(self, scores: Scores, bench: CellBench) -> None:
         """Raise UserError unless every test has the task's primary metric."""
@@ -257,8 +272,10 @@ def cells(
 
 
 def check_supported(recipe: Recipe, task: str, protocol: str) -> None:
-    """Raise UserError if a protocol cannot learn a task of a recipe, or read its backbone."""
-    reason = recipe.evaluate[task].obstacle(protocol)
-    reason = reason or lacking_of_protocol(protocol, backbones[recipe.backbone.name])
+    """Raise UserError if a protocol cannot learn a task of a recipe."""
+    evaluation = recipe.evaluate[task]
+    reason = evaluation.obstacle(protocol) or unreadable(
+        evaluation.protocol(protocol), backbones[recipe.backbone.name]
+    )
     if reason:
         raise UserError(f"{recipe.name}: evaluate.{task}: {reason}")

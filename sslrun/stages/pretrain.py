@@ -183,6 +183,8 @@ class Pretraining:
         backbone = build_backbone(recipe.backbone.name, recipe.backbone.options, backbone_spec)
         for evaluation in recipe.evaluate.values():
             cast(TaskOptions, evaluation.task.options).check_depth(backbone.depth)
+            for protocol in evaluation.protocols:
+                evaluation.protocol(protocol).check_backbone(backbone)
         if self.schedule.init is None:
             backbone.fit_inputs(examples)
         else:  # inputs are prepared as in the training that the weights are from

@@ -28,6 +28,11 @@ class TaskOptions(Options):
         """Whether the head is a linear map of one vector per example."""
         return True
 
+    @property
+    def recoloring(self) -> tuple[str, ...]:
+        """Settings under which training images have colors that the data do not have."""
+        return ()
+
     def check_depth(self, depth: int) -> None:
         """Check that the head can read the layers of a backbone; by default it can.
 
@@ -244,7 +249,11 @@ class TaskLearner(Learner):
         device = features.pooled.device.type
         autocast = torch.amp.is_autocast_available(device)
         with torch.autocast(device, enabled=False) if autocast else nullcontext():
-            return self.head(self.task.readout(features.float())).float()
+            return self.head(self.readout(features.float())).float()
+
+    def readout(self, features: Features) -> Any:
+        """Select what the head reads from the features; by default what the task reads."""
+        return self.task.readout(features)
 
     def layers(self) -> list[list[nn.Parameter]]:
         return self.backbone.layers()

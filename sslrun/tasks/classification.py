@@ -45,6 +45,17 @@ class Classification(Task):
         metric: Literal["accuracy", "mean_class_accuracy", "macro_f1"] = "accuracy"
         """Metric for model selection and tables."""
 
+        @property
+        def recoloring(self) -> tuple[str, ...]:
+            augmentation = self.augmentation
+            changes = {
+                "mixup": self.mixup,
+                "augmentation.cutout": augmentation.cutout,
+                "augmentation.jitter": augmentation.jitter,
+                "augmentation.blur": augmentation.blur,
+            }
+            return tuple(name for name, value in changes.items() if value)
+
     reads = ImageSpec
     conditional = frozenset({"real_accuracy"})
     options: Classification.Options

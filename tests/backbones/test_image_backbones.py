@@ -21,6 +21,10 @@ SMALL = {
     "mlp": {"width": 16},
     "mixer": {"patch": 8, "width": 16, "depth": 2},
     "pixels": {},
+    **{
+        f"igpt-{size}": {"side": 8, "depth": 2, "width": 24, "heads": 3}
+        for size in ("tiny", "small")
+    },
     **{f"vit-{size}": SMALL_VIT for size in ("tiny", "small", "base", "large", "huge")},
 }
 

@@ -26,7 +26,11 @@ from sslrun.training.loop import Schedule, Training, train
 from sslrun.training.norm import SplitBatchNorm, split_norms
 
 SIZE = 32
-IMAGE_PRETEXTS = [name for name in pretexts if pretexts[name].reads is ImageSpec]
+IMAGE_PRETEXTS = [
+    name
+    for name in pretexts
+    if pretexts[name].reads is ImageSpec and "palette" not in pretexts[name].needs
+]
 CHEAP = {
     "byol": {"hidden": 32},
     "barlow": {"width": 32},
