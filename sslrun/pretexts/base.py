@@ -12,6 +12,7 @@ from sslrun.backbones.base import Backbone
 from sslrun.data.examples import Batch, Examples
 from sslrun.data.specs import InputSpec
 from sslrun.registry import Options, Registry
+from sslrun.tasks.diagnostics import Diagnostic
 from sslrun.training.learner import Learner
 
 
@@ -88,6 +89,13 @@ class Pretext(Learner):
         Called once, before pretraining. Keep the result in buffers, so that checkpoints have it.
         """
 
+    def positives(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """Random views of each image, each (B, C, H, W), which the task should represent alike.
+
+        LiDAR compares them. None by default.
+        """
+        return ()
+
     def pictures(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """Pictures of what the task does to a few held-out images, such as reconstructions.
 
@@ -109,6 +117,13 @@ class Pretext(Learner):
         None by default, because a loss that compares views says little about the features.
         """
         return {}
+
+    @classmethod
+    def measures(cls, diagnostic: Diagnostic) -> bool:
+        """Whether feature checks of this task can compute a diagnostic; data may lack labels."""
+        if diagnostic == "lidar":
+            return cls.positives is not Pretext.positives
+        return diagnostic != "held_out_loss" or cls.held_out is not Pretext.held_out
 
     def floor(self, examples: Examples) -> float | None:
         """Held-out loss of a model without context, to detect stuck training; None: undefined."""

@@ -98,10 +98,15 @@ class MultiView(Pretext):
     def views(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, ...]:
         """Random views of every image: the global ones (B, 3, size, size), then the local ones."""
         size = self.options.size or side_of(batch.inputs)
+        global_views = self.positives(batch, generator)
+        return (*global_views, *self._local_views(batch.inputs, size, generator))
+
+    def positives(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """Random global views of every image, each (B, 3, size, size)."""
+        size = self.options.size or side_of(batch.inputs)
         policies = (self.options.augmentation, self.options.second or self.options.augmentation)
         chosen = itertools.islice(itertools.cycle(policies), self.options.views)
-        views = [policy(batch.inputs, size, generator) for policy in chosen]
-        return (*views, *self._local_views(batch.inputs, size, generator))
+        return tuple(policy(batch.inputs, size, generator) for policy in chosen)
 
     def _local_views(
         self, images: Tensor | WholeImages, size: int, generator: torch.Generator

@@ -22,6 +22,7 @@ from sslrun.protocols.base import Protocol, protocols, unsupported
 from sslrun.registry import Options
 from sslrun.runs import component_identity, hash_contents
 from sslrun.tasks.base import TaskOptions, tasks
+from sslrun.tasks.diagnostics import Diagnostic
 from sslrun.training.schedule import Schedule
 
 
@@ -63,15 +64,32 @@ class Pretrain(Schedule):
     seed: int | None = Field(None, ge=0)
     """Fixed pretraining seed, shared by evaluations of all seeds; default: each evaluation uses its
     own seed."""
+    keep: Literal["last", "best"] = "last"
+    """Weights to keep. last: those of the last step. best: those of the feature check with the best
+    `keep_by`; checks happen every `watch.every` epochs and at the end."""
+    keep_by: Diagnostic = "rankme"
+    """With `keep: best`: the diagnostic that decides. Higher is better for rankme, lidar and knn
+    (which needs labels), lower for held_out_loss, and closer to 1 for alpha_req. RankMe and LiDAR
+    were made to compare trained models: early checks may have the highest ranks."""
+
+    @model_validator(mode="after")
+    def _keep_by_with_best(self) -> Pretrain:
+        if self.keep != "best" and self.keep_by != "rankme":
+            raise ValueError(f"keep_by: {self.keep_by} needs keep: best")
+        return self
 
 
 class Watch(Options):
-    """Monitoring during a run; it never changes a result, so the run's hash excludes it."""
+    """Monitoring during a run. It changes no result, so the run's hash excludes it, except which
+    weights `pretrain.keep: best` keeps."""
 
     every: float = Field(10.0, gt=0)
     """Epochs between two feature checks: online kNN, standard deviation, effective rank."""
     examples: int = Field(2000, ge=64)
     """Maximum number of held-out examples per feature check, and of training examples."""
+    views: int | None = Field(10, ge=2)
+    """Number of random views of each of at most 1000 held-out images, from which feature checks
+    compute LiDAR if the pretext task compares views; null: skip it."""
     checkpoint: float = Field(10.0, gt=0)
     """Minutes between two checkpoints."""
     to: tuple[Literal["tensorboard", "wandb"], ...] = ()
