@@ -50,7 +50,9 @@ class ResNet(ImageBackbone):
         widths = [count * block.expansion for count in planes]
         small = options.stem == "small"
         kernel, stride = (3, 1) if small else (7, 2)
-        self.conv1 = nn.Conv2d(3, planes[0], kernel, stride, padding=kernel // 2, bias=False)
+        self.conv1 = nn.Conv2d(
+            spec.channels, planes[0], kernel, stride, padding=kernel // 2, bias=False
+        )
         self.bn1 = nn.BatchNorm2d(planes[0])
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.Identity() if small else nn.MaxPool2d(3, stride=2, padding=1)
@@ -68,7 +70,7 @@ class ResNet(ImageBackbone):
                 nn.init.zeros_(last.weight)
 
     def forward(self, inputs: Tensor) -> Features:
-        """Images (B, 3, H, W) in [0, 1] of any size."""
+        """Images (B, C, H, W) in [0, 1] of any size."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(self.normalize(inputs)))))
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
             unsafe = x.device.type == "cpu" and x.shape[-2:] == (1, 1)

@@ -84,6 +84,8 @@ def _load(
             "other words: set data.tokenizer to its own: "
             f"{{file: {path.parent / 'tokenizer.json'}}}"
         )
+    if reason := backbone.obstacle(tensors):
+        raise UserError(f"{path}: {reason}")
     tensors = backbone.fit_weights(tensors)
     expected = backbone.state_dict()
     for name in expected.keys() | tensors.keys():

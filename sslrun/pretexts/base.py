@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from sslrun.backbones.base import Backbone
 from sslrun.data.examples import Batch, Examples
-from sslrun.data.specs import InputSpec
+from sslrun.data.image.augment import check_colors
+from sslrun.data.specs import ImageSpec, InputSpec
+from sslrun.errors import UserError
 from sslrun.registry import Options, Registry
 from sslrun.tasks.diagnostics import Diagnostic
 from sslrun.training.learner import Learner
@@ -43,13 +45,24 @@ class Pretext(Learner):
     """Type of the inputs that views are made from."""
     gives: ClassVar[type[InputSpec] | None] = None
     """Type of the inputs that the backbone gets; None: the same as `reads`."""
+    needs_color: ClassVar[bool] = False
+    """Whether images must have the three channels of color."""
     needs: ClassVar[tuple[str, ...]] = ()
     """Capabilities that the backbone must have; names of `Backbone.offers`."""
 
     def __init__(self, options: Any, backbone: Backbone) -> None:
+        """Raises UserError if the task or its augmentation needs color, and images have none."""
         super().__init__()
         self.options = options
         self.backbone = backbone
+        spec = backbone.spec
+        if isinstance(spec, ImageSpec):
+            check_colors(options, spec.channels, "pretext")
+            if self.needs_color and spec.channels != 3:
+                raise UserError(
+                    f"pretext '{self.name}' needs color images of 3 channels, and these have "
+                    f"{spec.channels}: set data.channels: 3, or choose another task"
+                )
 
     @classmethod
     def depends_on_devices(

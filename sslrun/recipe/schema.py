@@ -214,9 +214,9 @@ class Weights(BaseModel):
     file: Path
     """A pretraining run's folder, or a .safetensors file with the names of sslrun, timm,
     torchvision or transformers."""
-    mean: tuple[float, float, float] | None = None
+    mean: tuple[float, ...] | None = None
     """Per-channel mean to normalize images in [0, 1]; default: the file's own, else ImageNet's."""
-    std: tuple[float, float, float] | None = None
+    std: tuple[float, ...] | None = None
     """Per-channel standard deviation; default: the file's own, else ImageNet's."""
 
     @model_validator(mode="before")
