@@ -178,6 +178,13 @@ class Backbone(nn.Module):
         """Adapt this network's weights from training on other inputs, such as larger images."""
         return tensors
 
+    def obstacle(self, tensors: dict[str, Tensor]) -> str | None:
+        """Explain why these weights, under this network's names, cannot be loaded; None if unknown.
+
+        A mismatch of shapes is reported without it.
+        """
+        return None
+
     def layers(self) -> list[list[nn.Parameter]]:
         """Parameters from input to output, grouped by depth, for layer-wise learning-rate decay."""
         return [list(self.parameters())]

@@ -8,11 +8,11 @@ from __future__ import annotations
 import re
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from sslrun.backbones.base import Backbone
 from sslrun.data.examples import Examples
+from sslrun.data.image.augment import resize, to_float
 from sslrun.data.image.whole import WholeImages
 from sslrun.data.specs import ImageSpec
 
@@ -22,7 +22,7 @@ SAMPLE = 8192
 
 
 class ImageBackbone(Backbone):
-    """A backbone for images (B, 3, H, W), float in [0, 1]."""
+    """A backbone for images (B, C, H, W), float in [0, 1], of the spec's C channels."""
 
     takes = ImageSpec
     spec: ImageSpec
@@ -31,8 +31,11 @@ class ImageBackbone(Backbone):
 
     def __init__(self, options: object, spec: ImageSpec) -> None:
         super().__init__(options, spec)
-        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN))
-        self.register_buffer("std", torch.tensor(IMAGENET_STD))
+        is_color = spec.channels == 3
+        mean = IMAGENET_MEAN if is_color else (sum(IMAGENET_MEAN) / 3,) * spec.channels
+        std = IMAGENET_STD if is_color else (sum(IMAGENET_STD) / 3,) * spec.channels
+        self.register_buffer("mean", torch.tensor(mean))
+        self.register_buffer("std", torch.tensor(std))
 
     def fit_inputs(self, examples: Examples) -> None:
         """Set the channels' mean and standard deviation from at most `SAMPLE` images.
@@ -41,18 +44,18 @@ class ImageBackbone(Backbone):
         """
         stride = -(-len(examples) // SAMPLE)
         indices = torch.arange(0, len(examples), stride).split(512)
-        counts = torch.zeros(3, 256, dtype=torch.float64)
+        parts = []
         for batch in examples.batches(indices, torch.device("cpu")):
             if isinstance(batch.inputs, WholeImages):
                 channels = batch.inputs.pixels.T
-            else:  # the frames of clips (B, T, 3, H, W) are images, too
+            else:  # the frames of clips (B, T, C, H, W) are images, too
                 channels = batch.inputs.flatten(0, -4).transpose(0, 1).flatten(1)
-            for channel in range(3):
-                counts[channel] += channels[channel].bincount(minlength=256)
-        levels = torch.arange(256, dtype=torch.float64) / 255
-        shares = counts / counts.sum(dim=1, keepdim=True)
-        mean = shares @ levels
-        variance = (shares * (levels - mean[:, None]) ** 2).sum(dim=1)
+            parts.append(_moments(channels))
+        counts, sums, squares = (
+            torch.stack(column).sum(dim=0) for column in zip(*parts, strict=True)
+        )
+        mean = sums / counts
+        variance = squares / counts - mean**2
         self.mean.copy_(mean)
         # A constant channel is centered but not scaled up.
         self.std.copy_(variance.clamp_min(1e-6).sqrt())
@@ -70,9 +73,35 @@ class ImageBackbone(Backbone):
         """Subtract `mean` and divide by `std`."""
         return (images - self.mean[:, None, None]) / self.std[:, None, None]
 
+    def obstacle(self, tensors: dict[str, Tensor]) -> str | None:
+        mean = tensors.get("mean")
+        loaded = self.spec.channels if mean is None else len(mean)
+        # Files of other libraries have no mean, but a first convolution.
+        for name, weight in self.named_parameters():
+            if weight.ndim == 4 and name in tensors and tensors[name].ndim == 4:
+                loaded = tensors[name].shape[1]
+                break
+        if loaded == self.spec.channels:
+            return None
+        return (
+            f"its network takes images of {loaded} channels, and the data's have "
+            f"{self.spec.channels}: pretrain on such images, or set data.channels: {loaded}"
+        )
+
     def at_size(self, images: Tensor) -> Tensor:
         """Resize images to the size that the backbone was built for, if it takes no other."""
-        size = (self.spec.size, self.spec.size)
-        if images.shape[-2:] == size:
-            return images
-        return F.interpolate(images, size, mode="bilinear", antialias=True)
+        return resize(images, self.spec.shape)
+
+
+def _moments(channels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the number, the sums and the sums of squares of values (C, P), each (C,) float64.
+
+    Values are scaled to [0, 1]. Bytes are counted by their 256 levels, which is faster.
+    """
+    count = torch.full((len(channels),), channels.shape[1], dtype=torch.float64)
+    if channels.dtype != torch.uint8:
+        values = to_float(channels).double()
+        return count, values.sum(dim=1), values.square().sum(dim=1)
+    levels = torch.arange(256, dtype=torch.float64) / 255
+    counts = torch.stack([channel.bincount(minlength=256) for channel in channels]).double()
+    return count, counts @ levels, counts @ levels**2

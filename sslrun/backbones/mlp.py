@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 
 from pydantic import Field
@@ -34,14 +35,15 @@ class MLP(ImageBackbone):
     def __init__(self, options: Options, spec: ImageSpec) -> None:
         super().__init__(options, spec)
         self.width = options.width
-        widths = [3 * spec.size**2, *[options.width] * options.depth]
+        inputs = spec.channels * math.prod(spec.shape)
+        widths = [inputs, *[options.width] * options.depth]
         self.hidden = nn.ModuleList(
             nn.Sequential(nn.Linear(before, after), nn.BatchNorm1d(after), nn.ReLU())
             for before, after in pairwise(widths)
         )
 
     def forward(self, inputs: Tensor) -> Features:
-        """Images (B, 3, H, W) in [0, 1]."""
+        """Images (B, C, H, W) in [0, 1]."""
         x = self.normalize(self.at_size(inputs)).flatten(1)
         for layer in self.hidden:
             x = layer(x)
@@ -87,16 +89,16 @@ class Mixer(ImageBackbone):
 
     def __init__(self, options: Options, spec: ImageSpec) -> None:
         super().__init__(options, spec)
-        patches = patches_along("mixer", spec.size, options.patch) ** 2
+        patches = math.prod(patches_along("mixer", side, options.patch) for side in spec.shape)
         self.width = options.width
-        self.patch_embed = PatchEmbed(options.width, options.patch)
+        self.patch_embed = PatchEmbed(options.width, options.patch, spec.channels)
         self.blocks = nn.ModuleList(
             MixerBlock(patches, options.width) for _ in range(options.depth)
         )
         self.norm = nn.LayerNorm(options.width, eps=1e-6)
 
     def forward(self, inputs: Tensor) -> Features:
-        """Images (B, 3, H, W) in [0, 1]."""
+        """Images (B, C, H, W) in [0, 1]."""
         grid = self.patch_embed(self.normalize(self.at_size(inputs)))
         x = grid.flatten(2).transpose(1, 2)
         for block in self.blocks:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor
 
 from sslrun.backbones.base import Features, backbones
@@ -19,8 +21,8 @@ class Pixels(ImageBackbone):
 
     def __init__(self, options: Options, spec: ImageSpec) -> None:
         super().__init__(options, spec)
-        self.width = 3 * spec.size**2
+        self.width = spec.channels * math.prod(spec.shape)
 
     def forward(self, inputs: Tensor) -> Features:
-        """Images (B, 3, H, W) in [0, 1]; pooled features (B, 3 * size * size)."""
+        """Images (B, C, H, W) in [0, 1]; pooled features (B, C * H * W)."""
         return Features(self.normalize(self.at_size(inputs)).flatten(1))

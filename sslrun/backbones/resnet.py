@@ -53,7 +53,9 @@ class ResNet(ImageBackbone):
         widths = [count * block.expansion for count in planes]
         small = options.stem == "small"
         kernel, stride = (3, 1) if small else (7, 2)
-        self.conv1 = nn.Conv2d(3, planes[0], kernel, stride, padding=kernel // 2, bias=False)
+        self.conv1 = nn.Conv2d(
+            spec.channels, planes[0], kernel, stride, padding=kernel // 2, bias=False
+        )
         self.bn1 = nn.BatchNorm2d(planes[0])
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.Identity() if small else nn.MaxPool2d(3, stride=2, padding=1)
@@ -72,7 +74,7 @@ class ResNet(ImageBackbone):
                 nn.init.zeros_(last.weight)
 
     def forward(self, inputs: Tensor) -> Features:
-        """Images (B, 3, H, W) in [0, 1] of any size."""
+        """Images (B, C, H, W) in [0, 1] of any size."""
         x = self._stages(inputs)[-1]
         return Features(x.mean(dim=(2, 3)), x.flatten(2).transpose(1, 2), x)
 

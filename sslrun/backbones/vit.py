@@ -16,17 +16,18 @@ from sslrun.backbones import conversion
 from sslrun.backbones.base import Exported, Features, backbones
 from sslrun.backbones.image import ImageBackbone
 from sslrun.backbones.transformer import Block, Stack, depth_rates, initialize
+from sslrun.data.image.augment import Size, height_and_width
 from sslrun.data.specs import ImageSpec
 from sslrun.errors import UserError
 from sslrun.registry import Options
 
 
 class PatchEmbed(nn.Module):
-    """Map images (B, 3, H, W) to one vector per patch (B, D, H/p, W/p)."""
+    """Map images (B, C, H, W) to one vector per patch (B, D, H/p, W/p)."""
 
-    def __init__(self, width: int, patch: int) -> None:
+    def __init__(self, width: int, patch: int, channels: int = 3) -> None:
         super().__init__()
-        self.proj = nn.Conv2d(3, width, patch, stride=patch)
+        self.proj = nn.Conv2d(channels, width, patch, stride=patch)
         # Initialize as a linear map of the flattened patch (MAE's code).
         nn.init.xavier_uniform_(self.proj.weight.flatten(1))
         nn.init.constant_(self.proj.bias, 0)  # type: ignore[arg-type]
@@ -88,7 +89,7 @@ class ViT(ImageBackbone):
     exports = ("transformers", "timm", "torchvision")
     options: Options
     pos_embed: Tensor
-    """(1, 1 + side * side, D): positions of [CLS], then of the patches row by row."""
+    """(1, 1 + rows * columns, D): positions of [CLS], then of the patches row by row."""
 
     def __init__(self, options: Options, spec: ImageSpec) -> None:
         super().__init__(options, spec)
@@ -98,18 +99,21 @@ class ViT(ImageBackbone):
         self.width = width
         self.layer_widths = (width,) * depth
         self.patch = options.patch
-        self.side = patches_along(self.name, options.size or spec.size, options.patch)
-        self.patch_embed = PatchEmbed(width, options.patch)
+        height, width_of_images = (options.size,) * 2 if options.size else spec.shape
+        self.rows = patches_along(self.name, height, options.patch)
+        self.columns = patches_along(self.name, width_of_images, options.patch)
+        self.patch_embed = PatchEmbed(width, options.patch, spec.channels)
         self.cls_token = nn.Parameter(torch.empty(1, 1, width))
         if options.positions == "learned":
-            self.pos_embed = nn.Parameter(torch.empty(1, 1 + self.side**2, width))
+            self.pos_embed = nn.Parameter(torch.empty(1, 1 + self.rows * self.columns, width))
             nn.init.trunc_normal_(self.pos_embed, std=0.02)
         else:
             if width % 4:
                 raise UserError(
                     f"{self.name}: width {width} is not a multiple of 4, as sincos positions need"
                 )
-            self.register_buffer("pos_embed", F.pad(sincos(self.side, width), (0, 0, 1, 0)))
+            positions = sincos((self.rows, self.columns), width)
+            self.register_buffer("pos_embed", F.pad(positions, (0, 0, 1, 0)))
         self.reg_token = (
             nn.Parameter(torch.empty(1, options.registers, width)) if options.registers else None
         )
@@ -123,6 +127,20 @@ class ViT(ImageBackbone):
         nn.init.normal_(self.cls_token, std=1e-6)
         if self.reg_token is not None:
             nn.init.normal_(self.reg_token, std=1e-6)
+
+    @property
+    def side(self) -> int:
+        """Number of patches along each side of the images that positions are made for.
+
+        Raises:
+            UserError: the images are not square.
+        """
+        if self.rows != self.columns:
+            raise UserError(
+                f"{self.name}: a square grid of patches is needed here, and the images' is "
+                f"{self.rows}x{self.columns}: set data.size to one number"
+            )
+        return self.rows
 
     @classmethod
     def shape_of(cls, options: ViT.Options) -> tuple[int, int, int]:
@@ -158,7 +176,7 @@ class ViT(ImageBackbone):
         return self.norm(self.blocks(x, seen[:, None, None]))
 
     def forward(self, inputs: Tensor) -> Features:
-        """Images (B, 3, H, W) in [0, 1]; H and W multiples of the patch."""
+        """Images (B, C, H, W) in [0, 1]; H and W multiples of the patch."""
         tokens = self.encode(self.embed(inputs))
         patches = tokens[:, 1 + self.options.registers :]
         side = inputs.shape[-2] // self.options.patch
@@ -225,15 +243,15 @@ class ViT(ImageBackbone):
         side = round((positions.shape[1] - 1) ** 0.5)
         if side**2 != positions.shape[1] - 1:
             return tensors
-        grid = interpolate_positions(positions[:, 1:], side, self.side, self.side)
+        grid = interpolate_positions(positions[:, 1:], side, self.rows, self.columns)
         return tensors | {"pos_embed": torch.cat([positions[:, :1], grid], dim=1)}
 
     def positions(self, rows: int, columns: int) -> Tensor:
         """Position embeddings (1, rows * columns, D) of patches, interpolated for other grids."""
         positions = self.pos_embed[:, 1:]
-        if rows == columns == self.side:
+        if (rows, columns) == (self.rows, self.columns):
             return positions
-        return interpolate_positions(positions, self.side, rows, columns)
+        return interpolate_positions(positions, (self.rows, self.columns), rows, columns)
 
     def layers(self) -> list[list[nn.Parameter]]:
         """The embeddings, then each block.
@@ -254,22 +272,24 @@ class ViT(ImageBackbone):
         return self.dropout(torch.cat([*expanded, patches], dim=1))
 
 
-def interpolate_positions(positions: Tensor, side: int, rows: int, columns: int) -> Tensor:
+def interpolate_positions(positions: Tensor, side: Size, rows: int, columns: int) -> Tensor:
     """Interpolate position embeddings (1, side * side, D) to (1, rows * columns, D): bicubic."""
-    grid = positions.unflatten(1, (side, side)).permute(0, 3, 1, 2).float()
+    grid = positions.unflatten(1, height_and_width(side)).permute(0, 3, 1, 2).float()
     grid = F.interpolate(grid, (rows, columns), mode="bicubic", antialias=True)
     return grid.flatten(2).transpose(1, 2).to(positions.dtype)
 
 
-def sincos(side: int, width: int) -> Tensor:
+def sincos(side: Size, width: int) -> Tensor:
     """Fixed position embeddings (1, side * side, D), as in MAE's code.
 
     The first half holds sines and cosines of the column, the second half those of the row.
     """
     frequencies = 10000 ** -(torch.arange(width // 4, dtype=torch.float64) * 4 / width)
-    angles = torch.arange(side, dtype=torch.float64)[:, None] * frequencies
+    rows, columns = height_and_width(side)
+    angles = torch.arange(max(rows, columns), dtype=torch.float64)[:, None] * frequencies
     axis = torch.cat([angles.sin(), angles.cos()], dim=1)
-    grid = torch.cat([axis.repeat(side, 1), axis.repeat_interleave(side, dim=0)], dim=1)
+    across, down = axis[:columns].repeat(rows, 1), axis[:rows].repeat_interleave(columns, dim=0)
+    grid = torch.cat([across, down], dim=1)
     return grid.float()[None]
 
 

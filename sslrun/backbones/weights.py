@@ -97,6 +97,8 @@ def _load(
             "other words: set data.tokenizer to its own: "
             f"{{file: {path.parent / 'tokenizer.json'}}}"
         )
+    if reason := backbone.obstacle(tensors):
+        raise UserError(f"{path}: {reason}")
     tensors = backbone.fit_weights(tensors)
     options = metadata.get("options")
     check_fit(

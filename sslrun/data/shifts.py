@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sslrun.data.examples import Examples
 from sslrun.data.image.corruptions import CORRUPTIONS, CorruptedExamples
+from sslrun.data.specs import ImageSpec
 from sslrun.data.splits import Splits
 from sslrun.errors import UserError
 from sslrun.registry import did_you_mean
@@ -96,6 +97,11 @@ def make_parts(name: str, shift: Shift, own: Splits, other: Splits | None) -> di
     """
     if other is not None:
         return {"": _relabel(name, other.test, shift.classes, own)}
+    if isinstance(own.spec, ImageSpec) and own.spec.channels != 3:
+        raise UserError(
+            f"shift '{name}': corruptions are for color images of 3 channels, and these have "
+            f"{own.spec.channels}: remove it, or name other data"
+        )
     severities = shift.severity if isinstance(shift.severity, tuple) else (shift.severity,)
     return {
         f"{corruption} {severity}": Part(CorruptedExamples(own.test, corruption, severity))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -88,14 +89,36 @@ class InputSpec:
 
 @dataclass(frozen=True)
 class ImageSpec(InputSpec):
-    """Square color images; gray ones are stored with three equal channels."""
+    """Images of one shape; gray ones are stored with three equal channels by default."""
 
     kind = "image"
     unit = "images"
 
     size: int
-    """Side, in pixels."""
+    """Side, in pixels; the height if the images are not square."""
     channels: int = 3
+    width: int | None = field(default=None, repr=False)
+    """Width, in pixels, if the images are not square; None: equal to `size`."""
+
+    @classmethod
+    def of(cls, shape: Sequence[int]) -> ImageSpec:
+        """Return the spec of images of a shape (..., C, H, W)."""
+        channels, height, width = shape[-3:]
+        return cls(height, channels, None if width == height else width)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width, in pixels."""
+        return self.size, self.width or self.size
+
+    @property
+    def is_square(self) -> bool:
+        return self.shape[0] == self.shape[1]
+
+    def save(self, folder: Path) -> None:
+        """Write the spec; a width only if the images are not square."""
+        width = {} if self.width is None else {"width": self.width}
+        self._write(folder, {"size": self.size, "channels": self.channels, **width})
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,11 @@ from torch import Tensor, nn
 
 from sslrun.backbones.base import Backbone
 from sslrun.data.examples import Batch, Examples
-from sslrun.data.specs import InputSpec
+from sslrun.data.image.augment import check_colors
+from sslrun.data.specs import ImageSpec, InputSpec
+from sslrun.errors import UserError
 from sslrun.registry import Options, Registry
+from sslrun.tasks.diagnostics import Diagnostic
 from sslrun.training.learner import Learner
 
 
@@ -42,13 +45,24 @@ class Pretext(Learner):
     """Type of the inputs that views are made from."""
     gives: ClassVar[type[InputSpec] | None] = None
     """Type of the inputs that the backbone gets; None: the same as `reads`."""
+    needs_color: ClassVar[bool] = False
+    """Whether images must have the three channels of color."""
     needs: ClassVar[tuple[str, ...]] = ()
     """Capabilities that the backbone must have; names of `Backbone.offers`."""
 
     def __init__(self, options: Any, backbone: Backbone) -> None:
+        """Raises UserError if the task or its augmentation needs color, and images have none."""
         super().__init__()
         self.options = options
         self.backbone = backbone
+        spec = backbone.spec
+        if isinstance(spec, ImageSpec):
+            check_colors(options, spec.channels, "pretext")
+            if self.needs_color and spec.channels != 3:
+                raise UserError(
+                    f"pretext '{self.name}' needs color images of 3 channels, and these have "
+                    f"{spec.channels}: set data.channels: 3, or choose another task"
+                )
 
     @classmethod
     def depends_on_devices(
@@ -88,6 +102,13 @@ class Pretext(Learner):
         Called once, before pretraining. Keep the result in buffers, so that checkpoints have it.
         """
 
+    def positives(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """Random views of each image, each (B, C, H, W), which the task should represent alike.
+
+        LiDAR compares them. None by default.
+        """
+        return ()
+
     def pictures(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """Pictures of what the task does to a few held-out images, such as reconstructions.
 
@@ -109,6 +130,13 @@ class Pretext(Learner):
         None by default, because a loss that compares views says little about the features.
         """
         return {}
+
+    @classmethod
+    def measures(cls, diagnostic: Diagnostic) -> bool:
+        """Whether feature checks of this task can compute a diagnostic; data may lack labels."""
+        if diagnostic == "lidar":
+            return cls.positives is not Pretext.positives
+        return diagnostic != "held_out_loss" or cls.held_out is not Pretext.held_out
 
     def floor(self, examples: Examples) -> float | None:
         """Held-out loss of a model without context, to detect stuck training; None: undefined."""

@@ -74,6 +74,12 @@ class Position(Pretext):
 
     def __init__(self, options: Options, backbone: Backbone) -> None:
         super().__init__(options, backbone)
+        channels = backbone.spec.channels  # type: ignore[attr-defined]
+        if options.color != "none" and channels != 3:
+            raise UserError(
+                f"pretext.color: {options.color} needs color images of 3 channels, and these have "
+                f"{channels}: set color: none"
+            )
         self.patch, self.gap, self.jitter = _layout(options, backbone)
         self.head = mlp([2 * backbone.width, options.hidden, options.hidden, len(NEIGHBORS)])
 
@@ -166,7 +172,7 @@ def _layout(options: Position.Options, backbone: Backbone) -> tuple[int, int, in
     Raises:
         UserError: they do not fit the image, or the patch is no multiple of the backbone's.
     """
-    side = backbone.spec.size  # type: ignore[attr-defined]
+    side = min(backbone.spec.shape)  # type: ignore[attr-defined]
     unit = backbone.patch
     fitting = [
         layout

@@ -50,7 +50,7 @@ class ViewOptions(NormOptions):
     second: Augmentation | None = None
     """Augmentation of the second view, the fourth and so on; default: the same as the first's."""
     size: int | None = Field(default=None, ge=4)
-    """Side of a view, in pixels; default: the side of the images."""
+    """Side of a view, in pixels; default: the shorter side of the images."""
     views: int = Field(default=2, ge=2)
     """Number of global views of each image."""
     crops: Crops | None = None
@@ -97,12 +97,17 @@ class MultiView(Pretext):
         return is_random or not options.sync_norm or backbone.draws(backbone_options)
 
     def views(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, ...]:
-        """Random views of every image: the global ones (B, 3, size, size), then the local ones."""
+        """Random views of every image: the global ones (B, C, size, size), then the local ones."""
+        size = self.options.size or side_of(batch.inputs)
+        global_views = self.positives(batch, generator)
+        return (*global_views, *self._local_views(batch.inputs, size, generator))
+
+    def positives(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """Random global views of every image, each (B, C, size, size)."""
         size = self.options.size or side_of(batch.inputs)
         policies = (self.options.augmentation, self.options.second or self.options.augmentation)
         chosen = itertools.islice(itertools.cycle(policies), self.options.views)
-        views = [policy(batch.inputs, size, generator) for policy in chosen]
-        return (*views, *self._local_views(batch.inputs, size, generator))
+        return tuple(policy(batch.inputs, size, generator) for policy in chosen)
 
     def local_augmentation(self, crops: Crops) -> Augmentation:
         """The augmentation of local views."""
@@ -113,7 +118,7 @@ class MultiView(Pretext):
     def _local_views(
         self, images: Tensor | WholeImages, size: int, generator: torch.Generator
     ) -> list[Tensor]:
-        """Random local views, each (B, 3, s, s)."""
+        """Random local views, each (B, C, s, s)."""
         crops = self.options.crops
         if crops is None:
             return []
@@ -125,7 +130,7 @@ class MultiView(Pretext):
         """Raise UserError if local views do not divide into the backbone's patches."""
         spec = self.backbone.spec
         assert isinstance(spec, ImageSpec)
-        size = crops.size or (self.options.size or spec.size) // 2
+        size = crops.size or (self.options.size or min(spec.shape)) // 2
         patch = self.backbone.patch
         if size % patch:
             near = max(patch, round(size / patch) * patch)
@@ -138,7 +143,7 @@ class MultiView(Pretext):
 def encode_by_size(
     network: Callable[[Tensor], Tensor], views: Sequence[Tensor]
 ) -> tuple[Tensor, ...]:
-    """Apply `network` to views (B, 3, S, S) of one or more sizes, in one pass for each size.
+    """Apply `network` to views (B, C, S, S) of one or more sizes, in one pass for each size.
 
     Returns its output for each view. Views of one size must follow one another.
     """

@@ -29,10 +29,11 @@ from sslrun.pretexts.base import pretexts
 from sslrun.protocols.base import inheritance, protocols
 from sslrun.recipe.fit import misfit, unreadable
 from sslrun.recipe.places import Keys, Located, override, places_under, read_yaml
-from sslrun.recipe.schema import Evaluation, Named, Pretrain, Recipe, Sweep
+from sslrun.recipe.schema import Evaluation, Named, Pretrain, Recipe, Sweep, Watch
 from sslrun.recipe.shipped import find
 from sslrun.registry import Options, Registry, did_you_mean
 from sslrun.tasks.base import tasks
+from sslrun.tasks.diagnostics import COSTS
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -124,7 +125,11 @@ def parse(source: Located) -> Recipe:
         "evaluate": evaluate,
     }
     rest = source.without(*protocols)
-    return validated(Recipe, Located({**rest.value, **typed}, source.places), "a recipe", protocols)
+    located = Located({**rest.value, **typed}, source.places)
+    recipe = validated(Recipe, located, "a recipe", protocols)
+    if pretext is not None and pretrain is not None:
+        _check_kept(source, pretext, pretrain, recipe.watch)
+    return recipe
 
 
 def _read_backbone(source: Located, data: Named, pretext: Named | None) -> Named:
@@ -160,6 +165,22 @@ def _check_pretext(source: Located, data: Named, backbone: Named, pretext: Named
             "'pretrain' is missing: the schedule of the pretext task, "
             "such as {epochs: 100, batch: 256, lr: 0.001}",
         )
+
+
+def _check_kept(source: Located, pretext: Named, pretrain: Pretrain, watch: Watch) -> None:
+    """Raise UserError if no feature check computes the diagnostic that chooses the weights."""
+    if pretrain.keep == "last":
+        return
+    diagnostic, keys = pretrain.keep_by, ("pretrain", "keep_by")
+    if not pretexts[pretext.name].measures(diagnostic):
+        able = [other for other in COSTS if pretexts[pretext.name].measures(other)]
+        raise source.error(
+            keys,
+            f"feature checks of '{pretext.name}' do not compute {diagnostic}; "
+            f"choose from: {', '.join(able)}",
+        )
+    if diagnostic == "lidar" and watch.views is None:
+        raise source.error(keys, "lidar needs views: set watch.views, as in views: 10")
 
 
 def _check_lengths(source: Located, keys: Keys, data: Named, backbone: Named) -> None:

@@ -23,6 +23,7 @@ from sslrun.protocols.base import Protocol, protocols, unsupported
 from sslrun.registry import Options
 from sslrun.runs import component_identity, hash_contents
 from sslrun.tasks.base import TaskOptions, tasks
+from sslrun.tasks.diagnostics import Diagnostic
 from sslrun.training.schedule import Schedule
 
 HUB = "hub:"
@@ -72,6 +73,14 @@ class Pretrain(Schedule):
     with the names of sslrun, timm, torchvision or transformers, or hub:OWNER/NAME, which downloads
     that model.safetensors; default: random weights. Heads and teachers are always new."""
 
+    keep: Literal["last", "best"] = "last"
+    """Weights to keep. last: those of the last step. best: those of the feature check with the best
+    `keep_by`; checks happen every `watch.every` epochs and at the end."""
+    keep_by: Diagnostic = "rankme"
+    """With `keep: best`: the diagnostic that decides. Higher is better for rankme, lidar and knn
+    (which needs labels), lower for held_out_loss, and closer to 1 for alpha_req. RankMe and LiDAR
+    were made to compare trained models: early checks may have the highest ranks."""
+
     @field_validator("init")
     @classmethod
     def _check_init(cls, init: str | None) -> str | None:
@@ -84,14 +93,24 @@ class Pretrain(Schedule):
                 )
         return init
 
+    @model_validator(mode="after")
+    def _keep_by_with_best(self) -> Pretrain:
+        if self.keep != "best" and self.keep_by != "rankme":
+            raise ValueError(f"keep_by: {self.keep_by} needs keep: best")
+        return self
+
 
 class Watch(Options):
-    """Monitoring during a run; it never changes a result, so the run's hash excludes it."""
+    """Monitoring during a run. It changes no result, so the run's hash excludes it, except which
+    weights `pretrain.keep: best` keeps."""
 
     every: float = Field(10.0, gt=0)
     """Epochs between two feature checks: online kNN, standard deviation, effective rank."""
     examples: int = Field(2000, ge=64)
     """Maximum number of held-out examples per feature check, and of training examples."""
+    views: int | None = Field(10, ge=2)
+    """Number of random views of each of at most 1000 held-out images, from which feature checks
+    compute LiDAR if the pretext task compares views; null: skip it."""
     checkpoint: float = Field(10.0, gt=0)
     """Minutes between two checkpoints."""
     keep_state: bool = True
@@ -221,9 +240,9 @@ class Weights(BaseModel):
     file: Path
     """A pretraining run's folder, or a .safetensors file with the names of sslrun, timm,
     torchvision or transformers."""
-    mean: tuple[float, float, float] | None = None
+    mean: tuple[float, ...] | None = None
     """Per-channel mean to normalize images in [0, 1]; default: the file's own, else ImageNet's."""
-    std: tuple[float, float, float] | None = None
+    std: tuple[float, ...] | None = None
     """Per-channel standard deviation; default: the file's own, else ImageNet's."""
 
     @model_validator(mode="before")

@@ -23,6 +23,7 @@ from sslrun.data.shifts import ID, Part, Shift, make_parts
 from sslrun.data.source import sources
 from sslrun.data.specs import ImageSpec
 from sslrun.data.splits import Splits, load_splits, select_labeled
+from sslrun.errors import UserError
 from sslrun.files import replacing
 from sslrun.protocols import Bench, base
 from sslrun.protocols.features import extract, read_pooled
@@ -273,7 +274,13 @@ class CellBench(Bench):
         else:
             load_into(backbone, weights)
             for name, values in self.cell.origin.normalization.items():
-                backbone.get_buffer(name).copy_(torch.tensor(values))
+                buffer = backbone.get_buffer(name)
+                if len(values) != len(buffer):
+                    raise UserError(
+                        f"weights.{name}: has {len(values)} numbers, but the images have "
+                        f"{len(buffer)} channels"
+                    )
+                buffer.copy_(torch.tensor(values))
         return backbone.to(self.device)
 
     def head(self, split: str) -> dict[str, Tensor]:
@@ -407,7 +414,8 @@ def _load_parts(name: str, options: str, shifts: str) -> dict[str, dict[str, Par
     for shift, settings in json.loads(shifts).items():
         other = settings.get("data")
         if other is not None and isinstance(own.spec, ImageSpec):
-            other["size"] = own.spec.size  # overrides the size of the shifted data set
+            # Overrides the size of the shifted data set.
+            other["size"] = own.spec.size if own.spec.is_square else own.spec.shape
         splits = other and _load_splits(other.pop("name"), json.dumps(other))
         parts[shift] = make_parts(shift, Shift(**settings), own, splits)
     return parts

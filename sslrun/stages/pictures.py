@@ -102,7 +102,11 @@ def _save(sheet: Image.Image, path: Path) -> None:
 
 
 def to_picture(image: Tensor, smallest: int = CELL) -> Image.Image:
-    """Convert an image (3, H, W) in [0, 1], enlarged by a whole factor to at least `smallest`."""
+    """Convert an image (C, H, W) in [0, 1], enlarged by a whole factor to at least `smallest`.
+
+    Of more than three channels the first three are drawn; otherwise the first, in gray.
+    """
+    image = image[:3] if len(image) >= 3 else image[:1].expand(3, -1, -1)
     pixels = (image.detach().float().cpu().clamp(0, 1) * 255).round().byte()
     picture = Image.fromarray(np.ascontiguousarray(pixels.permute(1, 2, 0).numpy()))
     factor = max(1, -(-smallest // min(picture.size)))

@@ -23,6 +23,7 @@ from sslrun.runs import Run
 from sslrun.stages.context import Context, perform
 from sslrun.stages.devices import devices_identity
 from sslrun.stages.fit import Checkpoints, fit
+from sslrun.stages.keep import BestWeights
 from sslrun.stages.lineage import (
     EXTENDS,
     find_extended,
@@ -83,6 +84,7 @@ class Pretraining:
             "data": recipe.data.identity(),
             "pretrain": self.schedule.non_defaults(exclude={"seed", "init"}),
             "seed": self.seed,
+            **self._checks_identity,
             **devices_identity(self.devices, self._depends_on_devices),
             **init_identity(self.schedule.init),
             **({} if self.parent is None else {EXTENDS: self.parent.hash}),
@@ -113,6 +115,14 @@ class Pretraining:
             return self
         parent = find_extended(self.run)
         return self if parent is None else replace(self, parent=parent)
+
+    @property
+    def _checks_identity(self) -> dict[str, Any]:
+        """The options of feature checks, if these choose the weights to keep."""
+        if self.schedule.keep == "last":
+            return {}
+        watch = self.recipe.watch.non_defaults(exclude={"checkpoint", "keep_state", "to"})
+        return {"watch": watch} if watch else {}
 
     @property
     def _depends_on_devices(self) -> bool:
@@ -151,9 +161,15 @@ class Pretraining:
         examples = context.compute.place(pretext.arrange(raw, self.seed))
         training = Training(pretext, self.schedule, context.compute)
         watcher = Watcher(splits, pretext, recipe.watch, context.compute, self.seed)
-        step, watched = self._train(training, examples, watcher, context)
+        best = None
+        if self.schedule.keep == "best":
+            watcher.require(pretext, self.schedule.keep_by)
+            best = BestWeights(self.run.checkpoints, self.schedule.keep_by)
+        step, watched = self._train(training, examples, watcher, context, best)
         backbone = training.averaged.kept
         if distributed.is_main():
+            if best is not None:
+                best.load_into(backbone)
             save_backbone(self.weights, backbone, {"recipe": recipe.name, "run": self.run.hash})
         return {
             "stage": "pretrain",
@@ -164,6 +180,7 @@ class Pretraining:
             **({} if self.schedule.init is None else {"init": self.schedule.init}),
             **({} if self.parent is None else {EXTENDS: self.parent.hash}),
             "watched": watched,
+            **self._describe_kept(best, step.step),
             "steps": step.step,
             "examples": step.examples,
             "tokens": _count_tokens(examples, step.examples),
@@ -171,6 +188,15 @@ class Pretraining:
             "seconds": round(training.seconds, 3),
             "parameters": sum(parameter.numel() for parameter in backbone.parameters()),
         }
+
+    def _describe_kept(self, best: BestWeights | None, last: int) -> dict[str, Any]:
+        """The step of the saved weights and its check, if a diagnostic chose them."""
+        if best is None or not distributed.is_main():
+            return {}
+        step = best.step
+        if step is None:
+            return {"kept": {"step": last, "by": None}}
+        return {"kept": {"step": step, "by": best.diagnostic, **(best.record or {})}}
 
     def _build_pretext(self, spec: InputSpec, examples: Examples) -> Pretext:
         """Build the pretext task with a new backbone; its weights follow from torch's seed.
@@ -194,7 +220,12 @@ class Pretraining:
         return pretext
 
     def _train(
-        self, training: Training[Any], examples: Examples, watcher: Watcher, context: Context
+        self,
+        training: Training[Any],
+        examples: Examples,
+        watcher: Watcher,
+        context: Context,
+        best: BestWeights | None,
     ) -> tuple[Step, dict[str, float]]:
         """Train to the end; return the last step and the record of the last feature check."""
         run, watch = self.run, self.recipe.watch
@@ -215,6 +246,8 @@ class Pretraining:
                     check = watcher.check(pretext, step.step / step.total, step.metrics)
                     if distributed.is_main() and (columns := watcher.pictures(pretext)):
                         write_sheet(run.path / "pictures" / "pretext.png", columns)
+                    if best is not None and distributed.is_main():
+                        best.consider(step.step, check.record, pretext.kept)
                     log({"step": step.step, "epoch": round(step.epoch, 4), **check.record})
                     if check.warning:
                         context.reporter.say(f"{self.title}: step {step.step}: {check.warning}")

@@ -11,17 +11,28 @@ from torch import Tensor
 from sslrun.backbones.base import Backbone
 from sslrun.data.examples import Examples
 from sslrun.data.splits import Splits
+from sslrun.errors import UserError
 from sslrun.pretexts.base import Pretext
 from sslrun.protocols.features import extract
 from sslrun.protocols.neighbors import KnnOptions, weighted_knn
 from sslrun.recipe import Watch
 from sslrun.tasks.base import tasks
-from sslrun.tasks.diagnostics import collapse, feature_std, rankme
+from sslrun.tasks.diagnostics import (
+    LEAST_WIDTH,
+    Diagnostic,
+    alpha_req,
+    collapse,
+    feature_std,
+    lidar,
+    rankme,
+)
 from sslrun.tasks.metrics import accuracy
 from sslrun.training.device import Compute
 
 BATCH = 256
 """Batch size of the forward passes."""
+LIDAR_IMAGES = 1000
+"""Largest number of images that LiDAR compares, as in its paper."""
 PICTURED = 8
 """Number of examples that pictures are drawn of."""
 AT_FLOOR = 0.97
@@ -34,8 +45,8 @@ class FeatureCheck(NamedTuple):
     """The result of one feature check."""
 
     record: dict[str, float]
-    """Keys: feature_std and rankme; knn (%) if there are labels; held_out_loss and floor if the
-    pretext has them."""
+    """Keys: feature_std and rankme; alpha_req if the features are wide enough; lidar if the pretext
+    compares views; knn (%) if there are labels; held_out_loss and floor if the pretext has them."""
     warning: str | None
     """The name of a collapse, or a message about a loss that stays at its floor."""
 
@@ -58,10 +69,36 @@ class Watcher:
         bank, queries = splits.monitored
         self.bank = _sample(bank, options.examples, seed)
         self.queries = _sample(queries, options.examples, seed)
+        self.views = options.views
         self.held_out: Examples | None = None
         if splits.holds_out:
             self.held_out = _sample(pretext.arrange(splits.val, seed), options.examples, seed)
         self.floor = pretext.floor(splits.train)
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether the examples have classes, which the kNN accuracy needs."""
+        labels = (self.queries.labels, self.bank.labels)
+        return bool(self.classes) and all(label is not None for label in labels)
+
+    def require(self, pretext: Pretext, diagnostic: Diagnostic) -> None:
+        """Check that feature checks compute a diagnostic that chooses the weights to keep.
+
+        Raises:
+            UserError: the data or the backbone do not allow it.
+        """
+        if diagnostic == "knn" and not self.has_labels:
+            reason = "the data have no classes"
+        elif diagnostic == "held_out_loss" and self.held_out is None:
+            reason = "no examples are held out from pretraining"
+        elif diagnostic == "alpha_req" and pretext.kept.width < LEAST_WIDTH:
+            reason = f"it needs features of at least {LEAST_WIDTH} numbers"
+        else:
+            return
+        raise UserError(
+            f"pretrain.keep_by: feature checks cannot compute {diagnostic}, because {reason}: "
+            "choose another diagnostic, such as rankme"
+        )
 
     def check(
         self, pretext: Pretext, progress: float, metrics: Mapping[str, Tensor] | None = None
@@ -75,7 +112,12 @@ class Watcher:
         queries = self._features(pretext.kept, self.queries)
         bank = self._features(pretext.kept, self.bank)
         record = {"feature_std": feature_std(queries), "rankme": rankme(queries)}
-        if self.classes and self.queries.labels is not None and self.bank.labels is not None:
+        if (exponent := alpha_req(queries)) is not None:
+            record["alpha_req"] = exponent
+        record |= self._lidar(pretext)
+        if self.has_labels:
+            assert self.bank.labels is not None
+            assert self.queries.labels is not None
             known = self.bank.labels.to(self.compute.device)
             truth = self.queries.labels.to(self.compute.device)
             votes = KnnOptions()
@@ -109,6 +151,28 @@ class Watcher:
         (batch,) = examples.batches([indices], device)
         with self.compute.autocast():
             return pretext.pictures(batch, generator)
+
+    @torch.inference_mode()
+    def _lidar(self, pretext: Pretext) -> dict[str, float]:
+        """Compute LiDAR on held-out images, always with the same random views.
+
+        Empty if the task compares no views. Measured on the features that are kept, not on those of
+        the task's head.
+        """
+        if self.views is None or not pretext.measures("lidar"):
+            return {}
+        generator, device = self.compute.generator(), self.compute.device
+        generator.manual_seed(0)
+        parts = torch.arange(min(LIDAR_IMAGES, len(self.queries))).split(BATCH)
+        rows = []
+        for batch in self.queries.batches(parts, device):
+            columns: list[Tensor] = []
+            while len(columns) < self.views:
+                with self.compute.autocast():
+                    views = pretext.positives(batch, generator)
+                    columns += [pretext.kept(view).pooled.float() for view in views]
+            rows.append(torch.stack(columns[: self.views], dim=1))
+        return {"lidar": lidar(torch.cat(rows))}
 
     @torch.inference_mode()
     def _held_out(self, pretext: Pretext) -> dict[str, float]:

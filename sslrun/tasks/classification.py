@@ -10,7 +10,14 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from sslrun.data.examples import Batch
-from sslrun.data.image.augment import Augmentation, resize, to_float
+from sslrun.data.image.augment import (
+    Augmentation,
+    Size,
+    check_colors,
+    height_and_width,
+    resize,
+    to_float,
+)
 from sslrun.data.specs import ImageSpec
 from sslrun.metric import Metric
 from sslrun.tasks import metrics as measures
@@ -68,12 +75,14 @@ class Classification(Task):
         if len(classes) < TOP5_CLASSES:
             del names["top5_accuracy"]
         self.metrics = tuple(Metric(name) for name in names)
-        self.size = options.size or spec.size
+        self.size: Size = options.size or spec.shape
+        self.channels: int = spec.channels
+        check_colors(options, self.channels, "task")
         self.augment = options.augmentation
 
     @property
     def backbone_spec(self) -> ImageSpec:
-        return ImageSpec(self.size)
+        return ImageSpec.of((self.channels, *height_and_width(self.size)))
 
     def head(self, width: int, depth: int = 0) -> nn.Linear:
         linear = nn.Linear(width, len(self.classes))

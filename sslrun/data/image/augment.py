@@ -5,11 +5,13 @@ torchvision's function on that image, and a part that draws the parameters from 
 Resampling and blur are products with small matrices, one per image, so that they cost one batched
 matrix product on any device. No call waits for the device.
 
-Images are float32 (B, 3, H, W) in [0, 1] unless said otherwise.
+Images are float32 (B, C, H, W) in [0, 1] unless said otherwise. Only saturation, hue and conversion
+to gray need three channels.
 """
 
 from __future__ import annotations
 
+import json
 import math
 from typing import Annotated
 
@@ -19,6 +21,7 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from sslrun.data.image.whole import WholeImages
+from sslrun.errors import UserError
 from sslrun.registry import Options
 
 CHUNK = 64
@@ -29,26 +32,41 @@ LUMA = (0.2989, 0.587, 0.114)
 """Weights of red, green and blue in gray (ITU-R BT.601, as in torchvision)."""
 
 
+Size = int | tuple[int, int]
+"""The side of square images, or the height and width of others, in pixels."""
+
+
+def height_and_width(size: Size) -> tuple[int, int]:
+    """Return the height and width that `size` stands for."""
+    return (size, size) if isinstance(size, int) else size
+
+
 def side_of(images: Tensor | WholeImages) -> int:
-    """Return the side of square images, or of the squares that stand for whole images."""
-    return images.side if isinstance(images, WholeImages) else images.shape[-1]
+    """Return the shorter side of images, or the side of the squares that stand for whole images."""
+    return images.side if isinstance(images, WholeImages) else min(images.shape[-2:])
+
+
+FULL_SCALE = {torch.uint8: 255, torch.uint16: 65535}
+"""Type of integer images -> the value that stands for 1."""
 
 
 def to_float(images: Tensor | WholeImages) -> Tensor:
-    """Convert uint8 images to float32 in [0, 1]; float images are returned as they are.
+    """Convert integer images to float32 in [0, 1]; float images are returned as they are.
 
     Whole images are cropped to their central squares.
     """
     if isinstance(images, WholeImages):
         images = images.centers()
-    return images.float().div_(255) if images.dtype == torch.uint8 else images
+    scale = FULL_SCALE.get(images.dtype)
+    return images if scale is None else images.float().div_(scale)
 
 
-def resize(images: Tensor, size: int) -> Tensor:
-    """Resize images to (B, 3, size, size): bilinear, antialiased."""
-    if images.shape[-2:] == (size, size):
+def resize(images: Tensor, size: Size) -> Tensor:
+    """Resize images to (B, C, size, size): bilinear, antialiased."""
+    shape = height_and_width(size)
+    if images.shape[-2:] == shape:
         return images
-    return F.interpolate(images, (size, size), mode="bilinear", antialias=True)
+    return F.interpolate(images, shape, mode="bilinear", antialias=True)
 
 
 # ---------------------------------------------------------------- geometry
@@ -130,14 +148,15 @@ def _place_boxes(spare: Tensor, position: Tensor, fitting: Tensor) -> Tensor:
     return torch.where(fitting, (position * (spare + 1)).floor(), (spare / 2).floor())
 
 
-def crop_resize(images: Tensor, boxes: Tensor, size: int, flipped: Tensor | None = None) -> Tensor:
-    """Crop each image to its box (B, 4) and resize it to (B, 3, size, size): bilinear, antialiased.
+def crop_resize(images: Tensor, boxes: Tensor, size: Size, flipped: Tensor | None = None) -> Tensor:
+    """Crop each image to its box (B, 4) and resize it to (B, C, size, size): bilinear, antialiased.
 
     Equals torchvision's `resized_crop` within 1e-5. Images where `flipped` (B,) bool is true are
     also mirrored left to right, at no further cost.
     """
-    rows = _resampling_weights(boxes[:, 0], boxes[:, 2], images.shape[-2], size)
-    columns = _resampling_weights(boxes[:, 1], boxes[:, 3], images.shape[-1], size)
+    height, width = height_and_width(size)
+    rows = _resampling_weights(boxes[:, 0], boxes[:, 2], images.shape[-2], height)
+    columns = _resampling_weights(boxes[:, 1], boxes[:, 3], images.shape[-1], width)
     if flipped is not None:
         columns = torch.where(flipped[:, None, None], columns.flip(1), columns)
     return _resample(rows, images, columns)
@@ -231,15 +250,15 @@ def quarter_turns(images: Tensor, turns: Tensor) -> Tensor:
     return torch.where((turns == 2) | (turns == 3), turned.flip(3), turned)
 
 
-def patches(images: Tensor, corners: Tensor, size: int) -> Tensor:
-    """Cut a square (B, C, size, size) from each image of any dtype.
+def patches(images: Tensor, corners: Tensor, size: Size) -> Tensor:
+    """Cut a part (B, C, size, size) from each image of any dtype.
 
     `corners` (B, 2) holds the row and column of its top left pixel.
     """
-    # The four index tensors broadcast to (B, C, size, size).
-    steps = torch.arange(size, device=images.device)
-    rows = (corners[:, :1] + steps)[:, None, :, None]
-    columns = (corners[:, 1:] + steps)[:, None, None, :]
+    # The four index tensors broadcast to (B, C, height, width).
+    height, width = height_and_width(size)
+    rows = (corners[:, :1] + torch.arange(height, device=images.device))[:, None, :, None]
+    columns = (corners[:, 1:] + torch.arange(width, device=images.device))[:, None, None, :]
     batch = torch.arange(len(images), device=images.device)[:, None, None, None]
     channels = torch.arange(images.shape[1], device=images.device)[:, None, None]
     return images[batch, channels, rows, columns]
@@ -252,7 +271,8 @@ def pad_crop(images: Tensor, padding: int, generator: torch.Generator) -> Tensor
     """
     shape, device = (len(images), 2), images.device
     corners = torch.randint(0, 2 * padding + 1, shape, generator=generator, device=device)
-    return patches(F.pad(images, (padding,) * 4), corners, images.shape[-1])
+    height, width = images.shape[-2:]
+    return patches(F.pad(images, (padding,) * 4), corners, (height, width))
 
 
 def cutout(images: Tensor, size: int, generator: torch.Generator) -> Tensor:
@@ -302,7 +322,9 @@ def _blend_(images: Tensor, own: Tensor, gray: Tensor, mean: Tensor) -> Tensor:
 
 
 def _luma(images: Tensor) -> Tensor:
-    """Return the gray version (B, 1, H, W)."""
+    """Return the gray version (B, 1, H, W); the mean if there are not three channels."""
+    if images.shape[1] != 3:
+        return images.mean(dim=1, keepdim=True)
     red, green, blue = images.split(1, dim=1)
     return (red * LUMA[0]).add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2])
 
@@ -384,7 +406,8 @@ def apply_jitter(images: Tensor, factors: Tensor, order: Tensor) -> Tensor:
         operations = iter(order[part].T)
         for position in range(4):
             if position == hue_position:
-                images_part = adjust_hue(images_part, factors[part, 3])
+                if images.shape[1] == 3:
+                    images_part = adjust_hue(images_part, factors[part, 3])
             else:
                 # (B / 4,): 0 is brightness, 1 contrast, 2 saturation; all three are blends.
                 operation = next(operations)
@@ -515,12 +538,17 @@ class Augmentation(Options):
         """Return the policy of BYOL's second view: it rarely blurs, and sometimes solarizes."""
         return cls.byol_first().model_copy(update={"blur": 0.1, "solarize": 0.2})
 
-    def __call__(
-        self, images: Tensor | WholeImages, size: int, generator: torch.Generator
-    ) -> Tensor:
-        """Augment images (B, 3, H, W), uint8 or float, or whole images, on the generator's device.
+    def without_color(self) -> Augmentation:
+        """Return the policy without the operations that need color, which the others do not."""
+        jitter = None if self.jitter is None else (*self.jitter[:2], 0.0, 0.0)
+        return self.model_copy(update={"jitter": jitter, "gray": 0.0})
 
-        Returns views (B, 3, size, size) float32 in [0, 1].
+    def __call__(
+        self, images: Tensor | WholeImages, size: Size, generator: torch.Generator
+    ) -> Tensor:
+        """Augment images (B, C, H, W) of any type, or whole images, on the generator's device.
+
+        Returns views (B, C, size, size) float32 in [0, 1].
         """
         if images.device.type == "cpu" and len(images) > CHUNK:
             chunks = [self._augment(chunk, size, generator) for chunk in images.split(CHUNK)]
@@ -528,9 +556,10 @@ class Augmentation(Options):
         return self._augment(images, size, generator)
 
     def _augment(
-        self, images: Tensor | WholeImages, size: int, generator: torch.Generator
+        self, images: Tensor | WholeImages, size: Size, generator: torch.Generator
     ) -> Tensor:
         if self.crop is not None and isinstance(images, WholeImages):
+            assert isinstance(size, int)  # views of whole images are square
             images = self._crop_whole(images, self.crop, size, generator)
         else:
             images = self._change_geometry(to_float(images), size, generator)
@@ -539,7 +568,7 @@ class Augmentation(Options):
             images = cutout(images, self.cutout, generator)
         return images
 
-    def _change_geometry(self, images: Tensor, size: int, generator: torch.Generator) -> Tensor:
+    def _change_geometry(self, images: Tensor, size: Size, generator: torch.Generator) -> Tensor:
         """Crop, resize and mirror."""
         if self.crop is not None:
             height, width = images.shape[-2:]
@@ -566,7 +595,7 @@ class Augmentation(Options):
         views = crop_resize_whole(images, boxes, size, self.ratio)
         return flip(views, _draw_mask(views, self.flip, generator)) if self.flip else views
 
-    def _change_color(self, images: Tensor, size: int, generator: torch.Generator) -> Tensor:
+    def _change_color(self, images: Tensor, size: Size, generator: torch.Generator) -> Tensor:
         """Jitter, convert to gray, blur and solarize."""
         if self.jitter is not None:
             images = color_jitter(images, self.jitter, self.jitter_p, generator)
@@ -577,10 +606,36 @@ class Augmentation(Options):
             uniform = torch.rand(len(images), generator=generator, device=images.device)
             sigma = uniform * (high - low) + low
             mask = _draw_mask(images, self.blur, generator)
-            images = gaussian_blur(images, sigma, max(3, size // 10 | 1), mask)
+            images = gaussian_blur(
+                images, sigma, max(3, min(height_and_width(size)) // 10 | 1), mask
+            )
         if self.solarize:
             images = solarize(images, 0.5, _draw_mask(images, self.solarize, generator))
         return images
+
+
+def check_colors(options: Options, channels: int, place: str) -> None:
+    """Check that no augmentation in `options` needs color if images do not have three channels.
+
+    `place` is where a recipe writes the options, such as "pretext".
+
+    Raises:
+        UserError: One does; the message has the policy to write instead.
+    """
+    if channels == 3:
+        return
+    for name in type(options).model_fields:
+        value, key = getattr(options, name), f"{place}.{name}"
+        if isinstance(value, Augmentation):
+            plain = value.without_color()
+            if plain != value:
+                policy = json.dumps(plain.non_defaults()).replace('"', "")
+                raise UserError(
+                    f"{key}: saturation, hue and gray need color images of 3 channels, and these "
+                    f"have {channels}: write {key}: {policy}"
+                )
+        elif isinstance(value, Options):
+            check_colors(value, channels, key)
 
 
 def _draw_mask(images: Tensor, p: float, generator: torch.Generator) -> Tensor:

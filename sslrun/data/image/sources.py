@@ -10,14 +10,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import torch
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from sslrun.data.examples import Batch, Examples, TensorExamples
-from sslrun.data.image.images import convert_arrays, load_images
+from sslrun.data.image.augment import Size, height_and_width
+from sslrun.data.image.images import MAX_CHANNELS, Pixels, Whole, convert_arrays, load_images
 from sslrun.data.source import Source, SourceOptions, sources
 from sslrun.data.specs import ImageSpec
 from sslrun.data.stores import (
@@ -42,17 +43,30 @@ HASHED_BYTES = 2**30
 """Listed images of this many bytes or more are not part of a run's identity; the list always is."""
 
 
-def _sketch_images(side: int, count: int) -> tuple[ImageSpec, Batch]:
-    images = torch.randint(0, 256, (count, 3, side, side), dtype=torch.uint8)
-    return ImageSpec(side), Batch(images, None)
+def _check_range(bounds: tuple[float, float]) -> tuple[float, float]:
+    if bounds[0] >= bounds[1]:
+        raise ValueError("give the lower value first, then the higher")
+    return bounds
+
+
+Side = Annotated[int, Field(ge=4, le=1024)]
+Channels = Annotated[int, Field(ge=1, le=MAX_CHANNELS)]
+ValueRange = Annotated[tuple[float, float], AfterValidator(_check_range)]
+
+
+def _sketch_images(size: Size, count: int, channels: int = 3) -> tuple[ImageSpec, Batch]:
+    shape = (channels, *height_and_width(size))
+    images = torch.randint(0, 256, (count, *shape), dtype=torch.uint8)
+    return ImageSpec.of(shape), Batch(images, None)
 
 
 class ImageOptions(SourceOptions):
     """The options that all sets of encoded images share."""
 
-    size: int | None = Field(None, ge=4, le=1024)
-    """Side of the stored square images, in pixels: the shorter side is resized to it and the center
-    is cropped. Default: the images' own size, if they are all squares of one size."""
+    size: Side | tuple[Side, Side] | None = None
+    """Side of the stored square images, in pixels, or their height and width, as in [48, 64]: they
+    are resized to cover it and the center is cropped. Default: the images' own size, if they are
+    all squares of one size."""
     skip_corrupt: bool = False
     """Skip images that cannot be decoded and report their number, instead of ending the run."""
 
@@ -66,10 +80,33 @@ class StoredOptions(ImageOptions):
     evaluation sees: whole: 256 and size: 224 as usual for ImageNet. Default: only the central
     square of size pixels is stored."""
 
+    channels: Channels = 3
+    """Channels of the stored images. 3: all images become RGB. 1: they should be gray. Images of
+    more channels are TIFF files."""
+    dtype: Literal["uint8", "uint16", "float32"] = "uint8"
+    """Type of the stored values. 16 bits and floats are not reduced to 8 bits; all images should
+    have the type."""
+    range: ValueRange | None = None
+    """Values of the images that stand for 0 and 1, as in [0, 4095]; values outside are clipped.
+    Default: the full range of integers; floats should be in [0, 1]."""
+
+    @property
+    def form(self) -> Whole | Pixels | None:
+        """The form of the stored images; None if they are 8-bit RGB of one size."""
+        if self.whole is not None:
+            return Whole(self.whole)
+        if (self.channels, self.dtype, self.range) == (3, "uint8", None):
+            return None
+        return Pixels(self.channels, self.dtype, self.range)
+
     @model_validator(mode="after")
     def _check_whole(self) -> StoredOptions:
-        if self.whole is not None and (self.size is None or self.size > self.whole):
+        if self.whole is None:
+            return self
+        if not isinstance(self.size, int) or self.size > self.whole:
             raise ValueError("whole needs a size of at most its own side, as in size: 224")
+        if (self.channels, self.dtype, self.range) != (3, "uint8", None):
+            raise ValueError("whole is for 8-bit RGB: remove channels, dtype and range, or whole")
         return self
 
 
@@ -95,7 +132,9 @@ class ImageSource(Source):
         return self.store.splits
 
     def sketch(self, count: int) -> tuple[ImageSpec, Batch]:
-        return _sketch_images(self.options.size or self.expected_side() or UNKNOWN_SIDE, count)
+        size = self.options.size or self.expected_side() or UNKNOWN_SIDE
+        channels = self.options.channels if isinstance(self.options, StoredOptions) else 3
+        return _sketch_images(size, count, channels)
 
     @classmethod
     def expected_side(cls) -> int | None:
@@ -112,7 +151,7 @@ class ImageSource(Source):
             self.options.size or self.default_size,
             self.options.skip_corrupt,
             self.progress,
-            whole=self.options.whole if isinstance(self.options, StoredOptions) else None,
+            form=self.options.form if isinstance(self.options, StoredOptions) else None,
         )
 
 
@@ -492,8 +531,9 @@ class CsvImages(ImageSource):
 class NpzImages(Source):
     """NumPy arrays in an .npz file: x_train, y_train, x_test, y_test; or images and labels.
 
-    Images are uint8, (N, H, W) or (N, H, W, 3). Labels are whole numbers from 0; without them, the
-    images are unlabeled. A missing test split is carved.
+    Images are uint8, uint16 or float32, (N, H, W) or (N, H, W, C) with up to 16 channels. Labels
+    are whole numbers from 0; without them, the images are unlabeled. A missing test split is
+    carved.
     """
 
     gives = ImageSpec
@@ -501,8 +541,15 @@ class NpzImages(Source):
     class Options(SourceOptions):
         path: Path
         """Path of the file, relative to the folder that sslrun is called from."""
-        size: int | None = Field(None, ge=4, le=1024)
-        """Side to resize the images to, in pixels; default: their own size."""
+        size: Side | tuple[Side, Side] | None = None
+        """Side to resize the images to, in pixels, or height and width, as in [48, 64]; default:
+        their own size, if they are square."""
+        channels: Channels | None = None
+        """Number of channels; default: that of the arrays, except that gray images get three equal
+        ones. 1: gray images keep one."""
+        range: ValueRange | None = None
+        """Values that stand for 0 and 1, as in [0, 4095]; values outside are clipped. Default: the
+        full range of integers; floats should be in [0, 1]."""
 
     @property
     def splits(self) -> tuple[Split, ...]:
@@ -517,10 +564,11 @@ class NpzImages(Source):
                 f"{path}: holds {names}: should hold x_train (and y_train), or images (and labels)"
             )
         try:
-            images = convert_arrays(self._arrays[x], self.options.size)
+            options = self.options
+            images = convert_arrays(self._arrays[x], options.size, options.channels, options.range)
         except UserError as error:
             raise UserError(f"{path}: {x}: {error}") from None
-        spec = ImageSpec(images.shape[-1])
+        spec = ImageSpec.of(images.shape)
         if y not in self._arrays:
             return TensorExamples(images, None, (), spec)
         labels = self._labels(y, len(images))
@@ -533,7 +581,12 @@ class NpzImages(Source):
         return TensorExamples(images, labels, tuple(map(str, range(class_count))), spec)
 
     def sketch(self, count: int) -> tuple[ImageSpec, Batch]:
-        return _sketch_images(self.options.size or UNKNOWN_SIDE, count)
+        try:
+            shape = self.load("train").inputs.shape[1:]
+        except UserError:  # reported when the set is loaded
+            size, channels = self.options.size or UNKNOWN_SIDE, self.options.channels or 3
+            return _sketch_images(size, count, channels)
+        return _sketch_images((shape[1], shape[2]), count, shape[0])
 
     def _labels(self, name: str, count: int | None = None) -> torch.Tensor:
         """Return the array `name` as labels (N,) int64; N must be `count`, if given."""
