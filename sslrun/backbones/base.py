@@ -149,6 +149,10 @@ class Backbone(nn.Module):
         """Adapt this network's weights from training on other inputs, such as larger images."""
         return tensors
 
+    def patch_projection(self) -> list[nn.Parameter]:
+        """Parameters of the linear map of patches to tokens; empty if there is none."""
+        return []
+
     def layers(self) -> list[list[nn.Parameter]]:
         """Parameters from input to output, grouped by depth, for layer-wise learning-rate decay."""
         return [list(self.parameters())]

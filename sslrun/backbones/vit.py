@@ -208,6 +208,9 @@ class ViT(ImageBackbone):
             return positions
         return interpolate_positions(positions, self.side, rows, columns)
 
+    def patch_projection(self) -> list[nn.Parameter]:
+        return list(self.patch_embed.parameters())
+
     def layers(self) -> list[list[nn.Parameter]]:
         """The embeddings, then each block.
 

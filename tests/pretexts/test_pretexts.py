@@ -35,6 +35,10 @@ CHEAP = {
     "simsiam": {"hidden": 32, "bottleneck": 8},
     "position": {"hidden": 32},
     "simclr": {"temperature": 0.5},
+    "lejepa": {"hidden": 32, "directions": 16},
+    "swav": {"hidden": 32, "projection": 16, "prototypes": 16},
+    "mocov3": {"hidden": 32, "projection": 16},
+    "nnclr": {"hidden": 32, "predictor": 32, "projection": 16, "queue": 48},
 }
 
 
