@@ -60,6 +60,8 @@ SLOW = {
     "test_a_table_of_texts_becomes_a_recipe_that_runs", "test_every_readout_learns",
     "test_evaluation_equals_resize_and_center_crop", "test_each_claim_can_be_run",
     "test_boxes_are_distributed_as_those_of_torchvision",
+    "test_two_processes_have_the_loss", "collapse_and_the_collapse_is_named",
+    "all_images_share_a_prototype_and_the_collapse_is_named",
     "test_fine_tuning_on_text_never_waits[", "test_pretraining_on_text_never_waits[",
 }  # fmt: skip
 """Substrings of the names of tests that take more than a second; `make fast` skips them.

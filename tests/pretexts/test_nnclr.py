@@ -23,14 +23,14 @@ def normal(*shape, seed=0):
 
 def build(**options):
     torch.manual_seed(0)
-    backbone = build_backbone("resnet18", {"channels": 8, "stem": "imagenet"}, ImageSpec(32))
+    backbone = build_backbone("mlp", {"width": 32, "depth": 2}, ImageSpec(16))
     cls = pretexts["nnclr"]
     cheap = {"hidden": 32, "predictor": 16, "projection": 8, "queue": 40}
     return cls(cls.Options(**{**cheap, **options}), backbone)
 
 
 def views_of(pretext, seed=0, count=16):
-    images = torch.randint(0, 256, (count, 3, 32, 32), generator=generator()).byte()
+    images = torch.randint(0, 256, (count, 3, 16, 16), generator=generator()).byte()
     return pretext.views(Batch(images, None), generator(seed))
 
 

@@ -25,14 +25,14 @@ def unit(*shape, seed=0):
 
 def build(**options):
     torch.manual_seed(0)
-    backbone = build_backbone("resnet18", {"channels": 8, "stem": "imagenet"}, ImageSpec(32))
+    backbone = build_backbone("mlp", {"width": 32, "depth": 2}, ImageSpec(16))
     cls = pretexts["swav"]
     cheap = {"hidden": 32, "projection": 8, "prototypes": 6}
     return cls(cls.Options(**{**cheap, **options}), backbone)
 
 
 def images(count=16):
-    return torch.randint(0, 256, (count, 3, 32, 32), generator=generator()).byte()
+    return torch.randint(0, 256, (count, 3, 16, 16), generator=generator()).byte()
 
 
 def test_sinkhorn_equals_its_loops():
@@ -72,7 +72,7 @@ def test_extreme_scores_stay_finite():
 
 
 def test_the_loss_is_the_swapped_prediction_of_all_views():
-    pretext = build(crops={"count": 2, "size": 16})
+    pretext = build(crops={"count": 2, "size": 8})
     pretext.before_step(0.0)
     views = pretext.views(Batch(images(), None), generator())
     output = pretext(views)
@@ -92,7 +92,7 @@ def test_the_loss_is_the_swapped_prediction_of_all_views():
                 continue
             for row in range(16):
                 probabilities = (scores[view][row] / 0.1).softmax(dim=0)
-                total -= float((assigned[row] * probabilities.log()).sum()) / 16
+                total -= float((assigned[row] * probabilities.log()).sum().detach()) / 16
     assert output.loss.item() == pytest.approx(total / 6, rel=1e-4)
 
 
@@ -104,7 +104,7 @@ def test_prototypes_are_unit_vectors_and_can_be_frozen():
     torch.testing.assert_close(pretext.prototypes.weight.norm(dim=1), torch.ones(6))
     start = pretext.prototypes.weight.clone()
     schedule = Schedule(steps=3, batch=16, lr=0.1, optimizer="sgd", freeze_last=2, precision="fp32")
-    examples = TensorExamples(images(), None, (), ImageSpec(32))
+    examples = TensorExamples(images(), None, (), ImageSpec(16))
     moved = []
     for _ in train(Training(pretext, schedule, compute("cpu")), examples, 0):
         moved.append(not torch.allclose(F.normalize(pretext.prototypes.weight, dim=1), start))
@@ -153,15 +153,15 @@ def test_the_queue_holds_the_projections_of_each_global_view():
 
 
 def trained(**options):
-    pretext = build(**options)
+    pretext = build(augmentation={"crop": [0.3, 1.0], "flip": 0.5}, **options)
     optimizer = torch.optim.AdamW(pretext.parameters(), lr=0.01)
-    for step in range(40):
-        pretext.before_step(step / 40)
+    for step in range(25):
+        pretext.before_step(step / 25)
         output = pretext(pretext.views(Batch(images(32), None), generator(step)))
         optimizer.zero_grad()
         output.loss.backward()
         optimizer.step()
-        pretext.after_step((step + 1) / 40)
+        pretext.after_step((step + 1) / 25)
     return pretext, {name: value.item() for name, value in output.metrics.items()}
 
 
@@ -179,5 +179,5 @@ def test_the_effective_number_of_prototypes():
 
 
 def test_an_epsilon_out_of_range_is_an_error():
-    with pytest.raises(ValueError, match="greater than or equal to 0[.]02"):
+    with pytest.raises(ValueError, match=r"greater than or equal to 0\.02"):
         pretexts["swav"].Options(epsilon=0.001)
