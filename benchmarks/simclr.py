@@ -1,60 +1,86 @@
-"""Time SimCLR pretraining: sslrun, lightly, and the network alone, which is the limit of both.
+"""Time pretraining: sslrun, lightly, and the network alone, which is the limit of both.
 
-python benchmarks/simclr.py [--steps 6] [--batch 256]
+python benchmarks/simclr.py [--pretext simclr] [--steps 2] [--batch 256]
+    [--options '{"views": 2, "crops": {"count": 4}}'] [--backbone vit-tiny]
 
-All three train ResNet-18 with the small stem on 32x32 images, with the same batch and threads.
-Their blocks of steps alternate, so that drift in the machine's speed affects all of them.
+All train the same backbone on 32x32 images, with the same batch and threads: ResNet-18 with the
+small stem, or ViT-Ti with patches of 4 if the pretext task needs patches. Their blocks of steps
+alternate, so that drift in the machine's speed affects all of them.
 
-lightly is used as in its CIFAR-10 benchmark: SimCLRTransform on PIL images in a DataLoader with two
-workers, float32 and SGD. The network alone runs forward and backward on two views that are made in
-advance.
+The network alone runs forward and backward on the images that the pretext task's views hold, made
+in advance, without augmentation, loss and optimizer. lightly has a row for SimCLR, if it is
+installed (`pip install 'sslrun[benchmarks]'`): as in its CIFAR-10 benchmark, SimCLRTransform on PIL
+images in a DataLoader with two workers, float32 and SGD.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
-import sys
 import time
 from collections.abc import Iterator
+from importlib.util import find_spec
+from typing import Any
 
 import torch
 import torchvision
 from torch import nn
 
 from sslrun.backbones import build_backbone
-from sslrun.data.examples import TensorExamples
+from sslrun.backbones.base import Backbone, backbones
+from sslrun.data.examples import Batch, TensorExamples
 from sslrun.data.image.augment import Augmentation
 from sslrun.data.specs import ImageSpec
-from sslrun.pretexts.base import pretexts
+from sslrun.pretexts.base import Pretext, pretexts
 from sslrun.training.device import compute
 from sslrun.training.loop import Training, train
 from sslrun.training.schedule import Schedule
 
-try:
-    from lightly.loss import NTXentLoss
-    from lightly.models.modules import SimCLRProjectionHead
-    from lightly.transforms import SimCLRTransform
-except ImportError:
-    sys.exit("lightly is not installed: pip install 'sslrun[benchmarks]'")
+SPEC = ImageSpec(32)
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "simclr": {"temperature": 0.5, "augmentation": Augmentation.simclr(0.5, blur=0.0)}
+}
+"""Options of a pretext task; those of SimCLR are lightly's."""
+SHAPES = {"resnet18": {"stem": "small"}, "vit-tiny": {"patch": 4}}
+"""Options of the backbones."""
 
 
-def train_sslrun(images: torch.Tensor, batch: int, device: str) -> Iterator[None]:
+def image_pretexts() -> list[str]:
+    """Names of the pretext tasks that read images."""
+    return [name for name in pretexts if pretexts[name].reads is ImageSpec]
+
+
+def build_network(pretext: str, name: str | None) -> Backbone:
+    """Build the backbone called `name`; default: the first that offers what the task needs."""
+    needs = set(pretexts[pretext].needs)
+    name = name or next(each for each in SHAPES if needs <= backbones[each].offers)
+    return build_backbone(name, SHAPES.get(name, {}), SPEC)
+
+
+def build_pretext(args: argparse.Namespace) -> Pretext:
+    cls = pretexts[args.pretext]
+    options = cls.Options(**DEFAULTS.get(args.pretext, {}) | json.loads(args.options))
+    return cls(options, build_network(args.pretext, args.backbone))
+
+
+def train_sslrun(images: torch.Tensor, args: argparse.Namespace) -> Iterator[None]:
     """Pretrain with sslrun, one step each time the iterator is advanced."""
-    spec = ImageSpec(32)
-    cls = pretexts["simclr"]
-    options = cls.Options(temperature=0.5, augmentation=Augmentation.simclr(0.5, blur=0.0))
-    pretext = cls(options, build_backbone("resnet18", {"stem": "small"}, spec))
-    training = Training(
-        pretext, Schedule(epochs=1000, batch=batch, optimizer="sgd", lr=0.06), compute(device)
-    )
-    examples = training.compute.place(TensorExamples(images, None, (), spec))
-    for _ in train(training, examples, 0):
+    pretext = build_pretext(args)
+    examples = TensorExamples(images, None, (), SPEC)
+    pretext.fit(examples)
+    schedule = Schedule(epochs=1000, batch=args.batch, optimizer="sgd", lr=1e-3)
+    training = Training(pretext, schedule, compute(args.device))
+    for _ in train(training, training.compute.place(examples), 0):
         yield
 
 
-def train_lightly(images: torch.Tensor, batch: int, device: str) -> Iterator[None]:
-    """Pretrain with lightly, one step each time the iterator is advanced."""
+def train_lightly(images: torch.Tensor, args: argparse.Namespace) -> Iterator[None]:
+    """Pretrain SimCLR with lightly, one step each time the iterator is advanced."""
+    from lightly.loss import NTXentLoss
+    from lightly.models.modules import SimCLRProjectionHead
+    from lightly.transforms import SimCLRTransform
+
     transform = SimCLRTransform(input_size=32, cj_strength=0.5, gaussian_blur=0.0)
     pictures = [torchvision.transforms.functional.to_pil_image(image) for image in images]
 
@@ -68,33 +94,41 @@ def train_lightly(images: torch.Tensor, batch: int, device: str) -> Iterator[Non
             return transform(pictures[index])
 
     loader = torch.utils.data.DataLoader(
-        Views(), batch, shuffle=True, drop_last=True, num_workers=2
+        Views(), args.batch, shuffle=True, drop_last=True, num_workers=2
     )
     network = torchvision.models.resnet18()
     network.conv1 = nn.Conv2d(3, 64, 3, 1, 1, bias=False)
     network.maxpool, network.fc = nn.Identity(), nn.Identity()
-    model = nn.Sequential(network, SimCLRProjectionHead(512, 512, 128)).to(device)
-    loss, optimizer = NTXentLoss(0.5), torch.optim.SGD(model.parameters(), lr=0.06, momentum=0.9)
+    model = nn.Sequential(network, SimCLRProjectionHead(512, 512, 128)).to(args.device)
+    loss, optimizer = NTXentLoss(0.5), torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
     while True:
         for first, second in loader:
-            loss(model(first.to(device)), model(second.to(device))).backward()
+            loss(model(first.to(args.device)), model(second.to(args.device))).backward()
             optimizer.step()
             optimizer.zero_grad()
             yield
 
 
-def run_network(images: torch.Tensor, batch: int, device: str) -> Iterator[None]:
-    """Run the network forward and backward, without augmentation, loss or optimizer."""
-    hardware = compute(device)
-    network = torchvision.models.resnet18()
-    network.conv1, network.maxpool = nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.Identity()
-    hardware.put(network)
-    views = (images[:batch].float() / 255).repeat(2, 1, 1, 1).to(hardware.device)
+def run_network(images: torch.Tensor, args: argparse.Namespace) -> Iterator[None]:
+    """Run the backbone forward and backward on the views' images, one pass for each size."""
+    hardware = compute(args.device)
+    pretext = build_pretext(args)
+    pretext.fit(TensorExamples(images, None, (), SPEC))
+    hardware.put(pretext)
+    batch = Batch(images[: args.batch].to(hardware.device), None)
+    made = pretext.views(batch, hardware.generator())
+    made = (made,) if isinstance(made, torch.Tensor) else made
+    sizes: dict[tuple[int, ...], list[torch.Tensor]] = {}
+    for view in made:
+        if view.ndim == 4 and view.shape[1] == 3 and view.is_floating_point():
+            sizes.setdefault(tuple(view.shape[-2:]), []).append(view)
+    passes = [torch.cat(views) for views in sizes.values()]
     while True:
         with hardware.autocast():
-            total = network(views).square().mean()
+            total = sum(pretext.backbone(views).pooled.square().mean() for views in passes)
+        assert isinstance(total, torch.Tensor)
         total.backward()
-        network.zero_grad()
+        pretext.zero_grad()
         yield
 
 
@@ -102,6 +136,9 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--pretext", default="simclr", choices=image_pretexts())
+    parser.add_argument("--backbone", default=None, help="name of an image backbone")
+    parser.add_argument("--options", default="{}", help="options of the pretext task, as JSON")
     parser.add_argument("--steps", type=int, default=2, help="steps per block")
     parser.add_argument("--blocks", type=int, default=3, help="timed blocks of each")
     parser.add_argument("--batch", type=int, default=256, help="images per step")
@@ -112,11 +149,9 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     args = parse_arguments()
     images = torch.randint(0, 256, (4 * args.batch, 3, 32, 32), dtype=torch.uint8)
-    runs = {
-        "sslrun": train_sslrun(images, args.batch, args.device),
-        "lightly": train_lightly(images, args.batch, args.device),
-        "network": run_network(images, args.batch, args.device),
-    }
+    runs = {"sslrun": train_sslrun(images, args), "network": run_network(images, args)}
+    if args.pretext == "simclr" and args.backbone is None and find_spec("lightly") is not None:
+        runs["lightly"] = train_lightly(images, args)
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for block in range(args.blocks + 1):
         for name, steps in runs.items():
@@ -130,14 +165,13 @@ def main() -> None:
     rates = {name: args.batch / statistics.median(times) for name, times in seconds.items()}
     print(
         f"{args.device}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
-        f"batch {args.batch}"
+        f"{args.pretext}, batch {args.batch}"
     )
     for name, rate in rates.items():
         print(f"{name:8} {rate:8.1f} images/s")
-    print(
-        f"sslrun / lightly {rates['sslrun'] / rates['lightly']:.2f}, "
-        f"sslrun / network {rates['sslrun'] / rates['network']:.2f}"
-    )
+    for name, rate in rates.items():
+        if name != "sslrun":
+            print(f"sslrun / {name} {rates['sslrun'] / rate:.2f}")
 
 
 if __name__ == "__main__":

@@ -71,6 +71,8 @@ SLOW = {
     "test_completions_keep_the_upper_half", "test_pictures_of_the_masked_order",
     "test_keep.py",
     "test_four_channels_of_16_bits_from_pretraining_to_a_probe",
+    "test_two_processes_have_the_loss", "collapse_and_the_collapse_is_named",
+    "all_images_share_a_prototype_and_the_collapse_is_named",
     "test_fine_tuning_on_text_never_waits[", "test_pretraining_on_text_never_waits[",
     "test_libraries.py", "test_push.py", "test_load.py",
 }  # fmt: skip

@@ -185,6 +185,10 @@ class Backbone(nn.Module):
         """
         return None
 
+    def patch_projection(self) -> list[nn.Parameter]:
+        """Parameters of the linear map of patches to tokens; empty if there is none."""
+        return []
+
     def layers(self) -> list[list[nn.Parameter]]:
         """Parameters from input to output, grouped by depth, for layer-wise learning-rate decay."""
         return [list(self.parameters())]

@@ -253,6 +253,9 @@ class ViT(ImageBackbone):
             return positions
         return interpolate_positions(positions, (self.rows, self.columns), rows, columns)
 
+    def patch_projection(self) -> list[nn.Parameter]:
+        return list(self.patch_embed.parameters())
+
     def layers(self) -> list[list[nn.Parameter]]:
         """The embeddings, then each block.
 

@@ -11,7 +11,7 @@ from sslrun.backbones.base import Backbone
 from sslrun.data.image.augment import Augmentation
 from sslrun.pretexts.base import pretexts
 from sslrun.pretexts.heads import mlp
-from sslrun.pretexts.views import MultiView, ViewOptions
+from sslrun.pretexts.views import MultiView, ViewOptions, symmetric_pairs
 from sslrun.training.learner import Output
 
 
@@ -20,8 +20,13 @@ class BarlowTwins(MultiView):
     """Make each dimension of the projections correlate across two views, and with no other one.
 
     Zbontar et al., ICML 2021 (arXiv:2103.03230). Batch norm uses the statistics of all devices, as
-    in the authors' code.
+    in the authors' code. With more than two views, the loss is the mean over all pairs of a view
+    with another global view, as VICRegL does for VICReg's invariance (Bardes et al., NeurIPS 2022,
+    arXiv:2210.01571).
     """
+
+    most_views = None
+    takes_crops = True
 
     class Options(ViewOptions):
         augmentation: Augmentation = Augmentation.byol_first()
@@ -42,10 +47,14 @@ class BarlowTwins(MultiView):
         super().__init__(options, backbone)
         self.projector = mlp([backbone.width, *[options.width] * 3], last_bias=False)
 
-    def forward(self, views: tuple[Tensor, Tensor]) -> Output:
-        first, second = (self.projector(self.backbone(view).pooled) for view in views)
-        loss = barlow_loss(first, second, self.options.off_diagonal)
-        return Output(self.options.scale * loss)
+    def forward(self, views: tuple[Tensor, ...]) -> Output:
+        projected = [self.projector(self.backbone(view).pooled) for view in views]
+        total, weights = projected[0].new_zeros((), dtype=torch.float32), 0
+        for target, view, weight in symmetric_pairs(self.options.views, len(views)):
+            pair_loss = barlow_loss(projected[target], projected[view], self.options.off_diagonal)
+            total = total + weight * pair_loss
+            weights += weight
+        return Output(self.options.scale * (total / weights))
 
 
 def barlow_loss(first: Tensor, second: Tensor, off_diagonal: float) -> Tensor:

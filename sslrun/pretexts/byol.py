@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
@@ -12,7 +13,7 @@ from sslrun.backbones.base import Backbone
 from sslrun.data.image.augment import Augmentation
 from sslrun.pretexts.base import pretexts
 from sslrun.pretexts.heads import mlp
-from sslrun.pretexts.views import MultiView, Teacher, ViewOptions
+from sslrun.pretexts.views import MultiView, Teacher, ViewOptions, cross_pairs
 from sslrun.training.learner import Output
 
 
@@ -20,10 +21,16 @@ from sslrun.training.learner import Output
 class BYOL(MultiView):
     """Predict the projection of the other view by a teacher, a moving average of the student.
 
-    Grill et al., NeurIPS 2020 (arXiv:2006.07733). The two views go through the networks one after
-    the other, so that each has its own batch statistics, over all devices, as in the authors' code.
-    The teacher stays in training mode, as in that code.
+    Grill et al., NeurIPS 2020 (arXiv:2006.07733). The views go through the networks one after the
+    other, so that each has its own batch statistics, over all devices, as in the authors' code. The
+    teacher stays in training mode, as in that code. With more than two views, each view predicts
+    the teacher's projections of the other global views, as in DINO (Caron et al., ICCV 2021,
+    arXiv:2104.14294); the loss is twice the mean over these pairs, which is the paper's sum for two
+    views.
     """
+
+    most_views = None
+    takes_crops = True
 
     class Options(ViewOptions):
         augmentation: Augmentation = Augmentation.byol_first()
@@ -45,10 +52,15 @@ class BYOL(MultiView):
         self.predictor = mlp([options.projection, options.hidden, options.projection])
         self.teacher = Teacher(backbone, self.projector)
 
-    def forward(self, views: tuple[Tensor, Tensor]) -> Output:
+    def forward(self, views: tuple[Tensor, ...]) -> Output:
         predicted = [self.predictor(self.projector(self.backbone(view).pooled)) for view in views]
-        targets = [self.teacher(view) for view in views]
-        return Output(byol_loss(predicted[0], targets[1]) + byol_loss(predicted[1], targets[0]))
+        targets = [self.teacher(view) for view in views[: self.options.views]]
+        pairs = cross_pairs(len(targets), len(views))
+        total = sum(
+            (byol_loss(predicted[view], targets[target]) for view, target in pairs),
+            predicted[0].new_zeros((), dtype=torch.float32),
+        )
+        return Output(total * (2 / len(pairs)))
 
     def after_step(self, progress: float) -> None:
         """Move the teacher toward the student.

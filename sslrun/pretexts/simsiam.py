@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
@@ -17,11 +18,18 @@ from sslrun.training.learner import Output
 class SimSiam(MultiView):
     """Predict the projection of the other view, with a stopped gradient.
 
-    Chen & He, CVPR 2021 (arXiv:2011.10566). The two views go through the network one after the
-    other, and batch norm uses the statistics of all devices, as in the authors' code. Deviation:
-    the predictor's learning rate follows the schedule, because all parameters share one. The
-    authors keep it constant, which gained 0.4 points.
+    Chen & He, CVPR 2021 (arXiv:2011.10566). The views go through the network one after the other,
+    and batch norm uses the statistics of all devices, as in the authors' code. Deviation: the
+    predictor's learning rate follows the schedule, because all parameters share one. The authors
+    keep it constant, which gained 0.4 points.
+
+    With more than two views, each view predicts the mean projection of the other global views. With
+    four views, this is FastSiam (Pototzky, Sultan & Schmidt-Thieme, GCPR 2022). Local views predict
+    the mean of all global views and are never targets, which is our choice.
     """
+
+    most_views = None
+    takes_crops = True
 
     class Options(ViewOptions):
         hidden: int = Field(default=2048, ge=2)
@@ -39,13 +47,19 @@ class SimSiam(MultiView):
         self.projector = mlp(widths, last_norm=True, last_affine=False)
         self.predictor = mlp([options.hidden, options.bottleneck, options.hidden])
 
-    def forward(self, views: tuple[Tensor, Tensor]) -> Output:
+    def forward(self, views: tuple[Tensor, ...]) -> Output:
         projected = [self.projector(self.backbone(view).pooled) for view in views]
         predicted = [self.predictor(vectors) for vectors in projected]
-        return Output(
-            simsiam_loss(predicted[0], projected[1]) / 2
-            + simsiam_loss(predicted[1], projected[0]) / 2
-        )
+        loss = predicted[0].new_zeros((), dtype=torch.float32)
+        for index, prediction in enumerate(predicted):
+            others = [
+                target
+                for other, target in enumerate(projected[: self.options.views])
+                if other != index
+            ]
+            target = torch.stack(others).mean(dim=0)
+            loss = loss + simsiam_loss(prediction, target) / len(predicted)
+        return Output(loss)
 
 
 def simsiam_loss(predicted: Tensor, target: Tensor) -> Tensor:

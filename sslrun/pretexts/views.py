@@ -154,6 +154,24 @@ def encode_by_size(
     return tuple(outputs)
 
 
+def cross_pairs(targets: int, views: int) -> list[tuple[int, int]]:
+    """Pairs (view, target) of all `views` with each of the first `targets`, except with itself.
+
+    The first `targets` are the global views. For two global views alone: (0, 1) and (1, 0).
+    """
+    pairs = itertools.product(range(views), range(targets))
+    return [(view, target) for view, target in pairs if view != target]
+
+
+def symmetric_pairs(targets: int, views: int) -> list[tuple[int, int, int]]:
+    """The `cross_pairs` of a symmetric loss: (target, view, weight) with target < view.
+
+    A pair of global views counts once, with weight 2, instead of once in each order.
+    """
+    pairs = cross_pairs(targets, views)
+    return [(target, view, 2 if view < targets else 1) for view, target in pairs if target < view]
+
+
 class Teacher(nn.Module):
     """A moving average of a backbone and its head, without gradients.
 

@@ -27,7 +27,7 @@ from sslrun.training.device import Compute
 from sslrun.training.flops import FlopMeter, flop_counter, is_counted
 from sslrun.training.learner import Learner, Output
 from sslrun.training.norm import synchronize_norms
-from sslrun.training.optim import half_cosine, lr_factor, optimizers, set_rates
+from sslrun.training.optim import half_cosine, lr_factor, optimizers, set_rates, skip_update
 from sslrun.training.order import indices
 from sslrun.training.schedule import Schedule
 
@@ -214,8 +214,7 @@ def train(training: Training[Any], examples: Examples, seed: int) -> Iterator[St
         with explain_out_of_memory(schedule, compute):
             done = passes.run(batches, is_counted(training.step, total, lengths_differ))
         if training.step < frozen_steps:
-            for parameter in learner.last_layer():
-                parameter.grad = None
+            skip_update(training.optimizers, learner.last_layer())
         norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         _clip(parameters, norm, schedule)
         training.watch_finite(done.loss, norm, lr)

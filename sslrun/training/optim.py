@@ -214,6 +214,21 @@ def set_rates(built: Iterable[torch.optim.Optimizer], lr: float, weight_decay: f
             group["weight_decay"] = weight_decay if group["decays"] else 0.0
 
 
+def skip_update(built: Iterable[torch.optim.Optimizer], parameters: Iterable[Tensor]) -> None:
+    """Drop the gradients of `parameters`, so that the optimizers' next step leaves them unchanged.
+
+    torch's fused SGD fails if some parameters of a group have momentum and others have none yet.
+    Those that are skipped therefore start with a momentum of zero, which gives the same steps.
+    """
+    for parameter in parameters:
+        parameter.grad = None
+        for optimizer in built:
+            if isinstance(optimizer, torch.optim.SGD):
+                optimizer.state[parameter].setdefault(
+                    "momentum_buffer", torch.zeros_like(parameter)
+                )
+
+
 def half_cosine(start: float, end: float, progress: float) -> float:
     """Go from `start` at `progress` 0 to `end` at 1 along half a period of a cosine."""
     return end + (start - end) * (1 + math.cos(math.pi * progress)) / 2

@@ -42,6 +42,10 @@ CHEAP = {
     "dino": {"hidden": 32, "bottleneck": 8, "outputs": 64, "center": None},  # else targets move
     "mae": {"depth": 1, "width": 16, "heads": 2},
     "ijepa": {"depth": 1, "width": 16, "heads": 2},
+    "lejepa": {"hidden": 32, "directions": 16},
+    "swav": {"hidden": 32, "projection": 16, "prototypes": 16},
+    "mocov3": {"hidden": 32, "projection": 16},
+    "nnclr": {"hidden": 32, "predictor": 32, "projection": 16, "queue": 48},
 }
 
 
