@@ -226,7 +226,7 @@ class CellBench(Bench):
         torch.manual_seed(self.seed if self.method.initial else self.cell.seed)
         backbone = build_backbone(named.name, options, self.task.backbone_spec)
         if weights is None:
-            backbone.fit_inputs(self.splits.train)
+            self.task.fit_inputs(backbone, self.splits.train)
         else:
             load_into(backbone, weights)
             for name, values in self.cell.origin.normalization.items():
