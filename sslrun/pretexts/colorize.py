@@ -47,6 +47,11 @@ class ColorTargets(NamedTuple):
     portions: Tensor
     """(B, 1, 1): weight of an image's pixels in the mean over the pixels of colored images."""
 
+    def over(self, colored: Tensor) -> ColorTargets:
+        """Divide the portions by the number of colored images and of their pixels."""
+        pixels = self.ab.shape[2] * self.ab.shape[3]
+        return self._replace(portions=self.portions / (colored * pixels).clamp(min=1e-6))
+
 
 class Palette(nn.Module):
     """Bins of colors on a grid in ab, with their frequencies and weights in the loss."""
@@ -224,26 +229,24 @@ class Colorize(Pretext):
     def views(self, batch: Batch, generator: torch.Generator) -> ColorTargets:
         """Lightness and colors of augmented images; means are over the images of all devices."""
         targets = self._targets(self.options.augmentation(batch.inputs, self.size, generator))
-        total = targets.portions.sum()
-        distributed.add_up(total)
-        return targets._replace(
-            portions=targets.portions / total.clamp(min=1e-6) * distributed.world_size()
-        )
+        colored = targets.portions.sum()
+        distributed.add_up(colored)
+        # The loop averages gradients over devices.
+        return targets.over(colored / distributed.world_size())
 
     def _targets(self, images: Tensor) -> ColorTargets:
-        """Inputs and targets of images; the portions are not normalized yet."""
+        """Inputs and targets of images; the portions are 1 for colored ones, and 0 for gray."""
         inputs, ab = self._split(images)
         bins, shares = self.palette.encode(
             ab.permute(0, 2, 3, 1).flatten(0, 2), self.options.neighbors
         )
         places = (len(ab), *ab.shape[2:], -1)
-        portions = is_colored(ab)[:, None, None].float() / ab[0, 0].numel()
         return ColorTargets(
             inputs,
             ab,
             bins.view(places).permute(0, 3, 1, 2),
             shares.view(places).permute(0, 3, 1, 2),
-            portions,
+            is_colored(ab)[:, None, None].float(),
         )
 
     def forward(self, views: ColorTargets) -> Output:
@@ -276,11 +279,11 @@ class Colorize(Pretext):
         """The unweighted loss on colored images, errors of colors, and those of the gray answer."""
         targets = self._targets(resize(to_float(batch.inputs), self.size))
         scores = self._scores(targets.inputs)
-        portions = targets.portions / targets.portions.sum().clamp(min=1e-6)
+        targets = targets.over(targets.portions.sum())
         rarity = self.palette.rarity[targets.bins[:, 0]]
         gray = color_metrics(torch.zeros_like(targets.ab), targets.ab, rarity)
         return {
-            "held_out_loss": (self._errors(scores, targets) * portions).sum(),
+            "held_out_loss": (self._errors(scores, targets) * targets.portions).sum(),
             **color_metrics(self.colors(scores), targets.ab, rarity),
             "true_chroma": targets.ab.norm(dim=1).mean(),
             "auc_of_gray": gray["auc"],

@@ -35,6 +35,8 @@ CHEAP = {
     "simsiam": {"hidden": 32, "bottleneck": 8},
     "position": {"hidden": 32},
     "simclr": {"temperature": 0.5},
+    "colorize": {"hidden": 16},
+    "autoencoder": {"channels": 32},
 }
 
 
