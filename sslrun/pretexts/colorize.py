@@ -85,7 +85,7 @@ class Palette(nn.Module):
     @classmethod
     def of_srgb(cls, grid: float, sigma: float, balance: float) -> Palette:
         """The bins that any sRGB color falls into."""
-        levels = torch.linspace(0, 1, 33)
+        levels = torch.linspace(0, 1, 33, device="cpu")  # recipes are checked on "meta"
         cube = torch.cartesian_prod(levels, levels, levels)[:, :, None, None]
         return cls.of_pixels(rgb_to_lab(cube)[:, 1:, 0, 0], grid, sigma, balance)
 
