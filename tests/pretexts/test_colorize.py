@@ -18,10 +18,16 @@ from sslrun.pretexts.colorize import (
     is_colored,
     soft_cross_entropy,
 )
-from sslrun.recipe.build import parse
-from sslrun.recipe.places import Located
+from sslrun.recipe import load
 
 SIDE = 16
+RECIPE = """\
+name: x
+backbone: {name: mlp}
+pretext: {name: colorize}
+data: {name: digits}
+pretrain: {epochs: 1, lr: 0.001}
+"""
 RESNET = {"channels": 8, "stem": "small"}
 VIT = {"patch": 4, "depth": 1, "width": 24, "heads": 3}
 
@@ -302,7 +308,8 @@ def test_scores_have_a_quarter_of_the_side_on_every_backbone(name, side, shape):
     pretext = build(name, side, shape)
     scores = pretext._scores(lightness(random_images(2, side)))
     assert scores.shape == (2, len(pretext.palette), side // 4, side // 4)
-    assert math.isfinite(pretext(pretext.views(Batch(random_images(2, side), None), seeded())).loss)
+    output = pretext(pretext.views(Batch(random_images(2, side), None), seeded()))
+    assert math.isfinite(output.loss.item())
 
 
 # ---------------------------------------------------------------- refusals
@@ -323,13 +330,10 @@ def test_a_side_that_is_no_multiple_of_four_is_an_error(side, options, words):
         build(side=side, **options)
 
 
-def test_a_backbone_without_a_grid_is_an_error_of_the_recipe():
-    recipe = {
-        "name": "x",
-        "backbone": {"name": "mlp"},
-        "pretext": {"name": "colorize"},
-        "data": {"name": "digits"},
-        "pretrain": {"epochs": 1, "optimizer": "adamw", "lr": 0.001},
-    }
-    with pytest.raises(UserError, match="'colorize' needs a backbone with 'grid'"):
-        parse(Located(recipe, {}))
+def test_a_backbone_without_a_grid_is_an_error_of_the_recipe(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(RECIPE)
+    with pytest.raises(
+        UserError, match=r"recipe.yaml:3: .*'colorize' needs a backbone with 'grid'"
+    ):
+        load(path)
