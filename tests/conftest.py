@@ -61,6 +61,8 @@ SLOW = {
     "test_evaluation_equals_resize_and_center_crop", "test_each_claim_can_be_run",
     "test_boxes_are_distributed_as_those_of_torchvision",
     "test_fine_tuning_on_text_never_waits[", "test_pretraining_on_text_never_waits[",
+    "test_it_learns_colors_that_follow_from_lightness", "test_it_learns_to_reconstruct",
+    "test_a_small_beta_keeps_all_units_and_a_large_one_collapses",
 }  # fmt: skip
 """Substrings of the names of tests that take more than a second; `make fast` skips them.
 

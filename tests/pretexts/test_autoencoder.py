@@ -181,19 +181,19 @@ def test_the_floor_is_the_error_of_the_mean_image():
 
 @pytest.mark.parametrize("noise", [{}, {"kind": "mask", "amount": 0.25}])
 def test_it_learns_to_reconstruct(noise):
-    images, pretext = disks(), build(noise=noise)
+    images, pretext = disks(), build("mlp", noise=noise)
     train(pretext, images, 120)
     assert record(pretext, images)["held_out_loss"] < 0.5 * pretext.floor(examples(images))
 
 
 def test_a_small_beta_keeps_all_units_and_a_large_one_collapses():
     images = disks()
-    good = train(build("mlp", latent=4, beta=0.1), images, 300)
+    good = train(build("mlp", latent=4, beta=0.1), images, 240)
     found = record(good, images)
     assert found["held_out_loss"] < 0.5 * good.floor(examples(images))
     assert found["active_units"] == 4
     assert good.diagnose(found) is None
-    collapsed = train(build("mlp", latent=4, beta=30.0), images, 150)
+    collapsed = train(build("mlp", latent=4, beta=30.0), images, 100)
     found = record(collapsed, images)
     assert found["active_units"] == 0
     assert found["held_out_loss"] > 0.9 * collapsed.floor(examples(images))
