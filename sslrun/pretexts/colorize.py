@@ -292,7 +292,12 @@ class Colorize(Pretext):
         }
 
     def floor(self, examples: Examples) -> float | None:
-        """Loss of the mean target: its entropy, or with `target: ab` its variance."""
+        """Unweighted loss of the best answer without context.
+
+        With `target: ab` this is the variance. Without rebalancing it is the entropy of the mean
+        target. With it the best answer is the weighted mean, whose unweighted loss is higher: a
+        rebalanced network that learns may stay above that entropy.
+        """
         ab = self._sample_colors(examples)
         if not len(ab):
             return None
@@ -300,9 +305,17 @@ class Colorize(Pretext):
         if self.options.target == "ab":
             return float((ab / UNIT).var(dim=0, correction=0).sum())
         bins, shares = self.palette.encode(ab, self.options.neighbors)
-        mean = torch.zeros_like(self.palette.frequencies)
-        mean.index_add_(0, bins.flatten(), shares.flatten() / len(ab))
-        return float(torch.special.entr(mean).sum())
+        mean = self._mean_target(bins, shares)
+        answer = mean
+        if self.options.balance:
+            answer = self._mean_target(bins, shares * self.palette.rarity[bins[:, :1]])
+        return -float(torch.special.xlogy(mean, answer).sum())
+
+    def _mean_target(self, bins: Tensor, shares: Tensor) -> Tensor:
+        """The mean (Q,) of soft targets (N, K); sums to 1 also if the shares are weighted."""
+        total = torch.zeros_like(self.palette.frequencies)
+        total.index_add_(0, bins.flatten(), shares.flatten())
+        return total / total.sum()
 
     def pictures(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """The input, the input with the predicted colors, and the original."""

@@ -217,15 +217,19 @@ def test_bins_and_normalization_are_fitted_to_the_training_images():
     assert normalized.std().item() == pytest.approx(1, abs=0.01)
 
 
-def test_the_floor_is_the_loss_of_the_mean_target():
+@pytest.mark.parametrize("balance", [0.0, 0.5])
+def test_the_floor_is_the_unweighted_loss_of_the_mean_target(balance):
     images = random_images(50)
-    pretext = build()
+    pretext = build(balance=balance)
     pretext.fit(examples(images))
     targets = pretext._targets(examples(images).inputs.float() / 255)
     target = dense(pretext.palette, targets.bins, targets.shares)
     target = target.permute(0, 2, 3, 1).flatten(0, 2).double()
-    mean = target.mean(dim=0)
-    naive = -(target * mean.clamp(min=1e-30).log()).sum(dim=1).mean().item()
+    weights = torch.ones(len(target), 1, dtype=torch.float64)
+    if balance:
+        weights = pretext.palette.rarity[target.argmax(dim=1)][:, None].double()
+    answer = (target * weights).sum(dim=0) / weights.sum()
+    naive = -(target * answer.clamp(min=1e-30).log()).sum(dim=1).mean().item()
     assert pretext.floor(examples(images)) == pytest.approx(naive, rel=1e-4)
     ab = targets.ab.transpose(0, 1).flatten(1) / 10
     baseline = build(target="ab")
