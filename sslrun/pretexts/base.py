@@ -109,6 +109,13 @@ class Pretext(Learner):
         """
         return ()
 
+    def watched_inputs(self, inputs: Any) -> Any:
+        """Convert a task's inputs for the backbone, at feature checks, to those it is trained on.
+
+        By default unchanged.
+        """
+        return inputs
+
     def pictures(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """Pictures of what the task does to a few held-out images, such as reconstructions.
 

@@ -270,7 +270,7 @@ class CellBench(Bench):
         build = build_backbone if weights is None else build_empty
         backbone = build(named.name, options, self.task.backbone_spec)
         if weights is None:
-            backbone.fit_inputs(self.splits.train)
+            self.task.fit_inputs(backbone, self.splits.train)
         else:
             load_into(backbone, weights)
             for name, values in self.cell.origin.normalization.items():

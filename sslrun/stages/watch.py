@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from sslrun.backbones.base import Backbone
-from sslrun.data.examples import Examples
+from sslrun.data.examples import Batch, Examples
 from sslrun.data.splits import Splits
 from sslrun.errors import UserError
 from sslrun.pretexts.base import Pretext
@@ -109,8 +108,8 @@ class Watcher:
         last step.
         """
         pretext.eval()
-        queries = self._features(pretext.kept, self.queries)
-        bank = self._features(pretext.kept, self.bank)
+        queries = self._features(pretext, self.queries)
+        bank = self._features(pretext, self.bank)
         record = {"feature_std": feature_std(queries), "rankme": rankme(queries)}
         if (exponent := alpha_req(queries)) is not None:
             record["alpha_req"] = exponent
@@ -191,18 +190,21 @@ class Watcher:
                 totals[name] = totals.get(name, 0.0) + value.item() * share
         return totals
 
-    def _features(self, backbone: Backbone, examples: Examples) -> Tensor:
+    def _features(self, pretext: Pretext, examples: Examples) -> Tensor:
+        def inputs(batch: Batch) -> Any:
+            return pretext.watched_inputs(self.task.inputs(batch))
+
+        device = self.compute.device
         with self.compute.autocast():
-            return extract(
-                backbone, examples, self.task.inputs, self.compute.device, BATCH, self.task.vector
-            )
+            return extract(pretext.kept, examples, inputs, device, BATCH, self.task.vector)
 
 
 def _describe_stuck(loss: float, floor: float) -> str:
+    digits = ".2f" if floor >= 1 else ".3g"
     return (
-        f"the held-out loss, {loss:.2f}, is not clearly below {floor:.2f}, which a model without "
-        "context reaches: nothing is learned from context yet. Give more steps, a longer warmup, a "
-        "lower lr or a larger batch, and look for repeated images, or repeated lines of a corpus"
+        f"the held-out loss, {loss:{digits}}, is not clearly below {floor:{digits}}, which needs "
+        "no context: the frequencies of tokens or colors, or the mean image, reach it. Give more "
+        "steps, a longer warmup, a lower lr or a larger batch; in a corpus, look for repeated lines"
     )
 
 

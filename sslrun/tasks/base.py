@@ -108,6 +108,10 @@ class Task:
         """
         return cast(Tensor, self.readout(features)) if self.linear else features.pooled
 
+    def fit_inputs(self, backbone: Backbone, examples: Examples) -> None:
+        """Fit the normalization of an untrained backbone to training examples, as `inputs` are."""
+        backbone.fit_inputs(examples)
+
     def views(self, batch: Batch, generator: torch.Generator) -> tuple[Any, Any]:
         """Inputs for the backbone and targets for `loss`, augmented, to train on.
 

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from sslrun.data.examples import Batch
+from sslrun.backbones.base import Backbone
+from sslrun.data.examples import Batch, Examples
 from sslrun.data.image.augment import (
     Augmentation,
     Size,
@@ -18,6 +19,7 @@ from sslrun.data.image.augment import (
     resize,
     to_float,
 )
+from sslrun.data.image.lab import LightnessExamples, lightness
 from sslrun.data.specs import ImageSpec
 from sslrun.metric import Metric
 from sslrun.tasks import metrics as measures
@@ -36,6 +38,9 @@ class Classification(Task):
     class Options(TaskOptions):
         size: int | None = Field(default=None, ge=1)
         """Side of the backbone's input images, in pixels; default: that of the data's images."""
+        color: Literal["rgb", "lightness"] = "rgb"
+        """What the backbone sees. lightness: L / 100 of CIE Lab in three equal channels, as in
+        pretraining by `colorize` (the columns "gray" of Zhang et al. 2016)."""
         augmentation: Augmentation = Augmentation(crop=(0.08, 1.0), flip=0.5)
         """Augmentation of training images. Default: SimCLR's for linear evaluation and fine-tuning
         (Chen et al. 2020, B.6 and B.8). A value replaces the default as a whole."""
@@ -94,14 +99,23 @@ class Classification(Task):
     def views(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Augmented images, and labels (B,); with mixup or CutMix class probabilities (B, C)."""
         assert batch.labels is not None
-        images = self.options.augmentation(batch.inputs, self.size, generator)
+        images = self._to_color(self.options.augmentation(batch.inputs, self.size, generator))
         if not (self.options.mixup or self.options.cutmix):
             return images, batch.labels
         shares = F.one_hot(batch.labels, len(self.classes)).float()
         return mix(images, shares, self.options.mixup, self.options.cutmix, generator)
 
     def inputs(self, batch: Batch) -> Tensor:
-        return resize(to_float(batch.inputs), self.size)
+        return self._to_color(resize(to_float(batch.inputs), self.size))
+
+    def fit_inputs(self, backbone: Backbone, examples: Examples) -> None:
+        """Fit the normalization to images as the backbone sees them, in color or in lightness."""
+        seen = LightnessExamples(examples) if self.options.color == "lightness" else examples
+        backbone.fit_inputs(seen)
+
+    def _to_color(self, images: Tensor) -> Tensor:
+        """Convert images as the option `color` says."""
+        return lightness(images) if self.options.color == "lightness" else images
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return F.cross_entropy(outputs, targets, label_smoothing=self.options.label_smoothing)

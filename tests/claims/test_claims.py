@@ -5,7 +5,9 @@ import os
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from sslrun.claims.measurements import speed
 from sslrun.claims.report import format_markdown, write
@@ -291,6 +293,7 @@ def test_verdicts_are_written_in_two_formats(claim, tmp_path):
 CLAIMS = {path.stem: path for path in sorted(FOLDER.glob("*.yaml"))}
 CHEAP = {
     "guess": {"steps": 1, "batch": 2, "gaps": 20},
+    "colors": {"steps": 1, "batch": 4, "images": 8},
 }
 """Options that make slow measurements quick."""
 
@@ -349,6 +352,10 @@ def test_a_measurement_has_the_cells_that_its_claim_names(name, tmp_path, monkey
                 "documents": 400,
                 "tokenizer": {"vocab": 600},
             }
+        if chosen.measure.name == "colors":
+            pixels = torch.randint(256, (40, 16, 16, 3), generator=torch.Generator().manual_seed(0))
+            np.savez(tmp_path / "images.npz", images=pixels.byte().numpy())
+            options["data"] = {"name": "npz", "path": str(tmp_path / "images.npz")}
         measure = Named(name=chosen.measure.name, options=type(chosen.measure.options)(**options))
         job = Measuring(measure, 0, tmp_path)
         result = job.execute(Context(tmp_path, compute("cpu")))

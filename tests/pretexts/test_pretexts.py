@@ -46,6 +46,8 @@ CHEAP = {
     "swav": {"hidden": 32, "projection": 16, "prototypes": 16},
     "mocov3": {"hidden": 32, "projection": 16},
     "nnclr": {"hidden": 32, "predictor": 32, "projection": 16, "queue": 48},
+    "colorize": {"hidden": 16},
+    "autoencoder": {"channels": 32},
 }
 
 

@@ -7,7 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sslrun.data.examples import Batch
+from sslrun.backbones import build_backbone
+from sslrun.data.examples import Batch, TensorExamples
+from sslrun.data.image.lab import lightness
 from sslrun.data.specs import ImageSpec
 from sslrun.tasks.base import tasks
 from sslrun.tasks.classification import Classification, mix
@@ -145,3 +147,39 @@ def test_the_primary_metric_is_the_configured_one_and_top_five_needs_ten_classes
     for metric in ("accuracy", "mean_class_accuracy", "macro_f1"):
         assert task(metric=metric).primary.name == metric
         assert metric in scores
+
+
+# ---------------------------------------------------------------- lightness
+
+
+def test_lightness_is_what_training_and_evaluation_show_to_the_backbone() -> None:
+    plain, gray = task(augmentation={}), task(color="lightness", augmentation={})
+    expected = lightness(plain.inputs(batch()))
+    assert torch.equal(gray.inputs(batch()), expected)
+    images, _ = gray.views(batch(), seeded())
+    assert torch.equal(images, expected)
+    mixed, _ = task(color="lightness", augmentation={}, mixup=0.4).views(batch(), seeded())
+    assert torch.equal(mixed[:, 0], mixed[:, 2])
+    assert not torch.equal(mixed, expected)
+
+
+def test_normalization_is_fitted_to_what_the_backbone_sees() -> None:
+    images = batch(64).inputs.clone()
+    images[:, 0] //= 2  # little red
+    examples = TensorExamples(images, None, (), SPEC)
+    for color in ("rgb", "lightness"):
+        backbone = build_backbone("resnet18", {"channels": 8}, SPEC)
+        chosen = task(color=color)
+        chosen.fit_inputs(backbone, examples)
+        shown = chosen.inputs(Batch(images, None))
+        torch.testing.assert_close(
+            backbone.mean, shown.mean(dim=(0, 2, 3)), atol=1e-3, rtol=0, msg=color
+        )
+        torch.testing.assert_close(
+            backbone.std, shown.std(dim=(0, 2, 3)), atol=1e-3, rtol=0, msg=color
+        )
+
+
+def test_color_changes_the_identity_only_if_it_is_not_rgb() -> None:
+    assert Classification.Options(color="rgb").non_defaults() == {}
+    assert Classification.Options(color="lightness").non_defaults() == {"color": "lightness"}
