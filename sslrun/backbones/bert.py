@@ -64,7 +64,7 @@ class Bert(TextBackbone):
                 else []
             )
 
-    offers = frozenset({"tokens", "export", "segments"})
+    offers = frozenset({"tokens", "attention", "export", "segments"})
     shape: ClassVar[tuple[int, int]]
     """Depth and width of the named model; its heads are 64 wide."""
     options: Options
@@ -117,11 +117,19 @@ class Bert(TextBackbone):
     def causal(self) -> bool:
         return self.options.causal
 
-    def forward(self, inputs: Tokens) -> Features:
+    def _embed(self, inputs: Tokens) -> Tensor:
+        """Embed tokens with their positions and segments: (B, T, D)."""
         x = self.token_embed(inputs.ids) + self.segment_embed(inputs.segments)
         if self.position_embed is not None:
             x = x + self.position_embed(torch.arange(x.shape[1], device=x.device))
-        x = self.dropout(self.norm(x))
+        return self.dropout(self.norm(x))
+
+    def attention(self, inputs: Tokens) -> Tensor:
+        """Attention weights (B, heads, T, T) of the last block; row t holds those of token t."""
+        return self.blocks.attention(self._embed(inputs), inputs.attendable(), self.options.causal)
+
+    def forward(self, inputs: Tokens) -> Features:
+        x = self._embed(inputs)
         layers = self.blocks.states(x, inputs.attendable(), self.options.causal)
         layers[-1] = x = self.final_norm(layers[-1])
         real = inputs.real

@@ -42,7 +42,7 @@ class Gpt(TextBackbone):
         """Width of a token; default: the named model's. Heads are 64 wide; a narrower model has one
         head."""
 
-    offers = frozenset({"tokens", "export"})
+    offers = frozenset({"tokens", "attention", "export"})
     shape: ClassVar[tuple[int, int]]
     """Depth and width of the named model."""
     options: Options
@@ -71,11 +71,17 @@ class Gpt(TextBackbone):
     def causal(self) -> bool:
         return True
 
+    def _embed(self, inputs: Tokens) -> Tensor:
+        """Embed tokens with their positions: (B, T, D)."""
+        places = torch.arange(inputs.ids.shape[1], device=inputs.ids.device)
+        return self.dropout(self.token_embed(inputs.ids) + self.position_embed(places))
+
+    def attention(self, inputs: Tokens) -> Tensor:
+        """Attention weights (B, heads, T, T) of the last block; row t holds those of token t."""
+        return self.blocks.attention(self._embed(inputs), inputs.attendable(), causal=True)
+
     def forward(self, inputs: Tokens) -> Features:
-        x = self.token_embed(inputs.ids) + self.position_embed(
-            torch.arange(inputs.ids.shape[1], device=inputs.ids.device)
-        )
-        layers = self.blocks.states(self.dropout(x), inputs.attendable(), causal=True)
+        layers = self.blocks.states(self._embed(inputs), inputs.attendable(), causal=True)
         layers[-1] = x = self.norm(layers[-1])
         read = last_real(inputs.real)
         return Features(

@@ -281,6 +281,12 @@ class Stack(nn.ModuleList):
             states.append(block(states[-1], mask, causal))
         return states
 
+    def attention(self, x: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
+        """Attention weights (B, heads, T, T) of the last block, for tokens (B, T, D)."""
+        last = self[-1]
+        assert isinstance(last, Block)
+        return last.attention(self[:-1](x, mask, causal), mask, causal)
+
 
 def depth_rates(highest: float, depth: int) -> list[float]:
     """Drop-path rates that rise linearly from 0 at the first block to `highest` at the last."""

@@ -164,10 +164,7 @@ class ViT(ImageBackbone):
 
         Row and column 0 belong to [CLS], the last N to patches.
         """
-        x = self.blocks[:-1](self._with_special(self.embed(inputs)))
-        last = self.blocks[-1]
-        assert isinstance(last, Block)
-        return last.attention(x)
+        return self.blocks.attention(self._with_special(self.embed(inputs)))
 
     def own_names(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Adapt the weights of timm's ViT to this network.

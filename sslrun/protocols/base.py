@@ -179,6 +179,8 @@ class Protocol:
     follows: ClassVar[str | None] = None
     """The protocol that must run first, with the same labels and seed; `Bench.head` loads its
     head."""
+    needs: ClassVar[frozenset[str]] = frozenset()
+    """Capabilities of the backbone that it needs; see `Backbone.offers`."""
     initial: ClassVar[bool] = False
     """Whether it starts from random weights instead of pretrained ones."""
     learns: ClassVar[bool] = True
@@ -245,6 +247,11 @@ protocols: Registry[Protocol] = Registry("protocol")
 def unsupported(protocol: str, task: type[Task], options: Options) -> str | None:
     """Explain why a protocol, or one that it follows, cannot learn a task; None if it can."""
     assert isinstance(options, TaskOptions)
+    if protocols[protocol].learns and not task.has_head:
+        return (
+            f"{protocol} learns from labels, but the task '{task.name}' has nothing to learn: "
+            "take attend"
+        )
     name: str | None = protocol
     while name is not None:
         if reason := protocols[name].supports(task, options):

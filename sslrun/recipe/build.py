@@ -27,7 +27,7 @@ from sslrun.data.specs import ImageSpec
 from sslrun.errors import UserError
 from sslrun.pretexts.base import pretexts
 from sslrun.protocols.base import inheritance, protocols
-from sslrun.recipe.fit import misfit
+from sslrun.recipe.fit import lacking_of_protocol, misfit
 from sslrun.recipe.places import Keys, Located, override, places_under, read_yaml
 from sslrun.recipe.schema import Evaluation, Named, Pretrain, Recipe, Sweep
 from sslrun.recipe.shipped import find
@@ -110,6 +110,9 @@ def parse(source: Located) -> Recipe:
         task = tasks[evaluation.task.name]
         if wrong := misfit(sources[evaluation.data.name], task, network):
             raise source.error(("evaluate", key), wrong.reason)
+        for protocol in evaluation.protocols:
+            if lacking := lacking_of_protocol(protocol, network):
+                raise source.error(("evaluate", key, "protocols"), lacking)
     _check_lengths(source, ("data",), data, backbone)
     for key, evaluation in evaluate.items():
         _check_lengths(source, ("evaluate", key, "data"), evaluation.data, backbone)

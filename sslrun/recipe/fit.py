@@ -8,6 +8,7 @@ from sslrun.backbones.base import Backbone, lacking_capability
 from sslrun.data.source import Source
 from sslrun.data.specs import InputSpec
 from sslrun.pretexts.base import Pretext
+from sslrun.protocols.base import protocols
 from sslrun.tasks.base import Task
 
 
@@ -45,4 +46,11 @@ def misfit(
         if capability not in backbone.offers:
             user = f"'{task.name}'" if task else ""
             return Misfit("task", lacking_capability(backbone, capability, user))
+    return None
+
+
+def lacking_of_protocol(protocol: str, backbone: type[Backbone]) -> str | None:
+    """Explain which capability of the backbone a protocol lacks; None if it lacks none."""
+    for capability in sorted(protocols[protocol].needs - backbone.offers):
+        return lacking_capability(backbone, capability, protocol)
     return None

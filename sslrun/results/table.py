@@ -20,8 +20,13 @@ from sslrun.results.formats import table_formats
 from sslrun.results.known_protocols import protocol_rank
 from sslrun.results.record import RunRecord
 
-REASSESSED = "real_accuracy"
-"""A metric with its own column, next to the task's: ImageNet ReaL."""
+OWN_COLUMNS = {
+    "real_accuracy": "ReaL",
+    "everything": "everything",
+    "centered_box": "centered box",
+}
+"""Metrics with a column of their own next to the task's, and its title after the task's name:
+ImageNet ReaL, and the baselines of `objects`."""
 
 DISTORTION = Metric("distance", unit="", better="lower")
 
@@ -338,9 +343,10 @@ def _numbers(record: RunRecord) -> dict[Column, float]:
     if len(values) > 2:
         values.append(statistics.fmean(values[1:]))
     numbers = dict(zip(columns_of_record(record), values, strict=True))
-    if REASSESSED in record.test:
-        column = Column(f"{record.task} ReaL", record.labels, None, Metric(REASSESSED))
-        numbers[column] = record.test[REASSESSED]
+    for name, title in OWN_COLUMNS.items():
+        if name in record.test:
+            column = Column(f"{record.task} {title}", record.labels, None, Metric(name))
+            numbers[column] = record.test[name]
     return numbers
 
 

@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from sslrun import distributed
+from sslrun.backbones.base import backbones
 from sslrun.data.source import sources
 from sslrun.errors import UserError
 from sslrun.protocols import Scores, protocols
 from sslrun.recipe import Evaluation, Named, Recipe
+from sslrun.recipe.fit import lacking_of_protocol
 from sslrun.runs import Run, component_identity
 from sslrun.stages.bench import CellBench
 from sslrun.stages.context import Context, perform
@@ -255,7 +257,8 @@ def cells(
 
 
 def check_supported(recipe: Recipe, task: str, protocol: str) -> None:
-    """Raise UserError if a protocol cannot learn a task of a recipe."""
+    """Raise UserError if a protocol cannot learn a task of a recipe, or read its backbone."""
     reason = recipe.evaluate[task].obstacle(protocol)
+    reason = reason or lacking_of_protocol(protocol, backbones[recipe.backbone.name])
     if reason:
         raise UserError(f"{recipe.name}: evaluate.{task}: {reason}")

@@ -54,6 +54,8 @@ class Task:
     """Type of the data that the task reads."""
     gives: ClassVar[type[InputSpec] | None] = None
     """Type of the inputs that the backbone gets; None: the same as `reads`."""
+    has_head: ClassVar[bool] = True
+    """Whether it has a head and a loss, so that protocols can learn it from labels."""
     metrics: tuple[Metric, ...]
     """The metrics that `score` returns, with their units; the first is the primary one."""
     conditional: ClassVar[frozenset[str]] = frozenset()
