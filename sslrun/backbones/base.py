@@ -129,6 +129,20 @@ class Backbone(nn.Module):
         """Embed patches with their positions: (B, N, D). Capability "encode"."""
         raise NotImplementedError
 
+    def dense(self, inputs: Any, layer: int | None = None) -> Tensor:
+        """Features (B, D, H, W) of an image's places, at a layer; None: the last.
+
+        Capability "grid".
+
+        Raises:
+            UserError: the backbone has no such layer.
+        """
+        if layer is not None:
+            raise UserError(f"'{self.name}' gives the features of its last layer only: set none")
+        grid = self(inputs).grid
+        assert isinstance(grid, Tensor)
+        return grid
+
     def attention(self, inputs: Any) -> Tensor:
         """Attention weights (B, heads, T, T) of the last block. Capability "attention"."""
         raise NotImplementedError

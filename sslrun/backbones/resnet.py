@@ -5,7 +5,7 @@ Parameters have torchvision's names, so that its weights can be loaded.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -14,11 +14,15 @@ from torch import Tensor, nn
 from sslrun.backbones.base import Features, backbones
 from sslrun.backbones.image import ImageBackbone
 from sslrun.data.specs import ImageSpec
+from sslrun.errors import UserError
 from sslrun.registry import Options
 
 # Imported at run time only when a network is built: torchvision imports more slowly than sslrun.
 if TYPE_CHECKING:
     from torchvision.models.resnet import BasicBlock, Bottleneck
+
+
+Stride = Annotated[int, Field(ge=1, le=2)]
 
 
 class ResNet(ImageBackbone):
@@ -33,6 +37,9 @@ class ResNet(ImageBackbone):
         B.9)."""
         channels: int = Field(default=64, ge=4, multiple_of=4)
         """Width of the first stage; the width doubles at each of the three later stages."""
+        strides: tuple[Stride, Stride, Stride, Stride] = (1, 2, 2, 2)
+        """Stride of each stage. The contrastive random walk (Jabri et al. 2020) has 1, 2, 1, 1, for
+        a finer grid."""
         zero_init_residual: bool = False
         """Initialize the last scale of each residual branch with zero (Goyal et al. 2017)."""
 
@@ -57,7 +64,7 @@ class ResNet(ImageBackbone):
         inputs = [planes[0], *widths[:-1]]
         self.layer1, self.layer2, self.layer3, self.layer4 = (
             _stage(block, *sizes)
-            for sizes in zip(inputs, planes, self.blocks, (1, 2, 2, 2), strict=True)
+            for sizes in zip(inputs, planes, self.blocks, options.strides, strict=True)
         )
         self.width = widths[-1]
         for module in self.modules():
@@ -69,11 +76,22 @@ class ResNet(ImageBackbone):
 
     def forward(self, inputs: Tensor) -> Features:
         """Images (B, 3, H, W) in [0, 1] of any size."""
-        x = self.maxpool(self.relu(self.bn1(self.conv1(self.normalize(inputs)))))
-        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
+        x = self._stages(inputs, 4)
+        return Features(x.mean(dim=(2, 3)), x.flatten(2).transpose(1, 2), x)
+
+    def dense(self, inputs: Tensor, layer: int | None = None) -> Tensor:
+        """Features (B, D, H, W) after stage `layer`, 1 to 4."""
+        if layer is not None and not 1 <= layer <= 4:
+            raise UserError(f"'{self.name}' has no layer {layer}: give a stage from 1 to 4")
+        return self._stages(inputs, layer or 4)
+
+    def _stages(self, images: Tensor, count: int) -> Tensor:
+        """Run the stem and the first `count` stages."""
+        x = self.maxpool(self.relu(self.bn1(self.conv1(self.normalize(images)))))
+        for stage in (self.layer1, self.layer2, self.layer3, self.layer4)[:count]:
             unsafe = x.device.type == "cpu" and x.shape[-2:] == (1, 1)
             x = _in_float(stage, x) if unsafe else stage(x)
-        return Features(x.mean(dim=(2, 3)), x.flatten(2).transpose(1, 2), x)
+        return x
 
     def layers(self) -> list[list[nn.Parameter]]:
         """The stem, then each residual block."""

@@ -83,6 +83,31 @@ class StoredFilms(Films):
 
 
 @dataclass(frozen=True)
+class Shot:
+    """Some frames of one film in order, read when they are asked for."""
+
+    films: Films
+    film: int
+    numbers: Tensor
+    """(T,) int64: numbers of the frames within the film."""
+
+    @property
+    def name(self) -> str:
+        return self.films.names[self.film]
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def frames(self, part: slice) -> Tensor:
+        """Read frames (n, C, H, W) uint8 on the CPU."""
+        return self.films.read(self.film, self.numbers[part])
+
+    def masks(self, part: slice) -> Tensor:
+        """Read masks of frames (n, H, W) uint8 on the CPU; see `Films.read_masks`."""
+        return self.films.read_masks(self.film, self.numbers[part])
+
+
+@dataclass(frozen=True)
 class ClipExamples(Examples):
     """Clips (T, C, H, W) uint8 of films, with the labels of clips or the masks of their frames."""
 
@@ -94,9 +119,18 @@ class ClipExamples(Examples):
     """(N,) int64: class of each clip; None: the labels are the masks (N, T, H, W), if there are
     any."""
     classes: tuple[str, ...] = ()
+    whole: bool = False
+    """Whether a shot is a whole film; else it is a clip."""
 
     def __len__(self) -> int:
         return len(self.clips)
+
+    def shot(self, index: int) -> Shot:
+        """The frames of a clip, or of its whole film."""
+        film = int(self.clips[index, 0])
+        if self.whole:
+            return Shot(self.films, film, torch.arange(int(self.films.lengths[film])))
+        return Shot(self.films, film, self.frame_numbers(torch.tensor([index]))[0])
 
     @property
     def labels(self) -> Tensor | None:  # type: ignore[override]
