@@ -67,6 +67,7 @@ class Backbone(nn.Module):
     """Capabilities in addition to pooled features.
 
     - "tokens", "grid": its features have them
+    - "dense": it returns features of the places of images of any size
     - "encode": it encodes a subset of the patches
     - "attention": it returns attention weights
     - "layers": it returns one pooled vector for each layer
@@ -150,6 +151,20 @@ class Backbone(nn.Module):
     def positions(self, rows: int, columns: int) -> Tensor:
         """Position embeddings (1, rows * columns, D) that `embed` adds. Capability "encode"."""
         raise NotImplementedError
+
+    def dense(self, inputs: Any, layer: int | None = None) -> Tensor:
+        """Features (B, D, H, W) of an image's places, at a layer; None: the last.
+
+        Images may have any size that the patch divides. Capability "dense".
+
+        Raises:
+            UserError: the backbone has no such layer.
+        """
+        if layer is not None:
+            raise UserError(f"'{self.name}' gives the features of its last layer only: set none")
+        grid = self(inputs).grid
+        assert isinstance(grid, Tensor)
+        return grid
 
     def attention(self, inputs: Any) -> Tensor:
         """Attention weights (B, heads, T, T) of the last block. Capability "attention"."""

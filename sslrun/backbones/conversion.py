@@ -212,8 +212,7 @@ def resnet_to_torchvision(resnet: ResNet) -> Exported:
 
 def resnet_to_transformers(resnet: ResNet) -> Exported:
     """A ResNet as transformers' ResNetModel, of any number of channels."""
-    if resnet.options.stem == "small":
-        raise no_class(resnet.name, "transformers", "stem: small", "stem: imagenet", "onnx")
+    _check_stages(resnet, "transformers")
     tensors = {}
     for name, tensor in features_of(resnet).items():
         tensors[_resnet_name(name)] = tensor
@@ -252,10 +251,18 @@ def _resnet_name(name: str) -> str:
     return f"{prefix}.layer.{int(layer[-1]) - 1}.{part}.{kind}"
 
 
-def _check_resnet(resnet: ResNet, library: str) -> None:
-    """Raise UserError for a ResNet that neither timm nor torchvision builds."""
+def _check_stages(resnet: ResNet, library: str) -> None:
+    """Raise UserError for a stem or strides that no other library builds."""
     if resnet.options.stem == "small":
         raise no_class(resnet.name, library, "stem: small", "stem: imagenet", "onnx")
+    if resnet.options.strides != (1, 2, 2, 2):
+        strides = f"strides: {list(resnet.options.strides)}"
+        raise no_class(resnet.name, library, strides, "strides: [1, 2, 2, 2]", "onnx")
+
+
+def _check_resnet(resnet: ResNet, library: str) -> None:
+    """Raise UserError for a ResNet that neither timm nor torchvision builds."""
+    _check_stages(resnet, library)
     if resnet.options.channels != 64:
         channels = f"channels: {resnet.options.channels}"
         raise no_class(resnet.name, library, channels, "channels: 64", "transformers")

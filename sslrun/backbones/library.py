@@ -51,7 +51,7 @@ class LibraryBackbone(ImageBackbone):
     shorthand = "model"
     library: ClassVar[str]
     """Name of the package, which is also its extra."""
-    offers = frozenset({"tokens", "grid", "attention"})
+    offers = frozenset({"tokens", "grid", "dense", "attention"})
     options: LibraryOptions
     network: nn.Module
     size: int | None

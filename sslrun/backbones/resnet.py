@@ -5,7 +5,7 @@ Parameters have torchvision's names, so that its weights can be loaded.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -15,6 +15,7 @@ from sslrun.backbones import conversion
 from sslrun.backbones.base import Exported, Features, backbones
 from sslrun.backbones.image import ImageBackbone
 from sslrun.data.specs import ImageSpec
+from sslrun.errors import UserError
 from sslrun.registry import Options
 
 # Imported at run time only when a network is built: torchvision imports more slowly than sslrun.
@@ -22,10 +23,13 @@ if TYPE_CHECKING:
     from torchvision.models.resnet import BasicBlock, Bottleneck
 
 
+Stride = Annotated[int, Field(ge=1, le=2)]
+
+
 class ResNet(ImageBackbone):
     """Residual network; pooled features are the global average of the last stage."""
 
-    offers = frozenset({"tokens", "grid", "layers"})
+    offers = frozenset({"tokens", "grid", "dense", "layers"})
     exports = ("transformers", "timm", "torchvision")
 
     class Options(Options):
@@ -35,6 +39,9 @@ class ResNet(ImageBackbone):
         B.9)."""
         channels: int = Field(default=64, ge=4, multiple_of=4)
         """Width of the first stage; the width doubles at each of the three later stages."""
+        strides: tuple[Stride, Stride, Stride, Stride] = (1, 2, 2, 2)
+        """Stride of each stage. The contrastive random walk (Jabri et al. 2020) has 1, 2, 1, 1, for
+        a finer grid."""
         zero_init_residual: bool = False
         """Initialize the last scale of each residual branch with zero (Goyal et al. 2017)."""
 
@@ -62,7 +69,7 @@ class ResNet(ImageBackbone):
         inputs = [planes[0], *widths[:-1]]
         self.layer1, self.layer2, self.layer3, self.layer4 = (
             _stage(block, *sizes)
-            for sizes in zip(inputs, planes, self.blocks, (1, 2, 2, 2), strict=True)
+            for sizes in zip(inputs, planes, self.blocks, options.strides, strict=True)
         )
         self.width = widths[-1]
         self.layer_widths = tuple(widths)
@@ -82,11 +89,17 @@ class ResNet(ImageBackbone):
         """The global average (B, D) of each of the four stages."""
         return tuple(grid.mean(dim=(2, 3)) for grid in self._stages(inputs))
 
-    def _stages(self, inputs: Tensor) -> list[Tensor]:
-        """The grids (B, D, H, W) after each stage."""
+    def dense(self, inputs: Tensor, layer: int | None = None) -> Tensor:
+        """Features (B, D, H, W) after stage `layer`, 1 to 4."""
+        if layer is not None and not 1 <= layer <= 4:
+            raise UserError(f"'{self.name}' has no layer {layer}: give a stage from 1 to 4")
+        return self._stages(inputs, layer or 4)[-1]
+
+    def _stages(self, inputs: Tensor, count: int = 4) -> list[Tensor]:
+        """The grids (B, D, H, W) after each of the first `count` stages."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(self.normalize(inputs)))))
         grids = []
-        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
+        for stage in (self.layer1, self.layer2, self.layer3, self.layer4)[:count]:
             unsafe = x.device.type == "cpu" and x.shape[-2:] == (1, 1)
             x = _in_float(stage, x) if unsafe else stage(x)
             grids.append(x)

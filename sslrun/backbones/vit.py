@@ -85,7 +85,7 @@ class ViT(ImageBackbone):
 
     shape: ClassVar[tuple[int, int, int]]
     """Width, depth and heads of the named model."""
-    offers = frozenset({"tokens", "grid", "encode", "attention", "layers"})
+    offers = frozenset({"tokens", "grid", "dense", "encode", "attention", "layers"})
     exports = ("transformers", "timm", "torchvision")
     options: Options
     pos_embed: Tensor

@@ -2,3 +2,4 @@
 
 from sslrun.data import image as image
 from sslrun.data import text as text
+from sslrun.data import video as video

@@ -151,3 +151,22 @@ class TextSpec(InputSpec):
         from sslrun.data.text.tokenizer import TokenizerOptions, load_tokenizer
 
         return cls(load_tokenizer(TokenizerOptions(file=folder / "tokenizer.json")), **fields)
+
+
+@dataclass(frozen=True)
+class VideoSpec(InputSpec):
+    """Clips: a fixed number of square color frames."""
+
+    kind = "video"
+    unit = "clips"
+
+    size: int
+    """Side of a frame, in pixels."""
+    frames: int
+    """Number of frames in a clip."""
+    channels: int = 3
+
+    @property
+    def frame(self) -> ImageSpec:
+        """The spec of one frame, for image backbones."""
+        return ImageSpec(self.size, channels=self.channels)

@@ -1,6 +1,8 @@
 """Protocols: ways to learn a task from a backbone. Importing this package registers them."""
 
-from sslrun.protocols import frozen, attentive, finetune, classical, attend  # noqa: F401, I001 (order of tables)
+# The order is that of tables.
+from sslrun.protocols import frozen, attentive, finetune, classical  # noqa: F401, I001
+from sslrun.protocols import attend, propagate  # noqa: F401
 from sslrun.protocols.base import Bench, Protocol, Scores, protocols
 
 __all__ = ["Bench", "Protocol", "Scores", "protocols"]

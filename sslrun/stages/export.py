@@ -14,7 +14,7 @@ from tokenizers import processors
 from sslrun.backbones import build_empty
 from sslrun.backbones.base import Backbone, backbones
 from sslrun.backbones.weights import WEIGHTS, check_fit, read, recorded_network
-from sslrun.data.specs import InputSpec, TextSpec
+from sslrun.data.specs import ImageSpec, InputSpec, TextSpec
 from sslrun.data.text.tokenizer import Tokenizer, TokenizerOptions, blank_tokenizer, load_tokenizer
 from sslrun.errors import UserError
 from sslrun.files import replacing
@@ -76,6 +76,12 @@ def _load(weights: Path, to: str) -> Backbone:
         spec = TextSpec(blank_tokenizer(len(tensors["token_embed.weight"])), length=8)
     else:
         spec = InputSpec.load(weights.parent)
+    if to != "onnx" and isinstance(spec, ImageSpec) and (spec.channels != 3 or not spec.is_square):
+        height, width = spec.shape
+        raise UserError(
+            f"{weights}: takes images of {height}x{width} pixels and {spec.channels} channels, but "
+            f"an export for {to} takes square color images only; export with --to onnx"
+        )
     backbone = build_empty(cls.name, options, spec)
     check_fit(tensors, backbone, weights)
     backbone.load_state_dict(tensors)

@@ -686,7 +686,7 @@ class Cifar101(Source):
         }
 
 
-def _read_digits() -> tuple[np.ndarray, np.ndarray]:
+def read_digits() -> tuple[np.ndarray, np.ndarray]:
     """Read scikit-learn's digits: images (1797, 8, 8) with values 0 to 16, and labels (1797,).
 
     The file is read without importing scikit-learn, which takes three seconds.
@@ -716,7 +716,7 @@ class Digits(Source):
     splits = ("train",)
 
     def load(self, split: Split) -> TensorExamples:
-        pixels, labels = _read_digits()
+        pixels, labels = read_digits()
         images = (pixels * (255 / 16)).round().astype(np.uint8)
         return TensorExamples(
             convert_arrays(images, self.options.size),
