@@ -14,7 +14,6 @@ from sslrun.data.image.augment import check_colors
 from sslrun.data.specs import ImageSpec, InputSpec
 from sslrun.errors import UserError
 from sslrun.registry import Options, Registry
-from sslrun.tasks.diagnostics import Diagnostic
 from sslrun.training.learner import Learner
 
 
@@ -139,7 +138,7 @@ class Pretext(Learner):
         return {}
 
     @classmethod
-    def measures(cls, diagnostic: Diagnostic) -> bool:
+    def measures(cls, diagnostic: str) -> bool:
         """Whether feature checks of this task can compute a diagnostic; data may lack labels."""
         if diagnostic == "lidar":
             return cls.positives is not Pretext.positives

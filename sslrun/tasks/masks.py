@@ -31,7 +31,8 @@ class Masks(Task):
 
     Pont-Tuset et al. 2017 (arXiv:1704.00675). J is the intersection over union of masks, F the
     accuracy of their contours, and J&F the mean of both: over frames, then over the objects of all
-    films. The first and the last frame are not scored, and void pixels do not count in J.
+    films. The first and the last frame are not scored, and void pixels do not count in J. All
+    metrics are in percent.
     """
 
     Options = MasksOptions
@@ -79,6 +80,13 @@ class Masks(Task):
                     "scored: films need at least 3"
                 )
             yield shot
+
+    def score(self, outputs: Tensor, examples: Examples) -> dict[str, float]:
+        """Compute the metrics of predicted masks (N, T, H, W) uint8 of clips of equal length."""
+        scores: list[tuple[Tensor, Tensor]] = []
+        for predicted, shot in zip(outputs, self.shots(examples), strict=True):
+            scores += self.measure_shot(predicted.cpu(), shot.masks(slice(None)))
+        return self.summarize(scores)
 
     def measure_shot(self, predicted: Tensor, truth: Tensor) -> list[tuple[Tensor, Tensor]]:
         """J and F (T - 2,) of each object of a film, from masks (T, H, W) uint8.

@@ -255,7 +255,8 @@ def test_every_pretext_has_a_recipe_per_data_set():
     assert len(images) >= 8
     for name in images:
         for data in ("cifar10", "imagenet"):
-            assert (RECIPES / "image" / f"{name}-{data}.yaml").exists()
+            recipe = f"{'igpt' if name == 'pixels' else name}-{data}.yaml"
+            assert load(RECIPES / "image" / recipe).pretext.name == name
 
 
 CLAIM = """\

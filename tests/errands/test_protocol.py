@@ -56,7 +56,7 @@ class PropagateOptions(Options):
     """Number of neighbors that pass their label on."""
 
 
-@protocols.register("propagate")
+@protocols.register("spread")
 class Propagate(Protocol):
     """Propagate labels along nearest neighbors, without a head.
 
@@ -120,14 +120,14 @@ RECIPE = """\
 name: mine
 backbone: {name: mlp, width: 16, depth: 1}
 data: {name: digits, size: 8}
-propagate: {radius: 5}
+spread: {radius: 5}
 evaluate:
   near:
     data: {name: digits, size: 8}
     task: digit-distance
-    protocols: [propagate, guess]
+    protocols: [spread, guess]
     labels: [0.1, 0.5]
-    propagate: {radius: 3}
+    spread: {radius: 3}
     shifts: {noise: {corruption: gaussian-noise, severity: [1, 5]}}
 """
 
@@ -150,10 +150,10 @@ def results(tmp_path, stage):
 
 
 def test_a_users_protocol_becomes_a_command_and_a_table_row(plugin, sslrun, tmp_path):
-    code, out, err = sslrun("propagate", "mine.yaml", "--device", "cpu")
+    code, out, err = sslrun("spread", "mine.yaml", "--device", "cpu")
     assert code == 0, err
-    assert "propagate" in out
-    by_labels = results(tmp_path, "propagate")
+    assert "spread" in out
+    by_labels = results(tmp_path, "spread")
     assert set(by_labels) == {0.1, 0.5}
     assert by_labels[0.1]["metric"] == {
         "name": "distance",
@@ -182,7 +182,7 @@ def test_a_protocol_that_learns_nothing_runs_once(plugin, sslrun, tmp_path):
     guesses = results(tmp_path, "guess")
     assert list(guesses) == [1.0]
     assert (guesses[1.0]["labelled"], list(guesses[1.0]["metrics"])) == (0, ["test"])
-    assert set(results(tmp_path, "propagate")) == {0.1, 0.5}
+    assert set(results(tmp_path, "spread")) == {0.1, 0.5}
     assert guesses[1.0]["metrics"]["test"]["distance"] > 3
 
 
@@ -190,25 +190,25 @@ def test_a_protocols_options_are_read_from_the_recipe_and_checked(plugin, sslrun
     from sslrun.recipe import load
 
     options = load(tmp_path / "mine.yaml").evaluate["near"].options
-    assert options["propagate"].radius == 3
+    assert options["spread"].radius == 3
     for text, line, message in (
         (
             RECIPE.replace("{radius: 5}", "{raduis: 5}"),
             4,
-            "propagate.raduis: no such option of 'propagate'. Did you mean 'radius'?",
+            "spread.raduis: no such option of 'spread'. Did you mean 'radius'?",
         ),
         (
-            RECIPE.replace("    propagate:", "    propagaet:"),
+            RECIPE.replace("    spread:", "    spreed:"),
             11,
-            "no such option of 'evaluate.near'. Did you mean 'propagate'?",
+            "no such option of 'evaluate.near'. Did you mean 'spread'?",
         ),
         (
-            RECIPE.replace("[propagate,", "[propagat,"),
+            RECIPE.replace("[spread,", "[propagat,"),
             9,
-            "no such protocol: 'propagat'. Did you mean 'propagate'?",
+            "no such protocol: 'propagat'. Did you mean 'spread'?",
         ),
         (
-            RECIPE.replace("[propagate,", "[knn,"),
+            RECIPE.replace("[spread,", "[knn,"),
             9,
             "evaluate.near.protocols: knn needs one vector and one class per example",
         ),
@@ -224,13 +224,13 @@ def test_a_protocols_options_are_read_from_the_recipe_and_checked(plugin, sslrun
 def test_an_unsupported_task_is_a_one_line_error_of_check(plugin, sslrun, tmp_path):
     (tmp_path / "mine.yaml").write_text(
         "name: mine\nbackbone: lstm\ndata: {name: world, length: 32}\n"
-        "evaluate:\n  world-sentiment:\n    protocols: [propagate]\n"
+        "evaluate:\n  world-sentiment:\n    protocols: [spread]\n"
     )
     code, _, err = sslrun("check", "mine.yaml")
     assert code == 2
     assert err == (
         "sslrun: mine.yaml:6: evaluate.world-sentiment.protocols: "
-        "propagate needs images, which the task 'sentences' does not have\n"
+        "spread needs images, which the task 'sentences' does not have\n"
     )
 
 
@@ -244,13 +244,13 @@ def test_missing_scores_are_a_one_line_error(plugin, sslrun):
 
 
 def test_show_and_help_include_the_protocol(plugin, sslrun):
-    code, out, _ = sslrun("show", "protocol", "propagate")
+    code, out, _ = sslrun("show", "protocol", "spread")
     assert code == 0
     assert "Propagate labels along nearest neighbors" in out
     assert "Number of neighbors that pass their label on." in out
     code, out, _ = sslrun("--help")
     assert code == 0
-    assert "propagate" in out
+    assert "spread" in out
     assert "svm" in out
 
 
@@ -259,9 +259,9 @@ def test_commands_are_added_once(plugin):
     cli.add_protocol_commands(cli.app)
     names = [command.name for command in cli.app.registered_commands if command.name]
     assert len(names) == len(set(names))
-    assert {"knn", "svm", "propagate"} <= set(names)
+    assert {"knn", "svm", "spread"} <= set(names)
 
 
 def test_plugin_order_follows_the_built_in_protocols(plugin):
     assert protocols.in_order[:3] == ["knn", "probe", "fewshot"]
-    assert protocols.in_order[-3:] == ["propagate", "guess", "forgetful"]
+    assert protocols.in_order[-3:] == ["spread", "guess", "forgetful"]

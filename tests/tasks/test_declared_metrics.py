@@ -9,11 +9,12 @@ from torch import Tensor
 
 from sslrun.data.examples import Examples, TensorExamples
 from sslrun.data.image.masks import MaskedImages
-from sslrun.data.specs import ImageSpec, TextSpec
+from sslrun.data.specs import ImageSpec, TextSpec, VideoSpec
 from sslrun.data.text.passages import SpanRow, build_windows
 from sslrun.data.text.sequences import Sequences, build_labeled, concatenate_texts, trim_ranges
 from sslrun.data.text.tags import TagSet
 from sslrun.data.text.tokenizer import SPECIALS, Tokenizer, blank_tokenizer, build_wordpiece
+from sslrun.data.video.films import ClipExamples, StoredFilms
 from sslrun.tasks.base import tasks
 
 SPEC = TextSpec(blank_tokenizer(60), 16)
@@ -74,6 +75,16 @@ def tags(*names: str) -> Case:
     return Case(examples, draw(2, 5, len(names)), names)
 
 
+def films() -> Case:
+    truth = torch.zeros(4, 8, 8, dtype=torch.uint8)
+    truth[:, :4, :4] = 1
+    stored = StoredFilms(
+        ("film",), torch.zeros(4, 3, 8, 8, dtype=torch.uint8), torch.tensor([0, 4]), truth
+    )
+    examples = ClipExamples(stored, torch.tensor([[0, 0, 1]]), VideoSpec(8, 4))
+    return Case(examples, (draw(1, 4, 8, 8) > 0).byte())
+
+
 def masks() -> Case:
     labels = torch.zeros(2, 8, 8, dtype=torch.uint8)
     labels[:, :4, :4] = 1
@@ -83,6 +94,7 @@ def masks() -> Case:
 
 CASES = [
     ("objects", masks()),
+    ("masks", films()),
     ("classification", images(10, reassessed=True)),
     ("classification", images(10, reassessed=False)),
     ("classification", images(3, reassessed=True)),

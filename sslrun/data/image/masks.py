@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 from pydantic import Field
 from torch import Tensor
 
@@ -131,6 +130,8 @@ def read_mask(path: Path, size: int) -> Tensor:
 
     Raises UserError if it cannot be read, or holds colors instead of numbers.
     """
+    from PIL import Image, UnidentifiedImageError
+
     try:
         with Image.open(path) as mask:
             if mask.mode not in ("P", "L"):

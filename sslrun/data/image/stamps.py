@@ -6,11 +6,10 @@ import importlib.util
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 from pydantic import Field, model_validator
 
 from sslrun.data.examples import Batch, TensorExamples
@@ -25,6 +24,10 @@ from sslrun.data.stores import (
     find_local_folder,
 )
 from sslrun.errors import UserError
+
+# Imported at run time only when pictures are opened, because naming a set must be fast.
+if TYPE_CHECKING:
+    from PIL import Image
 
 OPAQUE = 128
 """Alpha, of 255, from which a pixel belongs to the object."""
@@ -240,6 +243,8 @@ def _built_in_folder() -> Path:
 
 def open_image(path: Path, mode: str) -> Image.Image:
     """Decode an image file as RGB or RGBA. Raises UserError if it cannot be decoded."""
+    from PIL import Image, UnidentifiedImageError
+
     try:
         with Image.open(path) as image:
             return image.convert(mode)
@@ -250,6 +255,8 @@ def open_image(path: Path, mode: str) -> Image.Image:
 
 def crop_square(photograph: Image.Image, size: int, random: np.random.Generator) -> Image.Image:
     """Cut a random square out of a photograph, mirror it or not, and resize it to `size`."""
+    from PIL import Image
+
     side = max(1, round(random.uniform(*CROP) * min(photograph.size)))
     left, top = (int(random.integers(length - side + 1)) for length in photograph.size)
     square = photograph.resize(
@@ -260,6 +267,8 @@ def crop_square(photograph: Image.Image, size: int, random: np.random.Generator)
 
 def mirror(image: Image.Image, random: np.random.Generator) -> Image.Image:
     """Mirror an image left to right, or not."""
+    from PIL import Image
+
     flipped = random.random() < 0.5
     return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flipped else image
 
@@ -277,6 +286,8 @@ def paste(
     It covers `share` of the canvas; its pixels of `mask` (H, W) become `number`. Returns False, and
     changes nothing, if no such place is found.
     """
+    from PIL import Image
+
     size = canvas.width
     scale = (share * size**2 / stamp.opaque) ** 0.5
     width, height = (min(size, max(1, round(side * scale))) for side in stamp.image.size)

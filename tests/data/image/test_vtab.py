@@ -104,7 +104,7 @@ def test_sets_are_read_from_hub_repositories_with_vtabs_labels(monkeypatch):
         asked.append(path)
         raise ConnectionError
 
-    monkeypatch.setattr(sslrun.hub, "_answers", lambda url: True)
+    monkeypatch.setattr(sslrun.hub, "answers", lambda url: True)
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     for name in ("caltech101", "sun397"):
         with pytest.raises(
