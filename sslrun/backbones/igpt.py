@@ -93,6 +93,11 @@ class IGpt(ImageBackbone):
         heads = options.heads or heads
         if width % heads:
             raise UserError(f"{self.name}: width {width} is not a multiple of heads {heads}")
+        if spec.channels != 3:
+            raise UserError(
+                f"{self.name}: its palette is of colors, but images have {spec.channels} channels: "
+                "set data.channels: 3"
+            )
         self.read = depth // 2 if options.read is None else options.read
         if self.read > depth:
             raise UserError(

@@ -104,6 +104,7 @@ class Autoencoder(Pretext):
     """
 
     reads = ImageSpec
+    needs_square = True
 
     class Options(NormOptions):
         noise: Noise = Noise()

@@ -46,11 +46,13 @@ class Pretext(Learner):
     """Type of the inputs that the backbone gets; None: the same as `reads`."""
     needs_color: ClassVar[bool] = False
     """Whether images must have the three channels of color."""
+    needs_square: ClassVar[bool] = False
+    """Whether images must be square."""
     needs: ClassVar[tuple[str, ...]] = ()
     """Capabilities that the backbone must have; names of `Backbone.offers`."""
 
     def __init__(self, options: Any, backbone: Backbone) -> None:
-        """Raises UserError if the task or its augmentation needs color, and images have none."""
+        """Raises UserError for images without the colors or the shape that the task needs."""
         super().__init__()
         self.options = options
         self.backbone = backbone
@@ -61,6 +63,11 @@ class Pretext(Learner):
                 raise UserError(
                     f"pretext '{self.name}' needs color images of 3 channels, and these have "
                     f"{spec.channels}: set data.channels: 3, or choose another task"
+                )
+            if self.needs_square and not spec.is_square:
+                raise UserError(
+                    f"pretext '{self.name}' takes square images, and these are {spec.shape[1]}x"
+                    f"{spec.shape[0]}: set data.size to one number, as in size: {min(spec.shape)}"
                 )
 
     @classmethod

@@ -136,6 +136,7 @@ class Colorize(Pretext):
     """
 
     reads = ImageSpec
+    needs_square = True
     needs_color = True
     needs = ("grid",)
 

@@ -63,6 +63,7 @@ class IJEPA(Pretext):
     """
 
     reads = ImageSpec
+    needs_square = True
     needs = ("encode",)
 
     class Options(PretextOptions):

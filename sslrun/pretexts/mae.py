@@ -50,6 +50,7 @@ class MAE(Pretext):
     """
 
     reads = ImageSpec
+    needs_square = True
     needs = ("encode",)
 
     class Options(PretextOptions):
@@ -99,7 +100,7 @@ class MAE(Pretext):
         self.decoder = Decoder(
             backbone.width,
             self.side,
-            3 * backbone.patch**2,
+            backbone.spec.channels * backbone.patch**2,
             options,
         )
 
@@ -157,7 +158,7 @@ class MAE(Pretext):
         """
         stride = -(-len(examples) // FLOOR_IMAGES)
         indices = torch.arange(0, len(examples), stride).split(64)
-        values = 3 * self.backbone.patch**2
+        values = self.backbone.spec.channels * self.backbone.patch**2
         device = self.backbone.mean.device
         count, total, squares = 0, torch.zeros(values), torch.zeros(values)
         for batch in examples.batches(indices, device):

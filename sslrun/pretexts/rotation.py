@@ -12,7 +12,6 @@ from sslrun.backbones.base import Backbone
 from sslrun.data.examples import Batch
 from sslrun.data.image.augment import Augmentation, quarter_turns, side_of
 from sslrun.data.specs import ImageSpec
-from sslrun.errors import UserError
 from sslrun.pretexts.base import NormOptions, Pretext, pretexts
 from sslrun.training.learner import Output
 
@@ -27,6 +26,7 @@ class Rotation(Pretext):
     """
 
     reads = ImageSpec
+    needs_square = True
 
     class Options(NormOptions):
         turns: Literal[2, 4] = 4
@@ -48,12 +48,6 @@ class Rotation(Pretext):
 
     def __init__(self, options: Options, backbone: Backbone) -> None:
         super().__init__(options, backbone)
-        spec = backbone.spec
-        if isinstance(spec, ImageSpec) and not spec.is_square:
-            raise UserError(
-                f"pretext 'rotation' turns square images, and these are {spec.shape[1]}x"
-                f"{spec.shape[0]}: set data.size to one number, as in size: {min(spec.shape)}"
-            )
         self.head = nn.Linear(backbone.width, options.turns)
 
     def views(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -203,9 +203,9 @@ def test_a_protocols_options_are_read_from_the_recipe_and_checked(plugin, sslrun
             "no such option of 'evaluate.near'. Did you mean 'spread'?",
         ),
         (
-            RECIPE.replace("[spread,", "[propagat,"),
+            RECIPE.replace("[spread,", "[spred,"),
             9,
-            "no such protocol: 'propagat'. Did you mean 'spread'?",
+            "no such protocol: 'spred'. Did you mean 'spread'?",
         ),
         (
             RECIPE.replace("[spread,", "[knn,"),
