@@ -20,7 +20,7 @@ from sslrun.training.device import compute
 RECIPE = {
     "name": "tiny",
     "backbone": {"name": "mlp", "width": 16, "depth": 1},
-    "pretext": {"name": "simsiam"},
+    "pretext": {"name": "simsiam", "hidden": 16, "bottleneck": 8},
     "data": {"name": "digits", "size": 8},
     "pretrain": {"steps": 16, "batch": 32, "lr": 0.05, "keep": "best", "keep_by": "rankme"},
     "watch": {"every": 0.1, "examples": 64, "views": 4},
@@ -29,6 +29,7 @@ RECIPE = {
 
 def recipe(**changes):
     values = {**RECIPE, **{key: {**RECIPE[key], **value} for key, value in changes.items()}}
+    values["pretext"] = changes.get("pretext", RECIPE["pretext"])
     return parse(Located(values, {(): "tiny.yaml:1"}))
 
 

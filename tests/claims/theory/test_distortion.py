@@ -158,8 +158,8 @@ def draw(features, seed, heads):
 
 
 def test_one_feature_ends_above_the_bound_and_sometimes_below_the_papers_formula():
-    cases = [draw(1, seed, [0, 0.01, 0.3, 1, 2, 4]) for seed in range(300)]
-    for case in cases[:12]:
+    cases = [draw(1, seed, [0, 0.01, 0.3, 1, 2, 4]) for seed in range(150)]
+    for case in cases[:4]:
         reached = case.error_ood(solve_flow(case, case.start).end)
         assert end_of_one_feature(case) == pytest.approx(reached, abs=1e-8)
     ends = np.array([end_of_one_feature(case) for case in cases])
