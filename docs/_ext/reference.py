@@ -137,7 +137,10 @@ def _facts(cls: type[Any]) -> Iterator[str]:
     gives = getattr(cls, "gives", None)
     if gives and hasattr(cls, "reads"):  # a data source has no `reads`: `gives` is its inputs
         facts.append(f"- Gives the backbone: {gives.kind}")
-    if needs := getattr(cls, "needs", ()):
+    needs = getattr(cls, "needs", ())
+    if callable(needs):  # a protocol's needs follow from its options
+        needs = cls(cls.Options()).needs()
+    if needs:
         facts.append(f"- Needs a backbone with: {', '.join(needs)}")
     if offers := getattr(cls, "offers", ()):
         facts.append(f"- Offers: {', '.join(sorted(offers))}")
