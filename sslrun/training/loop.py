@@ -178,7 +178,7 @@ class Training(Generic[AnyLearner]):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` returned."""
         self.step, self.seconds_before_resume = state["step"], state["seconds"]
-        self.first_step = state["first_step"]
+        self.first_step = state.get("first_step", 0)  # 0 in checkpoints of earlier versions
         self.meter.load_state_dict(state["flops"])
         self.examples_state = state["examples"]
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
