@@ -8,9 +8,9 @@ small stem, or ViT-Ti with patches of 4 if the pretext task needs patches. Their
 alternate, so that drift in the machine's speed affects all of them.
 
 The network alone runs forward and backward on the images that the pretext task's views hold, made
-in advance, without augmentation, loss and optimizer. lightly has a row for SimCLR, if it is
-installed (`pip install 'sslrun[benchmarks]'`): as in its CIFAR-10 benchmark, SimCLRTransform on PIL
-images in a DataLoader with two workers, float32 and SGD.
+in advance, without augmentation, loss and optimizer. lightly has a row for SimCLR and
+LeJEPA, if it is installed (`pip install 'sslrun[benchmarks]'`): as in its CIFAR-10 benchmark,
+SimCLRTransform on PIL images in a DataLoader with two workers, float32 and SGD.
 """
 
 from __future__ import annotations
@@ -33,15 +33,17 @@ from sslrun.data.examples import Batch, TensorExamples
 from sslrun.data.image.augment import Augmentation
 from sslrun.data.specs import ImageSpec
 from sslrun.pretexts.base import Pretext, pretexts
+from sslrun.pretexts.heads import mlp
 from sslrun.training.device import compute
 from sslrun.training.loop import Training, train
 from sslrun.training.schedule import Schedule
 
 SPEC = ImageSpec(32)
 DEFAULTS: dict[str, dict[str, Any]] = {
-    "simclr": {"temperature": 0.5, "augmentation": Augmentation.simclr(0.5, blur=0.0)}
+    "simclr": {"temperature": 0.5, "augmentation": Augmentation.simclr(0.5, blur=0.0)},
+    "lejepa": {"views": 2, "augmentation": Augmentation.simclr(0.5, blur=0.0)},
 }
-"""Options of a pretext task; those of SimCLR are lightly's."""
+"""Options of a pretext task: the views are those of lightly's transform."""
 SHAPES = {"resnet18": {"stem": "small"}, "vit-tiny": {"patch": 4}}
 """Options of the backbones."""
 
@@ -76,8 +78,8 @@ def train_sslrun(images: torch.Tensor, args: argparse.Namespace) -> Iterator[Non
 
 
 def train_lightly(images: torch.Tensor, args: argparse.Namespace) -> Iterator[None]:
-    """Pretrain SimCLR with lightly, one step each time the iterator is advanced."""
-    from lightly.loss import NTXentLoss
+    """Pretrain SimCLR or LeJEPA with lightly, one step each time the iterator is advanced."""
+    from lightly.loss import LeJEPALoss, NTXentLoss
     from lightly.models.modules import SimCLRProjectionHead
     from lightly.transforms import SimCLRTransform
 
@@ -99,11 +101,20 @@ def train_lightly(images: torch.Tensor, args: argparse.Namespace) -> Iterator[No
     network = torchvision.models.resnet18()
     network.conv1 = nn.Conv2d(3, 64, 3, 1, 1, bias=False)
     network.maxpool, network.fc = nn.Identity(), nn.Identity()
-    model = nn.Sequential(network, SimCLRProjectionHead(512, 512, 128)).to(args.device)
-    loss, optimizer = NTXentLoss(0.5), torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
+    is_lejepa = args.pretext == "lejepa"
+    head = mlp([512, 2048, 2048, 16]) if is_lejepa else SimCLRProjectionHead(512, 512, 128)
+    model = nn.Sequential(network, head).to(args.device)
+    contrast, gaussian = NTXentLoss(0.5), LeJEPALoss(lambda_param=0.02, sigreg_num_vectors=256)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
     while True:
-        for first, second in loader:
-            loss(model(first.to(args.device)), model(second.to(args.device))).backward()
+        for batch in loader:
+            first, second = (model(view.to(args.device)) for view in batch)
+            if is_lejepa:
+                # lightly's loss wants a local view; it costs the same as a second global one.
+                loss = gaussian(local_proj=second[None], global_proj=first[None])
+            else:
+                loss = contrast(first, second)
+            loss.backward()
             optimizer.step()
             optimizer.zero_grad()
             yield
@@ -150,7 +161,8 @@ def main() -> None:
     args = parse_arguments()
     images = torch.randint(0, 256, (4 * args.batch, 3, 32, 32), dtype=torch.uint8)
     runs = {"sslrun": train_sslrun(images, args), "network": run_network(images, args)}
-    if args.pretext == "simclr" and args.backbone is None and find_spec("lightly") is not None:
+    compared = args.pretext in ("simclr", "lejepa") and args.backbone is None
+    if compared and find_spec("lightly") is not None:
         runs["lightly"] = train_lightly(images, args)
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for block in range(args.blocks + 1):
