@@ -61,8 +61,11 @@ class DINO(MultiView):
     The backbone that is watched, saved and evaluated is the teacher's, as in the authors'
     evaluation. The teacher drops no units and no paths, even if the student does. The paper's
     other settings are options of `pretrain`: `freeze_last`, `clip_each`, `weight_decay_end`,
-    `lr_end`. For small data sets, lower `outputs` to 1,024 to 8,192 and `momentum` to 0.99; if the
-    loss stays at ln(outputs), the targets are uniform.
+    `lr_end`. For small data sets, lower `outputs` to 1,024 to 8,192 and `momentum` to 0.99. If the
+    loss stays at ln(outputs), the targets are uniform. Near that point a difference between images
+    grows only if its correlation between views is above the ratio of teacher's to student's
+    temperature, 0.4 by default. Small networks may start below it, and then need hundreds of steps
+    or more at a `teacher_temperature` of 0.02.
 
     With `ibot`, the student also predicts the teacher's distribution for each masked patch: iBOT
     (Zhou et al., ICLR 2022, arXiv:2111.07832). Blocks of patches are replaced by a mask token in a
