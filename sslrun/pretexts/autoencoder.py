@@ -17,7 +17,7 @@ from sslrun.data.image.augment import Augmentation, resize, side_of, to_float
 from sslrun.data.image.whole import WholeImages
 from sslrun.data.specs import ImageSpec
 from sslrun.errors import UserError
-from sslrun.pretexts.base import NormOptions, Pretext, pretexts
+from sslrun.pretexts.base import NormOptions, Pretext, is_random_or_unsynchronized, pretexts
 from sslrun.registry import Options
 from sslrun.training.learner import Output
 
@@ -136,8 +136,9 @@ class Autoencoder(Pretext):
     ) -> bool:
         """True if views, codes or the network are random, or if devices have their batch norms."""
         draws = options.noise.kind != "none" or options.beta is not None
-        is_random = draws or options.augmentation.is_random or backbone.draws(backbone_options)
-        return is_random or not options.sync_norm
+        return draws or is_random_or_unsynchronized(
+            options, [options.augmentation], backbone, backbone_options
+        )
 
     def __init__(self, options: Options, backbone: Backbone) -> None:
         """Raises UserError for a code that is as large as an image."""

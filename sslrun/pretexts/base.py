@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sslrun.backbones.base import Backbone
 from sslrun.data.examples import Batch, Examples
-from sslrun.data.image.augment import check_colors
+from sslrun.data.image.augment import Augmentation, check_colors
 from sslrun.data.specs import ImageSpec, InputSpec
 from sslrun.errors import UserError
 from sslrun.registry import Options, Registry
@@ -28,6 +28,17 @@ class NormOptions(PretextOptions):
     """Compute batch norm's statistics over the batches of all devices together. Otherwise each
     device uses its own, and the first device's running statistics are kept. With `accumulate`,
     batch norm sees a part of the batch. One device computes the same either way."""
+
+
+def is_random_or_unsynchronized(
+    options: NormOptions,
+    policies: Iterable[Augmentation],
+    backbone: type[Backbone],
+    backbone_options: Any,
+) -> bool:
+    """Whether views or the network are random, or each device has its own batch norm."""
+    is_random = any(policy.is_random for policy in policies) or backbone.draws(backbone_options)
+    return is_random or not options.sync_norm
 
 
 class Pretext(Learner):

@@ -16,7 +16,7 @@ from sslrun.data.image.augment import Augmentation, resize, to_float
 from sslrun.data.image.lab import LightnessExamples, lab_to_rgb, lightness, rgb_to_lab
 from sslrun.data.specs import ImageSpec
 from sslrun.errors import UserError
-from sslrun.pretexts.base import NormOptions, Pretext, pretexts
+from sslrun.pretexts.base import NormOptions, Pretext, is_random_or_unsynchronized, pretexts
 from sslrun.training.learner import Output
 
 SCALE = 4
@@ -172,8 +172,9 @@ class Colorize(Pretext):
         cls, options: Options, backbone: type[Backbone], backbone_options: Any
     ) -> bool:
         """True if views or the network are random, or if each device has its own batch norm."""
-        is_random = options.augmentation.is_random or backbone.draws(backbone_options)
-        return is_random or not options.sync_norm
+        return is_random_or_unsynchronized(
+            options, [options.augmentation], backbone, backbone_options
+        )
 
     def __init__(self, options: Options, backbone: Backbone) -> None:
         """Raises UserError for images or a backbone that do not fit."""

@@ -8,6 +8,16 @@ from collections.abc import Callable
 from torch import nn
 
 
+def check_width(width: int, heads: int) -> None:
+    """Check the width of a Transformer with fixed sines and cosines of row and column.
+
+    Raises:
+        ValueError: it is no multiple of 4 or of the number of attention heads.
+    """
+    if width % 4 or width % heads:
+        raise ValueError(f"width ({width}) must be a multiple of 4 and of heads ({heads})")
+
+
 def mlp(
     widths: list[int],
     *,

@@ -25,11 +25,12 @@ from sslrun.data.image.augment import Augmentation, side_of, to_float
 from sslrun.data.specs import ImageSpec
 from sslrun.errors import UserError
 from sslrun.pretexts.base import Pretext, PretextOptions, pretexts
+from sslrun.pretexts.heads import check_width
 from sslrun.pretexts.views import follow
 from sslrun.training.learner import Output
 
 TRIES = 8
-"""Number of random places of an image's blocks, of which the first with enough context is taken."""
+"""Number of random places of an image's blocks; the first with enough context is taken."""
 COLLAPSED = 0.05
 """Deviation of targets over images below which they say almost nothing about the image."""
 
@@ -98,10 +99,7 @@ class IJEPA(Pretext):
 
         @model_validator(mode="after")
         def _divides(self) -> IJEPA.Options:
-            if self.width % 4 or self.width % self.heads:
-                raise ValueError(
-                    f"width ({self.width}) must be a multiple of 4 and of heads ({self.heads})"
-                )
+            check_width(self.width, self.heads)
             return self
 
     options: Options
@@ -206,7 +204,7 @@ class Predictor(nn.Module):
     def forward(self, tokens: Tensor, context: Tensor, blocks: Tensor, real: Tensor) -> Tensor:
         """Predict the features (B, T, A, D) of each target block, apart from the others.
 
-        `tokens` (B, N, D) are the backbone's, of which those in `context` (B, N) are read. For
+        `tokens` (B, N, D) are the backbone's; those in `context` (B, N) are read. For
         `blocks` (B, T, A) and `real` (A,) see `draw_blocks`. Predictions where `real` is false have
         no meaning.
         """

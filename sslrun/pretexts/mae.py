@@ -21,6 +21,7 @@ from sslrun.data.image.augment import Augmentation, side_of, to_float
 from sslrun.data.specs import ImageSpec
 from sslrun.errors import UserError
 from sslrun.pretexts.base import Pretext, PretextOptions, pretexts
+from sslrun.pretexts.heads import check_width
 from sslrun.training.learner import Output
 
 EPSILON = 1e-6
@@ -73,10 +74,7 @@ class MAE(Pretext):
 
         @model_validator(mode="after")
         def _divides(self) -> MAE.Options:
-            if self.width % 4 or self.width % self.heads:
-                raise ValueError(
-                    f"width ({self.width}) must be a multiple of 4 and of heads ({self.heads})"
-                )
+            check_width(self.width, self.heads)
             return self
 
     options: Options

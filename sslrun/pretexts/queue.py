@@ -23,7 +23,7 @@ class Queue(nn.Module):
 
     @torch.no_grad()
     def push(self, vectors: Tensor) -> None:
-        """Replace the oldest vectors by these (N, ...), of which the last are kept if too many."""
+        """Replace the oldest vectors by these (N, ...); if they are too many, keep the last."""
         size = len(self.vectors)
         vectors = vectors[-size:]
         slots = (self.place + torch.arange(len(vectors), device=vectors.device)) % size

@@ -12,7 +12,7 @@ from sslrun.backbones.base import Backbone
 from sslrun.data.examples import Batch
 from sslrun.data.image.augment import Augmentation, quarter_turns, side_of
 from sslrun.data.specs import ImageSpec
-from sslrun.pretexts.base import NormOptions, Pretext, pretexts
+from sslrun.pretexts.base import NormOptions, Pretext, is_random_or_unsynchronized, pretexts
 from sslrun.training.learner import Output
 
 
@@ -43,8 +43,9 @@ class Rotation(Pretext):
         cls, options: Options, backbone: type[Backbone], backbone_options: Any
     ) -> bool:
         """True if views or the network are random, or if each device has its own batch norm."""
-        is_random = options.augmentation.is_random or backbone.draws(backbone_options)
-        return is_random or not options.sync_norm
+        return is_random_or_unsynchronized(
+            options, [options.augmentation], backbone, backbone_options
+        )
 
     def __init__(self, options: Options, backbone: Backbone) -> None:
         super().__init__(options, backbone)

@@ -18,7 +18,7 @@ from sslrun.data.image.augment import Augmentation, side_of
 from sslrun.data.image.whole import WholeImages
 from sslrun.data.specs import ImageSpec
 from sslrun.errors import UserError
-from sslrun.pretexts.base import NormOptions, Pretext
+from sslrun.pretexts.base import NormOptions, Pretext, is_random_or_unsynchronized
 from sslrun.registry import Options
 
 Share = Annotated[float, Field(gt=0, le=1)]
@@ -93,8 +93,9 @@ class MultiView(Pretext):
     ) -> bool:
         """True if views or the network are random, or if each device has its own batch norm."""
         policies = (options.augmentation, options.second or options.augmentation)
-        is_random = options.crops is not None or any(policy.is_random for policy in policies)
-        return is_random or not options.sync_norm or backbone.draws(backbone_options)
+        return options.crops is not None or is_random_or_unsynchronized(
+            options, policies, backbone, backbone_options
+        )
 
     def views(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, ...]:
         """Random views of every image: the global ones (B, C, size, size), then the local ones."""

@@ -282,9 +282,14 @@ def unsupported(protocol: str, task: type[Task], options: Options) -> str | None
     """Explain why a protocol, or one that it follows, cannot learn a task; None if it can."""
     assert isinstance(options, TaskOptions)
     if protocols[protocol].learns and not task.has_head:
+        able = [
+            name
+            for name in protocols.in_order
+            if not protocols[name].learns and protocols[name].supports(task, options) is None
+        ]
         return (
             f"{protocol} learns from labels, but the task '{task.name}' has nothing to learn: "
-            "take attend"
+            f"take {' or '.join(able)}"
         )
     name: str | None = protocol
     while name is not None:

@@ -48,7 +48,7 @@ OUTLIER = 5.0
 
 @dataclass(frozen=True)
 class Request:
-    """What to draw, of which backbone, and where."""
+    """What to draw, the backbone, and where to write."""
 
     reference: str
     """A run's folder, a file of weights, a recipe, or a backbone of another library by name."""

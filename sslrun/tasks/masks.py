@@ -76,8 +76,8 @@ class Masks(Task):
             shot = examples.shot(index)
             if len(shot) < 3:
                 raise UserError(
-                    f"{shot.name}: has {len(shot)} frames, of which the first and the last are not "
-                    "scored: films need at least 3"
+                    f"{shot.name}: has {len(shot)} frames, but needs at least 3, because the first "
+                    "and the last are not scored"
                 )
             yield shot
 

@@ -94,7 +94,7 @@ def test_contrast_of_two_views_is_the_cross_entropy_of_nt_xent_bit_for_bit():
 
 
 def naive_loss(name, pretext, views, count):
-    """The loss of the views, of which `count` are global, in loops over pairs."""
+    """The loss of the views in loops over pairs; the first `count` are global."""
     pairs = [(v, t) for v in range(len(views)) for t in range(count) if v != t]
     z = [getattr(pretext, "projector", pretext.backbone)(pretext.backbone(v).pooled) for v in views]
     if name == "barlow":

@@ -78,7 +78,7 @@ def test_contour_accuracy_equals_a_search_for_the_nearest_boundary(radius):
 
 
 def test_a_shift_within_the_tolerance_does_not_matter():
-    # The diagonal of 200 x 200 pixels is 283, of which 0.008 are 2.26: 3 pixels after rounding up.
+    # The diagonal of 200 x 200 pixels is 283, and 0.008 of it is 2.26: rounded up, 3 pixels.
     truth = square(200, 50, 50, 60)[None]
     assert contour_accuracy(square(200, 53, 50, 60)[None], truth) == 1
     assert contour_accuracy(square(200, 54, 54, 60)[None], truth) < 0.1
