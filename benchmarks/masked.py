@@ -12,12 +12,11 @@ installed.
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
 from collections.abc import Iterator
 from typing import Any
 
 import torch
+from blocks import time_blocks
 from torch import nn
 
 from sslrun.backbones import build_backbone
@@ -157,17 +156,8 @@ def main() -> None:
     }
     if timm is not None:
         runs["lightly"] = train_lightly(images, args)
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for block in range(args.blocks + 1):
-        for name, steps in runs.items():
-            start = time.perf_counter()
-            for _ in range(args.steps):
-                next(steps)
-            if args.device != "cpu":
-                torch.cuda.synchronize()
-            if block:  # the first block warms up
-                seconds[name].append((time.perf_counter() - start) / args.steps)
-    rates = {name: args.batch / statistics.median(times) for name, times in seconds.items()}
+    seconds = time_blocks(runs, args.steps, args.blocks, args.device)
+    rates = {name: args.batch / median for name, median in seconds.items()}
     print(
         f"{args.device}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
         f"batch {args.batch}, ViT {args.depth} x {args.width}, "

@@ -15,12 +15,12 @@ workers, on the same ViT, in float32.
 from __future__ import annotations
 
 import argparse
-import statistics
 import time
 from collections.abc import Iterator
 
 import torch
 import torchvision
+from blocks import time_blocks
 
 from sslrun.backbones import build_backbone
 from sslrun.backbones.base import Backbone
@@ -153,19 +153,9 @@ def main() -> None:
     runs = {**passes, "sslrun, whole step": train_sslrun(images, args)}
     if HAS_LIGHTLY:
         runs["lightly, whole step"] = train_lightly(images, args)
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for block in range(args.blocks + 1):
-        for name, steps in runs.items():
-            # Other processes on the machine do not count as time of a single process.
-            clock = time.process_time if name in passes and on_cpu else time.perf_counter
-            start = clock()
-            for _ in range(args.steps):
-                next(steps)
-            if not on_cpu:
-                torch.cuda.synchronize()
-            if block:  # the first block warms up
-                seconds[name].append((clock() - start) / args.steps)
-    times = {name: statistics.median(values) for name, values in seconds.items()}
+    # Other processes on the machine do not count as time of a single process.
+    clocks = dict.fromkeys(passes, time.process_time) if on_cpu else {}
+    times = time_blocks(runs, args.steps, args.blocks, args.device, clocks)
     print(f"{args.device}, torch {torch.__version__}, batch {args.batch}")
     for name, time_ in times.items():
         print(f"{name:22} {1000 * time_:8.1f} ms")
