@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sslrun.backbones.base import Features, backbones
 from sslrun.backbones.image import SAMPLE, ImageBackbone
-from sslrun.backbones.transformer import STD, Block, BlockStyle, Stack
+from sslrun.backbones.transformer import STD, Block, BlockStyle, Stack, layers_of
 from sslrun.data.examples import Batch, Examples
 from sslrun.data.image.augment import resize, to_float
 from sslrun.data.specs import ImageSpec
@@ -208,11 +208,7 @@ class IGpt(ImageBackbone):
         yield self.norm(x)
 
     def layers(self) -> list[list[nn.Parameter]]:
-        """The embeddings, then each block; the final norm joins the last block."""
-        blocks = [list(block.parameters()) for block in self.blocks]
-        above = {*self.blocks.parameters(), *self.norm.parameters()}
-        embeddings = [parameter for parameter in self.parameters() if parameter not in above]
-        return [embeddings, *blocks[:-1], [*blocks[-1], *self.norm.parameters()]]
+        return layers_of(self, self.blocks, self.norm)
 
 
 def _unpack(codes: Tensor) -> Tensor:

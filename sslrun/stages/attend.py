@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from sslrun.backbones import build_backbone, load_into
 from sslrun.backbones.base import Backbone, backbones
+from sslrun.backbones.image import patch_attention
 from sslrun.backbones.weights import WEIGHTS, read, recorded_network
 from sslrun.data.image.augment import resize, to_float
 from sslrun.data.image.images import Decoder, EncodedFiles, UnreadableError
@@ -24,7 +25,7 @@ from sslrun.data.stores import IMAGE_SUFFIXES
 from sslrun.data.text.sequences import build_labeled
 from sslrun.data.text.tokenizer import TokenizerOptions, load_tokenizer
 from sslrun.errors import UserError
-from sslrun.protocols.attend import heaviest, patch_attention
+from sslrun.protocols.attend import heaviest
 from sslrun.recipe import Recipe, load
 from sslrun.stages.pictures import write_matrices, write_sheet
 from sslrun.stages.weights import InitialWeights
