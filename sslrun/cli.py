@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sslrun.errors import UserError
+from sslrun.seeds import LARGEST_SEED
 
 if TYPE_CHECKING:
     from sslrun.stages.sweep import Job
@@ -46,7 +47,7 @@ Overrides = Annotated[
     ),
 ]
 Device = Annotated[str, typer.Option(help="Device to run on: auto, cpu, cuda, cuda:1 or mps.")]
-Seed = Annotated[int, typer.Option(min=0, help="Seed of all random numbers.")]
+Seed = Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Seed of all random numbers.")]
 Runs = Annotated[Path, typer.Option(envvar="SSLRUN_RUNS", help="Folder of the runs.")]
 Fresh = Annotated[
     bool,

@@ -330,9 +330,13 @@ def validated(model: type[Model], source: Located, owner: str, also: Iterable[st
     for unknown keys. Raises UserError for the first mistake, with its place.
     """
     try:
-        return model.model_validate(source.value)
+        valid = model.model_validate(source.value)
     except ValidationError as error:
         first = _choose_error(error, source.value)
+    else:
+        if (place := _find_truth(source.value, valid)) is not None:
+            raise source.error(place, "should be a number, not true or false")
+        return valid
     keys: Keys = tuple(first["loc"])
     if first["type"] == "extra_forbidden":
         known = [*_fields(model, keys[:-1]), *(also if len(keys) == 1 else ())]
@@ -360,6 +364,23 @@ def _choose_error(error: ValidationError, value: Any) -> ErrorDetails:
     written = _written(tuple(first["loc"]), value)
     same = [detail for detail in details if tuple(detail["loc"])[: len(written)] == written]
     return min(same, key=lambda detail: detail["type"].endswith("_type"))
+
+
+def _find_truth(written: Any, valid: Any) -> Keys | None:
+    """The keys of the first true or false that was read as a number; None if there is none."""
+    if isinstance(written, bool):
+        return () if type(valid) in (int, float) else None
+    inner: Iterable[tuple[str | int, Any, Any]] = ()
+    if isinstance(written, dict) and isinstance(valid, BaseModel):
+        inner = [(key, value, getattr(valid, key, None)) for key, value in written.items()]
+    elif isinstance(written, dict) and isinstance(valid, dict):
+        inner = [(key, value, valid.get(key)) for key, value in written.items()]
+    elif isinstance(written, list) and isinstance(valid, list | tuple):
+        inner = [(place, *pair) for place, pair in enumerate(zip(written, valid, strict=False))]
+    for key, value, read in inner:
+        if (keys := _find_truth(value, read)) is not None:
+            return (key, *keys)
+    return None
 
 
 def _fields(model: type[BaseModel], keys: Keys) -> Iterator[str]:

@@ -21,6 +21,7 @@ from sslrun.protocols import Scores, protocols
 from sslrun.recipe import Evaluation, Named, Recipe
 from sslrun.recipe.fit import unreadable
 from sslrun.runs import Run, component_identity
+from sslrun.seeds import LARGEST_SEED
 from sslrun.stages.bench import CellBench
 from sslrun.stages.context import Context, perform
 from sslrun.stages.devices import devices_identity, on_known_devices
@@ -28,7 +29,7 @@ from sslrun.stages.pretrain import Pretraining
 from sslrun.stages.weights import InitialWeights
 from sslrun.tasks.base import TaskOptions
 
-RESTART = 10_000
+RESTART = LARGEST_SEED + 1
 """Distance between the seeds of two restarts: larger than any seed of a sweep."""
 
 
