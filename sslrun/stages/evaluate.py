@@ -179,7 +179,8 @@ class Cell:
             raise UserError(
                 f"no pretrained checkpoint for recipe '{self.recipe.name}' (seed {self.seed})"
             )
-        return perform(self.run, self.recipe.resolved(), context, partial(self._body, context))
+        body = partial(self._body, context)
+        return perform(self.run, self.recipe.resolved(), context, body, self.reads)
 
     def _body(self, context: Context) -> dict[str, Any]:
         began = time.monotonic()
