@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Literal, NamedTuple
 
 import torch
@@ -23,6 +23,8 @@ FRAMES = 16
 """Frames encoded at a time."""
 AFFINITIES = 2**24
 """Affinities computed at a time, to limit memory."""
+Prepare = Callable[[Tensor], Tensor]
+"""Converts frames (n, C, H, W) uint8 to what a backbone sees, as `Masks.prepare` does."""
 
 
 class PropagateOptions(Options):
@@ -66,7 +68,13 @@ class MaskProtocol(Protocol):
     def refit_obstacle(self) -> str | None:
         return "learns nothing"
 
-    def follow(self, backbone: Backbone | None, shot: Shot, device: torch.device) -> Tensor:
+    def follow(
+        self,
+        backbone: Backbone | None,
+        shot: Shot,
+        device: torch.device,
+        prepare: Prepare = to_float,
+    ) -> Tensor:
         """Predict the masks (T, H, W) uint8 of a film; the first is given."""
         raise NotImplementedError
 
@@ -84,7 +92,8 @@ class MaskProtocol(Protocol):
                 if not objects_of(truth[0]):
                     raise UserError(f"{shot.name}: its first frame has no object to follow")
                 try:
-                    found = task.measure_shot(self.follow(backbone, shot, bench.device), truth)
+                    followed = self.follow(backbone, shot, bench.device, task.prepare)
+                    found = task.measure_shot(followed, truth)
                 except UserError as error:
                     raise UserError(f"{shot.name}: {error}") from None
                 scores += found
@@ -101,7 +110,13 @@ class MaskProtocol(Protocol):
 class Copy(MaskProtocol):
     """Copy the masks of the first frame, unmoved: the baseline of `propagate`."""
 
-    def follow(self, backbone: Backbone | None, shot: Shot, device: torch.device) -> Tensor:
+    def follow(
+        self,
+        backbone: Backbone | None,
+        shot: Shot,
+        device: torch.device,
+        prepare: Prepare = to_float,
+    ) -> Tensor:
         return shot.masks(slice(0, 1)).expand(len(shot), -1, -1)
 
 
@@ -127,7 +142,13 @@ class Propagate(MaskProtocol):
         backbone.require("dense", self.name)
         return backbone
 
-    def follow(self, backbone: Backbone | None, shot: Shot, device: torch.device) -> Tensor:
+    def follow(
+        self,
+        backbone: Backbone | None,
+        shot: Shot,
+        device: torch.device,
+        prepare: Prepare = to_float,
+    ) -> Tensor:
         assert backbone is not None
         given = shot.masks(slice(0, 1))[0].to(device)
         objects = objects_of(given)
@@ -135,7 +156,7 @@ class Propagate(MaskProtocol):
         size = given.shape
         context: list[Labeled] = []
         predicted = [given]
-        for features in self._encode(backbone, shot, device):
+        for features in self._encode(backbone, shot, device, prepare):
             if not context:
                 labels = F.interpolate(one_hot[None], features.shape[-2:], mode="area")[0]
             else:
@@ -146,10 +167,12 @@ class Propagate(MaskProtocol):
                 del context[1]  # the first frame always stays
         return torch.stack(predicted).cpu()
 
-    def _encode(self, backbone: Backbone, shot: Shot, device: torch.device) -> Iterator[Tensor]:
+    def _encode(
+        self, backbone: Backbone, shot: Shot, device: torch.device, prepare: Prepare
+    ) -> Iterator[Tensor]:
         """The unit features (D, h, w) float32 of each frame in turn."""
         for start in range(0, len(shot), FRAMES):
-            frames = to_float(shot.frames(slice(start, start + FRAMES)).to(device))
+            frames = prepare(shot.frames(slice(start, start + FRAMES)).to(device))
             yield from F.normalize(backbone.dense(frames, self.options.layer).float(), dim=1)
 
     def _decide(self, labels: Tensor, size: torch.Size, objects: list[int]) -> Tensor:

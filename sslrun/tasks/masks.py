@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from statistics import fmean
+from typing import Literal
 
 from torch import Tensor
 
+from sslrun.backbones.base import Backbone
 from sslrun.data.examples import Batch, Examples
 from sslrun.data.image.augment import to_float
+from sslrun.data.image.lab import LightnessExamples, lightness
 from sslrun.data.specs import ImageSpec, VideoSpec
 from sslrun.data.video.films import VOID, ClipExamples, Shot
 from sslrun.errors import UserError
@@ -19,6 +22,10 @@ from sslrun.tasks.segmentation import contour_accuracy, region_similarity, summa
 
 class MasksOptions(TaskOptions):
     """Options of a task without a head."""
+
+    color: Literal["rgb", "lightness"] = "rgb"
+    """What the backbone sees. lightness: L / 100 of CIE Lab in three equal channels, as in
+    pretraining by `recolor`."""
 
     @property
     def linear(self) -> bool:
@@ -47,6 +54,7 @@ class Masks(Task):
         Metric("J_decay", better="lower"),
         Metric("F_decay", better="lower"),
     )
+    options: MasksOptions
     spec: VideoSpec
 
     @property
@@ -55,7 +63,17 @@ class Masks(Task):
 
     def inputs(self, batch: Batch) -> Tensor:
         """All frames (B * T, C, H, W) of clips."""
-        return to_float(batch.inputs.flatten(0, 1))
+        return self.prepare(batch.inputs.flatten(0, 1))
+
+    def prepare(self, frames: Tensor) -> Tensor:
+        """Convert frames (n, C, H, W) uint8 to what the backbone sees; see the option `color`."""
+        images = to_float(frames)
+        return lightness(images) if self.options.color == "lightness" else images
+
+    def fit_inputs(self, backbone: Backbone, examples: Examples) -> None:
+        """Fit the normalization to frames as the backbone sees them, in color or in lightness."""
+        seen = LightnessExamples(examples) if self.options.color == "lightness" else examples
+        backbone.fit_inputs(seen)
 
     def vector(self, features: object) -> Tensor:
         """The mean feature of a clip's frames (B, D)."""
