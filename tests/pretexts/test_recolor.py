@@ -57,7 +57,9 @@ def test_the_loss_is_minus_the_log_of_the_weight_on_the_true_color():
     for clip in range(2):
         for cell in range(5):
             products = {
-                (frame, other): math.exp(float(vectors[clip, 3, cell] @ vectors[clip, frame, other]))
+                (frame, other): math.exp(
+                    float(vectors[clip, 3, cell] @ vectors[clip, frame, other])
+                )
                 for frame in range(3)
                 for other in range(5)
             }

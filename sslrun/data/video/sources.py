@@ -20,6 +20,7 @@ from sslrun.data.video.sprites import (
     PATTERNS,
     compose,
     draw_motion,
+    draw_points,
     draw_textures,
     pan,
     relight,
@@ -47,7 +48,7 @@ class SpriteOptions(VideoOptions):
     """Number of films in the test split."""
     objects: int = Field(2, ge=1, le=8)
     """Largest number of objects in a film; films have 1 to `objects`."""
-    scale: tuple[float, float] = (0.25, 0.4)
+    scale: tuple[float, float] = (0.3, 0.45)
     """Smallest and largest side of an object, as a share of the frame's side."""
     speed: float = Field(0.06, ge=0, le=1)
     """Largest distance that an object moves from frame to frame, as a share of the frame's side."""
@@ -61,9 +62,9 @@ class SpriteOptions(VideoOptions):
     """Standard deviation of noise in each pixel, of values in [0, 1]."""
     drift: float = Field(0.0, ge=0, le=1)
     """Share by which the brightness rises with each frame: a planted shortcut to frames' order."""
-    labels: Literal["masks", "pattern"] = "masks"
-    """Labels: masks of the objects in each frame, or the kind of motion, for films of one
-    object."""
+    labels: Literal["masks", "points", "pattern"] = "masks"
+    """Labels: masks of the objects in each frame; five points of each object, for the task
+    `keypoints`; or the kind of motion, for films of one object."""
 
 
 class DrawnFilms(Source):
@@ -98,12 +99,13 @@ class DrawnFilms(Source):
             self._draw(min(CHUNK, count - start), frames, is_test, generator)
             for start in range(0, count, CHUNK)
         ]
-        films, masks, patterns = (torch.cat(column) for column in zip(*parts, strict=True))
+        films, masks, points, patterns = (torch.cat(column) for column in zip(*parts, strict=True))
         stored = StoredFilms(
             [f"film {number}" for number in range(count)],
             films.flatten(0, 1),
             torch.arange(count + 1) * frames,
-            masks.flatten(0, 1),
+            None if options.labels == "points" else masks.flatten(0, 1),
+            points.flatten(0, 1) if options.labels == "points" else None,
         )
         clips = torch.stack(
             [torch.arange(count), torch.zeros(count).long(), torch.ones(count).long()], dim=1
@@ -119,8 +121,11 @@ class DrawnFilms(Source):
 
     def _draw(
         self, count: int, frames: int, is_test: bool, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Draw films (B, T, 3, S, S), masks (B, T, S, S), and the patterns (B,) of object 1."""
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Draw films (B, T, 3, S, S), with masks (B, T, S, S), points (B, T, P, 2), and patterns.
+
+        The patterns (B,) are those of the first object.
+        """
         options = self.options
         backgrounds = self.draw_backgrounds(count, frames, is_test, generator)
         most = 1 if options.labels == "pattern" else options.objects
@@ -143,7 +148,8 @@ class DrawnFilms(Source):
             )
         films, masks = compose(backgrounds, pictures, motions)
         lit = relight(films, options.lighting, options.drift, options.noise, generator)
-        return (lit * 255).round().byte(), masks, patterns[0]
+        points = draw_points(pictures, motions, masks)
+        return (lit * 255).round().byte(), masks, points, patterns[0]
 
     def sketch(self, count: int) -> tuple[VideoSpec, Batch]:
         options = self.options
@@ -201,6 +207,8 @@ class MovingDigits(DrawnFilms):
 
 CHUNK = 250
 """Films drawn at a time, to limit memory."""
+MARGIN = 3
+"""Width of the empty border around a digit, in pixels."""
 THICKENED = 5
 """Side of the square, in pixels, that each point of a stroke becomes."""
 ENLARGED = 32
@@ -215,6 +223,8 @@ def _digit_pictures(is_test: bool) -> Tensor:
     pixels, _ = read_digits()
     chosen = torch.arange(len(pixels)) % 4 == 3
     alpha = torch.from_numpy(pixels)[chosen if is_test else ~chosen].float() / 16
-    enlarged = F.interpolate(alpha[:, None], (ENLARGED, ENLARGED), mode="bicubic", antialias=True)
+    side = ENLARGED - 2 * MARGIN
+    enlarged = F.interpolate(alpha[:, None], (side, side), mode="bicubic", antialias=True)
+    enlarged = F.pad(enlarged, (MARGIN,) * 4)
     thickened = F.max_pool2d(enlarged, THICKENED, stride=1, padding=THICKENED // 2)
     return (1.5 * thickened).clamp(0, 1)
