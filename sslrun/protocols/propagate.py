@@ -137,29 +137,34 @@ class Propagate(FollowingProtocol):
         self, backbone: Backbone | None, shot: Shot, device: torch.device, task: FollowingTask
     ) -> Tensor:
         assert backbone is not None
-        parts = (shot.frames(slice(start, start + FRAMES)) for start in range(0, len(shot), FRAMES))
+        starts = range(0, len(shot), FRAMES)
+        parts = (shot.frames(slice(start, start + FRAMES)) for start in starts)
+        height, width = shot.frames(slice(0, 1)).shape[2:]
         first = task.places(shot, slice(0, 1))[0].to(device)
-        return torch.stack(list(self.stream(backbone, parts, first, task))).cpu()
+        return torch.stack(list(self.stream(backbone, parts, first, (height, width), task))).cpu()
 
     def stream(
-        self, backbone: Backbone, parts: Iterable[Tensor], first: Tensor, task: FollowingTask
+        self,
+        backbone: Backbone,
+        parts: Iterable[Tensor],
+        first: Tensor,
+        size: tuple[int, int],
+        task: FollowingTask,
     ) -> Iterator[Tensor]:
         """Yield the place in each frame of a film, on the device of `first`, its given place.
 
-        The film comes in `parts` (n, C, H, W) uint8. Only the frames of the context are kept.
+        Places are in frames of `size`. The film comes in `parts` (n, C, H, W) uint8, which may have
+        another size. Only the features of the context are kept.
         """
         context: list[Labeled] = []
         for part in parts:
-            frames = task.prepare(part.to(first.device))
-            height, width = frames.shape[2:]
-            for features in self._encode(backbone, frames):
+            for features in self._encode(backbone, task.prepare(part.to(first.device))):
                 if not context:
-                    grid = (features.shape[1], features.shape[2])
-                    labels = task.to_soft(first, (height, width), grid)
+                    labels = task.to_soft(first, size, (features.shape[1], features.shape[2]))
                     yield first
                 else:
                     labels = propagate(features, context, self.options)
-                    yield task.to_place(self._stretch(labels), first, (height, width))
+                    yield task.to_place(self._stretch(labels), first, size)
                 context.append(Labeled(features, labels))
                 if len(context) > 1 + self.options.context:
                     del context[1]  # the first frame always stays

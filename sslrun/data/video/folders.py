@@ -258,7 +258,7 @@ class FrameSource(FilmSource):
         }
 
 
-def _list_pictures(folder: Path) -> list[str]:
+def list_pictures(folder: Path) -> list[str]:
     """List the pictures of a film in order. Raises UserError if there are none."""
     pictures = sorted(str(path) for path in folder.iterdir() if is_of(IMAGE_SUFFIXES, path.name))
     if not pictures:
@@ -337,7 +337,7 @@ class Davis(FilmSource):
         folders = [
             _check_listed(root / "JPEGImages" / "480p" / line.words[0], line) for line in lines
         ]
-        pictures = [_list_pictures(folder) for folder in folders]
+        pictures = [list_pictures(folder) for folder in folders]
         places = [root / "Annotations" / "480p" / folder.name for folder in folders]
         masks = _find_masks(pictures, places)
         return Reel(FrameFolders([str(path) for path in folders], pictures, self.framing, masks))
@@ -469,7 +469,7 @@ class Jhmdb(FilmSource):
                 folders.append(_check_listed(root / "Rename_Images" / place, line))
                 joints = root / "joint_positions" / place / "joint_positions.mat"
                 files.append(_check_listed(joints, line))
-        pictures = [_list_pictures(folder) for folder in folders]
+        pictures = [list_pictures(folder) for folder in folders]
         counts = map(len, pictures)
         points = [read_joints(path, count) for path, count in zip(files, counts, strict=True)]
         names = [str(folder) for folder in folders]
