@@ -18,9 +18,11 @@ from sslrun.pretexts import (  # noqa: F401
     nnclr,
     pixels,
     position,
+    recolor,
     rotation,
     simclr,
     simsiam,
     swav,
     vicreg,
+    walk,
 )

@@ -19,7 +19,7 @@ from sslrun.backbones.weights import WEIGHTS, read, recorded_network
 from sslrun.data.image.augment import resize, to_float
 from sslrun.data.image.images import Decoder, EncodedFiles, UnreadableError
 from sslrun.data.source import sources
-from sslrun.data.specs import ImageSpec, InputSpec, TextSpec
+from sslrun.data.specs import ImageSpec, InputSpec, TextSpec, VideoSpec
 from sslrun.data.splits import load_splits
 from sslrun.data.stores import IMAGE_SUFFIXES
 from sslrun.data.text.sequences import build_labeled
@@ -174,6 +174,7 @@ def _open_recipe(request: Request) -> Subject:
         return Subject(_open_weights(origin.pretraining.weights).backbone, recipe)
     torch.manual_seed(request.seed)
     spec, _ = sources[recipe.data.name](recipe.data.options).sketch(1)
+    spec = spec.frame if isinstance(spec, VideoSpec) else spec
     backbone = build_backbone(recipe.backbone.name, recipe.backbone.options, spec)
     if origin.weights is None:
         backbone.fit_inputs(load_splits(recipe.data.name, recipe.data.options).train)
