@@ -76,6 +76,8 @@ SLOW = {
     "test_fine_tuning_on_text_never_waits[", "test_pretraining_on_text_never_waits[",
     "test_libraries.py", "test_push.py", "test_load.py",
     "test_it_learns_colors_that_follow_from_lightness", "test_it_learns_to_reconstruct",
+    "test_clips_are_cut_around_fish_with_masks_that_move_with_them",
+    "test_streamed_films_give_the_clips_of_stored_ones[1]",
     "test_a_small_beta_keeps_all_units_and_a_large_one_collapses",
 }  # fmt: skip
 """Substrings of the names of tests that take more than a second; `make fast` skips them.

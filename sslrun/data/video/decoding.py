@@ -95,7 +95,7 @@ class AvReader(FilmReader):
     def read(self, frames: Tensor) -> Tensor:
         import av
 
-        with _explain(self._path, (av.FFmpegError, OSError, ValueError)):
+        with _explain(self._path, (av.FFmpegError, OSError, ValueError, IndexError)):
             pictures = [self._decode(number) for number in frames.tolist()]
         return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
 

@@ -9,7 +9,6 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -159,8 +158,8 @@ class ClipExamples(Examples):
     whole: bool = False
     """Whether a shot is a whole film; else it is a clip."""
     sections: Tensor | None = None
-    """(N, 3) int64: the recording that each clip is of, its first frame there, and the frame after
-    its last; clips of one recording are akin. None: films are recordings."""
+    """(films, 3) int64: the recording that each film is a part of, its first frame there, and the
+    frame after its last; clips of one recording are akin. None: each film is a recording."""
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -189,7 +188,8 @@ class ClipExamples(Examples):
         From a single recording, clips that end less than their own length before the first one
         that is carved off are left out.
         """
-        recordings, owners = self._sections[:, 0].unique(return_inverse=True)
+        sections = self._clip_sections()
+        recordings, owners = sections[:, 0].unique(return_inverse=True)
         if len(recordings) == len(self):
             return None
         if amount >= len(self):
@@ -199,7 +199,7 @@ class ClipExamples(Examples):
             )
         share = amount / len(self) if amount >= 1 else amount
         if len(recordings) == 1:
-            return _divide_time(self._sections[:, 1:], share)
+            return _divide_time(sections[:, 1:], share)
         strata = torch.zeros(len(recordings), dtype=torch.int64)
         if self.clip_labels is not None:
             strata[owners] = self.clip_labels
@@ -207,11 +207,10 @@ class ClipExamples(Examples):
         is_carved = torch.isin(owners, carved)
         return (~is_carved).nonzero()[:, 0], is_carved.nonzero()[:, 0]
 
-    @cached_property
-    def _sections(self) -> Tensor:
-        """(N, 3): see `sections`."""
+    def _clip_sections(self) -> Tensor:
+        """Return the recording (N, 3) of each clip, the clip's first frame there, and its end."""
         if self.sections is not None:
-            return self.sections
+            return self.sections[self.clips[:, 0]]
         numbers = self.frame_numbers(torch.arange(len(self)))
         return torch.stack([self.clips[:, 0], numbers[:, 0], numbers[:, -1] + 1], dim=1)
 
@@ -226,8 +225,7 @@ class ClipExamples(Examples):
 
     def subset(self, indices: Tensor) -> ClipExamples:
         labels = None if self.clip_labels is None else self.clip_labels[indices]
-        sections = None if self.sections is None else self.sections[indices]
-        return replace(self, clips=self.clips[indices], clip_labels=labels, sections=sections)
+        return replace(self, clips=self.clips[indices], clip_labels=labels)
 
     def frame_numbers(self, indices: Tensor) -> Tensor:
         """The numbers (B, T) int64 of the frames of clips, within their films."""

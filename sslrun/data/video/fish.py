@@ -190,11 +190,13 @@ def find_fish(film: FilmReader) -> Tracks:
     """Find the fish in every frame of a film, and link them over frames."""
     sample = _read_gray(film, torch.arange(0, film.length, EVERY))
     background = np.median(sample, axis=0)
+    darkest = (background - DARKER).clip(min=0)
+    darkest = np.ceil(darkest).astype(np.uint8)  # bytes are compared faster
     linker = Linker()
     pixels, owners, starts = [], [], [0]
     for number in range(film.length):
         frame = _read_gray(film, torch.tensor([number]))[0]
-        components = find_components(background - frame > DARKER)
+        components = find_components(frame < darkest)
         centers = np.array([np.mean(component, axis=1) for component in components])
         for component, track in zip(components, linker.add(centers.reshape(-1, 2)), strict=True):
             pixels.append(component[0] * frame.shape[1] + component[1])
@@ -219,14 +221,21 @@ def find_components(mask: np.ndarray) -> list[np.ndarray]:
     """Return rows and columns (2, n) of each component of a mask (H, W) that is large enough.
 
     The mask is opened once first, which removes thin lines such as reflections at the border.
+    Opening a component depends on no other one, so that only its own box is opened.
     """
     from scipy import ndimage
 
-    labels, count = ndimage.label(ndimage.binary_opening(mask))
-    rows, columns = labels.nonzero()
-    numbers = labels[rows, columns]
-    components = [np.stack([rows, columns])[:, numbers == 1 + index] for index in range(count)]
-    return [component for component in components if component.shape[1] > SMALLEST]
+    labels, _ = ndimage.label(mask)
+    components = []
+    for number, box in enumerate(ndimage.find_objects(labels), start=1):
+        part = labels[box] == number
+        if part.sum() <= SMALLEST:
+            continue
+        opened, count = ndimage.label(ndimage.binary_opening(part))
+        corner = np.array([[box[0].start], [box[1].start]])
+        pieces = (np.stack((opened == piece).nonzero()) for piece in range(1, count + 1))
+        components += [piece + corner for piece in pieces if piece.shape[1] > SMALLEST]
+    return components
 
 
 class Linker:

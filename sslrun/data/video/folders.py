@@ -117,8 +117,8 @@ class FilmSource(Source):
         spec = VideoSpec(options.size, options.frames, width=self._width(films))
         sections = None
         if reel.scenes is not None:
-            scenes, first = reel.scenes[kept][clips[:, 0]], clips[:, 1]
-            sections = torch.stack([scenes, first, first + self._span], dim=1)
+            scenes = reel.scenes[kept]
+            sections = torch.stack([scenes, torch.zeros_like(scenes), films.lengths], dim=1)
         return ClipExamples(films, clips, spec, labels, reel.classes, whole, sections)
 
     @property
@@ -210,7 +210,7 @@ class FilmFolder(FilmSource):
         }
 
 
-@sources.register("frames")
+@sources.register("frame-folders")
 class FrameSource(FilmSource):
     """Films as folders of pictures, with masks of objects if there are any.
 
@@ -348,7 +348,6 @@ class Davis(FilmSource):
             "splits": "train 60 films, test 30 (the set's validation split)",
             "labels": "masks of the objects in each frame",
             "homepage": cls.homepage,
-            "license": "BSD",
             "searched": describe_local_folders(cls.name),
         }
 
