@@ -62,7 +62,7 @@ class Watcher:
         self, splits: Splits, pretext: Pretext, options: Watch, compute: Compute, seed: int
     ) -> None:
         self.compute = compute
-        task = tasks[splits.source.task]
+        task = tasks[splits.source.default_task(splits.source.options)]
         self.task = task(task.Options(), splits.spec, splits.classes)
         self.classes = len(splits.classes)
         bank, queries = splits.monitored

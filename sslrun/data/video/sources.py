@@ -33,7 +33,7 @@ class VideoOptions(SourceOptions):
     frames: int = Field(4, ge=2)
     """Number of frames in a clip to train on."""
     test_frames: int = Field(8, ge=2)
-    """Number of frames in a clip of the test split."""
+    """Number of frames in a clip of the test split, if masks are followed there."""
 
 
 class SpriteOptions(VideoOptions):
@@ -78,7 +78,9 @@ class MovingDigits(Source):
         options = self.options
         is_test = split == "test"
         count = options.test_films if is_test else options.films
-        frames = options.test_frames if is_test else options.frames
+        # Clips to classify all have one length.
+        follows = is_test and options.labels == "masks"
+        frames = options.test_frames if follows else options.frames
         generator = torch.Generator().manual_seed(derive_seed(0, is_test))
         digits = _digit_pictures(is_test)
         parts = [
@@ -103,6 +105,10 @@ class MovingDigits(Source):
             patterns if by_pattern else None,
             PATTERNS if by_pattern else (),
         )
+
+    @classmethod
+    def default_task(cls, options: Options) -> str:  # type: ignore[override]
+        return "clips" if options.labels == "pattern" else cls.task
 
     def _draw(
         self, digits: Tensor, count: int, frames: int, generator: torch.Generator
