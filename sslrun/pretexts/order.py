@@ -305,8 +305,8 @@ def even_light(frames: Tensor, strength: float, generator: torch.Generator) -> T
     mean = frames.mean(dim=own, keepdim=True)
     deviation = frames.std(dim=own, keepdim=True, correction=0)
     shape = mean.shape
-    gain, offset = (
-        1 + strength * (2 * torch.rand(2, *shape, generator=generator, device=frames.device) - 1)
+    gain, offset = 1 + strength * (
+        2 * torch.rand(2, *shape, generator=generator, device=frames.device) - 1
     )
     even = (frames - mean) / deviation.clamp(min=1e-3)
     clip_deviation = deviation.mean(dim=1, keepdim=True)
