@@ -314,27 +314,28 @@ def even_light(frames: Tensor, strength: float, generator: torch.Generator) -> T
 
 
 def _window(options: Order.Options, backbone: Backbone) -> tuple[int, int]:
-    """Return the sides of the crop and of the jitter, in pixels.
+    """Return the side of the crop and the largest shift of a frame, in pixels.
 
     Raises:
         UserError: they do not fit the frame, or the crop is no multiple of the backbone's patch.
     """
     spec, unit = backbone.spec, backbone.patch
     assert isinstance(spec, ImageSpec)
+    side = min(spec.shape)
     jitter = options.jitter
     if jitter is None:
-        jitter = round((options.crop or spec.size) * JITTER)
-    largest = (spec.size - 2 * jitter) // unit * unit
+        jitter = round((options.crop or side) * JITTER)
+    largest = (side - 2 * jitter) // unit * unit
     if largest < unit:
         raise UserError(
-            f"pretext 'order': no patch of {unit} pixels fits frames of {spec.size} with a jitter "
-            f"of {jitter}: lower pretext.jitter, or take larger frames"
+            f"pretext 'order': no patch of {unit} pixels fits frames of {side} with a jitter of "
+            f"{jitter}: lower pretext.jitter, or take larger frames"
         )
     crop = largest if options.crop is None else options.crop
     if crop > largest or crop % unit:
         near = min(largest, max(unit, round(crop / unit) * unit))
         raise UserError(
-            f"pretext.crop: {crop} does not fit frames of {spec.size} with a jitter of {jitter}, "
-            f"in multiples of the backbone's patch, {unit}: set crop: {near}"
+            f"pretext.crop: {crop} does not fit frames of {side} with a jitter of {jitter}, in "
+            f"multiples of the backbone's patch, {unit}: set crop: {near}"
         )
     return crop, jitter

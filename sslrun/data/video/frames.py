@@ -160,4 +160,4 @@ def frames_of(clips: ClipExamples) -> FrameExamples:
     labels = None if clips.clip_labels is None else clips.clip_labels[first // clips.spec.frames]
     singles = torch.cat([unique, torch.ones(len(unique), 1, dtype=torch.int64)], dim=1)
     spec = replace(clips.spec, frames=1)
-    return FrameExamples(replace(clips, clips=singles, spec=spec, clip_labels=labels))
+    return FrameExamples(ClipExamples(clips.films, singles, spec, labels, clips.classes))
