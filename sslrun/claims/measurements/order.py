@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from sslrun.backbones import build_backbone
+from sslrun.backbones.base import backbones
 from sslrun.claims.measurements.base import Measurement, measurements, train_to_end
 from sslrun.data.splits import Splits, load_splits
 from sslrun.data.video.sources import MovingDigits
+from sslrun.errors import UserError
 from sslrun.metric import Metric
 from sslrun.pretexts.order import Order
 from sslrun.registry import Options
@@ -24,6 +26,23 @@ from sslrun.training.schedule import Schedule
 ACCURACY = Column(metric=Metric("accuracy"))
 STILL: dict[str, Any] = {"speed": 0.0, "camera": 0.0, "turning": 0.0}
 """Options of films in which nothing moves."""
+
+
+class Backbone(Options):
+    """A backbone by name."""
+
+    name: str
+    """Name of a backbone for images."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Its options."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Backbone:
+        try:
+            backbones[self.name].Options.model_validate(self.options)
+        except UserError as error:
+            raise ValueError(str(error)) from None
+        return self
 
 
 @measurements.register("order")
@@ -43,10 +62,10 @@ class FrameOrder(Measurement):
         """Options of `moving-digits`, of moving films in even light."""
         task: Order.Options = Order.Options(drift=0.2)
         """Options of `order`, with its defense `drift` on."""
-        rise: float = Field(0.03, gt=0, le=1)
+        rise: float = Field(0.08, gt=0, le=1)
         """Share by which the brightness rises with each frame, where it drifts."""
-        channels: int = Field(16, ge=1)
-        """Channels of the first stage of ResNet-18."""
+        backbone: Backbone = Backbone(name="mlp", options={"width": 256, "depth": 2})
+        """The backbone, by `name`, with its `options`."""
         steps: int = Field(400, ge=1)
         """Training steps of each network."""
         batch: int = Field(32, ge=2)
@@ -92,9 +111,9 @@ class FrameOrder(Measurement):
         splits = load_splits("moving-digits", options.films.model_copy(update=films))
         chosen = options.task.model_copy(update=task)
         torch.manual_seed(seed)
-        network = {"stem": "imagenet", "channels": options.channels}
+        named = options.backbone
         spec = Order.backbone_spec(chosen, splits.spec)
-        pretext = Order(chosen, build_backbone("resnet18", network, spec))
+        pretext = Order(chosen, build_backbone(named.name, named.options, spec))
         pretext.backbone.fit_inputs(splits.train)
         schedule = Schedule(
             steps=options.steps,

@@ -120,7 +120,7 @@ class DrawnFilms(Source):
         )
 
     @classmethod
-    def default_task(cls, options: Options) -> str:  # type: ignore[override]
+    def default_task(cls, options: SpriteOptions) -> str:
         return "clips" if options.labels == "pattern" else cls.task
 
     def _draw(
@@ -170,11 +170,18 @@ class MovingDigits(DrawnFilms):
     version = 2
 
     class Options(SpriteOptions):
-        pass
+        textured: bool = True
+        """Fill digits and backgrounds with textures. Otherwise each has one color, and digits are
+        brighter, so that a single frame shows where they are."""
+
+    options: Options
 
     def draw_objects(self, count: int, is_test: bool, generator: torch.Generator) -> Tensor:
         digits = _digit_pictures(is_test)
         chosen = torch.randint(0, len(digits), (count,), generator=generator)
+        if not self.options.textured:
+            colors = BRIGHTEST - CONTRAST * torch.rand(count, 3, 1, 1, generator=generator)
+            return torch.cat([colors.expand(-1, -1, ENLARGED, ENLARGED), digits[chosen]], dim=1)
         # The texture of a whole frame, at the scale at which digits of medium size are drawn.
         side = round(2 * ENLARGED / sum(self.options.scale))
         start = (side - ENLARGED) // 2
@@ -186,6 +193,9 @@ class MovingDigits(DrawnFilms):
         self, count: int, frames: int, is_test: bool, generator: torch.Generator
     ) -> Tensor:
         size, camera = self.options.size, self.options.camera
+        if not self.options.textured:
+            colors = CONTRAST * torch.rand(count, 1, 3, 1, 1, generator=generator)
+            return colors.expand(-1, frames, -1, size, size)
         side = size + round(camera * size * frames) + 1
         return pan(draw_textures(count, side, generator), frames, size, 2 * camera, generator)
 
@@ -209,6 +219,9 @@ CHUNK = 250
 """Films drawn at a time, to limit memory."""
 THICKENED = 5
 """Side of the square, in pixels, that each point of a stroke becomes."""
+BRIGHTEST, CONTRAST = 0.8, 0.3
+"""Without textures, channels of backgrounds are below `CONTRAST`, and those of digits between
+`BRIGHTEST` - `CONTRAST` and `BRIGHTEST`, so that brightness may rise by a quarter."""
 ENLARGED = 32
 """Side that digits of 8x8 pixels are enlarged to before they are drawn."""
 
