@@ -27,7 +27,7 @@ def test_still_films_are_still_and_drifting_ones_only_get_brighter():
     assert (still == still[:, :1]).all()
     drifting = films(**order.STILL, drift=0.08)
     rise = 1 + 0.08 * torch.arange(4)[:, None, None, None]
-    assert (drifting - still * rise).abs().max() < 1  # rounding, and no clipped pixel
+    assert (drifting - still * rise).abs().max() < 1.13  # rounding of both, no clipped pixel
     assert not (films() == films()[:, :1]).all()
 
 
