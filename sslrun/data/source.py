@@ -105,6 +105,11 @@ class Source(ABC):
         return None
 
     @classmethod
+    def default_task(cls, options: Any) -> str:
+        """The task for the labels that the options choose, if a recipe names none."""
+        return cls.task
+
+    @classmethod
     def inherit_options(cls, data: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
         """Return the options that an evaluation on this set takes from the recipe's `data`.
 

@@ -16,6 +16,7 @@ from sslrun.pretexts import (  # noqa: F401
     moco,
     mocov3,
     nnclr,
+    order,
     pixels,
     position,
     recolor,

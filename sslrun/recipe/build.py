@@ -207,7 +207,8 @@ def _evaluation(source: Located, key: str, data: Named) -> Evaluation:
         # The data set of pretraining is used with all of its options.
         section.value["data"] = data.as_dict() if key == data.name else {"name": key}
     evaluation_data = _named(sources, section, "data", like=data)
-    task = _named(tasks, section, "task", default=sources[evaluation_data.name].task)
+    default_task = sources[evaluation_data.name].default_task(evaluation_data.options)
+    task = _named(tasks, section, "task", default=default_task)
     options = {name: _protocol_options(name, source, section) for name in protocols.in_order}
     shifts = {name: _shift(section, name, evaluation_data) for name in _named_shifts(section)}
     values = {

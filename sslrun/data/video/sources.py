@@ -36,7 +36,7 @@ class VideoOptions(SourceOptions):
     frames: int = Field(4, ge=2)
     """Number of frames in a clip to train on."""
     test_frames: int = Field(8, ge=2)
-    """Number of frames in a clip of the test split."""
+    """Number of frames in a clip of the test split, if masks are followed there."""
 
 
 class SpriteOptions(VideoOptions):
@@ -93,7 +93,9 @@ class DrawnFilms(Source):
         options = self.options
         is_test = split == "test"
         count = options.test_films if is_test else options.films
-        frames = options.test_frames if is_test else options.frames
+        # Clips to classify all have one length.
+        follows = is_test and options.labels == "masks"
+        frames = options.test_frames if follows else options.frames
         generator = torch.Generator().manual_seed(derive_seed(0, is_test))
         parts = [
             self._draw(min(CHUNK, count - start), frames, is_test, generator)
@@ -118,6 +120,10 @@ class DrawnFilms(Source):
             patterns if by_pattern else None,
             PATTERNS if by_pattern else (),
         )
+
+    @classmethod
+    def default_task(cls, options: SpriteOptions) -> str:
+        return "clips" if options.labels == "pattern" else cls.task
 
     def _draw(
         self, count: int, frames: int, is_test: bool, generator: torch.Generator
@@ -170,11 +176,18 @@ class MovingDigits(DrawnFilms):
     version = 2
 
     class Options(SpriteOptions):
-        pass
+        textured: bool = True
+        """Fill digits and backgrounds with textures. Otherwise each has one color, and digits are
+        brighter, so that a single frame shows where they are."""
+
+    options: Options
 
     def draw_objects(self, count: int, is_test: bool, generator: torch.Generator) -> Tensor:
         digits = _digit_pictures(is_test)
         chosen = torch.randint(0, len(digits), (count,), generator=generator)
+        if not self.options.textured:
+            colors = BRIGHTEST - CONTRAST * torch.rand(count, 3, 1, 1, generator=generator)
+            return torch.cat([colors.expand(-1, -1, ENLARGED, ENLARGED), digits[chosen]], dim=1)
         # The texture of a whole frame, at the scale at which digits of medium size are drawn.
         side = round(2 * ENLARGED / sum(self.options.scale))
         start = (side - ENLARGED) // 2
@@ -186,6 +199,9 @@ class MovingDigits(DrawnFilms):
         self, count: int, frames: int, is_test: bool, generator: torch.Generator
     ) -> Tensor:
         size, camera = self.options.size, self.options.camera
+        if not self.options.textured:
+            colors = CONTRAST * torch.rand(count, 1, 3, 1, 1, generator=generator)
+            return colors.expand(-1, frames, -1, size, size)
         side = size + round(camera * size * frames) + 1
         return pan(draw_textures(count, side, generator), frames, size, 2 * camera, generator)
 
@@ -211,6 +227,9 @@ MARGIN = 3
 """Width of the empty border around a digit, in pixels."""
 THICKENED = 5
 """Side of the square, in pixels, that each point of a stroke becomes."""
+BRIGHTEST, CONTRAST = 0.8, 0.3
+"""Without textures, channels of backgrounds are below `CONTRAST`, and those of digits between
+`BRIGHTEST` - `CONTRAST` and `BRIGHTEST`, so that brightness may rise by a quarter."""
 ENLARGED = 32
 """Side that digits of 8x8 pixels are enlarged to before they are drawn."""
 
