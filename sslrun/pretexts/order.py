@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -111,6 +111,7 @@ class Order(Pretext):
     def __init__(self, options: Options, backbone: Backbone) -> None:
         super().__init__(options, backbone)
         self.crop, self.jitter = _window(options, backbone)
+        orders: Sequence[tuple[int, ...]]
         if options.kind == "verify":
             orders, shares, classes = TRIPLES, torch.tensor(TRIPLE_SHARES), torch.tensor([1, 0, 0])
         else:
