@@ -19,6 +19,7 @@ from sslrun.data.video.films import ClipExamples, StoredFilms
 from sslrun.data.video.sprites import (
     PATTERNS,
     compose,
+    cross,
     draw_motion,
     draw_points,
     draw_textures,
@@ -56,6 +57,8 @@ class SpriteOptions(VideoOptions):
     """Largest distance that the background moves from frame to frame, as a share of the side."""
     turning: float = Field(0.2, ge=0)
     """Largest turn of an object from frame to frame, in radians."""
+    occlusion: float = Field(0.0, ge=0, le=1)
+    """Share of the films in which the second object, if any, crosses the first one and hides it."""
     lighting: float = Field(0.05, ge=0, le=1)
     """Largest change of brightness, and of the logarithm of contrast, from frame to frame."""
     noise: float = Field(0.02, ge=0, le=1)
@@ -146,6 +149,9 @@ class DrawnFilms(Source):
                     generator,
                 )
             )
+        if options.occlusion and most > 1:
+            crossing = torch.rand(count, generator=generator) < options.occlusion
+            motions[1] = cross(motions[1], motions[0], crossing, generator)
         films, masks = compose(backgrounds, pictures, motions)
         lit = relight(films, options.lighting, options.drift, options.noise, generator)
         points = draw_points(pictures, motions, masks)
