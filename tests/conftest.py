@@ -66,6 +66,7 @@ SLOW = {
     "test_targets_that_learn_collapse_and_the_collapse_is_named",
     "test_a_probe_with_norm_scores_and_its_head_starts_lpft",
     "test_attend.py::test_mistakes_are_one_line",
+    "test_track.py::test_the_command_tracks_by_an_untrained_recipe",
     "test_every_image_has_a_picture_and_all_are_on_the_contact_sheet",
     "test_a_recipe_gives_its_weights_and_its_test_split",
     "test_training_goes_below_the_floor_on_held_out_images", "test_layers.py", "test_attentive.py",

@@ -94,7 +94,8 @@ def track(request: Request, compute: Compute) -> list[str]:
             overrides=request.overrides,
         )
     )
-    backbone = compute.put(subject.backbone).eval()
+    backbone = subject.backbone
+    compute.put(backbone).eval()
     backbone.require("dense", "sslrun track")
     if not isinstance(backbone.spec, ImageSpec):
         raise UserError(
@@ -327,8 +328,9 @@ class Movie:
             raise UserError(f"{self.path}: can't be written: {reason}") from None
         self._container: Any = self._files.enter_context(container)
         rate = Fraction(self._footage.rate).limit_denominator(1000)
-        self._stream: Any = self._container.add_stream(codec, rate=rate)
-        self._stream.width, self._stream.height, self._stream.pix_fmt = width, height, "yuv420p"
+        stream: Any = self._container.add_stream(codec, rate=rate)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        self._stream = stream
         return self
 
     def add(self, number: int, frame: Tensor, painted: Tensor) -> None:

@@ -19,6 +19,7 @@ from sslrun.data.video.films import ClipExamples, StoredFilms
 from sslrun.data.video.sprites import (
     PATTERNS,
     compose,
+    cross,
     draw_motion,
     draw_points,
     draw_textures,
@@ -56,6 +57,8 @@ class SpriteOptions(VideoOptions):
     """Largest distance that the background moves from frame to frame, as a share of the side."""
     turning: float = Field(0.2, ge=0)
     """Largest turn of an object from frame to frame, in radians."""
+    occlusion: float = Field(0.0, ge=0, le=1)
+    """Share of the films in which the second object, if any, crosses the first one and hides it."""
     lighting: float = Field(0.05, ge=0, le=1)
     """Largest change of brightness, and of the logarithm of contrast, from frame to frame."""
     noise: float = Field(0.02, ge=0, le=1)
@@ -94,7 +97,7 @@ class DrawnFilms(Source):
         is_test = split == "test"
         count = options.test_films if is_test else options.films
         # Clips to classify all have one length.
-        follows = is_test and options.labels == "masks"
+        follows = is_test and options.labels != "pattern"
         frames = options.test_frames if follows else options.frames
         generator = torch.Generator().manual_seed(derive_seed(0, is_test))
         parts = [
@@ -123,7 +126,7 @@ class DrawnFilms(Source):
 
     @classmethod
     def default_task(cls, options: SpriteOptions) -> str:
-        return "clips" if options.labels == "pattern" else cls.task
+        return {"masks": "masks", "points": "keypoints", "pattern": "clips"}[options.labels]
 
     def _draw(
         self, count: int, frames: int, is_test: bool, generator: torch.Generator
@@ -152,6 +155,9 @@ class DrawnFilms(Source):
                     generator,
                 )
             )
+        if options.occlusion and most > 1:
+            crossing = torch.rand(count, generator=generator) < options.occlusion
+            motions[1] = cross(motions[1], motions[0], crossing, generator)
         films, masks = compose(backgrounds, pictures, motions)
         lit = relight(films, options.lighting, options.drift, options.noise, generator)
         points = draw_points(pictures, motions, masks)

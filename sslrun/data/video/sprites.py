@@ -7,13 +7,14 @@ may be hidden by the objects above it.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from sslrun.data.image.augment import patches
+from sslrun.data.video.films import VOID
 
 PATTERNS = ("right", "left", "down", "up", "clockwise", "counterclockwise", "zigzag", "growing")
 """Kinds of motion; the class of a clip whose labels are patterns."""
@@ -100,6 +101,17 @@ def _reflect(centers: Tensor, bound: Tensor) -> Tensor:
     return torch.where(shifted > 2 * bound, 4 * bound - shifted, shifted) - bound
 
 
+def cross(motion: Motion, other: Motion, chosen: Tensor, generator: torch.Generator) -> Motion:
+    """Shift the paths of `chosen` (B,) bool, so that the two centers meet in a frame.
+
+    It is a random frame after the first.
+    """
+    films, frames = torch.arange(len(chosen)), motion.centers.shape[1]
+    meeting = torch.randint(1, frames, (len(chosen),), generator=generator)
+    shift = (other.centers - motion.centers)[films, meeting] * chosen[:, None]
+    return replace(motion, centers=motion.centers + shift[:, None])
+
+
 def compose(
     backgrounds: Tensor, objects: list[Tensor], motions: list[Motion]
 ) -> tuple[Tensor, Tensor]:
@@ -107,7 +119,7 @@ def compose(
 
     `backgrounds` (B, T, 3, S, S) in [0, 1]; each of `objects` (B, 4, h, h): color and alpha in
     [0, 1]. Returns frames (B, T, 3, S, S) in [0, 1], and masks (B, T, S, S) uint8 in which the k-th
-    object has the number k + 1.
+    object has the number k + 1; one that the first frame hides is void in the others.
     """
     count, frames, _, size, _ = backgrounds.shape
     canvas = backgrounds.flatten(0, 1).clone()
@@ -117,8 +129,11 @@ def compose(
         color, alpha = placed[:, :3], placed[:, 3:]
         canvas = canvas * (1 - alpha) + color * alpha
         masks[alpha[:, 0] >= OPAQUE] = number
-    drawn = canvas.clamp(0, 1).unflatten(0, (count, frames))
-    return drawn, masks.unflatten(0, (count, frames))
+    drawn, masks = (x.unflatten(0, (count, frames)) for x in (canvas.clamp(0, 1), masks))
+    for number in range(1, len(objects) + 1):
+        unseen = ~(masks[:, 0] == number).flatten(1).any(dim=1)
+        masks[(masks == number) & unseen[:, None, None, None]] = VOID
+    return drawn, masks
 
 
 def pick_points(alpha: Tensor) -> Tensor:
