@@ -289,7 +289,7 @@ def palindromes(steps: Steps) -> Tensor:
 
 
 def returns(walks: Tensor) -> tuple[Tensor, Tensor]:
-    """The loss of walks (B, L, N, N), and the share (L,) of nodes that most of a walk returns to."""
+    """The loss of walks (B, L, N, N), and the share (L,) of nodes that most walks return to."""
     probability = walks.diagonal(dim1=2, dim2=3)
     nodes = torch.arange(walks.shape[2], device=walks.device)
     returned = (walks.detach().argmax(dim=3) == nodes).float()
