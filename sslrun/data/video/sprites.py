@@ -97,7 +97,7 @@ def compose(
     """Draw objects over backgrounds; later objects hide earlier ones.
 
     `backgrounds` (B, T, 3, S, S) in [0, 1]; each of `objects` (B, 4, h, h): color and alpha in
-    [0, 1]. Returns frames (B, T, 3, S, S) uint8, and masks (B, T, S, S) uint8 in which the k-th
+    [0, 1]. Returns frames (B, T, 3, S, S) in [0, 1], and masks (B, T, S, S) uint8 in which the k-th
     object has the number k + 1.
     """
     count, frames, _, size, _ = backgrounds.shape
@@ -108,8 +108,8 @@ def compose(
         color, alpha = placed[:, :3], placed[:, 3:]
         canvas = canvas * (1 - alpha) + color * alpha
         masks[alpha[:, 0] >= OPAQUE] = number
-    drawn = (canvas.clamp(0, 1) * 255).round().byte()
-    return drawn.unflatten(0, (count, frames)), masks.unflatten(0, (count, frames))
+    drawn = canvas.clamp(0, 1).unflatten(0, (count, frames))
+    return drawn, masks.unflatten(0, (count, frames))
 
 
 def _place(pictures: Tensor, motion: Motion, size: int) -> Tensor:
@@ -138,6 +138,24 @@ def draw_textures(count: int, size: int, generator: torch.Generator) -> Tensor:
         noise = torch.rand(count, 3, cells, cells, generator=generator) - 0.5
         total += weight * F.interpolate(noise, (size, size), mode="bilinear")
     return (0.5 + 0.5 * total).clamp(0, 1)
+
+
+def relight(
+    films: Tensor, change: float, drift: float, noise: float, generator: torch.Generator
+) -> Tensor:
+    """Change the light of films (B, T, 3, S, S) in [0, 1], and add noise.
+
+    Brightness and the logarithm of contrast each take a random walk over the frames, by at most
+    `change` a step, from a start within three steps. `drift` multiplies the brightness of frame t
+    by 1 + drift * t. `noise` is the standard deviation of independent noise in each value.
+    """
+    count, frames = films.shape[:2]
+    steps = torch.rand(2, count, frames, generator=generator) * 2 - 1
+    steps[..., 0] *= 3
+    contrast, brightness = (change * steps).cumsum(dim=2)[..., None, None, None]
+    rise = 1 + drift * torch.arange(frames)[:, None, None, None]
+    lit = ((films - 0.5) * contrast.exp() + 0.5 + brightness) * rise
+    return (lit + noise * torch.randn(films.shape, generator=generator)).clamp(0, 1)
 
 
 def pan(
