@@ -77,6 +77,8 @@ SLOW = {
     "test_libraries.py", "test_push.py", "test_load.py",
     "test_it_learns_colors_that_follow_from_lightness", "test_it_learns_to_reconstruct",
     "test_a_small_beta_keeps_all_units_and_a_large_one_collapses",
+    "test_it_learns_to_return_and_is_healthy", "test_cells_that_know_their_place_collapse",
+    "test_it_learns_to_find_colors_below_its_floor",
 }  # fmt: skip
 """Substrings of the names of tests that take more than a second; `make fast` skips them.
 
