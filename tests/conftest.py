@@ -81,6 +81,8 @@ SLOW = {
     "test_clips_are_cut_around_fish_with_masks_that_move_with_them",
     "test_streamed_films_give_the_clips_of_stored_ones[1]",
     "test_a_small_beta_keeps_all_units_and_a_large_one_collapses",
+    "test_it_learns_to_return_and_is_healthy", "test_cells_that_know_their_place_collapse",
+    "test_it_learns_to_find_colors_below_its_floor",
 }  # fmt: skip
 """Substrings of the names of tests that take more than a second; `make fast` skips them.
 

@@ -1,7 +1,7 @@
 """Tracking by colorizing videos (Vondrick et al., ECCV 2018, arXiv:1806.09594).
 
-Shape legend: B clips, R reference frames, N cells of a frame's grid, D the width of a cell's vector,
-and K clusters of colors.
+Shape legend: B clips, R reference frames, N cells of a frame's grid, D the width of a cell's
+vector, and K clusters of colors.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Recolor(Pretext):
 
     class Options(NormOptions):
         references: int = Field(default=3, ge=1)
-        """Number of reference frames: those before the last frame of a clip, which is the target."""
+        """Number of reference frames, before the last frame of a clip, which is the target."""
         clusters: int = Field(default=16, ge=2)
         """Number of clusters of colors."""
         radius: float | None = Field(default=None, gt=0)
@@ -125,8 +125,8 @@ class Recolor(Pretext):
         ab = self._sample_colors(examples)
         if not is_colored(ab.T[None, :, :, None]).any():
             raise UserError(
-                "pretext 'recolor': all of the frames that were looked at are gray: choose films in "
-                "color, or another pretext task"
+                "pretext 'recolor': all of the frames that were looked at are gray: choose films "
+                "in color, or another pretext task"
             )
         distinct, counts = ab.unique(dim=0, return_counts=True)
         if len(distinct) < 2:
@@ -187,7 +187,7 @@ class Recolor(Pretext):
             return self.mix(vectors, F.one_hot(cells.colors[:, :-1], len(self.centers)).float())
 
     def mix(self, vectors: Tensor, colors: Tensor) -> Tensor:
-        """Mix the colors (B, R, N, K) of references, by the vectors (B, R + 1, N, D) of all frames."""
+        """Mix the colors (B, R, N, K) of references, by vectors (B, R + 1, N, D) of all frames."""
         references, target = vectors[:, :-1].flatten(1, 2), vectors[:, -1]
         scores = target @ references.transpose(1, 2)
         if self.near is not None:

@@ -1,7 +1,7 @@
 """The contrastive random walk (Jabri, Owens & Efros, NeurIPS 2020, arXiv:2006.14613).
 
-Shape legend: B clips of T frames, N nodes of a frame, D the width of a node's vector, and p the side
-of a patch in pixels.
+Shape legend: B clips of T frames, N nodes of a frame, D the width of a node's vector, and p the
+side of a patch in pixels.
 """
 
 from __future__ import annotations
@@ -77,8 +77,8 @@ class Walk(Pretext):
         """Side of a patch, in pixels; default: a quarter of the frame's side, as in the paper.
         Only with `nodes: grid`."""
         stride: int | None = Field(default=None, ge=1)
-        """Distance of neighboring patches, in pixels; default: half a patch, as in the paper. Pixels
-        beyond the last patch are left out. Only with `nodes: grid`."""
+        """Distance of neighboring patches, in pixels; default: half a patch, as in the paper.
+        Pixels beyond the last patch are left out. Only with `nodes: grid`."""
         temperature: float = Field(default=0.05, gt=0)
         """Temperature of the softmax over the similarities of nodes."""
         dropout: float = Field(default=0.1, ge=0, lt=1)
@@ -204,7 +204,7 @@ class Walk(Pretext):
         return None
 
     def pictures(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        """The first frame, its nodes in colors, and the colors that reach the last frame's nodes."""
+        """The first frame, its nodes in colors, and the colors that reach the last frame."""
         states = self.embed(self._whole(batch))
         steps = transitions(states, self.options.temperature)
         side = round(states.shape[2] ** 0.5)
@@ -237,21 +237,23 @@ def _layout(options: Walk.Options, backbone: Backbone) -> tuple[int, int]:
     stride = max(1, patch // 2) if options.stride is None else options.stride
     if options.nodes == "grid" and patch + stride > side:
         raise UserError(
-            f"pretext.patch: fewer than two patches of {patch} pixels, {stride} apart, fit a side of "
-            f"{side}: set patch: {max(2, side // 4)} and stride: {max(1, side // 8)}"
+            f"pretext.patch: fewer than two patches of {patch} pixels, {stride} apart, fit a side "
+            f"of {side}: set patch: {max(2, side // 4)} and stride: {max(1, side // 8)}"
         )
     if options.nodes == "grid" and patch % backbone.patch:
         near = max(1, round(patch / backbone.patch)) * backbone.patch
         raise UserError(
-            f"pretext.patch: patches of {patch} pixels do not divide into the backbone's patches of "
-            f"{backbone.patch}: set patch: {near}"
+            f"pretext.patch: patches of {patch} pixels do not divide into the backbone's patches "
+            f"of {backbone.patch}: set patch: {near}"
         )
     return patch, stride
 
 
 def cut_patches(frames: Tensor, patch: int, stride: int) -> Tensor:
     """Cut frames (F, C, H, W) into overlapping patches (F, N, C, p, p), row by row."""
-    windows = frames.unfold(2, patch, stride).unfold(3, patch, stride)  # (F, C, rows, columns, p, p)
+    windows = frames.unfold(2, patch, stride).unfold(
+        3, patch, stride
+    )  # (F, C, rows, columns, p, p)
     return windows.permute(0, 2, 3, 1, 4, 5).flatten(1, 2)
 
 
@@ -287,7 +289,7 @@ def palindromes(steps: Steps) -> Tensor:
 
 
 def returns(walks: Tensor) -> tuple[Tensor, Tensor]:
-    """The loss of walks (B, L, N, N), and the share (L,) of nodes to which most of a walk returns."""
+    """The loss of walks (B, L, N, N), and the share (L,) of nodes that most walks return to."""
     probability = walks.diagonal(dim1=2, dim2=3)
     nodes = torch.arange(walks.shape[2], device=walks.device)
     returned = (walks.detach().argmax(dim=3) == nodes).float()

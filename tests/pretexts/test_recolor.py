@@ -10,14 +10,18 @@ from sslrun.backbones import build_backbone
 from sslrun.data.examples import Batch, TensorExamples
 from sslrun.data.image.lab import lightness, rgb_to_lab
 from sslrun.data.specs import VideoSpec
+from sslrun.data.video.films import Shot, StoredFilms
 from sslrun.errors import UserError
 from sslrun.pretexts.base import pretexts
-from sslrun.pretexts.recolor import Cells, color_loss, nearest
+from sslrun.pretexts.recolor import Cells, Recolor, color_loss, nearest
+from sslrun.protocols.propagate import Propagate, PropagateOptions
+from sslrun.tasks.masks import Masks, MasksOptions
 from sslrun.training.checkpoint import restore, save
 from sslrun.training.device import compute
 from sslrun.training.loop import Schedule, Training, train
 
 SIZE, FRAMES = 16, 4
+CPU = torch.device("cpu")
 SHAPE = {"patch": 4, "depth": 1, "width": 24, "heads": 3}  # a grid of 4x4 cells
 
 
@@ -212,7 +216,35 @@ def test_mistakes_are_one_line():
         build(red)
     with pytest.raises(UserError, match=r"3 references .* have 3: set data\.frames: 4"):
         build(frames=3)
+    gray_only = build_backbone("vit-tiny", SHAPE, VideoSpec(SIZE, FRAMES, channels=1).frame)
     with pytest.raises(UserError, match="color images of 3 channels"):
-        cls = pretexts["recolor"]
-        spec = VideoSpec(SIZE, FRAMES, channels=1).frame
-        cls(cls.Options(), build_backbone("vit-tiny", SHAPE, spec))
+        Recolor(Recolor.Options(), gray_only)
+
+
+class Seen(torch.nn.Module):
+    """A backbone that keeps what it sees."""
+
+    def dense(self, inputs, layer=None):
+        self.inputs = inputs
+        return inputs
+
+    def fit_inputs(self, data):
+        (self.fitted,) = (batch.inputs for batch in data.batches([torch.arange(2)], CPU))
+
+
+@pytest.mark.parametrize("color", ["rgb", "lightness"])
+def test_label_propagation_shows_what_pretraining_showed(color):
+    inputs = clips(2)
+    masks = torch.zeros(2 * FRAMES, SIZE, SIZE, dtype=torch.uint8)
+    masks[:, :8, :8] = 1
+    films = StoredFilms(("a", "b"), inputs.flatten(0, 1), torch.tensor([0, FRAMES, 8]), masks)
+    task = Masks(MasksOptions(color=color), VideoSpec(SIZE, FRAMES), ())
+    backbone, shot = Seen(), Shot(films, 0, torch.arange(FRAMES))
+    Propagate(PropagateOptions()).follow(backbone, shot, CPU, task.prepare)
+    frames = inputs / 255
+    expected = lightness(frames.flatten(0, 1)).view_as(frames) if color == "lightness" else frames
+    torch.testing.assert_close(backbone.inputs, expected[0])
+    torch.testing.assert_close(task.inputs(Batch(inputs, None)), expected.flatten(0, 1))
+    task.fit_inputs(backbone, examples(inputs))
+    torch.testing.assert_close(backbone.fitted / 255, expected, atol=0.003, rtol=0)
+    assert MasksOptions(color="rgb").non_defaults() == {}
