@@ -102,14 +102,14 @@ def track(request: Request, compute: Compute) -> list[str]:
             f"sslrun track needs a backbone of images, but '{backbone.name}' takes "
             f"{backbone.spec.kind} data"
         )
-    options = _find_options(subject.recipe)
+    options, seen = _find_options(subject.recipe)
     if request.layer is not None:
         options = options.model_copy(update={"layer": request.layer})
     shape = scale_to(footage.shape, request.size or backbone.spec.size, backbone.patch)
     given = first.to(compute.device)
     writer = open_writer(request.output, footage)
     with writer, torch.inference_mode():
-        followed = follow(Propagate(options), backbone, footage.parts(), given, shape)
+        followed = follow(Propagate(options), backbone, footage.parts(), given, shape, seen)
         for number, (frame, mask) in enumerate(followed):
             writer.add(number, frame, paint(frame, mask))
             if request.masks is not None:
@@ -131,13 +131,13 @@ def _report(request: Request, path: Path, footage: Footage, objects: list[int]) 
     return lines
 
 
-def _find_options(recipe: Recipe | None) -> PropagateOptions:
-    """Return the options of `propagate` in the recipe, if it has the protocol."""
+def _find_options(recipe: Recipe | None) -> tuple[PropagateOptions, FollowingOptions]:
+    """Return the options of `propagate` and of its task in the recipe, if it has the protocol."""
     for evaluation in recipe.evaluate.values() if recipe is not None else ():
-        options = evaluation.options["propagate"]
-        if "propagate" in evaluation.protocols and isinstance(options, PropagateOptions):
-            return options
-    return PropagateOptions()
+        options, task = evaluation.options["propagate"], evaluation.task.options
+        if isinstance(options, PropagateOptions) and isinstance(task, FollowingOptions):
+            return options, task
+    return PropagateOptions(), FollowingOptions()
 
 
 # ---------------------------------------------------------------- the film and its first mask
@@ -232,10 +232,12 @@ def follow(
     parts: Iterable[Tensor],
     first: Tensor,
     shape: tuple[int, int],
+    seen: FollowingOptions,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield each frame (3, H, W) uint8 of a film with its mask (H, W) uint8, on the CPU.
 
-    The backbone sees frames of `shape`. No more than one part of the film is kept.
+    The backbone sees frames of `shape`, in the colors of `seen`. No more than one part of the film
+    is kept.
     """
     waiting: deque[Tensor] = deque()
 
@@ -244,7 +246,7 @@ def follow(
             waiting.extend(part)
             yield F.interpolate(part, shape, mode="bilinear", antialias=True)
 
-    task = Masks(FollowingOptions(), VideoSpec(min(shape), PART), ())
+    task = Masks(seen, VideoSpec(min(shape), PART), ())
     size = (first.shape[0], first.shape[1])
     for mask in protocol.stream(backbone, resized(), first, size, task):
         yield waiting.popleft(), mask.cpu()

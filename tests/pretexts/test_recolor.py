@@ -15,7 +15,8 @@ from sslrun.errors import UserError
 from sslrun.pretexts.base import pretexts
 from sslrun.pretexts.recolor import Cells, Recolor, color_loss, nearest
 from sslrun.protocols.propagate import Propagate, PropagateOptions
-from sslrun.tasks.masks import Masks, MasksOptions
+from sslrun.tasks.following import FollowingOptions
+from sslrun.tasks.masks import Masks
 from sslrun.training.checkpoint import restore, save
 from sslrun.training.device import compute
 from sslrun.training.loop import Schedule, Training, train
@@ -238,13 +239,13 @@ def test_label_propagation_shows_what_pretraining_showed(color):
     masks = torch.zeros(2 * FRAMES, SIZE, SIZE, dtype=torch.uint8)
     masks[:, :8, :8] = 1
     films = StoredFilms(("a", "b"), inputs.flatten(0, 1), torch.tensor([0, FRAMES, 8]), masks)
-    task = Masks(MasksOptions(color=color), VideoSpec(SIZE, FRAMES), ())
+    task = Masks(FollowingOptions(color=color), VideoSpec(SIZE, FRAMES), ())
     backbone, shot = Seen(), Shot(films, 0, torch.arange(FRAMES))
-    Propagate(PropagateOptions()).follow(backbone, shot, CPU, task.prepare)
+    Propagate(PropagateOptions()).follow(backbone, shot, CPU, task)
     frames = inputs / 255
     expected = lightness(frames.flatten(0, 1)).view_as(frames) if color == "lightness" else frames
     torch.testing.assert_close(backbone.inputs, expected[0])
     torch.testing.assert_close(task.inputs(Batch(inputs, None)), expected.flatten(0, 1))
     task.fit_inputs(backbone, examples(inputs))
     torch.testing.assert_close(backbone.fitted / 255, expected, atol=0.003, rtol=0)
-    assert MasksOptions(color="rgb").non_defaults() == {}
+    assert FollowingOptions(color="rgb").non_defaults() == {}

@@ -28,6 +28,7 @@ from sslrun.stages.track import (
     scale_to,
     write_mask,
 )
+from sslrun.tasks.following import FollowingOptions
 
 SIZE = 24
 
@@ -65,7 +66,14 @@ def test_perfect_features_follow_the_objects_of_a_folder_of_frames(tmp_path):
     footage = open_footage(write_film(tmp_path / "film", masks), None)
     first = read_first_mask(tmp_path / "first.png", tmp_path / "film", footage.shape)
     followed = list(
-        follow(Propagate(PropagateOptions()), Identities(), footage.parts(), first, (SIZE, SIZE))
+        follow(
+            Propagate(PropagateOptions()),
+            Identities(),
+            footage.parts(),
+            first,
+            (SIZE, SIZE),
+            FollowingOptions(),
+        )
     )
     assert torch.equal(torch.stack([frame for frame, _ in followed]), as_frames(masks))
     assert torch.equal(torch.stack([mask for _, mask in followed]), masks)
@@ -84,7 +92,7 @@ def test_memory_does_not_grow_with_the_length_of_the_film():
 
     first, most = moving_masks()[0, :12, :12], 0
     protocol = Propagate(PropagateOptions(context=3))
-    for _ in follow(protocol, Identities(), parts(20), first, (12, 12)):
+    for _ in follow(protocol, Identities(), parts(20), first, (12, 12), FollowingOptions()):
         most = max(most, sum(array() is not None for array in arrays))
     assert len(arrays) == 20
     assert 1 <= most <= 3
