@@ -232,9 +232,10 @@ def _backbone_spec(recipe: Recipe, spec: InputSpec) -> InputSpec:
     if recipe.pretext is not None:
         return pretexts[recipe.pretext.name].backbone_spec(recipe.pretext.options, spec)
     for evaluation in recipe.evaluate.values():
-        task = tasks[evaluation.task.name]
-        if evaluation.data == recipe.data and task.gives is not None:
-            return task(evaluation.task.options, spec, ()).backbone_spec
+        task, data = tasks[evaluation.task.name], evaluation.data
+        if task.gives is not None:
+            own = spec if data == recipe.data else sources[data.name](data.options).sketch(1)[0]
+            return task(evaluation.task.options, own, ()).backbone_spec
     return spec
 
 
