@@ -24,9 +24,12 @@ OWN_COLUMNS = {
     "real_accuracy": "ReaL",
     "everything": "everything",
     "centered_box": "centered box",
+    "rank_correlation": "rank correlation",
 }
 """Metrics with a column of their own next to the task's, and its title after the task's name:
-ImageNet ReaL, and the baselines of `objects`."""
+ImageNet ReaL, the baselines of `objects`, and the correlation of asked and achieved returns."""
+ASKED = "asked_"
+"""Prefix of metrics of `rollout` with a column of their own: the score when asked for a return."""
 
 DISTORTION = Metric("distance", unit="", better="lower")
 
@@ -363,10 +366,11 @@ def _numbers(record: RunRecord) -> dict[Column, float]:
     if len(values) > 2:
         values.append(statistics.fmean(values[1:]))
     numbers = dict(zip(columns_of_record(record), values, strict=True))
-    for name, title in OWN_COLUMNS.items():
-        if name in record.test:
+    for name, value in record.test.items():
+        title = Metric(name).title if name.startswith(ASKED) else OWN_COLUMNS.get(name)
+        if title is not None:
             column = Column(f"{record.task} {title}", record.labels, None, Metric(name))
-            numbers[column] = record.test[name]
+            numbers[column] = value
     return numbers
 
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Literal
 
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from sslrun.data.cache import cache_root, digest_key, locked
 from sslrun.data.control.environments import Environment, make_environment
-from sslrun.data.control.trajectories import Episodes
+from sslrun.data.control.trajectories import Episodes, join_episodes
 from sslrun.files import replacing
 from sslrun.seeds import derive_seed
 
@@ -57,32 +57,20 @@ def collect(title: str, behavior: Behavior, count: int, seed: int) -> Episodes:
     path = cache_root() / "control" / f"{digest_key(settings)}.safetensors"
     with locked(path):
         if not path.is_file():
-            environment = make_environment(title)
-            levels = np.array_split(noise_levels(behavior, count), -(-count // PARALLEL))
-            parts, first = [], 0
-            for part in levels:
-                seeds = [derive_seed(seed, first + number) for number in range(len(part))]
-                parts.append(play(environment, seeds, part))
-                first += len(part)
-            tensors = {name: torch.cat(tensor) for name, tensor in _columns(parts).items()}
-            about = f"{count} episodes of {title}, behavior {behavior}, seed {seed}"
+            environment, parts = make_environment(title), []
+            for numbers in np.array_split(np.arange(count), -(-count // PARALLEL)):
+                seeds = [derive_seed(seed, number) for number in numbers.tolist()]
+                parts.append(play(environment, seeds, noise_levels(behavior, count)[numbers]))
+            whole = join_episodes(parts)
+            tensors = {field.name: getattr(whole, field.name) for field in fields(whole)}
+            made = {"made": f"{count} episodes of {title}, behavior {behavior}, seed {seed}"}
             with replacing(path) as temporary:
-                save_file(tensors, temporary, {"made": about})
-    tensors = load_file(path)
-    starts = torch.cat([torch.zeros(1, dtype=torch.int64), tensors["lengths"].cumsum(0)])
-    return Episodes(tensors["states"], tensors["actions"], tensors["rewards"], starts)
+                save_file(tensors, temporary, made)
+    return Episodes(**load_file(path))
 
 
-def _columns(parts: list[dict[str, Tensor]]) -> dict[str, list[Tensor]]:
-    return {name: [part[name] for part in parts] for name in parts[0]}
-
-
-def play(environment: Environment, seeds: list[int], noise: np.ndarray) -> dict[str, Tensor]:
-    """Play one episode for each seed, with a share `noise` (B,) of random actions.
-
-    Returns the states, actions and rewards of all steps, episode after episode, and the lengths of
-    the episodes.
-    """
+def play(environment: Environment, seeds: list[int], noise: np.ndarray) -> Episodes:
+    """Play one episode for each seed, with a share `noise` (B,) of random actions."""
     width = environment.actions
     draws = np.stack([_draw_policy(seed, environment.horizon, width) for seed in seeds])
     state, done = environment.reset(seeds), np.zeros(len(seeds), bool)
@@ -98,11 +86,9 @@ def play(environment: Environment, seeds: list[int], noise: np.ndarray) -> dict[
         if done.all():
             break
     kept = np.stack(running, axis=1)
-    columns = {"states": states, "actions": actions, "rewards": rewards}
-    return {
-        **{name: torch.from_numpy(np.stack(rows, axis=1)[kept]) for name, rows in columns.items()},
-        "lengths": torch.from_numpy(kept.sum(axis=1)),
-    }
+    columns = [np.stack(rows, axis=1)[kept] for rows in (states, actions, rewards)]
+    starts = np.concatenate([[0], kept.sum(axis=1).cumsum()])
+    return Episodes(*map(torch.from_numpy, (*columns, starts)))
 
 
 def _draw_policy(seed: int, horizon: int, width: int) -> np.ndarray:

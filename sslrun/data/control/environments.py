@@ -37,6 +37,8 @@ class Environment(ABC):
     """Raise it when the same name comes to mean another problem."""
     variants: ClassVar[tuple[str, ...] | None] = ("",)
     """Accepted variants; None: any, which the class checks itself."""
+    has_goals: ClassVar[bool] = False
+    """Whether the problem is to reach a state, which `goals` returns."""
     reference: tuple[float, float] | None = None
     """Mean return of random actions, and of an expert: 0 and 100 of the normalized return."""
     state_size: int
@@ -100,12 +102,8 @@ class Environment(ABC):
         )
 
     def goals(self) -> np.ndarray:
-        """The state (B, S) float32 that each episode should end in.
-
-        Raises:
-            UserError: the problem is not to reach a state.
-        """
-        raise UserError(f"{self.title}: has no goal states: take condition: return or none")
+        """The state (B, S) float32 that each episode should end in; see `has_goals`."""
+        raise NotImplementedError
 
     def picture(self) -> np.ndarray:
         """Pictures (B, 3, H, W) uint8 of the current states.

@@ -25,6 +25,7 @@ class Paths(Environment):
     is our choice: the node that can be reached from most others.
     """
 
+    has_goals = True
     state_size = actions = NODES
     horizon = 10
     scale = 10.0

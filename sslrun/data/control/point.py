@@ -37,6 +37,7 @@ class Point(Environment):
     point slides. Pictures show the point, the wall, and no target.
     """
 
+    has_goals = True
     variants = ("", "wall")
     state_size = 2
     actions = 2

@@ -170,7 +170,7 @@ class KeyToDoorSource(MadeSource):
     """
 
     class Options(MadeOptions):
-        context: int = Field(24, ge=1)
+        context: int = Field(15, ge=1)
         """Number of steps in a window, K."""
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
@@ -114,6 +114,17 @@ class Episodes:
         steps = self.lengths[order].cumsum(0)
         count = max(1, int((steps <= share * len(self.states)).sum()))
         return self.select(order[:count].sort().values)
+
+
+def join_episodes(parts: Sequence[Episodes]) -> Episodes:
+    """Put the trajectories of several sets one after the other."""
+    lengths = torch.cat([part.lengths for part in parts])
+    return Episodes(
+        torch.cat([part.states for part in parts]),
+        torch.cat([part.actions for part in parts]),
+        torch.cat([part.rewards for part in parts]),
+        torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)]),
+    )
 
 
 @dataclass(frozen=True)
