@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from pydantic import Field
+from torch import Tensor
 
 from sslrun.backbones.dt import Dt
 from sslrun.data.control.collect import play
@@ -19,7 +20,7 @@ from sslrun.protocols.base import Bench, Protocol, Scores, protocols
 from sslrun.registry import Options
 from sslrun.seeds import derive_seed
 from sslrun.tasks.base import Task, TaskOptions
-from sslrun.tasks.returns import Returns, rank_correlation
+from sslrun.tasks.returns import Returns
 
 FAR = 3.0
 """A target this many times as far from the data's mean return as any of its returns is reported."""
@@ -102,10 +103,10 @@ class Rollout(ActingProtocol):
                     f"asked for a return of {asked.mean():g}, but those of the data are "
                     f"{describe_range(data.episodes)}: the network extrapolates"
                 )
-            achieved = act(backbone, environment, seeds, asked)
-            results.append(Result(target, asked, achieved, task.normalize(achieved, environment)))
-        metrics = self._measure(results, data.episodes) if asks else {}
-        metrics = {**summarize(results[0].achieved, results[0].normalized), **metrics}
+            results.append(Result(target, asked, act(backbone, environment, seeds, asked)))
+        metrics = task.score(compare(results, float(data.episodes.totals.max())), data)
+        for result in results[1:]:
+            metrics[result.metric] = float(task.normalize(torch.from_numpy(result.achieved)).mean())
         details = {"rollouts": [result.as_dict(asks) for result in results]}
         return Scores(dict.fromkeys(bench.tests, metrics), details)
 
@@ -122,17 +123,6 @@ class Rollout(ActingProtocol):
             asked.append({"best": best, "mean": mean, "beyond": best + (best - mean) / 2}[target])
         return np.array(asked)
 
-    def _measure(self, results: Sequence[Result], data: Episodes) -> dict[str, float]:
-        """The normalized return for each target but the first, and the rank correlation."""
-        values = {result.metric: float(result.normalized.mean()) for result in results[1:]}
-        best = float(data.totals.max())
-        within = [one for one in results if one.target != "beyond" and one.asked.max() <= best]
-        if len(within) > 1:
-            values["rank_correlation"] = rank_correlation(
-                [result.asked for result in within], [result.achieved for result in within]
-            )
-        return values
-
 
 @dataclass(frozen=True)
 class Result:
@@ -143,8 +133,6 @@ class Result:
     """(B,): the return that was asked for."""
     achieved: np.ndarray
     """(B,): the return."""
-    normalized: np.ndarray
-    """(B,), in percent."""
 
     @property
     def metric(self) -> str:
@@ -157,9 +145,12 @@ class Result:
         return {**asked, "achieved": float(self.achieved.mean()), "returns": self.achieved.tolist()}
 
 
-def summarize(returns: np.ndarray, normalized: np.ndarray) -> dict[str, float]:
-    """The metrics of the returns (B,) of episodes."""
-    return {"normalized_return": float(normalized.mean()), "return": float(returns.mean())}
+def compare(results: Sequence[Result], best: float) -> Tensor:
+    """Asked and achieved returns (B, T, 2) for the first target and those up to the data's best."""
+    first, *others = results
+    within = [one for one in others if one.target != "beyond" and one.asked.max() <= best]
+    pairs = [np.stack([one.asked, one.achieved], axis=-1) for one in (first, *within)]
+    return torch.from_numpy(np.stack(pairs, axis=1))
 
 
 def episode_seeds(seed: int, count: int) -> list[int]:
@@ -245,6 +236,6 @@ class RandomActions(ActingProtocol):
         task = bench.task
         assert isinstance(task, Returns)
         environment, count = task.environment(), self.options.episodes
-        returns = play(environment, episode_seeds(bench.seed, count), np.ones(count)).totals.numpy()
-        metrics = summarize(returns, task.normalize(returns, environment))
+        returns = play(environment, episode_seeds(bench.seed, count), np.ones(count)).totals
+        metrics = task.score(returns[:, None, None].expand(-1, 1, 2), bench.examples("train"))
         return Scores(dict.fromkeys(bench.tests, metrics), {"returns": returns.tolist()})

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from statistics import fmean
 
-import numpy as np
 from scipy.stats import spearmanr
+from torch import Tensor
 
 from sslrun.data.control.environments import Environment, make_environment
+from sslrun.data.examples import Examples
 from sslrun.data.specs import ControlSpec
 from sslrun.errors import UserError
 from sslrun.metric import Metric
 from sslrun.tasks.base import Task, TaskOptions, tasks
-
-ASKED = ("asked_best", "asked_mean", "asked_beyond")
-"""Metrics of the normalized return when asked for a target of `rollout` that is not the first."""
 
 
 class ReturnsOptions(TaskOptions):
@@ -34,35 +31,41 @@ class ReturnsOptions(TaskOptions):
 class Returns(Task):
     """Act in the environment of the data; the score is the normalized return of D4RL.
 
-    It is 100 (return - random) / (expert - random), Fu et al. 2020 (arXiv:2004.07219). `return` is
-    the mean return itself. `rank_correlation` is Spearman's between the returns that were asked for
-    and achieved, over the targets of an episode up to the data's best, averaged over episodes; it
-    is 0 where all achieved returns are equal. `asked_mean` and the
-    like are the normalized returns for the other targets of `rollout`.
+    It is 100 (return - random) / (expert - random), Fu et al. 2020 (arXiv:2004.07219).
+    `rank_correlation` is Spearman's between the returns that an episode was asked for and achieved,
+    averaged over episodes; it is 0 where all achieved returns are equal. Both metrics are in
+    percent.
     """
 
     Options = ReturnsOptions
     reads = ControlSpec
     has_head = False
-    metrics = (
-        Metric("normalized_return"),
-        Metric("return", unit="", digits=2),
-        Metric("rank_correlation"),
-        *(Metric(name) for name in ASKED),
-    )
-    conditional = frozenset({"rank_correlation", *ASKED})
+    metrics = (Metric("normalized_return"), Metric("rank_correlation"))
+    conditional = frozenset({"rank_correlation"})
     spec: ControlSpec
 
     def environment(self) -> Environment:
         """Make the environment. Raises UserError if it does not exist."""
         return make_environment(self.spec.environment)
 
-    def normalize(self, returns: Any, environment: Environment) -> Any:
+    def score(self, outputs: Tensor, examples: Examples) -> dict[str, float]:
+        """Compute the metrics of asked and achieved returns (B, T, 2) for T targets.
+
+        The normalized return is that for the first target, and the correlation is over all.
+        """
+        asked, achieved = outputs.double().unbind(dim=2)
+        values = {"normalized_return": float(self.normalize(achieved[:, 0]).mean())}
+        if outputs.shape[1] > 1:
+            values["rank_correlation"] = 100 * fmean(map(_spearman, asked, achieved))
+        return values
+
+    def normalize(self, returns: Tensor) -> Tensor:
         """Normalize returns, in percent.
 
         Raises:
             UserError: the returns of random actions and of an expert are not known.
         """
+        environment = self.environment()
         reference = self.options.reference or environment.reference
         if reference is None:
             raise UserError(
@@ -73,14 +76,8 @@ class Returns(Task):
         return 100 * (returns - random) / (expert - random)
 
 
-def rank_correlation(asked: Sequence[np.ndarray], achieved: Sequence[np.ndarray]) -> float:
-    """Spearman's correlation over targets, averaged over episodes, in percent; arrays are (B,)."""
-    columns = zip(np.transpose(asked), np.transpose(achieved), strict=True)
-    return 100 * float(np.mean([_spearman(one, other) for one, other in columns]))
-
-
-def _spearman(asked: np.ndarray, achieved: np.ndarray) -> float:
-    """Spearman's correlation; 0 if either is constant."""
-    if np.ptp(asked) == 0 or np.ptp(achieved) == 0:
+def _spearman(asked: Tensor, achieved: Tensor) -> float:
+    """Spearman's correlation of two vectors (T,); 0 if either is constant."""
+    if (asked == asked[0]).all() or (achieved == achieved[0]).all():
         return 0.0
     return float(spearmanr(asked, achieved).statistic)

@@ -15,7 +15,15 @@ from sslrun.data.specs import ControlSpec
 from sslrun.errors import UserError
 from sslrun.pretexts.base import pretexts
 from sslrun.protocols.base import protocols
-from sslrun.protocols.rollout import Rollout, act, episode_seeds, is_far, last_steps
+from sslrun.protocols.rollout import (
+    Result,
+    Rollout,
+    act,
+    compare,
+    episode_seeds,
+    is_far,
+    last_steps,
+)
 from sslrun.recipe import load
 
 CPU = torch.device("cpu")
@@ -148,6 +156,15 @@ def test_targets_follow_from_the_returns_of_the_data(target, overall, from_first
     assert by_start._resolve(target, data(), new) == pytest.approx([overall])
 
 
+def test_the_correlation_leaves_out_what_is_beyond_the_data():
+    def result(target, asked):
+        return Result(target, np.array([asked, asked + 1.0]), np.zeros(2))
+
+    results = [result("best", -3), result("mean", -6), result("beyond", -2.5), result(2.0, 2)]
+    assert compare(results, best=-2)[:, :, 0].tolist() == [[-3, -6], [-2, -5]]
+    assert compare(results[2:], best=-2)[:, :, 0].tolist() == [[-2.5], [-1.5]]
+
+
 def test_only_returns_three_times_beyond_the_data_are_far():
     # The mean is -4.67; the farthest return is 3.33 from it.
     assert not is_far(np.array([5.0]), data())
@@ -205,11 +222,10 @@ def test_the_same_recipe_gives_the_same_trajectories(sweep):
     assert first["rollout"]["rollouts"] == again["rollout"]["rollouts"]
     assert first["random-actions"]["returns"] == again["random-actions"]["returns"]
     metrics = first["rollout"]["metrics"]["test"]
-    names = {"normalized_return", "return", "asked_mean", "asked_beyond", "rank_correlation"}
-    assert set(metrics) == names
-    assert metrics["normalized_return"] == pytest.approx(
-        100 * (metrics["return"] + 7.5878) / (7.5878 - 7 / 3), abs=0.01
-    )
+    assert set(metrics) == {"normalized_return", "asked_mean", "asked_beyond", "rank_correlation"}
+    achieved = first["rollout"]["rollouts"][0]["achieved"]
+    expected = 100 * (achieved + 7.5878) / (7.5878 - 7 / 3)
+    assert metrics["normalized_return"] == pytest.approx(expected, abs=0.01)
 
 
 def test_columns_show_the_other_targets(sweep):
@@ -222,7 +238,7 @@ def test_columns_show_the_other_targets(sweep):
 def test_a_network_without_returns_acts_once(sweep):
     _, _, results = sweep("pretext.condition=none")
     assert len(results["rollout"]["rollouts"]) == 1
-    assert set(results["rollout"]["metrics"]["test"]) == {"normalized_return", "return"}
+    assert set(results["rollout"]["metrics"]["test"]) == {"normalized_return"}
 
 
 def test_a_far_target_is_a_warning(sweep):
