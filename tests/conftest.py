@@ -75,6 +75,8 @@ SLOW = {
     "all_images_share_a_prototype_and_the_collapse_is_named",
     "test_fine_tuning_on_text_never_waits[", "test_pretraining_on_text_never_waits[",
     "test_libraries.py", "test_push.py", "test_load.py",
+    "test_memorized_trajectories_are_replayed", "test_random_and_expert_returns_are_the_reference",
+    "test_it_learns_the_expert", "test_the_same_recipe_gives_the_same_trajectories",
     "test_it_learns_colors_that_follow_from_lightness", "test_it_learns_to_reconstruct",
     "test_a_small_beta_keeps_all_units_and_a_large_one_collapses",
 }  # fmt: skip

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from statistics import fmean
 
-from scipy.stats import spearmanr
 from torch import Tensor
 
 from sslrun.data.control.environments import Environment, make_environment
@@ -80,4 +79,6 @@ def _spearman(asked: Tensor, achieved: Tensor) -> float:
     """Spearman's correlation of two vectors (T,); 0 if either is constant."""
     if (asked == asked[0]).all() or (achieved == achieved[0]).all():
         return 0.0
+    from scipy.stats import spearmanr  # scipy.stats takes a while to import
+
     return float(spearmanr(asked, achieved).statistic)

@@ -15,7 +15,7 @@ from sslrun.data.control.environments import Environment, make_environment
 from sslrun.data.control.files import read_trajectories
 from sslrun.data.control.trajectories import Episodes, Trajectories, WindowExamples
 from sslrun.data.examples import Batch
-from sslrun.data.source import Source, SourceOptions, sources
+from sslrun.data.source import Source, SourceOptions, Validation, sources
 from sslrun.data.specs import ControlSpec
 from sslrun.data.splits import VAL_FRACTION, carve
 from sslrun.data.stores import Split
@@ -25,6 +25,9 @@ from sslrun.seeds import derive_seed
 class ControlOptions(SourceOptions):
     """Options of sources of trajectories."""
 
+    validation: Validation = None
+    """Trajectories to validate on. 0: none are held out of a file. Default: a tenth of the number
+    to train on."""
     context: int = Field(20, ge=1)
     """Number of steps in a window, K."""
     scale: float | None = Field(None, gt=0)
@@ -40,6 +43,8 @@ class ControlOptions(SourceOptions):
                 "validation takes whole trajectories, always a tenth of their number: leave "
                 "validation out, or set 0"
             )
+        if self.pretrain_on == "all":
+            raise ValueError("pretrain_on: all is for other data: set validation: 0 instead")
         return self
 
 

@@ -45,6 +45,7 @@ def test_npz_and_hdf5_give_the_same_whole_trajectories(tmp_path):
         assert (episodes.actions.numpy() == arrays()["actions"][:10]).all()
 
 
+@pytest.mark.filterwarnings("ignore:.*is set to None")
 def test_a_minari_folder_gives_its_episodes(tmp_path, monkeypatch):
     minari = pytest.importorskip("minari")
     gymnasium = pytest.importorskip("gymnasium")
