@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -332,6 +333,8 @@ def environment(device: str, devices: int = 1) -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "torchvision": version("torchvision"),
+        "numpy": version("numpy"),
+        **({"gymnasium": version("gymnasium")} if find_spec("gymnasium") else {}),
         "cuda": torch.version.cuda,
         "device": device,
         "devices": devices,

@@ -77,6 +77,8 @@ SLOW = {
     "all_images_share_a_prototype_and_the_collapse_is_named",
     "test_fine_tuning_on_text_never_waits[", "test_pretraining_on_text_never_waits[",
     "test_libraries.py", "test_push.py", "test_load.py",
+    "test_memorized_trajectories_are_replayed", "test_random_and_expert_returns_are_the_reference",
+    "test_it_learns_the_expert", "test_the_same_recipe_gives_the_same_trajectories",
     "test_it_learns_colors_that_follow_from_lightness", "test_it_learns_to_reconstruct",
     "test_clips_are_cut_around_fish_with_masks_that_move_with_them",
     "test_streamed_films_give_the_clips_of_stored_ones[1]",

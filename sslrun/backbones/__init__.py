@@ -2,6 +2,7 @@
 
 from sslrun.backbones import (  # noqa: F401
     bert,
+    dt,
     gpt,
     hf,
     igpt,

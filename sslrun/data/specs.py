@@ -178,3 +178,37 @@ class VideoSpec(InputSpec):
         width = {} if self.width is None else {"width": self.width}
         fields = {"size": self.size, "frames": self.frames, "channels": self.channels}
         self._write(folder, fields | width)
+
+
+@dataclass(frozen=True)
+class ControlSpec(InputSpec):
+    """Windows of trajectories in an environment, which gives states and takes actions."""
+
+    kind = "control"
+    unit = "windows"
+
+    environment: str
+    """Name of the environment, such as `paths` or `gymnasium:Pendulum-v1`."""
+    states: int
+    """Size of a state."""
+    actions: int
+    """Number of discrete actions, or the size of a vector."""
+    low: tuple[float, ...] | None = field(default=None, repr=False)
+    """Lower bounds of an action's numbers; None: actions are discrete."""
+    high: tuple[float, ...] | None = field(default=None, repr=False)
+    """Upper bounds of an action's numbers."""
+    horizon: int = 1
+    """Largest number of steps in an episode."""
+    context: int = 20
+    """Number of steps in a window."""
+    scale: float = 1.0
+    """Divisor of returns."""
+
+    @property
+    def is_discrete(self) -> bool:
+        return self.low is None
+
+    @classmethod
+    def restore(cls, fields: dict[str, Any], folder: Path) -> Self:
+        bounds = {key: tuple(fields[key]) for key in ("low", "high") if fields.get(key)}
+        return cls(**{**fields, **bounds})

@@ -1,6 +1,7 @@
 """Pretext tasks, one file each. Importing this package registers them."""
 
 from sslrun.pretexts import (  # noqa: F401
+    actions,
     autoencoder,
     barlow,
     bilm,

@@ -24,9 +24,12 @@ OWN_COLUMNS = {
     "real_accuracy": "ReaL",
     "everything": "everything",
     "centered_box": "centered box",
+    "rank_correlation": "rank correlation",
 }
 """Metrics with a column of their own next to the task's, and its title after the task's name:
-ImageNet ReaL, and the baselines of `objects`."""
+ImageNet ReaL, the baselines of `objects`, and the correlation of asked and achieved returns."""
+ASKED = "asked_"
+"""Prefix of metrics of `rollout` with a column of their own: the score when asked for a return."""
 
 DISTORTION = Metric("distance", unit="", better="lower")
 
@@ -351,6 +354,13 @@ def columns_of(task: str, labels: Labels, shifts: Iterable[str], metric: Metric)
     return [Column(task, labels, shift, metric) for shift in names]
 
 
+def own_column(task: str, labels: Labels, metric: str) -> Column | None:
+    """Return the column of its own that a metric has next to its task's; None if it has none."""
+    asked = metric.startswith(ASKED)
+    title = Metric(metric).title if asked else OWN_COLUMNS.get(metric)
+    return None if title is None else Column(f"{task} {title}", labels, None, Metric(metric))
+
+
 def columns_of_record(record: RunRecord) -> list[Column]:
     """List the columns of a finished evaluation."""
     return columns_of(record.task, record.labels, record.shifts, record.metric)
@@ -363,10 +373,10 @@ def _numbers(record: RunRecord) -> dict[Column, float]:
     if len(values) > 2:
         values.append(statistics.fmean(values[1:]))
     numbers = dict(zip(columns_of_record(record), values, strict=True))
-    for name, title in OWN_COLUMNS.items():
-        if name in record.test:
-            column = Column(f"{record.task} {title}", record.labels, None, Metric(name))
-            numbers[column] = record.test[name]
+    for name, value in record.test.items():
+        column = own_column(record.task, record.labels, name)
+        if column is not None:
+            numbers[column] = value
     return numbers
 
 

@@ -23,7 +23,7 @@ from sslrun.stages.export import TOKENIZER, export
 
 CARD = "README.md"
 REMEDY = "name another folder with --output"
-ENVIRONMENT = ("sslrun", "python", "torch", "torchvision", "cuda", "device", "devices")
+ENVIRONMENT = ("sslrun", "python", "torch", "torchvision", "numpy", "cuda", "device", "devices")
 """Entries of the run's environment that the card shows: no paths, no command line."""
 
 

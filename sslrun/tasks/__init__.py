@@ -5,4 +5,5 @@ from sslrun.tasks import clips as clips
 from sslrun.tasks import keypoints as keypoints
 from sslrun.tasks import masks as masks
 from sslrun.tasks import objects as objects
+from sslrun.tasks import returns as returns
 from sslrun.tasks import text as text

@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from sslrun.data.control.trajectories import Episodes, WindowExamples
 from sslrun.data.examples import Examples, TensorExamples
 from sslrun.data.image.masks import MaskedImages
-from sslrun.data.specs import ImageSpec, TextSpec, VideoSpec
+from sslrun.data.specs import ControlSpec, ImageSpec, TextSpec, VideoSpec
 from sslrun.data.text.passages import SpanRow, build_windows
 from sslrun.data.text.sequences import Sequences, build_labeled, concatenate_texts, trim_ranges
 from sslrun.data.text.tags import TagSet
@@ -103,7 +104,17 @@ def masks() -> Case:
     return Case(MaskedImages(images, labels, (), ImageSpec(8)), (draw(2, 3, 4, 4) > 0).float())
 
 
+def walks(targets: int) -> Case:
+    episodes = Episodes(
+        torch.zeros(1, 20), torch.zeros(1).long(), torch.zeros(1).double(), torch.tensor([0, 1])
+    )
+    examples = WindowExamples.of(episodes, ControlSpec("paths", states=20, actions=20))
+    return Case(examples, draw(6, targets, 2), complete=targets > 1)
+
+
 CASES = [
+    ("returns", walks(3)),
+    ("returns", walks(1)),
     ("objects", masks()),
     ("masks", films()),
     ("clips", clips(10)),
