@@ -3,6 +3,7 @@
 from sslrun.backbones import (  # noqa: F401
     bert,
     gpt,
+    graph,
     hf,
     igpt,
     library_hf,
@@ -12,6 +13,7 @@ from sslrun.backbones import (  # noqa: F401
     mlp,
     pixels,
     resnet,
+    tokengt,
     vit,
 )
 from sslrun.backbones.weights import (

@@ -1,6 +1,7 @@
 """Downstream tasks, which learn from labels. Importing this package registers them."""
 
 from sslrun.tasks import classification as classification
+from sslrun.tasks import graph as graph
 from sslrun.tasks import masks as masks
 from sslrun.tasks import objects as objects
 from sslrun.tasks import text as text
