@@ -12,6 +12,7 @@ from sslrun.pretexts import (  # noqa: F401
     lejepa,
     ltr,
     mae,
+    mask_graph,
     mlm,
     moco,
     mocov3,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
@@ -103,7 +103,8 @@ class GraphSource(Source):
         chosen = (roles == ROLES.index(split)).nonzero()[:, 0]
         if not len(chosen):
             raise UserError(f"{self.name}: has no split '{split}'")
-        return examples.subset(chosen)
+        subset = examples.subset(chosen)
+        return replace(subset, labels=None) if split == "unlabeled" else subset
 
     def check_available(self) -> None:
         self.content()
