@@ -21,6 +21,8 @@ class GraphBackbone(Backbone):
     takes = GraphSpec
     offers: ClassVar[frozenset[str]] = frozenset({"tokens"})
     spec: GraphSpec
+    spectral: bool = False
+    """Whether it reads the eigenvectors, which know the whole graph."""
 
 
 class CategoryEmbedding(nn.Module):

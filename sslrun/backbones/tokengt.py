@@ -87,6 +87,7 @@ class TokenGT(GraphBackbone):
         if width % heads:
             raise UserError(f"{self.name}: width {width} is not a multiple of heads {heads}")
         self.width = width
+        self.spectral = options.ids == "lap"
         self.special = nn.Parameter(torch.zeros(SPECIAL, width))
         self.node_embed = CategoryEmbedding(spec.nodes, width)
         self.bond_embed = CategoryEmbedding(spec.bonds, width)

@@ -6,6 +6,7 @@ from sslrun.pretexts import (  # noqa: F401
     bilm,
     byol,
     colorize,
+    context,
     denoise,
     dino,
     ijepa,

@@ -40,9 +40,9 @@ class MaskGraph(Pretext):
     `target: class` is attribute masking (Hu et al., ICLR 2020, arXiv:1905.12265): cross-entropy of
     a linear map of the node's features. `target: cosine` is GraphMAE (Hou et al., KDD 2022,
     arXiv:2205.10803): features are mapped linearly, those of masked nodes are set to 0 again
-    (`remask`), a layer of GIN decodes them, and the loss is (1 - cosine)^gamma of the result and the
-    one-hot category. In each graph int(rate * nodes + 1) nodes are masked, as in Hu et al.'s code. A
-    masked node keeps its identifiers and its edges, and loses all its categories.
+    (`remask`), a layer of GIN decodes them, and the loss is (1 - cosine)^gamma of the result and
+    the one-hot category. In each graph int(rate * nodes + 1) nodes are masked, as in Hu et al.'s
+    code. A masked node keeps its identifiers and its edges, and loses all its categories.
     """
 
     reads = GraphSpec

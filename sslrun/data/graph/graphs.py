@@ -49,6 +49,34 @@ class Graphs(NamedTuple):
         """Select graphs by index (M,) or by a mask (B,) bool."""
         return self.map(lambda tensor: tensor[rows])
 
+    def induced(self, keep: Tensor) -> tuple[Graphs, Tensor]:
+        """Keep the nodes `keep` (B, n) and the edges between them; return also the new numbers.
+
+        The new number (B, n) of a node that is not kept has no meaning. The width of the batch
+        stays. Eigenvectors stay those of the whole graphs.
+        """
+        keep = keep & self.real_nodes
+        order, places = _to_front(keep)
+        ends = [keep.gather(1, self.edges[..., end]) for end in (0, 1)]
+        kept_edges = ends[0] & ends[1] & self.real_edges
+        edge_order, _ = _to_front(kept_edges)
+        counts = torch.stack([keep.sum(dim=1), kept_edges.sum(dim=1)], dim=1)
+        edges = places.gather(1, self.edges.flatten(1)).view_as(self.edges)
+        graphs = Graphs(
+            _reorder(self.nodes, order),
+            _reorder(edges, edge_order),
+            _reorder(self.bonds, edge_order),
+            counts,
+            _reorder(self.spectrum, order),
+        )
+        nodes, edges = graphs.real_nodes[..., None], graphs.real_edges[..., None]
+        return graphs._replace(
+            nodes=graphs.nodes * nodes,
+            edges=graphs.edges * edges,
+            bonds=graphs.bonds * edges,
+            spectrum=graphs.spectrum * nodes,
+        ), places
+
     def to(self, device: torch.device) -> Graphs:
         return self.map(lambda tensor: to_device(tensor, device))
 
@@ -75,6 +103,17 @@ class Graphs(NamedTuple):
 def _before(counts: Tensor, length: int) -> Tensor:
     """Whether each position (B, length) is before its row's count (B,)."""
     return torch.arange(length, device=counts.device) < counts[:, None]
+
+
+def _to_front(keep: Tensor) -> tuple[Tensor, Tensor]:
+    """The order (B, N) that moves what is kept to the front, and each one's new place (B, N)."""
+    order = (~keep).long().argsort(dim=1, stable=True)
+    return order, order.argsort(dim=1)
+
+
+def _reorder(values: Tensor, order: Tensor) -> Tensor:
+    """Reorder the rows of values (B, N, D) by indices (B, N)."""
+    return values.gather(1, order[..., None].expand(-1, -1, values.shape[2]))
 
 
 class GraphRow(NamedTuple):
