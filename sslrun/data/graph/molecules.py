@@ -128,6 +128,8 @@ class MoleculeSource(GraphSource):
 
     def read(self) -> GraphTable:
         molecules = list(self._molecules())
+        if not molecules:
+            raise UserError(f"{self._all_files[0].path}: holds no molecules")
         labels, classes = self._labels(molecules)
         rows = [molecule.graph for molecule in molecules]
         return GraphTable(rows, self._roles(molecules), labels, classes, SPEC)
