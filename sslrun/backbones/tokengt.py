@@ -106,7 +106,8 @@ class TokenGT(GraphBackbone):
         if options.ids in ("orf", "random"):
             generator = torch.Generator().manual_seed(EVALUATION_SEED)
             shape = (options.draws, options.dimension, options.dimension)
-            fixed = draw_identifiers(torch.randn(shape, generator=generator), options.ids)
+            noise = torch.randn(shape, generator=generator, device="cpu")
+            fixed = draw_identifiers(noise, options.ids)
             self.register_buffer("fixed", fixed, persistent=False)
 
     @classmethod

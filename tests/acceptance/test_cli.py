@@ -207,7 +207,7 @@ def test_help_show_and_check(folder, sslrun):
 
 @pytest.mark.parametrize(
     "path",
-    sorted([*RECIPES.glob("image/*.yaml"), *RECIPES.glob("text/*.yaml")]),
+    sorted(path for kind in ("image", "text", "graph") for path in RECIPES.glob(f"{kind}/*.yaml")),
     ids=lambda path: path.stem,
 )
 def test_recipes_are_valid(path):

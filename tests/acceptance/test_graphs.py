@@ -33,9 +33,7 @@ def test_every_protocol_learns_numbers_and_the_lowest_error_is_chosen(sslrun, re
     sslrun("pretrain", recipe, cwd=tmp_path)
     for protocol in ("knn", "probe", "finetune", "lpft", "scratch", "random-forest"):
         sslrun(protocol, recipe, cwd=tmp_path)
-    found = {
-        result["protocol"]: result for result in results(tmp_path) if "protocol" in result
-    }
+    found = {result["protocol"]: result for result in results(tmp_path) if "protocol" in result}
     assert set(found) == {"knn", "probe", "finetune", "lpft", "scratch", "random-forest"}
     for protocol, result in found.items():
         metrics = result["metrics"]["test"]

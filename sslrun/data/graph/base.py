@@ -110,22 +110,21 @@ class GraphSource(Source):
         self.content()
 
     def sketch(self, count: int) -> tuple[GraphSpec, Batch]:
-        spec, size = self.outline(), self.typical
+        spec = self.outline()
+        with torch.device("cpu"):  # graphs are laid out by their sizes, which meta tensors lack
+            examples = build_graphs([self._tree(spec) for _ in range(count)], None, (), spec)
+            (batch,) = examples.batches([torch.arange(count)], torch.device("cpu"))
+        return spec, batch
 
-        def categories(sizes: tuple[int, ...], rows: int) -> list[list[int]]:
+    def _tree(self, spec: GraphSpec) -> GraphRow:
+        """Draw a random tree of the typical size."""
+
+        def draw(sizes: tuple[int, ...], rows: int) -> list[list[int]]:
             return [[int(torch.randint(0, most, ())) for most in sizes] for _ in range(rows)]
 
-        trees = [
-            GraphRow(
-                categories(spec.nodes, size),
-                [(node, int(torch.randint(0, node, ()))) for node in range(1, size)],
-                categories(spec.bonds, size - 1),
-            )
-            for _ in range(count)
-        ]
-        examples = build_graphs(trees, None, (), spec)
-        (batch,) = examples.batches([torch.arange(count)], torch.device("cpu"))
-        return spec, batch
+        size = self.typical
+        edges = [(node, int(torch.randint(0, node, ()))) for node in range(1, size)]
+        return GraphRow(draw(spec.nodes, size), edges, draw(spec.bonds, size - 1))
 
 
 def draw_roles(count: int) -> Tensor:
