@@ -77,7 +77,8 @@ SLOW = {
     "test_libraries.py", "test_push.py", "test_load.py",
     "test_it_learns_colors_that_follow_from_lightness", "test_it_learns_to_reconstruct",
     "test_a_small_beta_keeps_all_units_and_a_large_one_collapses", "acceptance/test_graphs.py",
-    "test_a_processed_data_set_is_read",
+    "test_a_processed_data_set_is_read", "test_attention_learns_maps_from_eigenvectors",
+    "test_published_sets_have_their_molecules", "data/graph/test_graphs.py",
 }  # fmt: skip
 """Substrings of the names of tests that take more than a second; `make fast` skips them.
 

@@ -30,9 +30,7 @@ def recipe(tmp_path):
 
 
 def test_every_protocol_learns_numbers_and_the_lowest_error_is_chosen(sslrun, recipe, tmp_path):
-    sslrun("pretrain", recipe, cwd=tmp_path)
-    for protocol in ("knn", "probe", "finetune", "lpft", "scratch", "random-forest"):
-        sslrun(protocol, recipe, cwd=tmp_path)
+    table = sslrun("sweep", recipe, cwd=tmp_path).stdout
     found = {result["protocol"]: result for result in results(tmp_path) if "protocol" in result}
     assert set(found) == {"knn", "probe", "finetune", "lpft", "scratch", "random-forest"}
     for protocol, result in found.items():
@@ -42,15 +40,16 @@ def test_every_protocol_learns_numbers_and_the_lowest_error_is_chosen(sslrun, re
     for protocol in ("finetune", "scratch"):
         tried = found[protocol]["tried"]
         assert found[protocol]["lr"] == float(min(tried, key=tried.get)) == 0.003
-    table = sslrun("table", recipe, cwd=tmp_path).stdout
-    assert "100 %" not in table
     assert "↓" in table
     assert "lower is better" in table
 
 
 def test_mistakes_are_one_line(sslrun, recipe, tmp_path):
     def fail(old, new, command="pretrain"):
-        recipe.write_text(RECIPE.replace(old, new))
+        text = RECIPE.replace(old, new)
+        if command != "pretrain":
+            text = text.replace("{name: mask-graph}", "null")
+        recipe.write_text(text)
         done = sslrun(command, recipe, cwd=tmp_path, code=2)
         assert len(done.stderr.strip().splitlines()) == 1, done.stderr
         return done.stderr

@@ -294,6 +294,7 @@ CLAIMS = {path.stem: path for path in sorted(FOLDER.glob("*.yaml"))}
 CHEAP = {
     "guess": {"steps": 1, "batch": 2, "gaps": 20},
     "colors": {"steps": 1, "batch": 4, "images": 8},
+    "equivariant-maps": {"steps": 1, "batch": 2},
 }
 """Options that make slow measurements quick."""
 

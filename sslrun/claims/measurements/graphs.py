@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import torch
 from pydantic import Field, model_validator
@@ -54,7 +54,7 @@ class GraphInvariance(Measurement):
         table = Table(
             "outputs of networks on renumbered graphs", format_spec=".1e", marks_best=False
         )
-        rows = {
+        rows: dict[str, tuple[str, dict[str, Any]]] = {
             "GIN": ("gin", {"width": 64}),
             **{f"TokenGT, {ids}": ("tokengt-tiny", {"ids": ids}) for ids in IDS},
         }
@@ -110,7 +110,7 @@ def _spread(network: Backbone) -> Backbone:
     """Enlarge the weights of a network, in float64 and evaluation mode."""
     for parameter in network.parameters():
         if parameter.ndim > 1:
-            parameter *= SPREAD
+            parameter.mul_(SPREAD)
     return network.double().eval().requires_grad_(False)
 
 
@@ -139,19 +139,17 @@ def _renumber(network: Backbone, graphs: Graphs, seed: int) -> dict[str, float]:
 # ---------------------------------------------------------------- equivariant maps
 
 
-class Partition(NamedTuple):
-    """An equality pattern of four indices, as the block of each: (0, 1, 0, 2) means i = k."""
-
-    blocks: tuple[int, int, int, int]
+Partition = tuple[int, ...]
+"""An equality pattern of four indices, as the block of each: (0, 1, 0, 2) means i = k."""
 
 
 def list_partitions() -> list[Partition]:
     """The 15 partitions of four indices: one for each basis map from pairs to pairs."""
-    found = []
+    found: list[Partition] = []
     for blocks in product(range(4), repeat=4):
         firsts = [blocks.index(block) for block in sorted(set(blocks))]
         if sorted(set(blocks)) == list(range(len(firsts))) and firsts == sorted(firsts):
-            found.append(Partition(blocks))
+            found.append(blocks)
     return found
 
 
@@ -167,7 +165,7 @@ def basis_map(partition: Partition, nodes: int) -> Tensor:
     matches = torch.ones(nodes, nodes, nodes, nodes, dtype=torch.bool)
     for a in range(4):
         for b in range(a):
-            same = partition.blocks[a] == partition.blocks[b]
+            same = partition[a] == partition[b]
             matches &= (grids[a] == grids[b]) == same
     rows = matches.flatten(2).flatten(0, 1).float()
     total = rows.sum(dim=1, keepdim=True)

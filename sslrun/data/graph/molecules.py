@@ -55,7 +55,7 @@ DIRECTIONS = ("NONE", "ENDUPRIGHT", "ENDDOWNRIGHT")
 class MoleculeOptions(GraphOptions):
     """Options of all sets of molecules."""
 
-    split: Literal["own", "random", "scaffold"] = "own"
+    split: Literal["own", "random", "scaffold"] = "own"  # type: ignore[assignment]
     """Splits. own: those of the files; what is missing is carved from train. random: 80 % of the
     labeled molecules to train on, 10 % to validate and 10 % to test, always the same. scaffold: the
     same shares, so that molecules with one ring system (Bemis-Murcko scaffold) are in one split,
