@@ -4,6 +4,7 @@ from sslrun.backbones import (  # noqa: F401
     bert,
     dt,
     gpt,
+    graph,
     hf,
     igpt,
     library_hf,
@@ -13,6 +14,7 @@ from sslrun.backbones import (  # noqa: F401
     mlp,
     pixels,
     resnet,
+    tokengt,
     vit,
 )
 from sslrun.backbones.weights import (

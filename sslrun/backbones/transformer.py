@@ -187,6 +187,8 @@ class BlockStyle:
     """Whether the MLP is a `GatedMlp`, with as many parameters."""
     rotary: bool = False
     """Whether self-attention rotates queries and keys by their position."""
+    expansion: int = 4
+    """Hidden width of the MLP, as a multiple of the block's width."""
 
     def make_norm(self, width: int) -> nn.Module:
         """Build a norm of this style over `width` features."""
@@ -202,7 +204,7 @@ BERT_STYLE = BlockStyle(norm="post", eps=1e-12)
 
 
 class Block(nn.Module):
-    """Attention and an MLP four times as wide, each with a norm and a residual connection.
+    """Attention and an MLP, usually four times as wide, each with a norm and a residual connection.
 
     `cross` adds attention to a memory between the two. Dropout is where BERT and GPT have it: on
     attention weights and on the output of each branch.
@@ -226,7 +228,7 @@ class Block(nn.Module):
         self.cross = Attention(width, heads, bias, dropout) if cross else None
         self.norm_cross = style.make_norm(width) if cross else None
         self.norm2 = style.make_norm(width)
-        hidden = 4 * width
+        hidden = style.expansion * width
         self.mlp = (
             GatedMlp(width, hidden * 2 // 3, activation, bias)
             if style.gated

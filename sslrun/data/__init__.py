@@ -4,5 +4,6 @@ from sslrun.data import image as image  # first, because stores of all data read
 
 # isort: split
 from sslrun.data import control as control
+from sslrun.data import graph as graph
 from sslrun.data import text as text
 from sslrun.data import video as video

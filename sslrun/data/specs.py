@@ -212,3 +212,23 @@ class ControlSpec(InputSpec):
     def restore(cls, fields: dict[str, Any], folder: Path) -> Self:
         bounds = {key: tuple(fields[key]) for key in ("low", "high") if fields.get(key)}
         return cls(**{**fields, **bounds})
+
+
+@dataclass(frozen=True)
+class GraphSpec(InputSpec):
+    """Graphs without direction: the categories of their nodes and bonds, and the largest size."""
+
+    kind = "graph"
+    unit = "graphs"
+
+    nodes: tuple[int, ...]
+    """Number of categories in each column of a node, such as (119, 4): element and chirality."""
+    bonds: tuple[int, ...]
+    """Number of categories in each column of a bond; empty if all bonds are alike."""
+    largest: int = field(compare=False)
+    """Number of nodes of the largest graph."""
+
+    @classmethod
+    def restore(cls, fields: dict[str, Any], folder: Path) -> Self:
+        nodes, bonds = (tuple(fields.pop(name)) for name in ("nodes", "bonds"))
+        return cls(nodes, bonds, **fields)

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from sslrun.data.examples import Batch, Examples, ProgressCallback, TensorExamples, to_device
+from sslrun.data.graph.graphs import GraphExamples
 from sslrun.data.source import Source, SourceOptions, sources
-from sslrun.data.specs import ImageSpec, InputSpec
+from sslrun.data.specs import GraphSpec, ImageSpec, InputSpec
 from sslrun.errors import UserError
 from sslrun.registry import Options
 
@@ -73,7 +74,7 @@ class Splits:
         """The examples of `train` and `val` as one set, with labels; see `positions`."""
         if not self.has_val or not self._val_is_own:
             return self._learning
-        if not isinstance(self.spec, ImageSpec):
+        if not isinstance(self.spec, ImageSpec | GraphSpec):
             raise UserError(
                 f"the validation split is a file of its own, and {self.spec.unit} of two files "
                 "cannot be joined: give a share of the training split, as in "
@@ -355,6 +356,8 @@ def pool(first: Examples, second: Examples, *, labeled: bool = False) -> Example
         labels = torch.cat([first.labels, second.labels])
     if isinstance(first, TensorExamples) and isinstance(second, TensorExamples):
         return replace(first, inputs=torch.cat([first.inputs, second.inputs]), labels=labels)
+    if isinstance(first, GraphExamples) and isinstance(second, GraphExamples):
+        return first.concatenate(second, labels)
     return PooledExamples(first, second, torch.arange(len(first) + len(second)), labels)
 
 

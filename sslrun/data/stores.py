@@ -717,7 +717,7 @@ class CsvImageStore(Store):
 
         If not `labeled`, the column of labels is not read.
         """
-        rows = _read_csv(file)
+        rows = read_csv(file)
         _, header = next(rows)
         image = self._find_column(file, header, self.image, "image")
         label = self._find_optional(file, header, "label", self.label) if labeled else None
@@ -758,7 +758,7 @@ class CsvImageStore(Store):
         return header.index(column)
 
 
-def _read_csv(file: Path) -> Iterator[tuple[int, list[str]]]:
+def read_csv(file: Path) -> Iterator[tuple[int, list[str]]]:
     """Yield the header and then each row that is not blank, with the line on which it begins.
 
     Raises:
@@ -778,9 +778,7 @@ def _read_csv(file: Path) -> Iterator[tuple[int, list[str]]]:
             except csv.Error as error:
                 raise UserError(f"{file}:{line}: cannot be read as CSV: {error}") from None
     except FileNotFoundError:
-        raise UserError(
-            f"{file}: no such file; it should be a CSV file that lists images"
-        ) from None
+        raise UserError(f"{file}: no such file; it should be a CSV file") from None
     except (OSError, UnicodeError) as error:
         raise UserError(f"{file}: cannot be read as CSV: {_one_line(error)}") from None
     if not has_header:

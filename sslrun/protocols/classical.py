@@ -1,18 +1,21 @@
-"""Classical classifiers of scikit-learn on frozen features, on the CPU.
+"""Classical models of scikit-learn on frozen features, on the CPU.
 
 scikit-learn is imported at first use: the import takes a second, and no other protocol needs it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from sslrun.errors import UserError
+from sslrun.metric import Metric
 from sslrun.protocols.base import Bench, Scores, protocols
 from sslrun.protocols.frozen import VectorProtocol
+from sslrun.protocols.logistic import ACCURACY
 from sslrun.tasks.base import TaskOptions
 
 
@@ -26,14 +29,23 @@ class Candidates(NamedTuple):
 
 
 class ClassicalFit(NamedTuple):
-    """The scores of the chosen scikit-learn classifier, and how it was chosen."""
+    """The scores of the chosen scikit-learn model, and how it was chosen."""
 
     scores: Tensor
-    """(M, C) for the test examples; -inf for a class without training examples."""
+    """(M, C) for the test examples, -inf for a class without training examples; or numbers
+    (M, 1)."""
     chosen: dict[str, float]
-    """The hyperparameter with the highest validation accuracy (ties: the first)."""
-    accuracy: float
-    """Its validation accuracy, in percent."""
+    """The hyperparameter with the best validation score (ties: the first)."""
+    value: float
+    """Its validation score."""
+
+
+class Judge(NamedTuple):
+    """How candidates are compared."""
+
+    metric: Metric
+    score: Callable[[Tensor], float] | None = None
+    """Validation outputs (N, C) -> value of the metric; None: scikit-learn's own accuracy."""
 
 
 def _standardized(classifier: Any) -> Any:
@@ -51,15 +63,17 @@ def fit_best(
     test_x: Tensor,
     classes: int,
     refit: tuple[Tensor, Tensor] | None = None,
+    judge: Judge | None = None,
 ) -> ClassicalFit:
-    """Fit all candidates and use the one with the highest validation accuracy.
+    """Fit all candidates and use the one with the best validation score.
 
-    `train` and `val` are inputs (N, ...) and class ids (N,). `test_x` has shape (M, ...). Inputs
-    are flattened. `refit` holds the inputs and class ids that the best candidate is fitted to once
-    more before the test.
+    `train` and `val` are inputs (N, ...) and class ids (N,), or numbers (N,) if `classes` is 0.
+    `test_x` has shape (M, ...). Inputs are flattened. `refit` holds the inputs and targets that the
+    best candidate is fitted to once more before the test.
     """
     x, x_val, x_test = (_as_rows(inputs) for inputs in (train[0], val[0], test_x))
     y, y_val = train[1].cpu().numpy(), val[1].cpu().numpy()
+    judge = judge or Judge(ACCURACY)
     from threadpoolctl import threadpool_limits
 
     best: tuple[float, Any, float] | None = None
@@ -68,17 +82,27 @@ def fit_best(
         # threads would wait for each other.
         with threadpool_limits(torch.get_num_threads()):
             fitted = classifier.fit(x, y)
-            accuracy = 100 * fitted.score(x_val, y_val)
-        if best is None or accuracy > best[0]:
-            best = accuracy, fitted, value
+            if judge.score is None:
+                score = 100 * fitted.score(x_val, y_val)
+            else:
+                score = judge.score(_outputs(fitted, x_val, classes))
+        if best is None or judge.metric.gain(score, best[0]) > 0:
+            best = score, fitted, value
     assert best is not None
-    accuracy, fitted, chosen = best
+    score, fitted, chosen = best
     if refit is not None:
         with threadpool_limits(torch.get_num_threads()):
             fitted = fitted.fit(_as_rows(refit[0]), refit[1].cpu().numpy())
-    scores = torch.full((len(x_test), classes), -torch.inf)
-    scores[:, torch.from_numpy(fitted.classes_)] = _scores(fitted, x_test)
-    return ClassicalFit(scores, {candidates.option: chosen}, accuracy)
+    return ClassicalFit(_outputs(fitted, x_test, classes), {candidates.option: chosen}, score)
+
+
+def _outputs(fitted: Any, x: Any, classes: int) -> Tensor:
+    """Compute scores (M, C) of all classes, or numbers (M, 1) if `classes` is 0."""
+    if not classes:
+        return torch.as_tensor(fitted.predict(x), dtype=torch.float32)[:, None]
+    scores = torch.full((len(x), classes), -torch.inf)
+    scores[:, torch.from_numpy(fitted.classes_)] = _scores(fitted, x)
+    return scores
 
 
 def _as_rows(inputs: Tensor) -> Any:
@@ -105,18 +129,47 @@ class ClassicalProtocol(VectorProtocol):
     def chooses(self, options: TaskOptions) -> str | None:
         return "its hyperparameter"
 
+    def regressors(self, seed: int) -> Candidates:
+        """Return the unfitted models to choose from if labels are numbers; see `numbers`."""
+        raise NotImplementedError
+
     def classify(self, bench: Bench) -> Scores:
-        """Fit all candidates, choose by validation accuracy, and score the tests."""
-        train, val = bench.features("train"), bench.features("val")
+        """Fit all candidates, choose by the validation score, and score the tests."""
+        primary, numbers = bench.task.primary, bench.task.numbers
+        train, val = self._learn(bench, "train"), bench.features("val")
         tests = [bench.vectors(split) for split in bench.tests]
-        candidates = self.candidates(len(train[0]), bench.seed)
-        refit = bench.features(bench.learned) if bench.refit else None
-        fit = fit_best(candidates, train, val, torch.cat(tests), len(bench.task.classes), refit)
-        metrics = {"val": {"accuracy": fit.accuracy}}
+        candidates = (
+            self.regressors(bench.seed) if numbers else self.candidates(len(train[0]), bench.seed)
+        )
+        refit = self._learn(bench, bench.learned) if bench.refit else None
+        judge = Judge(ACCURACY)
+        if primary.name in DIRECT:
+            judge = Judge(primary, lambda outputs: bench.score("val", outputs)[primary.name])
+        classes = len(bench.task.classes)
+        fit = fit_best(candidates, train, val, torch.cat(tests), classes, refit, judge)
+        metrics = {"val": {judge.metric.name: fit.value}}
         outputs: tuple[Tensor, ...] = fit.scores.split([len(vectors) for vectors in tests])
         for split, scores in zip(bench.tests, outputs, strict=True):
             metrics[split] = bench.score(split, scores)
         return Scores(metrics, {"chosen": fit.chosen})
+
+    @staticmethod
+    def _learn(bench: Bench, split: str) -> tuple[Tensor, Tensor]:
+        """The features of a split and its labels; of numbers (N, 1) those that are known, (M,).
+
+        Raises UserError if there are several numbers for each example.
+        """
+        x, y = bench.features(split)
+        if not bench.task.numbers:
+            return x, y
+        if y.shape[1] > 1:
+            raise UserError(f"predicts one number, but there are {y.shape[1]} for each example")
+        known = ~y[:, 0].isnan()
+        return x[known], y[known, 0]
+
+
+DIRECT = ("roc_auc", "mae", "rmse")
+"""Metrics by which candidates are chosen; for any other task it is accuracy."""
 
 
 @protocols.register("nearest-neighbors")
@@ -147,7 +200,12 @@ class SklearnLogisticRegression(ClassicalProtocol):
 
 @protocols.register("random-forest")
 class RandomForest(ClassicalProtocol):
-    """Classify the frozen features by a random forest (scikit-learn); leaves by validation."""
+    """Classify the frozen features by a random forest (scikit-learn); leaves by validation.
+
+    Numbers are predicted by the mean of the trees.
+    """
+
+    numbers = True
 
     def candidates(self, count: int, seed: int) -> Candidates:
         """Forests of 300 trees, on features that are not standardized."""
@@ -156,6 +214,21 @@ class RandomForest(ClassicalProtocol):
         def forest(leaf: int) -> Any:
             return RandomForestClassifier(
                 n_estimators=300, random_state=seed, n_jobs=-1, min_samples_leaf=leaf
+            )
+
+        return Candidates("min_samples_leaf", {leaf: forest(leaf) for leaf in (1, 5)})
+
+    def regressors(self, seed: int) -> Candidates:
+        """Forests of 300 trees; each split sees a third of the features (Breiman 2001)."""
+        from sklearn.ensemble import RandomForestRegressor
+
+        def forest(leaf: int) -> Any:
+            return RandomForestRegressor(
+                n_estimators=300,
+                random_state=seed,
+                n_jobs=-1,
+                min_samples_leaf=leaf,
+                max_features=1 / 3,
             )
 
         return Candidates("min_samples_leaf", {leaf: forest(leaf) for leaf in (1, 5)})

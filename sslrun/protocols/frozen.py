@@ -25,9 +25,9 @@ from sslrun.protocols.layers import (
     score_group,
     splits_of,
 )
-from sslrun.protocols.least_squares import FewshotOptions, least_squares
-from sslrun.protocols.logistic import LogisticFit, LogisticOptions, LogisticRegression
-from sslrun.protocols.neighbors import KnnOptions, weighted_knn
+from sslrun.protocols.least_squares import FewshotOptions, RidgeRegression, least_squares
+from sslrun.protocols.logistic import LinearFit, LogisticOptions, LogisticRegression
+from sslrun.protocols.neighbors import KnnOptions, knn_regression, weighted_knn
 from sslrun.tasks.base import Task, TaskLearner, TaskOptions
 from sslrun.training.device import Precision
 from sslrun.training.schedule import Schedule
@@ -41,6 +41,8 @@ class VectorProtocol(Protocol):
 
     Options: ClassVar[type[FeatureOptions]] = FeatureOptions
     options: FeatureOptions
+    numbers: ClassVar[bool] = False
+    """Whether it also predicts numbers."""
 
     @property
     def precision(self) -> Precision:
@@ -61,10 +63,11 @@ class VectorProtocol(Protocol):
         Raises UserError for a task whose labels are not classes: some tasks learn only from the
         data that their labels are numbers.
         """
-        if not bench.task.linear:
+        task = bench.task
+        if not task.linear or (task.numbers and not self.numbers):
+            labels = "numbers" if task.numbers or not task.classes else "no classes"
             raise UserError(
-                f"{self.name} {NEEDS}, but the labels of '{bench.task.name}' are numbers here: "
-                f"{REMEDY}"
+                f"{self.name} {NEEDS}, but the labels of '{task.name}' are {labels} here: {REMEDY}"
             )
         return self.classify(bench)
 
@@ -100,6 +103,7 @@ class Knn(LayerProtocol, VectorProtocol):
     Options = KnnOptions
     options: KnnOptions
     synonyms = ("k-NN",)
+    numbers = True
 
     def chooses(self, options: TaskOptions) -> str | None:
         return self.chooses_layer()
@@ -111,6 +115,8 @@ class Knn(LayerProtocol, VectorProtocol):
             bank, labels = bench.features(TRAIN_AND_VAL if refit else "train", group)
 
             def vote(x: Tensor) -> Tensor:
+                if bench.task.numbers:
+                    return knn_regression(bank, labels, x, k, temperature)
                 return weighted_knn(bank, labels, x, k, temperature, classes)
 
             return Fitted(score_group(bench, group, vote, splits_of(bench, refit)), {})
@@ -183,7 +189,7 @@ class Probe(LayerProtocol):
 
     def _regress(self, bench: Bench, group: Group, refit: bool) -> Fitted:
         """Fit a regression to a group of layers, with the strength chosen on validation."""
-        regression, classes = LogisticRegression(self.options), len(bench.task.classes)
+        regression, classes = self._regression(bench.task), len(bench.task.classes)
         chosen = self._choose(bench, group, regression) if self.options.l2_count > 1 else None
         val: dict[str, dict[str, float]] = {}
         if chosen is not None and not refit:
@@ -192,14 +198,20 @@ class Probe(LayerProtocol):
             l2 = self.options.strengths()[0] if chosen is None else chosen.l2
             learned = TRAIN_AND_VAL if refit else "train"
             head = regression.fit_one(bench.features(learned, group), classes, l2)
+        kept = bench.task.as_head(head)
         with torch.inference_mode():
             if chosen is not None and refit:
                 val = score_group(bench, group, chosen.head, ["val"])
-            tested = score_group(bench, group, head, splits_of(bench, refit))
-        return Fitted(val | tested, {"l2": l2}, head)
+            tested = score_group(bench, group, kept, splits_of(bench, refit))
+        return Fitted(val | tested, {"l2": l2}, kept)
+
+    def _regression(self, task: Task) -> LogisticRegression | RidgeRegression:
+        return (RidgeRegression if task.numbers else LogisticRegression)(self.options)
 
     @staticmethod
-    def _choose(bench: Bench, group: Group, regression: LogisticRegression) -> LogisticFit:
+    def _choose(
+        bench: Bench, group: Group, regression: LogisticRegression | RidgeRegression
+    ) -> LinearFit:
         """Fit all strengths to the training features and choose one on validation."""
         primary = bench.task.primary
         return regression.fit(

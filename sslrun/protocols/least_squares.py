@@ -1,7 +1,8 @@
-"""Regularized least squares in closed form: linear classification from few examples."""
+"""Regularized least squares in closed form: classes from few examples, and numbers."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated
 
 import torch
@@ -9,7 +10,9 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from sslrun.metric import Metric
 from sslrun.protocols.features import FeatureOptions
+from sslrun.protocols.logistic import LinearFit, LogisticOptions, choose_strength
 
 
 class FewshotOptions(FeatureOptions):
@@ -26,9 +29,14 @@ class FewshotOptions(FeatureOptions):
     """Strength of the L2 regularization, on features standardized one by one."""
 
 
-@torch.no_grad()
 def least_squares(x: Tensor, y: Tensor, classes: int, l2: float) -> nn.Linear:
-    """Fit the linear map of features (N, D) to {-1, 1}^C, 1 at the class id (N,), that minimizes
+    """Fit the linear map of features (N, D) to {-1, 1}^C, 1 at the class id (N,); see `ridge`."""
+    return ridge(x, 2 * F.one_hot(y, classes).double() - 1, l2)
+
+
+@torch.no_grad()
+def ridge(x: Tensor, targets: Tensor, l2: float) -> nn.Linear:
+    """Fit the linear map of features (N, D) to targets (N, C) that minimizes
 
         sum of squared errors + l2 ||W||^2        (the bias is not regularized)
 
@@ -42,11 +50,10 @@ def least_squares(x: Tensor, y: Tensor, classes: int, l2: float) -> nn.Linear:
     """
     device, dtype = x.device, x.dtype
     if device.type == "mps":
-        x, y = x.cpu(), y.cpu()
-    x = x.double()
+        x, targets = x.cpu(), targets.cpu()
+    x, targets = x.double(), targets.double()
     mean, deviation = x.mean(dim=0), x.std(dim=0, correction=0) + 1e-5
     z = (x - mean) / deviation
-    targets = 2 * F.one_hot(y, classes).double() - 1
     offset = targets.mean(dim=0)
     wide = z.shape[1] > len(z)
     gram = z @ z.T if wide else z.T @ z
@@ -57,7 +64,47 @@ def least_squares(x: Tensor, y: Tensor, classes: int, l2: float) -> nn.Linear:
         if wide
         else torch.cholesky_solve(z.T @ targets, factor)
     )
-    head = nn.Linear(x.shape[1], classes, device=device, dtype=dtype)
+    head = nn.Linear(x.shape[1], targets.shape[1], device=device, dtype=dtype)
     head.weight.copy_((weights / deviation[:, None]).T)
     head.bias.copy_(offset - (mean / deviation) @ weights)
     return head
+
+
+class RidgeRegression:
+    """Linear regression of numbers (N, t), in closed form, used as `LogisticRegression` is.
+
+    Minimizes mean squared error / 2 + l2/2 ||W||^2 over features standardized one by one. Each
+    column is fitted to the examples whose number is known. The number of classes is not read.
+    """
+
+    def __init__(self, options: LogisticOptions) -> None:
+        self.options = options
+
+    def fit(
+        self,
+        train: tuple[Tensor, Tensor],
+        val: tuple[Tensor, Tensor],
+        classes: int,
+        score: Callable[[Tensor, Tensor], float],
+        metric: Metric,
+    ) -> LinearFit:
+        """Fit the map with the best validation score (ties: the strongest regularization)."""
+        heads = {l2: self.fit_one(train, classes, l2) for l2 in self.options.strengths()}
+        with torch.no_grad():
+            scores = {l2: score(head(val[0]), val[1]) for l2, head in heads.items()}
+        best = choose_strength(scores, metric)
+        return LinearFit(heads[best], best, scores)
+
+    def fit_one(self, train: tuple[Tensor, Tensor], classes: int, l2: float) -> nn.Linear:
+        """Fit the map of one strength to features (N, D) and numbers (N, t)."""
+        x, y = train
+        known = ~y.isnan()
+        columns = [
+            ridge(x[rows], y[rows, column : column + 1], l2 * int(rows.sum()))
+            for column, rows in enumerate(known.T)
+        ]
+        head = nn.Linear(x.shape[1], y.shape[1], device=x.device, dtype=x.dtype)
+        with torch.no_grad():
+            head.weight.copy_(torch.cat([column.weight for column in columns]))
+            head.bias.copy_(torch.cat([column.bias for column in columns]))
+        return head

@@ -52,8 +52,8 @@ class LogisticOptions(FeatureOptions):
         return self
 
 
-class LogisticFit(NamedTuple):
-    """A classifier of unscaled features, and how it was chosen."""
+class LinearFit(NamedTuple):
+    """A linear map of unscaled features, and how it was chosen."""
 
     head: nn.Linear
     """Maps features (N, D) to scores (N, C)."""
@@ -61,6 +61,15 @@ class LogisticFit(NamedTuple):
     """The chosen strength."""
     scores: dict[float, float]
     """Strength -> validation score, in ascending order of strength."""
+
+
+def choose_strength(scores: dict[float, float], metric: Metric) -> float:
+    """The strength with the best score (ties: the last one)."""
+    best, *others = scores
+    for strength in others:
+        if metric.is_as_good(scores[strength], scores[best]):
+            best = strength
+    return best
 
 
 class LogisticRegression:
@@ -76,7 +85,7 @@ class LogisticRegression:
         classes: int,
         score: Callable[[Tensor, Tensor], float] = accuracy,
         metric: Metric = ACCURACY,
-    ) -> LogisticFit:
+    ) -> LinearFit:
         """Fit the classifier with the best validation score (ties: the strongest regularization).
 
         `train` and `val` are features (N, D) and class ids (N,). `score` takes scores (N, C) and
@@ -91,12 +100,10 @@ class LogisticRegression:
             score(torch.addmm(bias, val_x, weight.T), val_y)
             for weight, bias in zip(weights, biases, strict=True)
         ]
-        best = 0
-        for index in range(1, len(scores)):
-            if metric.is_as_good(scores[index], scores[best]):
-                best = index
-        head = _as_head(weights[best], biases[best])
-        return LogisticFit(head, strengths[best], dict(zip(strengths, scores, strict=True)))
+        by_strength = dict(zip(strengths, scores, strict=True))
+        best = choose_strength(by_strength, metric)
+        index = strengths.index(best)
+        return LinearFit(_as_head(weights[index], biases[index]), best, by_strength)
 
     def fit_one(self, train: tuple[Tensor, Tensor], classes: int, l2: float) -> nn.Linear:
         """Fit the classifier of one strength to features (N, D) and class ids (N,)."""

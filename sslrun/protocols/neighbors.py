@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
@@ -27,12 +30,38 @@ def weighted_knn(
     `train_y` (N,) are class ids. Returns (M, C): each class's share of the votes. If `k` is larger
     than N, all N neighbors vote.
     """
+    scores = [
+        weights.new_zeros(len(weights), classes).scatter_add_(1, train_y[indices], weights)
+        for indices, weights in _neighbors(train_x, test_x, k, temperature)
+    ]
+    return torch.cat(scores)
+
+
+def knn_regression(
+    train_x: Tensor, train_y: Tensor, test_x: Tensor, k: int, temperature: float
+) -> Tensor:
+    """Predict numbers (M, t) as weighted means over the neighbors, with the weights of the votes.
+
+    `train_y` (N, t) are numbers. A neighbor whose number is NaN does not count; if none of the
+    neighbors has one, the prediction is the mean of all.
+    """
+    means = train_y.nanmean(dim=0)
+    predictions = []
+    for indices, weights in _neighbors(train_x, test_x, k, temperature):
+        values = train_y[indices]
+        shares = weights[..., None] * ~values.isnan()
+        total = shares.sum(dim=1)
+        weighted = (shares * values.nan_to_num()).sum(dim=1) / total.clamp_min(1e-30)
+        predictions.append(torch.where(total > 0, weighted, means))
+    return torch.cat(predictions)
+
+
+def _neighbors(
+    train_x: Tensor, test_x: Tensor, k: int, temperature: float
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the nearest training examples (m, k) of parts of the test, and their weights."""
     bank = F.normalize(train_x, dim=1).T
-    scores = test_x.new_zeros(len(test_x), classes)
-    rows = max(256, CHUNK // bank.shape[1])
-    for queries, votes in zip(test_x.split(rows), scores.split(rows), strict=True):
+    for queries in test_x.split(max(256, CHUNK // bank.shape[1])):
         similarity = F.normalize(queries, dim=1) @ bank
         nearest = similarity.topk(min(k, bank.shape[1]), dim=1)
-        weights = (nearest.values / temperature).softmax(dim=1)
-        votes.scatter_add_(1, train_y[nearest.indices], weights)
-    return scores
+        yield nearest.indices, (nearest.values / temperature).softmax(dim=1)

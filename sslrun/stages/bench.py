@@ -89,6 +89,8 @@ class CellBench(Bench):
         self._chosen: dict[str, Tensor] = {}
         self.shifted = _loaded_shifts(cell.evaluation)
         self.seed = cell.training_seed
+        if self.task.numbers:
+            self.task.fit_labels(self.task.targets(self.examples("train")))
         self.device = context.compute.device
         self.costs: dict[str, float | None] = {}
         """Attempt, or "features" -> FLOPs of the passes over training examples; None if unknown."""

@@ -78,7 +78,9 @@ class Watcher:
     def has_labels(self) -> bool:
         """Whether the examples have classes, which the kNN accuracy needs."""
         labels = (self.queries.labels, self.bank.labels)
-        return bool(self.classes) and all(label is not None for label in labels)
+        return bool(self.classes) and all(
+            label is not None and not label.is_floating_point() for label in labels
+        )
 
     def require(self, pretext: Pretext, diagnostic: Diagnostic) -> None:
         """Check that feature checks compute a diagnostic that chooses the weights to keep.

@@ -2,6 +2,7 @@
 
 from sslrun.tasks import classification as classification
 from sslrun.tasks import clips as clips
+from sslrun.tasks import graph as graph
 from sslrun.tasks import keypoints as keypoints
 from sslrun.tasks import masks as masks
 from sslrun.tasks import objects as objects

@@ -96,6 +96,21 @@ class Task:
         """
         return bool(self.options.linear)
 
+    @property
+    def numbers(self) -> bool:
+        """Whether targets are numbers (N, t), NaN where unknown, in place of classes.
+
+        Then `linear` heads are fitted by least squares, and `fit_labels` is called.
+        """
+        return False
+
+    def fit_labels(self, labels: Tensor) -> None:
+        """Measure the scale of the labels that are learned from; before heads are built."""
+
+    def as_head(self, linear: nn.Linear) -> nn.Module:
+        """Turn a linear map from vectors to outputs into a head; by default it is one."""
+        return linear
+
     def head(self, width: int, depth: int = 0) -> nn.Module:
         """Build a new head, which maps the result of `readout` to outputs.
 

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from sslrun.errors import UserError
+
 
 def accuracy(scores: Tensor, labels: Tensor) -> float:
     """Share of examples whose highest score is that of their label."""
@@ -88,6 +90,25 @@ def pearson(values: Tensor, truth: Tensor) -> float:
 def spearman(values: Tensor, truth: Tensor) -> float:
     """Correlation of the ranks of two vectors (N,), in percent; ties have their mean rank."""
     return pearson(_ranks(values), _ranks(truth))
+
+
+def roc_auc(scores: Tensor, positive: Tensor) -> float:
+    """Area under the ROC curve, in percent, of scores (N,) for labels (N,) bool.
+
+    It is the share of pairs of a positive and a negative example that the scores order rightly;
+    ties count half (Hanley and McNeil 1982).
+
+    Raises:
+        UserError: All examples have the same label.
+    """
+    count = int(positive.sum())
+    if count in (0, len(positive)):
+        raise UserError(
+            f"ROC-AUC needs both classes, but all {len(positive)} examples have one: add others, "
+            "or choose another metric, as in task.metric: accuracy"
+        )
+    wins = _ranks(scores)[positive].sum().item() - count * (count + 1) / 2
+    return 100 * wins / (count * (len(positive) - count))
 
 
 def _ranks(values: Tensor) -> Tensor:

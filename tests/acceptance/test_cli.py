@@ -207,7 +207,11 @@ def test_help_show_and_check(folder, sslrun):
 
 @pytest.mark.parametrize(
     "path",
-    sorted(path for kind in ("image", "text", "video") for path in RECIPES.glob(f"{kind}/*.yaml")),
+    sorted(
+        path
+        for kind in ("image", "text", "video", "graph", "control")
+        for path in RECIPES.glob(f"{kind}/*.yaml")
+    ),
     ids=lambda path: path.stem,
 )
 def test_recipes_are_valid(path):

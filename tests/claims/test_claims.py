@@ -295,6 +295,7 @@ CHEAP = {
     "guess": {"steps": 1, "batch": 2, "gaps": 20},
     "colors": {"steps": 1, "batch": 4, "images": 8},
     "order": {"steps": 1, "batch": 4, "draws": 1},
+    "equivariant-maps": {"steps": 1, "batch": 2},
 }
 """Options that make slow measurements quick."""
 

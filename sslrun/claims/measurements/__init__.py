@@ -1,3 +1,10 @@
 """Measurements, for claims that no sweep tests. Importing this package registers all of them."""
 
-from sslrun.claims.measurements import colors, exact, guess, order, speed  # noqa: F401
+from sslrun.claims.measurements import (  # noqa: F401
+    colors,
+    exact,
+    graphs,
+    guess,
+    order,
+    speed,
+)
