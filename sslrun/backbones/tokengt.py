@@ -11,7 +11,14 @@ from torch import Tensor, nn
 
 from sslrun.backbones.base import Features, backbones
 from sslrun.backbones.graph import CategoryEmbedding, GraphBackbone
-from sslrun.backbones.transformer import Block, BlockStyle, Stack, depth_rates, initialize
+from sslrun.backbones.transformer import (
+    Block,
+    BlockStyle,
+    Stack,
+    depth_rates,
+    initialize,
+    layers_of,
+)
 from sslrun.data.graph.graphs import EIGENVECTORS, Graphs
 from sslrun.data.specs import GraphSpec
 from sslrun.errors import UserError
@@ -165,11 +172,7 @@ class TokenGT(GraphBackbone):
         return torch.cat([nodes, edges], dim=1) + self.identify(pairs)
 
     def layers(self) -> list[list[nn.Parameter]]:
-        """The embeddings, then each block; the final norm joins the last block."""
-        blocks = [list(block.parameters()) for block in self.blocks]
-        blocks[-1] += list(self.norm.parameters())
-        later = {id(parameter) for block in blocks for parameter in block}
-        return [[part for part in self.parameters() if id(part) not in later], *blocks]
+        return layers_of(self, self.blocks, self.norm)
 
 
 def draw_identifiers(noise: Tensor, ids: str) -> Tensor:
