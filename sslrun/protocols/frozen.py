@@ -147,6 +147,14 @@ class Probe(LayerProtocol):
     options: ProbeOptions
     synonyms = ("LP", "lin", "linear", "linear probe", "linear probing")
 
+    @classmethod
+    def supports(cls, task: type[Task], options: TaskOptions) -> str | None:
+        if task.decodes:
+            return (
+                f"trains no decoder, which the task '{task.name}' needs: take finetune or scratch"
+            )
+        return None
+
     def trains(self, options: TaskOptions) -> bool:
         """L-BFGS has one solution; SGD depends on the first head and the order of the data."""
         return self.options.solver == "sgd" or not options.linear

@@ -4,3 +4,4 @@ from sslrun.tasks import classification as classification
 from sslrun.tasks import masks as masks
 from sslrun.tasks import objects as objects
 from sslrun.tasks import text as text
+from sslrun.tasks import translation as translation
