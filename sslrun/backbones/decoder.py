@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from sslrun.backbones.search import Search, beam_search
 from sslrun.backbones.text import TextBackbone, check_heads, embedding_of
 from sslrun.backbones.token_head import TokenHead
-from sslrun.backbones.transformer import BERT_STYLE, Block, Cache, Stack, initialize
+from sslrun.backbones.transformer import BERT_STYLE, STD, Block, Cache, Stack, initialize
 from sslrun.data.text.sequences import IGNORED
 from sslrun.data.text.tokenizer import Tokenizer
 
@@ -17,9 +17,10 @@ from sslrun.data.text.tokenizer import Tokenizer
 class Decoder(nn.Module):
     """A causal Transformer with cross-attention (Vaswani et al. 2017, arXiv:1706.03762).
 
-    Blocks, positions, and the head before the softmax are BERT's. Encoder, decoder and softmax
-    share the encoder's embedding, which every method gets as `shared`, unless it is of another
-    width than the features: then the decoder has its own.
+    Blocks, positions, and the head before the softmax are BERT's. Linear maps of the blocks start
+    with the deviation `std` of the backbone's options, if it has that option. Encoder, decoder and
+    softmax share the encoder's embedding, which every method gets as `shared`, unless it is of
+    another width than the features: then the decoder has its own.
 
     Shape legend: B sequences, T tokens of the decoder, S tokens of the encoder, D features.
     """
@@ -44,7 +45,7 @@ class Decoder(nn.Module):
         )
         for module in (self.table, self.position_embed, self.blocks):
             if module is not None:
-                initialize(module)
+                initialize(module, getattr(backbone.options, "std", STD))
         self.head = TokenHead(width, vocab, width)
 
     def forward(

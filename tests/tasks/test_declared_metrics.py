@@ -1,6 +1,7 @@
 """Every registered task returns exactly the metrics that it declares, and names their unit."""
 
 import inspect
+from dataclasses import replace
 from typing import NamedTuple
 
 import pytest
@@ -14,6 +15,7 @@ from sslrun.data.text.passages import SpanRow, build_windows
 from sslrun.data.text.sequences import Sequences, build_labeled, concatenate_texts, trim_ranges
 from sslrun.data.text.tags import TagSet
 from sslrun.data.text.tokenizer import SPECIALS, Tokenizer, blank_tokenizer, build_wordpiece
+from sslrun.data.text.translation import target_ids
 from sslrun.data.video.films import ClipExamples, StoredFilms
 from sslrun.tasks.base import tasks
 
@@ -92,7 +94,17 @@ def masks() -> Case:
     return Case(MaskedImages(images, labels, (), ImageSpec(8)), (draw(2, 3, 4, 4) > 0).float())
 
 
+def translations() -> Case:
+    entries = {word: place for place, word in enumerate([*SPECIALS, *WORDS])}
+    spec = TextSpec(Tokenizer(build_wordpiece(True, entries)), 16)
+    texts = spec.tokenizer.encode(["red green", "blue"])
+    examples = build_labeled(texts, None, target_ids(texts, spec.tokenizer, 16), (), spec)
+    examples = replace(examples, extra=("red green", "blue"))
+    return Case(examples, torch.full((2, 16), spec.tokenizer.sep))
+
+
 CASES = [
+    ("translation", translations()),
     ("objects", masks()),
     ("masks", films()),
     ("classification", images(10, reassessed=True)),
