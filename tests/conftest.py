@@ -76,6 +76,9 @@ SLOW = {
     "test_fine_tuning_on_text_never_waits[", "test_pretraining_on_text_never_waits[",
     "test_libraries.py", "test_push.py", "test_load.py",
     "test_it_learns_colors_that_follow_from_lightness", "test_it_learns_to_reconstruct",
+    "test_what_it_writes_is_more_likely_than_perturbed_texts",
+    "test_it_learns_to_write_its_training_texts",
+    "test_fine_tuning_starts_from_the_decoder_of_the_pretext_task",
     "test_a_small_beta_keeps_all_units_and_a_large_one_collapses",
 }  # fmt: skip
 """Substrings of the names of tests that take more than a second; `make fast` skips them.
