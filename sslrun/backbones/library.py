@@ -103,7 +103,7 @@ class LibraryBackbone(ImageBackbone):
     def load_tensors(self, tensors: dict[str, Tensor], origin: Path | str) -> None:
         """Load the library's weights; `origin` is their place in messages."""
         state = self.fit_weights(self.own_names(tensors))
-        check_fit(state, self, origin)
+        check_fit(state, self, self.name, origin)
         self.load_state_dict(state)
 
     def set_normalization(self, normalization: Normalization) -> None:

@@ -45,6 +45,14 @@ class TextBackbone(Backbone):
         return False
 
 
+def embedding_of(backbone: TextBackbone) -> Tensor | None:
+    """The backbone's token embeddings (V, E); None if it reads characters, as ELMo does."""
+    try:
+        return backbone.embedding
+    except NotImplementedError:
+        return None
+
+
 def check_heads(name: str, width: int, heads: int) -> None:
     """Check that `width` is a multiple of `heads`.
 

@@ -18,6 +18,23 @@ from torch import Tensor, nn
 Map = Callable[[Tensor], Tensor]
 
 
+class Cache(dict["Attention", tuple[Tensor, Tensor]]):
+    """The keys and values (B, heads, S, d) that each attention layer has computed so far.
+
+    For decoding token by token. A layer that gets a cache attends to what is there and to its new
+    input, and adds the keys and values of that input. Those of a memory are computed once.
+    """
+
+    @property
+    def length(self) -> int:
+        """Number of tokens so far, which are those of the first layer: it attends to its input."""
+        return next(iter(self.values()))[0].shape[2] if self else 0
+
+    def select(self, rows: Tensor) -> Cache:
+        """The cache of sequences (R,) of the batch, by index; they may repeat."""
+        return Cache({layer: (k[rows], v[rows]) for layer, (k, v) in self.items()})
+
+
 class Attention(nn.Module):
     """Multi-head attention (Vaswani et al. 2017).
 
@@ -42,15 +59,18 @@ class Attention(nn.Module):
         memory: Tensor | None = None,
         mask: Tensor | None = None,
         causal: bool = False,
+        cache: Cache | None = None,
     ) -> Tensor:
         """Attend, and return (B, T, D).
 
         `mask` is bool, broadcastable to (B, heads, T, S), and True where attention is allowed; each
-        row needs at least one True. `causal` also forbids later positions.
+        row needs at least one True. `causal` also forbids later positions. With a `cache`, x
+        follows the input of earlier calls, and S counts that input, too.
         """
-        q, k, v = self._qkv(x, memory)
-        if causal and mask is not None:
-            mask, causal = mask & _no_later(q, k), False
+        q, k, v = self._qkv(x, memory, cache)
+        if causal and (mask is not None or cache is not None):
+            earlier = _no_later(q, k)
+            mask, causal = earlier if mask is None else mask & earlier, False
         dropout = self.dropout if self.training else 0.0
         if q.device.type == "cpu" and q.dtype == torch.bfloat16:
             mixed = _in_float(q, k, v, mask, causal, dropout)
@@ -76,19 +96,35 @@ class Attention(nn.Module):
             scores = scores.masked_fill(~mask, float("-inf"))
         return scores.softmax(dim=-1)
 
-    def _qkv(self, x: Tensor, memory: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    def _qkv(
+        self, x: Tensor, memory: Tensor | None, cache: Cache | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Queries (B, heads, T, d), and keys and values (B, heads, S, d)."""
-        if memory is None:
-            q, k, v = self.qkv(x).chunk(3, dim=-1)
-        else:
+        past = None if cache is None else cache.get(self)
+        if memory is not None:
             width = x.shape[-1]
             bias = (
                 (None, None) if self.qkv.bias is None else self.qkv.bias.split((width, 2 * width))
             )
-            q = F.linear(x, self.qkv.weight[:width], bias[0])
-            k, v = F.linear(memory, self.qkv.weight[width:], bias[1]).chunk(2, dim=-1)
-        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (q, k, v))
-        return (rotate(q), rotate(k), v) if self.rotary else (q, k, v)
+            q = self._split(F.linear(x, self.qkv.weight[:width], bias[0]))
+            if past is None:
+                both = F.linear(memory, self.qkv.weight[width:], bias[1])
+                past = self._split(both[..., :width]), self._split(both[..., width:])
+            k, v = past
+        else:
+            q, k, v = (self._split(part) for part in self.qkv(x).chunk(3, dim=-1))
+            if self.rotary:
+                start = 0 if past is None else past[0].shape[2]
+                q, k = rotate(q, start), rotate(k, start)
+            if past is not None:
+                k, v = torch.cat([past[0], k], dim=2), torch.cat([past[1], v], dim=2)
+        if cache is not None:
+            cache[self] = k, v
+        return q, k, v
+
+    def _split(self, x: Tensor) -> Tensor:
+        """Split (B, T, D) into heads (B, heads, T, d)."""
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
 
 def _in_float(
@@ -101,14 +137,16 @@ def _in_float(
         )
 
 
-def rotate(x: Tensor) -> Tensor:
+def rotate(x: Tensor, start: int = 0) -> Tensor:
     """Rotate queries or keys (B, heads, T, d) by angles proportional to their position.
+
+    The first of them is at position `start`.
 
     Rotary embeddings (Su et al. 2021, arXiv:2104.09864) with base 10,000: positions affect the
     product of a query and a key only through their distance.
     """
     half = x.shape[-1] // 2
-    places = torch.arange(x.shape[-2], device=x.device, dtype=torch.float32)
+    places = torch.arange(start, start + x.shape[-2], device=x.device, dtype=torch.float32)
     rates = 10_000 ** (-torch.arange(half, device=x.device, dtype=torch.float32) / half)
     angles = places[:, None] * rates
     cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
@@ -117,8 +155,9 @@ def rotate(x: Tensor) -> Tensor:
 
 
 def _no_later(q: Tensor, k: Tensor) -> Tensor:
-    """Causal mask (T, S) for queries (..., T, d) and keys (..., S, d)."""
-    return torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool, device=q.device).tril()
+    """Causal mask (T, S) for queries (..., T, d) of the last T of S keys (..., S, d)."""
+    queries, keys = q.shape[-2], k.shape[-2]
+    return torch.ones(queries, keys, dtype=torch.bool, device=q.device).tril(keys - queries)
 
 
 class Mlp(nn.Module):
@@ -244,18 +283,19 @@ class Block(nn.Module):
         causal: bool = False,
         memory: Tensor | None = None,
         memory_mask: Tensor | None = None,
+        cache: Cache | None = None,
     ) -> Tensor:
-        """Transform tokens (B, T, D); masks are as in `Attention`.
+        """Transform tokens (B, T, D); masks and the cache are as in `Attention`.
 
         Raises:
             ValueError: `memory` (B, S, D) without `cross`, or the reverse.
         """
         if (memory is None) != (self.cross is None):
             raise ValueError("memory and cross-attention go together")
-        x = self._add(x, self.norm1, lambda y: self.attn(y, mask=mask, causal=causal))
+        x = self._add(x, self.norm1, lambda y: self.attn(y, None, mask, causal, cache))
         if self.cross is not None and self.norm_cross is not None:
             cross = self.cross
-            x = self._add(x, self.norm_cross, lambda y: cross(y, memory, mask=memory_mask))
+            x = self._add(x, self.norm_cross, lambda y: cross(y, memory, memory_mask, False, cache))
         return self._add(x, self.norm2, self.mlp)
 
     def attention(self, x: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
@@ -278,10 +318,11 @@ class Stack(nn.ModuleList):
         causal: bool = False,
         memory: Tensor | None = None,
         memory_mask: Tensor | None = None,
+        cache: Cache | None = None,
     ) -> Tensor:
         """Tokens (B, T, D) after the last block; the arguments are those of `Block`."""
         for block in self:
-            x = block(x, mask, causal, memory, memory_mask)
+            x = block(x, mask, causal, memory, memory_mask, cache)
         return x
 
     def states(self, x: Tensor, mask: Tensor | None = None, causal: bool = False) -> list[Tensor]:

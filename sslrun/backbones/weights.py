@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from sslrun.backbones.base import Backbone, backbones
 from sslrun.data.specs import InputSpec
@@ -51,9 +51,7 @@ def save_backbone(
 
     Each file is written atomically; `load_backbone` reads both.
     """
-    tensors = {
-        name: tensor.detach().contiguous().cpu() for name, tensor in backbone.state_dict().items()
-    }
+    tensors = plain_tensors(backbone)
     about = {
         "backbone": backbone.name,
         "options": backbone.options.model_dump_json(),
@@ -66,6 +64,13 @@ def save_backbone(
     with replacing(path) as temporary:
         save_file(tensors, temporary, header)
     backbone.spec.save(path.parent)
+
+
+def plain_tensors(network: nn.Module) -> dict[str, Tensor]:
+    """The weights and buffers of a network, in the form that safetensors writes."""
+    return {
+        name: tensor.detach().contiguous().cpu() for name, tensor in network.state_dict().items()
+    }
 
 
 def load_into(backbone: Backbone, path: Path) -> None:
@@ -101,27 +106,28 @@ def _load(
         raise UserError(f"{path}: {reason}")
     tensors = backbone.fit_weights(tensors)
     options = metadata.get("options")
-    check_fit(
-        tensors, backbone, path, "" if options is None else f"; the file's options are {options}"
-    )
+    hint = "" if options is None else f"; the file's options are {options}"
+    check_fit(tensors, backbone, backbone.name, path, hint)
     backbone.load_state_dict(tensors)
 
 
 def check_fit(
-    tensors: Mapping[str, Tensor], backbone: Backbone, path: Path | str, hint: str = ""
+    tensors: Mapping[str, Tensor], network: nn.Module, name: str, path: Path | str, hint: str = ""
 ) -> None:
-    """Check that weights have the names and shapes of a backbone's; the message ends with `hint`.
+    """Check that weights have the parameters of a network; the message ends with `hint`.
+
+    `name` is the network's in messages.
 
     Raises:
         UserError: a parameter is missing, unknown or of another shape.
     """
-    expected = backbone.state_dict()
-    for name in sorted(expected.keys() | tensors.keys()):
-        loaded, wanted = tensors.get(name), expected.get(name)
+    expected = network.state_dict()
+    for parameter in sorted(expected.keys() | tensors.keys()):
+        loaded, wanted = tensors.get(parameter), expected.get(parameter)
         if loaded is None or wanted is None or loaded.shape != wanted.shape:
             raise UserError(
-                f"{path}: parameter '{name}' {_describe_shape(loaded)} in the file, but "
-                f"{_describe_shape(wanted)} in '{backbone.name}' as configured{hint}"
+                f"{path}: parameter '{parameter}' {_describe_shape(loaded)} in the file, but "
+                f"{_describe_shape(wanted)} in '{name}' as configured{hint}"
             )
 
 

@@ -106,6 +106,14 @@ class Pretext(Learner):
         """The backbone to save, watch and evaluate: the teacher's if the paper evaluates that."""
         return self.backbone
 
+    @property
+    def kept_decoder(self) -> nn.Module | None:
+        """The decoder to save beside the backbone, for tasks that write sequences.
+
+        None by default.
+        """
+        return None
+
     def layers(self) -> list[list[nn.Parameter]]:
         return self.backbone.layers()
 
@@ -140,6 +148,13 @@ class Pretext(Learner):
         every feature check, in eval mode without gradients. None by default.
         """
         return {}
+
+    def samples(self, batch: Batch, generator: torch.Generator) -> list[str]:
+        """Lines of text on what the task does to a few held-out texts, such as the gaps it fills.
+
+        Called as `pictures` is. None by default.
+        """
+        return []
 
     def diagnose(self, metrics: Mapping[str, float]) -> str | None:
         """Name a failure that the task's own metrics show, such as a kind of collapse.

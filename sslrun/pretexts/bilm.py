@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from sslrun.backbones.text import TextBackbone
+from sslrun.backbones.token_head import TokenHead
 from sslrun.data.examples import Batch
 from sslrun.data.text.sequences import Tokens
 from sslrun.pretexts.base import pretexts
@@ -12,7 +13,6 @@ from sslrun.pretexts.language import (
     LanguageOptions,
     LanguagePretext,
     Pairs,
-    TokenHead,
     following,
     preceding,
 )

@@ -7,22 +7,16 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
-from sslrun.backbones.text import TextBackbone, check_heads
-from sslrun.backbones.transformer import BERT_STYLE, Block, Stack, initialize
+from sslrun.backbones.decoder import Decoder
+from sslrun.backbones.search import Search
+from sslrun.backbones.text import TextBackbone, embedding_of
 from sslrun.data.examples import Batch
 from sslrun.data.text.sequences import IGNORED, Tokens
 from sslrun.errors import UserError
 from sslrun.pretexts.base import pretexts
-from sslrun.pretexts.language import (
-    LanguageOptions,
-    LanguagePretext,
-    Pairs,
-    TokenHead,
-    embedding_of,
-    entropy,
-)
+from sslrun.pretexts.language import LanguageOptions, LanguagePretext, Pairs, entropy
 from sslrun.training.learner import Output
 
 
@@ -57,6 +51,8 @@ class Denoise(LanguagePretext):
     that every text backbone can be the encoder.
     """
 
+    version = 2  # keeps its decoder
+
     class Options(LanguageOptions):
         pairs: Pairs = "drop"
         rate: float = Field(0.15, gt=0, lt=0.9)
@@ -75,23 +71,12 @@ class Denoise(LanguagePretext):
                 "pretext 'denoise' needs an encoder that reads both sides, "
                 f"but '{backbone.name}' is causal: take a backbone that is not, or pretext 'ltr'"
             )
-        self.tokenizer, width = backbone.spec.tokenizer, backbone.width
-        shared = embedding_of(backbone)
-        self.table = (
-            nn.Embedding(backbone.spec.vocab, width)
-            if shared is None or shared.shape[1] != width
-            else None
-        )
-        self.position_embed = nn.Embedding(backbone.spec.length + 2, width)
-        heads = max(1, width // 64)
-        check_heads("the decoder of 'denoise'", width, heads)
-        self.blocks = Stack(
-            Block(width, heads, BERT_STYLE, cross=True, dropout=0.1) for _ in range(options.depth)
-        )
-        for module in (self.table, self.position_embed, self.blocks):
-            if module is not None:
-                initialize(module)
-        self.head = TokenHead(width, backbone.spec.vocab, width)
+        self.tokenizer = backbone.spec.tokenizer
+        self.decoder = Decoder(backbone, options.depth, "denoise")
+
+    @property
+    def kept_decoder(self) -> Decoder:
+        return self.decoder
 
     def views(self, batch: Batch, generator: torch.Generator) -> DenoisingViews:
         """Cut spans out of the batch; see the example above."""
@@ -142,17 +127,45 @@ class Denoise(LanguagePretext):
         return targets.scatter(1, end, tokenizer.sep), documents.scatter(1, end, last)
 
     def forward(self, views: DenoisingViews) -> Output:
-        features = self.backbone(views.tokens)
-        table = self.backbone.embedding if self.table is None else self.table.weight
-        places = torch.arange(views.decoder_ids.shape[1], device=views.decoder_ids.device)
-        x = F.embedding(views.decoder_ids, table) + self.position_embed(places)
+        features, shared = self.backbone(views.tokens), embedding_of(self.backbone)
         documents = views.documents[:, None, :, None]
         mask = documents == views.documents[:, None, None, :]
         memory_mask = documents == views.tokens.documents[:, None, None, :]
         memory_mask = memory_mask | (documents == 0)  # padding needs something to attend to
-        x = self.blocks(x, mask, causal=True, memory=features.tokens, memory_mask=memory_mask)
-        loss, accuracy = self.head.loss(x, table, views.targets)
+        x = self.decoder(views.decoder_ids, features.tokens, shared, mask, memory_mask)
+        loss, accuracy = self.decoder.loss(x, shared, views.targets)
         return Output(loss, {"accuracy": accuracy})
+
+    def samples(self, batch: Batch, generator: torch.Generator) -> list[str]:
+        """The first document of each sequence with gaps, and what decoder and text fill in.
+
+        The most likely tokens are written one after the other, without a look at the text.
+        """
+        tokens = self.tokens(batch)
+        tokens = tokens.keep_only(tokens.documents == 1)
+        views = self.views(batch._replace(inputs=tokens), generator)
+        memory = self.backbone(views.tokens).tokens
+        assert memory is not None
+        written = self.decoder.generate(
+            memory,
+            embedding_of(self.backbone),
+            views.tokens.real[:, None, None],
+            self.tokenizer,
+            Search(longest=views.targets.shape[1]),
+        )
+        lines = []
+        for ids, real, *filled in zip(
+            views.tokens.ids, views.tokens.real, written, views.targets, strict=True
+        ):
+            text = self.tokenizer.decode(ids[real].tolist()).replace("[MASK]", "___")
+            ours, true = (self._describe_spans(targets.tolist()) for targets in filled)
+            lines.append(f"{text} -> {ours} (true: {true})")
+        return lines
+
+    def _describe_spans(self, targets: list[int]) -> str:
+        """Render the decoder's targets as the spans, with | between them."""
+        text = self.tokenizer.decode(self.tokenizer.until_end(targets))
+        return " | ".join(span.strip() for span in text.split("[MASK]")[1:])
 
     def without_context(self, shares: Tensor) -> float:
         """Entropy, in nats, of the decoder's targets for a full sequence.

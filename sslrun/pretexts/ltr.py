@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 
 from sslrun.backbones.text import TextBackbone
+from sslrun.backbones.token_head import TokenHead
 from sslrun.data.examples import Batch
 from sslrun.data.text.sequences import Tokens
 from sslrun.errors import UserError
 from sslrun.pretexts.base import pretexts
-from sslrun.pretexts.language import LanguageOptions, LanguagePretext, TokenHead, following
+from sslrun.pretexts.language import LanguageOptions, LanguagePretext, following
 from sslrun.training.learner import Output
 
 

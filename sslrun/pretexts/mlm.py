@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from sslrun.backbones.text import TextBackbone, gather_tokens
+from sslrun.backbones.text import TextBackbone, embedding_of, gather_tokens
+from sslrun.backbones.token_head import TokenHead
 from sslrun.data.examples import Batch, Examples
 from sslrun.data.text.sequences import IGNORED, Documents, Tokens
 from sslrun.errors import UserError
@@ -17,8 +18,6 @@ from sslrun.pretexts.base import pretexts
 from sslrun.pretexts.language import (
     LanguageOptions,
     LanguagePretext,
-    TokenHead,
-    embedding_of,
     entropy,
 )
 from sslrun.training.learner import Output

@@ -118,6 +118,13 @@ class Bench(ABC):
         """Load the head that the protocol in `follows` learned from the labels of a split."""
 
     @abstractmethod
+    def load_decoder(self, decoder: nn.Module) -> None:
+        """Load the weights of the pretext task's decoder, if pretraining kept one.
+
+        Raises UserError if they do not fit.
+        """
+
+    @abstractmethod
     def train(
         self,
         learner: TaskLearner,

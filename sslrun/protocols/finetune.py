@@ -168,9 +168,11 @@ class Finetune(Protocol):
     def _train(self, bench: Bench, lr: float, head: InitialHead | None, split: str) -> TaskLearner:
         backbone = bench.backbone(self.options.drop_path)
         torch.manual_seed(bench.seed)
-        learner = TaskLearner(backbone, bench.task, frozen_norm=self.options.frozen_norm)
+        learner = bench.task.learner(backbone, frozen_norm=self.options.frozen_norm)
         if head is not None:
             learner.head.load_state_dict(head(split))
+        elif bench.task.starts_from_decoder:
+            bench.load_decoder(learner.head)
         schedule = self.options.model_copy(update={"lr": lr})
         attempt = f"lr-{lr:g}" if split == "train" else f"refit-lr-{lr:g}"
         keep_best = self.options.keep == "best"

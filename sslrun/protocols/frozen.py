@@ -36,6 +36,16 @@ NEEDS = "needs one vector and one class per example"
 REMEDY = "take probe, finetune, lpft or scratch"
 
 
+def refuse_decoder(task: type[Task]) -> str | None:
+    """Explain, as words after a protocol's name, that a task needs a decoder; None if it does not.
+
+    A decoder is trained together with the backbone only.
+    """
+    if task.decodes:
+        return f"trains no decoder, which the task '{task.name}' needs: take finetune or scratch"
+    return None
+
+
 class VectorProtocol(Protocol):
     """Base class of protocols that classify one frozen vector per example."""
 
@@ -55,6 +65,8 @@ class VectorProtocol(Protocol):
     def supports(cls, task: type[Task], options: TaskOptions) -> str | None:
         if options.linear:
             return None
+        if reason := refuse_decoder(task):
+            return reason
         return f"{NEEDS}, which the task '{task.name}' does not have: {REMEDY}"
 
     def run(self, bench: Bench) -> Scores:
@@ -152,6 +164,10 @@ class Probe(LayerProtocol):
     version = 2  # a head trained by SGD runs in float32
     options: ProbeOptions
     synonyms = ("LP", "lin", "linear", "linear probe", "linear probing")
+
+    @classmethod
+    def supports(cls, task: type[Task], options: TaskOptions) -> str | None:
+        return refuse_decoder(task)
 
     def trains(self, options: TaskOptions) -> bool:
         """L-BFGS has one solution; SGD depends on the first head and the order of the data."""

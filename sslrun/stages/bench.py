@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from sslrun import distributed
 from sslrun.backbones import build_backbone, build_empty, load_into, save_backbone
 from sslrun.backbones.base import Backbone, Features
-from sslrun.backbones.weights import WEIGHTS
+from sslrun.backbones.weights import WEIGHTS, check_fit
 from sslrun.data.examples import Batch, Examples, TensorExamples
 from sslrun.data.shifts import ID, Part, Shift, make_parts
 from sslrun.data.source import sources
@@ -294,6 +294,14 @@ class CellBench(Bench):
 
     def head(self, split: str) -> dict[str, Tensor]:
         return load_file(self.cell.followed(self.context, split) / HEAD)
+
+    def load_decoder(self, decoder: nn.Module) -> None:
+        path = self.cell.origin.decoder
+        if path is None:
+            return
+        tensors = load_file(path)
+        check_fit(tensors, decoder, self.task.name, path, "; or set task.decoder: new")
+        decoder.load_state_dict(tensors)
 
     def train(
         self,

@@ -83,7 +83,7 @@ def _load(weights: Path, to: str) -> Backbone:
             f"an export for {to} takes square color images only; export with --to onnx"
         )
     backbone = build_empty(cls.name, options, spec)
-    check_fit(tensors, backbone, weights)
+    check_fit(tensors, backbone, backbone.name, weights)
     backbone.load_state_dict(tensors)
     return backbone.eval()
 

@@ -8,15 +8,18 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from safetensors.torch import save_file
+from torch import nn
 
 from sslrun import distributed
 from sslrun.backbones import build_backbone, save_backbone
 from sslrun.backbones.base import backbones
-from sslrun.backbones.weights import WEIGHTS, load_into
+from sslrun.backbones.weights import WEIGHTS, load_into, plain_tensors
 from sslrun.data.examples import Examples
 from sslrun.data.specs import InputSpec, TextSpec
 from sslrun.data.splits import load_splits
 from sslrun.errors import UserError
+from sslrun.files import replacing
 from sslrun.pretexts.base import Pretext, pretexts
 from sslrun.recipe import Named, Pretrain, Recipe
 from sslrun.runs import Run
@@ -37,6 +40,11 @@ from sslrun.stages.watch import Watcher
 from sslrun.tasks.base import TaskOptions
 from sslrun.training.checkpoint import latest, save
 from sslrun.training.loop import Step, Training
+
+DECODER = "decoder.safetensors"
+"""Name of the file with the weights of a pretext task's decoder, beside those of its backbone."""
+SAMPLES = "samples.txt"
+"""Name of the file with a pretext task's samples of text, one per line."""
 
 
 @dataclass(frozen=True)
@@ -168,11 +176,14 @@ class Pretraining:
             watcher.require(pretext, self.schedule.keep_by)
             best = BestWeights(self.run.checkpoints, self.schedule.keep_by)
         step, watched = self._train(training, examples, watcher, context, best)
-        backbone = training.averaged.kept
+        backbone, decoder = training.averaged.kept, training.averaged.kept_decoder
         if distributed.is_main():
             if best is not None:
-                best.load_into(backbone)
+                best.load_into(_kept_parts(training.averaged))
             save_backbone(self.weights, backbone, {"recipe": recipe.name, "run": self.run.hash})
+            if decoder is not None:
+                with replacing(self.run.path / DECODER) as temporary:
+                    save_file(plain_tensors(decoder), temporary)
         return {
             "stage": "pretrain",
             "recipe": recipe.name,
@@ -248,14 +259,24 @@ class Pretraining:
                     check = watcher.check(pretext, step.step / step.total, step.metrics)
                     if distributed.is_main() and (columns := watcher.pictures(pretext)):
                         write_sheet(run.path / "pictures" / "pretext.png", columns)
+                    if distributed.is_main() and (lines := watcher.samples(pretext)):
+                        with replacing(run.path / SAMPLES) as temporary:
+                            temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
                     if best is not None and distributed.is_main():
-                        best.consider(step.step, check.record, pretext.kept)
+                        best.consider(step.step, check.record, _kept_parts(pretext))
                     log({"step": step.step, "epoch": round(step.epoch, 4), **check.record})
                     if check.warning:
                         context.reporter.say(f"{self.title}: step {step.step}: {check.warning}")
         if watch.keep_state and distributed.is_main():
             save(training, run.last_state)
         return step, check.record
+
+
+def _kept_parts(pretext: Pretext) -> nn.Module:
+    """The networks to save: the backbone, with the decoder if the pretext task keeps one."""
+    if pretext.kept_decoder is None:
+        return pretext.kept
+    return nn.ModuleList([pretext.kept, pretext.kept_decoder])
 
 
 def _count_tokens(examples: Examples, count: int) -> int | None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -28,12 +28,14 @@ from sslrun.tasks.diagnostics import (
 from sslrun.tasks.metrics import accuracy
 from sslrun.training.device import Compute
 
+T = TypeVar("T")
+
 BATCH = 256
 """Batch size of the forward passes."""
 LIDAR_IMAGES = 1000
 """Largest number of images that LiDAR compares, as in its paper."""
 PICTURED = 8
-"""Number of examples that pictures are drawn of."""
+"""Number of examples to draw pictures of, or to show as text."""
 AT_FLOOR = 0.97
 """A held-out loss above this share of its floor means that nothing is learned from context."""
 PATIENCE = 0.25
@@ -138,9 +140,17 @@ class Watcher:
         warning = _describe_stuck(record["held_out_loss"], self.floor) if stuck else None
         return FeatureCheck(record, warning)
 
-    @torch.inference_mode()
     def pictures(self, pretext: Pretext) -> dict[str, Tensor]:
-        """The task's pictures of a few held-out images, always with the same draws.
+        """The task's pictures of a few held-out images; see `_show`."""
+        return self._show(pretext, pretext.pictures)
+
+    def samples(self, pretext: Pretext) -> list[str]:
+        """The task's lines of text on a few held-out texts; see `_show`."""
+        return self._show(pretext, pretext.samples)
+
+    @torch.inference_mode()
+    def _show(self, pretext: Pretext, render: Callable[[Batch, torch.Generator], T]) -> T:
+        """Render a few held-out examples, always with the same draws.
 
         The pretext task is left in eval mode.
         """
@@ -151,7 +161,7 @@ class Watcher:
         pretext.eval()
         (batch,) = examples.batches([indices], device)
         with self.compute.autocast():
-            return pretext.pictures(batch, generator)
+            return render(batch, generator)
 
     @torch.inference_mode()
     def _lidar(self, pretext: Pretext) -> dict[str, float]:

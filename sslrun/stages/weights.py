@@ -12,7 +12,7 @@ from sslrun.backbones.weights import WEIGHTS
 from sslrun.errors import UserError
 from sslrun.recipe import Recipe
 from sslrun.stages.devices import on_known_devices
-from sslrun.stages.pretrain import Pretraining
+from sslrun.stages.pretrain import DECODER, Pretraining
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,12 @@ class InitialWeights:
     """The job that writes the file, if the recipe has one."""
     normalization: dict[str, tuple[float, ...]] = field(default_factory=dict)
     """`mean` and `std` of the images' channels; they replace those in the file."""
+
+    @property
+    def decoder(self) -> Path | None:
+        """The file of the pretext task's decoder, beside the weights; None if there is none."""
+        path = None if self.weights is None else self.weights.parent / DECODER
+        return path if path is not None and path.is_file() else None
 
     @property
     def exists(self) -> bool:
@@ -61,6 +67,13 @@ class InitialWeights:
             raise UserError(
                 f"{path}: no checkpoint there; name a pretraining run's folder or its {WEIGHTS}"
             )
-        with open(weights, "rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return cls({"checkpoint": digest, **normalization}, weights, normalization=normalization)
+        found = cls({"checkpoint": _digest(weights)}, weights, normalization=normalization)
+        if found.decoder is not None:
+            found.identity["decoder"] = _digest(found.decoder)
+        found.identity.update(normalization)
+        return found
+
+
+def _digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -8,3 +8,4 @@ from sslrun.tasks import masks as masks
 from sslrun.tasks import objects as objects
 from sslrun.tasks import returns as returns
 from sslrun.tasks import text as text
+from sslrun.tasks import translation as translation

@@ -67,6 +67,8 @@ class Task:
     """Type of the inputs that the backbone gets; None: the same as `reads`."""
     has_head: ClassVar[bool] = True
     """Whether it has a head and a loss, so that protocols can learn it from labels."""
+    decodes: ClassVar[bool] = False
+    """Whether its head is a decoder, which is trained together with the backbone only."""
     metrics: tuple[Metric, ...]
     """The metrics that `score` returns, with their units; the first is the primary one."""
     conditional: ClassVar[frozenset[str]] = frozenset()
@@ -121,6 +123,15 @@ class Task:
     def join(self, features: Features) -> Features:
         """Join the features of the parts of each example, such as frames; by default unchanged."""
         return features
+
+    @property
+    def starts_from_decoder(self) -> bool:
+        """Whether fine-tuning starts the head from the pretext task's decoder, if it kept one."""
+        return False
+
+    def learner(self, backbone: Backbone, frozen_norm: bool = False) -> TaskLearner:
+        """Build the learner of backbone and head, to train both; see `TaskLearner`."""
+        return TaskLearner(backbone, self, frozen_norm=frozen_norm)
 
     def readout(self, features: Features) -> Any:
         """Select what the head reads from the features; by default one vector per example."""

@@ -6,15 +6,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sslrun.backbones import build_backbone
+from sslrun.backbones import build_backbone, token_head
+from sslrun.backbones.token_head import TokenHead
 from sslrun.data.examples import Batch
 from sslrun.data.specs import TextSpec
 from sslrun.data.text.sequences import IGNORED, Documents, Tokens, build_labeled
 from sslrun.data.text.tokenizer import SPECIALS, Tokenizer, blank_tokenizer, build_wordpiece
 from sslrun.errors import UserError
-from sslrun.pretexts import language
 from sslrun.pretexts.base import pretexts
-from sslrun.pretexts.language import TokenHead, entropy, following, preceding
+from sslrun.pretexts.language import entropy, following, preceding
 
 VOCAB = 100
 TOKENIZER = blank_tokenizer(VOCAB)
@@ -402,7 +402,7 @@ def test_a_loss_computed_in_chunks_equals_the_whole(tied, monkeypatch):
     targets[0, :5] = IGNORED
 
     def loss_and_gradients(scores):
-        monkeypatch.setattr(language, "CPU_SCORES", scores)
+        monkeypatch.setattr(token_head, "CPU_SCORES", scores)
         x = torch.randn(4, 6, 5, generator=generator(), requires_grad=True)
         loss, right = head.loss(x, table, targets)
         leaves = [x, *head.parameters(), *([table] if tied else [])]
@@ -602,11 +602,11 @@ def test_the_decoder_sees_its_documents_text_and_its_own_past():
     views = denoise.views(packed(), generator())
     row = next(row for row in range(len(views.decoder_ids)) if views.documents[row].max() > 1)
     scores = []
-    handle = denoise.head.dense.register_forward_hook(
+    handle = denoise.decoder.head.dense.register_forward_hook(
         lambda module, inputs, output: scores.append(inputs[0])
     )
     kept = []
-    denoise.blocks[0].register_forward_pre_hook(
+    denoise.decoder.blocks[0].register_forward_pre_hook(
         lambda module, inputs: kept.append(inputs[0]) or inputs[0].retain_grad()
     )
     encoded = []
@@ -639,7 +639,7 @@ def test_encoder_decoder_and_softmax_share_one_embedding():
     other = build_pretext(
         "denoise", "both"
     )  # embeddings of half the feature width need a table of their own
-    assert other.table.weight.shape == (VOCAB, 32)
+    assert other.decoder.table.weight.shape == (VOCAB, 32)
 
 
 # ---------------------------------------------------------------- all pretexts

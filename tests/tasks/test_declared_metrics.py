@@ -1,6 +1,7 @@
 """Every registered task returns exactly the metrics that it declares, and names their unit."""
 
 import inspect
+from dataclasses import replace
 from typing import NamedTuple
 
 import pytest
@@ -16,6 +17,7 @@ from sslrun.data.text.passages import SpanRow, build_windows
 from sslrun.data.text.sequences import Sequences, build_labeled, concatenate_texts, trim_ranges
 from sslrun.data.text.tags import TagSet
 from sslrun.data.text.tokenizer import SPECIALS, Tokenizer, blank_tokenizer, build_wordpiece
+from sslrun.data.text.translation import target_ids
 from sslrun.data.video.films import ClipExamples, StoredFilms
 from sslrun.tasks.base import tasks
 
@@ -129,12 +131,22 @@ def graphs(classes: int) -> Case:
     return Case(examples, draw(12, max(1, classes)), names)
 
 
+def translations() -> Case:
+    entries = {word: place for place, word in enumerate([*SPECIALS, *WORDS])}
+    spec = TextSpec(Tokenizer(build_wordpiece(True, entries)), 16)
+    texts = spec.tokenizer.encode(["red green", "blue"])
+    examples = build_labeled(texts, None, target_ids(texts, spec.tokenizer, 16), (), spec)
+    examples = replace(examples, extra=("red green", "blue"))
+    return Case(examples, torch.full((2, 16), spec.tokenizer.sep))
+
+
 CASES = [
     ("returns", walks(3)),
     ("returns", walks(1)),
     ("graphs", graphs(0)),
     ("graphs", graphs(2)),
     ("graphs", graphs(3)),
+    ("translation", translations()),
     ("objects", masks()),
     ("masks", films()),
     ("keypoints", points()),

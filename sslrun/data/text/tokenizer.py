@@ -127,6 +127,10 @@ class Tokenizer:
     def decode(self, ids: Iterable[int]) -> str:
         return str(self.core.decode(list(ids), skip_special_tokens=False))
 
+    def until_end(self, ids: Sequence[int]) -> Sequence[int]:
+        """Return the ids before the first [SEP]; all of them if there is none."""
+        return ids[: ids.index(self.sep)] if self.sep in ids else ids
+
     def save(self, folder: Path) -> None:
         """Write tokenizer.json, which transformers can read."""
         folder.mkdir(parents=True, exist_ok=True)

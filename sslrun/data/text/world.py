@@ -483,6 +483,26 @@ def _tag(event: Event, before: str, word: str) -> str:
     return "B-AGENT" if word == event.who else "O"
 
 
+def _translation(world: World, draw: random.Random) -> tuple[str, str]:
+    """Draw a sentence and its translation into a grammar whose verb is the last word.
+
+    The source is any wording of an event, active or passive, with place and time or without. It
+    determines the translation, which has one verb for all wordings and a fixed order: actor, time,
+    place, receiver, thing, verb. For example:
+
+        in may the red ball was given to anna by tom in the park .
+        tom in may in the park to anna the red ball gave .
+    """
+    event, is_set = world.event(draw), draw.random() < 0.5
+    parts = [event.who]
+    if is_set:
+        parts += [_in(event.when), _at(event.where)]
+    if event.verb == "gave":
+        parts.append(f"to {event.receiver}")
+    parts += [f"the {event.color} {event.thing}", event.verb]
+    return describe_event(event, draw, float(is_set)), " ".join(parts) + " ."
+
+
 def _often_given(world: World, draw: random.Random) -> Event:
     """Draw an event: in half of the draws of gave, which has two people, else of any verb."""
     return world.event(draw, "gave" if draw.random() < 0.5 else None)
@@ -522,5 +542,6 @@ TASKS: dict[str, Callable[[World, random.Random], tuple]] = {
     "sentiment": _sentiment,
     "span": _span,
     "tagging": _tagging,
+    "translation": _translation,
 }
 """Task -> function that draws one example of it."""

@@ -19,6 +19,7 @@ from sslrun.data.text.corpora import Corpus
 from sslrun.data.text.passages import SpanRow, SpanSource
 from sslrun.data.text.sentences import SentenceRows, SentenceSource
 from sslrun.data.text.tags import TagSource
+from sslrun.data.text.translation import TranslationSource
 from sslrun.data.text.world import World
 
 
@@ -144,3 +145,11 @@ class WorldTags(WorldTask, TagSource):
     def words(self, split: Split) -> tuple[list[list[str]], list[list[str]]]:
         words, tags = zip(*self.draw(split), strict=True)
         return list(words), list(tags)
+
+
+@sources.register("world-translation")
+class WorldTranslation(WorldTask, TranslationSource):
+    """Translate a sentence into a grammar whose verb comes last. A task of the small world."""
+
+    def pairs(self, split: Split) -> list[tuple[str, str]]:
+        return self.draw(split)

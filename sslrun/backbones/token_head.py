@@ -1,0 +1,148 @@
+"""The head that predicts tokens, and its loss without the scores of a whole batch in memory."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sslrun.data.text.sequences import IGNORED
+
+
+class TokenHead(nn.Module):
+    """BERT's head over the vocabulary: linear, GELU, norm, then the embedding matrix and a bias.
+
+    `embedding_width` is the width of the matrix that is shared with the backbone; None: the head
+    has a matrix of its own.
+    """
+
+    def __init__(self, width: int, vocab: int, embedding_width: int | None) -> None:
+        super().__init__()
+        inner = embedding_width or width
+        self.dense = nn.Linear(width, inner)
+        self.norm = nn.LayerNorm(inner, eps=1e-12)
+        self.bias = nn.Parameter(torch.zeros(vocab))
+        self.weight = None if embedding_width else nn.Parameter(torch.empty(vocab, inner))
+        nn.init.trunc_normal_(self.dense.weight, std=0.02)
+        nn.init.zeros_(self.dense.bias)
+        if self.weight is not None:
+            nn.init.trunc_normal_(self.weight, std=0.02)
+
+    def forward(self, x: Tensor, embedding: Tensor | None) -> Tensor:
+        """Scores (..., V) of features (..., D)."""
+        return F.linear(self._inner(x), self._table(embedding), self.bias)
+
+    def loss(self, x: Tensor, embedding: Tensor | None, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean cross-entropy and accuracy of features (..., D) at targets (...), both 0-d.
+
+        Targets that are `IGNORED` do not count. The scores are computed in parts, because those of
+        a whole batch exceed a GPU's memory, or a CPU's cache.
+        """
+        rows = max(1, (CPU_SCORES if x.device.type == "cpu" else GPU_SCORES) // len(self.bias))
+        table = self._table(embedding)
+        inner, flat = self._inner(x).flatten(0, -2), targets.flatten()
+        count = (targets != IGNORED).sum().clamp_min(1)
+        if len(flat) > rows and torch.is_grad_enabled():
+            losses, right = cast(
+                tuple[Tensor, Tensor], SummedLoss.apply(inner, table, self.bias, flat, rows)
+            )
+        else:
+            parts = zip(inner.split(rows), flat.split(rows), strict=True)
+            sums = [_sum_losses(part, table, self.bias, wanted) for part, wanted in parts]
+            losses = torch.stack([part_loss for part_loss, _ in sums]).sum()
+            right = torch.stack([part_right for _, part_right in sums]).sum()
+        return losses / count, right / count
+
+    def _inner(self, x: Tensor) -> Tensor:
+        """The features that the embedding matrix multiplies: (..., E)."""
+        return self.norm(F.gelu(self.dense(x)))
+
+    def _table(self, embedding: Tensor | None) -> Tensor:
+        """The embedding matrix (V, E): the head's own, else the shared one."""
+        table = self.weight if self.weight is not None else embedding
+        assert table is not None
+        return table
+
+
+CPU_SCORES = 2**23
+"""Number of scores in memory at once on a CPU: 32 MiB of float32. Products of smaller matrices are
+slower."""
+GPU_SCORES = 2**28
+"""Number of scores in memory at once on a GPU."""
+
+
+def _sum_losses(x: Tensor, table: Tensor, bias: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Summed cross-entropy of x (N, E) at targets (N,), and the number of right predictions.
+
+    Targets that are `IGNORED` do not count.
+    """
+    scores = F.linear(x, table, bias).float()
+    losses = F.cross_entropy(scores, targets, ignore_index=IGNORED, reduction="sum")
+    return losses, (scores.detach().argmax(dim=-1) == targets).sum()  # no id equals IGNORED
+
+
+class SummedLoss(torch.autograd.Function):
+    """`_sum_losses` in parts of `rows` rows, which computes gradients in the forward pass.
+
+    Each part adds to the gradients while its scores are in memory. Autograd would keep the scores
+    of all parts for the backward pass, or compute them twice.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, table: Tensor, bias: Tensor, targets: Tensor, rows: int
+    ) -> tuple[Tensor, Tensor]:
+        """Sums for x (N, E), table (V, E), bias (V,) and targets (N,).
+
+        Matrices are multiplied in autocast's precision; gradients are summed in float32.
+        """
+        device = x.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+        losses = torch.zeros((), device=x.device)
+        right = torch.zeros((), dtype=torch.int64, device=x.device)
+        x_grad, table_grad, bias_grad = (
+            torch.zeros_like(part, dtype=torch.float32) for part in (x, table, bias)
+        )
+        with torch.autocast(device, enabled=False):
+            weight, offset = table.to(dtype), bias.to(dtype)
+            parts = zip(
+                x.to(dtype).split(rows), targets.split(rows), x_grad.split(rows), strict=True
+            )
+            for part, wanted, part_grad in parts:
+                scores = F.linear(part, weight, offset).float()
+                part_loss, part_right = _replace_scores_by_gradient(scores, wanted)
+                losses += part_loss
+                right += part_right
+                bias_grad += scores.sum(dim=0)
+                scores = scores.to(dtype)
+                part_grad.copy_(scores @ weight)
+                table_grad += scores.T @ part
+        ctx.mark_non_differentiable(right)
+        ctx.save_for_backward(
+            x_grad.to(x.dtype), table_grad.to(table.dtype), bias_grad.to(bias.dtype)
+        )
+        return losses, right
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """Scale the gradients of the forward pass by the gradient of the summed loss."""
+        return *(gradients[0] * saved for saved in ctx.saved_tensors), None, None
+
+
+def _replace_scores_by_gradient(scores: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Overwrite scores (N, V) by the gradient of the summed cross-entropy at targets (N,).
+
+    The gradient is the softmax minus 1 at the target, and zero in rows without a target. Returns
+    the sum and the number of right predictions, both 0-d.
+    """
+    known = (targets != IGNORED).float()[:, None]
+    truth = targets.clamp_min(0)[:, None]
+    best = scores.argmax(dim=1, keepdim=True)
+    right = (best[:, 0] == targets).sum()  # no id equals IGNORED
+    highest, true_scores = scores.gather(1, best), scores.gather(1, truth)
+    total = scores.sub_(highest).exp_().sum(dim=1, keepdim=True)
+    loss = ((total.log() + highest - true_scores) * known).sum()
+    scores.mul_(known / total).scatter_add_(1, truth, -known)
+    return loss, right
