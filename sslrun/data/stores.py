@@ -92,6 +92,20 @@ def find_local_folder(name: str) -> Path | None:
     return next((folder for folder in list_local_folders(name) if folder.is_dir()), None)
 
 
+def require_local_folder(name: str, path: Path | None, remedy: str, inside: str = "") -> Path:
+    """Return the folder `path`, or else the set's local folder; it should hold a folder `inside`.
+
+    Raises:
+        UserError: There is none; the message ends with `remedy`.
+    """
+    folder = path or find_local_folder(name)
+    if folder is None:
+        raise UserError(f"{name}: not on this machine: {remedy}")
+    if not (folder / inside).is_dir():
+        raise UserError(f"{name}: {folder / inside}: no such folder: {remedy}")
+    return folder
+
+
 def describe_local_folders(name: str) -> str:
     """Say which of a set's local folders exist: "found at A, not found at B"."""
     words = {True: "found", False: "not found"}

@@ -14,7 +14,7 @@ from sslrun.data.examples import Batch, TensorExamples
 from sslrun.data.image.images import Decoder, EncodedFiles
 from sslrun.data.source import Source, SourceOptions, sources
 from sslrun.data.specs import ImageSpec
-from sslrun.data.stores import Split, describe_local_folders, find_local_folder
+from sslrun.data.stores import Split, describe_local_folders, require_local_folder
 from sslrun.errors import UserError
 
 BACKGROUND = 0
@@ -90,14 +90,8 @@ class Voc(Source):
         self._find_folder()
 
     def _find_folder(self) -> Path:
-        folder = self.options.path or find_local_folder(self.name)
-        if folder is None or not (folder / "JPEGImages").is_dir():
-            where = "not on this machine" if folder is None else f"no JPEGImages in {folder}"
-            raise UserError(
-                f"{self.name}: {where}: put the folder VOC2012 (from {self.homepage}) at "
-                "data/voc, or name it with path"
-            )
-        return folder
+        remedy = f"put the folder VOC2012 (from {self.homepage}) at data/voc, or name it with path"
+        return require_local_folder(self.name, self.options.path, remedy, "JPEGImages")
 
     @classmethod
     def count(cls) -> int | None:

@@ -21,7 +21,7 @@ from sslrun.data.stores import (
     IMAGE_SUFFIXES,
     Split,
     describe_local_folders,
-    find_local_folder,
+    require_local_folder,
 )
 from sslrun.errors import UserError
 
@@ -153,14 +153,11 @@ class Stamps(Source):
         self._find_folder()
 
     def _find_folder(self) -> Path:
-        folder = self.options.path or find_local_folder(self.name)
-        if folder is None or not folder.is_dir():
-            where = "not on this machine" if folder is None else f"{folder}: no such folder"
-            raise UserError(
-                f"{self.name}: {where}: put PNG files with alpha (such as those of Tux Paint's "
-                "package of stamps) into folders under data/stamps, or name the folder with path"
-            )
-        return folder
+        remedy = (
+            "put PNG files with alpha (such as those of Tux Paint's package of stamps) into "
+            "folders under data/stamps, or name the folder with path"
+        )
+        return require_local_folder(self.name, self.options.path, remedy)
 
     @cached_property
     def _files(self) -> list[Path]:

@@ -15,7 +15,7 @@ from sslrun.data.cache import cache_root, cache_tensors, digest_key
 from sslrun.data.examples import Batch
 from sslrun.data.source import Source, sources
 from sslrun.data.specs import VideoSpec
-from sslrun.data.stores import Split, describe_local_folders, find_local_folder, fingerprint
+from sslrun.data.stores import Split, describe_local_folders, fingerprint, require_local_folder
 from sslrun.data.video.decoding import FilmReader, Framing, open_film
 from sslrun.data.video.films import VOID, ClipExamples, StoredFilms
 from sslrun.data.video.folders import ClipOptions
@@ -158,14 +158,11 @@ class Fish(Source):
         self._find_folder()
 
     def _find_folder(self) -> Path:
-        folder = self.options.path or find_local_folder(self.name)
-        if folder is None or not folder.is_dir():
-            where = "not on this machine" if folder is None else f"{folder}: no such folder"
-            raise UserError(
-                f"{self.name}: {where}: put {' and '.join(self.FILES.values())} (from "
-                f"{self.homepage}) at data/{self.name}, or name their folder with path"
-            )
-        return folder
+        remedy = (
+            f"put {' and '.join(self.FILES.values())} (from {self.homepage}) at data/{self.name}, "
+            "or name their folder with path"
+        )
+        return require_local_folder(self.name, self.options.path, remedy)
 
     @classmethod
     def describe(cls) -> dict[str, str]:

@@ -21,8 +21,8 @@ from sslrun.data.stores import (
     FolderStore,
     Split,
     describe_local_folders,
-    find_local_folder,
     is_of,
+    require_local_folder,
 )
 from sslrun.data.video.decoding import Framing
 from sslrun.data.video.files import (
@@ -158,14 +158,8 @@ class FilmSource(Source):
 
     def folder(self) -> Path:
         """Return the folder of the set. Raises UserError if there is none."""
-        folder = self.options.path or find_local_folder(self.name)
-        if folder is None or not folder.is_dir():
-            where = "not on this machine" if folder is None else f"{folder}: no such folder"
-            raise UserError(
-                f"{self.name}: {where}: put {self.layout} at data/{self.name}, or name the folder "
-                "with path"
-            )
-        return folder
+        remedy = f"put {self.layout} at data/{self.name}, or name the folder with path"
+        return require_local_folder(self.name, self.options.path, remedy)
 
     @property
     def framing(self) -> Framing:
