@@ -200,7 +200,7 @@ def test_voc_is_tested_on_its_validation_split_with_masks_of_the_nearest_pixel(v
             r"c\.png: holds colors \(RGB\)",
         ),
         (lambda f: (f / "ImageSets/Segmentation/val.txt").unlink(), r"val\.txt: cannot be read"),
-        (lambda f: (f / "JPEGImages").rename(f / "x"), r"JPEGImages: no such folder: put the folder"),
+        (lambda f: (f / "JPEGImages").rename(f / "x"), r"JPEGImages: no such folder: put"),
     ],
 )
 def test_a_damaged_copy_of_voc_is_reported_by_file(spoil, message, voc):
