@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from torch import nn
 
 from sslrun import distributed
 from sslrun.backbones import build_backbone, save_backbone
@@ -18,6 +19,7 @@ from sslrun.data.specs import InputSpec, TextSpec
 from sslrun.data.splits import load_splits
 from sslrun.errors import UserError
 from sslrun.pretexts.base import Pretext, pretexts
+from sslrun.pretexts.weights import PRETEXT_WEIGHTS, save_pretext
 from sslrun.recipe import Named, Pretrain, Recipe
 from sslrun.runs import Run
 from sslrun.stages.context import Context, perform
@@ -166,10 +168,13 @@ class Pretraining:
             watcher.require(pretext, self.schedule.keep_by)
             best = BestWeights(self.run.checkpoints, self.schedule.keep_by)
         step, watched = self._train(training, examples, watcher, context, best)
-        backbone = training.averaged.kept
+        learned = training.averaged
+        backbone = learned.kept
         if distributed.is_main():
             if best is not None:
-                best.load_into(backbone)
+                best.load_into(_saved(learned))
+            if learned.keeps:
+                save_pretext(self.weights.parent / PRETEXT_WEIGHTS, learned)
             save_backbone(self.weights, backbone, {"recipe": recipe.name, "run": self.run.hash})
         return {
             "stage": "pretrain",
@@ -216,6 +221,9 @@ class Pretraining:
         else:  # inputs are prepared as in the training that the weights are from
             load_into(backbone, find_init(self.schedule.init))
         pretext = cls(self.pretext.options, backbone)
+        for evaluation in recipe.evaluate.values():
+            for protocol in evaluation.protocols:
+                evaluation.protocol(protocol).check_pretext(pretext)
         pretext.fit(examples)
         return pretext
 
@@ -247,13 +255,18 @@ class Pretraining:
                     if distributed.is_main() and (columns := watcher.pictures(pretext)):
                         write_sheet(run.path / "pictures" / "pretext.png", columns)
                     if best is not None and distributed.is_main():
-                        best.consider(step.step, check.record, pretext.kept)
+                        best.consider(step.step, check.record, _saved(pretext))
                     log({"step": step.step, "epoch": round(step.epoch, 4), **check.record})
                     if check.warning:
                         context.reporter.say(f"{self.title}: step {step.step}: {check.warning}")
         if watch.keep_state and distributed.is_main():
             save(training, run.last_state)
         return step, check.record
+
+
+def _saved(pretext: Pretext) -> nn.Module:
+    """What a pretraining saves: all of the task if it keeps its own weights, else a backbone."""
+    return pretext if pretext.keeps else pretext.kept
 
 
 def _count_tokens(examples: Examples, count: int) -> int | None:

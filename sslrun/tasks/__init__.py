@@ -3,5 +3,6 @@
 from sslrun.tasks import classification as classification
 from sslrun.tasks import masks as masks
 from sslrun.tasks import objects as objects
+from sslrun.tasks import reach as reach
 from sslrun.tasks import returns as returns
 from sslrun.tasks import text as text
