@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sslrun.errors import UserError
+from sslrun.seeds import LARGEST_SEED
 
 if TYPE_CHECKING:
     from sslrun.stages.sweep import Job
@@ -46,7 +47,7 @@ Overrides = Annotated[
     ),
 ]
 Device = Annotated[str, typer.Option(help="Device to run on: auto, cpu, cuda, cuda:1 or mps.")]
-Seed = Annotated[int, typer.Option(min=0, help="Seed of all random numbers.")]
+Seed = Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Seed of all random numbers.")]
 Runs = Annotated[Path, typer.Option(envvar="SSLRUN_RUNS", help="Folder of the runs.")]
 Fresh = Annotated[
     bool,
@@ -607,6 +608,88 @@ def attend(  # noqa: PLR0913 (typer makes each parameter an option)
         run, tuple(inputs or ()), output, examples, size, mass, seed, runs, tuple(change or ()),
         tuple(text or ()),
     )  # fmt: skip
+    for line in draw(request, compute(device)):
+        typer.echo(line)
+
+
+@app.command()
+def track(  # noqa: PLR0913 (typer makes each parameter an option)
+    run: Annotated[
+        str,
+        typer.Argument(
+            help="A run's folder, a file of weights, a recipe whose pretraining is finished, or "
+            "a backbone of another library, as in timm:NAME.",
+            metavar="RUN",
+            show_default=False,
+        ),
+    ],
+    video: Annotated[
+        Path,
+        typer.Argument(
+            help="A film, or a folder with a picture for each frame.",
+            metavar="VIDEO",
+            show_default=False,
+        ),
+    ],
+    mask: Annotated[
+        Path,
+        typer.Option(
+            help="Mask of the first frame: a PNG whose pixels are 0 or the number of an object.",
+            show_default=False,
+        ),
+    ],
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", help="Film to write; or a contact sheet, as in sheet.png."),
+    ] = Path("tracked.mp4"),
+    masks: Annotated[
+        Path | None,
+        typer.Option(help="Folder for the masks of all frames, as PNG.", show_default=False),
+    ] = None,
+    layer: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Layer to read features of; default: that of propagate in the recipe, else the "
+            "last.",
+            show_default=False,
+        ),
+    ] = None,
+    size: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Shorter side of the frames for the backbone, in pixels; default: that of "
+            "training.",
+            show_default=False,
+        ),
+    ] = None,
+    frames: Annotated[
+        int | None,
+        typer.Option(min=1, help="Stop after this many frames.", show_default=False),
+    ] = None,
+    change: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", help="Change the recipe, such as pretext=null; may be given several times."
+        ),
+    ] = None,
+    seed: Seed = 0,
+    runs: Runs = Path("runs"),
+    device: Device = "auto",
+    imports: Imports = None,
+) -> None:
+    """Follow the objects of a mask through a film by a backbone's features, and draw them.
+
+    Labels propagate as in the protocol `propagate`, with the recipe's options for it.
+    """
+    from sslrun.stages.track import Request
+    from sslrun.stages.track import track as draw
+    from sslrun.training.device import compute
+
+    request = Request(
+        run, video, mask, output, masks, layer, size, frames, seed, runs, tuple(change or ())
+    )
     for line in draw(request, compute(device)):
         typer.echo(line)
 

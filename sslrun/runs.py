@@ -44,14 +44,16 @@ def digest(identity: Mapping[str, Any]) -> str:
 
 LARGE = 2**30
 """A folder of this many bytes or more is identified by the names and sizes of its files only."""
+MANY = 10_000
+"""So is a folder of this many files or more."""
 
 
 @lru_cache
 def hash_contents(path: Path) -> str | None:
     """Hash the content of a file or of all files in a folder; None if `path` holds no file.
 
-    For a folder of `LARGE` bytes or more only names and sizes are hashed, which takes seconds
-    instead of hours.
+    For a folder of `LARGE` bytes or `MANY` files only names and sizes are hashed, which takes
+    seconds instead of hours.
     """
     path = path.expanduser()
     if path.is_file():
@@ -63,7 +65,7 @@ def hash_contents(path: Path) -> str | None:
         return None
     sizes = [file.stat().st_size for file in files]
     total = hashlib.sha256(repr((names, sizes)).encode())
-    if path.is_file() or sum(sizes) < LARGE:
+    if path.is_file() or (sum(sizes) < LARGE and len(files) < MANY):
         for file in files:
             with open(file, "rb") as content:
                 total.update(hashlib.file_digest(content, "sha256").digest())
@@ -201,6 +203,15 @@ class Run:
     @property
     def finished(self) -> bool:
         return (self.path / "result.json").exists()
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        """What `start` wrote; empty if it is missing or damaged."""
+        try:
+            described = json.loads((self.path / "environment.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return described if isinstance(described, dict) else {}
 
     @property
     def result(self) -> dict[str, Any]:

@@ -8,6 +8,9 @@ from __future__ import annotations
 import hashlib
 import struct
 
+LARGEST_SEED = 9_999
+"""Largest seed that a user may choose; larger ones are those of restarts."""
+
 
 def derive_seed(*numbers: int) -> int:
     """Hash the numbers to a seed of 63 bits; other numbers, or another order, give another seed."""

@@ -21,6 +21,7 @@ torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else min(2, os.cp
 
 
 SLOW = {
+    "test_order_learns_where_frames_are_numbered",
     "test_failures.py", "test_errands.py", "test_text.py::test_a_corpus_is_divided_by_documents",
     "test_text.py::test_a_signal_stops_the_reading_of_a_corpus_at_once", "test_torchrun.py",
     "test_golden.py", "test_device.py", "test_check.py", "test_export.py", "test_pretrain.py",
@@ -65,6 +66,7 @@ SLOW = {
     "test_targets_that_learn_collapse_and_the_collapse_is_named",
     "test_a_probe_with_norm_scores_and_its_head_starts_lpft",
     "test_attend.py::test_mistakes_are_one_line",
+    "test_track.py::test_the_command_tracks_by_an_untrained_recipe",
     "test_every_image_has_a_picture_and_all_are_on_the_contact_sheet",
     "test_a_recipe_gives_its_weights_and_its_test_split",
     "test_training_goes_below_the_floor_on_held_out_images", "test_layers.py", "test_attentive.py",
@@ -78,7 +80,11 @@ SLOW = {
     "test_memorized_trajectories_are_replayed", "test_random_and_expert_returns_are_the_reference",
     "test_it_learns_the_expert", "test_the_same_recipe_gives_the_same_trajectories",
     "test_it_learns_colors_that_follow_from_lightness", "test_it_learns_to_reconstruct",
+    "test_clips_are_cut_around_fish_with_masks_that_move_with_them",
+    "test_streamed_films_give_the_clips_of_stored_ones[1]",
     "test_a_small_beta_keeps_all_units_and_a_large_one_collapses",
+    "test_it_learns_to_return_and_is_healthy", "test_cells_that_know_their_place_collapse",
+    "test_it_learns_to_find_colors_below_its_floor",
 }  # fmt: skip
 """Substrings of the names of tests that take more than a second; `make fast` skips them.
 

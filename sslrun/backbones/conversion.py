@@ -252,12 +252,14 @@ def _resnet_name(name: str) -> str:
 
 
 def _check_stages(resnet: ResNet, library: str) -> None:
-    """Raise UserError for a stem or strides that no other library builds."""
+    """Raise UserError for a stem, strides or padding that no other library builds."""
     if resnet.options.stem == "small":
         raise no_class(resnet.name, library, "stem: small", "stem: imagenet", "onnx")
     if resnet.options.strides != (1, 2, 2, 2):
         strides = f"strides: {list(resnet.options.strides)}"
         raise no_class(resnet.name, library, strides, "strides: [1, 2, 2, 2]", "onnx")
+    if resnet.options.padding != "zeros":
+        raise no_class(resnet.name, library, "padding: reflect", "padding: zeros", "onnx")
 
 
 def _check_resnet(resnet: ResNet, library: str) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from sslrun.backbones.base import Exported, Features, backbones
 from sslrun.backbones.text import TextBackbone, check_heads, gather_tokens, last_real
-from sslrun.backbones.transformer import Block, BlockStyle, Stack, initialize
+from sslrun.backbones.transformer import Block, BlockStyle, Stack, initialize, layers_of
 from sslrun.data.specs import TextSpec
 from sslrun.data.text.sequences import Tokens
 from sslrun.registry import Options
@@ -90,9 +90,7 @@ class Gpt(TextBackbone):
         )
 
     def layers(self) -> list[list[nn.Parameter]]:
-        blocks = [list(block.parameters()) for block in self.blocks]
-        blocks[-1] += list(self.norm.parameters())
-        return [[*self.token_embed.parameters(), *self.position_embed.parameters()], *blocks]
+        return layers_of(self, self.blocks, self.norm)
 
     def export(self, library: str) -> Exported:
         return Exported(self.to_transformers(), {"config.json": self.transformers_config()})

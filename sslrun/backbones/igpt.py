@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from sslrun.backbones.base import Features, backbones
 from sslrun.backbones.image import SAMPLE, ImageBackbone
-from sslrun.backbones.transformer import STD, Block, BlockStyle, Stack
+from sslrun.backbones.transformer import STD, Block, BlockStyle, Stack, layers_of
 from sslrun.data.examples import Batch, Examples
 from sslrun.data.image.augment import resize, to_float
+from sslrun.data.image.clusters import find_clusters
 from sslrun.data.specs import ImageSpec
 from sslrun.errors import UserError
 from sslrun.registry import Options
@@ -134,8 +135,8 @@ class IGpt(ImageBackbone):
         """Compute the palette from at most `SAMPLE` images, which are evenly spaced in the set.
 
         It holds all distinct colors of the resized images if there are at most `colors`, with 8
-        bits per channel. Else it is found by k-means, from starts by k-means++ (Arthur and
-        Vassilvitskii 2007), on at most `CLUSTERED` pixels. The same images give the same palette.
+        bits per channel. Else it is found by k-means on at most `CLUSTERED` pixels. The same images
+        give the same palette.
         """
         stride = -(-len(examples) // SAMPLE)
         indices = torch.arange(0, len(examples), stride).split(512)
@@ -208,11 +209,7 @@ class IGpt(ImageBackbone):
         yield self.norm(x)
 
     def layers(self) -> list[list[nn.Parameter]]:
-        """The embeddings, then each block; the final norm joins the last block."""
-        blocks = [list(block.parameters()) for block in self.blocks]
-        above = {*self.blocks.parameters(), *self.norm.parameters()}
-        embeddings = [parameter for parameter in self.parameters() if parameter not in above]
-        return [embeddings, *blocks[:-1], [*blocks[-1], *self.norm.parameters()]]
+        return layers_of(self, self.blocks, self.norm)
 
 
 def _unpack(codes: Tensor) -> Tensor:
@@ -222,15 +219,9 @@ def _unpack(codes: Tensor) -> Tensor:
 
 def _cluster(codes: Tensor, count: int) -> Tensor:
     """Find `count` colors (count, 3) by k-means on packed colors (P,)."""
-    from sklearn.cluster import KMeans
-    from threadpoolctl import threadpool_limits
-
     order = torch.randperm(len(codes), generator=torch.Generator().manual_seed(0))
     distinct, weights = codes[order[:CLUSTERED]].unique(return_counts=True)
-    means = KMeans(min(count, len(distinct)), n_init=1, max_iter=100, random_state=0)
-    with threadpool_limits(1):  # the order of a sum over threads would change its rounding
-        means.fit(_unpack(distinct).numpy(), sample_weight=weights.numpy())
-    return torch.from_numpy(means.cluster_centers_).float()
+    return find_clusters(_unpack(distinct), count, weights)
 
 
 @backbones.register("igpt-tiny")

@@ -15,8 +15,11 @@ from sslrun.data.examples import Examples
 from sslrun.data.image.augment import resize, to_float
 from sslrun.data.image.whole import WholeImages
 from sslrun.data.specs import ImageSpec
+from sslrun.errors import UserError
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+MOST_SPECIAL = 16
+"""Largest number of tokens that belong to no patch: [CLS] and registers."""
 SAMPLE = 8192
 """Largest number of images that mean and standard deviation are computed from."""
 
@@ -105,3 +108,23 @@ def _moments(channels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     levels = torch.arange(256, dtype=torch.float64) / 255
     counts = torch.stack([channel.bincount(minlength=256) for channel in channels]).double()
     return count, counts @ levels, counts @ levels**2
+
+
+def patch_attention(backbone: Backbone, images: Tensor) -> Tensor:
+    """Attention weights of [CLS] to patches in the last layer, (B, heads, rows, columns) float32.
+
+    The weights of a head sum to 1 minus those of [CLS] and registers. Raises UserError if the
+    backbone has no [CLS].
+    """
+    weights = backbone.attention(images)
+    rows, columns = images.shape[-2] // backbone.patch, images.shape[-1] // backbone.patch
+    if not 0 < weights.shape[-1] - rows * columns <= MOST_SPECIAL and "grid" in backbone.offers:
+        grid = backbone(images).grid  # the backbone has resized the images
+        rows, columns = (0, 0) if grid is None else grid.shape[-2:]
+    if not 0 < weights.shape[-1] - rows * columns <= MOST_SPECIAL:
+        raise UserError(
+            f"'{backbone.name}' has no [CLS], whose attention could be read: choose a backbone "
+            "that has one, such as vit-small"
+        )
+    patches = weights[:, :, 0, -rows * columns :]
+    return patches.float().unflatten(-1, (rows, columns))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sslrun.backbones.base import Features, backbones
 from sslrun.backbones.hf import load_encoder
-from sslrun.backbones.image import IMAGENET_MEAN, IMAGENET_STD
+from sslrun.backbones.image import IMAGENET_MEAN, IMAGENET_STD, MOST_SPECIAL
 from sslrun.backbones.library import (
     LibraryBackbone,
     LibraryOptions,
@@ -18,9 +18,6 @@ from sslrun.backbones.library import (
 )
 from sslrun.data.specs import ImageSpec
 from sslrun.errors import UserError
-
-MOST_SPECIAL = 16
-"""Largest number of tokens that belong to no patch."""
 
 
 @backbones.register("hf-image")

@@ -5,6 +5,7 @@ Parameters have torchvision's names, so that its weights can be loaded.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import torch
@@ -42,6 +43,9 @@ class ResNet(ImageBackbone):
         strides: tuple[Stride, Stride, Stride, Stride] = (1, 2, 2, 2)
         """Stride of each stage. The contrastive random walk (Jabri et al. 2020) has 1, 2, 1, 1, for
         a finer grid."""
+        padding: Literal["zeros", "reflect"] = "zeros"
+        """Padding of convolutions. From zeros a network learns where the borders are; the
+        contrastive random walk reflects the image instead."""
         zero_init_residual: bool = False
         """Initialize the last scale of each residual branch with zero (Goyal et al. 2017)."""
 
@@ -75,6 +79,7 @@ class ResNet(ImageBackbone):
         self.layer_widths = tuple(widths)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
+                module.padding_mode = options.padding
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
             elif options.zero_init_residual and isinstance(module, BasicBlock | Bottleneck):
                 last = module.bn3 if isinstance(module, Bottleneck) else module.bn2
@@ -97,6 +102,7 @@ class ResNet(ImageBackbone):
 
     def _stages(self, inputs: Tensor, count: int = 4) -> list[Tensor]:
         """The grids (B, D, H, W) after each of the first `count` stages."""
+        self._check_reflection(min(inputs.shape[-2:]), count)
         x = self.maxpool(self.relu(self.bn1(self.conv1(self.normalize(inputs)))))
         grids = []
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4)[:count]:
@@ -104,6 +110,19 @@ class ResNet(ImageBackbone):
             x = _in_float(stage, x) if unsafe else stage(x)
             grids.append(x)
         return grids
+
+    def _check_reflection(self, side: int, count: int) -> None:
+        """Raise UserError if a grid of the first `count` stages has no second place to reflect."""
+        if self.options.padding == "zeros":
+            return
+        stem = 1 if self.options.stem == "small" else 4
+        total = math.prod((stem, *self.options.strides[:count]))
+        if side <= total:
+            raise UserError(
+                f"'{self.name}': padding: reflect needs a grid of 2x2 places, but a side of {side} "
+                f"pixels gives one with a stride of {total}: take lower strides, larger images or "
+                "patches, or padding: zeros"
+            )
 
     def export(self, library: str) -> Exported:
         converters = {

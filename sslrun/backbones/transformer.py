@@ -296,6 +296,18 @@ class Stack(nn.ModuleList):
         return last.attention(self[:-1](x, mask, causal), mask, causal)
 
 
+def layers_of(network: nn.Module, blocks: Stack, norm: nn.Module) -> list[list[nn.Parameter]]:
+    """The parameters of a network by layer: all that is below the blocks, then each block.
+
+    The final norm joins the last block, so that learning rates decay as in BEiT and MAE.
+    """
+    above = {*blocks.parameters(), *norm.parameters()}
+    embeddings = [parameter for parameter in network.parameters() if parameter not in above]
+    layers = [list(block.parameters()) for block in blocks]
+    layers[-1] += norm.parameters()
+    return [embeddings, *layers]
+
+
 def depth_rates(highest: float, depth: int) -> list[float]:
     """Drop-path rates that rise linearly from 0 at the first block to `highest` at the last."""
     return [highest * block / max(1, depth - 1) for block in range(depth)]

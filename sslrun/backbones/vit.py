@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from sslrun.backbones import conversion
 from sslrun.backbones.base import Exported, Features, backbones
 from sslrun.backbones.image import ImageBackbone
-from sslrun.backbones.transformer import Block, Stack, depth_rates, initialize
+from sslrun.backbones.transformer import Block, Stack, depth_rates, initialize, layers_of
 from sslrun.data.image.augment import Size, height_and_width
 from sslrun.data.specs import ImageSpec
 from sslrun.errors import UserError
@@ -257,14 +257,7 @@ class ViT(ImageBackbone):
         return list(self.patch_embed.parameters())
 
     def layers(self) -> list[list[nn.Parameter]]:
-        """The embeddings, then each block.
-
-        The final norm joins the last block, so that learning rates decay as in BEiT and MAE.
-        """
-        blocks = [list(block.parameters()) for block in self.blocks]
-        above = {*self.blocks.parameters(), *self.norm.parameters()}
-        embeddings = [parameter for parameter in self.parameters() if parameter not in above]
-        return [embeddings, *blocks[:-1], [*blocks[-1], *self.norm.parameters()]]
+        return layers_of(self, self.blocks, self.norm)
 
     def _with_special(self, patches: Tensor) -> Tensor:
         """Prepend [CLS] and the registers to embedded patches (B, N, D), and apply dropout."""

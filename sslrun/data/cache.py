@@ -1,4 +1,4 @@
-"""The cache folder, which keeps decoded images and tokenized texts."""
+"""The cache folder, which keeps decoded images and films, and tokenized texts."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from sslrun.errors import UserError, disk_is_full
+from sslrun.files import replacing
 
 
 def cache_root() -> Path:
@@ -57,3 +60,45 @@ def locked(path: Path) -> Iterator[None]:
             if isinstance(error, UserError) or not disk_is_full(error):
                 raise
             raise cache_error(path.parent, error) from None
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]] | None:
+    """Return the tensors and the metadata of a cache file; None if it is missing or damaged."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            return tensors, file.metadata() or {}
+    except (SafetensorError, OSError):
+        return None
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write a cache file atomically."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        with replacing(path) as temporary:
+            save_file(tensors, temporary, metadata)
+    except (OSError, SafetensorError) as error:
+        raise cache_error(path.parent, error) from None
+
+
+def cache_tensors(path: Path, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Return the tensors of a cache file, memory-mapped; compute and write them if it is missing.
+
+    A damaged file is replaced.
+    """
+    with locked(path):
+        content = read_tensors(path)
+        if content is None:
+            write_tensors(path, compute(), {})
+            content = read_tensors(path)
+    if content is None:
+        raise UserError(
+            f"{path}: was written, but cannot be read back: check the disk, or set SSLRUN_CACHE "
+            "to another folder"
+        )
+    return content[0]

@@ -55,6 +55,14 @@ class Examples(ABC):
         """(N,) int64 classes that splits and label fractions balance; None if unlabeled."""
         return self.labels
 
+    def divide(self, amount: float) -> tuple[Tensor, Tensor] | None:
+        """Split positions into what remains and what is carved off, so that no two are akin.
+
+        None, the default: examples are independent, and may be carved off at random. `amount` is a
+        share below 1, or a number of examples.
+        """
+        return None
+
     @property
     def lengths(self) -> Tensor | None:
         """(N,) lengths of examples that batches are padded to; None if all are equal."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator
 
 from sslrun.data.examples import Batch, Examples, ProgressCallback
 from sslrun.data.specs import InputSpec
-from sslrun.data.stores import HubStore, Split
+from sslrun.data.stores import HubStore, Split, find_local_folder
 from sslrun.errors import UserError
 from sslrun.hub import reach_hub
 from sslrun.registry import Options, Registry
@@ -89,6 +90,11 @@ class Source(ABC):
             self.load(splits[0])  # succeeds if the set is in a cache
 
     @classmethod
+    def found(cls, options: Any) -> Path | None:
+        """Return the local copy that the set is read from although no option names it, if any."""
+        return None if getattr(options, "path", None) else find_local_folder(cls.name)
+
+    @classmethod
     def describe(cls) -> dict[str, str]:
         """Describe the set for `sslrun show data`: heading -> text."""
         return {}
@@ -97,6 +103,11 @@ class Source(ABC):
     def count(cls) -> int | None:
         """Return the approximate number of examples to pretrain on; None if not known yet."""
         return None
+
+    @classmethod
+    def default_task(cls, options: Any) -> str:
+        """The task for the labels that the options choose, if a recipe names none."""
+        return cls.task
 
     @classmethod
     def inherit_options(cls, data: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:

@@ -155,21 +155,29 @@ class TextSpec(InputSpec):
 
 @dataclass(frozen=True)
 class VideoSpec(InputSpec):
-    """Clips: a fixed number of square color frames."""
+    """Clips: a fixed number of color frames of one shape."""
 
     kind = "video"
     unit = "clips"
 
     size: int
-    """Side of a frame, in pixels."""
+    """Side of a frame, in pixels; the height if frames are not square."""
     frames: int
     """Number of frames in a clip."""
     channels: int = 3
+    width: int | None = field(default=None, repr=False)
+    """Width of a frame, in pixels, if frames are not square; None: equal to `size`."""
 
     @property
     def frame(self) -> ImageSpec:
         """The spec of one frame, for image backbones."""
-        return ImageSpec(self.size, channels=self.channels)
+        return ImageSpec(self.size, channels=self.channels, width=self.width)
+
+    def save(self, folder: Path) -> None:
+        """Write the spec; a width only if the frames are not square."""
+        width = {} if self.width is None else {"width": self.width}
+        fields = {"size": self.size, "frames": self.frames, "channels": self.channels}
+        self._write(folder, fields | width)
 
 
 @dataclass(frozen=True)

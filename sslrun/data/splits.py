@@ -144,7 +144,7 @@ class Splits:
         """The positions of `train` and `val` in `_learning`."""
         amount = VAL_FRACTION if self.validation is None else self.validation
         assert not isinstance(amount, str)
-        return carve(_strata(self._learning), amount)
+        return _divide(self._learning, amount)
 
 
 def load_splits(name: str, options: Options, progress: ProgressCallback | None = None) -> Splits:
@@ -160,12 +160,16 @@ def load_splits(name: str, options: Options, progress: ProgressCallback | None =
 
 
 def _carve_examples(examples: Examples, fraction: float) -> tuple[Examples, Examples]:
-    rest, carved = carve(_strata(examples), fraction)
+    rest, carved = _divide(examples, fraction)
     return examples.subset(rest), examples.subset(carved)
 
 
-def _strata(examples: Examples) -> Tensor | int:
-    return len(examples) if examples.strata is None else examples.strata
+def _divide(examples: Examples, amount: float) -> tuple[Tensor, Tensor]:
+    """Split positions into what remains and what is carved off, both ascending."""
+    if (parts := examples.divide(amount)) is not None:
+        return parts
+    strata = examples.strata
+    return carve(len(examples) if strata is None else strata, amount)
 
 
 def carve(labels: Tensor | int, amount: float, seed: int = SPLIT_SEED) -> tuple[Tensor, Tensor]:

@@ -110,22 +110,26 @@ def explain_download(folder: str, page: str) -> str:
 class FolderStore(Store):
     """Images in folders: `root/<split>/<class>/*.png`, or `root/<class>/*.png` to train on.
 
-    A class's folder may have subfolders. Images without a folder per class have no labels.
+    A class's folder may have subfolders. Images without a folder per class have no labels. With
+    other `suffixes`, the files are of another kind, such as films.
     """
 
     root: Path
     test_on_val: bool = False
     """Test on the validation split even if there is a test split (which then has no labels)."""
+    suffixes: tuple[str, ...] = IMAGE_SUFFIXES
+    noun: str = "images"
+    """What the files are, in messages."""
 
     @property
     def splits(self) -> tuple[Split, ...]:
         return tuple(self._split_folders)
 
     def identity(self, split: Split) -> Mapping[str, Any]:
-        return {"files": fingerprint(self._list_files(split)), "classes": self._classes}
+        return {"files": fingerprint(self.list_files(split)), "classes": self._classes}
 
     def open(self, split: Split) -> EncodedSplit:
-        files, folder = self._list_files(split), self._split_folders[split]
+        files, folder = self.list_files(split), self._split_folders[split]
         classes = self._classes
         if not classes or split == "unlabeled":
             return EncodedSplit(EncodedFiles(files), None, classes)
@@ -143,7 +147,7 @@ class FolderStore(Store):
         if not self.root.is_dir():
             raise UserError(
                 f"{self.root}: no such folder; it should hold train/<class>/ or <class>/ with "
-                "images"
+                f"{self.noun}"
             )
         folders: dict[Split, Path] = {}
         for split, names in SPELLINGS.items():
@@ -156,30 +160,31 @@ class FolderStore(Store):
 
     @cached_property
     def _classes(self) -> tuple[str, ...]:
-        """The names of the training split's folders that hold images."""
+        """The names of the training split's folders that hold files."""
         train = self._split_folders["train"]
-        names = sorted({_top_folder(file, train) for file in self._list_files("train")} - {""})
+        names = sorted({_top_folder(file, train) for file in self.list_files("train")} - {""})
         if len(names) == 1:
             raise UserError(
                 f"{train}: has only one class, '{names[0]}': make a folder there for each class; "
-                f"to go without labels, put the images directly into {train}"
+                f"to go without labels, put the {self.noun} directly into {train}"
             )
         return tuple(names)
 
-    def _list_files(self, split: Split) -> tuple[str, ...]:
+    def list_files(self, split: Split) -> tuple[str, ...]:
+        """List the files of a split in order. Raises UserError if there are none."""
         folder = self._split_folders[split]
         files: list[str] = []
         for parent, _, names in os.walk(folder, followlinks=True):
-            files += [os.path.join(parent, name) for name in names if _is_image(name)]
+            files += [os.path.join(parent, name) for name in names if is_of(self.suffixes, name)]
         if not files:
-            raise UserError(
-                f"{folder}: holds no images ({', '.join(IMAGE_SUFFIXES)}): is it the right folder?"
-            )
+            suffixes = ", ".join(self.suffixes)
+            raise UserError(f"{folder}: holds no {self.noun} ({suffixes}): is it the right folder?")
         return tuple(sorted(files))
 
 
-def _is_image(name: str) -> bool:
-    return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
+def is_of(suffixes: tuple[str, ...], name: str) -> bool:
+    """Return whether a file is not hidden and has one of these endings."""
+    return name.lower().endswith(suffixes) and not name.startswith(".")
 
 
 def _top_folder(file: str, folder: Path) -> str:

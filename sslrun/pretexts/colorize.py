@@ -357,7 +357,7 @@ def upsampler(backbone: Backbone, side: int, target: int, hidden: int) -> nn.Seq
     A 3x3 convolution, then transposed convolutions that double the side until it reaches the
     target; what remains is resized. A grid that is larger at first is averaged to the target.
     """
-    grid = _grid_side(backbone, side)
+    grid = grid_side(backbone, side)
     layers: list[nn.Module] = []
     if grid > target:
         layers.append(nn.AdaptiveAvgPool2d(target))
@@ -376,7 +376,7 @@ def _norm(channels: int) -> tuple[nn.Module, nn.Module]:
 
 
 @torch.no_grad()
-def _grid_side(backbone: Backbone, side: int) -> int:
+def grid_side(backbone: Backbone, side: int) -> int:
     """Side of the grid of features of images of a `side`, found by a pass in eval mode."""
     training, device = backbone.training, next(backbone.parameters()).device
     grid = backbone.eval()(torch.zeros(1, 3, side, side, device=device)).grid

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from sslrun import distributed
 from sslrun.backbones.base import Backbone
+from sslrun.backbones.image import patch_attention
 from sslrun.backbones.transformer import initialize
 from sslrun.data.examples import Batch
 from sslrun.data.image.augment import Augmentation, resize, side_of, to_float
@@ -442,10 +443,8 @@ def attention_maps(backbone: Backbone, images: Tensor) -> Tensor:
 
     Returns images of the shape of `images` (B, 3, H, W), each with a largest value of 1.
     """
-    weights = backbone.attention(images).float().mean(dim=1)[:, 0]
-    rows, columns = _grid_of(backbone, images)
-    patches = weights[:, -rows * columns :]
-    maps = (patches / patches.amax(dim=1, keepdim=True)).unflatten(1, (1, rows, columns))
+    maps = patch_attention(backbone, images).mean(dim=1, keepdim=True)
+    maps = maps / maps.amax(dim=(2, 3), keepdim=True)
     return F.interpolate(maps, images.shape[-2:]).expand(-1, 3, -1, -1)
 
 

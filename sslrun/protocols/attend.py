@@ -8,17 +8,14 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from sslrun.backbones.base import Backbone
+from sslrun.backbones.image import patch_attention
 from sslrun.data.examples import Batch
-from sslrun.errors import UserError
 from sslrun.protocols.base import Bench, Protocol, Scores, protocols
 from sslrun.registry import Options
 from sslrun.tasks.base import Task, TaskOptions
 from sslrun.tasks.objects import Objects
 from sslrun.training.device import Precision
 
-MOST_SPECIAL = 16
-"""Largest number of tokens that belong to no patch: [CLS] and registers."""
 TIE = 1e-6
 """Mass by which a sum may fall short of the wanted mass because of rounding."""
 
@@ -88,26 +85,6 @@ class Attend(Protocol):
 def _average(scores: list[dict[str, float]]) -> dict[str, float]:
     """Average each metric over heads."""
     return {name: sum(each[name] for each in scores) / len(scores) for name in scores[0]}
-
-
-def patch_attention(backbone: Backbone, images: Tensor) -> Tensor:
-    """Attention weights of [CLS] to patches in the last layer, (B, heads, rows, columns) float32.
-
-    The weights of a head sum to 1 minus those of [CLS] and registers. Raises UserError if the
-    backbone has no [CLS].
-    """
-    weights = backbone.attention(images)
-    rows, columns = images.shape[-2] // backbone.patch, images.shape[-1] // backbone.patch
-    if not 0 < weights.shape[-1] - rows * columns <= MOST_SPECIAL and "grid" in backbone.offers:
-        grid = backbone(images).grid  # the backbone has resized the images
-        rows, columns = (0, 0) if grid is None else grid.shape[-2:]
-    if not 0 < weights.shape[-1] - rows * columns <= MOST_SPECIAL:
-        raise UserError(
-            f"'{backbone.name}' has no [CLS], whose attention could be read: choose a backbone "
-            "that has one, such as vit-small"
-        )
-    patches = weights[:, :, 0, -rows * columns :]
-    return patches.float().unflatten(-1, (rows, columns))
 
 
 def heaviest(maps: Tensor, mass: float) -> Tensor:

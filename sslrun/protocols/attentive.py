@@ -153,7 +153,7 @@ class AttentiveLearner(TaskLearner):
         self.cached = cached
 
     def readout(self, features: Features) -> Features:
-        return features
+        return self.task.join(features)
 
     def views(self, batch: Batch, generator: torch.Generator) -> tuple[Any, Any]:
         if self.augment:
@@ -183,6 +183,8 @@ class Attentive(Protocol):
 
     @classmethod
     def supports(cls, task: type[Task], options: TaskOptions) -> str | None:
+        if options.reads_order:
+            return "attends to the tokens of all frames alike, without their order: take pool: mean"
         if options.linear:
             return None
         return f"needs one output per example, which the task '{task.name}' does not have"

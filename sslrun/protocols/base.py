@@ -268,6 +268,10 @@ class Protocol:
         """List the layers, of `count`, that it reads one by one or side by side; default: none."""
         return ()
 
+    def own_metrics(self) -> tuple[str, ...]:
+        """List metrics that it adds to those of the task; tables may have columns for them."""
+        return ()
+
     def head_obstacle(self) -> str | None:
         """Explain why no protocol can start from its head, as words after its name; None if one
         can."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Literal, NamedTuple
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -11,13 +12,12 @@ from pydantic import Field
 from torch import Tensor
 
 from sslrun.backbones.base import Backbone
-from sslrun.data.image.augment import to_float
 from sslrun.data.video.films import Shot
 from sslrun.errors import UserError
 from sslrun.protocols.base import Bench, Protocol, Scores, protocols
 from sslrun.registry import Options
 from sslrun.tasks.base import Task, TaskOptions
-from sslrun.tasks.masks import Masks, objects_of
+from sslrun.tasks.following import FollowingTask
 
 FRAMES = 16
 """Frames encoded at a time."""
@@ -52,62 +52,68 @@ class PropagateOptions(Options):
     code does."""
 
 
-class MaskProtocol(Protocol):
-    """Base class of protocols that follow masks through films."""
+class FollowingProtocol(Protocol):
+    """Base class of protocols that follow masks or points through films."""
 
     learns = False
 
     @classmethod
     def supports(cls, task: type[Task], options: TaskOptions) -> str | None:
-        if issubclass(task, Masks):
+        if issubclass(task, FollowingTask):
             return None
-        return f"follows masks, which the task '{task.name}' does not have: take task: masks"
+        return (
+            f"follows masks or points, which the task '{task.name}' does not have: take task: "
+            "masks or task: keypoints"
+        )
 
     def refit_obstacle(self) -> str | None:
         return "learns nothing"
 
-    def follow(self, backbone: Backbone | None, shot: Shot, device: torch.device) -> Tensor:
-        """Predict the masks (T, H, W) uint8 of a film; the first is given."""
-        raise NotImplementedError
+    @abstractmethod
+    def follow(
+        self, backbone: Backbone | None, shot: Shot, device: torch.device, task: FollowingTask
+    ) -> Tensor:
+        """Predict the places (T, ...) of a film; the first is given. See `FollowingTask`."""
 
     @torch.inference_mode()
     def run(self, bench: Bench) -> Scores:
-        """Follow the masks of every film, and score them."""
+        """Follow the first places of every film, and score what comes."""
         task = bench.task
-        assert isinstance(task, Masks)
+        assert isinstance(task, FollowingTask)
         backbone = self._backbone(bench)
         metrics, films = {}, {}
         for split in bench.tests:
-            scores: list[tuple[Tensor, Tensor]] = []
+            scores: list[Any] = []
             for shot in task.shots(bench.examples(split)):
-                truth = shot.masks(slice(None))
-                if not objects_of(truth[0]):
-                    raise UserError(f"{shot.name}: its first frame has no object to follow")
+                predicted = self.follow(backbone, shot, bench.device, task)
                 try:
-                    found = task.measure_shot(self.follow(backbone, shot, bench.device), truth)
+                    results = task.measure_shot(predicted, task.places(shot, slice(None)))
                 except UserError as error:
                     raise UserError(f"{shot.name}: {error}") from None
-                scores += found
+                scores += results
                 if split == "test":
-                    films[shot.name] = round(task.summarize(found)["J&F"], 2)
+                    films[shot.name] = round(task.summarize(results)[task.primary.name], 2)
             metrics[split] = task.summarize(scores)
-        return Scores(metrics, {"films": films, "objects": len(scores)})
+        return Scores(metrics, {"films": films, "scored": len(scores)})
 
     def _backbone(self, bench: Bench) -> Backbone | None:
         return None
 
 
 @protocols.register("copy")
-class Copy(MaskProtocol):
-    """Copy the masks of the first frame, unmoved: the baseline of `propagate`."""
+class Copy(FollowingProtocol):
+    """Copy the labels of the first frame, unmoved: the baseline of `propagate`."""
 
-    def follow(self, backbone: Backbone | None, shot: Shot, device: torch.device) -> Tensor:
-        return shot.masks(slice(0, 1)).expand(len(shot), -1, -1)
+    def follow(
+        self, backbone: Backbone | None, shot: Shot, device: torch.device, task: FollowingTask
+    ) -> Tensor:
+        first = task.places(shot, slice(0, 1))
+        return first.expand(len(shot), *first.shape[1:])
 
 
 @protocols.register("propagate")
-class Propagate(MaskProtocol):
-    """Follow masks through films by the similarity of frozen features (Jabri et al. 2020).
+class Propagate(FollowingProtocol):
+    """Follow masks or points through films by the similarity of frozen features (Jabri 2020).
 
     Each cell of a frame takes the mean label of its `k` most similar cells in the first frame and
     the frames just before. Labels stay soft until they are enlarged to the frame. Deviation from
@@ -127,39 +133,52 @@ class Propagate(MaskProtocol):
         backbone.require("dense", self.name)
         return backbone
 
-    def follow(self, backbone: Backbone | None, shot: Shot, device: torch.device) -> Tensor:
+    def follow(
+        self, backbone: Backbone | None, shot: Shot, device: torch.device, task: FollowingTask
+    ) -> Tensor:
         assert backbone is not None
-        given = shot.masks(slice(0, 1))[0].to(device)
-        objects = objects_of(given)
-        one_hot = torch.stack([given == number for number in (0, *objects)]).float()
-        size = given.shape
+        starts = range(0, len(shot), FRAMES)
+        parts = (shot.frames(slice(start, start + FRAMES)) for start in starts)
+        height, width = shot.frames(slice(0, 1)).shape[2:]
+        first = task.places(shot, slice(0, 1))[0].to(device)
+        return torch.stack(list(self.stream(backbone, parts, first, (height, width), task))).cpu()
+
+    def stream(
+        self,
+        backbone: Backbone,
+        parts: Iterable[Tensor],
+        first: Tensor,
+        size: tuple[int, int],
+        task: FollowingTask,
+    ) -> Iterator[Tensor]:
+        """Yield the place in each frame of a film, on the device of `first`, its given place.
+
+        Places are in frames of `size`. The film comes in `parts` (n, C, H, W) uint8, which may have
+        another size. Only the features of the context are kept.
+        """
         context: list[Labeled] = []
-        predicted = [given]
-        for features in self._encode(backbone, shot, device):
-            if not context:
-                labels = F.interpolate(one_hot[None], features.shape[-2:], mode="area")[0]
-            else:
-                labels = propagate(features, context, self.options)
-                predicted.append(self._decide(labels, size, objects))
-            context.append(Labeled(features, labels))
-            if len(context) > 1 + self.options.context:
-                del context[1]  # the first frame always stays
-        return torch.stack(predicted).cpu()
+        for part in parts:
+            for features in self._encode(backbone, task.prepare(part.to(first.device))):
+                if not context:
+                    labels = task.to_soft(first, size, (features.shape[1], features.shape[2]))
+                    yield first
+                else:
+                    labels = propagate(features, context, self.options)
+                    yield task.to_place(self._stretch(labels), first, size)
+                context.append(Labeled(features, labels))
+                if len(context) > 1 + self.options.context:
+                    del context[1]  # the first frame always stays
 
-    def _encode(self, backbone: Backbone, shot: Shot, device: torch.device) -> Iterator[Tensor]:
-        """The unit features (D, h, w) float32 of each frame in turn."""
-        for start in range(0, len(shot), FRAMES):
-            frames = to_float(shot.frames(slice(start, start + FRAMES)).to(device))
-            yield from F.normalize(backbone.dense(frames, self.options.layer).float(), dim=1)
+    def _encode(self, backbone: Backbone, frames: Tensor) -> Tensor:
+        """The unit features (n, D, h, w) float32 of frames."""
+        return F.normalize(backbone.dense(frames, self.options.layer).float(), dim=1)
 
-    def _decide(self, labels: Tensor, size: torch.Size, objects: list[int]) -> Tensor:
-        """The most likely object of each pixel (H, W) uint8, from soft labels (K + 1, h, w)."""
-        if self.options.stretch:
-            low, high = labels.amin(dim=(1, 2), keepdim=True), labels.amax(dim=(1, 2), keepdim=True)
-            labels = torch.where(high > low, (labels - low) / (high - low).clamp(min=1e-12), labels)
-        enlarged = F.interpolate(labels[None], size, mode="bilinear", align_corners=False)[0]
-        numbers = torch.tensor([0, *objects], dtype=torch.uint8, device=labels.device)
-        return numbers[enlarged.argmax(dim=0)]
+    def _stretch(self, labels: Tensor) -> Tensor:
+        """Scale each map of soft labels (K + 1, h, w) to [0, 1], if `stretch` says so."""
+        if not self.options.stretch:
+            return labels
+        low, high = labels.amin(dim=(1, 2), keepdim=True), labels.amax(dim=(1, 2), keepdim=True)
+        return torch.where(high > low, (labels - low) / (high - low).clamp(min=1e-12), labels)
 
 
 class Labeled(NamedTuple):

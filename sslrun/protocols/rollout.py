@@ -85,6 +85,11 @@ class Rollout(ActingProtocol):
     def needs(self) -> tuple[str, ...]:
         return ("actions",)
 
+    def own_metrics(self) -> tuple[str, ...]:
+        """The normalized returns for further targets, and their correlation with the targets."""
+        asked = [asked_metric(target) for target in self.options.targets[1:]]
+        return (*asked, "rank_correlation")
+
     @torch.inference_mode()
     def run(self, bench: Bench) -> Scores:
         """Raises UserError if the environment cannot be made."""
@@ -106,7 +111,9 @@ class Rollout(ActingProtocol):
             results.append(Result(target, asked, act(backbone, environment, seeds, asked)))
         metrics = task.score(compare(results, float(data.episodes.totals.max())), data)
         for result in results[1:]:
-            metrics[result.metric] = float(task.normalize(torch.from_numpy(result.achieved)).mean())
+            metrics[asked_metric(result.target)] = float(
+                task.normalize(torch.from_numpy(result.achieved)).mean()
+            )
         details = {"rollouts": [result.as_dict(asks) for result in results]}
         return Scores(dict.fromkeys(bench.tests, metrics), details)
 
@@ -134,15 +141,15 @@ class Result:
     achieved: np.ndarray
     """(B,): the return."""
 
-    @property
-    def metric(self) -> str:
-        """The name of its normalized return among the metrics."""
-        return f"asked_{self.target if isinstance(self.target, str) else format(self.target, 'g')}"
-
     def as_dict(self, asks: bool) -> dict[str, Any]:
         """The means as JSON values, and the returns of all episodes."""
         asked = {"target": self.target, "asked": float(self.asked.mean())} if asks else {}
         return {**asked, "achieved": float(self.achieved.mean()), "returns": self.achieved.tolist()}
+
+
+def asked_metric(target: Target) -> str:
+    """The name of the normalized return for a target among the metrics."""
+    return f"asked_{target if isinstance(target, str) else format(target, 'g')}"
 
 
 def compare(results: Sequence[Result], best: float) -> Tensor:

@@ -207,7 +207,8 @@ def _evaluation(source: Located, key: str, data: Named) -> Evaluation:
         # The data set of pretraining is used with all of its options.
         section.value["data"] = data.as_dict() if key == data.name else {"name": key}
     evaluation_data = _named(sources, section, "data", like=data)
-    task = _named(tasks, section, "task", default=sources[evaluation_data.name].task)
+    default_task = sources[evaluation_data.name].default_task(evaluation_data.options)
+    task = _named(tasks, section, "task", default=default_task)
     options = {name: _protocol_options(name, source, section) for name in protocols.in_order}
     shifts = {name: _shift(section, name, evaluation_data) for name in _named_shifts(section)}
     values = {
@@ -330,9 +331,13 @@ def validated(model: type[Model], source: Located, owner: str, also: Iterable[st
     for unknown keys. Raises UserError for the first mistake, with its place.
     """
     try:
-        return model.model_validate(source.value)
+        valid = model.model_validate(source.value)
     except ValidationError as error:
         first = _choose_error(error, source.value)
+    else:
+        if (place := _find_truth(source.value, valid)) is not None:
+            raise source.error(place, "should be a number, not true or false")
+        return valid
     keys: Keys = tuple(first["loc"])
     if first["type"] == "extra_forbidden":
         known = [*_fields(model, keys[:-1]), *(also if len(keys) == 1 else ())]
@@ -360,6 +365,23 @@ def _choose_error(error: ValidationError, value: Any) -> ErrorDetails:
     written = _written(tuple(first["loc"]), value)
     same = [detail for detail in details if tuple(detail["loc"])[: len(written)] == written]
     return min(same, key=lambda detail: detail["type"].endswith("_type"))
+
+
+def _find_truth(written: Any, valid: Any) -> Keys | None:
+    """The keys of the first true or false that was read as a number; None if there is none."""
+    if isinstance(written, bool):
+        return () if type(valid) in (int, float) else None
+    inner: Iterable[tuple[str | int, Any, Any]] = ()
+    if isinstance(written, dict) and isinstance(valid, BaseModel):
+        inner = [(key, value, getattr(valid, key, None)) for key, value in written.items()]
+    elif isinstance(written, dict) and isinstance(valid, dict):
+        inner = [(key, value, valid.get(key)) for key, value in written.items()]
+    elif isinstance(written, list) and isinstance(valid, list | tuple):
+        inner = [(place, *pair) for place, pair in enumerate(zip(written, valid, strict=False))]
+    for key, value, read in inner:
+        if (keys := _find_truth(value, read)) is not None:
+            return (key, *keys)
+    return None
 
 
 def _fields(model: type[BaseModel], keys: Keys) -> Iterator[str]:

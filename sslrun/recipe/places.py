@@ -12,6 +12,15 @@ from typing import Any
 import yaml
 
 from sslrun.errors import UserError
+from sslrun.recipe.yaml import (
+    DEEPEST,
+    MAPPING,
+    MOST_NODES,
+    SEQUENCE,
+    Loader,
+    construct_scalar,
+    read_nodes,
+)
 from sslrun.registry import did_you_mean
 
 Keys = tuple[str | int, ...]
@@ -112,19 +121,6 @@ def _spell_out(key: str, value: Any) -> Any:
     return value
 
 
-class _Loader(yaml.SafeLoader):
-    """Safe YAML loader that reads `1e-3` as a number; YAML 1.1 reads it as a string."""
-
-
-_COLLECTIONS = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:\d[\d_]*(?:\.[\d_]*)?|\.\d[\d_]*)[eE][-+]?\d+$"),
-    list("-+.0123456789"),
-)
-
-
 def read_yaml(path: Path) -> Located:
     """Read a YAML file with the line of every key.
 
@@ -141,23 +137,20 @@ def read_yaml(path: Path) -> Located:
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: can't be read: {error}") from None
-    loader = _Loader(text)
     try:
-        root = loader.get_single_node()
+        loader, root = read_nodes(text)
         if not isinstance(root, yaml.MappingNode):
             raise UserError(
                 f"{path}: should be a mapping of keys such as 'name', 'backbone', 'data'"
             )
-        places: dict[Keys, str] = {}
-        value = _construct(loader, root, (), places, path)
+        reader = _Reader(loader, str(path), {})
+        value = reader.read(root, ())
     except yaml.MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
         raise UserError(f"{path}{line}: not valid YAML: {error.problem}") from None
     except yaml.YAMLError as error:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    finally:
-        loader.dispose()
-    return Located(value, places)
+    return Located(value, reader.places)
 
 
 def _near_file(path: Path) -> str:
@@ -167,32 +160,46 @@ def _near_file(path: Path) -> str:
     return "." + did_you_mean(path.name, sorted(file.name for file in folder.glob("*.yaml")))
 
 
-def _construct(
-    loader: _Loader, node: yaml.Node, keys: Keys, places: dict[Keys, str], path: Path
-) -> Any:
-    places[keys] = f"{path}:{node.start_mark.line + 1}"
-    if node.tag not in _COLLECTIONS:
-        return loader.construct_object(node, deep=True)  # an error if the tag is not a scalar's
-    if isinstance(node, yaml.MappingNode):
-        keys_so_far: set[str] = set()
+@dataclass
+class _Reader:
+    """Constructs values from YAML nodes, and remembers where each key was written."""
+
+    loader: Loader
+    path: str
+    places: dict[Keys, str]
+
+    def read(self, node: yaml.Node, keys: Keys) -> Any:
+        """Construct the value of a node at `keys`, with their places."""
+        self.places[keys] = self._place(node)
+        if len(self.places) > MOST_NODES or len(keys) > DEEPEST:
+            raise yaml.MarkedYAMLError(
+                problem="too large, or nested too deeply, when aliases are replaced",
+                problem_mark=node.start_mark,
+            )
+        if node.tag == SEQUENCE and isinstance(node, yaml.SequenceNode):
+            return [self.read(item, (*keys, index)) for index, item in enumerate(node.value)]
+        if node.tag != MAPPING or not isinstance(node, yaml.MappingNode):
+            return construct_scalar(self.loader, node)
+        written = set()
         for key_node, _ in node.value:
-            if key_node.value in keys_so_far:
-                raise UserError(
-                    f"{path}:{key_node.start_mark.line + 1}: '{key_node.value}' is given twice"
-                )
-            keys_so_far.add(str(key_node.value))
-        loader.flatten_mapping(node)  # merges (<<) come first, so that the mapping's own keys win
+            if (key := self._key(key_node)) in written:
+                raise UserError(f"{self._place(key_node)}: '{key}' is given twice")
+            written.add(key)
+        self.loader.flatten_mapping(node)  # merges (<<) come first, so that its own keys win
         value: dict[str, Any] = {}
         for key_node, value_node in node.value:
-            key = str(key_node.value)
-            value[key] = _construct(loader, value_node, (*keys, key), places, path)
-            places[(*keys, key)] = f"{path}:{key_node.start_mark.line + 1}"
+            key = self._key(key_node)
+            value[key] = self.read(value_node, (*keys, key))
+            self.places[(*keys, key)] = self._place(key_node)
         return value
-    assert isinstance(node, yaml.SequenceNode)
-    return [
-        _construct(loader, item, (*keys, index), places, path)
-        for index, item in enumerate(node.value)
-    ]
+
+    def _key(self, node: yaml.Node) -> str:
+        if not isinstance(node, yaml.ScalarNode):
+            raise UserError(f"{self._place(node)}: a key should be a word, not a collection")
+        return str(node.value)
+
+    def _place(self, node: yaml.Node) -> str:
+        return f"{self.path}:{node.start_mark.line + 1}"
 
 
 def override(source: Located, overrides: Sequence[str]) -> None:
@@ -205,8 +212,9 @@ def override(source: Located, overrides: Sequence[str]) -> None:
         if not equals or not re.fullmatch(r"[^.=\s]+(\.[^.=\s]+)*", path):
             raise UserError(f"'{text}': an override is written key=value, as in pretrain.epochs=5")
         try:
-            value = yaml.load(value_text, _Loader)
-        except yaml.YAMLError:
+            loader, node = read_nodes(value_text)
+            value = None if node is None else _Reader(loader, "", {}).read(node, ())
+        except (yaml.YAMLError, UserError):
             raise UserError(f"{text}: the value is not valid YAML") from None
         source.change(path, value, _same_place(value, f"override {text}"))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -22,6 +23,7 @@ from sslrun.data.source import SourceOptions
 from sslrun.protocols.base import Protocol, protocols, unsupported
 from sslrun.registry import Options
 from sslrun.runs import component_identity, hash_contents
+from sslrun.seeds import LARGEST_SEED
 from sslrun.tasks.base import TaskOptions, tasks
 from sslrun.tasks.diagnostics import Diagnostic
 from sslrun.training.schedule import Schedule
@@ -65,7 +67,7 @@ class Named(BaseModel):
 class Pretrain(Schedule):
     """Stage 1: the schedule of pretraining."""
 
-    seed: int | None = Field(None, ge=0)
+    seed: Seed | None = None
     """Fixed pretraining seed, shared by evaluations of all seeds; default: each evaluation uses its
     own seed."""
     init: str | None = None
@@ -121,14 +123,27 @@ class Watch(Options):
 
 
 def _share_or_count(labels: float) -> float:
-    if not (0 < labels <= 1 or (labels > 1 and labels == int(labels))):
+    if not (0 < labels <= 1 or (1 < labels < math.inf and labels == int(labels))):
         raise ValueError("should be a share in (0, 1], or a whole number of labels a class")
     return labels
 
 
+def _heading(text: str) -> str:
+    """Check text that tables show: in terminals, Markdown, and spreadsheets, which run formulas."""
+    if not text.strip() or not text.isprintable() or text[0] in "=@" or len(text) > 200:
+        raise ValueError("should be at most 200 printable characters, and not begin with = or @")
+    return text
+
+
+Heading = Annotated[str, AfterValidator(_heading)]
+"""Text that tables show."""
+FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
+"""Text that names a folder: letters, digits, '.', '_' and '-'."""
+Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
+
+
 def _shift_name(name: str) -> str:
-    if not name:
-        raise ValueError("a shift's name should not be empty")
+    _heading(name)
     if name in (ID, MEAN_SHIFT):
         raise ValueError(f"'{name}' is a column of the table already; name the shift otherwise")
     return name
@@ -142,7 +157,7 @@ class Evaluation(BaseModel):
     """Labeled data; default: the data set that the evaluation is named after."""
     task: Named
     """The task to learn from the labels; default: the task of the data's labels."""
-    protocols: tuple[str, ...]
+    protocols: tuple[str, ...] = Field(min_length=1)
     """Ways to learn the task; see `sslrun show protocol`."""
     labels: tuple[Annotated[float, AfterValidator(_share_or_count)], ...] = Field(
         (1.0,), min_length=1
@@ -255,7 +270,7 @@ class Recipe(BaseModel):
     """One experiment: a backbone, a pretext task, data, a schedule, and evaluations."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    name: FileName
     """Name of the recipe and of the runs' folder: letters, digits, '.', '_' and '-'."""
     backbone: Named
     """The network; see `sslrun show backbone`."""
@@ -270,7 +285,7 @@ class Recipe(BaseModel):
     """Weights that evaluations start from if nothing is pretrained and --from is not given."""
     watch: Watch = Watch()
     """Monitoring during training; see `sslrun show section watch`."""
-    evaluate: dict[str, Evaluation] = {}
+    evaluate: dict[Heading, Evaluation] = {}
     """Evaluations by name; see `sslrun show section evaluation`."""
 
     @property
@@ -315,13 +330,13 @@ class Sweep(BaseModel):
     """A base recipe, rows (named changes to it), columns (tasks), and seeds."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-    name: str
+    name: FileName
     """Name of the sweep and of its tables' folder."""
-    rows: dict[str, Recipe]
+    rows: dict[Heading, Recipe]
     """Row of the table -> changes to `base`; keys may be dotted, as `pretrain.epochs`."""
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0,), min_length=1)
+    seeds: tuple[Seed, ...] = Field((0,), min_length=1)
     """Seeds of the runs of every row."""
-    title: str | None = None
+    title: Heading | None = None
     """Title of the table; default: the name."""
     against: Against | None = None
     """The published table to compare with: its name, or `{table: ..., columns: ...}`."""

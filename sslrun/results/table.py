@@ -354,6 +354,13 @@ def columns_of(task: str, labels: Labels, shifts: Iterable[str], metric: Metric)
     return [Column(task, labels, shift, metric) for shift in names]
 
 
+def own_column(task: str, labels: Labels, metric: str) -> Column | None:
+    """Return the column of its own that a metric has next to its task's; None if it has none."""
+    asked = metric.startswith(ASKED)
+    title = Metric(metric).title if asked else OWN_COLUMNS.get(metric)
+    return None if title is None else Column(f"{task} {title}", labels, None, Metric(metric))
+
+
 def columns_of_record(record: RunRecord) -> list[Column]:
     """List the columns of a finished evaluation."""
     return columns_of(record.task, record.labels, record.shifts, record.metric)
@@ -367,9 +374,8 @@ def _numbers(record: RunRecord) -> dict[Column, float]:
         values.append(statistics.fmean(values[1:]))
     numbers = dict(zip(columns_of_record(record), values, strict=True))
     for name, value in record.test.items():
-        title = Metric(name).title if name.startswith(ASKED) else OWN_COLUMNS.get(name)
-        if title is not None:
-            column = Column(f"{record.task} {title}", record.labels, None, Metric(name))
+        column = own_column(record.task, record.labels, name)
+        if column is not None:
             numbers[column] = value
     return numbers
 

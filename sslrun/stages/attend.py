@@ -14,17 +14,18 @@ from torch import Tensor, nn
 
 from sslrun.backbones import build_backbone, load_into
 from sslrun.backbones.base import Backbone, backbones
+from sslrun.backbones.image import patch_attention
 from sslrun.backbones.weights import WEIGHTS, read, recorded_network
 from sslrun.data.image.augment import resize, to_float
 from sslrun.data.image.images import Decoder, EncodedFiles, UnreadableError
 from sslrun.data.source import sources
-from sslrun.data.specs import ImageSpec, InputSpec, TextSpec
+from sslrun.data.specs import ImageSpec, InputSpec, TextSpec, VideoSpec
 from sslrun.data.splits import load_splits
 from sslrun.data.stores import IMAGE_SUFFIXES
 from sslrun.data.text.sequences import build_labeled
 from sslrun.data.text.tokenizer import TokenizerOptions, load_tokenizer
 from sslrun.errors import UserError
-from sslrun.protocols.attend import heaviest, patch_attention
+from sslrun.protocols.attend import heaviest
 from sslrun.recipe import Recipe, load
 from sslrun.stages.pictures import write_matrices, write_sheet
 from sslrun.stages.weights import InitialWeights
@@ -173,6 +174,7 @@ def _open_recipe(request: Request) -> Subject:
         return Subject(_open_weights(origin.pretraining.weights).backbone, recipe)
     torch.manual_seed(request.seed)
     spec, _ = sources[recipe.data.name](recipe.data.options).sketch(1)
+    spec = spec.frame if isinstance(spec, VideoSpec) else spec
     backbone = build_backbone(recipe.backbone.name, recipe.backbone.options, spec)
     if origin.weights is None:
         backbone.fit_inputs(load_splits(recipe.data.name, recipe.data.options).train)

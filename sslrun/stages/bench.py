@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from sslrun import distributed
 from sslrun.backbones import build_backbone, build_empty, load_into, save_backbone
-from sslrun.backbones.base import Backbone
+from sslrun.backbones.base import Backbone, Features
 from sslrun.backbones.weights import WEIGHTS
 from sslrun.data.examples import Batch, Examples, TensorExamples
 from sslrun.data.shifts import ID, Part, Shift, make_parts
@@ -28,7 +28,7 @@ from sslrun.files import replacing
 from sslrun.pretexts.base import Pretext, pretexts
 from sslrun.pretexts.weights import PRETEXT_WEIGHTS, load_pretext
 from sslrun.protocols import Bench, base
-from sslrun.protocols.features import extract, read_pooled
+from sslrun.protocols.features import extract
 from sslrun.protocols.layers import LayerReader
 from sslrun.recipe import Evaluation, Named, Recipe
 from sslrun.runs import Run
@@ -198,8 +198,10 @@ class CellBench(Bench):
         x, flops = self._extract(split, read)
         if layers == read:
             return x, flops
-        parts = x.split([self.layer_widths[layer] for layer in read], dim=1)
-        return torch.cat([parts[read.index(layer)] for layer in layers], dim=1), flops
+        # A task may read several vectors side by side, each with all layers: (N, vectors, layers).
+        widths = [self.layer_widths[layer] for layer in read]
+        parts = x.unflatten(1, (-1, sum(widths))).split(widths, dim=2)
+        return torch.cat([parts[read.index(layer)] for layer in layers], dim=2).flatten(1), flops
 
     def _extract(self, split: str, read: tuple[int, ...]) -> tuple[Tensor, float]:
         """Compute or load the features (N, D) of the layers `read`, and the FLOPs of one example.
@@ -223,10 +225,14 @@ class CellBench(Bench):
             with compute.autocast(precision):
                 x = extract(
                     backbone, examples, self.task.inputs, compute.device, EVAL_BATCH,
-                    read_pooled if read else self.task.vector, counter,
+                    self._joined if read else self.task.vector, counter,
                 )  # fmt: skip
             kept[key] = x, counter.get_total_flops() / min(EVAL_BATCH, len(examples))
         return kept[key]
+
+    def _joined(self, features: Features) -> Tensor:
+        """The pooled features of whole examples."""
+        return self.task.join(features).pooled
 
     def _join_extracted(self, layers: tuple[int, ...]) -> tuple[Tensor, float]:
         """Return the features of "train+val", put together from those of both splits."""
@@ -245,7 +251,8 @@ class CellBench(Bench):
         counter = flop_counter()
 
         def run(batch: Batch) -> tuple[Tensor]:
-            tokens = backbone(self.task.inputs(batch)).tokens
+            tokens = self.task.join(backbone(self.task.inputs(batch))).tokens
+            assert tokens is not None
             return (tokens.float(),)
 
         def compute(part: Examples) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,8 +16,10 @@ import torch
 from torch import Tensor
 
 from sslrun import distributed
+from sslrun.data.source import sources
 from sslrun.errors import UserError
-from sslrun.runs import Run, check_root, environment, report_disk_full
+from sslrun.recipe import Named
+from sslrun.runs import Run, check_root, environment, hash_contents, report_disk_full
 from sslrun.stages.devices import check_devices
 from sslrun.stages.reporting import Reporter
 from sslrun.training.device import Compute, compute
@@ -125,13 +127,20 @@ class Context:
 
 
 def perform(
-    run: Run, recipe: Mapping[str, Any], context: Context, body: Callable[[], dict[str, Any]]
+    run: Run,
+    recipe: Mapping[str, Any],
+    context: Context,
+    body: Callable[[], dict[str, Any]],
+    reads: Iterable[Named] = (),
 ) -> dict[str, Any]:
     """Return the run's result: read it if the run is finished, else compute and save it.
 
-    `recipe` is the content of the run's recipe.yaml. `body` computes the result. Raises Busy if
-    another process is computing it.
+    `recipe` is the content of the run's recipe.yaml. `body` computes the result from the data sets
+    `reads`. Raises Busy if another process is computing it, and UserError if the run was computed
+    from other data than are here now.
     """
+    if not context.fresh and run.path.exists():
+        _check_data(run, reads)
     if run.finished and not context.fresh:
         if context.profile:
             context.reporter.say(
@@ -158,9 +167,33 @@ def perform(
         if context.fresh:
             run.clear()
         if not run.finished:
-            run.start(recipe, environment(str(context.compute), distributed.world_size()))
+            described = environment(str(context.compute), distributed.world_size())
+            data = {name: digest for name, (_, digest) in local_copies(reads).items()}
+            run.start(recipe, {**described, "data": data})
             distributed.wait()  # the others must not look for checkpoints before old ones are gone
             with report_disk_full(run.path), context.reporter.job(f"{run.recipe} · {run.stage}"):
                 run.finish(body())
             distributed.wait()
         return run.result
+
+
+def local_copies(reads: Iterable[Named]) -> dict[str, tuple[Path, str]]:
+    """Name -> folder and digest of each local copy that data sets were found in."""
+    found = {sources[data.name].found(data.options) for data in reads}
+    digests = {path: hash_contents(path) for path in found if path is not None}
+    return {path.name: (path, digest) for path, digest in digests.items() if digest is not None}
+
+
+def _check_data(run: Run, reads: Iterable[Named]) -> None:
+    """Check that the local data are those that the run was, or is being, computed from.
+
+    No hash covers them: tables must be readable where the data are not.
+    """
+    before = run.environment.get("data", {})
+    for name, (path, digest) in local_copies(reads).items():
+        if before.get(name, digest) != digest:
+            raise UserError(
+                f"{path}: its files are not those that {run.path} was computed from: put the "
+                "old ones back, add --fresh to compute it from the new ones, or name another "
+                "place with --runs"
+            )

@@ -21,6 +21,7 @@ from sslrun.protocols import Scores, protocols
 from sslrun.recipe import Evaluation, Named, Recipe
 from sslrun.recipe.fit import unreadable
 from sslrun.runs import Run, component_identity
+from sslrun.seeds import LARGEST_SEED
 from sslrun.stages.bench import CellBench
 from sslrun.stages.context import Context, perform
 from sslrun.stages.devices import devices_identity, on_known_devices
@@ -28,7 +29,7 @@ from sslrun.stages.pretrain import Pretraining
 from sslrun.stages.weights import InitialWeights
 from sslrun.tasks.base import TaskOptions
 
-RESTART = 10_000
+RESTART = LARGEST_SEED + 1
 """Distance between the seeds of two restarts: larger than any seed of a sweep."""
 
 
@@ -178,7 +179,8 @@ class Cell:
             raise UserError(
                 f"no pretrained checkpoint for recipe '{self.recipe.name}' (seed {self.seed})"
             )
-        return perform(self.run, self.recipe.resolved(), context, partial(self._body, context))
+        body = partial(self._body, context)
+        return perform(self.run, self.recipe.resolved(), context, body, self.reads)
 
     def _body(self, context: Context) -> dict[str, Any]:
         began = time.monotonic()

@@ -150,7 +150,9 @@ class Pretraining:
             context.reporter.say(
                 f"{shorter.path} is a finished, shorter run of this recipe: --extend continues it"
             )
-        return perform(run, self.recipe.resolved(), context, partial(self._body, context))
+        return perform(
+            run, self.recipe.resolved(), context, partial(self._body, context), self.reads
+        )
 
     def _body(self, context: Context) -> dict[str, Any]:
         recipe = self.recipe

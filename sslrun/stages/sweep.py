@@ -28,7 +28,7 @@ from sslrun.results.known_protocols import counts_per_class
 from sslrun.results.matching import check_stand_ins
 from sslrun.results.published import published_as
 from sslrun.results.record import RunRecord, find_records
-from sslrun.results.table import Table, columns_of
+from sslrun.results.table import Table, columns_of, own_column
 from sslrun.runs import Run
 from sslrun.stages.context import Busy, Context, Interrupted
 from sslrun.stages.devices import check_devices
@@ -190,9 +190,15 @@ def _choices(sweep: Sweep) -> dict[str, list[str]]:
 
 
 def places_of(row: str, cell: Cell) -> list[Place]:
-    """List the places of a cell's numbers in the sweep's table: the test and each shift."""
+    """List the places of a cell's numbers in the sweep's table.
+
+    They are those of the test, of each shift, and of the protocol's own metrics.
+    """
     labels = Labels.of(cell.labels, counts_per_class(cell.protocol))
     columns = columns_of(cell.task, labels, cell.evaluation.shifts, UNKNOWN_METRIC)
+    for metric in cell.evaluation.protocol(cell.protocol).own_metrics():
+        column = own_column(cell.task, labels, metric)
+        columns += [] if column is None else [column]
     return [(Row(row, cell.protocol), column) for column in columns]
 
 

@@ -62,7 +62,7 @@ class Watcher:
         self, splits: Splits, pretext: Pretext, options: Watch, compute: Compute, seed: int
     ) -> None:
         self.compute = compute
-        task = tasks[splits.source.task]
+        task = tasks[splits.source.default_task(splits.source.options)]
         self.task = task(task.Options(), splits.spec, splits.classes)
         self.classes = len(splits.classes)
         bank, queries = splits.monitored
@@ -203,8 +203,9 @@ def _describe_stuck(loss: float, floor: float) -> str:
     digits = ".2f" if floor >= 1 else ".3g"
     return (
         f"the held-out loss, {loss:{digits}}, is not clearly below {floor:{digits}}, which needs "
-        "no context: the frequencies of tokens or colors, or the mean image, reach it. Give more "
-        "steps, a longer warmup, a lower lr or a larger batch; in a corpus, look for repeated lines"
+        "no context: the frequencies of tokens, colors or classes, or the mean image, reach it. "
+        "Give more steps, a longer warmup, a lower lr or a larger batch; in a corpus, look for "
+        "repeated lines"
     )
 
 

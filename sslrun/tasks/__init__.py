@@ -1,6 +1,8 @@
 """Downstream tasks, which learn from labels. Importing this package registers them."""
 
 from sslrun.tasks import classification as classification
+from sslrun.tasks import clips as clips
+from sslrun.tasks import keypoints as keypoints
 from sslrun.tasks import masks as masks
 from sslrun.tasks import objects as objects
 from sslrun.tasks import reach as reach

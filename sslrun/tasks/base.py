@@ -33,6 +33,12 @@ class TaskOptions(Options):
         """Settings under which training images have colors that the data do not have."""
         return ()
 
+    @property
+    def reads_order(self) -> bool:
+        """Whether the head reads the parts of an example in order, as the frames of a clip side by
+        side, so that its vectors are wider than the backbone's."""
+        return False
+
     def check_depth(self, depth: int) -> None:
         """Check that the head can read the layers of a backbone; by default it can.
 
@@ -97,9 +103,13 @@ class Task:
         """
         raise NotImplementedError
 
+    def join(self, features: Features) -> Features:
+        """Join the features of the parts of each example, such as frames; by default unchanged."""
+        return features
+
     def readout(self, features: Features) -> Any:
         """Select what the head reads from the features; by default one vector per example."""
-        return features.pooled
+        return self.join(features).pooled
 
     def vector(self, features: Features) -> Tensor:
         """One vector per example (B, D).

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,7 @@ from sslrun.data.image.augment import (
     to_float,
 )
 from sslrun.data.image.lab import LightnessExamples, lightness
-from sslrun.data.specs import ImageSpec
+from sslrun.data.specs import ImageSpec, InputSpec
 from sslrun.metric import Metric
 from sslrun.tasks import metrics as measures
 from sslrun.tasks.base import Task, TaskOptions, tasks
@@ -68,7 +68,7 @@ class Classification(Task):
             }
             return tuple(name for name, value in changes.items() if value)
 
-    reads = ImageSpec
+    reads: ClassVar[type[InputSpec]] = ImageSpec
     conditional = frozenset({"real_accuracy"})
     options: Classification.Options
 

@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from statistics import fmean
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from sslrun.data.examples import Batch, Examples
-from sslrun.data.image.augment import to_float
-from sslrun.data.specs import ImageSpec, VideoSpec
-from sslrun.data.video.films import VOID, ClipExamples, Shot
+from sslrun.data.video.films import VOID, Films, Shot
 from sslrun.errors import UserError
 from sslrun.metric import Metric
-from sslrun.tasks.base import Task, TaskOptions, tasks
+from sslrun.tasks.base import tasks
+from sslrun.tasks.following import FollowingTask
 from sslrun.tasks.segmentation import contour_accuracy, region_similarity, summarize
 
 
-class MasksOptions(TaskOptions):
-    """Options of a task without a head."""
-
-    @property
-    def linear(self) -> bool:
-        return False
-
-
 @tasks.register("masks")
-class Masks(Task):
+class Masks(FollowingTask):
     """Follow the objects of a film's first frame, as in DAVIS 2017's semi-supervised track.
 
     Pont-Tuset et al. 2017 (arXiv:1704.00675). J is the intersection over union of masks, F the
@@ -35,9 +27,8 @@ class Masks(Task):
     metrics are in percent.
     """
 
-    Options = MasksOptions
-    reads, gives = VideoSpec, ImageSpec
-    has_head = False
+    labeled_by = "masks of objects"
+    shortest = 3, "the first and the last are not scored"
     metrics = (
         Metric("J&F"),
         Metric("J"),
@@ -47,46 +38,27 @@ class Masks(Task):
         Metric("J_decay", better="lower"),
         Metric("F_decay", better="lower"),
     )
-    spec: VideoSpec
 
-    @property
-    def backbone_spec(self) -> ImageSpec:
-        return self.spec.frame
+    @staticmethod
+    def has_places(films: Films) -> bool:
+        return films.has_masks
 
-    def inputs(self, batch: Batch) -> Tensor:
-        """All frames (B * T, C, H, W) of clips."""
-        return to_float(batch.inputs.flatten(0, 1))
+    def places(self, shot: Shot, part: slice) -> Tensor:
+        return shot.masks(part)
 
-    def vector(self, features: object) -> Tensor:
-        """The mean feature of a clip's frames (B, D)."""
-        pooled: Tensor = features.pooled  # type: ignore[attr-defined]
-        return pooled.unflatten(0, (-1, self.spec.frames)).mean(dim=1)
+    def has_start(self, place: Tensor) -> bool:
+        return bool(objects_of(place))
 
-    def shots(self, examples: Examples) -> Iterator[Shot]:
-        """The films to follow objects in.
+    def to_soft(self, place: Tensor, size: tuple[int, int], grid: tuple[int, int]) -> Tensor:
+        """The share of each cell that the background and each object cover."""
+        one_hot = torch.stack([place == number for number in (0, *objects_of(place))]).float()
+        return F.interpolate(one_hot[None], grid, mode="area")[0]
 
-        Raises UserError if they have no masks, or if one is too short or begins without an object.
-        """
-        if not isinstance(examples, ClipExamples) or not examples.films.has_masks:
-            raise UserError(
-                f"the task '{self.name}' needs films with masks of objects: choose such data, as "
-                "in data: moving-digits"
-            )
-        for index in range(len(examples)):
-            shot = examples.shot(index)
-            if len(shot) < 3:
-                raise UserError(
-                    f"{shot.name}: has {len(shot)} frames, but needs at least 3, because the first "
-                    "and the last are not scored"
-                )
-            yield shot
-
-    def score(self, outputs: Tensor, examples: Examples) -> dict[str, float]:
-        """Compute the metrics of predicted masks (N, T, H, W) uint8 of clips of equal length."""
-        scores: list[tuple[Tensor, Tensor]] = []
-        for predicted, shot in zip(outputs, self.shots(examples), strict=True):
-            scores += self.measure_shot(predicted.cpu(), shot.masks(slice(None)))
-        return self.summarize(scores)
+    def to_place(self, labels: Tensor, first: Tensor, size: tuple[int, int]) -> Tensor:
+        """The most likely object of each pixel (H, W) uint8."""
+        enlarged = F.interpolate(labels[None], size, mode="bilinear", align_corners=False)[0]
+        numbers = torch.tensor([0, *objects_of(first)], dtype=torch.uint8, device=labels.device)
+        return numbers[enlarged.argmax(dim=0)]
 
     def measure_shot(self, predicted: Tensor, truth: Tensor) -> list[tuple[Tensor, Tensor]]:
         """J and F (T - 2,) of each object of a film, from masks (T, H, W) uint8.
@@ -107,10 +79,10 @@ class Masks(Task):
             scores.append((region_similarity(ours, theirs, real), contour_accuracy(ours, theirs)))
         return scores
 
-    def summarize(self, objects: Sequence[tuple[Tensor, Tensor]]) -> dict[str, float]:
+    def summarize(self, scores: Sequence[tuple[Tensor, Tensor]]) -> dict[str, float]:
         """Average J and F over frames, then over objects."""
-        regions = [summarize(region) for region, _ in objects]
-        contours = [summarize(contour) for _, contour in objects]
+        regions = [summarize(region) for region, _ in scores]
+        contours = [summarize(contour) for _, contour in scores]
         values: dict[str, float] = {}
         for name, rows in (("J", regions), ("F", contours)):
             mean, recall, decay = (fmean(column) for column in zip(*rows, strict=True))

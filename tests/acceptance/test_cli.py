@@ -207,7 +207,7 @@ def test_help_show_and_check(folder, sslrun):
 
 @pytest.mark.parametrize(
     "path",
-    sorted([*RECIPES.glob("image/*.yaml"), *RECIPES.glob("text/*.yaml")]),
+    sorted(path for kind in ("image", "text", "video") for path in RECIPES.glob(f"{kind}/*.yaml")),
     ids=lambda path: path.stem,
 )
 def test_recipes_are_valid(path):
@@ -241,9 +241,12 @@ def build_on_meta_device(recipe):
         return
     with torch.device("meta"):
         spec, _ = sources[recipe.data.name](recipe.data.options).sketch(2)
+        pretext = pretexts[recipe.pretext.name] if recipe.pretext else None
+        if pretext is not None:
+            spec = pretext.backbone_spec(recipe.pretext.options, spec)
         backbone = build_backbone(recipe.backbone.name, recipe.backbone.options, spec)
-        if recipe.pretext:
-            pretexts[recipe.pretext.name](recipe.pretext.options, backbone)
+        if pretext is not None:
+            pretext(recipe.pretext.options, backbone)
 
 
 def test_every_pretext_has_a_recipe_per_data_set():

@@ -301,7 +301,7 @@ EVALUATE = [
         ["evaluate.task.task.pool=last4"],
         "pool last4 reads 4 layers, but the backbone has 2",
     ),
-    ("two readouts", ["evaluate.task.task={pool: mean, bilstm: true}"], "leave out pool or bilstm"),
+    ("two readouts", ["evaluate.task.task={pool: mean, bilstm: 1}"], "leave out pool or bilstm"),
     (
         "no room for passages",
         ["evaluate.task.data={name: world-span, train: 16, length: 8}"],

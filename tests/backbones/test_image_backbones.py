@@ -256,3 +256,19 @@ def test_bf16_gradients_of_a_resnet_on_one_pixel_images_are_deterministic():
     first, exact = gradients(True), gradients(False)
     assert (first - exact).norm() < 0.5 * exact.norm()
     assert all(torch.equal(gradients(True), first) for _ in range(5))
+
+
+def test_reflected_padding_hides_the_borders_and_exports_nowhere():
+    """On images of one color every place of a reflecting network is alike."""
+    plain = torch.full((1, 3, 16, 16), 0.3)
+    options = {"channels": 4, "stem": "small", "strides": [1, 2, 1, 1]}
+    for padding, is_alike in (("zeros", False), ("reflect", True)):
+        torch.manual_seed(0)
+        backbone = build_backbone("resnet18", {**options, "padding": padding}, ImageSpec(16)).eval()
+        grid = backbone.dense(plain)
+        assert torch.allclose(grid, grid[..., :1, :1].expand_as(grid), atol=1e-4) == is_alike
+    with pytest.raises(UserError, match=r"grid of 2x2 places, but a side of 2 pixels"):
+        backbone.dense(torch.zeros(1, 3, 2, 2))
+    deep = build_backbone("resnet18", {"channels": 4, "padding": "reflect"}, ImageSpec(64))
+    with pytest.raises(UserError, match="padding: reflect"):
+        deep.export("torchvision")

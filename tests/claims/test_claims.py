@@ -294,6 +294,7 @@ CLAIMS = {path.stem: path for path in sorted(FOLDER.glob("*.yaml"))}
 CHEAP = {
     "guess": {"steps": 1, "batch": 2, "gaps": 20},
     "colors": {"steps": 1, "batch": 4, "images": 8},
+    "order": {"steps": 1, "batch": 4, "draws": 1},
 }
 """Options that make slow measurements quick."""
 

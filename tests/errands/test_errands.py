@@ -26,7 +26,7 @@ from torch import nn
 
 from sslrun.data.examples import Batch, TensorExamples
 from sslrun.data.source import Source, sources
-from sslrun.data.specs import ImageSpec, InputSpec
+from sslrun.data.specs import ImageSpec, VideoSpec
 from sslrun.metric import Metric
 from sslrun.pretexts.base import Pretext, pretexts
 from sslrun.registry import Options
@@ -34,20 +34,12 @@ from sslrun.tasks.base import Task, TaskOptions, tasks
 from sslrun.training.learner import Output
 
 
-@dataclass(frozen=True)
-class VideoSpec(InputSpec):
-    kind = "video"
-    unit = "clips"
-    size: int
-    frames: int
-
-
 @sources.register("moving-squares")
 class MovingSquares(Source):
     """Squares that move right or down."""
 
     gives = VideoSpec
-    task = "clips"
+    task = "direction"
     splits = ("train",)
 
     def load(self, split):
@@ -72,7 +64,7 @@ class FrameOrder(Pretext):
 
     @classmethod
     def backbone_spec(cls, options, spec):
-        return ImageSpec(spec.size)
+        return spec.frame
 
     def __init__(self, options, backbone):
         super().__init__(options, backbone)
@@ -91,8 +83,8 @@ class FrameOrder(Pretext):
         return Output(F.cross_entropy(self.head(pairs), swapped))
 
 
-@tasks.register("clips")
-class Clips(Task):
+@tasks.register("direction")
+class Direction(Task):
     """Predict the class of a clip from the concatenated features of its frames."""
 
     reads, gives = VideoSpec, ImageSpec
@@ -100,7 +92,7 @@ class Clips(Task):
 
     @property
     def backbone_spec(self):
-        return ImageSpec(self.spec.size)
+        return self.spec.frame
 
     def head(self, width, depth=0):
         return nn.Linear(self.spec.frames * width, len(self.classes))
@@ -137,8 +129,8 @@ from sslrun.tasks.base import Task, TaskOptions, tasks
 
 
 @dataclass(frozen=True)
-class GraphSpec(InputSpec):
-    kind = "graph"
+class AdjacencySpec(InputSpec):
+    kind = "adjacency"
     unit = "graphs"
     largest: int
 
@@ -158,7 +150,7 @@ class GraphExamples(Examples):
     adjacency: torch.Tensor
     labels: torch.Tensor
     classes: tuple = ()
-    spec: Any = GraphSpec(8)
+    spec: Any = AdjacencySpec(8)
 
     @property
     def strata(self):
@@ -179,7 +171,7 @@ class GraphExamples(Examples):
 class RandomGraphs(Source):
     """Random graphs of 8 nodes with their numbers of triangles."""
 
-    gives = GraphSpec
+    gives = AdjacencySpec
     task = "number"
     splits = ("train",)
 
@@ -191,14 +183,14 @@ class RandomGraphs(Source):
         return GraphExamples(adjacency, triangles)
 
     def sketch(self, count):
-        return GraphSpec(8), Batch(Graphs(torch.zeros(count, 8, 8)), None)
+        return AdjacencySpec(8), Batch(Graphs(torch.zeros(count, 8, 8)), None)
 
 
 @backbones.register("message-passing")
 class MessagePassing(Backbone):
     """Two rounds of sums over neighbors."""
 
-    takes = GraphSpec
+    takes = AdjacencySpec
 
     def __init__(self, options, spec):
         super().__init__(options, spec)
@@ -223,7 +215,7 @@ class Number(Task):
     """Predict one number per graph."""
 
     Options = NumberOptions
-    reads = GraphSpec
+    reads = AdjacencySpec
     metrics = (Metric("mae", unit="triangles", better="lower", digits=2),)
 
     def head(self, width, depth=0):

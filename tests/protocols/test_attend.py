@@ -8,12 +8,13 @@ from torch import nn
 
 from sslrun.backbones import build_backbone
 from sslrun.backbones.base import Backbone, backbones
+from sslrun.backbones.image import patch_attention
 from sslrun.data.image.masks import MaskedImages
 from sslrun.data.specs import ImageSpec, TextSpec
 from sslrun.data.text.sequences import build_labeled
 from sslrun.data.text.tokenizer import blank_tokenizer
 from sslrun.errors import UserError
-from sslrun.protocols.attend import heaviest, patch_attention
+from sslrun.protocols.attend import heaviest
 from sslrun.protocols.base import protocols, unsupported
 from sslrun.recipe import load
 from sslrun.tasks.base import tasks

@@ -9,7 +9,8 @@ from sslrun.data.video.films import ClipExamples, Shot, StoredFilms
 from sslrun.errors import UserError
 from sslrun.protocols import propagate as module
 from sslrun.protocols.propagate import Copy, Labeled, Propagate, PropagateOptions, propagate
-from sslrun.tasks.masks import Masks, MasksOptions
+from sslrun.tasks.following import FollowingOptions
+from sslrun.tasks.masks import Masks
 
 CPU = torch.device("cpu")
 
@@ -44,7 +45,7 @@ def shot(masks):
 
 
 def task(frames=6):
-    return Masks(MasksOptions(), VideoSpec(12, frames), ())
+    return Masks(FollowingOptions(), VideoSpec(12, frames), ())
 
 
 def score(predicted, masks):
@@ -55,11 +56,11 @@ def score(predicted, masks):
 def test_perfect_features_follow_objects_perfectly(options):
     masks = moving_objects()
     predicted = Propagate(PropagateOptions(radius=3, k=3).model_copy(update=options)).follow(
-        Identities(), shot(masks), CPU
+        Identities(), shot(masks), CPU, task()
     )
     assert torch.equal(predicted, masks)
     assert score(predicted, masks)["J&F"] == 100
-    assert score(Copy(None).follow(None, shot(masks), CPU), masks)["J"] < 60
+    assert score(Copy(None).follow(None, shot(masks), CPU, task()), masks)["J"] < 60
 
 
 def test_still_films_and_a_radius_of_zero_copy_the_first_mask():
@@ -68,9 +69,11 @@ def test_still_films_and_a_radius_of_zero_copy_the_first_mask():
     generator = torch.Generator().manual_seed(0)
     noise = torch.randint(0, 8, (6, 3, 12, 12), generator=generator, dtype=torch.uint8)
     moving = StoredFilms(("film",), noise, torch.tensor([0, 6]), moving_objects())
-    copied = Propagate(options).follow(Identities(), Shot(moving, 0, torch.arange(6)), CPU)
+    copied = Propagate(options).follow(Identities(), Shot(moving, 0, torch.arange(6)), CPU, task())
     assert torch.equal(copied, moving_objects()[:1].expand(6, -1, -1))
-    assert torch.equal(Propagate(PropagateOptions()).follow(Identities(), shot(still), CPU), still)
+    assert torch.equal(
+        Propagate(PropagateOptions()).follow(Identities(), shot(still), CPU, task()), still
+    )
 
 
 def naive(features, context, options):
@@ -111,9 +114,11 @@ def test_propagation_equals_a_loop_over_cells_in_parts_of_any_size(first, limit,
 
 def test_the_number_of_frames_encoded_at_a_time_does_not_matter(monkeypatch):
     masks = moving_objects()
-    whole = Propagate(PropagateOptions()).follow(Identities(), shot(masks), CPU)
+    whole = Propagate(PropagateOptions()).follow(Identities(), shot(masks), CPU, task())
     monkeypatch.setattr(module, "FRAMES", 1)
-    assert torch.equal(Propagate(PropagateOptions()).follow(Identities(), shot(masks), CPU), whole)
+    assert torch.equal(
+        Propagate(PropagateOptions()).follow(Identities(), shot(masks), CPU, task()), whole
+    )
 
 
 def test_void_pixels_do_not_count_and_new_objects_are_errors():

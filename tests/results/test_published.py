@@ -59,7 +59,7 @@ def test_every_number_has_a_source_and_a_verification_status():
                 assert number.evidence in EVIDENCE, where
                 assert isinstance(number.verified, bool), where
                 assert not (number.verified and number.evidence == "memory"), where
-    assert count == 1004
+    assert count == 1008
 
 
 @pytest.mark.parametrize(

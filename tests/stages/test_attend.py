@@ -10,11 +10,12 @@ from PIL import Image
 
 from sslrun import cli
 from sslrun.backbones import build_backbone, save_backbone
+from sslrun.backbones.image import patch_attention
 from sslrun.backbones.weights import WEIGHTS
 from sslrun.data.specs import ImageSpec, TextSpec
 from sslrun.data.text.tokenizer import SPECIALS, Tokenizer, build_wordpiece
 from sslrun.errors import UserError
-from sslrun.protocols.attend import heaviest, patch_attention
+from sslrun.protocols.attend import heaviest
 from sslrun.stages.attend import (
     CONTACT,
     DIM,

@@ -131,7 +131,7 @@ base:
 rows:
   No NSP: {}
   LTR & No NSP: {pretext: ltr, backbone.causal: true}
-  + BiLSTM: {pretext: ltr, backbone.causal: true, evaluate.sentiment.task.bilstm: true}
+  + BiLSTM: {pretext: ltr, backbone.causal: true, evaluate.sentiment.task.bilstm: 1}
 """
 
 

@@ -46,6 +46,17 @@ def images(classes: int, reassessed: bool) -> Case:
     return Case(examples, draw(24, classes), names, reassessed)
 
 
+def clips(classes: int) -> Case:
+    of_images = images(classes, reassessed=True)
+    frames = torch.zeros(48, 3, 4, 4, dtype=torch.uint8)
+    stored = StoredFilms(("film",), frames, torch.tensor([0, 48]))
+    places = torch.tensor([[0, 2 * number, 1] for number in range(24)])
+    examples = ClipExamples(
+        stored, places, VideoSpec(4, 2), of_images.examples.labels, of_images.classes
+    )
+    return of_images._replace(examples=examples)
+
+
 def sentences(classes: int) -> Case:
     names = tuple(map(str, range(classes)))
     labels = torch.arange(12) % classes if classes else draw(12)
@@ -106,6 +117,7 @@ CASES = [
     ("returns", walks(1)),
     ("objects", masks()),
     ("masks", films()),
+    ("clips", clips(10)),
     ("classification", images(10, reassessed=True)),
     ("classification", images(10, reassessed=False)),
     ("classification", images(3, reassessed=True)),

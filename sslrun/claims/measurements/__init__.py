@@ -1,3 +1,3 @@
 """Measurements, for claims that no sweep tests. Importing this package registers all of them."""
 
-from sslrun.claims.measurements import colors, exact, guess, speed  # noqa: F401
+from sslrun.claims.measurements import colors, exact, guess, order, speed  # noqa: F401

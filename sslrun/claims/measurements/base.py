@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
+from sslrun.data.examples import Examples
 from sslrun.registry import Options, Registry
 from sslrun.results.table import Table
 from sslrun.training.device import Compute
+from sslrun.training.learner import Learner
+from sslrun.training.loop import Training, train
+from sslrun.training.schedule import Schedule
+
+AnyLearner = TypeVar("AnyLearner", bound=Learner)
 
 
 class Measurement:
@@ -36,3 +42,21 @@ class Measurement:
 
 
 measurements: Registry[Measurement] = Registry("measurement")
+
+
+def train_to_end(
+    learner: AnyLearner,
+    examples: Examples,
+    schedule: Schedule,
+    seed: int,
+    compute: Compute,
+    check: Callable[[], None],
+) -> AnyLearner:
+    """Train a learner on examples, and return it in evaluation mode; `check` is called each step.
+
+    The batches follow from `seed`.
+    """
+    training = Training(learner, schedule, compute)
+    for _ in train(training, compute.place(examples), seed):
+        check()
+    return training.averaged.eval()

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sslrun.backbones import build_backbone
 from sslrun.backbones.base import backbones
-from sslrun.claims.measurements.base import Measurement, measurements
+from sslrun.claims.measurements.base import Measurement, measurements, train_to_end
 from sslrun.data.source import sources
 from sslrun.data.splits import Splits, load_splits
 from sslrun.errors import UserError
@@ -22,7 +22,6 @@ from sslrun.registry import Options
 from sslrun.results.address import Column, Row
 from sslrun.results.table import Table
 from sslrun.training.device import Compute
-from sslrun.training.loop import Training, train
 from sslrun.training.schedule import Schedule
 
 CHROMA, ERROR, AUC, WEIGHTED_AUC = (
@@ -132,10 +131,8 @@ class Colors(Measurement):
             weight_decay=0.01,
             warmup=0.1,
         )
-        training = Training(pretext, schedule, compute)
-        for _ in train(training, compute.place(splits.train), seed):
-            check()
-        return _evaluate(training.averaged, splits, options.images, compute)
+        trained = train_to_end(pretext, splits.train, schedule, seed, compute, check)
+        return _evaluate(trained, splits, options.images, compute)
 
 
 @torch.inference_mode()
@@ -143,7 +140,7 @@ def _evaluate(pretext: Colorize, splits: Splits, images: int, compute: Compute) 
     """The held-out record on evenly spaced test images, as one batch."""
     stride = -(-len(splits.test) // images)
     (batch,) = splits.test.batches([torch.arange(0, len(splits.test), stride)], compute.device)
-    metrics: dict[str, Tensor] = pretext.eval().held_out(batch, compute.generator())
+    metrics: dict[str, Tensor] = pretext.held_out(batch, compute.generator())
     return {name: value.item() for name, value in metrics.items()}
 
 

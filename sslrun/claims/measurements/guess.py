@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sslrun.backbones import build_backbone
 from sslrun.backbones.text import TextBackbone, gather_tokens
-from sslrun.claims.measurements.base import Measurement, measurements
+from sslrun.claims.measurements.base import Measurement, measurements, train_to_end
 from sslrun.data.examples import Batch
 from sslrun.data.source import sources
 from sslrun.data.specs import TextSpec
@@ -27,7 +27,6 @@ from sslrun.registry import Options
 from sslrun.results.address import Column, Row
 from sslrun.results.table import Table
 from sslrun.training.device import Compute
-from sslrun.training.loop import Training, train
 from sslrun.training.schedule import Schedule
 
 GAP = "___"
@@ -210,10 +209,8 @@ class GuessMeasurement(Measurement):
             schedule="linear",
             clip=1.0,
         )
-        training = Training(pretext, schedule, compute)
-        for _ in train(training, compute.place(pretext.arrange(splits.pretrain, seed)), seed):
-            check()
-        return training.averaged.eval()
+        examples = pretext.arrange(splits.pretrain, seed)
+        return train_to_end(pretext, examples, schedule, seed, compute, check)
 
 
 @torch.inference_mode()

@@ -20,13 +20,12 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from sslrun.data.cache import cache_error, cache_root, digest_key, locked
+from sslrun.data.cache import cache_root, digest_key, locked, read_tensors, write_tensors
 from sslrun.data.examples import Batch, Examples, ProgressCallback, TensorExamples
 from sslrun.data.image.augment import FULL_SCALE, Size, height_and_width
 from sslrun.data.image.whole import WholeImageExamples, WholeImages, locate, pack
 from sslrun.data.specs import ImageSpec
 from sslrun.errors import UserError
-from sslrun.files import replacing
 
 MAX_TENSOR_BYTES = 8 * 2**30
 """A split that takes more bytes than this as one tensor is streamed instead."""
@@ -365,6 +364,26 @@ def _open_image(images: EncodedImages, index: int) -> Iterator[Any]:
         ) from None
 
 
+def read_rgb(path: str) -> np.ndarray:
+    """Read an image file of any mode as (H, W, 3) uint8.
+
+    Raises:
+        UnreadableError: It cannot be decoded.
+    """
+    with _open_image(EncodedFiles([path]), 0) as image:
+        return np.asarray(_to_rgb(image))
+
+
+def read_shape(path: str) -> tuple[int, int]:
+    """Return the height and width of an image file, without decoding it.
+
+    Raises:
+        UnreadableError: It cannot be read.
+    """
+    with _open_image(EncodedFiles([path]), 0) as image:
+        return image.height, image.width
+
+
 def _to_rgb(image: Any) -> Any:
     """Convert an image of any mode to RGB; 16-bit gray keeps its high byte."""
     from PIL import Image
@@ -595,7 +614,7 @@ def load_images(
         tensors, decodable = decode(split.images, decoder, skip_corrupt, name, progress)
         labels = {} if split.labels is None else {"labels": split.labels[decodable]}
         metadata = {"classes": json.dumps(split.classes), "found": str(len(split.images))}
-        _write_cache(path, {**tensors, **labels}, metadata)
+        write_tensors(path, {**tensors, **labels}, metadata)
     cached = _load_cached(path, name, size)
     if cached is None:
         raise UserError(
@@ -654,7 +673,7 @@ def _load_cached(
 
     `size` is the side of a view of whole images.
     """
-    content = _read_cache(path)
+    content = read_tensors(path)
     if content is None:
         return None
     tensors, metadata = content
@@ -668,30 +687,6 @@ def _load_cached(
     if sizes is not None and isinstance(size, int):
         return WholeImageExamples(images, locate(sizes), labels, classes, ImageSpec(size))
     return TensorExamples(images, labels, classes, ImageSpec.of(images.shape))
-
-
-def _read_cache(path: Path) -> tuple[dict[str, Tensor], dict[str, str]] | None:
-    """Return the tensors and the metadata of a cache file; None if it is missing or damaged."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-            return tensors, file.metadata() or {}
-    except (SafetensorError, OSError):
-        return None
-
-
-def _write_cache(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write a cache file atomically."""
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
-    try:
-        with replacing(path) as temporary:
-            save_file(tensors, temporary, metadata)
-    except (OSError, SafetensorError) as error:
-        raise cache_error(path.parent, error) from None
 
 
 def _decode_all(
@@ -784,11 +779,11 @@ def _find_decodable(
 ) -> Tensor:
     """Return the indices of the images that can be decoded, and cache them at `path`."""
     with locked(path):
-        content = _read_cache(path)
+        content = read_tensors(path)
         if content is None or "sound" not in content[0]:
             decodable = _decode_each(images, decoder, lambda *_: None, True, name, progress)
             indices = decodable.nonzero()[:, 0]
-            _write_cache(path, {"sound": indices}, {})
+            write_tensors(path, {"sound": indices}, {})
         else:
             indices = content[0]["sound"]
     _warn_skipped(name, len(images) - len(indices))
@@ -832,19 +827,37 @@ class StreamedImages(Examples):
         return replace(self, labels=labels, indices=kept)
 
     def batches(self, indices: Iterable[Tensor], device: torch.device) -> Iterator[Batch]:
-        loader = DataLoader(
-            _BatchDecoder(self),
-            batch_sampler=_IndexLists(indices),
-            collate_fn=_identity,
-            num_workers=count_workers(),
-            pin_memory=device.type == "cuda",
-            generator=torch.Generator(),  # otherwise the loader draws from the global generator
-        )
-        for images, positions in loader:
-            if isinstance(images, str):
-                raise UserError(images)
+        for images, positions in prefetch(self._decode, indices, device):
             labels = None if self.labels is None else self.labels[positions]
             yield Batch(images, labels).to(device)
+
+    def _decode(self, positions: Tensor) -> Tensor | WholeImages:
+        chosen = positions if self.indices is None else self.indices[positions]
+        return self.decoder.pack([self.decoder(self.images, index) for index in chosen.tolist()])
+
+
+def prefetch(
+    decode: Callable[[Tensor], Any], indices: Iterable[Tensor], device: torch.device
+) -> Iterator[tuple[Any, Tensor]]:
+    """Yield (decode(batch), batch) for each batch (B,) of indices, from worker processes.
+
+    Batches come in order, and are decoded ahead of their use. `decode` is called in the workers.
+
+    Raises:
+        UserError: `decode` raised it.
+    """
+    loader = DataLoader(
+        _BatchDecoder(decode),
+        batch_sampler=_IndexLists(indices),
+        collate_fn=_identity,
+        num_workers=count_workers(),
+        pin_memory=device.type == "cuda",
+        generator=torch.Generator(),  # otherwise the loader draws from the global generator
+    )
+    for decoded, positions in loader:
+        if isinstance(decoded, str):
+            raise UserError(decoded)
+        yield decoded, positions
 
 
 class _IndexLists:
@@ -858,23 +871,17 @@ class _IndexLists:
 
 
 class _BatchDecoder(Dataset[Any]):
-    """Decodes batches in a worker; an item is (images or an error message, positions)."""
+    """Decodes batches in a worker; an item is (a batch or an error message, positions)."""
 
-    def __init__(self, examples: StreamedImages) -> None:
-        self.examples = examples
+    def __init__(self, decode: Callable[[Tensor], Any]) -> None:
+        self.decode = decode
 
-    def __getitems__(self, positions: list[int]) -> tuple[Tensor | WholeImages | str, Tensor]:
-        images, decoder = self.examples.images, self.examples.decoder
-        decoded = []
+    def __getitems__(self, positions: list[int]) -> tuple[Any, Tensor]:
         batch = torch.tensor(positions, dtype=torch.int64)
-        if self.examples.indices is not None:
-            positions = self.examples.indices[batch].tolist()
-        for index in positions:
-            try:
-                decoded.append(decoder(images, index))
-            except UserError as error:  # raised here, it would carry the traceback of the worker
-                return str(error), batch
-        return decoder.pack(decoded), batch
+        try:
+            return self.decode(batch), batch
+        except UserError as error:  # raised here, it would carry the traceback of the worker
+            return str(error), batch
 
 
 def _identity(batch: Any) -> Any:

@@ -125,8 +125,8 @@ def _read_names(folder: Path, split: Split) -> list[str]:
     return names
 
 
-def read_mask(path: Path, size: int) -> Tensor:
-    """Read a mask whose pixels are numbers of objects, as (size, size) uint8.
+def read_mask(path: Path, size: int | None = None) -> Tensor:
+    """Read a mask whose pixels are numbers of objects, as (size, size) uint8; None: as it is.
 
     Raises UserError if it cannot be read, or holds colors instead of numbers.
     """
@@ -139,7 +139,8 @@ def read_mask(path: Path, size: int) -> Tensor:
                     f"{path}: holds colors ({mask.mode}), but a mask's pixels should be numbers of "
                     "objects"
                 )
-            resized = mask.resize((size, size), Image.Resampling.NEAREST)
+            shape = mask.size if size is None else (size, size)
+            resized = mask.resize(shape, Image.Resampling.NEAREST)
             return torch.from_numpy(np.array(resized))
     except (OSError, SyntaxError, ValueError) as error:
         known = isinstance(error, UnidentifiedImageError)

@@ -108,7 +108,7 @@ class Stamps(Source):
         if split not in self.splits:
             raise UserError(f"{self.name}: has no split '{split}', only {', '.join(self.splits)}")
         count = self.options.train if split == "train" else self.options.test
-        size, stamps = self.options.size, self._stamps[split]
+        size, stamps = self.options.size, self.stamps[split]
         photographs = self._load_photographs(split)
         images = np.empty((count, size, size, 3), np.uint8)
         masks = np.empty((count, size, size), np.uint8)
@@ -179,7 +179,7 @@ class Stamps(Source):
         return tuple(sorted({path.parent.name for path in self._files}))
 
     @cached_property
-    def _stamps(self) -> dict[str, list[Stamp]]:
+    def stamps(self) -> dict[str, list[Stamp]]:
         """The objects of each split that are not too thin."""
         labels = torch.tensor([self._class_names.index(path.parent.name) for path in self._files])
         if labels.bincount().max() < 2:  # one object a class: a split cannot be balanced

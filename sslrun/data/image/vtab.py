@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 from typing import Literal, get_args
 
 import torch
@@ -70,6 +71,10 @@ class Vtab(ImageSource):
         """Side of the stored square images, in pixels."""
 
     suite = ("VTAB", len(get_args(VtabSet)))
+
+    @classmethod
+    def found(cls, options: Options) -> Path | None:
+        return find_local_folder(f"vtab/{options.set}")
 
     @property
     def title(self) -> str:

@@ -1,3 +1,3 @@
 """Videos: films, clips of them, and sources. Importing this package registers the sources."""
 
-from sslrun.data.video import sources  # noqa: F401
+from sslrun.data.video import composite, fish, folders, frames, sources  # noqa: F401

@@ -7,16 +7,19 @@ may be hidden by the objects above it.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from sslrun.data.image.augment import patches
+from sslrun.data.video.films import VOID
 
 PATTERNS = ("right", "left", "down", "up", "clockwise", "counterclockwise", "zigzag", "growing")
 """Kinds of motion; the class of a clip whose labels are patterns."""
+POINTS = 5
+"""Number of points of an object."""
 OPAQUE = 0.5
 """Alpha from which on a pixel belongs to an object."""
 
@@ -31,6 +34,13 @@ class Motion:
     """(B, T): half of the object's side, in the same unit."""
     angles: Tensor
     """(B, T): counterclockwise turn, in radians."""
+
+    def locate(self, points: Tensor) -> Tensor:
+        """Places (B, T, P, 2) in the frames of points (B, P, 2) of the object, all in [-1, 1]."""
+        cos, sin = self.angles.cos(), self.angles.sin()
+        turn = torch.stack([torch.stack([cos, -sin], -1), torch.stack([sin, cos], -1)], dim=-2)
+        turned = (turn[:, :, None] @ points[:, None, :, :, None])[..., 0]
+        return self.centers[:, :, None] + self.scales[:, :, None, None] * turned
 
 
 def draw_motion(
@@ -91,14 +101,25 @@ def _reflect(centers: Tensor, bound: Tensor) -> Tensor:
     return torch.where(shifted > 2 * bound, 4 * bound - shifted, shifted) - bound
 
 
+def cross(motion: Motion, other: Motion, chosen: Tensor, generator: torch.Generator) -> Motion:
+    """Shift the paths of `chosen` (B,) bool, so that the two centers meet in a frame.
+
+    It is a random frame after the first.
+    """
+    films, frames = torch.arange(len(chosen)), motion.centers.shape[1]
+    meeting = torch.randint(1, frames, (len(chosen),), generator=generator)
+    shift = (other.centers - motion.centers)[films, meeting] * chosen[:, None]
+    return replace(motion, centers=motion.centers + shift[:, None])
+
+
 def compose(
     backgrounds: Tensor, objects: list[Tensor], motions: list[Motion]
 ) -> tuple[Tensor, Tensor]:
     """Draw objects over backgrounds; later objects hide earlier ones.
 
     `backgrounds` (B, T, 3, S, S) in [0, 1]; each of `objects` (B, 4, h, h): color and alpha in
-    [0, 1]. Returns frames (B, T, 3, S, S) uint8, and masks (B, T, S, S) uint8 in which the k-th
-    object has the number k + 1.
+    [0, 1]. Returns frames (B, T, 3, S, S) in [0, 1], and masks (B, T, S, S) uint8 in which the k-th
+    object has the number k + 1; one that the first frame hides is void in the others.
     """
     count, frames, _, size, _ = backgrounds.shape
     canvas = backgrounds.flatten(0, 1).clone()
@@ -108,8 +129,46 @@ def compose(
         color, alpha = placed[:, :3], placed[:, 3:]
         canvas = canvas * (1 - alpha) + color * alpha
         masks[alpha[:, 0] >= OPAQUE] = number
-    drawn = (canvas.clamp(0, 1) * 255).round().byte()
-    return drawn.unflatten(0, (count, frames)), masks.unflatten(0, (count, frames))
+    drawn, masks = (x.unflatten(0, (count, frames)) for x in (canvas.clamp(0, 1), masks))
+    for number in range(1, len(objects) + 1):
+        unseen = ~(masks[:, 0] == number).flatten(1).any(dim=1)
+        masks[(masks == number) & unseen[:, None, None, None]] = VOID
+    return drawn, masks
+
+
+def pick_points(alpha: Tensor) -> Tensor:
+    """Pick `POINTS` points (B, POINTS, 2) of objects from their alpha (B, h, h): x, y in [-1, 1].
+
+    They are the opaque pixels nearest to the center, and farthest to the upper left, upper right,
+    lower left and lower right; two pixels at the border of the object are left out if any remain.
+    """
+    opaque = alpha >= OPAQUE
+    inner = -F.max_pool2d(-opaque.float()[:, None], 5, stride=1, padding=2)[:, 0] > 0
+    opaque = torch.where(inner.flatten(1).any(dim=1)[:, None, None], inner, opaque).flatten(1)
+    places = (torch.arange(alpha.shape[-1]) + 0.5) * 2 / alpha.shape[-1] - 1
+    x, y = places.repeat(len(places)), places.repeat_interleave(len(places))
+    scores = torch.stack([-(x**2) - y**2, -x - y, x - y, y - x, x + y])
+    masked = torch.where(opaque[:, None], scores, -torch.inf)
+    return torch.stack([x, y], dim=1)[masked.argmax(dim=2)]
+
+
+def draw_points(objects: list[Tensor], motions: list[Motion], masks: Tensor) -> Tensor:
+    """Where points of objects are: (B, T, objects * POINTS, 2) in pixels; see `pick_points`.
+
+    NaN where an object is absent, and where a point is out of the frame or hidden by an object, as
+    `masks` (B, T, S, S) have it.
+    """
+    size = masks.shape[-1]
+    films, frames = (torch.arange(side) for side in masks.shape[:2])
+    parts = []
+    for number, (pictures, motion) in enumerate(zip(objects, motions, strict=True), start=1):
+        points = ((motion.locate(pick_points(pictures[:, 3])) + 1) * size - 1) / 2
+        column, row = points.round().long().clamp(0, size - 1).unbind(dim=-1)
+        hidden = masks[films[:, None, None], frames[:, None], row, column] > number
+        outside = ((points < -0.5) | (points > size - 0.5)).any(dim=-1)
+        absent = (pictures[:, 3] < OPAQUE).flatten(1).all(dim=1)[:, None, None]
+        parts.append(torch.where((hidden | outside | absent)[..., None], torch.nan, points))
+    return torch.cat(parts, dim=2)
 
 
 def _place(pictures: Tensor, motion: Motion, size: int) -> Tensor:
@@ -138,6 +197,24 @@ def draw_textures(count: int, size: int, generator: torch.Generator) -> Tensor:
         noise = torch.rand(count, 3, cells, cells, generator=generator) - 0.5
         total += weight * F.interpolate(noise, (size, size), mode="bilinear")
     return (0.5 + 0.5 * total).clamp(0, 1)
+
+
+def relight(
+    films: Tensor, change: float, drift: float, noise: float, generator: torch.Generator
+) -> Tensor:
+    """Change the light of films (B, T, 3, S, S) in [0, 1], and add noise.
+
+    Brightness and the logarithm of contrast each take a random walk over the frames, by at most
+    `change` a step, from a start within three steps. `drift` multiplies the brightness of frame t
+    by 1 + drift * t. `noise` is the standard deviation of independent noise in each value.
+    """
+    count, frames = films.shape[:2]
+    steps = torch.rand(2, count, frames, generator=generator) * 2 - 1
+    steps[..., 0] *= 3
+    contrast, brightness = (change * steps).cumsum(dim=2)[..., None, None, None]
+    rise = 1 + drift * torch.arange(frames)[:, None, None, None]
+    lit = ((films - 0.5) * contrast.exp() + 0.5 + brightness) * rise
+    return (lit + noise * torch.randn(films.shape, generator=generator)).clamp(0, 1)
 
 
 def pan(

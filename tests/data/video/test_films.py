@@ -8,7 +8,7 @@ from sslrun.data.specs import InputSpec, VideoSpec
 from sslrun.data.splits import load_splits
 from sslrun.data.video.films import ClipExamples, StoredFilms, draw_clips
 from sslrun.data.video.sources import _digit_pictures
-from sslrun.data.video.sprites import PATTERNS, Motion, compose, draw_motion, pan
+from sslrun.data.video.sprites import PATTERNS, Motion, compose, draw_motion, pan, relight
 from sslrun.errors import UserError
 
 
@@ -59,8 +59,8 @@ def test_objects_are_drawn_where_they_are_and_later_ones_hide_earlier_ones():
     expected[:4, :4] = 1
     expected[2:6, 2:6] = 2
     assert torch.equal(masks[0, 0], expected)
-    assert (frames[0, 0, 0][expected == 1] > 200).all()
-    assert (frames[0, 0, 1][expected == 2] > 200).all()
+    assert (frames[0, 0, 0][expected == 1] > 0.8).all()
+    assert (frames[0, 0, 1][expected == 2] > 0.8).all()
     assert (frames[0, 0][:, 7, 7] == 0).all()
 
 
@@ -88,7 +88,9 @@ def test_a_panning_window_stays_within_its_picture():
 
 def load(split, **options):
     source = sources["moving-digits"]
-    return source(source.Options(size=24, films=12, test_films=5, **options)).load(split)
+    return source(source.Options(**{"size": 24, "films": 12, "test_films": 5} | options)).load(
+        split
+    )
 
 
 def test_moving_digits_are_the_same_films_each_time_with_masks_of_what_moves():
@@ -98,11 +100,6 @@ def test_moving_digits_are_the_same_films_each_time_with_masks_of_what_moves():
     assert test.labels.shape == (5, 8, 24, 24)
     assert set(first.labels.unique().tolist()) <= {0, 1, 2}
     assert (first.labels.flatten(1) > 0).any(dim=1).all()
-    # Within an object, a film has one color; around it, a texture.
-    frames = first.films.frames.unflatten(0, (12, 4)).float()
-    inside = frames[0, 0][:, first.labels[0, 0] == 1]
-    outside = frames[0, 0][:, first.labels[0, 0] == 0]
-    assert inside.std(dim=1).mean() < outside.std(dim=1).mean()
     splits = load_splits(
         "moving-digits", sources["moving-digits"].Options(size=24, films=12, test_films=5)
     )
@@ -120,3 +117,40 @@ def test_labels_may_be_the_kind_of_motion_of_a_single_object():
     assert examples.classes == PATTERNS
     assert examples.labels.shape == (12,)
     assert examples.films.masks.unique().tolist() == [0, 1]
+
+
+def test_objects_are_textured_as_their_backgrounds_are():
+    examples = load("train", lighting=0, noise=0, films=60, objects=1, speed=0, camera=0, turning=0)
+    frames, masks = examples.films.frames.float(), examples.films.masks
+    inside = frames.transpose(0, 1)[:, masks > 0]
+    outside = frames.transpose(0, 1)[:, masks == 0]
+    torch.testing.assert_close(inside.mean(dim=1), outside.mean(dim=1), rtol=0.15, atol=0)
+    torch.testing.assert_close(inside.std(dim=1), outside.std(dim=1), rtol=0.25, atol=0)
+    within = [
+        frame[:, mask > 0].std(dim=1).mean() for frame, mask in zip(frames, masks, strict=True)
+    ]
+    assert torch.stack(within).mean() > 10
+
+
+def test_films_in_which_nothing_moves_and_the_light_stays_are_still():
+    still = {"speed": 0, "camera": 0, "turning": 0, "lighting": 0, "noise": 0}
+    clips = load("train", **still).films.frames.unflatten(0, (12, 4))
+    assert torch.equal(clips, clips[:, :1].expand_as(clips))
+    drifting = load("train", **still, drift=0.01).films.frames.unflatten(0, (12, 4)).float()
+    brightness = drifting.flatten(2).mean(dim=2)
+    torch.testing.assert_close(brightness / brightness[:, :1], torch.tensor(
+        [[1, 1.01, 1.02, 1.03]]).expand(12, -1), rtol=2e-3, atol=0)  # fmt: skip
+
+
+def test_light_walks_in_steps_no_larger_than_asked_and_noise_is_as_strong_as_asked():
+    gray = torch.full((200, 6, 1, 4, 4), 0.5)
+    lit = relight(gray, 0.05, 0, 0, generator())[..., 0, 0, 0]
+    steps = lit.diff(dim=1).abs()
+    assert steps.max() <= 0.05 + 1e-6
+    assert steps.max() > 0.045
+    assert (lit[:, 0] - 0.5).abs().max() <= 0.15 + 1e-6
+    bright = torch.full_like(gray, 0.6)
+    contrast = (relight(bright, 0.05, 0, 0, generator())[..., 0, 0, 0] - lit).log()
+    assert contrast.diff(dim=1).abs().max() <= 0.05 + 1e-4
+    noisy = relight(gray, 0, 0, 0.1, generator())
+    assert noisy.std() == pytest.approx(0.1, rel=0.02)
