@@ -35,8 +35,8 @@ SKEW_BINS = {"latent": 5, "state": BINS}
 """Number of cells along each axis by which the density of visited codes is estimated."""
 HIDDEN = 64
 """Width of the two hidden layers of every network; the authors have 400 and 300."""
-EMBEDDING = 64
-"""Width of the embeddings that contrastive learning compares."""
+EMBEDDING = 16
+"""Width of the embeddings that contrastive learning compares; the authors have 64."""
 NOISE = 0.2
 """Deviation of the exploration, as a share of an action's largest size."""
 TARGET_NOISE, TARGET_CLIP = 0.2, 0.5
@@ -116,9 +116,7 @@ class PracticeOptions(Options):
     @model_validator(mode="after")
     def _check_goals(self) -> PracticeOptions:
         if self.space == "state" and self.goals in ("prior", "fitted"):
-            raise ValueError(
-                f"goals: {self.goals} is for codes: with space: state take goals: data"
-            )
+            raise ValueError(f"goals: {self.goals} is for space: latent: take goals: data or skew")
         return self
 
 
@@ -500,7 +498,7 @@ class Goals:
     def __init__(self, kind: str, known: Tensor, generator: torch.Generator) -> None:
         """`known` (N, D) are the codes of the training pictures."""
         self.kind, self.known, self.generator = kind, known, generator
-        self.mean, self.deviation = known.mean(dim=0), known.std(dim=0)
+        self.mean, self.deviation = known.mean(dim=0), known.std(dim=0, correction=0)
 
     def draw(self, count: int) -> Tensor:
         """Draw codes (count, D)."""
@@ -563,8 +561,8 @@ class Td3(PolicyLearner):
         self.critics = nn.ModuleList(_network(2 * width + actions, 1) for _ in range(2))
         self.networks = nn.ModuleList([self.actor, self.critics])
         self.targets = copy.deepcopy(self.networks).requires_grad_(False)
-        self.actor_optimizer = torch.optim.Adam(self.actor.parameters(), options.lr)
-        self.critic_optimizer = torch.optim.Adam(self.critics.parameters(), options.lr)
+        self.actor_optimizer = torch.optim.Adam(self.actor.parameters(), options.lr, fused=True)
+        self.critic_optimizer = torch.optim.Adam(self.critics.parameters(), options.lr, fused=True)
 
     def read(self, replay: Replay, steps: Tensor, goals: Goals) -> Transitions:
         return relabel(replay, steps, self.options.relabel, goals, self.generator)
@@ -609,8 +607,8 @@ class Contrastive(PolicyLearner):
         self.phi, self.psi = _network(width + actions, EMBEDDING), _network(width, EMBEDDING)
         critic = [*self.phi.parameters(), *self.psi.parameters()]
         self.networks = nn.ModuleList([self.actor, self.phi, self.psi])
-        self.actor_optimizer = torch.optim.Adam(self.actor.parameters(), options.lr)
-        self.critic_optimizer = torch.optim.Adam(critic, options.lr)
+        self.actor_optimizer = torch.optim.Adam(self.actor.parameters(), options.lr, fused=True)
+        self.critic_optimizer = torch.optim.Adam(critic, options.lr, fused=True)
 
     def read(self, replay: Replay, steps: Tensor, goals: Goals) -> Transitions:
         offsets = future_offsets(replay.left(steps), self.options.discount, self.generator)
