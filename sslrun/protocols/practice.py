@@ -7,6 +7,7 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -49,6 +50,9 @@ LOGSUMEXP = 0.1
 """Weight of the squared logsumexp in the contrastive loss."""
 ENCODED = 256
 """Pictures encoded at a time."""
+OWN_METRICS = ("final_distance", "coverage_entropy", "neighbor_r2", "rank_correlation")
+"""Metrics with columns of their own. The last three are the protocol's: the entropy of the cells
+that practice visited, and what `describe_codes` measures on the codes that the policy sees."""
 DRAWN = 8
 """Number of test episodes that are drawn."""
 
@@ -158,6 +162,9 @@ class Practice(Protocol):
         if options.learner == "random":
             return steps
         return f"{steps}, {round(options.updates * options.steps):,} gradient steps"
+
+    def own_metrics(self) -> tuple[str, ...]:
+        return OWN_METRICS
 
     def check_pretext(self, pretext: Pretext) -> None:
         if self.options.space == "latent":
@@ -539,6 +546,10 @@ class PolicyLearner(ABC):
     def learn(self, batch: Transitions, noise: Tensor) -> None:
         """Take a gradient step; `noise` (B, A) is standard normal."""
 
+    def _adam(self, *networks: nn.Module) -> torch.optim.Adam:
+        parameters = [one for network in networks for one in network.parameters()]
+        return torch.optim.Adam(parameters, self.options.lr, foreach=True)
+
     def _descend(self, loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
         """Change only the optimizer's own parameters."""
         optimizer.zero_grad()
@@ -561,8 +572,10 @@ class Td3(PolicyLearner):
         self.critics = nn.ModuleList(_network(2 * width + actions, 1) for _ in range(2))
         self.networks = nn.ModuleList([self.actor, self.critics])
         self.targets = copy.deepcopy(self.networks).requires_grad_(False)
-        self.actor_optimizer = torch.optim.Adam(self.actor.parameters(), options.lr, fused=True)
-        self.critic_optimizer = torch.optim.Adam(self.critics.parameters(), options.lr, fused=True)
+        self.actor_optimizer = self._adam(self.actor)
+        self.critic_optimizer = torch.optim.Adam(
+            self.critics.parameters(), options.lr, foreach=True
+        )
 
     def read(self, replay: Replay, steps: Tensor, goals: Goals) -> Transitions:
         return relabel(replay, steps, self.options.relabel, goals, self.generator)
@@ -605,10 +618,9 @@ class Contrastive(PolicyLearner):
         super().__init__(width, actions, options)
         self.generator = generator
         self.phi, self.psi = _network(width + actions, EMBEDDING), _network(width, EMBEDDING)
-        critic = [*self.phi.parameters(), *self.psi.parameters()]
         self.networks = nn.ModuleList([self.actor, self.phi, self.psi])
-        self.actor_optimizer = torch.optim.Adam(self.actor.parameters(), options.lr, fused=True)
-        self.critic_optimizer = torch.optim.Adam(critic, options.lr, fused=True)
+        self.actor_optimizer = self._adam(self.actor)
+        self.critic_optimizer = self._adam(self.phi, self.psi)
 
     def read(self, replay: Replay, steps: Tensor, goals: Goals) -> Transitions:
         offsets = future_offsets(replay.left(steps), self.options.discount, self.generator)
@@ -640,6 +652,17 @@ def infonce(logits: Tensor) -> Tensor:
 
 
 # ---------------------------------------------------------------- practice
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Compute on one thread: for such small networks several are many times slower."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 class Session:
@@ -689,7 +712,8 @@ class Session:
             self._play(number, explores=number * per_round < options.warmup)
             played = time.monotonic()
             if self.learner is not None:
-                self._learn(self.learner, round(options.updates * per_round))
+                with _one_thread():
+                    self._learn(self.learner, round(options.updates * per_round))
             self.acting += played - began
             self.learning += time.monotonic() - played
 

@@ -38,12 +38,9 @@ class ReachOptions(TaskOptions):
 class Reach(Task):
     """Bring an environment to the state that a picture shows; scored by true distances.
 
-    `success` is the share of episodes that end near the goal, in percent, and `final_distance` the
-    mean distance at the end: between true states, because distances of codes cannot be compared
-    over seeds. `coverage_entropy` is the entropy of the cells that practice visited.
-    `neighbor_r2` and `rank_correlation` describe the codes that a policy sees: how well the states
-    of the nearest pictures predict a picture's state, and Spearman's correlation of the distances
-    of codes and of states over pairs of pictures.
+    `success` is the share of episodes that end near the goal and is in percent; `final_distance` is
+    the mean distance at the end. Both are of true states, because distances of codes cannot be
+    compared over seeds.
     """
 
     Options = ReachOptions
@@ -51,12 +48,8 @@ class Reach(Task):
     has_head = False
     metrics = (
         Metric("success"),
-        Metric("final_distance", unit="", better="lower", digits=3),
-        Metric("coverage_entropy", unit="nats", digits=2),
-        Metric("neighbor_r2", unit="", digits=3),
-        Metric("rank_correlation"),
+        Metric("final_distance", unit="", better="lower", digits=2),
     )
-    conditional = frozenset({"coverage_entropy", "neighbor_r2", "rank_correlation"})
     options: ReachOptions
     spec: ImageSpec
 

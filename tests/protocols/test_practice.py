@@ -13,8 +13,8 @@ import torch
 from sslrun import cli
 from sslrun.data.specs import ImageSpec
 from sslrun.errors import UserError
-from sslrun.protocols.base import protocols
 from sslrun.protocols.practice import (
+    OWN_METRICS,
     Arena,
     Contrastive,
     Episodes,
@@ -36,6 +36,15 @@ from sslrun.tasks.base import tasks
 from sslrun.tasks.reach import Cells, Reach
 
 CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Several threads are slow on networks this small; practice itself learns on one."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def draws(seed=0):
@@ -327,6 +336,106 @@ def test_a_bad_recipe_is_one_line(recipe, change, message):
     assert "\n" not in str(error.value)
 
 
-def run(recipe, tmp_path, *changes):
+def results(tmp_path, folder="runs"):
+    paths = sorted((tmp_path / folder).rglob("result.json"))
+    return {one["stage"]: one for one in map(json.loads, (path.read_text() for path in paths))}
+
+
+@pytest.fixture
+def sweep(recipe, monkeypatch, capsys):
+    """Run the recipe with changes; returns the exit code and the output."""
+
+    def run(*changes, runs="runs"):
+        sets = [word for change in changes for word in ("--set", change)]
+        root = recipe.parent / runs
+        words = ["sslrun", "sweep", str(recipe), "--runs", str(root), "--device", "cpu", *sets]
+        monkeypatch.setattr(sys, "argv", words)
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        printed = capsys.readouterr()
+        return stopped.value.code or 0, printed.out + printed.err
+
+    return run
+
+
+def test_practice_from_pretraining_to_a_picture(sweep, tmp_path):
+    code, printed = sweep()
+    assert code == 0, printed
+    result = results(tmp_path)["practice"]
+    assert set(result["metrics"]["test"]) == {"success", *OWN_METRICS}
+    assert result["practice"]["environment_steps"] == 60
+    assert result["practice"]["gradient_steps"] == 60
+    (drawn,) = (tmp_path / "runs").rglob("practice.png")
+    from PIL import Image
+
+    width, height = Image.open(drawn).size
+    assert width == pytest.approx(4 * 100, abs=8)  # start, goal, reached, goals of practice
+    assert height > 5 * 96
+    assert len(list((tmp_path / "runs").rglob("pretext.safetensors"))) == 1
+
+
+def test_the_same_run_twice_gives_the_same_numbers(sweep, tmp_path):
+    for runs in ("one", "two"):
+        assert (
+            sweep("pretext=null", "practice.space=state", "practice.goals=skew", runs=runs)[0] == 0
+        )
+    one, two = [results(tmp_path, runs)["practice"]["metrics"] for runs in ("one", "two")]
+    assert one == two
+
+
+def test_a_practice_that_was_killed_gives_the_same_result(recipe, tmp_path):
+    # Long enough to be killed while it collects.
+    changes = ["pretext=null", "practice.space=state", "practice.goals=data", "practice.steps=600"]
     sets = [word for change in changes for word in ("--set", change)]
-    return cli.main(["sweep", str(recipe), "--runs", str(tmp_path / "runs"), *sets])
+
+    def start(runs):
+        words = [
+            sys.executable,
+            "-m",
+            "sslrun",
+            "sweep",
+            str(recipe),
+            "--runs",
+            str(tmp_path / runs),
+        ]
+        return subprocess.Popen([*words, "--device", "cpu", *sets], stdout=subprocess.DEVNULL)
+
+    killed = start("killed")
+    while not list((tmp_path / "killed").rglob("identity.json")):
+        assert killed.poll() is None
+        time.sleep(0.02)
+    time.sleep(0.3)
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.wait()
+    assert not results(tmp_path, "killed")
+    assert start("killed").wait() == 0
+    assert start("whole").wait() == 0
+    one, two = [results(tmp_path, runs)["practice"] for runs in ("killed", "whole")]
+    assert one["metrics"] == two["metrics"]
+    assert one["practice"]["gradient_steps"] == 600
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["pretext=null"], "practice needs a backbone and the pretext task that trained it"),
+        (["pretext=rotation"], "needs the latent layer of an autoencoder, which 'rotation'"),
+        (["pretext.latent=null", "pretext.beta=null"], "take pretext: {name: autoencoder, latent"),
+        (["data.environment=paths"], "paths: this environment has no pictures"),
+        (["evaluate.pictures.task={name: reach, environment: point:wall}"], "are inside walls of"),
+        (["practice.space=state", "practice.goals=data", "practice.start=[2]"], "is no free state"),
+    ],
+)
+def test_bad_input_is_one_line(sweep, changes, message):
+    code, printed = sweep(*changes)
+    assert code == 2
+    assert message in printed
+    assert "Traceback" not in printed
+
+
+def test_check_prints_the_budget(recipe, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["sslrun", "check", str(recipe)])
+    with pytest.raises(SystemExit):
+        cli.main()
+    words = " ".join(capsys.readouterr().out.split())
+    assert "practice: 60 steps in the environment, 60 gradient steps" in words
