@@ -385,7 +385,7 @@ def test_the_same_run_twice_gives_the_same_numbers(sweep, tmp_path):
 
 def test_a_practice_that_was_killed_gives_the_same_result(recipe, tmp_path):
     # Long enough to be killed while it collects.
-    changes = ["pretext=null", "practice.space=state", "practice.goals=data", "practice.steps=600"]
+    changes = ["pretext=null", "practice.space=state", "practice.goals=data", "practice.steps=300"]
     sets = [word for change in changes for word in ("--set", change)]
 
     def start(runs):
@@ -412,7 +412,7 @@ def test_a_practice_that_was_killed_gives_the_same_result(recipe, tmp_path):
     assert start("whole").wait() == 0
     one, two = [results(tmp_path, runs)["practice"] for runs in ("killed", "whole")]
     assert one["metrics"] == two["metrics"]
-    assert one["practice"]["gradient_steps"] == 600
+    assert one["practice"]["gradient_steps"] == 300
 
 
 @pytest.mark.parametrize(
