@@ -105,6 +105,7 @@ class Autoencoder(Pretext):
 
     reads = ImageSpec
     needs_square = True
+    keeps = True
 
     class Options(NormOptions):
         noise: Noise = Noise()
@@ -209,6 +210,10 @@ class Autoencoder(Pretext):
         code = self.to_code(pooled).float()
         return Code(*code.chunk(2, dim=1)) if self.variational else Code(code, None)
 
+    def decode(self, codes: Tensor) -> Tensor:
+        """The images (B, 3, H, W) that codes (B, D) stand for, in float32."""
+        return self._images(self.decoder(codes))
+
     @staticmethod
     def _draw(code: Code, noise: Tensor) -> Tensor:
         """Draw codes (B, D) from their distributions."""
@@ -239,7 +244,7 @@ class Autoencoder(Pretext):
         """
         images = self._clean(batch.inputs)
         code = self.encode(self.options.noise(images, generator))
-        error = (self._images(self.decoder(code.mean)) - images).square().mean()
+        error = (self.decode(code.mean) - images).square().mean()
         if code.log_variance is None:
             return {"held_out_loss": error}
         variances = code.mean.var(dim=0, correction=0)
@@ -280,10 +285,10 @@ class Autoencoder(Pretext):
         drawn = {"original": images}
         if self.options.noise.kind != "none":
             drawn["corrupted"] = inputs
-        drawn["reconstruction"] = self._images(self.decoder(code.mean))
+        drawn["reconstruction"] = self.decode(code.mean)
         if self.variational:
             prior = torch.randn(code.mean.shape, generator=generator, device=images.device)
-            drawn["from the prior"] = self._images(self.decoder(prior))
+            drawn["from the prior"] = self.decode(prior)
         return drawn
 
 

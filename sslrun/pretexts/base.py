@@ -61,6 +61,9 @@ class Pretext(Learner):
     """Whether images must be square."""
     needs: ClassVar[tuple[str, ...]] = ()
     """Capabilities that the backbone must have; names of `Backbone.offers`."""
+    keeps: ClassVar[bool] = False
+    """Whether the task's own weights, such as a latent layer and a decoder, are saved beside the
+    backbone's; see `sslrun.pretexts.weights`."""
 
     def __init__(self, options: Any, backbone: Backbone) -> None:
         """Raises UserError for images without the colors or the shape that the task needs."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sslrun.backbones.base import Backbone
 from sslrun.data.examples import Batch, Examples
+from sslrun.pretexts.base import Pretext
 from sslrun.registry import Options, Registry
 from sslrun.tasks.base import Task, TaskLearner, TaskOptions
 from sslrun.training.device import Precision
@@ -79,6 +80,13 @@ class Bench(ABC):
         """Build a backbone on the device, with the weights that the evaluation starts from.
 
         `drop_path` replaces the backbone's own rate of stochastic depth.
+        """
+
+    @abstractmethod
+    def pretext(self, backbone: Backbone) -> Pretext:
+        """Rebuild the pretext task that pretrained a backbone, with all weights, in eval mode.
+
+        Raises UserError if the backbone was not pretrained by a task that keeps its own weights.
         """
 
     @property
@@ -173,6 +181,10 @@ class Bench(ABC):
         """Write the trained backbone into the run, so that it can be loaded later."""
 
     @abstractmethod
+    def keep_pictures(self, columns: Mapping[str, Tensor]) -> None:
+        """Draw columns of images (B, 3, H, W) in [0, 1] under their titles, into the run."""
+
+    @abstractmethod
     def say(self, message: str) -> None:
         """Report one line to the user."""
 
@@ -248,6 +260,16 @@ class Protocol:
 
         Raises UserError if it cannot.
         """
+
+    def check_pretext(self, pretext: Pretext) -> None:
+        """Check that it can use the pretext task as its options say; called before pretraining.
+
+        Raises UserError if it cannot.
+        """
+
+    def describe_budget(self) -> str | None:
+        """Describe what it trains besides a head, for `sslrun check`; None if nothing."""
+        return None
 
     def read_layers(self, count: int) -> tuple[int, ...]:
         """List the layers, of `count`, that it reads one by one or side by side; default: none."""

@@ -25,9 +25,19 @@ OWN_COLUMNS = {
     "everything": "everything",
     "centered_box": "centered box",
     "rank_correlation": "rank correlation",
+    "final_distance": "distance",
+    "coverage_entropy": "coverage",
+    "neighbor_r2": "neighbor R²",
 }
 """Metrics with a column of their own next to the task's, and its title after the task's name:
-ImageNet ReaL, the baselines of `objects`, and the correlation of asked and achieved returns."""
+ImageNet ReaL, the baselines of `objects`, the correlation of asked and achieved returns, and what
+`practice` measures besides success."""
+OWN_METRICS = {
+    "final_distance": Metric("final_distance", unit="", better="lower", digits=2),
+    "coverage_entropy": Metric("coverage_entropy", unit="nats", digits=2),
+    "neighbor_r2": Metric("neighbor_r2", unit="", digits=3),
+}
+"""Metrics of these columns that are not percentages."""
 ASKED = "asked_"
 """Prefix of metrics of `rollout` with a column of their own: the score when asked for a return."""
 
@@ -358,7 +368,9 @@ def own_column(task: str, labels: Labels, metric: str) -> Column | None:
     """Return the column of its own that a metric has next to its task's; None if it has none."""
     asked = metric.startswith(ASKED)
     title = Metric(metric).title if asked else OWN_COLUMNS.get(metric)
-    return None if title is None else Column(f"{task} {title}", labels, None, Metric(metric))
+    if title is None:
+        return None
+    return Column(f"{task} {title}", labels, None, OWN_METRICS.get(metric, Metric(metric)))
 
 
 def columns_of_record(record: RunRecord) -> list[Column]:

@@ -25,6 +25,8 @@ from sslrun.data.specs import ImageSpec
 from sslrun.data.splits import Splits, load_splits, select_labeled
 from sslrun.errors import UserError
 from sslrun.files import replacing
+from sslrun.pretexts.base import Pretext, pretexts
+from sslrun.pretexts.weights import PRETEXT_WEIGHTS, load_pretext
 from sslrun.protocols import Bench, base
 from sslrun.protocols.features import extract
 from sslrun.protocols.layers import LayerReader
@@ -33,6 +35,7 @@ from sslrun.runs import Run
 from sslrun.stages.context import Context
 from sslrun.stages.fit import Checkpoints, fit
 from sslrun.stages.logging import logs
+from sslrun.stages.pictures import write_sheet
 from sslrun.stages.weights import InitialWeights
 from sslrun.tasks.base import Task, TaskLearner, outputs_of, tasks
 from sslrun.training.flops import flop_counter
@@ -292,6 +295,16 @@ class CellBench(Bench):
                 buffer.copy_(torch.tensor(values))
         return backbone.to(self.device)
 
+    def pretext(self, backbone: Backbone) -> Pretext:
+        weights = self.cell.origin.weights
+        if weights is None or not (path := weights.parent / PRETEXT_WEIGHTS).is_file():
+            able = ", ".join(name for name in pretexts if pretexts[name].keeps)
+            raise UserError(
+                f"{self.cell.protocol} needs a backbone and the pretext task that trained it: "
+                f"pretrain with one that keeps its own weights: {able}"
+            )
+        return load_pretext(path, backbone).to(self.device).eval()
+
     def head(self, split: str) -> dict[str, Tensor]:
         return load_file(self.cell.followed(self.context, split) / HEAD)
 
@@ -389,6 +402,10 @@ class CellBench(Bench):
         if distributed.is_main():
             recipe = self.cell.recipe.name
             save_backbone(self.cell.run.path / WEIGHTS, backbone, {"recipe": recipe})
+
+    def keep_pictures(self, columns: Mapping[str, Tensor]) -> None:
+        if distributed.is_main():
+            write_sheet(self.cell.run.path / "pictures" / f"{self.cell.protocol}.png", columns)
 
     def say(self, message: str) -> None:
         self.context.reporter.say(f"{self.cell.title}: {message}")

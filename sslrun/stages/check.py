@@ -94,6 +94,7 @@ def estimate(
         "input": str(spec),
         "cells": _count_cells(recipe),
         "lacking": _explain_missing_data(recipe),
+        "budgets": _list_budgets(recipe),
     }
     if recipe.pretext is None or recipe.pretrain is None:
         return costs
@@ -127,6 +128,16 @@ def _count_cells(recipe: Recipe) -> int:
         for evaluation in recipe.evaluate.values()
         for protocol in evaluation.protocols
     )
+
+
+def _list_budgets(recipe: Recipe) -> list[str]:
+    """Describe what the recipe's protocols train besides heads, as in "practice: ..."."""
+    budgets = []
+    for evaluation in recipe.evaluate.values():
+        for name in evaluation.protocols:
+            if budget := evaluation.protocol(name).describe_budget():
+                budgets.append(f"{name}: {budget}")
+    return budgets
 
 
 def _count_steps(schedule: Pretrain, examples: int | None) -> int | None:
@@ -321,7 +332,8 @@ def render(rows: Sequence[dict[str, Any]]) -> Group:
     )
     lacking = dict.fromkeys(reason for row in rows for reason in row.get("lacking", ()))
     missing = [Text(f"not there yet: {reason}") for reason in lacking]
-    return Group(table, Text(), Text(note), *missing)
+    budgets = [Text(f"{row['row']}: {line}") for row in rows for line in row.get("budgets", ())]
+    return Group(table, Text(), Text(note), *budgets, *missing)
 
 
 def _examples(rows: Sequence[dict[str, Any]]) -> str:

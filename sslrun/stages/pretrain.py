@@ -21,6 +21,7 @@ from sslrun.data.splits import load_splits
 from sslrun.errors import UserError
 from sslrun.files import replacing
 from sslrun.pretexts.base import Pretext, pretexts
+from sslrun.pretexts.weights import PRETEXT_WEIGHTS, save_pretext
 from sslrun.recipe import Named, Pretrain, Recipe
 from sslrun.runs import Run
 from sslrun.stages.context import Context, perform
@@ -176,10 +177,13 @@ class Pretraining:
             watcher.require(pretext, self.schedule.keep_by)
             best = BestWeights(self.run.checkpoints, self.schedule.keep_by)
         step, watched = self._train(training, examples, watcher, context, best)
-        backbone, decoder = training.averaged.kept, training.averaged.kept_decoder
+        learned = training.averaged
+        backbone, decoder = learned.kept, learned.kept_decoder
         if distributed.is_main():
             if best is not None:
-                best.load_into(_kept_parts(training.averaged))
+                best.load_into(_saved(learned))
+            if learned.keeps:
+                save_pretext(self.weights.parent / PRETEXT_WEIGHTS, learned)
             save_backbone(self.weights, backbone, {"recipe": recipe.name, "run": self.run.hash})
             if decoder is not None:
                 with replacing(self.run.path / DECODER) as temporary:
@@ -229,6 +233,9 @@ class Pretraining:
         else:  # inputs are prepared as in the training that the weights are from
             load_into(backbone, find_init(self.schedule.init))
         pretext = cls(self.pretext.options, backbone)
+        for evaluation in recipe.evaluate.values():
+            for protocol in evaluation.protocols:
+                evaluation.protocol(protocol).check_pretext(pretext)
         pretext.fit(examples)
         return pretext
 
@@ -263,7 +270,7 @@ class Pretraining:
                         with replacing(run.path / SAMPLES) as temporary:
                             temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
                     if best is not None and distributed.is_main():
-                        best.consider(step.step, check.record, _kept_parts(pretext))
+                        best.consider(step.step, check.record, _saved(pretext))
                     log({"step": step.step, "epoch": round(step.epoch, 4), **check.record})
                     if check.warning:
                         context.reporter.say(f"{self.title}: step {step.step}: {check.warning}")
@@ -272,8 +279,11 @@ class Pretraining:
         return step, check.record
 
 
-def _kept_parts(pretext: Pretext) -> nn.Module:
-    """The networks to save: the backbone, with the decoder if the pretext task keeps one."""
+def _saved(pretext: Pretext) -> nn.Module:
+    """What a pretraining saves: all of the task if it keeps its own weights, else the backbone,
+    with the decoder if the task keeps one."""
+    if pretext.keeps:
+        return pretext
     if pretext.kept_decoder is None:
         return pretext.kept
     return nn.ModuleList([pretext.kept, pretext.kept_decoder])

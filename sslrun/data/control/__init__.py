@@ -1,3 +1,3 @@
 """Control: environments, trajectories, and sources. Importing this package registers them."""
 
-from sslrun.data.control import gym, key_to_door, paths, point, sources  # noqa: F401
+from sslrun.data.control import gym, key_to_door, paths, pictures, point, sources  # noqa: F401

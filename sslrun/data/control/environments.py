@@ -80,6 +80,18 @@ class Environment(ABC):
     def step(self, actions: np.ndarray) -> Step:
         """Act in every episode: actions (B,) int64, or (B, A) float32 within the bounds."""
 
+    def reset_to(self, states: np.ndarray) -> np.ndarray:
+        """Begin an episode in each of the states (B, S), and return them as float32.
+
+        Raises:
+            UserError: episodes cannot begin in given states.
+        """
+        raise UserError(f"{self.title}: its episodes cannot begin in a given state: take point")
+
+    def is_free(self, states: np.ndarray) -> np.ndarray:
+        """Whether states (..., S) can be reached, so that they are outside of walls: (...) bool."""
+        return np.ones(states.shape[:-1], bool)
+
     def random_actions(self, uniform: np.ndarray) -> np.ndarray:
         """Actions of the policy that collects random data, from draws (B, A) in [0, 1).
 

@@ -10,8 +10,8 @@ from sslrun.data.control.environments import Environment, Step, environments
 
 PIXELS = 48
 """Side of pictures."""
-RADIUS = 0.12
-"""Radius of the drawn point."""
+RADIUS = 1 / 6
+"""Radius of the drawn point: 4 pixels."""
 MOVE = 0.1
 """Largest move in a step along each axis."""
 TARGET = np.array([0.0, 0.0], dtype=np.float32)
@@ -113,7 +113,11 @@ class Point(Environment):
         return self.draw(self.positions)
 
     def draw(self, positions: np.ndarray) -> np.ndarray:
-        """Pictures (B, 3, 48, 48) uint8 of any positions (B, 2): a blue point and gray walls."""
+        """Pictures (B, 3, 48, 48) uint8 of any positions (B, 2), drawn on black.
+
+        The point is yellow and walls are gray. Autoencoders learn a black ground at once, and a
+        white one slowly.
+        """
         centers = (np.arange(PIXELS, dtype=np.float32) + 0.5) / PIXELS * 2 - 1
         x, y = centers[None, None, :], -centers[None, :, None]
         place = np.array(positions, dtype=np.float32)[:, :, None, None]
@@ -121,7 +125,7 @@ class Point(Environment):
         # Coverage falls over one pixel at the border, so that small moves change the picture.
         coverage = np.clip((RADIUS - distance) * PIXELS / 2 + 0.5, 0, 1)[:, None]
         grid = np.stack(np.broadcast_arrays(x[0], y[0]), axis=-1)
-        background = np.where(self.is_free(grid), 1.0, 0.5).astype(np.float32)
-        color = np.array([0.1, 0.2, 0.9], dtype=np.float32)[:, None, None]
+        background = np.where(self.is_free(grid), 0.0, 0.5).astype(np.float32)
+        color = np.array([1.0, 0.9, 0.2], dtype=np.float32)[:, None, None]
         canvas = background * (1 - coverage) + color * coverage
         return (canvas * 255).round().astype(np.uint8)

@@ -101,7 +101,7 @@ def test_a_picture_shows_the_point_where_it_is():
     assert pictures.shape == (2, 3, 48, 48)
     assert pictures.dtype == np.uint8
     for picture, (x, y) in zip(pictures, environment.positions, strict=True):
-        rows, columns = np.nonzero(picture[0] < 128)
+        rows, columns = np.nonzero(picture[0] > 128)
         assert abs((columns.mean() + 0.5) / 24 - 1 - x) < 0.02
         assert abs(1 - (rows.mean() + 0.5) / 24 - y) < 0.02
 
