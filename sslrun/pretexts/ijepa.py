@@ -51,6 +51,12 @@ class IJEPA(Pretext):
     Blocks have the same sizes in all images of a batch and other places in each. All shapes are
     static: the backbone runs on all N patches, and an attention mask hides what is no context.
 
+    It needs long training. On CIFAR-10, a ViT of 4 layers after 400 steps of 128 images (momentum
+    0.99) is below the same network untrained: an attentive probe of a tenth of the labels has 38.1
+    and 43.8 %. Student and teacher first agree on targets that are easy to predict: the loss falls
+    from 0.455 to 0.051, while the targets' deviation over images falls from 0.70 to 0.46, and
+    RankMe ends at 4.5.
+
     Deviations from the authors' code (github.com/facebookresearch/ijepa):
 
     - The backbone's [CLS] takes part as a token that belongs to no patch, like a register, in the
