@@ -9,7 +9,7 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 
 from sslrun.errors import UserError
-from sslrun.registry import Registry
+from sslrun.registry import Options, Registry
 
 
 class Step(NamedTuple):
@@ -37,6 +37,8 @@ class Environment(ABC):
     """Raise it when the same name comes to mean another problem."""
     variants: ClassVar[tuple[str, ...] | None] = ("",)
     """Accepted variants; None: any, which the class checks itself."""
+    Options: ClassVar[type[Options]] = Options
+    """Settings: none, because an environment is named by one string."""
     has_goals: ClassVar[bool] = False
     """Whether the problem is to reach a state, which `goals` returns."""
     reference: tuple[float, float] | None = None
