@@ -113,16 +113,16 @@ class Order(Pretext):
         self.crop, self.jitter = _window(options, backbone)
         orders: Sequence[tuple[int, ...]]
         if options.kind == "verify":
-            orders, shares, classes = TRIPLES, torch.tensor(TRIPLE_SHARES), torch.tensor([1, 0, 0])
+            orders, shares, classes = TRIPLES, torch.tensor(TRIPLE_SHARES), [1, 0, 0]
         else:
             orders = list_orders(options.frames)
-            shares, classes = torch.ones(len(orders)) / len(orders), torch.arange(len(orders))
+            shares, classes = torch.ones(len(orders)) / len(orders), list(range(len(orders)))
         self.register_buffer("orders", torch.tensor(orders), persistent=False)
         self.register_buffer("shares", shares, persistent=False)
-        self.register_buffer("classes", classes, persistent=False)
+        self.register_buffer("classes", torch.tensor(classes), persistent=False)
         self.register_buffer("gray", torch.tensor(False))
         head = FrameHead if options.kind == "verify" else PairHead
-        self.head = head(backbone.width, len(orders[0]), int(classes.max()) + 1, options)
+        self.head = head(backbone.width, len(orders[0]), max(classes) + 1, options)
 
     @classmethod
     def backbone_spec(cls, options: Options, spec: InputSpec) -> ImageSpec:

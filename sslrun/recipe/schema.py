@@ -143,6 +143,8 @@ Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
 
 
 def _shift_name(name: str) -> str:
+    if not name:
+        raise ValueError("a shift's name should not be empty")
     _heading(name)
     if name in (ID, MEAN_SHIFT):
         raise ValueError(f"'{name}' is a column of the table already; name the shift otherwise")

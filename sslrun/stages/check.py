@@ -85,7 +85,7 @@ def estimate(
     source = sources[recipe.data.name](recipe.data.options)
     spec, _ = source.sketch(PROBE_BATCH)
     backbone = build_backbone(
-        recipe.backbone.name, recipe.backbone.options, _backbone_spec(recipe, spec)
+        recipe.backbone.name, recipe.backbone.options, backbone_spec(recipe, spec)
     )
     costs: dict[str, Any] = {
         "row": row,
@@ -238,7 +238,7 @@ def _measure(
     return Measured(count, counter.get_total_flops(), min(timed), kept)
 
 
-def _backbone_spec(recipe: Recipe, spec: InputSpec) -> InputSpec:
+def backbone_spec(recipe: Recipe, spec: InputSpec) -> InputSpec:
     """Return the backbone's input spec, by the pretext task or else the first evaluation."""
     if recipe.pretext is not None:
         return pretexts[recipe.pretext.name].backbone_spec(recipe.pretext.options, spec)
