@@ -32,8 +32,8 @@ SHORTEST = 3
 BY_CHANCE = 1.5
 """A share of returns below this multiple of chance means that all nodes are alike."""
 BY_PLACE = 0.7
-"""A share of returns above this, of walks through frames of another clip, means that nodes are told
-apart by their place."""
+"""A share of returns above this, of walks through frames of another clip, means that nodes are
+distinguished by their place."""
 
 
 class Steps(NamedTuple):
@@ -198,7 +198,7 @@ class Walk(Pretext):
         if metrics["accuracy_unrelated"] > BY_PLACE:
             return (
                 f"collapse to places: walks through frames of another clip return, too "
-                f"({metrics['accuracy_unrelated']:.2g} of them), because nodes are told apart by "
+                f"({metrics['accuracy_unrelated']:.2g} of them), because nodes are known by "
                 "their place. Set pretext.nodes: grid, or a ResNet with backbone.padding: reflect"
             )
         return None

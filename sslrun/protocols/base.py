@@ -268,7 +268,7 @@ class Protocol:
         """
 
     def describe_budget(self) -> str | None:
-        """Describe what it trains besides a head, for `sslrun check`; None if nothing."""
+        """Describe what it trains in addition to a head, for `sslrun check`; None if nothing."""
         return None
 
     def read_layers(self, count: int) -> tuple[int, ...]:

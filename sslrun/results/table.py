@@ -31,7 +31,7 @@ OWN_COLUMNS = {
 }
 """Metrics with a column of their own next to the task's, and its title after the task's name:
 ImageNet ReaL, the baselines of `objects`, the correlation of asked and achieved returns, and what
-`practice` measures besides success."""
+`practice` measures in addition to success."""
 OWN_METRICS = {
     "final_distance": Metric("final_distance", unit="", better="lower", digits=2),
     "coverage_entropy": Metric("coverage_entropy", unit="nats", digits=2),

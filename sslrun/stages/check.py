@@ -131,7 +131,7 @@ def _count_cells(recipe: Recipe) -> int:
 
 
 def _list_budgets(recipe: Recipe) -> list[str]:
-    """Describe what the recipe's protocols train besides heads, as in "practice: ..."."""
+    """Describe what the recipe's protocols train in addition to heads, as in "practice: ..."."""
     budgets = []
     for evaluation in recipe.evaluate.values():
         for name in evaluation.protocols:

@@ -261,8 +261,8 @@ def test_graphs_without_a_context_do_not_count():
     pretext = build("context", radius=2, inner=1, outer=3).eval()
     views = pretext.views(batch(), generator())
     assert not views.real[2]
-    nobody = views._replace(real=torch.zeros_like(views.real))
-    assert pretext(nobody).loss == 0
+    empty = views._replace(real=torch.zeros_like(views.real))
+    assert pretext(empty).loss == 0
     assert pretext(views).metrics["with_context"] == views.real.float().mean()
 
 

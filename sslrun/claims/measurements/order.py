@@ -1,4 +1,4 @@
-"""What the order of frames is told by: motion, or light that drifts."""
+"""What reveals the order of frames: motion, or light that drifts."""
 
 from __future__ import annotations
 

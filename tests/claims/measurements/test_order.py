@@ -1,4 +1,4 @@
-"""What frames' order is told by: which films and defenses the rows have."""
+"""What reveals the order of frames: which films and defenses the rows have."""
 
 import torch
 
