@@ -61,7 +61,8 @@ def open_clips(args: argparse.Namespace) -> dict[str, ClipExamples]:
 
 def time_block(examples: ClipExamples, args: argparse.Namespace) -> float:
     """Return the seconds of a training step."""
-    backbone = build_backbone(args.backbone, {"stem": "small"}, examples.spec.frame)
+    options = {"stem": "small", "channels": args.channels}
+    backbone = build_backbone("resnet18", options, examples.spec.frame)
     schedule = Schedule(steps=10**6, batch=args.batch, optimizer="sgd", lr=1e-4)
     hardware = compute(args.device)
     training = Training(FrameNetwork(backbone), schedule, hardware)
@@ -81,7 +82,7 @@ def parse_arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", type=Path, help="folder of films")
-    parser.add_argument("--backbone", default="resnet18", help="name of a ResNet")
+    parser.add_argument("--channels", type=int, default=64, help="first width of the ResNet-18")
     parser.add_argument("--size", type=int, default=64, help="side of a frame")
     parser.add_argument("--frames", type=int, default=4, help="frames per clip")
     parser.add_argument("--batch", type=int, default=16, help="clips per step")
@@ -102,8 +103,8 @@ def main() -> None:
     rates = {name: args.batch / statistics.median(values) for name, values in seconds.items()}
     print(
         f"{args.device}, {torch.get_num_threads()} threads, {count_workers()} decoding workers, "
-        f"torch {torch.__version__}, {args.backbone}, {args.batch} clips of {args.frames} frames "
-        f"at {args.size}"
+        f"torch {torch.__version__}, ResNet-18 of {args.channels} channels, {args.batch} clips of "
+        f"{args.frames} frames at {args.size}"
     )
     for name, rate in rates.items():
         print(f"{name:10} {rate:8.1f} clips/s")
