@@ -71,7 +71,7 @@ class Walk(Pretext):
 
     class Options(NormOptions):
         nodes: Literal["grid", "map"] = "grid"
-        """Nodes of a frame. grid: patches, each of which the backbone reads by itself, as in the
+        """Nodes of a frame. grid: patches, and the backbone reads each by itself, as in the
         paper. map: the cells of the backbone's grid of the whole frame."""
         patch: int | None = Field(default=None, ge=2)
         """Side of a patch, in pixels; default: a quarter of the frame's side, as in the paper.

@@ -132,12 +132,12 @@ def _count_cells(recipe: Recipe) -> int:
 
 def _list_budgets(recipe: Recipe) -> list[str]:
     """Describe what the recipe's protocols train in addition to heads, as in "practice: ..."."""
-    budgets = []
-    for evaluation in recipe.evaluate.values():
-        for name in evaluation.protocols:
-            if budget := evaluation.protocol(name).describe_budget():
-                budgets.append(f"{name}: {budget}")
-    return budgets
+    return [
+        f"{name}: {budget}"
+        for evaluation in recipe.evaluate.values()
+        for name in evaluation.protocols
+        if (budget := evaluation.protocol(name).describe_budget())
+    ]
 
 
 def _count_steps(schedule: Pretrain, examples: int | None) -> int | None:

@@ -173,7 +173,7 @@ def open_footage(path: Path, limit: int | None) -> Footage:
         try:
             film = open_film(str(path))
         except UnreadableError as error:
-            raise _explain(error) from None
+            raise error.without_option from None
         films = FilmFiles([str(path)], torch.tensor([film.length]), Framing(1))
         rate = film.rate or RATE
     else:
@@ -187,12 +187,7 @@ def _decode(films: DiskFilms, numbers: Tensor) -> Tensor:
     try:
         return films.decode(0, numbers)
     except UnreadableError as error:
-        raise _explain(error) from None
-
-
-def _explain(error: UnreadableError) -> UserError:
-    """Leave out the remedy that only recipes have."""
-    return UserError(str(error).replace(", or give skip_corrupt: true", ""))
+        raise error.without_option from None
 
 
 def read_first_mask(path: Path, video: Path, shape: tuple[int, int]) -> Tensor:

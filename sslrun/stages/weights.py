@@ -67,11 +67,10 @@ class InitialWeights:
             raise UserError(
                 f"{path}: no checkpoint there; name a pretraining run's folder or its {WEIGHTS}"
             )
-        found = cls({"checkpoint": _digest(weights)}, weights, normalization=normalization)
-        if found.decoder is not None:
-            found.identity["decoder"] = _digest(found.decoder)
-        found.identity.update(normalization)
-        return found
+        decoder = weights.parent / DECODER
+        kept = {"decoder": _digest(decoder)} if decoder.is_file() else {}
+        identity = {"checkpoint": _digest(weights), **kept, **normalization}
+        return cls(identity, weights, normalization=normalization)
 
 
 def _digest(path: Path) -> str:

@@ -44,6 +44,13 @@ class Measurement:
 measurements: Registry[Measurement] = Registry("measurement")
 
 
+def short_schedule(steps: int, batch: int, lr: float) -> Schedule:
+    """The schedule of a measurement that trains for a few hundred steps."""
+    return Schedule(
+        steps=steps, batch=batch, optimizer="adamw", lr=lr, weight_decay=0.01, warmup=0.1
+    )
+
+
 def train_to_end(
     learner: AnyLearner,
     examples: Examples,

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sslrun.backbones import build_backbone
 from sslrun.backbones.base import backbones
-from sslrun.claims.measurements.base import Measurement, measurements, train_to_end
+from sslrun.claims.measurements.base import Measurement, measurements, short_schedule, train_to_end
 from sslrun.data.source import sources
 from sslrun.data.splits import Splits, load_splits
 from sslrun.errors import UserError
@@ -22,7 +22,6 @@ from sslrun.registry import Options
 from sslrun.results.address import Column, Row
 from sslrun.results.table import Table
 from sslrun.training.device import Compute
-from sslrun.training.schedule import Schedule
 
 CHROMA, ERROR, AUC, WEIGHTED_AUC = (
     Column(metric=metric)
@@ -123,14 +122,7 @@ class Colors(Measurement):
         settings = {"hidden": options.hidden, "temperature": options.temperature, **loss}
         pretext = Colorize(Colorize.Options.model_validate(settings), backbone)
         pretext.fit(splits.train)
-        schedule = Schedule(
-            steps=options.steps,
-            batch=options.batch,
-            optimizer="adamw",
-            lr=options.lr,
-            weight_decay=0.01,
-            warmup=0.1,
-        )
+        schedule = short_schedule(options.steps, options.batch, options.lr)
         trained = train_to_end(pretext, splits.train, schedule, seed, compute, check)
         return _evaluate(trained, splits, options.images, compute)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sslrun.backbones import build_backbone
 from sslrun.backbones.text import TextBackbone, gather_tokens
-from sslrun.claims.measurements.base import Measurement, measurements, train_to_end
+from sslrun.claims.measurements.base import Measurement, measurements, short_schedule, train_to_end
 from sslrun.data.examples import Batch
 from sslrun.data.source import sources
 from sslrun.data.specs import TextSpec
@@ -27,7 +27,6 @@ from sslrun.registry import Options
 from sslrun.results.address import Column, Row
 from sslrun.results.table import Table
 from sslrun.training.device import Compute
-from sslrun.training.schedule import Schedule
 
 GAP = "___"
 """Marks the gap in a sentence."""
@@ -199,16 +198,8 @@ class GuessMeasurement(Measurement):
             options.backbone, {"causal": cls is Ltr, "positions": positions}, splits.spec
         )
         pretext = cls(cls.Options(), cast(TextBackbone, backbone))
-        schedule = Schedule(
-            steps=options.steps,
-            batch=options.batch,
-            optimizer="adamw",
-            lr=options.lr,
-            weight_decay=0.01,
-            warmup=0.1,
-            schedule="linear",
-            clip=1.0,
-        )
+        schedule = short_schedule(options.steps, options.batch, options.lr)
+        schedule = schedule.model_copy(update={"schedule": "linear", "clip": 1.0})
         examples = pretext.arrange(splits.pretrain, seed)
         return train_to_end(pretext, examples, schedule, seed, compute, check)
 

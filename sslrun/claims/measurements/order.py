@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from sslrun.backbones import build_backbone
 from sslrun.backbones.base import backbones
-from sslrun.claims.measurements.base import Measurement, measurements, train_to_end
+from sslrun.claims.measurements.base import Measurement, measurements, short_schedule, train_to_end
 from sslrun.data.splits import Splits, load_splits
 from sslrun.data.video.sources import MovingDigits
 from sslrun.errors import UserError
@@ -21,7 +21,6 @@ from sslrun.registry import Options
 from sslrun.results.address import Column, Row
 from sslrun.results.table import Table
 from sslrun.training.device import Compute
-from sslrun.training.schedule import Schedule
 
 ACCURACY = Column(metric=Metric("accuracy"))
 STILL: dict[str, Any] = {"speed": 0.0, "camera": 0.0, "turning": 0.0}
@@ -115,14 +114,7 @@ class FrameOrder(Measurement):
         spec = Order.backbone_spec(chosen, splits.spec)
         pretext = Order(chosen, build_backbone(named.name, named.options, spec))
         pretext.backbone.fit_inputs(splits.train)
-        schedule = Schedule(
-            steps=options.steps,
-            batch=options.batch,
-            optimizer="adamw",
-            lr=options.lr,
-            weight_decay=0.01,
-            warmup=0.1,
-        )
+        schedule = short_schedule(options.steps, options.batch, options.lr)
         trained = train_to_end(pretext, splits.train, schedule, seed, compute, check)
         return _accuracy(trained, splits, options.draws, compute)
 

@@ -339,7 +339,12 @@ def _stack(images: Sequence[np.ndarray], spec: ImageSpec, dtype: Any) -> Tensor:
 
 
 class UnreadableError(UserError):
-    """An image that cannot be decoded."""
+    """An image or a film that cannot be decoded."""
+
+    @property
+    def without_option(self) -> UserError:
+        """The error without the remedy that only recipes have."""
+        return UserError(str(self).removesuffix(", or give skip_corrupt: true"))
 
 
 @contextmanager

@@ -35,7 +35,7 @@ class Composite(DrawnFilms):
 
     Objects are PNG files with alpha, in folders, as those of the set `stamps`. Masks and identities
     are exact, also where objects hide each other. The test split has other objects, and other
-    photographs; of each film its last quarter, of which training has seen nothing. All settings are
+    photographs; of each film its last quarter, which training has not seen. All settings are
     our choice.
     """
 
@@ -182,5 +182,4 @@ def read_film(path: Path, size: int) -> Tensor:
         numbers = torch.arange(min(LONGEST, film.length)).split(16)
         return torch.cat([framing.frames(film.read(part)) for part in numbers])
     except UnreadableError as error:
-        reason = str(error).replace(", or give skip_corrupt: true", "")
-        raise UserError(reason) from None
+        raise error.without_option from None
