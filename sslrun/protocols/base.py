@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from sslrun.backbones.base import Backbone
 from sslrun.data.examples import Batch, Examples
 from sslrun.pretexts.base import Pretext
+from sslrun.pretexts.weights import KeptModules
 from sslrun.registry import Options, Registry
 from sslrun.tasks.base import Task, TaskLearner, TaskOptions
 from sslrun.training.device import Precision
@@ -83,10 +84,10 @@ class Bench(ABC):
         """
 
     @abstractmethod
-    def pretext(self, backbone: Backbone) -> Pretext:
-        """Rebuild the pretext task that pretrained a backbone, with all weights, in eval mode.
+    def kept(self) -> KeptModules | None:
+        """Return what the pretext task kept beside the backbone; None if it kept nothing.
 
-        Raises UserError if the backbone was not pretrained by a task that keeps its own weights.
+        Raises UserError if it is missing or damaged.
         """
 
     @property
@@ -124,13 +125,6 @@ class Bench(ABC):
     @abstractmethod
     def head(self, split: str) -> dict[str, Tensor]:
         """Load the head that the protocol in `follows` learned from the labels of a split."""
-
-    @abstractmethod
-    def load_decoder(self, decoder: nn.Module) -> None:
-        """Load the weights of the pretext task's decoder, if pretraining kept one.
-
-        Raises UserError if they do not fit.
-        """
 
     @abstractmethod
     def train(

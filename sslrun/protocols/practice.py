@@ -53,6 +53,8 @@ ENCODED = 256
 OWN_METRICS = ("final_distance", "coverage_entropy", "neighbor_r2", "rank_correlation")
 """Metrics with columns of their own. The last three are the protocol's: the entropy of the cells
 that practice visited, and what `describe_codes` measures on the codes that the policy sees."""
+REMEDY = "take pretext: {name: autoencoder, latent: 4, beta: 0.1}"
+"""How to get a latent space."""
 DRAWN = 8
 """Number of test episodes that are drawn."""
 
@@ -203,7 +205,14 @@ class Practice(Protocol):
     def _space(self, bench: Bench, task: Reach) -> Space:
         if self.options.space == "state":
             return StateSpace(task)
-        return LatentSpace(task, _latents_of(bench.pretext(bench.backbone())), bench.device)
+        kept = bench.kept()
+        if kept is None:
+            raise UserError(
+                "practice.space: latent needs the latent layer of an autoencoder, and none was "
+                f"kept beside the backbone: {REMEDY}"
+            )
+        autoencoder = _latents_of(kept.rebuild(bench.backbone()))
+        return LatentSpace(task, autoencoder.to(bench.device), bench.device)
 
     def _draw(
         self, episodes: Episodes, goals: Examples, task: Reach, space: Space, session: Session
@@ -225,7 +234,7 @@ def _latents_of(pretext: Pretext) -> Autoencoder:
         return pretext
     raise UserError(
         f"practice.space: latent needs the latent layer of an autoencoder, which '{pretext.name}' "
-        "as configured does not have: take pretext: {name: autoencoder, latent: 4, beta: 0.1}"
+        f"as configured does not have: {REMEDY}"
     )
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from sslrun import distributed
 from sslrun.backbones import build_backbone, build_empty, load_into, save_backbone
 from sslrun.backbones.base import Backbone, Features
-from sslrun.backbones.weights import WEIGHTS, check_fit
+from sslrun.backbones.weights import WEIGHTS
 from sslrun.data.examples import Batch, Examples, TensorExamples
 from sslrun.data.shifts import ID, Part, Shift, make_parts
 from sslrun.data.source import sources
@@ -25,8 +25,7 @@ from sslrun.data.specs import ImageSpec
 from sslrun.data.splits import Splits, load_splits, select_labeled
 from sslrun.errors import UserError
 from sslrun.files import replacing
-from sslrun.pretexts.base import Pretext, pretexts
-from sslrun.pretexts.weights import PRETEXT_WEIGHTS, load_pretext
+from sslrun.pretexts.weights import KeptModules, find_kept
 from sslrun.protocols import Bench, base
 from sslrun.protocols.features import extract
 from sslrun.protocols.layers import LayerReader
@@ -295,26 +294,12 @@ class CellBench(Bench):
                 buffer.copy_(torch.tensor(values))
         return backbone.to(self.device)
 
-    def pretext(self, backbone: Backbone) -> Pretext:
+    def kept(self) -> KeptModules | None:
         weights = self.cell.origin.weights
-        if weights is None or not (path := weights.parent / PRETEXT_WEIGHTS).is_file():
-            able = ", ".join(name for name in pretexts if pretexts[name].keeps)
-            raise UserError(
-                f"{self.cell.protocol} needs a backbone and the pretext task that trained it: "
-                f"pretrain with one that keeps its own weights: {able}"
-            )
-        return load_pretext(path, backbone).to(self.device).eval()
+        return None if weights is None else find_kept(weights)
 
     def head(self, split: str) -> dict[str, Tensor]:
         return load_file(self.cell.followed(self.context, split) / HEAD)
-
-    def load_decoder(self, decoder: nn.Module) -> None:
-        path = self.cell.origin.decoder
-        if path is None:
-            return
-        tensors = load_file(path)
-        check_fit(tensors, decoder, self.task.name, path, "; or set task.decoder: new")
-        decoder.load_state_dict(tensors)
 
     def train(
         self,

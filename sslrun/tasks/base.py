@@ -125,9 +125,12 @@ class Task:
         return features
 
     @property
-    def starts_from_decoder(self) -> bool:
-        """Whether fine-tuning starts the head from the pretext task's decoder, if it kept one."""
-        return False
+    def starts_from(self) -> str | None:
+        """Name of the pretext task's module that fine-tuning starts the head from, if it was kept.
+
+        An option of the task has the same name, and turns this off if it is "new".
+        """
+        return None
 
     def learner(self, backbone: Backbone, frozen_norm: bool = False) -> TaskLearner:
         """Build the learner of backbone and head, to train both; see `TaskLearner`."""

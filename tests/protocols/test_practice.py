@@ -418,7 +418,7 @@ def test_a_practice_that_was_killed_gives_the_same_result(recipe, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (["pretext=null"], "practice needs a backbone and the pretext task that trained it"),
+        (["pretext=null"], "none was kept beside the backbone: take pretext: {name: autoencoder"),
         (["pretext=rotation"], "needs the latent layer of an autoencoder, which 'rotation'"),
         (["pretext.latent=null", "pretext.beta=null"], "take pretext: {name: autoencoder, latent"),
         (["data.environment=paths"], "paths: this environment has no pictures"),
