@@ -58,7 +58,7 @@ def test_the_file_holds_the_named_modules_alone(tmp_path):
     copy = nn.Linear(3, 4)
     kept.load_into("teacher.1", copy, "test")
     assert torch.equal(copy.weight, nested.teacher[1].weight)
-    with pytest.raises(UserError, match="task 'nested', which is not known here: .*--import"):
+    with pytest.raises(UserError, match=r"task 'nested', which is not known here: .*--import"):
         kept.rebuild(nested.backbone)
 
 
@@ -74,7 +74,7 @@ def test_nothing_is_found_where_nothing_was_kept(tmp_path):
 def test_a_missing_damaged_or_unfit_file_is_one_line(tmp_path):
     weights = save(tmp_path, build(latent=3))
     kept = find_kept(weights)
-    with pytest.raises(UserError, match="parameter 'weight' has shape .* 'autoencoder on mlp'"):
+    with pytest.raises(UserError, match=r"parameter 'weight' has shape .* 'autoencoder on mlp'"):
         kept.rebuild(build(width=9).backbone)
     path = tmp_path / KEPT
     content = path.read_bytes()
