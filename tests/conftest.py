@@ -21,7 +21,7 @@ torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else min(2, os.cp
 
 
 SLOW = {
-    "test_order_learns_where_frames_are_numbered",
+    "test_order_learns_where_frames_are_numbered", "test_a_backbone_that_decides_is_rolled_out",
     "test_failures.py", "test_errands.py", "test_text.py::test_a_corpus_is_divided_by_documents",
     "test_text.py::test_a_signal_stops_the_reading_of_a_corpus_at_once", "test_torchrun.py",
     "test_golden.py", "test_device.py", "test_check.py", "test_export.py", "test_pretrain.py",
