@@ -1,4 +1,4 @@
-"""Commands that show runs: report."""
+"""Commands that show runs: report, watch, compare."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from sslrun.cli.base import app
-from sslrun.cli.options import Imports, Runs
+from sslrun.cli.options import AsJson, Imports, Runs
+from sslrun.cli.output import print_json_or
 
 
 @app.command()
@@ -44,3 +45,48 @@ def report(
     chosen = [sweep_or_folder(target) for target in targets or [runs]]
     command = ["sslrun", *sys.argv[1:]]
     typer.echo(write_report(chosen, runs, output, looks, command, Reporter().say))
+
+
+@app.command()
+def watch(
+    targets: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            help="Sweeps, or folders of runs; default: all runs in --runs.",
+            metavar="[SWEEP|RUN]...",
+            show_default=False,
+        ),
+    ] = None,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port on this machine; 0: any.")
+    ] = 8765,
+    runs: Runs = Path("runs"),
+    imports: Imports = None,
+) -> None:
+    """Show the report in a browser on this machine, and keep it up to date while runs go on."""
+    from sslrun.recipe.shipped import sweep_or_folder
+    from sslrun.report.serve import Site, serve
+
+    chosen = [sweep_or_folder(target) for target in targets or [runs]]
+    site = Site(chosen, runs, ["sslrun", *sys.argv[1:]])
+    serve(site, port, typer.echo)
+
+
+@app.command()
+def compare(
+    first: Annotated[
+        Path, typer.Argument(help="A run, or a folder of runs.", metavar="RUN", show_default=False)
+    ],
+    second: Annotated[
+        Path, typer.Argument(help="What to compare it with.", metavar="RUN", show_default=False)
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """Show what differs between two runs: recipe, environment, and metrics with paired intervals.
+
+    Two runs are paired over test examples, folders of runs over seeds.
+    """
+    from sslrun.report.comparison import compare_runs
+
+    result = compare_runs(first, second)
+    print_json_or(result.as_dict() if as_json else None, result.render())

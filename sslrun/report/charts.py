@@ -25,7 +25,8 @@ PALETTE = (
     "#d1495b", "#6a8f2f",
 )  # fmt: skip
 """Colors of series, of similar contrast on white and on black."""
-MARKERS = "os^Dv<>Ph*"
+MARKERS = {"o": "●", "s": "■", "^": "▲", "D": "◆", "v": "▼"}
+"""Marker of matplotlib -> the letter that stands for it in legends; one per round of colors."""
 WIDE, HIGH = 6.4, 3.6
 """Size of a chart in inches."""
 POINTS = 200
@@ -103,7 +104,7 @@ def legend(names: Sequence[str]) -> str:
         return ""
     entries = []
     for index, name in enumerate(names):
-        swatch = f'<i style="background:{color_of(index)}"></i>'
+        swatch = f'<i style="color:{color_of(index)}">{MARKERS[marker_of(index)]}</i>'
         entries.append(f"<li>{swatch}{html.escape(name)}</li>")
     return f'<ul class="legend">{"".join(entries)}</ul>'
 
@@ -135,6 +136,11 @@ def color_of(index: int) -> str:
     return PALETTE[index % len(PALETTE)]
 
 
+def marker_of(index: int) -> str:
+    """Return the marker of a series by its number."""
+    return list(MARKERS)[index // len(PALETTE) % len(MARKERS)]
+
+
 def _draw(chart: Chart, axes: Axes, tips: dict[str, str]) -> None:
     for series in chart.series:
         _draw_series(chart, chart.names.index(series.name), series, axes, tips)
@@ -159,7 +165,7 @@ def _draw(chart: Chart, axes: Axes, tips: dict[str, str]) -> None:
 def _draw_series(
     chart: Chart, index: int, series: Series, axes: Axes, tips: dict[str, str]
 ) -> None:
-    color, marker = color_of(index), MARKERS[index // len(PALETTE) % len(MARKERS)]
+    color, marker = color_of(index), marker_of(index)
     if series.low:
         axes.fill_between(series.x, series.low, series.high, color=color, alpha=0.15, linewidth=0)
     few, title = len(series.x) <= FEW, series.label or series.name
@@ -212,7 +218,7 @@ def scatter_map(points: Any, classes: Sequence[int], names: Sequence[str]) -> st
             members = [number for number, label in enumerate(classes) if label == index]
             (group,) = axes.plot(
                 points[members, 0], points[members, 1], color=color_of(index), linestyle="",
-                marker=MARKERS[index // len(PALETTE) % len(MARKERS)], markersize=3, label=name,
+                marker=marker_of(index), markersize=3, label=name,
             )  # fmt: skip
             _tip(group, tips, name)
         return _finish(axes, tips) + legend(names[:FEW])

@@ -10,7 +10,7 @@ from sslrun.errors import UserError
 from sslrun.recipe import load_sweep
 from sslrun.results.record import RunRecord, find_records
 from sslrun.results.table import Table
-from sslrun.runs import FAILURE
+from sslrun.stages.pretrain import Pretraining
 from sslrun.stages.sweep import Plan
 
 IDENTITY = "identity.json"
@@ -50,16 +50,21 @@ def collect(targets: Sequence[Path], root: Path) -> Material:
     folders: list[Path] = []
     for target in targets:
         if target.suffix in (".yaml", ".yml"):
-            folders += _add_sweep(target, root, material)
+            _add_sweep(target, root, material)
         elif target.is_dir():
             folders.append(target)
         else:
             raise UserError(f"{target}: no such folder of runs; name a sweep, a run or a folder")
-    loose = [] if material.tables else _evaluations(folders, material)
+    loose: list[RunRecord] = []
+    for folder in folders if not material.tables else ():
+        records, problems = finished_evaluations(folder)
+        loose += records
+        material.problems += problems
     if loose:
         material.tables.append(Table.from_records(loose, material.title))
     material.evaluations = [record for table in material.tables for record in table.records]
-    _add_pretrainings(folders, material)
+    for folder in folders:
+        _add_loose(folder, material)
     if not material.runs and not material.problems:
         raise UserError(
             f"{', '.join(map(str, targets))}: no run there; run `sslrun sweep` or "
@@ -68,48 +73,54 @@ def collect(targets: Sequence[Path], root: Path) -> Material:
     return material
 
 
-def _add_sweep(path: Path, root: Path, material: Material) -> list[Path]:
-    """Add the tables of a sweep; return the folders of its recipes' runs."""
+def _add_sweep(path: Path, root: Path, material: Material) -> None:
+    """Add the tables and the pretrainings of a sweep, named after its rows."""
     plan = Plan.of(load_sweep(path), root)
     if plan.finished:
         material.tables.append(plan.table())
         comparison = plan.comparison()
         if comparison is not None:
             material.tables += comparison.tables
-    for _, cell in plan.cells:
+    pretrainings: dict[Path, str] = {}
+    for row, cell in plan.cells:
+        for need in cell.needs:
+            if isinstance(need, Pretraining) and need.run.path.is_dir():
+                pretrainings.setdefault(need.run.path, row)
         if reason := cell.run.failure:
             material.problems.append((cell.title, reason))
-    return sorted({job.run.path.parent for job in plan.jobs})
+    for run, row in pretrainings.items():
+        _add_pretraining(RunRecord(run, row), material)
 
 
-def _evaluations(folders: Sequence[Path], material: Material) -> list[RunRecord]:
-    """Read the finished evaluations in folders, and note the damaged ones."""
-    found = []
-    for folder in folders:
-        for record in find_records(folder):
-            try:
-                if record.is_evaluation:
-                    _ = record.row, record.metric, record.test, record.labels
-                    found.append(record)
-            except UserError as error:
-                material.problems.append((record.name, str(error)))
-            except (KeyError, TypeError, ValueError) as error:
-                material.problems.append((record.name, f"result.json is damaged: {error!r}"))
-    return found
+def finished_evaluations(folder: Path) -> tuple[list[RunRecord], list[tuple[str, str]]]:
+    """Read the finished evaluations in a folder; second, the damaged ones and why."""
+    found, problems = [], []
+    for record in find_records(folder):
+        try:
+            if record.is_evaluation:
+                _ = record.row, record.metric, record.test, record.labels
+                found.append(record)
+        except UserError as error:
+            problems.append((record.name, str(error)))
+        except (KeyError, TypeError, ValueError) as error:
+            problems.append((record.name, f"result.json is damaged: {error!r}"))
+    return found, problems
 
 
-def _add_pretrainings(folders: Sequence[Path], material: Material) -> None:
-    """Add the pretrainings in folders, and note what is unfinished or failed."""
-    for folder in folders:
-        for path in _run_folders(folder):
-            record = RunRecord(path)
-            is_pretraining = path.name.startswith("pretrain-")
-            if is_pretraining:
-                material.pretrainings.append(record)
-            if (path / FAILURE).is_file() and not record.finished:
-                material.problems.append((record.name, record.failure or "failed"))
-            elif not record.finished:
-                material.problems.append((record.name, "is not finished"))
+def _add_loose(folder: Path, material: Material) -> None:
+    """Add the pretrainings in a folder, and note what else is unfinished or failed."""
+    for path in _run_folders(folder):
+        record = RunRecord(path)
+        if path.name.startswith("pretrain-"):
+            _add_pretraining(record, material)
+        elif not record.finished:
+            material.problems.append((record.name, record.failure or "is not finished"))
+
+
+def _add_pretraining(record: RunRecord, material: Material) -> None:
+    material.pretrainings.append(record)
+    if not record.finished:
+        material.problems.append((record.name, record.failure or "is not finished"))
 
 
 def _run_folders(folder: Path) -> Iterator[Path]:

@@ -48,7 +48,9 @@ def learning_curves(runs: Sequence[RunRecord]) -> Iterator[Chart]:
 
 
 def title_of(run: RunRecord) -> str:
-    """Name a pretraining by its recipe and pretext task."""
+    """Name a pretraining by its row in a sweep, or by its recipe and pretext task."""
+    if run.row_name is not None:
+        return run.row_name
     pretext = run.identity.get("pretext") or {}
     return " · ".join(filter(None, (run.folder.parent.name, pretext.get("name"))))
 

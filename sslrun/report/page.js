@@ -1,10 +1,12 @@
 "use strict";
 // Sort a table by a click on a column's head: numbers from high to low first, words from A to Z.
-for (const head of document.querySelectorAll("thead th")) {
-  const button = document.createElement("button");
-  button.textContent = head.textContent || "row";
-  head.replaceChildren(button);
-  button.addEventListener("click", () => sort(head));
+function prepare() {
+  for (const head of document.querySelectorAll("thead th")) {
+    const button = document.createElement("button");
+    button.textContent = head.textContent || "row";
+    head.replaceChildren(button);
+    button.addEventListener("click", () => sort(head));
+  }
 }
 function sort(head) {
   const column = head.cellIndex, body = head.closest("table").tBodies[0];
@@ -25,3 +27,4 @@ function sort(head) {
   });
   body.append(...rows);
 }
+prepare();

@@ -107,20 +107,23 @@ class Report:
     sections: Sequence[Section] = field(default=())
 
 
-def render(report: Report) -> str:
-    """Render the page. All text is escaped, and the page runs no script other than its own."""
+def render(report: Report, live: bool = False) -> str:
+    """Render the page. All text is escaped, and the page runs no script other than its own.
+
+    A `live` page asks its server for changes.
+    """
     from jinja2 import Environment
     from markupsafe import Markup
 
-    texts = {name: _read(f"page.{name}") for name in ("html", "css", "js")}
+    script = _read("page.js") + (_read("live.js") if live else "")
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    digest = base64.b64encode(hashlib.sha256(texts["js"].encode()).digest()).decode()
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = (
         "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
-        f"script-src 'sha256-{digest}'"
+        f"script-src 'sha256-{digest}'" + ("; connect-src 'self'" if live else "")
     )
-    return environment.from_string(texts["html"]).render(
-        report=report, policy=policy, style=Markup(texts["css"]), script=Markup(texts["js"])
+    return environment.from_string(_read("page.html")).render(
+        report=report, policy=policy, style=Markup(_read("page.css")), script=Markup(script)
     )
 
 

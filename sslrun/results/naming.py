@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -54,7 +54,14 @@ def settings_of(run: RunRecord) -> Iterator[tuple[str, Any]]:
 def _varying(settings: Sequence[Mapping[str, Any]]) -> list[str]:
     """List the keys whose values differ, in the order of first appearance."""
     keys = dict.fromkeys(key for own in settings for key in own)
-    return [key for key in keys if len({repr(own.get(key)) for own in settings}) > 1]
+    return without_options(key for key in keys if len({repr(own.get(key)) for own in settings}) > 1)
+
+
+def without_options(keys: Iterable[str]) -> list[str]:
+    """Leave out the options of a component whose name is among the keys, too."""
+    keys = list(keys)
+    named = tuple(key.removesuffix("name") for key in keys if key.endswith(".name"))
+    return [key for key in keys if key.endswith(".name") or not key.startswith(named)]
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
