@@ -35,6 +35,7 @@ from sslrun.stages.context import Context
 from sslrun.stages.fit import Checkpoints, fit
 from sslrun.stages.logging import logs
 from sslrun.stages.pictures import write_sheet
+from sslrun.stages.predictions import Predictions, predictions_of, write_predictions
 from sslrun.stages.weights import InitialWeights
 from sslrun.tasks.base import Task, TaskLearner, outputs_of, tasks
 from sslrun.training.flops import flop_counter
@@ -89,6 +90,7 @@ class CellBench(Bench):
         self.task: Task = tasks[named.name](named.options, self.splits.spec, self.splits.classes)
         self.has_val, self.refit = self.splits.has_val, cell.refits
         self._chosen: dict[str, Tensor] = {}
+        self._predicted: list[tuple[dict[str, float], Predictions]] = []
         self.shifted = _loaded_shifts(cell.evaluation)
         self.seed = cell.training_seed
         if self.task.numbers:
@@ -373,7 +375,22 @@ class CellBench(Bench):
     def score(self, split: str, outputs: Tensor) -> dict[str, float]:
         if split in self.parts:
             outputs = self.parts[split].merge_classes(outputs)
-        return self.task.score(outputs, self._whole(split))
+        scores = self.task.score(outputs, self._whole(split))
+        if split == "test":
+            predictions = predictions_of(self.task, outputs, self._whole(split))
+            self._predicted += [] if predictions is None else [(scores, predictions)]
+        return scores
+
+    def keep_predictions(self, scores: Mapping[str, float]) -> None:
+        """Write the predictions on the test split that have these scores, if there are any.
+
+        A protocol may score several layers or heads before it chooses one.
+        """
+        matching = [
+            predicted for other, predicted in self._predicted if scores.items() >= other.items()
+        ]
+        if matching and distributed.is_main():
+            write_predictions(self.cell.run.path, matching[-1], self.task.classes)
 
     # ------------------------------------------------------------ saved weights
 

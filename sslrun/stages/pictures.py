@@ -30,8 +30,16 @@ ACROSS = 4
 def write_sheet(path: Path, columns: Mapping[str, Tensor]) -> None:
     """Draw columns of images (B, 3, H, W) in [0, 1] under their titles, one row per example.
 
+    See `draw_sheet`. Raises UserError if the file cannot be written.
+    """
+    _save(draw_sheet(columns), path)
+
+
+def draw_sheet(columns: Mapping[str, Tensor]) -> Image.Image:
+    """Draw columns of images (B, 3, H, W) in [0, 1] under their titles, one row per example.
+
     Images are enlarged by a whole factor, so that their pixels stay sharp. Titles wider than their
-    column take several lines. Raises UserError if the file cannot be written.
+    column take several lines.
     """
     drawn = {title: [to_picture(image) for image in images] for title, images in columns.items()}
     sizes = [picture.size for column in drawn.values() for picture in column]
@@ -51,7 +59,7 @@ def write_sheet(path: Path, columns: Mapping[str, Tensor]) -> None:
             draw.text((left, 2 + number * TITLE), line, fill="black")
         for row, picture in enumerate(column):
             sheet.paste(picture, (left, top + GAP + row * (height + GAP)))
-    _save(sheet, path)
+    return sheet
 
 
 def write_matrices(path: Path, matrices: Mapping[str, Tensor], labels: Sequence[str]) -> None:

@@ -1,0 +1,203 @@
+"""Pictures that need a network or the data: neighbors, a map of features, attention, mistakes."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sslrun.backbones import load_backbone
+from sslrun.backbones.base import Backbone
+from sslrun.backbones.image import patch_attention
+from sslrun.data.examples import Examples
+from sslrun.data.image.augment import to_float
+from sslrun.data.specs import ImageSpec
+from sslrun.data.splits import Splits, load_splits
+from sslrun.protocols.features import extract
+from sslrun.recipe import Recipe, load
+from sslrun.report.charts import heat_map, scatter_map
+from sslrun.results.record import Predictions, RunRecord
+from sslrun.stages.attend import ImagePicture, heaviest
+from sslrun.stages.pictures import draw_sheet
+from sslrun.tasks.base import Task, tasks
+
+BANK, MAPPED = 2000, 400
+"""Largest number of training examples to search for neighbors, and of points of a map."""
+QUERIES, NEIGHBORS = 6, 6
+MISTAKES, ATTENDED = 8, 4
+BATCH = 256
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Look:
+    """A picture or a text of a run, with a title and a caption."""
+
+    title: str
+    caption: str
+    html: str
+    """An SVG or an img element, or escaped text; safe to put on the page."""
+
+
+class Subject:
+    """A finished pretraining: its backbone, its data, and how the data's task reads them.
+
+    Raises UserError if the weights or the data cannot be read.
+    """
+
+    def __init__(self, record: RunRecord) -> None:
+        self.recipe: Recipe = load(record.folder / "recipe.yaml")
+        self.backbone: Backbone = load_backbone(record.folder).eval()
+        self.splits: Splits = load_splits(self.recipe.data.name, self.recipe.data.options)
+        named = self.splits.source.default_task(self.splits.source.options)
+        self.task: Task = tasks[named](
+            tasks[named].Options(), self.splits.spec, self.splits.classes
+        )
+
+    def features(self, examples: Examples) -> Tensor:
+        """Compute the features (N, D) of examples, each of length 1."""
+        vectors = extract(self.backbone, examples, self.task.inputs, CPU, BATCH, self.task.vector)
+        return torch.nn.functional.normalize(vectors, dim=1)
+
+
+def looks_of(record: RunRecord) -> Iterator[Look]:
+    """Draw the features of a finished pretraining on examples that were not trained on.
+
+    Raises UserError if the weights or the data cannot be read.
+    """
+    subject = Subject(record)
+    test = sample(subject.splits.test, MAPPED)
+    features = subject.features(test)
+    if isinstance(subject.splits.spec, ImageSpec):
+        yield neighbors(subject, test, features)
+        if "attention" in subject.backbone.offers:
+            yield attention(subject, test)
+    if test.labels is not None and not test.labels.is_floating_point() and test.labels.ndim == 1:
+        yield feature_map(features, test)
+
+
+def sample(examples: Examples, count: int) -> Examples:
+    """Draw at most `count` examples, always the same."""
+    if len(examples) <= count:
+        return examples
+    order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(0))
+    return examples.subset(order[:count].sort().values)
+
+
+def neighbors(subject: Subject, test: Examples, features: Tensor) -> Look:
+    """Draw the training images whose features are most similar to those of test images."""
+    bank = sample(subject.splits.train, BANK)
+    similar = (features[:QUERIES] @ subject.features(bank).T).topk(min(NEIGHBORS, len(bank)))
+    columns = {"test image": images_of(test, torch.arange(len(similar.indices)))}
+    for rank in range(similar.indices.shape[1]):
+        columns[f"neighbor {rank + 1}"] = images_of(bank, similar.indices[:, rank])
+    caption = (
+        f"Test images, and the nearest of {len(bank):,} training images by cosine similarity of "
+        "features."
+    )
+    return Look("Nearest neighbors", caption, image_of(columns))
+
+
+def attention(subject: Subject, test: Examples) -> Look:
+    """Draw the attention of [CLS] in the last layer on a few test images."""
+    images = images_of(test, torch.arange(min(ATTENDED, len(test))))
+    with torch.inference_mode():
+        maps = patch_attention(subject.backbone, images)
+    columns: dict[str, list[Tensor]] = {}
+    for image, weights in zip(images, maps, strict=True):
+        picture = ImagePicture(image, weights, heaviest(weights, 0.6))
+        for title, drawn in picture.summary.items():
+            columns.setdefault(title, []).append(drawn)
+    stacked = {title: torch.stack(drawn) for title, drawn in columns.items()}
+    return Look("Attention", "What [CLS] attends to in the last layer.", image_of(stacked))
+
+
+def feature_map(features: Tensor, test: Examples) -> Look:
+    """Draw features in two dimensions by t-SNE (van der Maaten and Hinton, JMLR 2008)."""
+    from sklearn.manifold import TSNE
+
+    assert test.labels is not None
+    perplexity = min(30.0, max(1.0, (len(features) - 1) / 3))
+    points = TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(features.numpy())
+    drawn = scatter_map(points, test.labels.tolist(), test.classes)
+    caption = (
+        f"t-SNE of the features of {len(features):,} test examples in the colors of their classes. "
+        "Distances between groups and their sizes mean little."
+    )
+    return Look("Map of features", caption, drawn)
+
+
+# ---------------------------------------------------------------- evaluations
+
+
+def confusion(predictions: Predictions) -> Look:
+    """Draw the share of each true class that was predicted as each class."""
+    count = len(predictions.classes)
+    table = np.zeros((count, count))
+    np.add.at(table, (predictions.truth, predictions.predicted), 1)
+    shares = table / table.sum(axis=1, keepdims=True).clip(min=1)
+    caption = f"Percent of each true class, of {len(predictions.truth):,} test examples."
+    drawn = heat_map(shares.tolist(), predictions.classes, "predicted", "true")
+    return Look("Confusion", caption, drawn)
+
+
+def mistakes(record: RunRecord, predictions: Predictions) -> Look | None:
+    """Draw the wrong predictions of the largest margin; None if there is no image to draw.
+
+    Raises UserError if the data cannot be read.
+    """
+    wrong = np.flatnonzero(~predictions.correct)
+    chosen = wrong[predictions.margin[wrong].argsort()[::-1][:MISTAKES]]
+    data = load(record.folder / "recipe.yaml").evaluate[record.task].data
+    test = load_splits(data.name, data.options).test
+    if not len(chosen) or not isinstance(test.spec, ImageSpec) or len(test) <= chosen.max():
+        return None
+    columns = {}
+    for rank, index in enumerate(chosen.tolist(), start=1):
+        truth = predictions.classes[predictions.truth[index]]
+        predicted = predictions.classes[predictions.predicted[index]]
+        title = f"{rank}. {predicted}, not {truth}"
+        columns[title] = images_of(test, torch.tensor([index]))
+    caption = "The wrong predictions that are most certain: predicted class, not the true one."
+    return Look("Most confident mistakes", caption, image_of(columns))
+
+
+# ---------------------------------------------------------------- images
+
+
+def images_of(examples: Examples, indices: Tensor) -> Tensor:
+    """Read images (B, C, H, W) in [0, 1]."""
+    (batch,) = examples.batches([indices], CPU)
+    return to_float(batch.inputs)
+
+
+def image_of(columns: Mapping[str, Tensor]) -> str:
+    """Draw columns of images as an img element; see `draw_sheet`."""
+    out = io.BytesIO()
+    draw_sheet(columns).convert("P", palette=1, colors=256).save(out, "PNG", optimize=True)
+    return embed(out.getvalue(), "png")
+
+
+def picture_of(path: Path, widest: int = 1600) -> str:
+    """Read a picture of a run's folder as an img element, made smaller if it is wide."""
+    from PIL import Image
+
+    if path.suffix.lower() == ".svg" or path.stat().st_size < 100_000:
+        return embed(path.read_bytes(), {".svg": "svg+xml"}.get(path.suffix, path.suffix[1:]))
+    with Image.open(path) as image:
+        image.thumbnail((widest, widest))
+        out = io.BytesIO()
+        image.convert("RGB").convert("P", palette=1, colors=256).save(out, "PNG", optimize=True)
+    return embed(out.getvalue(), "png")
+
+
+def embed(content: bytes, kind: str) -> str:
+    """Return an img element with the content of a picture."""
+    data = base64.b64encode(content).decode()
+    return f'<img alt="" loading="lazy" src="data:image/{kind};base64,{data}">'
