@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import yaml
 
@@ -25,7 +25,7 @@ from sslrun.report.figures import (
 )
 from sslrun.report.looks import Look, confusion, looks_of, mistakes, picture_of
 from sslrun.report.page import Detail, Group, Report, Section, TextTable, render
-from sslrun.results.record import RunRecord
+from sslrun.results.record import Predictions, RunRecord
 from sslrun.results.table import Table
 from sslrun.runs import write_atomically
 
@@ -36,6 +36,7 @@ CURVES, DETAILS = 100, 200
 SAMPLES = "samples.txt"
 
 Say = Callable[[str], None]
+T = TypeVar("T")
 
 
 def write_report(
@@ -108,11 +109,11 @@ def _features(pretrainings: Sequence[RunRecord], most: int, say: Say) -> list[Gr
     chosen: dict[str, RunRecord] = {}
     for record in pretrainings:
         if record.finished:
-            chosen.setdefault(repr(record.identity | {"seed": None}), record)
+            chosen.setdefault(repr({**record.identity, "seed": None}), record)
     groups = []
     for record in list(chosen.values())[:most]:
         say(f"drawing the features of {record.name}")
-        if looks := _attempted(record, lambda record=record: list(looks_of(record)), say):
+        if looks := _attempt(record, lambda record: list(looks_of(record)), say):
             groups.append(Group(f"{title_of(record)} · {seed_of(record)}", looks))
     return groups
 
@@ -121,17 +122,17 @@ def _predictions(tables: Sequence[Table], most: int, say: Say) -> list[Group]:
     """Draw the confusions and mistakes of the best evaluations, at most `most` per table."""
     groups = []
     for table in tables:
-        able = [
-            record
-            for record in table.records
-            if _attempted(record, lambda r=record: r.predictions, say)
-        ]
-        able.sort(key=lambda record: record.metric.gain(record.test[record.metric.name], 0))
-        for record in able[::-1][:most]:
+        able = [run for run in table.records if _attempt(run, _predicted, say) is not None]
+        able.sort(key=lambda run: run.metric.gain(run.test[run.metric.name], 0), reverse=True)
+        for record in able[:most]:
             say(f"drawing the mistakes of {record.name}")
-            looks = _attempted(record, lambda record=record: _mistakes_of(record), say) or []
+            looks = _attempt(record, _mistakes_of, say) or []
             groups.append(Group(f"{record.row.title} · {record.labels.title}", looks))
     return groups
+
+
+def _predicted(record: RunRecord) -> Predictions | None:
+    return record.predictions
 
 
 def _mistakes_of(record: RunRecord) -> list[Look]:
@@ -140,10 +141,10 @@ def _mistakes_of(record: RunRecord) -> list[Look]:
     return [look for look in found if look is not None]
 
 
-def _attempted(record: RunRecord, draw: Callable[[], Any], say: Say) -> Any:
-    """Call `draw`; if what it reads is missing or damaged, say so and return None."""
+def _attempt(record: RunRecord, read: Callable[[RunRecord], T], say: Say) -> T | None:
+    """Call `read`; if what it reads is missing or damaged, say so and return None."""
     try:
-        return draw()
+        return read(record)
     except UserError as error:
         say(f"{record.name}: not drawn: {error}")
         return None

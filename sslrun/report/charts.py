@@ -33,7 +33,7 @@ POINTS = 200
 """Largest number of points of a curve; longer ones are thinned evenly."""
 FEW = 20
 """Largest number of points of a series that are marked and have titles of their own."""
-STYLE = {
+STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "sslrun",
     "font.family": "sans-serif",
@@ -173,9 +173,9 @@ def _draw_series(
         x, y = thin(series.x), thin(series.y)
         (line,) = axes.plot(x, y, color=color)
         _tip(line, tips, title)
-    for x, y in zip(series.x, series.y, strict=True) if few else ():
-        (point,) = axes.plot(x, y, color=color, marker=marker, markersize=5, linestyle="")
-        _tip(point, tips, f"{title}: {y:.4g} at {x:.4g}")
+    for a, b in zip(series.x, series.y, strict=True) if few else ():
+        (point,) = axes.plot(a, b, color=color, marker=marker, markersize=5, linestyle="")
+        _tip(point, tips, f"{title}: {b:.4g} at {a:.4g}")
 
 
 def thin(values: Sequence[float]) -> Sequence[float]:
@@ -233,7 +233,8 @@ def _tip(artist: Any, tips: dict[str, str], title: str) -> None:
 def _finish(axes: Axes, tips: Mapping[str, str]) -> str:
     """Return the figure as an SVG element: colors of the page, titles, unique ids."""
     out = io.StringIO()
-    axes.figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
+    figure: Any = axes.figure
+    figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
     svg = out.getvalue()
     svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Group
+from rich.console import Group, RenderableType
 from rich.table import Table as RichTable
 from rich.text import Text
 
@@ -86,8 +86,9 @@ class RunComparison:
             )
             metrics.add_row(*map(Text, (pair.name, *numbers, interval, pair.over)))
         left = [Text(f"only one side has {name}") for name in self.unmatched]
-        same = [] if self.differences else [Text("recipe and environment are the same")]
-        return Group(*same, *([settings, Text()] if self.differences else []), metrics, *left)
+        same = Text("recipe and environment are the same")
+        above: list[RenderableType] = [settings, Text()] if self.differences else [same]
+        return Group(*above, metrics, *left)
 
 
 def compare_runs(first: Path, second: Path) -> RunComparison:
@@ -97,8 +98,9 @@ def compare_runs(first: Path, second: Path) -> RunComparison:
     """
     sides = [_read(first), _read(second)]
     names = _short(first, second)
+    unmatched: list[str] = []
     if all(len(side) == 1 for side in sides):
-        pairs, unmatched = _pairs_of_runs(sides[0][0], sides[1][0]), []
+        pairs = _pairs_of_runs(sides[0][0], sides[1][0])
     else:
         pairs, unmatched = _pairs_of_folders(*sides)
     if not pairs:

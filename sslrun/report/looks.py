@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from sslrun.backbones import load_backbone
@@ -19,11 +20,12 @@ from sslrun.data.examples import Examples
 from sslrun.data.image.augment import to_float
 from sslrun.data.specs import ImageSpec
 from sslrun.data.splits import Splits, load_splits
+from sslrun.protocols.attend import heaviest
 from sslrun.protocols.features import extract
 from sslrun.recipe import Recipe, load
 from sslrun.report.charts import heat_map, scatter_map
 from sslrun.results.record import Predictions, RunRecord
-from sslrun.stages.attend import ImagePicture, heaviest
+from sslrun.stages.attend import ImagePicture
 from sslrun.stages.pictures import draw_sheet
 from sslrun.tasks.base import Task, tasks
 
@@ -32,6 +34,10 @@ BANK, MAPPED = 2000, 400
 QUERIES, NEIGHBORS = 6, 6
 MISTAKES, ATTENDED = 8, 4
 BATCH = 256
+SMALL = 100_000
+"""Size in bytes up to which a picture is embedded as it is."""
+KINDS = {".svg": "svg+xml", ".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".gif": "gif"}
+"""Ending of a picture's file -> its type."""
 CPU = torch.device("cpu")
 
 
@@ -179,22 +185,23 @@ def images_of(examples: Examples, indices: Tensor) -> Tensor:
 
 def image_of(columns: Mapping[str, Tensor]) -> str:
     """Draw columns of images as an img element; see `draw_sheet`."""
+    return _compressed(draw_sheet(columns))
+
+
+def _compressed(picture: Image.Image) -> str:
+    """Return an img element of a PNG with at most 256 colors."""
     out = io.BytesIO()
-    draw_sheet(columns).convert("P", palette=1, colors=256).save(out, "PNG", optimize=True)
+    picture.convert("P", palette=Image.Palette.ADAPTIVE, colors=256).save(out, "PNG", optimize=True)
     return embed(out.getvalue(), "png")
 
 
 def picture_of(path: Path, widest: int = 1600) -> str:
     """Read a picture of a run's folder as an img element, made smaller if it is wide."""
-    from PIL import Image
-
-    if path.suffix.lower() == ".svg" or path.stat().st_size < 100_000:
-        return embed(path.read_bytes(), {".svg": "svg+xml"}.get(path.suffix, path.suffix[1:]))
+    if path.suffix.lower() == ".svg" or path.stat().st_size < SMALL:
+        return embed(path.read_bytes(), KINDS[path.suffix.lower()])
     with Image.open(path) as image:
         image.thumbnail((widest, widest))
-        out = io.BytesIO()
-        image.convert("RGB").convert("P", palette=1, colors=256).save(out, "PNG", optimize=True)
-    return embed(out.getvalue(), "png")
+        return _compressed(image.convert("RGB"))
 
 
 def embed(content: bytes, kind: str) -> str:

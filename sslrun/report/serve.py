@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -122,8 +123,9 @@ def open_server(site: Site, port: int) -> ThreadingHTTPServer:
     except OSError as error:
         if error.errno not in (errno.EADDRINUSE, errno.EACCES):
             raise
+        reason = os.strerror(error.errno).lower()
         raise UserError(
-            f"--port {port}: {error.strerror.lower()}; give another port, or 0 for any that is free"
+            f"--port {port}: {reason}; give another port, or 0 for any that is free"
         ) from None
     server.daemon_threads = True
     return server
