@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import html
 import io
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from sslrun.backbones.base import Backbone
 from sslrun.backbones.image import patch_attention
 from sslrun.data.examples import Examples
 from sslrun.data.image.augment import to_float
-from sslrun.data.specs import ImageSpec
+from sslrun.data.specs import ImageSpec, TextSpec
 from sslrun.data.splits import Splits, load_splits
 from sslrun.protocols.attend import heaviest
 from sslrun.protocols.features import extract
@@ -26,13 +27,15 @@ from sslrun.recipe import Recipe, load
 from sslrun.report.charts import heat_map, scatter_map
 from sslrun.results.record import Predictions, RunRecord
 from sslrun.stages.attend import ImagePicture
-from sslrun.stages.pictures import draw_sheet
+from sslrun.stages.pictures import draw_matrices, draw_sheet
 from sslrun.tasks.base import Task, tasks
 
 BANK, MAPPED = 2000, 400
 """Largest number of training examples to search for neighbors, and of points of a map."""
 QUERIES, NEIGHBORS = 6, 6
 MISTAKES, ATTENDED = 8, 4
+WORDS, LETTERS = 24, 160
+"""Largest number of tokens whose attention is drawn, and of letters of a text."""
 BATCH = 256
 SMALL = 100_000
 """Size in bytes up to which a picture is embedded as it is."""
@@ -80,10 +83,15 @@ def looks_of(record: RunRecord) -> Iterator[Look]:
     subject = Subject(record)
     test = sample(subject.splits.test, MAPPED)
     features = subject.features(test)
+    attends = "attention" in subject.backbone.offers
     if isinstance(subject.splits.spec, ImageSpec):
         yield neighbors(subject, test, features)
-        if "attention" in subject.backbone.offers:
+        if attends:
             yield attention(subject, test)
+    elif isinstance(subject.splits.spec, TextSpec):
+        yield similar_texts(subject, test, features)
+        if attends:
+            yield attention_of_text(subject, test)
     if test.labels is not None and not test.labels.is_floating_point() and test.labels.ndim == 1:
         yield feature_map(features, test)
 
@@ -122,6 +130,44 @@ def attention(subject: Subject, test: Examples) -> Look:
             columns.setdefault(title, []).append(drawn)
     stacked = {title: torch.stack(drawn) for title, drawn in columns.items()}
     return Look("Attention", "What [CLS] attends to in the last layer.", image_of(stacked))
+
+
+def similar_texts(subject: Subject, test: Examples, features: Tensor) -> Look:
+    """List the training texts whose features are most similar to those of test texts."""
+    bank = sample(subject.splits.train, BANK)
+    similar = (features[:QUERIES] @ subject.features(bank).T).topk(min(3, len(bank))).indices
+    lines = []
+    for text, nearest in zip(texts_of(test, torch.arange(len(similar))), similar, strict=True):
+        found = "".join(f"<li>{html.escape(other)}</li>" for other in texts_of(bank, nearest))
+        lines.append(f"<li>{html.escape(text)}<ul>{found}</ul></li>")
+    caption = f"Test texts, and the nearest of {len(bank):,} training texts by cosine similarity."
+    return Look("Nearest texts", caption, f"<ul>{''.join(lines)}</ul>")
+
+
+def attention_of_text(subject: Subject, test: Examples) -> Look:
+    """Draw the attention between the tokens of a test text in the last layer."""
+    assert isinstance(subject.backbone.spec, TextSpec)
+    strings = subject.backbone.spec.tokenizer.strings
+    (batch,) = test.batches([torch.arange(1)], CPU)
+    inputs = subject.task.inputs(batch)
+    count = min(int((inputs.documents[0] > 0).sum()), WORDS)
+    with torch.inference_mode():
+        weights = subject.backbone.attention(inputs)[0, :, :count, :count].float()
+    labels = [strings[token] for token in inputs.ids[0, :count].tolist()]
+    matrices = {f"head {head}": matrix for head, matrix in enumerate(weights, start=1)}
+    caption = "Attention in the last layer, from the token of a row to that of a column."
+    return Look("Attention", caption, _compressed(draw_matrices(matrices, labels)))
+
+
+def texts_of(examples: Examples, indices: Tensor) -> list[str]:
+    """Decode texts, without padding, at most `LETTERS` of each."""
+    assert isinstance(examples.spec, TextSpec)
+    (batch,) = examples.batches([indices], CPU)
+    texts = []
+    for ids, documents in zip(batch.inputs.ids, batch.inputs.documents, strict=True):
+        text = examples.spec.tokenizer.decode(ids[documents > 0].tolist())
+        texts.append(text if len(text) <= LETTERS else f"{text[:LETTERS]} …")
+    return texts
 
 
 def feature_map(features: Tensor, test: Examples) -> Look:

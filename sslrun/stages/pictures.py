@@ -65,8 +65,15 @@ def draw_sheet(columns: Mapping[str, Tensor]) -> Image.Image:
 def write_matrices(path: Path, matrices: Mapping[str, Tensor], labels: Sequence[str]) -> None:
     """Draw matrices (T, T) in [0, 1] under their titles, with a label for each row and column.
 
-    White is 0 and black is 1. Matrices stand beside each other, `ACROSS` in a row. Raises UserError
-    if the file cannot be written.
+    See `draw_matrices`. Raises UserError if the file cannot be written.
+    """
+    _save(draw_matrices(matrices, labels), path)
+
+
+def draw_matrices(matrices: Mapping[str, Tensor], labels: Sequence[str]) -> Image.Image:
+    """Draw matrices (T, T) in [0, 1] under their titles, with a label for each row and column.
+
+    White is 0 and black is 1. Matrices stand beside each other, `ACROSS` in a row.
     """
     margin = max(_text_width(label) for label in labels) + 2 * GAP
     side = len(labels) * SQUARE
@@ -82,7 +89,7 @@ def write_matrices(path: Path, matrices: Mapping[str, Tensor], labels: Sequence[
         sheet.paste(names, (left, top + TITLE + margin))
         inverted = (1 - matrix).expand(3, -1, -1)
         sheet.paste(to_picture(inverted, side), (left + margin, top + TITLE + margin))
-    _save(sheet, path)
+    return sheet
 
 
 def _draw_labels(labels: Sequence[str], width: int) -> Image.Image:
