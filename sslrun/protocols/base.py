@@ -15,7 +15,7 @@ from sslrun.data.examples import Batch, Examples
 from sslrun.pretexts.base import Pretext
 from sslrun.pretexts.weights import KeptModules
 from sslrun.registry import Options, Registry
-from sslrun.tasks.base import Task, TaskLearner, TaskOptions
+from sslrun.tasks.base import Task, TaskLearner, TaskOptions, tasks
 from sslrun.training.device import Precision
 from sslrun.training.schedule import Schedule
 
@@ -314,9 +314,13 @@ def unsupported(protocol: str, task: type[Task], options: Options) -> str | None
             for name in protocols.in_order
             if not protocols[name].learns and protocols[name].supports(task, options) is None
         ]
+        remedy = f"take {' or '.join(able)}"
+        same = [name for name in tasks if tasks[name].reads is task.reads]
+        if others := [name for name in same if tasks[name].has_head]:
+            remedy += f", or another task ({' or '.join(others)})"
         return (
             f"{protocol} learns from labels, but the task '{task.name}' has nothing to learn: "
-            f"take {' or '.join(able)}"
+            f"{remedy}"
         )
     name: str | None = protocol
     while name is not None:

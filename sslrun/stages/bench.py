@@ -93,8 +93,9 @@ class CellBench(Bench):
         self._predicted: list[tuple[dict[str, float], Predictions]] = []
         self.shifted = _loaded_shifts(cell.evaluation)
         self.seed = cell.training_seed
-        if self.task.numbers:
-            self.task.fit_labels(self.task.targets(self.examples("train")))
+        if self.task.linear or self.task.numbers:
+            labels = self.task.targets(self._whole("train"))
+            self.task.fit_labels(labels[self.chosen("train")])
         self.device = context.compute.device
         self.costs: dict[str, float | None] = {}
         """Attempt, or "features" -> FLOPs of the passes over training examples; None if unknown."""

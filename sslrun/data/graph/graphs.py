@@ -151,13 +151,6 @@ class GraphExamples(Examples):
         return len(self.ranges)
 
     @property
-    def strata(self) -> Tensor | None:
-        """Classes; graphs whose labels are numbers all count as one class."""
-        if self.labels is None or not self.labels.is_floating_point():
-            return self.labels
-        return torch.zeros(len(self), dtype=torch.int64)
-
-    @property
     def lengths(self) -> Tensor:
         """(N,) number of nodes and edges."""
         return _count(self.ranges).sum(dim=1)

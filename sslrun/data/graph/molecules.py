@@ -31,6 +31,7 @@ from sslrun.data.stores import (
     describe_local_folders,
     fingerprint,
     list_local_folders,
+    parse_number,
     read_csv,
 )
 from sslrun.errors import UserError
@@ -213,16 +214,7 @@ def _numbers(molecule: Molecule, columns: int) -> list[float]:
     """The labels of a molecule as numbers, NaN for an empty cell."""
     if not molecule.labels:
         return [math.nan] * columns
-    numbers = []
-    for cell in molecule.labels:
-        try:
-            number = float(cell) if cell else math.nan
-        except ValueError:
-            raise UserError(f"{molecule.place}: its label is not a number: {cell!r}") from None
-        if math.isinf(number):
-            raise UserError(f"{molecule.place}: its label is not a finite number: {cell!r}")
-        numbers.append(number)
-    return numbers
+    return [parse_number(cell, molecule.place) for cell in molecule.labels]
 
 
 def _read_cells(file: MoleculeFile) -> Iterator[Molecule]:
