@@ -44,7 +44,13 @@ def load_pretext(path: Path, backbone: Backbone) -> Pretext:
     if about.get("pretext") not in pretexts:
         raise UserError(f"{path}: holds no pretext task that is known here")
     cls = pretexts[about["pretext"]]
-    pretext = cls(cls.Options.model_validate_json(about["options"]), backbone)
+    try:
+        pretext = cls(cls.Options.model_validate_json(about["options"]), backbone)
+    except (KeyError, ValueError):
+        raise UserError(
+            f"{path}: its metadata are not the options of '{cls.name}': it is damaged, or was "
+            "written by another version"
+        ) from None
     trained = {BACKBONE + name: tensor for name, tensor in backbone.state_dict().items()}
     try:
         pretext.load_state_dict(tensors | trained)

@@ -126,6 +126,17 @@ class Context:
         return context
 
 
+@contextmanager
+def holding(run: Run) -> Iterator[None]:
+    """Lock the run. Raises Busy if another process holds it."""
+    with run.claimed() as is_claimed:
+        if not is_claimed:
+            raise Busy(
+                f"{run.path}: another process is working on this run; wait for it, or end it"
+            )
+        yield
+
+
 def perform(
     run: Run,
     recipe: Mapping[str, Any],
@@ -159,11 +170,7 @@ def perform(
                 raise
             # The first process has saved, reported the interruption, and ended.
             raise SystemExit(Interrupted.exit_code) from None
-    with run.claimed() as is_claimed:
-        if not is_claimed:
-            raise Busy(
-                f"{run.path}: another process is working on this run; wait for it, or end it"
-            )
+    with holding(run):
         if context.fresh:
             run.clear()
         if not run.finished:

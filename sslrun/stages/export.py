@@ -14,7 +14,7 @@ from tokenizers import processors
 from sslrun.backbones import build_empty
 from sslrun.backbones.base import Backbone, backbones
 from sslrun.backbones.weights import WEIGHTS, check_fit, read, recorded_network
-from sslrun.data.specs import ImageSpec, InputSpec, TextSpec
+from sslrun.data.specs import TOKENIZER, ImageSpec, InputSpec, TextSpec
 from sslrun.data.text.tokenizer import Tokenizer, TokenizerOptions, blank_tokenizer, load_tokenizer
 from sslrun.errors import UserError
 from sslrun.files import replacing
@@ -23,7 +23,6 @@ from sslrun.stages.onnx import ONNX, write_onnx
 
 Target = Literal["transformers", "timm", "torchvision", "onnx"]
 TARGETS: tuple[Target, ...] = get_args(Target)
-TOKENIZER = "tokenizer.json"
 MODEL = "model.safetensors"
 
 

@@ -12,14 +12,14 @@ from typing import Any
 import yaml
 
 from sslrun.backbones.weights import WEIGHTS
-from sslrun.data.specs import SPEC
+from sslrun.data.specs import SPEC, TOKENIZER
 from sslrun.errors import UserError
 from sslrun.hub import reach_hub
 from sslrun.results.formats import to_markdown
 from sslrun.results.record import RunRecord, find_records
 from sslrun.results.table import Table
 from sslrun.runs import report_unwritable
-from sslrun.stages.export import TOKENIZER, export
+from sslrun.stages.export import export
 
 CARD = "README.md"
 REMEDY = "name another folder with --output"

@@ -20,12 +20,13 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from sslrun.data.cache import cache_root, digest_key, locked, read_tensors, write_tensors
+from sslrun.data.cache import cache_root, digest_key, locked, write_tensors
 from sslrun.data.examples import Batch, Examples, ProgressCallback, TensorExamples
 from sslrun.data.image.augment import FULL_SCALE, Size, height_and_width
 from sslrun.data.image.whole import WholeImageExamples, WholeImages, locate, pack
 from sslrun.data.specs import ImageSpec
 from sslrun.errors import UserError
+from sslrun.files import read_tensors
 
 MAX_TENSOR_BYTES = 8 * 2**30
 """A split that takes more bytes than this as one tensor is streamed instead."""

@@ -14,6 +14,7 @@ from tokenizers import Tokenizer as Core
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor
 
+from sslrun.data.specs import TOKENIZER
 from sslrun.errors import UserError
 from sslrun.files import replacing
 from sslrun.hub import reach_hub
@@ -134,7 +135,7 @@ class Tokenizer:
     def save(self, folder: Path) -> None:
         """Write tokenizer.json, which transformers can read."""
         folder.mkdir(parents=True, exist_ok=True)
-        with replacing(folder / "tokenizer.json") as temporary:
+        with replacing(folder / TOKENIZER) as temporary:
             self.core.save(str(temporary))
 
 
