@@ -94,10 +94,10 @@ def test_exit_codes_of_commands(capsys):
         return run
 
     def endings():
-        yield cli._exit_code(lambda: None)
-        yield cli._exit_code(lambda: 130)
+        yield cli.exit_code(lambda: None)
+        yield cli.exit_code(lambda: 130)
         for error in (UserError("wrong"), KeyboardInterrupt(), typer.Abort()):
-            yield cli._exit_code(raising(error))
+            yield cli.exit_code(raising(error))
 
     assert list(endings()) == [0, 130, 2, 130, 130]
     lines = capsys.readouterr().err.splitlines()

@@ -65,7 +65,7 @@ def sslrun(*arguments, cwd, code=0, **environment):
         capture_output=True,
         text=True,
         env={
-            "PYTHONPATH": str(Path(cli.__file__).parents[1]),
+            "PYTHONPATH": str(Path(cli.__file__).parents[2]),
             "OMP_NUM_THREADS": "1",
             **os.environ,
             **environment,
@@ -118,7 +118,7 @@ def test_workers_import_the_plug_in_too(command, folder, run_here, monkeypatch):
     )
     (folder / "mine.py").write_text("loaded = True\n")
     (folder / "tiny.yaml").write_text(RECIPE.replace("brightness", "rotation"))
-    recipes = Path(cli.__file__).parents[1] / "recipes" / "claims"
+    recipes = Path(cli.__file__).parents[2] / "recipes" / "claims"
     where = [f"--recipes={recipes}"] if command[0] == "claims" else []
     assert run_here(*command, *where, "--import", "mine.py") == 0
     assert commands[0] == command[0]

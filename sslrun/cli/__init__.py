@@ -1,0 +1,24 @@
+"""The command line: parse arguments, call a stage, print the result.
+
+Commands import slow modules only when they run. `--help` lists them in the order of this file's
+imports.
+"""
+
+# isort: off
+from sslrun.cli.base import app
+from sslrun.cli.protocols import add_protocol_commands
+from sslrun.cli import train, tables, recipes, weights, pictures
+from sslrun.cli.run import exit_code, main
+# isort: on
+
+__all__ = [
+    "add_protocol_commands",
+    "app",
+    "exit_code",
+    "main",
+    "pictures",
+    "recipes",
+    "tables",
+    "train",
+    "weights",
+]

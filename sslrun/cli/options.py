@@ -1,0 +1,72 @@
+"""Arguments and options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sslrun.seeds import LARGEST_SEED
+
+RecipeFile = Annotated[
+    Path,
+    typer.Argument(
+        help="A recipe: a YAML file, or the name of one that ships (see `sslrun recipes`).",
+        metavar="RECIPE",
+        show_default=False,
+    ),
+]
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        help="Changes to the recipe, such as pretrain.epochs=5.",
+        metavar="[KEY=VALUE]...",
+        show_default=False,
+    ),
+]
+
+Device = Annotated[str, typer.Option(help="Device to run on: auto, cpu, cuda, cuda:1 or mps.")]
+
+Seed = Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Seed of all random numbers.")]
+
+Runs = Annotated[Path, typer.Option(envvar="SSLRUN_RUNS", help="Folder of the runs.")]
+
+Fresh = Annotated[
+    bool,
+    typer.Option("--fresh", help="Delete what these runs have already computed, and start again."),
+]
+
+Profile = Annotated[
+    bool,
+    typer.Option(
+        "--profile",
+        help="Write a torch profiler trace of ten training steps to trace.json in the run's "
+        "folder.",
+    ),
+]
+
+From = Annotated[
+    Path | None,
+    typer.Option(
+        "--from",
+        help="Start from this backbone: a pretraining run's folder or a .safetensors file.",
+        show_default=False,
+    ),
+]
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+Imports = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--import",
+        metavar="FILE.py",
+        help="Import a Python file that registers your own components; may be given several "
+        "times. SSLRUN_IMPORT=FILE:FILE does the same.",
+        show_default=False,
+    ),
+]
+"""Declared by every command that reads recipes. The commands do not use the value: `main` imports
+the files before it parses the command."""

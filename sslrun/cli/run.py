@@ -1,0 +1,85 @@
+"""Run a command line: import plug-ins, parse, and turn errors into exit codes."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import typer
+
+from sslrun.cli.base import app
+from sslrun.cli.protocols import add_protocol_commands, command_names
+from sslrun.errors import UserError
+
+DEBUG = "SSLRUN_DEBUG"
+"""Environment variable; 1 also prints the traceback of a user's mistake."""
+
+COMMAND_LINE_ERROR: type[Any] = typer.BadParameter.__mro__[2]
+"""ClickException of click, or of the copy of click inside newer versions of typer."""
+
+
+def main() -> None:
+    """Run the command line. A user's mistake prints one line to stderr and exits with code 2."""
+    sys.exit(exit_code(_run))
+
+
+def _run() -> Any:
+    from sslrun import plugins
+
+    _load_plugins(sys.argv[1:])
+    # Importing the protocols imports torch, which takes a second; known commands do not need it.
+    is_known = bool(set(sys.argv[1:2]) & {*command_names(app), "--version"})
+    if plugins.list_loaded() or not is_known:
+        add_protocol_commands(app)
+    return app(prog_name="sslrun", standalone_mode=False)
+
+
+def _load_plugins(arguments: list[str]) -> None:
+    """Import the plug-ins of the command line, the environment and installed packages."""
+    from sslrun import plugins
+
+    files = plugins.list_requested(arguments)
+    if files or plugins.are_installed():
+        # The package's own components first, so that a name clash is the plug-in's error.
+        import sslrun.claims.measurements
+        import sslrun.recipe  # noqa: F401
+    plugins.load_entry_points()
+    plugins.load_files(files)
+
+
+def exit_code(run: Callable[[], Any]) -> int:
+    try:
+        code = run()
+        if code == 130:  # newer versions of typer return this after a KeyboardInterrupt
+            raise KeyboardInterrupt
+        return code if isinstance(code, int) else 0
+    except COMMAND_LINE_ERROR as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            typer.echo(error.format_message())
+            return 0
+        error.show()
+        return int(error.exit_code)
+    except (typer.Abort, KeyboardInterrupt):
+        typer.echo("sslrun: stopped; give the same command again to continue", err=True)
+        return 130
+    except UserError as error:
+        typer.echo(f"sslrun: {error}", err=True)
+        if os.environ.get(DEBUG, "0") not in ("", "0"):
+            _print_traceback(error)
+        return error.exit_code
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _print_traceback(error: BaseException) -> None:
+    """Print an error with all its causes, including those that `raise ... from None` hides."""
+    import traceback
+
+    cause: BaseException | None = error
+    while cause is not None:
+        cause.__suppress_context__ = False
+        cause = cause.__cause__ or cause.__context__
+    typer.echo("".join(traceback.format_exception(error)), err=True, nl=False)
