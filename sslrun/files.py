@@ -143,5 +143,5 @@ def _checksum_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
     total = zlib.crc32(json.dumps(dict(metadata), sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):
         total = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), total)
-        total = zlib.crc32(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()), total)
+        total = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data, total)
     return f"{total:08x}"
