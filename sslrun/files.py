@@ -6,8 +6,10 @@ Checksums are CRC-32, which finds every short damage and costs about a second fo
 from __future__ import annotations
 
 import json
+import logging
 import os
 import secrets
+import stat
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,11 +17,15 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sslrun.errors import UserError
+
 if TYPE_CHECKING:
     from torch import Tensor
 
 SUMS = "sums.json"
 """Name of a file with the checksums of the files beside it."""
+log = logging.getLogger(__name__)
+
 BLOCK = 2**22
 """Bytes to read at a time."""
 
@@ -51,6 +57,60 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+# ---------------------------------------------------------------- reading
+
+
+def require_file(path: str | Path) -> os.stat_result:
+    """Return the state of a file.
+
+    Raises:
+        UserError: It is missing, or is a folder, a pipe or a device, which may have no end.
+    """
+    try:
+        state = os.stat(path)
+    except OSError as error:
+        cause = "a link to nothing" if os.path.islink(path) else error.strerror
+        raise UserError(f"{path}: {cause}; put the file there, or remove its name") from None
+    if not stat.S_ISREG(state.st_mode):
+        raise UserError(f"{path}: not a file but a folder, a pipe or a device; name a file")
+    return state
+
+
+def walk(folder: str | Path) -> Iterator[str]:
+    """Yield the path of each file in a folder and its subfolders, in no order.
+
+    Links to folders are followed, except to one that holds the link, which has no end.
+
+    Raises:
+        UserError: The folder is one of the system, such as /proc, or cannot be read.
+    """
+    real = Path(folder).resolve()
+    yield from _walk(str(folder), frozenset(map(_identify, (real, *real.parents))))
+
+
+def _walk(folder: str, above: frozenset[tuple[int, int]]) -> Iterator[str]:
+    if os.path.realpath(folder).startswith(("/proc/", "/sys/")):
+        raise UserError(f"{folder}: leads into the system's own files; name a folder of data")
+    try:
+        with os.scandir(folder) as listing:
+            entries = list(listing)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be read ({error.strerror})") from None
+    for entry in entries:
+        if not entry.is_dir():
+            yield entry.path
+        elif entry.is_symlink() and _identify(entry.path) in above:
+            log.warning("%s: not followed, as it is a link to a folder that holds it", entry.path)
+        else:
+            yield from _walk(entry.path, above | {_identify(entry.path)})
+
+
+def _identify(path: str | Path) -> tuple[int, int]:
+    """Return what two paths of one file or folder have in common."""
+    state = os.stat(path)
+    return state.st_dev, state.st_ino
 
 
 # ---------------------------------------------------------------- checksums

@@ -27,7 +27,7 @@ from typing import Any
 import yaml
 
 from sslrun.errors import UserError, disk_is_full
-from sslrun.files import SUMS, checksum, has_checksum, replacing, write_sums
+from sslrun.files import SUMS, checksum, has_checksum, replacing, walk, write_sums
 
 FORMAT = 2
 """Part of every hash. Raise it when a change of the code makes old results incomparable."""
@@ -59,8 +59,10 @@ def hash_contents(path: Path) -> str | None:
     path = path.expanduser()
     if path.is_file():
         files, names = [path], []
+    elif not path.is_dir():
+        return None
     else:
-        files = sorted(file for file in path.rglob("*") if file.is_file())
+        files = sorted(file for file in map(Path, walk(path)) if file.is_file())
         names = [file.relative_to(path).as_posix() for file in files]
     if not files:
         return None

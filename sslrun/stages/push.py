@@ -62,7 +62,7 @@ def write_folder(run: Path, repo: str, folder: Path, to: str | None, license: st
     with report_unwritable(folder, REMEDY):
         folder.mkdir(parents=True, exist_ok=True)
         if to is not None:
-            export(run, folder, to)
+            export(run, folder, to, force=True)
         for name in (WEIGHTS, SPEC, TOKENIZER):
             # The export's tokenizer adds [CLS] and [SEP] by itself, and holds the same entries.
             if (run / name).is_file() and not (folder / name).exists():

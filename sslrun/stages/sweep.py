@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from sslrun.data.source import explain_missing
-from sslrun.errors import UserError
+from sslrun.errors import UserError, describe_os_error
 from sslrun.launch import local
 from sslrun.recipe import Named, Sweep, load_sweep
 from sslrun.results.address import UNKNOWN_METRIC, Labels, Place, Row
@@ -250,8 +250,8 @@ def _attempt(job: Job, failed: dict[Path, str], context: Context) -> bool:
             return False
         except Interrupted:
             raise
-        except UserError as error:
-            reason = str(error)
+        except (UserError, OSError) as error:
+            reason = str(error) if isinstance(error, UserError) else describe_os_error(error)
             if reason not in failed.values():
                 context.reporter.say(f"{job.title}: failed: {reason}")
     failed[job.run.path] = reason

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from sslrun.data.cache import cache_root, digest_key, locked
 from sslrun.data.source import sources
-from sslrun.data.stores import FileStore, Hub, Split, fingerprint
+from sslrun.data.stores import FileStore, Hub, Split, find_files, fingerprint
 from sslrun.data.text.base import (
     PublishedText,
     TextCard,
@@ -39,6 +39,9 @@ ROWS_AT_ONCE = 1000
 """Number of table rows to read at a time."""
 PIECE = 4_000_000
 """Characters to tokenize between two writes of the cache; a document is always finished."""
+LONGEST_LINE = 100_000
+"""Maximum number of characters in a line of a .txt file. The time to train a tokenizer grows with
+the square of the longest word."""
 LONGEST = 10_000
 """Maximum number of sentences in a document; longer ones are divided, to bound memory use."""
 
@@ -362,7 +365,7 @@ class TextFiles(Corpus):
         kinds = (".txt", *FileStore.FORMATS)
         if path.is_file():
             return [path]
-        files = sorted(file for file in path.rglob("*") if file.suffix in kinds)
+        files = sorted(map(Path, find_files(path, kinds)))
         if not files:
             raise UserError(f"{path}: holds no text ({', '.join(kinds)})")
         return files
@@ -391,6 +394,11 @@ def _read_text_file(file: Path) -> Iterator[list[str]]:
                 if "\0" in line:
                     raise UserError(
                         f"{file}:{number}: is binary, not text; remove it from the folder"
+                    )
+                if len(line) > LONGEST_LINE:
+                    raise UserError(
+                        f"{file}:{number}: has {len(line):,} characters, but at most "
+                        f"{LONGEST_LINE:,} are read: write one sentence per line"
                     )
                 if line.strip():
                     document.append(line.strip())
