@@ -85,6 +85,15 @@ def test_arrays_without_images_are_named(tmp_path):
             npz(npz.Options(path=path)).load("train")
 
 
+def test_classes_that_training_lacks_are_named(tmp_path):
+    path, npz = tmp_path / "foreign.npz", sources["npz"]
+    images = np.zeros((8, 8, 8, 3), np.uint8)
+    labels = np.arange(8)
+    np.savez(path, x_train=images, y_train=labels % 2, x_test=images, y_test=labels)
+    with pytest.raises(UserError, match=r"foreign\.npz: y_test: has class 7, which does not occur"):
+        npz(npz.Options(path=path)).load("test")
+
+
 def test_a_line_without_end_is_named(tmp_path, monkeypatch):
     path, text = tmp_path / "long.txt", sources["text"]
     path.write_text("a b\n\n" + "a" * (LONGEST_LINE + 1) + "\n")

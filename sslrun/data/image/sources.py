@@ -575,7 +575,9 @@ class NpzImages(Source):
             return TensorExamples(images, None, (), spec)
         labels = self._labels(y, len(images))
         train_labels = self._labels("y_train" if has_splits else "labels")
-        class_count = 1 + int(max(labels.max(), train_labels.max()))
+        class_count = 1 + int(train_labels.max())
+        if (largest := int(labels.max())) >= class_count:
+            raise UserError(f"{path}: {y}: has class {largest}, which does not occur in training")
         if class_count < 2:
             raise UserError(
                 f"{path}: {y}: has only one class: remove the labels, or give at least two classes"
