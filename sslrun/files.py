@@ -71,8 +71,13 @@ def require_file(path: str | Path) -> os.stat_result:
     try:
         state = os.stat(path)
     except OSError as error:
-        cause = "a link to nothing" if os.path.islink(path) else error.strerror
-        raise UserError(f"{path}: {cause}; put the file there, or remove its name") from None
+        if os.path.islink(path):
+            raise UserError(
+                f"{path}: a link to nothing; remove it, or put the file there"
+            ) from None
+        is_missing = isinstance(error, FileNotFoundError)
+        cause = "no such file" if is_missing else f"cannot be read ({error.strerror})"
+        raise UserError(f"{path}: {cause}") from None
     if not stat.S_ISREG(state.st_mode):
         raise UserError(f"{path}: not a file but a folder, a pipe or a device; name a file")
     return state

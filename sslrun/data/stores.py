@@ -676,7 +676,8 @@ class CsvImageStore(Store):
             try:
                 files += fingerprint([row.file])
             except UserError as error:
-                raise UserError(f"{row.place}: {error}") from None
+                missing = None if os.path.lexists(row.file) else f"no such file {row.path}"
+                raise UserError(f"{row.place}: {missing or error}") from None
         labels = None if split == "unlabeled" else [row.label for row in rows]
         return {"files": files, "labels": labels, "classes": self._classes}
 

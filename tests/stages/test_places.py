@@ -84,5 +84,5 @@ def test_a_run_on_a_read_only_or_foreign_disk_is_one_line(tmp_path, monkeypatch,
 def test_a_table_that_cannot_be_written_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     for place in (tmp_path / "file" / "t.md", tmp_path):
-        with pytest.raises(UserError, match="can't be written .*; name another place"):
+        with pytest.raises(UserError, match=r"can't be written .*; name another place"):
             runs.write_atomically(place, "table", "name another place")
