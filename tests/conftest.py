@@ -111,6 +111,8 @@ SLOW = {
     "acceptance/test_graphs.py", "test_fine_tuning_on_pictures_learns_the_position",
     "test_a_processed_data_set_is_read", "test_attention_learns_maps_from_eigenvectors",
     "test_published_sets_have_their_molecules", "data/graph/test_graphs.py",
+    "test_graphs_of_other_libraries_are_no_code", "test_models_of_strangers_bring_no_code",
+    "test_a_pretraining_whose_weights_are_gone_or_damaged_is_made_again",
 }  # fmt: skip
 """Substrings of the names of tests that take more than a second; `make fast` skips them.
 

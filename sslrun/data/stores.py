@@ -19,6 +19,7 @@ from torch import Tensor
 from sslrun.data.cache import cache_root
 from sslrun.data.image.images import EncodedFiles, EncodedSplit
 from sslrun.errors import UserError
+from sslrun.files import require_file, walk
 from sslrun.hub import reach_hub
 from sslrun.registry import did_you_mean
 
@@ -188,13 +189,19 @@ class FolderStore(Store):
     def list_files(self, split: Split) -> tuple[str, ...]:
         """List the files of a split in order. Raises UserError if there are none."""
         folder = self._split_folders[split]
-        files: list[str] = []
-        for parent, _, names in os.walk(folder, followlinks=True):
-            files += [os.path.join(parent, name) for name in names if is_of(self.suffixes, name)]
+        files = find_files(folder, self.suffixes)
         if not files:
             suffixes = ", ".join(self.suffixes)
             raise UserError(f"{folder}: holds no {self.noun} ({suffixes}): is it the right folder?")
         return tuple(sorted(files))
+
+
+def find_files(folder: str | Path, suffixes: tuple[str, ...]) -> list[str]:
+    """List the files in a folder and its subfolders that have such an ending, in no order.
+
+    Hidden files are left out; links to folders are followed as `walk` does.
+    """
+    return [path for path in walk(folder) if is_of(suffixes, os.path.basename(path))]
 
 
 def is_of(suffixes: tuple[str, ...], name: str) -> bool:
@@ -559,6 +566,11 @@ class HubStore(TableStore):
         import datasets
 
         hub = self.hub
+        if Path(hub.repository).exists():  # which `datasets` would read in place of the hub's
+            raise UserError(
+                f"{self.name}: is also a folder here: name it as the path of the data set "
+                "'parquet' or 'folder', or go to another folder to read that of the hub"
+            )
         reach_hub()
         try:
             return datasets.load_dataset(
@@ -620,6 +632,7 @@ class ListedImages:
         return len(self.rows)
 
     def read(self, index: int) -> bytes:
+        require_file(self.rows[index].file)
         return Path(self.rows[index].file).read_bytes()
 
     def name(self, index: int) -> str:
@@ -667,8 +680,9 @@ class CsvImageStore(Store):
         for row in rows:
             try:
                 files += fingerprint([row.file])
-            except OSError:
-                raise UserError(f"{row.place}: no such file {row.path}") from None
+            except UserError as error:
+                missing = None if os.path.lexists(row.file) else f"no such file {row.path}"
+                raise UserError(f"{row.place}: {missing or error}") from None
         labels = None if split == "unlabeled" else [row.numbers or row.label for row in rows]
         return {"files": files, "labels": labels, "classes": self._classes}
 
@@ -835,8 +849,12 @@ def parse_number(cell: str, place: str) -> float:
 
 
 def fingerprint(files: Iterable[str]) -> list[tuple[str, int, int]]:
-    """Return the absolute path, size and modification time (ns) of each file."""
-    stats = ((os.path.abspath(file), os.stat(file)) for file in files)
+    """Return the absolute path, size and modification time (ns) of each file.
+
+    Raises:
+        UserError: One is missing, or is a pipe or a device.
+    """
+    stats = ((os.path.abspath(file), require_file(file)) for file in files)
     return [(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats]
 
 

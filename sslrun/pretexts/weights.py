@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from sslrun.backbones.base import Backbone
 from sslrun.backbones.weights import check_fit, plain_tensors, read, read_metadata
 from sslrun.errors import UserError
-from sslrun.files import checksum, replacing
+from sslrun.files import checksum, has_checksum, replacing
 from sslrun.pretexts.base import Pretext, pretexts
 
 KEPT = "pretext.safetensors"
 """Name of the file with the modules that a pretext task keeps, beside the backbone's file."""
-KEPT_BY, CHECKSUM = "kept_by", "kept_sha256"
-"""Metadata of a backbone's file: the task that kept modules beside it, and their file's SHA-256."""
+KEPT_BY, CHECKSUM = "kept_by", "kept_crc32"
+"""Metadata of a backbone's file: the task that kept modules beside it, and their file's CRC-32."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def save_kept(path: Path, pretext: Pretext) -> dict[str, str]:
     about = {"pretext": pretext.name, "options": pretext.options.model_dump_json()}
     with replacing(path) as temporary:
         save_file(tensors, temporary, {"sslrun": json.dumps(about)})
-    return {KEPT_BY: pretext.name, CHECKSUM: checksum(path)}
+    return {KEPT_BY: pretext.name, CHECKSUM: f"{checksum(path):08x}"}
 
 
 def find_kept(weights: Path) -> KeptModules | None:
@@ -90,7 +90,7 @@ def find_kept(weights: Path) -> KeptModules | None:
     remedy = f"copy the one that was written with {weights.name}, or pretrain again with --fresh"
     if not path.is_file():
         raise UserError(f"{path}: no such file, but {weights.name} needs it: {remedy}")
-    if checksum(path) != expected:
+    if not has_checksum(path, int(expected, 16)):
         raise UserError(f"{path}: damaged, or not the one of {weights.name}: {remedy}")
     tensors, about = read(path)
     modules: dict[str, dict[str, Tensor]] = {}

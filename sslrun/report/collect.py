@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sslrun.errors import UserError
 from sslrun.recipe import load_sweep
-from sslrun.results.record import RunRecord, find_records
+from sslrun.results.record import RunRecord, list_records, split_damaged
 from sslrun.results.table import Table
 from sslrun.stages.pretrain import Pretraining
 from sslrun.stages.sweep import Plan
@@ -57,9 +57,9 @@ def collect(targets: Sequence[Path], root: Path) -> Material:
             raise UserError(f"{target}: no such folder of runs; name a sweep, a run or a folder")
     loose: list[RunRecord] = []
     for folder in folders if not material.tables else ():
-        records, problems = finished_evaluations(folder)
-        loose += records
-        material.problems += problems
+        records, damaged = split_damaged(list_records(folder))
+        loose += [record for record in records if record.is_evaluation]
+        material.problems += damaged.items()
     if loose:
         material.tables.append(Table.from_records(loose, material.title))
     material.evaluations = [record for table in material.tables for record in table.records]
@@ -90,21 +90,6 @@ def _add_sweep(path: Path, root: Path, material: Material) -> None:
             material.problems.append((cell.title, reason))
     for run, row in pretrainings.items():
         _add_pretraining(RunRecord(run, row), material)
-
-
-def finished_evaluations(folder: Path) -> tuple[list[RunRecord], list[tuple[str, str]]]:
-    """Read the finished evaluations in a folder; second, the damaged ones and why."""
-    found, problems = [], []
-    for record in find_records(folder):
-        try:
-            if record.is_evaluation:
-                _ = record.row, record.metric, record.test, record.labels
-                found.append(record)
-        except UserError as error:
-            problems.append((record.name, str(error)))
-        except (KeyError, TypeError, ValueError) as error:
-            problems.append((record.name, f"result.json is damaged: {error!r}"))
-    return found, problems
 
 
 def _add_loose(folder: Path, material: Material) -> None:

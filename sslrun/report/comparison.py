@@ -15,10 +15,9 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from sslrun.errors import UserError
-from sslrun.report.collect import finished_evaluations
 from sslrun.results.naming import without_options
 from sslrun.results.paired import half_width, judge
-from sslrun.results.record import RunRecord
+from sslrun.results.record import RunRecord, find_records
 
 VARYING = ("command", "started")
 """Keys of environments that always differ."""
@@ -115,10 +114,9 @@ def _read(folder: Path) -> list[RunRecord]:
         return [RunRecord(folder)]
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; name a run or a folder of runs")
-    records, problems = finished_evaluations(folder)
+    records = [record for record in find_records(folder) if record.is_evaluation]
     if not records:
-        why = "".join(f"; {name}: {reason}" for name, reason in problems[:1])
-        raise UserError(f"{folder}: no finished run there{why}")
+        raise UserError(f"{folder}: no finished evaluation there; name a run or a folder of runs")
     return records
 
 

@@ -17,7 +17,7 @@ from sslrun.data.image.augment import resize, to_float
 from sslrun.data.image.images import Decoder, EncodedFiles, UnreadableError
 from sslrun.data.specs import ImageSpec, TextSpec
 from sslrun.data.splits import load_splits
-from sslrun.data.stores import IMAGE_SUFFIXES
+from sslrun.data.stores import IMAGE_SUFFIXES, find_files
 from sslrun.data.text.sequences import build_labeled
 from sslrun.errors import UserError
 from sslrun.protocols.attend import heaviest
@@ -139,7 +139,7 @@ def _list_images(inputs: Sequence[str]) -> list[Path]:
             continue
         if not path.is_dir():
             raise UserError(f"{path}: no such image or folder")
-        found = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
+        found = sorted(map(Path, find_files(path, IMAGE_SUFFIXES)))
         if not found:
             raise UserError(f"{path}: holds no images ({', '.join(IMAGE_SUFFIXES)})")
         files += found

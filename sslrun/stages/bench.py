@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -10,21 +11,20 @@ from statistics import fmean
 from typing import Any, Protocol
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sslrun import distributed
 from sslrun.backbones import build_backbone, build_empty, load_into, save_backbone
 from sslrun.backbones.base import Backbone, Features
-from sslrun.backbones.weights import WEIGHTS
+from sslrun.backbones.weights import WEIGHTS, read
 from sslrun.data.examples import Batch, Examples, TensorExamples
 from sslrun.data.shifts import ID, Part, Shift, make_parts
 from sslrun.data.source import sources
 from sslrun.data.specs import ImageSpec
 from sslrun.data.splits import Splits, load_splits, select_labeled
 from sslrun.errors import UserError
-from sslrun.files import replacing
+from sslrun.files import read_metadata, read_tensors, replacing, write_tensors
 from sslrun.pretexts.weights import KeptModules, find_kept
 from sslrun.protocols import Bench, base
 from sslrun.protocols.features import extract
@@ -302,7 +302,7 @@ class CellBench(Bench):
         return None if weights is None else find_kept(weights)
 
     def head(self, split: str) -> dict[str, Tensor]:
-        return load_file(self.cell.followed(self.context, split) / HEAD)
+        return read(self.cell.followed(self.context, split) / HEAD)[0]
 
     def train(
         self,
@@ -321,6 +321,9 @@ class CellBench(Bench):
         training = Training(learner, schedule, compute)
         checkpoints = Checkpoints(run.checkpoints / attempt, self.cell.recipe.watch.checkpoint)
         epoch, best = schedule.steps_an_epoch(len(examples)), checkpoints.folder / BEST
+        if best.exists() and read_tensors(best) is None and distributed.is_main():
+            self.say(f"{best}: damaged; trains from the beginning")
+            shutil.rmtree(checkpoints.folder)
         with logs(run, ()) as log:
             for step in fit(
                 training, examples, self.seed, run, self.context, self.cell.title, log, checkpoints
@@ -334,7 +337,10 @@ class CellBench(Bench):
         self.seconds_before_resume += training.seconds_before_resume
         if keep_best:
             distributed.wait()  # until the first process has written the best weights
-            training.averaged.load_state_dict(load_file(best))
+            content = read_tensors(best)
+            if content is None:
+                raise UserError(f"{best}: damaged; give the same command again to train again")
+            training.averaged.load_state_dict(content[0])
         averaged: TaskLearner = training.averaged.eval()
         return averaged
 
@@ -355,17 +361,10 @@ class CellBench(Bench):
         """
         primary = self.task.primary
         score = self.evaluate(learner.eval(), "val")[primary.name]
-        if path.exists():
-            with safe_open(path, "pt") as file:
-                if primary.is_as_good(float(file.metadata()["score"]), score):
-                    return
+        if path.exists() and primary.is_as_good(float(read_metadata(path)["score"]), score):
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
-        state = {
-            name: tensor.detach().clone().contiguous()
-            for name, tensor in learner.state_dict().items()
-        }
-        with replacing(path) as temporary:
-            save_file(state, temporary, {"score": repr(score)})
+        write_tensors(path, learner.state_dict(), {"score": repr(score)})
 
     # ------------------------------------------------------------ scoring
 

@@ -177,7 +177,8 @@ class Cell:
         """
         if not self.origin.exists:
             raise UserError(
-                f"no pretrained checkpoint for recipe '{self.recipe.name}' (seed {self.seed})"
+                f"no pretrained checkpoint for recipe '{self.recipe.name}' (seed {self.seed}): "
+                f"{self.origin.weights} is missing; remove its folder, and pretrain again"
             )
         body = partial(self._body, context)
         return perform(self.run, self.recipe.resolved(), context, body, self.reads)

@@ -22,8 +22,8 @@ from sslrun.files import replacing
 from sslrun.pretexts.base import Pretext, pretexts
 from sslrun.pretexts.weights import KEPT, save_kept
 from sslrun.recipe import Named, Pretrain, Recipe
-from sslrun.runs import Run
-from sslrun.stages.context import Context, perform
+from sslrun.runs import Run, find_broken
+from sslrun.stages.context import Context, holding, perform
 from sslrun.stages.devices import devices_identity
 from sslrun.stages.fit import Checkpoints, fit
 from sslrun.stages.keep import BestWeights
@@ -147,6 +147,19 @@ class Pretraining:
     def weights(self) -> Path:
         return self.run.path / WEIGHTS
 
+    def reopen(self, context: Context) -> None:
+        """Clear the finished run if its weights are missing or damaged, so that it trains again."""
+        run = self.run
+        if distributed.is_main() and run.finished:
+            broken = find_broken(run.path, ".safetensors")
+            if broken is None and not self.weights.is_file():
+                broken = WEIGHTS  # of a version without checksums
+            if broken is not None:
+                context.reporter.say(f"{run.path / broken}: missing or damaged: pretraining again")
+                with holding(run):
+                    run.clear()
+        distributed.wait()
+
     def execute(self, context: Context) -> dict[str, Any]:
         """Pretrain unless the run is finished, and return its result."""
         run = self.run
@@ -173,6 +186,8 @@ class Pretraining:
         if self.schedule.keep == "best":
             watcher.require(pretext, self.schedule.keep_by)
             best = BestWeights(self.run.checkpoints, self.schedule.keep_by)
+            if distributed.is_main():
+                best.forget_damaged()
         step, watched = self._train(training, examples, watcher, context, best)
         learned = training.averaged
         backbone = learned.kept

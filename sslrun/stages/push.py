@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from sslrun.backbones.weights import WEIGHTS
-from sslrun.data.specs import SPEC
+from sslrun.data.specs import SPEC, TOKENIZER
 from sslrun.errors import UserError
 from sslrun.hub import reach_hub
 from sslrun.pretexts.weights import KEPT, KeptModules, find_kept
@@ -20,7 +20,7 @@ from sslrun.results.formats import to_markdown
 from sslrun.results.record import RunRecord, find_records
 from sslrun.results.table import Table
 from sslrun.runs import report_unwritable
-from sslrun.stages.export import TOKENIZER, export
+from sslrun.stages.export import export
 
 CARD = "README.md"
 REMEDY = "name another folder with --output"
@@ -66,7 +66,7 @@ def write_folder(run: Path, repo: str, folder: Path, to: str | None, license: st
     with report_unwritable(folder, REMEDY):
         folder.mkdir(parents=True, exist_ok=True)
         if to is not None:
-            export(run, folder, to)
+            export(run, folder, to, force=True)
         for name in (WEIGHTS, SPEC, TOKENIZER, *([KEPT] if kept else [])):
             # The export's tokenizer adds [CLS] and [SEP] by itself, and holds the same entries.
             if (run / name).is_file() and not (folder / name).exists():

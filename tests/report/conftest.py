@@ -72,5 +72,6 @@ def damaged(planted):
     next(iter((planted / "first").glob("probe-*/result.json"))).write_text('{"protocol": "probe"')
     Path(next(iter((planted / "second").glob("pretrain-*/result.json")))).unlink()
     environment = next(iter((planted / "second").glob("probe-*/environment.json")))
+    environment.with_name("sums.json").unlink()
     environment.write_text(json.dumps({"sslrun": "0.0.9"}))
     return planted

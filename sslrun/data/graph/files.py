@@ -21,7 +21,7 @@ from sslrun.data.graph.base import (
 from sslrun.data.graph.graphs import GraphBuilder, GraphRow, build_graphs, check_graph
 from sslrun.data.source import sources
 from sslrun.data.specs import GraphSpec
-from sslrun.data.stores import SPELLINGS, Split, fingerprint
+from sslrun.data.stores import SPELLINGS, Split, find_files, fingerprint
 from sslrun.errors import UserError
 
 READERS = {
@@ -94,8 +94,7 @@ class GraphFiles(GraphSource):
         found: list[tuple[Split, Path]] = [
             (split, file)
             for split, folder in folders
-            for file in sorted(folder.rglob("*"))
-            if file.suffix in READERS
+            for file in sorted(map(Path, find_files(folder, tuple(READERS))))
         ]
         if not found:
             raise UserError(

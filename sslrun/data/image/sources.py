@@ -36,6 +36,8 @@ from sslrun.data.stores import (
     open_local_store,
 )
 from sslrun.errors import UserError
+from sslrun.files import require_file
+from sslrun.hub import NAME as HUB_NAME
 
 UNKNOWN_SIDE = 32
 """Side of images that is assumed if neither the recipe nor the data set's card states it."""
@@ -401,7 +403,7 @@ class HubImages(ImageSource):
     shorthand = "hub"
 
     class Options(StoredOptions):
-        hub: str = Field(pattern=r"^[\w.-]+/[\w.-]+$")
+        hub: str = Field(pattern=rf"^{HUB_NAME}/{HUB_NAME}$")
         """Name of the set on the hub, as in owner/name."""
         config: str | None = None
         """Configuration of the set (the hub calls it subset); required if it has several."""
@@ -591,7 +593,9 @@ class NpzImages(Source):
             return TensorExamples(images, None, (), spec)
         labels = self._labels(y, len(images))
         train_labels = self._labels("y_train" if has_splits else "labels")
-        class_count = 1 + int(max(labels.max(), train_labels.max()))
+        class_count = 1 + int(train_labels.max())
+        if (largest := int(labels.max())) >= class_count:
+            raise UserError(f"{path}: {y}: has class {largest}, which does not occur in training")
         if class_count < 2:
             raise UserError(
                 f"{path}: {y}: has only one class: remove the labels, or give at least two classes"
@@ -622,11 +626,10 @@ class NpzImages(Source):
     @cached_property
     def _arrays(self) -> dict[str, np.ndarray]:
         path = self.options.path
+        require_file(path)
         try:
             with np.load(path, allow_pickle=False) as file:
                 return {name: file[name] for name in file.files}
-        except FileNotFoundError:
-            raise UserError(f"{path}: no such file") from None
         except Exception as error:  # NumPy, zipfile and zlib each raise errors of their own
             cause = " ".join(str(error).split())[:200]
             raise UserError(f"{path}: cannot be read as .npz: {cause}") from None
