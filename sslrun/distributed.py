@@ -38,6 +38,12 @@ def setup(device: torch.device) -> None:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
 
 
+def has_lost_a_process(error: RuntimeError) -> bool:
+    """Return whether an error means that another process has ended: that one says why."""
+    is_collective = isinstance(error, dist.DistError) or "gloo" in str(error).lower()
+    return world_size() > 1 and is_collective
+
+
 def wait() -> None:
     """Block until all processes reach this call."""
     if dist.is_initialized():

@@ -12,6 +12,7 @@ import typer
 from sslrun.cli.base import app
 from sslrun.cli.protocols import add_protocol_commands, command_names
 from sslrun.errors import UserError
+from sslrun.launch.torchrun import leave_error
 
 DEBUG = "SSLRUN_DEBUG"
 """Environment variable; 1 also prints the traceback of a user's mistake."""
@@ -65,7 +66,8 @@ def exit_code(run: Callable[[], Any]) -> int:
         typer.echo("sslrun: stopped; give the same command again to continue", err=True)
         return 130
     except UserError as error:
-        typer.echo(f"sslrun: {error}", err=True)
+        if not leave_error(str(error)):
+            typer.echo(f"sslrun: {error}", err=True)
         if os.environ.get(DEBUG, "0") not in ("", "0"):
             _print_traceback(error)
         return error.exit_code

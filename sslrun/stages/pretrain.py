@@ -25,7 +25,7 @@ from sslrun.pretexts.weights import PRETEXT_WEIGHTS, save_pretext
 from sslrun.recipe import Named, Pretrain, Recipe
 from sslrun.runs import Run
 from sslrun.stages.context import Context, perform
-from sslrun.stages.devices import devices_identity
+from sslrun.stages.devices import describe_begun, devices_identity
 from sslrun.stages.fit import Checkpoints, fit
 from sslrun.stages.keep import BestWeights
 from sslrun.stages.lineage import (
@@ -157,6 +157,9 @@ class Pretraining:
             context.reporter.say(
                 f"{shorter.path} is a finished, shorter run of this recipe: --extend continues it"
             )
+        begun = describe_begun(lambda count: replace(self, devices=count), run.path.parent)
+        if begun is not None:
+            context.reporter.say(begun)
         return perform(
             run, self.recipe.resolved(), context, partial(self._body, context), self.reads
         )
