@@ -83,6 +83,14 @@ class Pretrain(Schedule):
     (which needs labels), lower for held_out_loss, and closer to 1 for alpha_req. RankMe and LiDAR
     were made to compare trained models: early checks may have the highest ranks."""
 
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """How several devices share the work. ddp: each has all parameters. fsdp: each keeps a part of
+    the parameters, gradients and optimizer states, for models that do not fit (FSDP, Zhao et al.
+    2023). Both give the same result up to rounding."""
+    checkpoint_activations: bool = False
+    """Keep only the inputs of a Transformer's blocks for the backward pass, and compute the rest
+    again: less memory for about a third more time. The result is the same."""
+
     @field_validator("init")
     @classmethod
     def _check_init(cls, init: str | None) -> str | None:

@@ -84,12 +84,13 @@ def fit(
                     show(step.step, record["loss"], record["rate"])
                 yield step
                 due = context.stop.due or time.monotonic() - saved > 60 * checkpoints.minutes
+                if training.sharded:  # all processes write
+                    due = bool(distributed.decide(due))
                 if step.last or not due:
                     continue
                 saved = time.monotonic()
                 training.check_finite()
-                if distributed.is_main():
-                    save(training, checkpoints.folder)
+                save(training, checkpoints.folder)
                 context.stop.check()
         except NonFinite as error:
             good = checkpoints.latest

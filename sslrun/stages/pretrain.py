@@ -14,6 +14,7 @@ from torch import nn
 from sslrun import distributed
 from sslrun.backbones import build_backbone, save_backbone
 from sslrun.backbones.base import backbones
+from sslrun.backbones.transformer import checkpoint_activations
 from sslrun.backbones.weights import WEIGHTS, load_into, plain_tensors
 from sslrun.data.examples import Examples
 from sslrun.data.specs import InputSpec, TextSpec
@@ -173,7 +174,13 @@ class Pretraining:
         torch.manual_seed(self.seed)
         pretext = self._build_pretext(splits.spec, raw)
         examples = context.compute.place(pretext.arrange(raw, self.seed))
-        training = Training(pretext, self.schedule, context.compute)
+        if self.schedule.checkpoint_activations and not checkpoint_activations(pretext):
+            raise UserError(
+                f"pretrain.checkpoint_activations: backbone '{recipe.backbone.name}' has no blocks "
+                "to compute again: leave it out, or choose a Transformer such as vit-small"
+            )
+        sharded = self.schedule.parallel == "fsdp"
+        training = Training(pretext, self.schedule, context.compute, sharded)
         watcher = Watcher(splits, pretext, recipe.watch, context.compute, self.seed)
         best = None
         if self.schedule.keep == "best":
@@ -277,7 +284,7 @@ class Pretraining:
                     log({"step": step.step, "epoch": round(step.epoch, 4), **check.record})
                     if check.warning:
                         context.reporter.say(f"{self.title}: step {step.step}: {check.warning}")
-        if watch.keep_state and distributed.is_main():
+        if watch.keep_state:
             save(training, run.last_state)
         return step, check.record
 

@@ -30,6 +30,7 @@ from sslrun.training.norm import synchronize_norms
 from sslrun.training.optim import half_cosine, lr_factor, optimizers, set_rates, skip_update
 from sslrun.training.order import indices
 from sslrun.training.schedule import Schedule
+from sslrun.training.shard import copy_whole, shard, whole
 
 FINITE_EVERY = 50
 """Number of steps between two checks that loss and gradient are finite, on devices that run
@@ -84,14 +85,28 @@ class Step:
 class Training(Generic[AnyLearner]):
     """The state of a training, which checkpoints hold."""
 
-    def __init__(self, learner: AnyLearner, schedule: Schedule, compute: Compute) -> None:
-        if learner.sync_norm and distributed.world_size() > 1:
+    def __init__(
+        self, learner: AnyLearner, schedule: Schedule, compute: Compute, sharded: bool = False
+    ) -> None:
+        """Prepare a training; `sharded`: each device keeps a part of the parameters (FSDP)."""
+        several = distributed.world_size() > 1
+        if learner.sync_norm and several:
             synchronize_norms(learner, compute.device)
-        self.learner = cast(AnyLearner, compute.put(learner))
+        # Only contiguous parameters can be sharded, not those in channels_last.
+        put = learner.to(compute.device) if sharded and several else compute.put(learner)
+        self.learner = cast(AnyLearner, put)
         self.schedule = schedule
         self.compute = compute
-        self.optimizers = optimizers(learner, schedule, learner.layers())
+        self.sharded = sharded
         self.average = copy.deepcopy(learner).requires_grad_(False) if schedule.ema else None
+        self._template: AnyLearner | None = None
+        """The learner on the meta device, to gather sharded parameters into; None: they are whole.
+        """
+        if sharded and several:
+            self._template = copy.deepcopy(learner).to("meta")
+            for each in filter(None, (learner, self.average)):
+                shard(each, compute.device)
+        self.optimizers = optimizers(learner, schedule, learner.layers())
         self.step = 0
         self.first_step = 0
         """The step at which the learning rate's schedule starts: that of a warm restart."""
@@ -119,8 +134,12 @@ class Training(Generic[AnyLearner]):
 
     @property
     def averaged(self) -> AnyLearner:
-        """The learner with the weights to evaluate and save: the moving average if there is one."""
-        return self.learner if self.average is None else self.average
+        """The learner with the weights to evaluate and save: the moving average if there is one.
+
+        Sharded parameters are gathered, into a copy: all devices must ask for it together.
+        """
+        kept = self.learner if self.average is None else self.average
+        return kept if self._template is None else copy_whole(kept, self._template)
 
     def check_finite(self) -> None:
         """Check that all losses and gradients so far were finite.
@@ -162,10 +181,16 @@ class Training(Generic[AnyLearner]):
     def state_dict(self) -> dict[str, Any]:
         """Everything that is needed to resume, except the learner's weights."""
         return {
-            "step": self.step,
-            "first_step": self.first_step,
+            **self.counters(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "average": None if self.average is None else self.average.state_dict(),
+        }
+
+    def counters(self) -> dict[str, Any]:
+        """The state without what has the shape of parameters."""
+        return {
+            "step": self.step,
+            "first_step": self.first_step,
             "flops": self.meter.state_dict(),
             "examples": self.examples_state,
             "seconds": self.seconds,
@@ -177,14 +202,18 @@ class Training(Generic[AnyLearner]):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` returned."""
-        self.step, self.seconds_before_resume = state["step"], state["seconds"]
-        self.first_step = state.get("first_step", 0)  # 0 in checkpoints of earlier versions
-        self.meter.load_state_dict(state["flops"])
-        self.examples_state = state["examples"]
+        self.load_counters(state)
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         if self.average is not None:
             self.average.load_state_dict(state["average"])
+
+    def load_counters(self, state: dict[str, Any]) -> None:
+        """Restore what `counters` returned."""
+        self.step, self.seconds_before_resume = state["step"], state["seconds"]
+        self.first_step = state.get("first_step", 0)  # 0 in checkpoints of earlier versions
+        self.meter.load_state_dict(state["flops"])
+        self.examples_state = state["examples"]
 
 
 def train(training: Training[Any], examples: Examples, seed: int) -> Iterator[Step]:
@@ -215,7 +244,7 @@ def train(training: Training[Any], examples: Examples, seed: int) -> Iterator[St
             done = passes.run(batches, is_counted(training.step, total, lengths_differ))
         if training.step < frozen_steps:
             skip_update(training.optimizers, learner.last_layer())
-        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        norm = whole(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
         _clip(parameters, norm, schedule)
         training.watch_finite(done.loss, norm, lr)
         with explain_out_of_memory(schedule, compute):  # the first step allocates state
@@ -383,7 +412,7 @@ def _wrap(training: Training[Any], total: int) -> tuple[nn.Module, nn.Module]:
     Both are the same if the schedule does not compile.
     """
     model: nn.Module = training.learner
-    if distributed.world_size() > 1:
+    if distributed.world_size() > 1 and not training.sharded:
         # Static: some parameters may never be used, such as BERT's pooler without next-sentence
         # prediction.
         model = nn.parallel.DistributedDataParallel(model, static_graph=True)

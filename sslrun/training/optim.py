@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from sslrun.registry import Options
+from sslrun.training.shard import is_sharded
 
 Shape = Literal["cosine", "linear", "step", "constant"]
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -182,9 +183,13 @@ def _build(
     """Build one optimizer of the parameter groups; "muon" is AdamW if some are not matrices."""
     match name:
         case "sgd":
-            nesterov = options.nesterov and options.momentum > 0
             return torch.optim.SGD(
-                groups, lr=options.lr, momentum=options.momentum, nesterov=nesterov, fused=True
+                groups,
+                lr=options.lr,
+                momentum=options.momentum,
+                nesterov=options.nesterov and options.momentum > 0,
+                # torch's fused SGD does not take sharded parameters (torch 2.14)
+                fused=not is_sharded(groups[0]["params"][0]),
             )
         case "lars":
             return Lars(
