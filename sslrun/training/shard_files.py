@@ -36,7 +36,8 @@ def save_shards(training: Training[Any], folder: Path) -> None:
     }
     try:
         # Its other formats hold pickles, which can run code when they are read.
-        save(tensors, storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))
+        writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
+        save(tensors, storage_writer=writer, no_dist=distributed.world_size() == 1)
     except CheckpointException as error:  # no Exception, but one of each process that failed
         raise RuntimeError(str(error)) from None
 
@@ -75,4 +76,4 @@ def load_shards(training: Training[Any], folder: Path) -> None:
                 if saved.size == like.shape
                 else torch.zeros(saved.size, device=like.device)
             )
-    load(_tensors(training), storage_reader=reader)
+    load(_tensors(training), storage_reader=reader, no_dist=distributed.world_size() == 1)

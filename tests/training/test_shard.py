@@ -1,5 +1,6 @@
 """Two processes with sharded parameters (FSDP) train as one process does, and resume as one."""
 
+import shutil
 from itertools import islice
 
 import pytest
@@ -9,7 +10,13 @@ import torch.multiprocessing as mp
 from torch import nn
 
 from sslrun.backbones import build_backbone
-from sslrun.backbones.transformer import checkpoint_activations
+from sslrun.backbones.transformer import (
+    BERT_STYLE,
+    Block,
+    Stack,
+    checkpoint_activations,
+    initialize,
+)
 from sslrun.data.examples import TensorExamples
 from sslrun.data.specs import ImageSpec
 from sslrun.pretexts.base import pretexts
@@ -21,8 +28,6 @@ from sslrun.training.loop import Schedule, Training, train
 CPU = compute("cpu")
 STILL = {"augmentation": {}, "second": None}
 """Views that are the images themselves, as devices draw different ones."""
-VIT = ("vit-tiny", {"patch": 4, "depth": 2, "width": 16, "heads": 2, "pool": "mean"})
-RESNET = ("resnet18", {"channels": 16, "stem": "small"})
 
 
 def images(count=32):
@@ -36,8 +41,6 @@ class Tokens(Learner):
 
     def __init__(self):
         super().__init__()
-        from sslrun.backbones.transformer import BERT_STYLE, Block, Stack, initialize
-
         self.embed = nn.Embedding(32, 16)
         self.stack = Stack(Block(16, 2, BERT_STYLE) for _ in range(2))
         self.unused = nn.Linear(16, 16)  # like BERT's pooler
@@ -55,33 +58,35 @@ class Tokens(Learner):
         return Output(nn.functional.cross_entropy(logits.flatten(0, 1), ids.flatten()))
 
 
-def build(name, backbone, **options):
+def build(name, **options):
     torch.manual_seed(0)
-    if name == "mlm":
+    if name.startswith("mlm"):
         return Tokens()
-    named = build_backbone(*backbone, ImageSpec(8))
-    return pretexts[name](pretexts[name].Options(**options), named)
+    vit = {"patch": 4, "depth": 2, "width": 16, "heads": 2, "pool": "mean"}
+    return pretexts[name](
+        pretexts[name].Options(**options), build_backbone("vit-tiny", vit, ImageSpec(8))
+    )
 
 
 CASES = {
-    "simclr": (("simclr", VIT), {**STILL, "width": 16}, {"clip": 0.05}),
-    "byol-lars": (
-        ("byol", RESNET),
+    "byol": (
         {**STILL, "hidden": 16, "projection": 8},
-        {"optimizer": "lars", "lr": 0.2, "ema": 0.5, "weight_decay": 1e-3},
+        {"optimizer": "lars", "lr": 0.2, "ema": 0.5, "weight_decay": 1e-3, "clip": 0.05},
     ),
-    "mlm": (("mlm", None), {}, {"accumulate": 2, "clip_each": 0.1}),
-    "mlm-muon": (("mlm", None), {}, {"optimizer": "muon"}),
-    "mlm-sgd": (("mlm", None), {}, {"optimizer": "sgd", "lr": 0.5}),
+    "mlm": ({}, {"accumulate": 2, "clip_each": 0.1}),
+    "mlm muon": ({}, {"optimizer": "muon"}),
+    "mlm sgd": ({}, {"optimizer": "sgd", "lr": 0.5}),
 }
+"""Options of the learner, and of the schedule. BYOL has a teacher, and whole norms in its LARS."""
 
 
 def training_of(case, sharded=True):
-    (name, backbone), options, changes = CASES[case]
-    if name == "simclr":
-        options.pop("width", None)
+    options, changes = CASES[case]
     schedule = Schedule(**{"steps": 4, "batch": 16, "lr": 0.01, "precision": "fp32", **changes})
-    return Training(build(name, backbone, **options), schedule, CPU, sharded)
+    learner = build(case, **options)
+    if sharded:
+        assert checkpoint_activations(learner)
+    return Training(learner, schedule, CPU, sharded)
 
 
 def finish(training):
@@ -104,7 +109,6 @@ def sharded_by_two(rank, folder):
         resumed = training_of(case)
         restore(resumed, latest(folder / case))
         outcomes[case] = finish(resumed)
-        assert isinstance(resumed.averaged, type(build(*CASES[case][0], **CASES[case][1])))
     if rank == 0:
         torch.save(outcomes, folder / "found")
     dist.destroy_process_group()
@@ -114,18 +118,62 @@ def sharded_by_two(rank, folder):
 def two(tmp_path_factory):
     """The folder in which two processes left their outcomes and checkpoints of two steps."""
     folder = tmp_path_factory.mktemp("two")
-    mp.spawn(sharded_by_two, (folder,), nprocs=2)
+    other = mp.get_context("spawn").Process(target=sharded_by_two, args=(1, folder))
+    other.start()  # this process is the first one, because starting a process takes seconds
+    sharded_by_two(0, folder)
+    other.join()
     return folder
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_sharded_training_equals_that_of_one_process(two, case):
-    """Losses within 1e-4 relative, weights within 2e-4, from a resume after two of four steps."""
+    """Losses within 1e-4 and weights within 1e-3, relative, after a resume in the middle."""
     found = torch.load(two / "found", weights_only=True)[case]
     steps, weights = finish(training_of(case, sharded=False))
     torch.testing.assert_close(found[0], steps[2:], rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(found[1], weights, rtol=1e-4, atol=2e-4)
+    assert (found[1] - weights).norm() < 1e-3 * weights.norm()
     begun_by_two = training_of(case)
     restore(begun_by_two, latest(two / case))
     assert begun_by_two.step == 2
     torch.testing.assert_close(finish(begun_by_two)[0], steps[2:], rtol=1e-4, atol=1e-5)
+
+
+def test_parts_of_two_processes_are_checked_and_hold_no_pickles(two):
+    checkpoint = latest(two / "mlm")
+    parts = sorted(path.name for path in checkpoint.iterdir())
+    assert [name.partition("-model")[0] for name in parts] == [
+        "manifest.json", "shard-00001", "shard-00002", "training.pt",
+    ]  # fmt: skip
+    damaged = two / "damaged" / checkpoint.name
+    shutil.copytree(checkpoint, damaged)
+    content = bytearray((damaged / parts[2]).read_bytes())
+    content[-1] ^= 1
+    (damaged / parts[2]).write_bytes(content)
+    with pytest.warns(UserWarning, match="damaged"):
+        assert latest(damaged.parent) is None
+
+
+def test_recomputed_blocks_keep_less_and_give_the_same_gradients():
+    """Dropout is drawn again as before; most of what is kept for gradients is no longer kept."""
+    kept, gradients = {}, {}
+    for recomputes in (False, True):
+        torch.manual_seed(0)
+        stack = Stack(Block(16, 2, dropout=0.5, drop_path=0.3) for _ in range(4))
+        if recomputes:
+            assert checkpoint_activations(stack)
+        sizes = []
+
+        def keep(tensor, sizes=sizes):
+            sizes.append(tensor.numel())
+            return tensor
+
+        torch.manual_seed(1)
+        inputs = torch.randn(8, 10, 16, requires_grad=True)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            outputs = stack(inputs)
+        kept[recomputes] = sum(sizes)
+        outputs.square().sum().backward()
+        gradients[recomputes] = [inputs.grad, *(weight.grad for weight in stack.parameters())]
+    assert kept[True] < kept[False] / 4
+    assert all(map(torch.equal, gradients[True], gradients[False]))
+    assert not checkpoint_activations(nn.Linear(2, 2))
