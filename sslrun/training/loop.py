@@ -23,6 +23,7 @@ from sslrun import distributed
 from sslrun.data.examples import Batch, Examples
 from sslrun.errors import UserError
 from sslrun.seeds import derive_seed
+from sslrun.training.clock import Clock
 from sslrun.training.device import Compute
 from sslrun.training.flops import FlopMeter, flop_counter, is_counted
 from sslrun.training.learner import Learner, Output
@@ -50,7 +51,9 @@ class Step:
     step: int
     """Number of steps done, including this one."""
     total: int
-    """Number of steps of the whole training."""
+    """Number of steps of the whole training; an estimate if its time is limited."""
+    progress: float
+    """Share of the training that is done; 1 after the last step."""
     epoch: float
     """Number of epochs done."""
     examples: int
@@ -67,7 +70,7 @@ class Step:
     @property
     def last(self) -> bool:
         """Whether this is the training's last step."""
-        return self.step == self.total
+        return self.progress >= 1
 
     def record(self) -> dict[str, Any]:
         """The step as plain numbers, to log."""
@@ -107,6 +110,8 @@ class Training(Generic[AnyLearner]):
             for each in filter(None, (learner, self.average)):
                 shard(each, compute.device)
         self.optimizers = optimizers(learner, schedule, learner.layers())
+        self.clock = None if schedule.seconds is None else Clock(schedule.seconds, compute.device)
+        """The time that is used of a schedule with a budget; None: steps end the training."""
         self.step = 0
         self.first_step = 0
         """The step at which the learning rate's schedule starts: that of a warm restart."""
@@ -126,6 +131,17 @@ class Training(Generic[AnyLearner]):
     def flops(self) -> float | None:
         """Mean FLOPs per step, forward and backward, over all devices; None if not yet counted."""
         return self.meter.per_step(self.step) if self.step else None
+
+    def progress(self, total: int | None) -> float:
+        """The share of the training that is done, of `total` steps or of the budget of time."""
+        if self.clock is not None:
+            return self.clock.share
+        assert total is not None
+        return self.step / total
+
+    def paused(self) -> AbstractContextManager[None]:
+        """A context whose time does not count against a budget, such as a feature check's."""
+        return nullcontext() if self.clock is None else self.clock.paused()
 
     @property
     def seconds(self) -> float:
@@ -194,6 +210,7 @@ class Training(Generic[AnyLearner]):
             "flops": self.meter.state_dict(),
             "examples": self.examples_state,
             "seconds": self.seconds,
+            "used": 0.0 if self.clock is None else self.clock.used,
         }
 
     def restart(self) -> None:
@@ -213,6 +230,8 @@ class Training(Generic[AnyLearner]):
         self.step, self.seconds_before_resume = state["step"], state["seconds"]
         self.first_step = state.get("first_step", 0)  # 0 in checkpoints of earlier versions
         self.meter.load_state_dict(state["flops"])
+        if self.clock is not None:
+            self.clock.used = state["used"]
         self.examples_state = state["examples"]
 
 
@@ -229,17 +248,18 @@ def train(training: Training[Any], examples: Examples, seed: int) -> Iterator[St
     schedule, compute, learner = training.schedule, training.compute, training.learner
     _check_parts(schedule, learner)
     epoch_steps = schedule.steps_an_epoch(len(examples))
-    total = schedule.total_steps(len(examples))
-    warmup = round(schedule.warmup * epoch_steps)
+    total = schedule.planned_steps(len(examples))
     frozen_steps = round(schedule.freeze_last * epoch_steps)
     lengths_differ = examples.lengths is not None  # read once: slow for millions of examples
     parameters = [parameter for parameter in learner.parameters() if parameter.requires_grad]
     passes = _Passes(training, total, seed)
     batches = examples.batches(_remaining_indices(training, examples, seed, total), compute.device)
     learner.train()
-    while training.step < total:
-        lr = _set_rates(training, total, warmup)
-        learner.before_step(training.step / total)
+    if training.clock is not None:
+        training.clock.start()
+    while (share := training.progress(total)) < 1:
+        lr = _set_rates(training, total, epoch_steps)
+        learner.before_step(share)
         with explain_out_of_memory(schedule, compute):
             done = passes.run(batches, is_counted(training.step, total, lengths_differ))
         if training.step < frozen_steps:
@@ -253,13 +273,17 @@ def train(training: Training[Any], examples: Examples, seed: int) -> Iterator[St
                 optimizer.zero_grad(set_to_none=True)
         training.meter.add(done.numbers, done.flops)
         training.step += 1
-        learner.after_step(training.step / total)
+        if training.clock is not None:
+            training.clock.tick()
+        share = training.progress(total)
+        learner.after_step(share)
         training.update_average()
-        if training.step == total:
+        if share >= 1:
             training.check_finite()
         yield Step(
             step=training.step,
-            total=total,
+            total=total or max(training.step, round(training.step / share)),
+            progress=share,
             epoch=training.step / epoch_steps,
             examples=training.step * schedule.batch,
             lr=lr,
@@ -283,7 +307,7 @@ def _check_parts(schedule: Schedule, learner: Learner) -> None:
 
 
 def _remaining_indices(
-    training: Training[Any], examples: Examples, seed: int, total: int
+    training: Training[Any], examples: Examples, seed: int, total: int | None
 ) -> Iterator[Tensor]:
     """Yield the indices of all parts of batches from the training's step on.
 
@@ -298,25 +322,29 @@ def _remaining_indices(
     return indices(examples, training.schedule, seed, training.step, total, remember)
 
 
-def _set_rates(training: Training[Any], total: int, warmup: int) -> float:
+def _set_rates(training: Training[Any], total: int | None, epoch_steps: int) -> float:
     """Set the optimizers' rates for the coming step, and return the learning rate.
 
     The learning rate's schedule spans the steps from the training's first one, after which a warm
-    restart began.
+    restart began; or the budget of time, which it follows by the clock.
     """
-    schedule, step = training.schedule, training.step
+    schedule, share = training.schedule, training.progress(total)
+    if total is None:
+        place: tuple[float, float, float] = (share, 1.0, schedule.warmup)
+    else:
+        first = training.first_step
+        place = (training.step - first, total - first, round(schedule.warmup * epoch_steps))
     factor = lr_factor(
-        step - training.first_step,
-        total - training.first_step,
-        warmup,
+        *place,
         schedule.schedule,
         schedule.milestones,
         schedule.gamma,
         schedule.lr_end / schedule.lr,
+        ahead=0 if total is None else 1,
     )
     weight_decay = schedule.weight_decay
     if schedule.weight_decay_end is not None:
-        weight_decay = half_cosine(weight_decay, schedule.weight_decay_end, step / total)
+        weight_decay = half_cosine(weight_decay, schedule.weight_decay_end, share)
     set_rates(training.optimizers, schedule.lr * factor, weight_decay)
     return schedule.lr * factor
 
@@ -361,7 +389,7 @@ class _PassResult:
 class _Passes:
     """Run the forward and backward passes of a step, one part of its batch after the other."""
 
-    def __init__(self, training: Training[Any], total: int, seed: int) -> None:
+    def __init__(self, training: Training[Any], total: int | None, seed: int) -> None:
         self.training = training
         self.seed = seed
         self.plain, self.compiled = _wrap(training, total)
@@ -406,7 +434,7 @@ class _Passes:
         return batch, views
 
 
-def _wrap(training: Training[Any], total: int) -> tuple[nn.Module, nn.Module]:
+def _wrap(training: Training[Any], total: int | None) -> tuple[nn.Module, nn.Module]:
     """Return the learner, wrapped for several devices if there are; and the same, compiled.
 
     Both are the same if the schedule does not compile.
@@ -416,7 +444,8 @@ def _wrap(training: Training[Any], total: int) -> tuple[nn.Module, nn.Module]:
         # Static: some parameters may never be used, such as BERT's pooler without next-sentence
         # prediction.
         model = nn.parallel.DistributedDataParallel(model, static_graph=True)
-    if training.compute.compiles(training.schedule.compile, total):
+    schedule = training.schedule
+    if training.compute.compiles(schedule.compile, total, schedule.seconds):
         # torch keeps only a few variants of a function in a process and then falls back to eager
         # mode. Reset it, because the rounding of a run must not depend on the runs before it.
         torch.compiler.reset()

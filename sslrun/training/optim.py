@@ -240,23 +240,27 @@ def half_cosine(start: float, end: float, progress: float) -> float:
 
 
 def lr_factor(
-    step: int,
-    total: int,
-    warmup: int,
+    step: float,
+    total: float,
+    warmup: float,
     shape: Shape,
     milestones: tuple[float, ...],
     gamma: float,
     end: float = 0.0,
+    ahead: int = 1,
 ) -> float:
     """The learning rate at `step` (0 to `total` - 1), as a share of the highest.
 
     It rises linearly over `warmup` steps. Then it falls to `end` at `total` along a cosine or a
     line, stays constant, or is multiplied by `gamma` at each of `milestones`, which are shares of
     `total`.
+
+    With `ahead` 0, `step` and `total` may be of any unit, such as seconds, and the warmup starts
+    at 0.
     """
     if step < warmup:
-        return (step + 1) / warmup
-    share = (step - warmup) / max(1, total - warmup)
+        return (step + ahead) / warmup
+    share = (step - warmup) / max(ahead, total - warmup)
     match shape:
         case "cosine":
             return half_cosine(1.0, end, share)

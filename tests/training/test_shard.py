@@ -9,6 +9,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
 
+from sslrun import distributed
 from sslrun.backbones import build_backbone
 from sslrun.backbones.transformer import (
     BERT_STYLE,
@@ -109,9 +110,11 @@ def sharded_by_two(rank, folder):
         resumed = training_of(case)
         restore(resumed, latest(folder / case))
         outcomes[case] = finish(resumed)
+    assert distributed.decide(rank + 0.5) == 0.5
     if rank == 0:
         torch.save(outcomes, folder / "found")
     dist.destroy_process_group()
+    distributed._processors.cache_clear()
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +125,7 @@ def two(tmp_path_factory):
     other.start()  # this process is the first one, because starting a process takes seconds
     sharded_by_two(0, folder)
     other.join()
+    assert other.exitcode == 0
     return folder
 
 
