@@ -329,18 +329,18 @@ class Stack(nn.ModuleList):
     ) -> Tensor:
         """Tokens (B, T, D) after the last block; the arguments are those of `Block`."""
         for block in self:
-            x = self._through(block, x, mask, causal, memory, memory_mask, cache)
+            x = self.through(block, x, mask, causal, memory, memory_mask, cache)
         return x
 
     def states(self, x: Tensor, mask: Tensor | None = None, causal: bool = False) -> list[Tensor]:
         """Tokens (B, T, D) before the first block and after each block: depth + 1 tensors."""
         states = [x]
         for block in self:
-            states.append(self._through(block, states[-1], mask, causal))
+            states.append(self.through(block, states[-1], mask, causal))
         return states
 
-    def _through(self, block: nn.Module, *arguments: Any) -> Tensor:
-        """Return a block's output (B, T, D)."""
+    def through(self, block: nn.Module, *arguments: Any) -> Tensor:
+        """Return the output (B, T, D) of a block of this stack; `arguments` are in its order."""
         if self.recomputes and self.training and torch.is_grad_enabled():
             return checkpoint(block, *arguments, use_reentrant=False)
         return block(*arguments)
