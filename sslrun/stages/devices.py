@@ -73,5 +73,6 @@ def check_devices(run: Run) -> None:
     if run.devices is not None and run.devices != here:
         raise UserError(
             f"{run.path}: this run is of {run.devices} devices, and here is {here}: start it again "
-            f"with --gpus {run.devices}, or give another --runs"
+            f"with `torchrun --nproc-per-node {run.devices}` (pretrain: --gpus {run.devices}), "
+            "or give another --runs"
         )

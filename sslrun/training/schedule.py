@@ -60,7 +60,7 @@ class Schedule(OptimizerOptions):
     def _consistent(self) -> Schedule:
         given = [value for value in self._lengths.values() if value is not None]
         if len(given) != 1:
-            remedy = "; set the others to null" if given else ""
+            remedy = "; set the other one to null" if given else ""
             raise ValueError(f"give either {' or '.join(self._lengths)}{remedy}")
         if self.batch % self.accumulate:
             raise ValueError(

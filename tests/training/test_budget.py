@@ -121,7 +121,10 @@ def test_budgets_are_times_with_a_unit_and_part_of_the_identity():
         ({"budget": "30"}, "such as 90s, 30m or 1.5h"),
         ({"budget": 30}, "such as 90s, 30m or 1.5h"),
         ({"budget": "0m"}, "greater than 0"),
-        ({"budget": "30m", "epochs": 2}, "give either epochs or steps or budget; set the others"),
+        (
+            {"budget": "30m", "epochs": 2},
+            "give either epochs or steps or budget; set the other one",
+        ),
         ({"budget": "30m", "warmup": 5}, "warmup is a share"),
         ({}, "give either epochs or steps or budget"),
     ],
