@@ -5,6 +5,7 @@ Importing torch.distributed.checkpoint takes seconds, so that only sharded train
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -76,4 +77,6 @@ def load_shards(training: Training[Any], folder: Path) -> None:
                 if saved.size == like.shape
                 else torch.zeros(saved.size, device=like.device)
             )
-    load(_tensors(training), storage_reader=reader, no_dist=distributed.world_size() == 1)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")  # one process reads
+        load(_tensors(training), storage_reader=reader, no_dist=distributed.world_size() == 1)
