@@ -12,6 +12,7 @@ import typer
 from sslrun.cli.base import app
 from sslrun.cli.protocols import add_protocol_commands, command_names
 from sslrun.errors import UserError, describe_os_error
+from sslrun.launch.torchrun import leave_error
 
 DEBUG = "SSLRUN_DEBUG"
 """Environment variable; 1 also prints the traceback of a user's mistake."""
@@ -69,7 +70,8 @@ def exit_code(run: Callable[[], Any]) -> int:
         return 0
     except (UserError, OSError) as error:
         message = str(error) if isinstance(error, UserError) else describe_os_error(error)
-        typer.echo(f"sslrun: {message}", err=True)
+        if not leave_error(message):
+            typer.echo(f"sslrun: {message}", err=True)
         if os.environ.get(DEBUG, "0") not in ("", "0"):
             _print_traceback(error)
         return getattr(error, "exit_code", UserError.exit_code)

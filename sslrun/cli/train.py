@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -41,6 +42,14 @@ def pretrain(  # noqa: PLR0913 (typer makes each parameter an option)
             "warm restart from its last state.",
         ),
     ] = False,
+    gpus: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="Number of GPUs to train on together, each by a process of torchrun; with "
+            "--device cpu, of processes on the CPU, to test it.",
+        ),
+    ] = 1,
     device: Device = "auto",
     seed: Seed = 0,
     runs: Runs = Path("runs"),
@@ -50,6 +59,7 @@ def pretrain(  # noqa: PLR0913 (typer makes each parameter an option)
 ) -> None:
     """Stage 1: train the backbone of a recipe on its pretext task, without labels."""
     from sslrun import distributed
+    from sslrun.launch.torchrun import train_together
     from sslrun.recipe import load
     from sslrun.stages.context import Context
     from sslrun.stages.pretrain import Pretraining
@@ -63,6 +73,12 @@ def pretrain(  # noqa: PLR0913 (typer makes each parameter an option)
             f"{recipe}: has no pretext task, so there is nothing to pretrain; "
             "add one, such as `pretext: simclr`"
         )
+    started = distributed.device_count()
+    if gpus > 1 and started == 1:
+        train_together(sys.argv[1:], gpus, device)
+        return
+    if gpus not in (1, started):
+        raise UserError(f"--gpus {gpus}: torchrun has started {started} processes: leave it out")
     job = Pretraining(loaded, seed, runs)
     if extend:
         job = job.extending()

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
+    PlainSerializer,
     PrivateAttr,
     SerializeAsAny,
+    WithJsonSchema,
     field_validator,
     model_validator,
 )
@@ -64,9 +68,35 @@ class Named(BaseModel):
         }
 
 
+UNITS = {"s": 1, "m": 60, "h": 3600}
+
+
+def _parse_duration(value: Any) -> Any:
+    """Convert text such as 30m to seconds."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", value) if isinstance(value, str) else None
+    if match is None:
+        raise ValueError("should be a time such as 90s, 30m or 1.5h")
+    return float(match[1]) * UNITS[match[2]]
+
+
+Duration = Annotated[
+    float,
+    BeforeValidator(_parse_duration),
+    Field(gt=0),
+    PlainSerializer(lambda seconds: f"{seconds:.15g}s", return_type=str),
+    WithJsonSchema({"type": "string", "pattern": r"^\d+(\.\d+)?[smh]$"}),
+]
+"""Seconds, written as text with a unit."""
+
+
 class Pretrain(Schedule):
     """Stage 1: the schedule of pretraining."""
 
+    budget: Duration | None = None
+    """Time of training, such as 90s, 30m or 2h, in place of `epochs` and `steps`. The schedules of
+    the learning rate and of the pretext task follow the clock, and `warmup` is a share of the
+    budget. Feature checks, checkpoints and interruptions do not count. Repeating such a run does
+    not give the same bits."""
     seed: Seed | None = None
     """Fixed pretraining seed, shared by evaluations of all seeds; default: each evaluation uses its
     own seed."""
@@ -83,6 +113,14 @@ class Pretrain(Schedule):
     (which needs labels), lower for held_out_loss, and closer to 1 for alpha_req. RankMe and LiDAR
     were made to compare trained models: early checks may have the highest ranks."""
 
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """How several devices share the work. ddp: each has all parameters. fsdp: each keeps a part of
+    the parameters, gradients and optimizer states, for models that do not fit (FSDP, Zhao et al.
+    2023). Both give the same result up to rounding."""
+    checkpoint_activations: bool = False
+    """Keep only the inputs of a Transformer's blocks for the backward pass, and compute the rest
+    again: less memory for about a third more time. The result is the same."""
+
     @field_validator("init")
     @classmethod
     def _check_init(cls, init: str | None) -> str | None:
@@ -94,6 +132,20 @@ class Pretrain(Schedule):
                     f"{HUB}OWNER/NAME"
                 )
         return init
+
+    @property
+    def seconds(self) -> float | None:
+        return self.budget
+
+    @property
+    def _lengths(self) -> dict[str, float | None]:
+        return {**super()._lengths, "budget": self.budget}
+
+    @model_validator(mode="after")
+    def _warmup_within_budget(self) -> Pretrain:
+        if self.budget is not None and self.warmup >= 1:
+            raise ValueError("with budget, warmup is a share of it: set it below 1, as in 0.05")
+        return self
 
     @model_validator(mode="after")
     def _keep_by_with_best(self) -> Pretrain:

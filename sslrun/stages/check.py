@@ -143,10 +143,10 @@ def _list_budgets(recipe: Recipe) -> list[str]:
 
 
 def _count_steps(schedule: Pretrain, examples: int | None) -> int | None:
-    """Count the steps of pretraining; None if they depend on an unknown number of examples."""
+    """Count the steps of pretraining; None if examples are unknown, or if the time decides."""
     if examples is None and schedule.steps is None:
         return None
-    return schedule.total_steps(examples or schedule.batch)
+    return schedule.planned_steps(examples or schedule.batch)
 
 
 def _extrapolate(

@@ -160,16 +160,11 @@ def perform(
         return run.result
     check_devices(run)
     if not distributed.is_main():
-        try:
+        with _end_with_the_others(context.stop):
             distributed.wait()
             result = body()
             distributed.wait()  # until the first process has written files that a later job reads
             return result
-        except RuntimeError:
-            if context.stop.signal is None:
-                raise
-            # The first process has saved, reported the interruption, and ended.
-            raise SystemExit(Interrupted.exit_code) from None
     with holding(run):
         if context.fresh:
             run.clear()
@@ -177,10 +172,11 @@ def perform(
             described = environment(str(context.compute), distributed.world_size())
             data = {name: digest for name, (_, digest) in local_copies(reads).items()}
             run.start(recipe, {**described, "data": data})
-            distributed.wait()  # the others must not look for checkpoints before old ones are gone
-            with _report_os_error(run), context.reporter.job(f"{run.recipe} · {run.stage}"):
-                run.finish(body())
-            distributed.wait()
+            with _end_with_the_others(context.stop), _report_os_error(run):
+                distributed.wait()  # the others must not look for checkpoints that are cleared now
+                with context.reporter.job(f"{run.recipe} · {run.stage}"):
+                    run.finish(body())
+                distributed.wait()
         return run.result
 
 
@@ -192,6 +188,18 @@ def _report_os_error(run: Run) -> Iterator[None]:
             yield
     except OSError as error:
         raise UserError(describe_os_error(error)) from error
+
+
+@contextmanager
+def _end_with_the_others(stop: Stop) -> Iterator[None]:
+    """End without a message if another process has ended, which has said why."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not distributed.has_lost_a_process(error):
+            raise
+        # If a signal stopped all, the first process has saved and reported it.
+        raise SystemExit(1 if stop.signal is None else Interrupted.exit_code) from None
 
 
 def local_copies(reads: Iterable[Named]) -> dict[str, tuple[Path, str]]:

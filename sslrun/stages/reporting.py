@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
+from typing import Protocol
 
 from rich.console import Console
 from rich.markup import escape
@@ -19,8 +20,13 @@ from rich.text import Text
 from sslrun.errors import UserError
 from sslrun.runs import Run
 
-Update = Callable[[int, float, float], None]
-"""(steps done, loss, examples a second) -> None."""
+
+class Update(Protocol):
+    """A function that shows a training's progress."""
+
+    def __call__(self, step: int, loss: float, speed: float, total: int | None = None) -> None:
+        """Show the steps done, the loss, examples a second, and a new estimate of all steps."""
+
 
 PLAIN_SECONDS = 9.0
 """Seconds between two lines of progress if stderr is not a terminal."""
@@ -237,7 +243,8 @@ class Reporter:
         """Show a bar over `total` steps. Call the yielded function after steps."""
         stage = _Stage(name, total, done)
 
-        def update(step: int, loss: float, speed: float) -> None:
+        def update(step: int, loss: float, speed: float, total: int | None = None) -> None:
+            stage.total = stage.total if total is None else total
             stage.done, stage.note = step, f"loss {loss:.3f} · {speed:,.0f} {unit}/s"
             self._draw_stage(bar, stage)
 
@@ -359,7 +366,12 @@ class Reporter:
     def _draw_stage(self, bar: TaskID, stage: _Stage) -> None:
         count = f"{stage.done}/{stage.total}"
         self.progress.update(
-            bar, completed=stage.done, count=count, note=stage.note, left=_clock(stage.left)
+            bar,
+            total=stage.total,
+            completed=stage.done,
+            count=count,
+            note=stage.note,
+            left=_clock(stage.left),
         )
 
 

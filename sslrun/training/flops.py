@@ -89,14 +89,20 @@ COUNTED_STEPS = 4
 """Approximate number of steps whose FLOPs are counted if examples differ in length."""
 
 
-def is_counted(step: int, total: int, lengths_differ: bool) -> bool:
+STRIDE = 1000
+"""Steps between two counted ones if examples differ in length and time decides how many there
+are."""
+
+
+def is_counted(step: int, total: int | None, lengths_differ: bool) -> bool:
     """Whether to count the FLOPs of a step, which about doubles the time of a small model's step.
 
     The first step is counted. If examples differ in length, evenly spaced steps are counted,
     because FLOPs are not quite proportional to length. The decision depends on the step alone, so
     that a resumed run treats every step like a run that was never stopped.
     """
-    return step % max(1, total // COUNTED_STEPS) == 0 if lengths_differ else step == 0
+    stride = STRIDE if total is None else max(1, total // COUNTED_STEPS)
+    return step % stride == 0 if lengths_differ else step == 0
 
 
 class FlopMeter:
