@@ -21,7 +21,7 @@ from functools import lru_cache
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -162,6 +162,78 @@ def device_counts(folder: Path) -> list[int]:
 
 FAILURE = "failure.txt"
 """Name of the file that says why a run failed."""
+LOCK = ".lock"
+"""Name of the file that the process which computes a run holds locked."""
+TAIL = 65_536
+"""Bytes at the end of a log that hold its last record."""
+
+State = Literal["done", "running", "failed", "stopped", "waiting"]
+"""State of a run. stopped: begun, but no process works on it; waiting: not begun."""
+
+
+def state_of(folder: Path) -> State:
+    """Return the state of the run in a folder."""
+    if (folder / "result.json").exists():
+        return "done"
+    if is_locked(folder):
+        return "running"
+    if (folder / FAILURE).is_file():
+        return "failed"
+    return "stopped" if (folder / "environment.json").is_file() else "waiting"
+
+
+def is_locked(folder: Path) -> bool:
+    """Return whether a process works on the run in a folder, on any host that shares the folder."""
+    try:
+        with open(folder / LOCK) as lock:
+            # Shared and released at once: workers that try to lock the run meanwhile try again.
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # no such run, or that of another user
+        return False
+    return False
+
+
+@contextmanager
+def lock_of(folder: Path) -> Iterator[bool]:
+    """Lock a folder for this process; yield False if another process holds the lock."""
+    with report_unwritable(folder):
+        lock = open(folder / LOCK, "w")  # noqa: SIM115 (closed by the next statement)
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+
+
+def last_record(folder: Path) -> dict[str, Any]:
+    """Return the last whole record of a run's log; empty if there is none."""
+    try:
+        with open(folder / "metrics.jsonl", "rb") as log:
+            log.seek(max(0, log.seek(0, os.SEEK_END) - TAIL))
+            lines = log.read().splitlines()
+    except OSError:
+        return {}
+    for line in reversed(lines):
+        try:
+            record = json.loads(line)
+        except ValueError:  # cut off by a killed process, or by the tail
+            continue
+        if isinstance(record, dict):
+            return record
+    return {}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the mapping in a file; empty if it is missing or damaged."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 @dataclass(frozen=True)
@@ -207,11 +279,7 @@ class Run:
     @property
     def environment(self) -> dict[str, Any]:
         """What `start` wrote; empty if it is missing or damaged."""
-        try:
-            described = json.loads((self.path / "environment.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
-        return described if isinstance(described, dict) else {}
+        return read_json(self.path / "environment.json")
 
     @property
     def result(self) -> dict[str, Any]:
@@ -227,14 +295,8 @@ class Run:
         """Lock the run for this process; yield False if another process holds the lock."""
         with report_unwritable(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-            lock = open(self.path / ".lock", "w")  # noqa: SIM115 (closed by the next statement)
-        with lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
-                return
-            yield True
+        with lock_of(self.path) as is_claimed:
+            yield is_claimed
 
     def start(self, recipe: Mapping[str, Any], environment: Mapping[str, Any]) -> None:
         """Write the recipe, the identity and the environment.
@@ -269,7 +331,7 @@ class Run:
         """Delete everything in the run's folder, for a fresh start."""
         if self.path.exists():
             for path in self.path.iterdir():
-                if path.name == ".lock":
+                if path.name == LOCK:
                     continue
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
@@ -340,6 +402,8 @@ def environment(device: str, devices: int = 1) -> dict[str, Any]:
         "devices": devices,
         "threads": torch.get_num_threads(),
         "platform": platform.platform(),
+        "host": platform.node(),
+        "pid": os.getpid(),
         "command": sys.argv,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
