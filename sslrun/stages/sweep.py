@@ -101,6 +101,14 @@ class Plan:
                         jobs.setdefault(job.run.path, job)
         return cls(sweep, root, tuple(jobs.values()), tuple(planned))
 
+    def rows_of_runs(self) -> dict[Path, list[str]]:
+        """Run's path -> the rows of the table that use the run."""
+        rows: dict[Path, dict[str, None]] = {job.run.path: {} for job in self.jobs}
+        for row, cell in self.cells:
+            for job in (*cell.needs, cell):
+                rows[job.run.path][row] = None
+        return {path: list(names) for path, names in rows.items()}
+
     @property
     def finished(self) -> bool:
         """Whether at least one cell is finished, so that there is a table."""
