@@ -135,7 +135,7 @@ def sweep(  # noqa: PLR0913 (typer makes each parameter an option)
     """Run all stages, rows and seeds of sweeps, skip what is finished, and print the tables."""
     from sslrun.recipe import load_sweep
     from sslrun.stages.context import Context
-    from sslrun.stages.sweep import Plan, describe_failures, launch
+    from sslrun.stages.sweep import Plan, describe_failures, launch_all
 
     for name in map(str, recipes):
         if "=" in name and not Path(name).exists():
@@ -160,7 +160,7 @@ def sweep(  # noqa: PLR0913 (typer makes each parameter an option)
             )
         _submit([job for plan in plans for job in plan.jobs], arguments, jobs, slurm)
         return
-    failures = launch(plans, Context.open(device, runs, fresh), jobs, arguments)
+    plans, failures = launch_all(plans, Context.open(device, runs, fresh), jobs, arguments)
     _print_tables(plans)
     if failures:
         raise UserError(describe_failures(failures, plans))

@@ -102,7 +102,8 @@ def fit_layers(
     curve: dict[str, dict[str, float]] = {}
     for layer in range(len(bench.layer_widths)):
         fitted = fit((layer,), False)
-        scores = {split: fitted.metrics[split][primary.name] for split in ("val", "test")}
+        metrics = fitted.metrics
+        scores = {name: metrics[name][primary.name] for name in ("val", "test") if name in metrics}
         curve[str(layer)] = scores
         if best is None or primary.is_as_good(scores["val"], best[0]):
             best = scores["val"], (layer,), fitted

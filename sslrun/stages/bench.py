@@ -71,6 +71,8 @@ class Assignment(Protocol):
     def run(self) -> Run: ...
     @property
     def refits(self) -> bool: ...
+    @property
+    def validation_only(self) -> bool: ...
     def followed(self, context: Context, split: str) -> Path:
         """Return the finished run of the protocol that this one follows, learned from a split."""
         ...
@@ -90,7 +92,7 @@ class CellBench(Bench):
         self.task: Task = tasks[named.name](named.options, self.splits.spec, self.splits.classes)
         self.has_val, self.refit = self.splits.has_val, cell.refits
         self._chosen: dict[str, Tensor] = {}
-        self.shifted = _loaded_shifts(cell.evaluation)
+        self.shifted = {} if cell.validation_only else _loaded_shifts(cell.evaluation)
         self.seed = cell.training_seed
         if self.task.numbers:
             self.task.fit_labels(self.task.targets(self.examples("train")))
@@ -131,7 +133,7 @@ class CellBench(Bench):
 
     @property
     def tests(self) -> tuple[str, ...]:
-        return ("test", *self.parts)
+        return () if self.cell.validation_only else ("test", *self.parts)
 
     @property
     def dropped(self) -> dict[str, dict[str, int]]:
@@ -165,7 +167,7 @@ class CellBench(Bench):
                 return self.splits.train_and_val
             case "val":
                 return self.splits.val
-            case "test":
+            case "test" if not self.cell.validation_only:
                 return self.splits.test
         raise ValueError(f"no such split: '{split}'; choose train, val, {', '.join(self.tests)}")
 

@@ -272,6 +272,8 @@ class Pretraining:
                     if best is not None and distributed.is_main():
                         best.consider(step.step, check.record, _saved(pretext))
                     log({"step": step.step, "epoch": round(step.epoch, 4), **check.record})
+                    if context.on_check is not None:
+                        context.on_check(step, check.record)
                     if check.warning:
                         context.reporter.say(f"{self.title}: step {step.step}: {check.warning}")
         if watch.keep_state and distributed.is_main():

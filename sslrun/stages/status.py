@@ -101,6 +101,7 @@ def describe_plan(forecast: Forecast, workers: int) -> dict[str, Any]:
         "workers": workers,
         "seconds_left": None if seconds is None else seconds / workers,
         "covers_all_runs": is_whole,
+        "notes": plan.describe_searches(),
         "runs": runs,
     }
 
@@ -123,7 +124,8 @@ def render_plan(forecast: Forecast, workers: int) -> Group:
     counted = f"{workers} worker{'s' * (workers > 1)}"
     last = f"{len(forecast.unfinished)} of {len(plan.jobs)} runs left"
     time = f"{_time(total, is_whole)} with {counted}"
-    return Group(table, Text(), Text(f"{plan.name}: {last}: {time}"))
+    lines = [f"{plan.name}: {last}: {time}", *plan.describe_searches()]
+    return Group(table, Text(), *map(Text, lines))
 
 
 def _time(seconds: float | None, is_whole: bool) -> str:
@@ -139,7 +141,7 @@ def describe_status(plan: Plan) -> dict[str, Any]:
     """Describe every run of a sweep as JSON values: its state, progress, number or failure."""
     rows = plan.rows_of_runs()
     runs = [{"rows": rows[job.run.path], **_describe_job(job)} for job in plan.jobs]
-    return {"sweep": plan.name, "runs": runs}
+    return {"sweep": plan.name, "notes": plan.describe_searches(), "runs": runs}
 
 
 def _describe_job(job: Job) -> dict[str, Any]:
@@ -187,7 +189,8 @@ def render_status(status: dict[str, Any]) -> Group:
     for run in status["runs"]:
         counts[run["state"]] += 1
     summary = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
-    return Group(table, Text(), Text(f"{status['sweep']}: {summary}"))
+    lines = [f"{status['sweep']}: {summary}", *status["notes"]]
+    return Group(table, Text(), *map(Text, lines))
 
 
 def _detail(run: dict[str, Any]) -> str:

@@ -83,7 +83,7 @@ def test_a_run_is_named_by_folder_or_by_a_unique_beginning(root):
         assert archive.find_entry(entries, text) == probe
     with pytest.raises(UserError, match="xyz: no such run; `sslrun runs ls` lists them"):
         archive.find_entry(entries, "xyz")
-    with pytest.raises(UserError, match="mine: 2 runs begin so: mine/pretrain-.*, mine/probe-"):
+    with pytest.raises(UserError, match=r"mine: 2 runs begin so: mine/pretrain-.*, mine/probe-"):
         archive.find_entry(entries, "mine")
     with pytest.raises(UserError, match="no such folder"):
         archive.find_entries(root / "nothing")
@@ -133,7 +133,7 @@ def test_pruning_deletes_what_no_result_needs(root, monkeypatch, capsys):
     assert f"({total:,} bytes)" in capsys.readouterr().out
     assert old.exists()
     assert called(monkeypatch, "prune", "--yes", "--runs", root) == 0
-    assert not (old.exists() or broken.exists() or (pretraining / "last").exists())
+    assert not any(path.exists() for path in (old, broken, pretraining / "last"))
     assert new.exists()  # its writer may be at work
     assert (pretraining / "backbone.safetensors").exists()
     assert called(monkeypatch, "prune", "--yes", "--runs", root) == 0
