@@ -71,8 +71,8 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
     values = {**source.without("base").value, "rows": rows}
     sweep = validated(Sweep, Located(values, source.places), "a sweep")
     sweep._against_at = source.places.get(("against",))
-    sweep._sources = sources
     if sweep.search is not None:
+        sweep._sources = sources
         space = source.section("search", "space")
         sweep._search_at = {key: space.places[(key,)] for key in sweep.search.space}
         for row in rows:

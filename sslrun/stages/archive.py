@@ -138,7 +138,8 @@ class Entry:
         origin = self.identity.get("origin") or {}
         hashes = {origin.get("pretrain"), origin.get("checkpoint"), self.identity.get("head")}
         hashes |= {self.identity.get("extends"), self.identity.get("init")}
-        hashes |= set(self.result.get("runs", ()))
+        if self.result.get("state") == "complete":  # a trial of a search
+            hashes |= set(self.result.get("runs", ()))
         return {value for value in hashes if isinstance(value, str)}
 
     @property

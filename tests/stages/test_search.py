@@ -11,6 +11,7 @@ from sslrun import cli
 from sslrun.data.splits import Splits
 from sslrun.errors import UserError
 from sslrun.recipe import load_sweep
+from sslrun.stages import archive
 from sslrun.stages import search as searches
 from sslrun.stages.context import Context, Interrupted
 from sslrun.stages.evaluate import Cell
@@ -189,6 +190,8 @@ def test_halving_stops_trials_that_are_worse_at_the_same_check(begin, faked, dia
     assert max(map(goodness_of, pruned)) < max(complete)
     assert "is not in the best third" in pruned[0]["reason"]
     assert f"{len(pruned)} pruned" in plan.searches[0].describe()
+    leftovers = archive.find_leftovers(plan.root, None)
+    assert [leftover.kind for leftover in leftovers] == ["failed runs"] * len(pruned)
 
 
 def goodness_of(result):
