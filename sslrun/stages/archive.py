@@ -46,8 +46,11 @@ def main_number(result: dict[str, Any]) -> dict[str, Any]:
     """Return the number of a result that says most: {"metric": ..., "value": ..., "text": ...}.
 
     It is the test score of an evaluation, the validation score of a trial, and the last feature
-    check of a pretraining; empty if there is none.
+    check of a pretraining; empty if there is none. A trial that has no score gives its reason as
+    the text.
     """
+    if "reason" in result:
+        return {"text": f"{result.get('state')}: {result['reason']}"}
     try:
         if isinstance(declared := result.get("metric"), dict):
             metric = Metric(**declared)

@@ -131,6 +131,7 @@ class Trial:
         try:
             for job in (*cell.needs, cell):
                 runs.append(job.run.hash)
+                self.run.log({"run": job.run.path.name})  # whose progress is the trial's
                 result = job.execute(watched)
         except NonFinite as error:
             return {"state": "failed", "reason": str(error), "runs": runs}

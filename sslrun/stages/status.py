@@ -155,6 +155,8 @@ def _describe_job(job: Job) -> dict[str, Any]:
     if state in ("running", "stopped"):
         environment = run.environment
         record = last_record(run.path)
+        if "run" in record:  # the log of a trial names the run that it makes
+            record = last_record(run.path.parent / record["run"])
         described |= {key: environment.get(key) for key in ("host", "pid")}
         described |= {key: record.get(key) for key in ("step", "epoch", "loss")}
         if isinstance(job, Pretraining):

@@ -11,7 +11,7 @@ from sslrun import cli
 from sslrun.data.splits import Splits
 from sslrun.errors import UserError
 from sslrun.recipe import load_sweep
-from sslrun.stages import archive
+from sslrun.stages import archive, status
 from sslrun.stages import search as searches
 from sslrun.stages.context import Context, Interrupted
 from sslrun.stages.evaluate import Cell
@@ -190,6 +190,8 @@ def test_halving_stops_trials_that_are_worse_at_the_same_check(begin, faked, dia
     assert max(map(goodness_of, pruned)) < max(complete)
     assert "is not in the best third" in pruned[0]["reason"]
     assert f"{len(pruned)} pruned" in plan.searches[0].describe()
+    texts = [run.get("text", "") for run in status.describe_status(plan)["runs"]]
+    assert sum(text.startswith("pruned: knn ") for text in texts) == len(pruned)
     leftovers = archive.find_leftovers(plan.root, None)
     assert [leftover.kind for leftover in leftovers] == ["failed runs"] * len(pruned)
 
