@@ -12,6 +12,13 @@ class UserError(Exception):
     exit_code = 2
 
 
+def describe_os_error(error: OSError) -> str:
+    """Describe in one line a file that cannot be read or written, or that vanished."""
+    place = error.filename if error.filename is not None else "a file"
+    cause = error.strerror or " ".join(str(error).split()) or type(error).__name__
+    return f"{place}: {cause}; check that it is there and that you may read and write it"
+
+
 def disk_is_full(error: Exception) -> bool:
     """Return whether an error reports a full disk.
 

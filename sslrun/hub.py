@@ -10,6 +10,9 @@ import threading
 import urllib.error
 import urllib.request
 
+NAME = r"\w[\w.-]*"
+"""Pattern of an owner, or of what is theirs, on the hub; no path such as "..", which libraries
+would take for a folder of this machine."""
 PATIENCE = 4.0
 """Seconds to wait for an answer from the hub."""
 

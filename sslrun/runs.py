@@ -13,6 +13,7 @@ import os
 import platform
 import shutil
 import sys
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from typing import Any, Literal
 import yaml
 
 from sslrun.errors import UserError, disk_is_full
-from sslrun.files import replacing
+from sslrun.files import SUMS, checksum, has_checksum, replacing, walk, write_sums
 
 FORMAT = 2
 """Part of every hash. Raise it when a change of the code makes old results incomparable."""
@@ -58,8 +59,10 @@ def hash_contents(path: Path) -> str | None:
     path = path.expanduser()
     if path.is_file():
         files, names = [path], []
+    elif not path.is_dir():
+        return None
     else:
-        files = sorted(file for file in path.rglob("*") if file.is_file())
+        files = sorted(file for file in map(Path, walk(path)) if file.is_file())
         names = [file.relative_to(path).as_posix() for file in files]
     if not files:
         return None
@@ -156,10 +159,19 @@ DEVICES = "devices.json"
 def device_counts(folder: Path) -> list[int]:
     """List the numbers of devices, above 1, that the runs in a recipe's folder depend on."""
     path = folder / DEVICES
-    counts: list[int] = json.loads(path.read_text()) if path.is_file() else []
-    return counts
+    try:
+        counts: list[int] = json.loads(path.read_text()) if path.is_file() else []
+        return [int(count) for count in counts]
+    except (OSError, TypeError, ValueError):
+        raise UserError(
+            f"{path}: damaged; write the numbers of devices of the runs beside it, as in [2, 8]"
+        ) from None
 
 
+RESULT = "result.json"
+"""Name of the file with the result of a finished run."""
+SEALED = (".json", ".safetensors", ".yaml")
+"""Endings of the files of a finished run that are read again, and have a checksum."""
 FAILURE = "failure.txt"
 """Name of the file that says why a run failed."""
 LOCK = ".lock"
@@ -227,21 +239,12 @@ def last_record(folder: Path) -> dict[str, Any]:
     return {}
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Return the mapping in a file; empty if it is missing or damaged."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
 @dataclass(frozen=True)
 class Run:
     """A run and its directory, `root/recipe/stage-hash/`.
 
-    The directory holds recipe.yaml, identity.json, environment.json, metrics.jsonl, checkpoint/
-    and result.json. `start` creates it. The run is finished once it has a result.json.
+    The directory holds recipe.yaml, identity.json, environment.json, metrics.jsonl, checkpoint/,
+    sums.json and result.json. `start` creates it. The run is finished once it has a result.json.
     """
 
     root: Path
@@ -274,12 +277,15 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        return (self.path / "result.json").exists()
+        return (self.path / RESULT).exists()
 
     @property
     def environment(self) -> dict[str, Any]:
         """What `start` wrote; empty if it is missing or damaged."""
-        return read_json(self.path / "environment.json")
+        try:
+            return read_json(self.path / "environment.json")
+        except UserError:
+            return {}
 
     @property
     def result(self) -> dict[str, Any]:
@@ -303,7 +309,8 @@ class Run:
 
         A run that was started before keeps its log and checkpoints.
         """
-        (self.path / FAILURE).unlink(missing_ok=True)
+        for stale in (FAILURE, SUMS):
+            (self.path / stale).unlink(missing_ok=True)
         write_atomically(
             self.path / "recipe.yaml",
             yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True),
@@ -330,6 +337,8 @@ class Run:
     def clear(self) -> None:
         """Delete everything in the run's folder, for a fresh start."""
         if self.path.exists():
+            # First of all, so that a run which is half cleared is not taken for a finished one.
+            (self.path / RESULT).unlink(missing_ok=True)
             for path in self.path.iterdir():
                 if path.name == LOCK:
                     continue
@@ -347,21 +356,31 @@ class Run:
         """Remove the log's records after `step`, which a resumed run writes again."""
         path = self.path / "metrics.jsonl"
         if path.exists():
-            kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
+            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+            kept = [line for line in lines if _step_of(line) <= step]
             write_atomically(path, "".join(line + "\n" for line in kept))
 
     def finish(self, result: Mapping[str, Any]) -> None:
-        """Write the result, which makes the run finished, and delete its checkpoints."""
+        """Write the result, which makes the run finished, and delete its checkpoints.
+
+        The checksums of all files that are read again are written before.
+        """
         stamped = {**result, "finished": datetime.now(UTC).isoformat(timespec="milliseconds")}
-        write_atomically(self.path / "result.json", json.dumps(stamped, indent=2))
+        text = json.dumps(stamped, indent=2)
+        with report_unwritable(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            files = [path for path in self.path.iterdir() if path.suffix in SEALED]
+            sums = {path.name: checksum(path) for path in sorted(files)}
+            write_sums(self.path / SUMS, {**sums, RESULT: zlib.crc32(text.encode())})
+        write_atomically(self.path / RESULT, text)
         shutil.rmtree(self.checkpoints, ignore_errors=True)
 
 
 def _step_of(line: str) -> float:
     """Return the step of a log line; infinity for a line that is not valid JSON."""
     try:
-        return json.loads(line).get("step", 0)
-    except ValueError:  # the last line of a run that was killed while it wrote
+        return float(json.loads(line).get("step", 0))
+    except (AttributeError, TypeError, ValueError):  # damaged, or half written by a killed process
         return float("inf")
 
 
@@ -371,14 +390,97 @@ def read_result(path: Path) -> dict[str, Any]:
     Raises:
         UserError: It is missing or damaged.
     """
+    if not (path / RESULT).exists():
+        raise UserError(f"{path}: not a finished run")
+    return read_json(path / RESULT)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object in the directory of a run; empty if the file is missing.
+
+    Raises:
+        UserError: It is damaged.
+    """
+    text = read_text(path)
     try:
-        return json.loads((path / "result.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: not a finished run") from None
+        content = {} if text is None else json.loads(text)
     except ValueError:
-        raise UserError(
-            f"{path}/result.json: not valid JSON; remove it and run the stage again"
-        ) from None
+        raise damaged(path) from None
+    if not isinstance(content, dict):
+        raise damaged(path)
+    return content
+
+
+def read_text(path: Path) -> str | None:
+    """Read a file in the directory of a run; None if it is missing.
+
+    Raises:
+        UserError: It cannot be read, or is not what the run wrote.
+    """
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    expected = _sums(path.parent).get(path.name)
+    if expected is not None and zlib.crc32(content) != expected:
+        raise damaged(path)
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError:
+        raise damaged(path) from None
+
+
+def check_file(path: Path) -> None:
+    """Check that a file in the directory of a finished run is what the run wrote.
+
+    A file without a recorded checksum passes, as one of another place does. Each file is read once
+    per process, which takes a second for 1.4 GB.
+
+    Raises:
+        UserError: It is damaged.
+    """
+    expected = _sums(path.parent).get(path.name)
+    if expected is not None and path.is_file() and not has_checksum(path, expected):
+        raise damaged(path)
+
+
+def find_broken(path: Path, suffix: str) -> str | None:
+    """Return the first file of a finished run with this ending that is missing or damaged."""
+    sums = _sums(path)
+    names = (name for name in sums if name.endswith(suffix))
+    return next((name for name in names if not has_checksum(path / name, sums[name])), None)
+
+
+def damaged(path: Path) -> UserError:
+    """Return the error for a damaged file in the directory of a run."""
+    return UserError(f"{path}: damaged; remove its folder, which lets the run be computed again")
+
+
+def _sums(folder: Path) -> dict[str, int]:
+    """Return the checksums of a finished run, by file; empty for a run of an older version.
+
+    Raises:
+        UserError: They are damaged.
+    """
+    path = folder / SUMS
+    try:
+        state = path.stat()
+    except OSError:
+        return {}
+    return _parse_sums(path, state.st_ino, state.st_mtime_ns)
+
+
+@lru_cache(maxsize=64)
+def _parse_sums(path: Path, inode: int, modified: int) -> dict[str, int]:
+    try:
+        sums = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise damaged(path) from None
+    if not isinstance(sums, dict):
+        raise damaged(path)
+    return sums
 
 
 def environment(device: str, devices: int = 1) -> dict[str, Any]:

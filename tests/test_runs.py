@@ -104,7 +104,7 @@ def test_an_invalid_result_file_is_an_error(run):
         runs.read_result(run.path)
     run.start({}, {})
     (run.path / "result.json").write_text("{")
-    with pytest.raises(UserError, match="not valid JSON"):
+    with pytest.raises(UserError, match="damaged; remove its folder"):
         runs.read_result(run.path)
 
 

@@ -17,6 +17,7 @@ from sslrun.data.specs import InputSpec
 from sslrun.errors import UserError
 from sslrun.files import replacing
 from sslrun.registry import Options
+from sslrun.runs import check_file
 
 
 def build_backbone(name: str, options: Options | Mapping[str, Any], spec: InputSpec) -> Backbone:
@@ -162,21 +163,42 @@ def recorded_network(path: Path, metadata: Mapping[str, str]) -> tuple[type[Back
     if "backbone" not in metadata:
         raise UserError(f"{path}: was not written by sslrun, so its architecture is unknown")
     cls = backbones[metadata["backbone"]]
-    return cls, cls.Options.model_validate_json(metadata["options"])
+    try:
+        return cls, cls.Options.model_validate_json(metadata["options"])
+    except (KeyError, ValueError):
+        raise UserError(
+            f"{path}: its metadata are not the options of '{cls.name}': it is damaged, or was "
+            "written by another version"
+        ) from None
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """Read what sslrun wrote with the tensors of a file; empty for a file of another program."""
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            about: dict[str, str] = json.loads((file.metadata() or {}).get("sslrun", "{}"))
+            return about
+    except (SafetensorError, OSError):
+        return {}
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read the tensors of a file, and the metadata that sslrun wrote with them.
 
     Raises:
-        UserError: the file does not exist, or is not a checkpoint.
+        UserError: the file does not exist, is damaged, or is not a checkpoint.
     """
+    check_file(path)
     try:
         with safe_open(str(path), framework="pt") as file:
             about = json.loads((file.metadata() or {}).get("sslrun", "{}"))
+            if not isinstance(about, dict):
+                raise ValueError(about)
             return {name: file.get_tensor(name) for name in file.keys()}, about  # noqa: SIM118
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
+    except ValueError:
+        raise UserError(f"{path}: damaged: its metadata cannot be read") from None
     except (SafetensorError, OSError) as safetensors_error:
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)

@@ -11,7 +11,7 @@ import typer
 
 from sslrun.cli.base import app
 from sslrun.cli.protocols import add_protocol_commands, command_names
-from sslrun.errors import UserError
+from sslrun.errors import UserError, describe_os_error
 
 DEBUG = "SSLRUN_DEBUG"
 """Environment variable; 1 also prints the traceback of a user's mistake."""
@@ -64,14 +64,15 @@ def exit_code(run: Callable[[], Any]) -> int:
     except (typer.Abort, KeyboardInterrupt):
         typer.echo("sslrun: stopped; give the same command again to continue", err=True)
         return 130
-    except UserError as error:
-        typer.echo(f"sslrun: {error}", err=True)
-        if os.environ.get(DEBUG, "0") not in ("", "0"):
-            _print_traceback(error)
-        return error.exit_code
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except (UserError, OSError) as error:
+        message = str(error) if isinstance(error, UserError) else describe_os_error(error)
+        typer.echo(f"sslrun: {message}", err=True)
+        if os.environ.get(DEBUG, "0") not in ("", "0"):
+            _print_traceback(error)
+        return getattr(error, "exit_code", UserError.exit_code)
 
 
 def _print_traceback(error: BaseException) -> None:

@@ -77,7 +77,9 @@ def pretrain(  # noqa: PLR0913 (typer makes each parameter an option)
     job = Pretraining(loaded, seed, runs)
     if extend:
         job = job.extending()
-    job.execute(Context.open(device, runs, fresh, profile))
+    context = Context.open(device, runs, fresh, profile)
+    job.reopen(context)
+    job.execute(context)
     if distributed.is_main():
         typer.echo(job.run.path)
 

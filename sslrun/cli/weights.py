@@ -26,12 +26,16 @@ def export(
         str,
         typer.Option(help="What to write: transformers, timm, torchvision or onnx."),
     ] = "transformers",
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace files that the folder holds already.")
+    ] = False,
     imports: Imports = None,
 ) -> None:
     """Write a run's backbone as a folder that another library loads, or as an ONNX graph."""
     from sslrun.stages.export import export
 
-    export(source, folder, to)
+    for line in export(source, folder, to, force):
+        typer.echo(line)
 
 
 @app.command()

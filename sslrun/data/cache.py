@@ -15,8 +15,8 @@ from typing import Any
 
 from torch import Tensor
 
+from sslrun import files
 from sslrun.errors import UserError, disk_is_full
-from sslrun.files import replacing
 
 
 def cache_root() -> Path:
@@ -84,26 +84,16 @@ def locked(path: Path) -> Iterator[None]:
             raise cache_error(path.parent, error) from None
 
 
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]] | None:
-    """Return the tensors and the metadata of a cache file; None if it is missing or damaged."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-            return tensors, file.metadata() or {}
-    except (SafetensorError, OSError):
-        return None
-
-
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write a cache file atomically."""
+    """Write a cache file atomically; `files.read_tensors` reads it.
+
+    Raises:
+        UserError: The cache cannot be written.
+    """
     from safetensors import SafetensorError
-    from safetensors.torch import save_file
 
     try:
-        with replacing(path) as temporary:
-            save_file(tensors, temporary, metadata)
+        files.write_tensors(path, tensors, metadata)
     except (OSError, SafetensorError) as error:
         raise cache_error(path.parent, error) from None
 
@@ -113,14 +103,21 @@ def cache_tensors(path: Path, compute: Callable[[], dict[str, Tensor]]) -> dict[
 
     A damaged file is replaced.
     """
+    return cache_entry(path, lambda: (compute(), {}))[0]
+
+
+def cache_entry(
+    path: Path, compute: Callable[[], tuple[dict[str, Tensor], dict[str, str]]]
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return the tensors of a cache file and its metadata, as `cache_tensors` does."""
     with locked(path):
-        content = read_tensors(path)
+        content = files.read_tensors(path)
         if content is None:
-            write_tensors(path, compute(), {})
-            content = read_tensors(path)
+            write_tensors(path, *compute())
+            content = files.read_tensors(path)
     if content is None:
         raise UserError(
             f"{path}: was written, but cannot be read back: check the disk, or set SSLRUN_CACHE "
             "to another folder"
         )
-    return content[0]
+    return content

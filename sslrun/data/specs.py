@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from sslrun.errors import UserError
 from sslrun.files import replacing
+from sslrun.runs import check_file
 
 if TYPE_CHECKING:
     from sslrun.data.text.tokenizer import Tokenizer
 
+TOKENIZER = "tokenizer.json"
+"""Name of the file with the tokenizer of a spec of text, beside `SPEC`."""
 SPEC = "spec.json"
 """Name of a spec's file, beside the weights of every backbone."""
 
@@ -66,6 +69,8 @@ class InputSpec:
             UserError: The file is missing, damaged, or of an unknown kind.
         """
         path = folder / SPEC
+        for name in (SPEC, TOKENIZER):
+            check_file(folder / name)
         try:
             fields = json.loads(path.read_text(encoding="utf-8"))
             kind = fields.pop("kind")
@@ -150,7 +155,7 @@ class TextSpec(InputSpec):
     def restore(cls, fields: dict[str, Any], folder: Path) -> Self:
         from sslrun.data.text.tokenizer import TokenizerOptions, load_tokenizer
 
-        return cls(load_tokenizer(TokenizerOptions(file=folder / "tokenizer.json")), **fields)
+        return cls(load_tokenizer(TokenizerOptions(file=folder / TOKENIZER)), **fields)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,6 +19,7 @@ from torch import Tensor
 from sslrun.data.cache import cache_root
 from sslrun.data.image.images import EncodedFiles, EncodedSplit
 from sslrun.errors import UserError
+from sslrun.files import require_file, walk
 from sslrun.hub import reach_hub
 from sslrun.registry import did_you_mean
 
@@ -187,13 +189,19 @@ class FolderStore(Store):
     def list_files(self, split: Split) -> tuple[str, ...]:
         """List the files of a split in order. Raises UserError if there are none."""
         folder = self._split_folders[split]
-        files: list[str] = []
-        for parent, _, names in os.walk(folder, followlinks=True):
-            files += [os.path.join(parent, name) for name in names if is_of(self.suffixes, name)]
+        files = find_files(folder, self.suffixes)
         if not files:
             suffixes = ", ".join(self.suffixes)
             raise UserError(f"{folder}: holds no {self.noun} ({suffixes}): is it the right folder?")
         return tuple(sorted(files))
+
+
+def find_files(folder: str | Path, suffixes: tuple[str, ...]) -> list[str]:
+    """List the files in a folder and its subfolders that have such an ending, in no order.
+
+    Hidden files are left out; links to folders are followed as `walk` does.
+    """
+    return [path for path in walk(folder) if is_of(suffixes, os.path.basename(path))]
 
 
 def is_of(suffixes: tuple[str, ...], name: str) -> bool:
@@ -558,6 +566,11 @@ class HubStore(TableStore):
         import datasets
 
         hub = self.hub
+        if Path(hub.repository).exists():  # which `datasets` would read in place of the hub's
+            raise UserError(
+                f"{self.name}: is also a folder here: name it as the path of the data set "
+                "'parquet' or 'folder', or go to another folder to read that of the hub"
+            )
         reach_hub()
         try:
             return datasets.load_dataset(
@@ -600,6 +613,8 @@ class ListedImage(NamedTuple):
     """Path of the image, resolved against the folder of the CSV file."""
     label: str
     """The label, "" if it is missing."""
+    numbers: tuple[float, ...] = ()
+    """The numbers that are its labels instead, NaN where the cell is empty."""
 
     @property
     def place(self) -> str:
@@ -617,6 +632,7 @@ class ListedImages:
         return len(self.rows)
 
     def read(self, index: int) -> bytes:
+        require_file(self.rows[index].file)
         return Path(self.rows[index].file).read_bytes()
 
     def name(self, index: int) -> str:
@@ -642,6 +658,8 @@ class CsvImageStore(Store):
     """Column of the labels; None: the column "label" if there is one, otherwise no labels."""
     split: str | None = None
     """Column of the splits; None: the column "split" if there is one. Only for one file."""
+    numbers: tuple[str, ...] = ()
+    """Columns of the numbers that are the labels, in place of `label`."""
 
     @property
     def splits(self) -> tuple[Split, ...]:
@@ -662,13 +680,17 @@ class CsvImageStore(Store):
         for row in rows:
             try:
                 files += fingerprint([row.file])
-            except OSError:
-                raise UserError(f"{row.place}: no such file {row.path}") from None
-        labels = None if split == "unlabeled" else [row.label for row in rows]
+            except UserError as error:
+                missing = None if os.path.lexists(row.file) else f"no such file {row.path}"
+                raise UserError(f"{row.place}: {missing or error}") from None
+        labels = None if split == "unlabeled" else [row.numbers or row.label for row in rows]
         return {"files": files, "labels": labels, "classes": self._classes}
 
     def open(self, split: Split) -> EncodedSplit:
         rows, classes = self._rows[split], self._classes
+        if self.numbers and split != "unlabeled":
+            labels = torch.tensor([row.numbers for row in rows])
+            return EncodedSplit(ListedImages(rows), labels, ())
         if not classes or split == "unlabeled":
             return EncodedSplit(ListedImages(rows), None, classes)
         class_ids = {name: index for index, name in enumerate(classes)}
@@ -734,7 +756,11 @@ class CsvImageStore(Store):
         rows = read_csv(file)
         _, header = next(rows)
         image = self._find_column(file, header, self.image, "image")
-        label = self._find_optional(file, header, "label", self.label) if labeled else None
+        label, numbers = None, []
+        if labeled and self.numbers:
+            numbers = [self._find_column(file, header, name, "numbers") for name in self.numbers]
+        elif labeled:
+            label = self._find_optional(file, header, "label", self.label)
         split = self._find_optional(file, header, "split", self.split)
         is_empty = True
         for line, cells in rows:
@@ -749,7 +775,12 @@ class CsvImageStore(Store):
                 raise UserError(f"{file}:{line}: the column '{header[image]}' is empty")
             resolved = os.path.join(file.parent, os.path.expanduser(path))
             row = ListedImage(
-                str(file), line, path, resolved, label="" if label is None else cells[label]
+                str(file),
+                line,
+                path,
+                resolved,
+                label="" if label is None else cells[label],
+                numbers=tuple(parse_number(cells[place], f"{file}:{line}") for place in numbers),
             )
             yield row, None if split is None else cells[split]
         if is_empty:
@@ -799,12 +830,31 @@ def read_csv(file: Path) -> Iterator[tuple[int, list[str]]]:
         raise UserError(f"{file}: is empty: the first line should name the columns")
 
 
+def parse_number(cell: str, place: str) -> float:
+    """Parse the cell of a label that is a number; NaN if it is empty.
+
+    Raises:
+        UserError: It is no finite number; the message begins with `place`.
+    """
+    try:
+        number = float(cell) if cell else math.nan
+    except ValueError:
+        raise UserError(f"{place}: its label is not a number: {cell!r}") from None
+    if math.isinf(number):
+        raise UserError(f"{place}: its label is not a finite number: {cell!r}")
+    return number
+
+
 # ---------------------------------------------------------------- shared
 
 
 def fingerprint(files: Iterable[str]) -> list[tuple[str, int, int]]:
-    """Return the absolute path, size and modification time (ns) of each file."""
-    stats = ((os.path.abspath(file), os.stat(file)) for file in files)
+    """Return the absolute path, size and modification time (ns) of each file.
+
+    Raises:
+        UserError: One is missing, or is a pipe or a device.
+    """
+    stats = ((os.path.abspath(file), require_file(file)) for file in files)
     return [(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats]
 
 

@@ -6,26 +6,53 @@ Tables, costs, comparisons, claims and reports read runs only through this modul
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
+from safetensors import SafetensorError, safe_open
 
+from sslrun.errors import UserError
 from sslrun.metric import Metric
 from sslrun.results.address import Labels, Row
 from sslrun.results.known_protocols import counts_per_class
-from sslrun.runs import FAILURE, read_result
+from sslrun.runs import FAILURE, RESULT, check_file, damaged, read_json, read_result, read_text
 
 YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 """The loader of libyaml if PyYAML has it, since it is about ten times faster."""
+
+PREDICTIONS = "predictions.safetensors"
+"""Name of the file in an evaluation's folder with the predicted class of each test example."""
+log = logging.getLogger(__name__)
 
 PICTURES = (".png", ".jpg", ".jpeg", ".svg", ".gif")
 
 Scores = Mapping[str, float]
 """Metric's name -> value."""
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What an evaluation predicted for each example of its test split."""
+
+    truth: np.ndarray
+    """(N,) class by index."""
+    predicted: np.ndarray
+    """(N,) class by index."""
+    margin: np.ndarray
+    """(N,) by how much the output of the predicted class exceeds the next one."""
+    classes: tuple[str, ...]
+
+    @property
+    def correct(self) -> np.ndarray:
+        """(N,) whether the predicted class is the true one."""
+        return np.equal(self.truth, self.predicted)
 
 
 @dataclass(frozen=True)
@@ -47,44 +74,68 @@ class RunRecord:
     def recipe(self) -> Mapping[str, Any]:
         """The contents of recipe.yaml; empty if missing."""
         path = self.folder / "recipe.yaml"
-        return _parse_yaml(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        try:
+            return _parse_yaml(read_text(path) or "")
+        except (yaml.YAMLError, TypeError):
+            raise damaged(path) from None
 
     @cached_property
     def identity(self) -> Mapping[str, Any]:
         """The contents of identity.json, from which the hash is made; empty if missing."""
-        return self._read_json("identity.json")
+        return read_json(self.folder / "identity.json")
 
     @cached_property
     def environment(self) -> Mapping[str, Any]:
         """The contents of environment.json, such as device and versions; empty if missing."""
-        return self._read_json("environment.json")
+        return read_json(self.folder / "environment.json")
 
     @cached_property
     def result(self) -> Mapping[str, Any]:
         """The contents of result.json. Raises UserError if it is missing or damaged."""
         return read_result(self.folder)
 
+    def check(self) -> None:
+        """Raise UserError if a file of the finished run is damaged."""
+        try:
+            _ = self.identity, self.environment, self.recipe, self.result
+            if self.is_evaluation:
+                _ = self.row, self.labels, self.metric, self.test, self.seed_key
+        except (AttributeError, KeyError, TypeError, ValueError):
+            raise damaged(self.folder / RESULT) from None
+
     def log(self) -> Iterator[Mapping[str, Any]]:
         """Read metrics.jsonl line by line; skip a line that a killed process left unfinished."""
         path = self.folder / "metrics.jsonl"
         if not path.is_file():
             return
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8", errors="replace") as file:
             for line in file:
-                try:
+                with suppress(ValueError):
                     yield json.loads(line)
-                except ValueError:
-                    continue
+
+    @cached_property
+    def predictions(self) -> Predictions | None:
+        """The predictions on the test split; None if the task has no classes, or for old runs.
+
+        Raises UserError if the file is damaged.
+        """
+        path = self.folder / PREDICTIONS
+        if not path.is_file():
+            return None
+        check_file(path)
+        try:
+            with safe_open(path, "np") as file:
+                names = ("truth", "predicted", "margin")
+                arrays = {name: file.get_tensor(name) for name in names}
+                return Predictions(**arrays, classes=tuple(json.loads(file.metadata()["classes"])))
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise damaged(path) from error
 
     @property
     def pictures(self) -> list[Path]:
         """The images in the folder and in its subfolder `pictures`, in alphabetical order."""
         files = [*self.folder.glob("*"), *(self.folder / "pictures").rglob("*")]
         return sorted(path for path in files if path.suffix.lower() in PICTURES)
-
-    def _read_json(self, name: str) -> Mapping[str, Any]:
-        path = self.folder / name
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
     # ------------------------------------------------------------ the run
 
@@ -297,10 +348,46 @@ class RunRecord:
 @lru_cache(maxsize=256)
 def _parse_yaml(text: str) -> Mapping[str, Any]:
     """Parse a mapping. Cached, because many runs share their recipe and parsing is slow."""
-    return yaml.load(text, YAML_LOADER) or {}
+    content = yaml.load(text, YAML_LOADER) or {}
+    if not isinstance(content, dict):
+        raise TypeError("not a mapping")
+    return content
 
 
 def find_records(folder: Path) -> list[RunRecord]:
-    """Find the finished runs in a folder and its subfolders, in the order of completion."""
-    results = sorted(folder.rglob("result.json"), key=lambda path: path.stat().st_mtime)
-    return [RunRecord(path.parent) for path in results]
+    """Find the finished runs in a folder and its subfolders, in the order of completion.
+
+    Damaged runs are skipped with a warning.
+    """
+    return drop_damaged(list_records(folder))
+
+
+def list_records(folder: Path) -> list[RunRecord]:
+    """Find the runs with a result in a folder, in the order of completion; some may be damaged."""
+    times: dict[Path, float] = {}
+    for path in folder.rglob(RESULT):
+        with suppress(FileNotFoundError):  # deleted since
+            times[path] = path.stat().st_mtime
+    return [RunRecord(path.parent) for path in sorted(times, key=times.__getitem__)]
+
+
+def drop_damaged(records: Iterable[RunRecord]) -> list[RunRecord]:
+    """Return the finished runs that can be read; warn of each other one."""
+    intact, damaged = split_damaged(records)
+    for reason in damaged.values():
+        log.warning("skipped: %s", reason)
+    return intact
+
+
+def split_damaged(records: Iterable[RunRecord]) -> tuple[list[RunRecord], dict[str, str]]:
+    """Return the finished runs that can be read, and the name of each other one -> the reason."""
+    intact: list[RunRecord] = []
+    damaged: dict[str, str] = {}
+    for record in records:
+        try:
+            record.check()
+        except UserError as error:
+            damaged[record.name] = str(error)
+        else:
+            intact.append(record)
+    return intact, damaged

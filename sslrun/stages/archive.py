@@ -101,11 +101,11 @@ class Entry:
 
     @cached_property
     def result(self) -> dict[str, Any]:
-        return read_json(self.folder / "result.json")
+        return _read(self.folder / "result.json")
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        return read_json(self.folder / "identity.json")
+        return _read(self.folder / "identity.json")
 
     @property
     def seed(self) -> int | None:
@@ -169,6 +169,14 @@ class Entry:
             "age_seconds": round(time.time() - self.changed),
             "bytes": self.size,
         }
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Return the mapping in a file; empty if it is missing or damaged."""
+    try:
+        return read_json(path)
+    except UserError:
+        return {}
 
 
 def hash_file(path: Path) -> str:
@@ -264,7 +272,7 @@ def describe_entry(entry: Entry, entries: Sequence[Entry]) -> dict[str, Any]:
         "folder": str(entry.folder),
         "parents": parents,
         "used_by": [other.name for other in users_of(entry, entries)],
-        "environment": read_json(entry.folder / "environment.json"),
+        "environment": _read(entry.folder / "environment.json"),
         "last_record": last_record(entry.folder),
         "result": entry.result,
         "files": {name: size for name, size, _ in entry.files},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -10,23 +11,21 @@ from statistics import fmean
 from typing import Any, Protocol
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sslrun import distributed
 from sslrun.backbones import build_backbone, build_empty, load_into, save_backbone
 from sslrun.backbones.base import Backbone, Features
-from sslrun.backbones.weights import WEIGHTS, check_fit
+from sslrun.backbones.weights import WEIGHTS, read
 from sslrun.data.examples import Batch, Examples, TensorExamples
 from sslrun.data.shifts import ID, Part, Shift, make_parts
 from sslrun.data.source import sources
 from sslrun.data.specs import ImageSpec
 from sslrun.data.splits import Splits, load_splits, select_labeled
 from sslrun.errors import UserError
-from sslrun.files import replacing
-from sslrun.pretexts.base import Pretext, pretexts
-from sslrun.pretexts.weights import PRETEXT_WEIGHTS, load_pretext
+from sslrun.files import read_metadata, read_tensors, replacing, write_tensors
+from sslrun.pretexts.weights import KeptModules, find_kept
 from sslrun.protocols import Bench, base
 from sslrun.protocols.features import extract
 from sslrun.protocols.layers import LayerReader
@@ -36,6 +35,7 @@ from sslrun.stages.context import Context
 from sslrun.stages.fit import Checkpoints, fit
 from sslrun.stages.logging import logs
 from sslrun.stages.pictures import write_sheet
+from sslrun.stages.predictions import Predictions, predictions_of, write_predictions
 from sslrun.stages.weights import InitialWeights
 from sslrun.tasks.base import Task, TaskLearner, outputs_of, tasks
 from sslrun.training.flops import flop_counter
@@ -92,10 +92,12 @@ class CellBench(Bench):
         self.task: Task = tasks[named.name](named.options, self.splits.spec, self.splits.classes)
         self.has_val, self.refit = self.splits.has_val, cell.refits
         self._chosen: dict[str, Tensor] = {}
+        self._predicted: list[tuple[dict[str, float], Predictions]] = []
         self.shifted = {} if cell.validation_only else _loaded_shifts(cell.evaluation)
         self.seed = cell.training_seed
-        if self.task.numbers:
-            self.task.fit_labels(self.task.targets(self.examples("train")))
+        if self.task.linear or self.task.numbers:
+            labels = self.task.targets(self._whole("train"))
+            self.task.fit_labels(labels[self.chosen("train")])
         self.device = context.compute.device
         self.costs: dict[str, float | None] = {}
         """Attempt, or "features" -> FLOPs of the passes over training examples; None if unknown."""
@@ -297,26 +299,12 @@ class CellBench(Bench):
                 buffer.copy_(torch.tensor(values))
         return backbone.to(self.device)
 
-    def pretext(self, backbone: Backbone) -> Pretext:
+    def kept(self) -> KeptModules | None:
         weights = self.cell.origin.weights
-        if weights is None or not (path := weights.parent / PRETEXT_WEIGHTS).is_file():
-            able = ", ".join(name for name in pretexts if pretexts[name].keeps)
-            raise UserError(
-                f"{self.cell.protocol} needs a backbone and the pretext task that trained it: "
-                f"pretrain with one that keeps its own weights: {able}"
-            )
-        return load_pretext(path, backbone).to(self.device).eval()
+        return None if weights is None else find_kept(weights)
 
     def head(self, split: str) -> dict[str, Tensor]:
-        return load_file(self.cell.followed(self.context, split) / HEAD)
-
-    def load_decoder(self, decoder: nn.Module) -> None:
-        path = self.cell.origin.decoder
-        if path is None:
-            return
-        tensors = load_file(path)
-        check_fit(tensors, decoder, self.task.name, path, "; or set task.decoder: new")
-        decoder.load_state_dict(tensors)
+        return read(self.cell.followed(self.context, split) / HEAD)[0]
 
     def train(
         self,
@@ -335,6 +323,9 @@ class CellBench(Bench):
         training = Training(learner, schedule, compute)
         checkpoints = Checkpoints(run.checkpoints / attempt, self.cell.recipe.watch.checkpoint)
         epoch, best = schedule.steps_an_epoch(len(examples)), checkpoints.folder / BEST
+        if best.exists() and read_tensors(best) is None and distributed.is_main():
+            self.say(f"{best}: damaged; trains from the beginning")
+            shutil.rmtree(checkpoints.folder)
         with logs(run, ()) as log:
             for step in fit(
                 training, examples, self.seed, run, self.context, self.cell.title, log, checkpoints
@@ -348,7 +339,10 @@ class CellBench(Bench):
         self.seconds_before_resume += training.seconds_before_resume
         if keep_best:
             distributed.wait()  # until the first process has written the best weights
-            training.averaged.load_state_dict(load_file(best))
+            content = read_tensors(best)
+            if content is None:
+                raise UserError(f"{best}: damaged; give the same command again to train again")
+            training.averaged.load_state_dict(content[0])
         averaged: TaskLearner = training.averaged.eval()
         return averaged
 
@@ -369,17 +363,10 @@ class CellBench(Bench):
         """
         primary = self.task.primary
         score = self.evaluate(learner.eval(), "val")[primary.name]
-        if path.exists():
-            with safe_open(path, "pt") as file:
-                if primary.is_as_good(float(file.metadata()["score"]), score):
-                    return
+        if path.exists() and primary.is_as_good(float(read_metadata(path)["score"]), score):
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
-        state = {
-            name: tensor.detach().clone().contiguous()
-            for name, tensor in learner.state_dict().items()
-        }
-        with replacing(path) as temporary:
-            save_file(state, temporary, {"score": repr(score)})
+        write_tensors(path, learner.state_dict(), {"score": repr(score)})
 
     # ------------------------------------------------------------ scoring
 
@@ -390,7 +377,22 @@ class CellBench(Bench):
     def score(self, split: str, outputs: Tensor) -> dict[str, float]:
         if split in self.parts:
             outputs = self.parts[split].merge_classes(outputs)
-        return self.task.score(outputs, self._whole(split))
+        scores = self.task.score(outputs, self._whole(split))
+        if split == "test":
+            predictions = predictions_of(self.task, outputs, self._whole(split))
+            self._predicted += [] if predictions is None else [(scores, predictions)]
+        return scores
+
+    def keep_predictions(self, scores: Mapping[str, float]) -> None:
+        """Write the predictions on the test split that have these scores, if there are any.
+
+        A protocol may score several layers or heads before it chooses one.
+        """
+        matching = [
+            predicted for other, predicted in self._predicted if scores.items() >= other.items()
+        ]
+        if matching and distributed.is_main():
+            write_predictions(self.cell.run.path, matching[-1], self.task.classes)
 
     # ------------------------------------------------------------ saved weights
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from rich.text import Text
 from torch import Tensor, nn
 
 from sslrun.backbones import build_backbone
+from sslrun.backbones.weights import WEIGHTS
 from sslrun.data.source import explain_missing, sources
 from sslrun.data.specs import InputSpec
 from sslrun.pretexts.base import pretexts
@@ -256,7 +258,15 @@ def _explain_missing_data(recipe: Recipe) -> list[str]:
     for evaluation in recipe.evaluate.values():
         data_sets += evaluation.reads
     reasons = [explain_missing(data.name, data.options) for data in data_sets]
+    if recipe.weights is not None:
+        reasons.append(_explain_missing_weights(recipe.weights.file))
     return list(dict.fromkeys(filter(None, reasons)))
+
+
+def _explain_missing_weights(path: Path) -> str | None:
+    """Explain that there are no weights at `path`; None if there are."""
+    file = path / WEIGHTS if path.is_dir() else path
+    return None if file.is_file() else f"weights: no checkpoint at {path}: put it there"
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sslrun import distributed
 from sslrun.data.source import sources
-from sslrun.errors import UserError
+from sslrun.errors import UserError, describe_os_error
 from sslrun.recipe import Named
 from sslrun.runs import Run, check_root, environment, hash_contents, report_disk_full
 from sslrun.stages.devices import check_devices
@@ -129,6 +129,17 @@ class Context:
         return context
 
 
+@contextmanager
+def holding(run: Run) -> Iterator[None]:
+    """Lock the run. Raises Busy if another process holds it."""
+    with run.claimed() as is_claimed:
+        if not is_claimed:
+            raise Busy(
+                f"{run.path}: another process is working on this run; wait for it, or end it"
+            )
+        yield
+
+
 def perform(
     run: Run,
     recipe: Mapping[str, Any],
@@ -162,11 +173,7 @@ def perform(
                 raise
             # The first process has saved, reported the interruption, and ended.
             raise SystemExit(Interrupted.exit_code) from None
-    with run.claimed() as is_claimed:
-        if not is_claimed:
-            raise Busy(
-                f"{run.path}: another process is working on this run; wait for it, or end it"
-            )
+    with holding(run):
         if context.fresh:
             run.clear()
         if not run.finished:
@@ -174,10 +181,20 @@ def perform(
             data = {name: digest for name, (_, digest) in local_copies(reads).items()}
             run.start(recipe, {**described, "data": data})
             distributed.wait()  # the others must not look for checkpoints before old ones are gone
-            with report_disk_full(run.path), context.reporter.job(f"{run.recipe} · {run.stage}"):
+            with _report_os_error(run), context.reporter.job(f"{run.recipe} · {run.stage}"):
                 run.finish(body())
             distributed.wait()
         return run.result
+
+
+@contextmanager
+def _report_os_error(run: Run) -> Iterator[None]:
+    """Turn the errors of files, such as a full disk, into a UserError."""
+    try:
+        with report_disk_full(run.path):
+            yield
+    except OSError as error:
+        raise UserError(describe_os_error(error)) from error
 
 
 def local_copies(reads: Iterable[Named]) -> dict[str, tuple[Path, str]]:

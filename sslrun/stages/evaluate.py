@@ -181,7 +181,8 @@ class Cell:
         """
         if not self.origin.exists:
             raise UserError(
-                f"no pretrained checkpoint for recipe '{self.recipe.name}' (seed {self.seed})"
+                f"no pretrained checkpoint for recipe '{self.recipe.name}' (seed {self.seed}): "
+                f"{self.origin.weights} is missing; remove its folder, and pretrain again"
             )
         body = partial(self._body, context)
         return perform(self.run, self.recipe.resolved(), context, body, self.reads)
@@ -201,6 +202,8 @@ class Cell:
         scores = bench.method.run(bench)
         self._check(scores, bench)
         metrics = scores.metrics
+        if not self.validation_only:
+            bench.keep_predictions(metrics["test"])
         return {
             "stage": self.protocol,
             "protocol": self.protocol,

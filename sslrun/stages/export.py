@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -13,34 +11,40 @@ from tokenizers import processors
 
 from sslrun.backbones import build_empty
 from sslrun.backbones.base import Backbone, backbones
-from sslrun.backbones.weights import WEIGHTS, check_fit, read, recorded_network
-from sslrun.data.specs import ImageSpec, InputSpec, TextSpec
+from sslrun.backbones.weights import WEIGHTS, check_fit, read, read_metadata, recorded_network
+from sslrun.data.specs import TOKENIZER, ImageSpec, InputSpec, TextSpec
 from sslrun.data.text.tokenizer import Tokenizer, TokenizerOptions, blank_tokenizer, load_tokenizer
 from sslrun.errors import UserError
 from sslrun.files import replacing
+from sslrun.pretexts.weights import KEPT, KEPT_BY
 from sslrun.registry import did_you_mean
+from sslrun.runs import report_unwritable
 from sslrun.stages.onnx import ONNX, write_onnx
 
 Target = Literal["transformers", "timm", "torchvision", "onnx"]
 TARGETS: tuple[Target, ...] = get_args(Target)
-TOKENIZER = "tokenizer.json"
 MODEL = "model.safetensors"
 
 
-def export(source: Path, folder: Path, to: str = "transformers") -> None:
+def export(source: Path, folder: Path, to: str = "transformers", force: bool = False) -> list[str]:
     """Write a backbone into `folder` in the form of a library, or as an ONNX graph.
 
     `source` is a run's folder or its file of weights; heads are not exported. The folder holds
     model.safetensors and the library's JSON files, or model.onnx; and the tokenizer, if the run has
-    one. Raises UserError if there are no weights, if the library has no class for the network, or
-    if the folder cannot be written.
+    one. Files that the folder holds already are replaced only with `force`. Returns what to report:
+    what the run has and the folder does not.
+
+    Raises UserError if there are no weights, if the library has no class for the network, or if the
+    folder cannot be written or holds files.
     """
     if to not in TARGETS:
         raise UserError(f"--to {to}: no such library.{did_you_mean(to, list(TARGETS))}")
+    if not force and folder.is_dir() and any(folder.iterdir()):
+        raise UserError(f"{folder}: holds files; name a new folder, or add --force to replace them")
     weights = source / WEIGHTS if source.is_dir() else source
     backbone = _load(weights, to)
     exported = None if to == "onnx" else backbone.export(to)
-    with _writing(folder):
+    with report_unwritable(folder, "name another folder"):
         folder.mkdir(parents=True, exist_ok=True)
         if exported is None:
             with replacing(folder / ONNX) as temporary:
@@ -55,6 +59,13 @@ def export(source: Path, folder: Path, to: str = "transformers") -> None:
         if (weights.parent / TOKENIZER).is_file():
             tokenizer = load_tokenizer(TokenizerOptions(file=weights.parent / TOKENIZER))
             _export_tokenizer(tokenizer, folder, "segments" in backbone.offers)
+    kept_by = read_metadata(weights).get(KEPT_BY)
+    if kept_by is None:
+        return []
+    return [
+        f"{folder}: holds the backbone alone; what the pretext task {kept_by} kept in "
+        f"{weights.parent / KEPT} is left out"
+    ]
 
 
 def _load(weights: Path, to: str) -> Backbone:
@@ -86,14 +97,6 @@ def _load(weights: Path, to: str) -> Backbone:
     check_fit(tensors, backbone, backbone.name, weights)
     backbone.load_state_dict(tensors)
     return backbone.eval()
-
-
-@contextmanager
-def _writing(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"{folder}: can't be written: {error.strerror}") from None
 
 
 def _export_tokenizer(tokenizer: Tokenizer, folder: Path, segments: bool) -> None:

@@ -13,8 +13,9 @@ from statistics import median
 from typing import Any
 
 from sslrun.data.source import sources
-from sslrun.data.stores import IMAGE_SUFFIXES, FileStore, FolderStore
+from sslrun.data.stores import IMAGE_SUFFIXES, FileStore, FolderStore, find_files
 from sslrun.errors import UserError
+from sslrun.files import walk
 from sslrun.runs import report_unwritable
 
 SIDES = (16, 32, 64, 96, 128, 224)
@@ -126,7 +127,7 @@ def inspect_data(path: Path, text: bool = False) -> DataSummary:
     """
     if not path.exists():
         raise UserError(f"--from {path}: no such file or folder")
-    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    files = [path] if path.is_file() else list(map(Path, walk(path)))
     suffixes = Counter(file.suffix.lower() for file in files)
     if path.is_dir() and not text and any(suffixes[suffix] for suffix in IMAGE_SUFFIXES):
         return _summarize_image_folder(path)
@@ -142,7 +143,7 @@ def inspect_data(path: Path, text: bool = False) -> DataSummary:
 
 def _summarize_image_folder(path: Path) -> DataSummary:
     split = FolderStore(path).open("train")
-    names = [file for file in sorted(path.rglob("*")) if file.suffix.lower() in IMAGE_SUFFIXES]
+    names = sorted(map(Path, find_files(path, IMAGE_SUFFIXES)))
     side = _side(names)
     data = f"{{name: folder, path: {_quote(path)}, size: {side}}}"
     count, classes = len(split.images), len(split.classes) if split.labels is not None else 0

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 from torch import nn
 
-from sslrun.files import replacing
+from sslrun.errors import UserError
+from sslrun.files import read_metadata, read_tensors, write_tensors
 from sslrun.tasks.diagnostics import COSTS, Diagnostic
 
 PREFIX = "best-"
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -43,9 +46,8 @@ class BestWeights:
         if math.isinf(cost) or (best is not None and cost >= self._cost(best)):
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        tensors = {name: tensor.contiguous().cpu() for name, tensor in network.state_dict().items()}
-        with replacing(self.folder / f"{PREFIX}{step:09d}.safetensors") as temporary:
-            save_file(tensors, temporary, {"record": json.dumps(dict(record))})
+        path = self.folder / f"{PREFIX}{step:09d}.safetensors"
+        write_tensors(path, network.state_dict(), {"record": json.dumps(dict(record))})
         self._remove_unneeded()
 
     @property
@@ -60,15 +62,32 @@ class BestWeights:
         files = self._files()
         if not files:
             return None
-        with safe_open(files[-1], framework="pt") as file:
-            record: dict[str, float] = json.loads(file.metadata()["record"])
-            return record
+        record: dict[str, float] = json.loads(read_metadata(files[-1])["record"])
+        return record
 
     def load_into(self, network: nn.Module) -> None:
         """Load the weights of the best check, if there is one."""
         files = self._files()
         if files:
-            network.load_state_dict(load_file(files[-1]))
+            content = read_tensors(files[-1])
+            if content is None:
+                raise UserError(
+                    f"{files[-1]}: damaged; give the same command again to go back before it"
+                )
+            network.load_state_dict(content[0])
+
+    def forget_damaged(self) -> None:
+        """Remove damaged weights and the checkpoints that need them.
+
+        Training then resumes from an earlier checkpoint, or begins again.
+        """
+        for path in self._files():
+            if read_tensors(path) is None:
+                log.warning("%s: damaged; going back to a checkpoint before it", path)
+                for checkpoint in self.folder.glob("step-*"):
+                    if _step_of(checkpoint) >= _step_of(path):
+                        shutil.rmtree(checkpoint)
+                path.unlink()
 
     def _cost(self, record: Mapping[str, float]) -> float:
         """The diagnostic as a cost; infinite if it is missing or not a number."""

@@ -25,7 +25,7 @@ from sslrun.recipe import Named, Recipe, Sweep, vary
 from sslrun.recipe.axes import Range, Search, name_point
 from sslrun.runs import Run, digest
 from sslrun.seeds import derive_seed
-from sslrun.stages.context import Context, perform
+from sslrun.stages.context import Context, holding, perform
 from sslrun.stages.evaluate import Cell, cells
 from sslrun.stages.pretrain import Pretraining
 from sslrun.stages.reporting import format_duration
@@ -358,12 +358,12 @@ class RowSearch:
 
     def clear(self) -> None:
         """Delete the trials, the runs that they made, and what Optuna knows of them."""
-        for result in self.results:
-            for name in result["runs"]:
-                for folder in self.trials[0].run.path.parent.glob(f"*-{name}"):
-                    shutil.rmtree(folder)
-        for trial in self.trials:
-            trial.run.clear()
+        for trial in (trial for trial in self.trials if trial.run.path.exists()):
+            with holding(trial.run):
+                for name in trial.run.result["runs"] if trial.run.finished else ():
+                    for folder in trial.run.path.parent.glob(f"*-{name}"):
+                        shutil.rmtree(folder)
+                trial.run.clear()
         journal = self.trials[0].root / self.sweep.name / JOURNAL
         journal.unlink(missing_ok=True)
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from sslrun.data.source import explain_missing
-from sslrun.errors import UserError
+from sslrun.errors import UserError, describe_os_error
 from sslrun.launch import local
 from sslrun.recipe import Named, Sweep, load_sweep
 from sslrun.results.address import UNKNOWN_METRIC, Labels, Place, Row
@@ -27,10 +27,10 @@ from sslrun.results.formats import table_formats
 from sslrun.results.known_protocols import counts_per_class
 from sslrun.results.matching import check_stand_ins
 from sslrun.results.published import published_as
-from sslrun.results.record import RunRecord, find_records
+from sslrun.results.record import RunRecord, drop_damaged, find_records
 from sslrun.results.table import Table, columns_of, own_column
 from sslrun.runs import Run
-from sslrun.stages.context import Busy, Context, Interrupted
+from sslrun.stages.context import Busy, Context, Interrupted, holding
 from sslrun.stages.devices import check_devices
 from sslrun.stages.evaluate import Cell, cells
 from sslrun.stages.pretrain import Pretraining
@@ -166,7 +166,8 @@ class Plan:
 
     def records(self) -> list[RunRecord]:
         """Return the records of the finished cells."""
-        return [RunRecord(cell.run.path, row) for row, cell in self.cells if cell.run.finished]
+        finished = ((row, cell.run) for row, cell in self.cells if cell.run.finished)
+        return drop_damaged(RunRecord(run.path, row) for row, run in finished)
 
     def _describe_pretraining(self, row: str) -> str | None:
         """Describe how much text a row's first pretraining read, and how long it took.
@@ -281,8 +282,8 @@ def _attempt(job: Job, failed: dict[Path, str], context: Context) -> bool:
             return False
         except Interrupted:
             raise
-        except UserError as error:
-            reason = str(error)
+        except (UserError, OSError) as error:
+            reason = str(error) if isinstance(error, UserError) else describe_os_error(error)
             if reason not in failed.values():
                 context.reporter.say(f"{job.title}: failed: {reason}")
     failed[job.run.path] = reason
@@ -341,12 +342,7 @@ def launch(
     workers read the same plan.
     """
     if context.fresh:
-        for plan in plans:
-            for job in plan.jobs:
-                check_devices(job.run)
-        for plan in plans:
-            for job in plan.jobs:
-                job.run.clear()
+        _clear([job.run for plan in plans for job in plan.jobs])
         context = replace(context, fresh=False)
     if workers == 1:
         return work(plans, context)
@@ -355,6 +351,22 @@ def launch(
     _, *devices = local.spread(context.compute.device, workers)  # the first is this process's own
     commands = [local.command_on(arguments, device) for device in devices]
     return local.beside(partial(work, plans, context, workers), commands, threads)
+
+
+def _clear(runs: Sequence[Run]) -> None:
+    """Delete what runs have computed.
+
+    Raises Busy, and deletes nothing, if another process holds one of them.
+    """
+    existing = [run for run in runs if run.path.exists()]
+    for run in runs:
+        check_devices(run)
+    for run in existing:
+        with holding(run):
+            pass
+    for run in existing:
+        with holding(run):
+            run.clear()
 
 
 def launch_all(

@@ -105,8 +105,8 @@ def compute(name: str = "auto") -> Compute:
         name = _default_device()
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError):
+        torch.zeros(1, device=device).item()  # which "meta" cannot do
+    except (RuntimeError, AssertionError, NotImplementedError):
         raise UserError(
             f"--device {name}: not on this machine; choose from: {', '.join(_devices())}"
         ) from None

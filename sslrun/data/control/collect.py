@@ -7,12 +7,11 @@ from typing import Literal
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from torch import Tensor
 
-from sslrun.data.cache import cache_root, digest_key, locked
+from sslrun.data.cache import cache_entry, cache_root, digest_key
 from sslrun.data.control.environments import Environment, make_environment
 from sslrun.data.control.trajectories import Episodes, join_episodes
-from sslrun.files import replacing
 from sslrun.seeds import derive_seed
 
 Behavior = Literal["random", "medium", "expert", "medium-expert", "replay"]
@@ -55,18 +54,17 @@ def collect(title: str, behavior: Behavior, count: int, seed: int) -> Episodes:
     """
     settings = [title, behavior, count, seed, VERSION]
     path = cache_root() / "control" / f"{digest_key(settings)}.safetensors"
-    with locked(path):
-        if not path.is_file():
-            environment, parts = make_environment(title), []
-            for numbers in np.array_split(np.arange(count), -(-count // PARALLEL)):
-                seeds = [derive_seed(seed, number) for number in numbers.tolist()]
-                parts.append(play(environment, seeds, noise_levels(behavior, count)[numbers]))
-            whole = join_episodes(parts)
-            tensors = {field.name: getattr(whole, field.name) for field in fields(whole)}
-            made = {"made": f"{count} episodes of {title}, behavior {behavior}, seed {seed}"}
-            with replacing(path) as temporary:
-                save_file(tensors, temporary, made)
-    return Episodes(**load_file(path))
+
+    def compute() -> tuple[dict[str, Tensor], dict[str, str]]:
+        environment, parts = make_environment(title), []
+        for numbers in np.array_split(np.arange(count), -(-count // PARALLEL)):
+            seeds = [derive_seed(seed, number) for number in numbers.tolist()]
+            parts.append(play(environment, seeds, noise_levels(behavior, count)[numbers]))
+        whole = join_episodes(parts)
+        tensors = {field.name: getattr(whole, field.name) for field in fields(whole)}
+        return tensors, {"made": f"{count} episodes of {title}, behavior {behavior}, seed {seed}"}
+
+    return Episodes(**cache_entry(path, compute)[0])
 
 
 def play(environment: Environment, seeds: list[int], noise: np.ndarray) -> Episodes:

@@ -7,21 +7,19 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from sslrun.data.cache import cache_root, digest_key, locked
+from sslrun.data.cache import cache_entry, cache_root, digest_key
 from sslrun.data.examples import Batch
 from sslrun.data.graph.graphs import GraphExamples, GraphRow, build_graphs
 from sslrun.data.source import Source, SourceOptions
 from sslrun.data.specs import GraphSpec
 from sslrun.data.stores import Split
 from sslrun.errors import UserError
-from sslrun.files import replacing
 
 CACHE_VERSION = 1
 """Raise it when the same files would give other tensors."""
@@ -40,14 +38,11 @@ class GraphOptions(SourceOptions):
 
 
 class GraphTable(NamedTuple):
-    """All graphs of a set, as they are read."""
+    """All graphs of a set, labeled or not."""
 
-    rows: Sequence[GraphRow]
+    examples: GraphExamples
     roles: Tensor
     """(N,) int64: number of each graph's split in `ROLES`."""
-    labels: Tensor | None
-    classes: tuple[str, ...]
-    spec: GraphSpec
 
 
 class GraphSource(Source):
@@ -80,22 +75,17 @@ class GraphSource(Source):
         """Return the spec as far as it is known without reading."""
 
     @cached_property
-    def _all(self) -> tuple[GraphExamples, Tensor]:
-        """All graphs and their roles, from the cache if they are there."""
+    def _all(self) -> GraphTable:
+        """All graphs, from the cache if they are there."""
         options = self.options.model_dump(mode="json", exclude={*SourceOptions.model_fields})
         key = [CACHE_VERSION, self.name, self.version, options, self.content()]
         path = cache_root() / "graphs" / f"{digest_key(key)}.safetensors"
-        with locked(path):
-            if not path.exists():
-                table = self.read()
-                examples = build_graphs(table.rows, table.labels, table.classes, table.spec)
-                _write(path, examples, table.roles)
-        return _read(path)
+        return _unpack(path, *cache_entry(path, lambda: _pack(*self.read())))
 
     @property
     def splits(self) -> tuple[Split, ...]:
         self.content()  # raises if a file is missing
-        present = self._all[1].unique().tolist()
+        present = self._all.roles.unique().tolist()
         return tuple(role for number, role in enumerate(ROLES) if number in present)
 
     def load(self, split: Split) -> GraphExamples:
@@ -150,25 +140,24 @@ def assign_roles(groups: Sequence[Sequence[int]], count: int) -> Tensor:
     return roles
 
 
-def _write(path: Any, examples: GraphExamples, roles: Tensor) -> None:
+def _pack(examples: GraphExamples, roles: Tensor) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return the tensors and the metadata of a cached file."""
     tensors = {name: getattr(examples, name) for name in TENSORS} | {"roles": roles}
     if examples.labels is not None:
         tensors["labels"] = examples.labels
     about = {"classes": examples.classes, "spec": asdict(examples.spec)}
-    with replacing(path) as temporary:
-        save_file(tensors, temporary, {"sslrun": json.dumps(about)})
+    return tensors, {"sslrun": json.dumps(about)}
 
 
 TENSORS = ("nodes", "edges", "bonds", "spectrum", "ranges")
 """Names of the tensors of examples in a cached file."""
 
 
-def _read(path: Any) -> tuple[GraphExamples, Tensor]:
-    with safe_open(path, "pt") as file:
-        about = json.loads(file.metadata()["sslrun"])
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+def _unpack(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> GraphTable:
+    """Rebuild the graphs of a cached file and their roles."""
+    about = json.loads(metadata["sslrun"])
     roles = tensors.pop("roles")
     labels = tensors.pop("labels", None)
     spec = GraphSpec.restore(about["spec"], path)
     examples = GraphExamples(**tensors, labels=labels, classes=tuple(about["classes"]), spec=spec)
-    return examples, roles
+    return GraphTable(examples, roles)

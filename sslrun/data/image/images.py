@@ -20,12 +20,13 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from sslrun.data.cache import cache_root, digest_key, locked, read_tensors, write_tensors
+from sslrun.data.cache import cache_root, digest_key, locked, write_tensors
 from sslrun.data.examples import Batch, Examples, ProgressCallback, TensorExamples
 from sslrun.data.image.augment import FULL_SCALE, Size, height_and_width
 from sslrun.data.image.whole import WholeImageExamples, WholeImages, locate, pack
 from sslrun.data.specs import ImageSpec
 from sslrun.errors import UserError
+from sslrun.files import read_tensors, require_file
 
 MAX_TENSOR_BYTES = 8 * 2**30
 """A split that takes more bytes than this as one tensor is streamed instead."""
@@ -66,6 +67,7 @@ class EncodedFiles:
         return len(self.paths)
 
     def read(self, index: int) -> bytes:
+        require_file(self.paths[index])
         return Path(self.paths[index]).read_bytes()
 
     def name(self, index: int) -> str:
@@ -452,6 +454,8 @@ def convert_arrays(
             f"images are {arrays.dtype} {shape}: they should be uint8, uint16 or float32 of shape "
             f"(N, H, W) or (N, H, W, C), with at most {MAX_CHANNELS} channels C"
         )
+    if not arrays.size:
+        raise UserError(f"images are {shape}: there is none: give at least one")
     if channels is None:
         channels = 3 if own_channels == 1 else own_channels
     if own_channels not in (1, channels) or (own_channels == 1 and channels not in (1, 3)):

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -36,6 +36,8 @@ from sslrun.data.stores import (
     open_local_store,
 )
 from sslrun.errors import UserError
+from sslrun.files import require_file
+from sslrun.hub import NAME as HUB_NAME
 
 UNKNOWN_SIDE = 32
 """Side of images that is assumed if neither the recipe nor the data set's card states it."""
@@ -401,7 +403,7 @@ class HubImages(ImageSource):
     shorthand = "hub"
 
     class Options(StoredOptions):
-        hub: str = Field(pattern=r"^[\w.-]+/[\w.-]+$")
+        hub: str = Field(pattern=rf"^{HUB_NAME}/{HUB_NAME}$")
         """Name of the set on the hub, as in owner/name."""
         config: str | None = None
         """Configuration of the set (the hub calls it subset); required if it has several."""
@@ -490,9 +492,9 @@ class CsvImages(ImageSource):
     """Images listed in a CSV file, one row each: columns path and label, and optionally split.
 
     <path> is the CSV file, or a folder with train.csv, and val.csv, test.csv, unlabeled.csv. The
-    paths of the images are relative to the folder of the CSV file. Without a column of labels, the
-    images have no labels. Without a test split, the validation split serves as one; without either,
-    one is carved.
+    paths of the images are relative to the folder of the CSV file. Labels are classes, or with
+    `numbers` the numbers in those columns; without a column of labels, the images have none.
+    Without a test split, the validation split serves as one; without either, one is carved.
     """
 
     class Options(LocalOptions):
@@ -500,13 +502,27 @@ class CsvImages(ImageSource):
         """Column of the images' paths."""
         label: str | None = None
         """Column of the labels; default: the column named label, if there is one."""
+        numbers: tuple[str, ...] = ()
+        """Columns of numbers that are the labels instead, as in [x, y]; an empty cell is an unknown
+        number, which does not count. The task is then `numbers`."""
         split: str | None = None
         """Column of the splits (train, val, test, unlabeled); default: the column split, if any."""
+
+        @model_validator(mode="after")
+        def _one_kind_of_labels(self) -> CsvImages.Options:
+            if self.label is not None and self.numbers:
+                raise ValueError("label names classes and numbers names numbers: leave one out")
+            return self
+
+        @property
+        def store(self) -> CsvImageStore:
+            """The store of the listed images."""
+            return CsvImageStore(self.path, self.image, self.label, self.split, self.numbers)
 
         def files(self) -> list[Path]:
             """Return the list, and its images if they have fewer than HASHED_BYTES in total."""
             try:
-                images = CsvImageStore(self.path, self.image, self.label, self.split).images
+                images = self.store.images
                 total = sum(image.stat().st_size for image in images)
             except (OSError, UserError):
                 return super().files()  # reported when the set is loaded
@@ -518,8 +534,12 @@ class CsvImages(ImageSource):
 
     @cached_property
     def store(self) -> Store:
-        options = self.options
-        return CsvImageStore(options.path, options.image, options.label, options.split)
+        store: CsvImageStore = self.options.store
+        return store
+
+    @classmethod
+    def default_task(cls, options: Any) -> str:
+        return "numbers" if options.numbers else cls.task
 
     def check_available(self) -> None:
         """Check that the list can be read and that its images exist."""
@@ -573,7 +593,9 @@ class NpzImages(Source):
             return TensorExamples(images, None, (), spec)
         labels = self._labels(y, len(images))
         train_labels = self._labels("y_train" if has_splits else "labels")
-        class_count = 1 + int(max(labels.max(), train_labels.max()))
+        class_count = 1 + int(train_labels.max())
+        if (largest := int(labels.max())) >= class_count:
+            raise UserError(f"{path}: {y}: has class {largest}, which does not occur in training")
         if class_count < 2:
             raise UserError(
                 f"{path}: {y}: has only one class: remove the labels, or give at least two classes"
@@ -604,11 +626,10 @@ class NpzImages(Source):
     @cached_property
     def _arrays(self) -> dict[str, np.ndarray]:
         path = self.options.path
+        require_file(path)
         try:
             with np.load(path, allow_pickle=False) as file:
                 return {name: file[name] for name in file.files}
-        except FileNotFoundError:
-            raise UserError(f"{path}: no such file") from None
         except Exception as error:  # NumPy, zipfile and zlib each raise errors of their own
             cause = " ".join(str(error).split())[:200]
             raise UserError(f"{path}: cannot be read as .npz: {cause}") from None

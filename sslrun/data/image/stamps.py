@@ -21,6 +21,7 @@ from sslrun.data.stores import (
     IMAGE_SUFFIXES,
     Split,
     describe_local_folders,
+    find_files,
     require_local_folder,
 )
 from sslrun.errors import UserError
@@ -162,7 +163,7 @@ class Stamps(Source):
     @cached_property
     def _files(self) -> list[Path]:
         folder = self._find_folder()
-        files = sorted(path for path in folder.rglob("*") if path.suffix.lower() == ".png")
+        files = sorted(map(Path, find_files(folder, (".png",))))
         if len(files) < 2:
             raise UserError(
                 f"{folder}: holds {len(files)} PNG files, but at least 2 are needed: one object to "
@@ -211,7 +212,7 @@ class Stamps(Source):
         folder = self.options.backgrounds
         if folder is None:
             return [open_image(_built_in_folder() / BUILT_IN[split], "RGB")]
-        files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
+        files = sorted(map(Path, find_files(folder, IMAGE_SUFFIXES)))
         if len(files) < 2:
             raise UserError(
                 f"{folder}: holds {len(files)} images, but at least 2 are needed: one photograph "

@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError
 from sslrun.data.cache import cache_root, digest_key, locked
 from sslrun.data.examples import Batch
 from sslrun.data.source import Source, SourceOptions, sources
-from sslrun.data.specs import InputSpec, TextSpec
+from sslrun.data.specs import TOKENIZER, InputSpec, TextSpec
 from sslrun.data.stores import (
     FileStore,
     Hub,
@@ -34,6 +34,7 @@ from sslrun.data.text.tokenizer import (
     train_wordpiece,
 )
 from sslrun.errors import UserError
+from sslrun.files import SUMS, are_intact, checksum, write_sums
 
 TRAINER_VERSION = 3
 """Raise it when the same texts would train a different tokenizer."""
@@ -138,9 +139,10 @@ def _train_cached(name: str, options: str, vocab: int, lowercase: bool) -> Token
     key = [TRAINER_VERSION, name, options, vocab, lowercase, source.content()]
     folder = cache_root() / "tokenizers" / digest_key(key)
     with locked(folder):
-        if not (folder / "tokenizer.json").exists():
+        if not are_intact(folder / SUMS, [TOKENIZER]):
             train_wordpiece(source.texts, vocab, lowercase, source.title).save(folder)
-        return load_tokenizer(TokenizerOptions(file=folder / "tokenizer.json"))
+            write_sums(folder / SUMS, {TOKENIZER: checksum(folder / TOKENIZER)})
+        return load_tokenizer(TokenizerOptions(file=folder / TOKENIZER))
 
 
 class TableText(TextSource):

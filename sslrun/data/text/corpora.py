@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import re
+import zlib
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from sslrun.data.cache import cache_root, digest_key, locked
 from sslrun.data.source import sources
-from sslrun.data.stores import FileStore, Hub, Split, fingerprint
+from sslrun.data.stores import FileStore, Hub, Split, find_files, fingerprint
 from sslrun.data.text.base import (
     PublishedText,
     TextCard,
@@ -32,12 +33,15 @@ from sslrun.data.text.base import (
 from sslrun.data.text.sequences import Documents, concatenate_texts
 from sslrun.data.text.tokenizer import Tokenizer
 from sslrun.errors import UserError
-from sslrun.files import replacing
+from sslrun.files import SUMS, are_intact, checksum, replacing, write_sums
 
 ROWS_AT_ONCE = 1000
 """Number of table rows to read at a time."""
 PIECE = 4_000_000
 """Characters to tokenize between two writes of the cache; a document is always finished."""
+LONGEST_LINE = 100_000
+"""Maximum number of characters in a line of a .txt file. The time to train a tokenizer grows with
+the square of the longest word."""
 LONGEST = 10_000
 """Maximum number of sentences in a document; longer ones are divided, to bound memory use."""
 
@@ -83,14 +87,16 @@ def token_file(
     """Return the tokens of all documents, mapped from files in `folder` that are written once.
 
     The files are written in pieces: memory holds one piece, and a call after an interrupted one
-    resumes at the last complete piece.
+    resumes at the last complete piece. Damaged files are written again; to find them takes about a
+    second for 300 million tokens, once per process.
 
     Returns:
         Tokens (S,), starts of sentences (M + 1,), and starts of documents (D + 1,).
     """
-    if not (folder / "complete").exists():
+    if not are_intact(folder / SUMS, PARTS):
         with locked(folder):
-            if not (folder / "complete").exists():
+            if not are_intact(folder / SUMS, PARTS):
+                (folder / SUMS).unlink(missing_ok=True)
                 folder.mkdir(exist_ok=True)
                 _write_tokens(folder, documents, tokenizer)
     tokens, sentences, starts = (
@@ -126,24 +132,44 @@ def _write_tokens(
 ) -> None:
     """Write the files of `PARTS`, from the last complete piece on."""
     progress = folder / "progress.json"
-    done: dict[str, int] = dict.fromkeys(PARTS, 0)
-    if progress.exists():
-        done = json.loads(progress.read_text())
+    done, sums = _read_progress(folder)
     with ExitStack() as stack:
         files = {name: stack.enter_context(_open_part(folder / name, done[name])) for name in PARTS}
         for piece in _gather_pieces(documents(), skip=done["documents"]):
             tokens, offsets = concatenate_texts(tokenizer.encode(list(itertools.chain(*piece))))
             sentence_ends = offsets[1:].numpy() + done["tokens"]
             document_ends = np.cumsum([len(document) for document in piece]) + done["sentences"]
-            _append_numbers(files["tokens"], tokens.numpy())
-            _append_numbers(files["sentences"], sentence_ends)
-            _append_numbers(files["documents"], document_ends)
+            parts = {"tokens": tokens.numpy(), "sentences": sentence_ends}
+            for name, numbers in {**parts, "documents": document_ends}.items():
+                sums[name] = _append_numbers(files[name], numbers, sums[name])
             done["tokens"] += len(tokens)
             done["sentences"] += len(sentence_ends)
             done["documents"] += len(document_ends)
             with replacing(progress) as temporary:
-                temporary.write_text(json.dumps(done))
-    (folder / "complete").touch()
+                temporary.write_text(json.dumps({"counts": done, "sums": sums}))
+    write_sums(folder / SUMS, sums)
+
+
+def _read_progress(folder: Path) -> tuple[dict[str, int], dict[str, int]]:
+    """Read how many numbers each file of `PARTS` holds, and its checksum.
+
+    If the files are damaged, they begin again.
+    """
+    try:
+        progress = json.loads((folder / "progress.json").read_text())
+        counts, sums = progress["counts"], progress["sums"]
+        if all(_prefix_checksum(folder / name, counts[name]) == sums[name] for name in PARTS):
+            return counts, sums
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    zeros = {name: bytes(first * kind.itemsize) for name, (kind, first) in PARTS.items()}
+    return dict.fromkeys(PARTS, 0), {name: zlib.crc32(first) for name, first in zeros.items()}
+
+
+def _prefix_checksum(path: Path, done: int) -> int:
+    """The checksum of the first `done` numbers of a file of `PARTS`."""
+    kind, first = PARTS[path.name]
+    return checksum(path, (first + done) * kind.itemsize)
 
 
 def _open_part(path: Path, done: int) -> BinaryIO:
@@ -154,15 +180,17 @@ def _open_part(path: Path, done: int) -> BinaryIO:
     return file
 
 
-def _append_numbers(file: BinaryIO, values: np.ndarray) -> None:
-    """Append `values` to a file of `PARTS`, and wait until they are on the disk.
+def _append_numbers(file: BinaryIO, values: np.ndarray, checksum_before: int) -> int:
+    """Append `values` to a file of `PARTS`, wait until they are on the disk; return its checksum.
 
     progress.json may count them only then.
     """
     kind, _ = PARTS[Path(file.name).name]
-    file.write(values.astype(kind).tobytes())
+    content = values.astype(kind).tobytes()
+    file.write(content)
     file.flush()
     os.fsync(file.fileno())
+    return zlib.crc32(content, checksum_before)
 
 
 def _gather_pieces(documents: Iterable[list[str]], skip: int) -> Iterator[list[list[str]]]:
@@ -337,7 +365,7 @@ class TextFiles(Corpus):
         kinds = (".txt", *FileStore.FORMATS)
         if path.is_file():
             return [path]
-        files = sorted(file for file in path.rglob("*") if file.suffix in kinds)
+        files = sorted(map(Path, find_files(path, kinds)))
         if not files:
             raise UserError(f"{path}: holds no text ({', '.join(kinds)})")
         return files
@@ -366,6 +394,11 @@ def _read_text_file(file: Path) -> Iterator[list[str]]:
                 if "\0" in line:
                     raise UserError(
                         f"{file}:{number}: is binary, not text; remove it from the folder"
+                    )
+                if len(line) > LONGEST_LINE:
+                    raise UserError(
+                        f"{file}:{number}: has {len(line):,} characters, but at most "
+                        f"{LONGEST_LINE:,} are read: write one sentence per line"
                     )
                 if line.strip():
                     document.append(line.strip())

@@ -26,7 +26,7 @@ from sslrun.data.cache import locked
 from sslrun.data.examples import Batch, Examples, to_device
 from sslrun.data.specs import TextSpec
 from sslrun.errors import UserError
-from sslrun.files import replacing
+from sslrun.files import are_intact, checksum, replacing, write_sums
 
 IGNORED = -100
 """Label of a token without a label; `cross_entropy` skips it."""
@@ -361,12 +361,14 @@ class Documents(Examples):
         key = hashlib.sha256(self.chosen.numpy().tobytes())
         key.update(repr((PAIRS_VERSION, self.spec.length, dupes, seed, random)).encode())
         file = self.folder / f"pairs-{key.hexdigest()[:16]}"
-        if not file.exists():
+        sums = file.with_suffix(".sums")
+        if not are_intact(sums, [file.name]):
             with locked(file):
-                if not file.exists():
+                if not are_intact(sums, [file.name]):
                     with replacing(file) as temporary, open(temporary, "wb") as parts:
                         for part in self._generate_pairs(dupes, seed, random):
                             parts.write(part.tobytes())  # `tofile` does not report a full disk
+                    write_sums(sums, {file.name: checksum(file)})
         return np.memmap(file, np.int64, "c").reshape(-1, 5)
 
     def _generate_pairs(self, dupes: int, seed: int, random: float) -> Iterator[np.ndarray]:

@@ -14,11 +14,15 @@ from tokenizers import Tokenizer as Core
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor
 
+from sslrun.data.specs import TOKENIZER
 from sslrun.errors import UserError
-from sslrun.files import replacing
+from sslrun.files import replacing, require_file
+from sslrun.hub import NAME as HUB_NAME
 from sslrun.hub import reach_hub
 from sslrun.registry import Options
 
+LARGEST_ID = 2**22
+"""Largest id of an entry; backbones have a vector for every id up to the largest."""
 SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
@@ -31,7 +35,7 @@ class TokenizerOptions(Options):
     """Lowercase and remove accents, as BERT's uncased models; ignored with a tokenizer.json."""
     file: Path | None = None
     """A tokenizer.json or a WordPiece vocab.txt to use unchanged."""
-    hub: str | None = Field(None, pattern=r"^[\w.-]+(/[\w.-]+)?$")
+    hub: str | None = Field(None, pattern=rf"^{HUB_NAME}(/{HUB_NAME})?$")
     """Name of a model on the Hugging Face hub whose tokenizer.json to use."""
     corpus: dict[str, Any] | None = None
     """Data set to train the tokenizer on, with its options; default: the recipe's `data`."""
@@ -44,9 +48,12 @@ class TokenizerOptions(Options):
             raise ValueError("choose file or hub, not both")
         if self.file:
             try:
+                require_file(self.file)
                 digest = hashlib.sha256(self.file.read_bytes()).hexdigest()
             except OSError as error:
                 raise ValueError(f"{self.file}: cannot be read ({error.strerror})") from None
+            except UserError as error:
+                raise ValueError(str(error)) from None
             if self.sha256 not in (None, digest):
                 raise ValueError(
                     f"{self.file}: has changed since this recipe was resolved; remove sha256 to "
@@ -72,6 +79,10 @@ class Tokenizer:
         if missing:
             raise UserError(
                 f"this tokenizer has no {', '.join(missing)}; use a WordPiece tokenizer like BERT's"
+            )
+        if (largest := max(vocabulary.values())) > LARGEST_ID:
+            raise UserError(
+                f"this tokenizer has the id {largest}, but at most {LARGEST_ID} is read"
             )
         self.pad, self.unk, self.cls, self.sep, self.mask = map(vocabulary.__getitem__, SPECIALS)
 
@@ -134,7 +145,7 @@ class Tokenizer:
     def save(self, folder: Path) -> None:
         """Write tokenizer.json, which transformers can read."""
         folder.mkdir(parents=True, exist_ok=True)
-        with replacing(folder / "tokenizer.json") as temporary:
+        with replacing(folder / TOKENIZER) as temporary:
             self.core.save(str(temporary))
 
 

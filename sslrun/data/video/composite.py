@@ -14,7 +14,7 @@ from sslrun.data.image.images import UnreadableError
 from sslrun.data.image.stamps import Stamp, Stamps, open_image
 from sslrun.data.source import sources
 from sslrun.data.splits import TEST_FRACTION, carve
-from sslrun.data.stores import IMAGE_SUFFIXES
+from sslrun.data.stores import IMAGE_SUFFIXES, find_files
 from sslrun.data.video.decoding import Framing, open_film
 from sslrun.data.video.folders import FILM_SUFFIXES
 from sslrun.data.video.sources import DrawnFilms, SpriteOptions
@@ -95,10 +95,10 @@ class Composite(DrawnFilms):
         """The films (T, 3, H, W) uint8 of each split, or its photographs, with T = 1."""
         folder = self.options.backgrounds
         assert folder is not None
-        files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in FILM_SUFFIXES)
+        files = sorted(map(Path, find_files(folder, FILM_SUFFIXES)))
         if files:
             return self._split_films([read_film(path, self._side) for path in files], files)
-        files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+        files = sorted(map(Path, find_files(folder, IMAGE_SUFFIXES)))
         if len(files) < 2:
             raise UserError(
                 f"{folder}: holds no films and {len(files)} photographs, but at least a film or 2 "

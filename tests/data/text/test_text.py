@@ -105,7 +105,7 @@ def test_a_killed_token_file_resumes(tmp_path, monkeypatch, stop):
     with open(tmp_path / "tokens" / "tokens", "ab") as file:
         file.write(b"half a piece")
     progress = tmp_path / "tokens" / "progress.json"
-    done = json.loads(progress.read_text())["documents"] if progress.exists() else 0
+    done = json.loads(progress.read_text())["counts"]["documents"] if progress.exists() else 0
     assert stop - 8 < done <= stop
     encode = Tokenizer.encode
     monkeypatch.setattr(
