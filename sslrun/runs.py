@@ -22,7 +22,7 @@ from functools import lru_cache
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -174,6 +174,69 @@ SEALED = (".json", ".safetensors", ".yaml")
 """Endings of the files of a finished run that are read again, and have a checksum."""
 FAILURE = "failure.txt"
 """Name of the file that says why a run failed."""
+LOCK = ".lock"
+"""Name of the file that the process which computes a run holds locked."""
+TAIL = 65_536
+"""Bytes at the end of a log that hold its last record."""
+
+State = Literal["done", "running", "failed", "stopped", "waiting"]
+"""State of a run. stopped: begun, but no process works on it; waiting: not begun."""
+
+
+def state_of(folder: Path) -> State:
+    """Return the state of the run in a folder."""
+    if (folder / "result.json").exists():
+        return "done"
+    if is_locked(folder):
+        return "running"
+    if (folder / FAILURE).is_file():
+        return "failed"
+    return "stopped" if (folder / "environment.json").is_file() else "waiting"
+
+
+def is_locked(folder: Path) -> bool:
+    """Return whether a process works on the run in a folder, on any host that shares the folder."""
+    try:
+        with open(folder / LOCK) as lock:
+            # Shared and released at once: workers that try to lock the run meanwhile try again.
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # no such run, or that of another user
+        return False
+    return False
+
+
+@contextmanager
+def lock_of(folder: Path) -> Iterator[bool]:
+    """Lock a folder for this process; yield False if another process holds the lock."""
+    with report_unwritable(folder):
+        lock = open(folder / LOCK, "w")  # noqa: SIM115 (closed by the next statement)
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+
+
+def last_record(folder: Path) -> dict[str, Any]:
+    """Return the last whole record of a run's log; empty if there is none."""
+    try:
+        with open(folder / "metrics.jsonl", "rb") as log:
+            log.seek(max(0, log.seek(0, os.SEEK_END) - TAIL))
+            lines = log.read().splitlines()
+    except OSError:
+        return {}
+    for line in reversed(lines):
+        try:
+            record = json.loads(line)
+        except ValueError:  # cut off by a killed process, or by the tail
+            continue
+        if isinstance(record, dict):
+            return record
+    return {}
 
 
 @dataclass(frozen=True)
@@ -238,14 +301,8 @@ class Run:
         """Lock the run for this process; yield False if another process holds the lock."""
         with report_unwritable(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-            lock = open(self.path / ".lock", "w")  # noqa: SIM115 (closed by the next statement)
-        with lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
-                return
-            yield True
+        with lock_of(self.path) as is_claimed:
+            yield is_claimed
 
     def start(self, recipe: Mapping[str, Any], environment: Mapping[str, Any]) -> None:
         """Write the recipe, the identity and the environment.
@@ -283,7 +340,7 @@ class Run:
             # First of all, so that a run which is half cleared is not taken for a finished one.
             (self.path / RESULT).unlink(missing_ok=True)
             for path in self.path.iterdir():
-                if path.name == ".lock":
+                if path.name == LOCK:
                     continue
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
@@ -447,6 +504,8 @@ def environment(device: str, devices: int = 1) -> dict[str, Any]:
         "devices": devices,
         "threads": torch.get_num_threads(),
         "platform": platform.platform(),
+        "host": platform.node(),
+        "pid": os.getpid(),
         "command": sys.argv,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }

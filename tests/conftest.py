@@ -74,7 +74,7 @@ SLOW = {
     "test_a_recipe_gives_its_weights_and_its_test_split",
     "test_training_goes_below_the_floor_on_held_out_images", "test_layers.py", "test_attentive.py",
     "test_completions_keep_the_upper_half", "test_pictures_of_the_masked_order",
-    "test_keep.py",
+    "test_keep.py", "test_search.py",
     "test_four_channels_of_16_bits_from_pretraining_to_a_probe",
     "test_two_processes_have_the_loss", "collapse_and_the_collapse_is_named",
     "all_images_share_a_prototype_and_the_collapse_is_named",

@@ -12,13 +12,24 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sslrun.cli.base import app
-from sslrun.cli.options import Device, Fresh, Imports, Overrides, Profile, RecipeFile, Runs, Seed
+from sslrun.cli.options import (
+    AsJson,
+    Device,
+    Fresh,
+    Imports,
+    Overrides,
+    Profile,
+    RecipeFile,
+    Runs,
+    Seed,
+)
 from sslrun.cli.output import print_table
+from sslrun.cli.plans import show_plans
 from sslrun.cli.workers import worker_options
 from sslrun.errors import UserError
 
 if TYPE_CHECKING:
-    from sslrun.stages.sweep import Job
+    from sslrun.stages.sweep import Job, Plan
 
 
 @app.command()
@@ -90,7 +101,7 @@ def pretrain(  # noqa: PLR0913 (typer makes each parameter an option)
 
 
 @app.command()
-def sweep(
+def sweep(  # noqa: PLR0913 (typer makes each parameter an option)
     recipes: Annotated[
         list[Path],
         typer.Argument(
@@ -122,12 +133,27 @@ def sweep(
     device: Device = "auto",
     runs: Runs = Path("runs"),
     fresh: Fresh = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", help="Print which runs are left and how long they take; run nothing."
+        ),
+    ] = False,
+    status: Annotated[
+        bool,
+        typer.Option(
+            "--status",
+            help="Print the state of every run, and run nothing; on a terminal, follow the workers "
+            "until none is left.",
+        ),
+    ] = False,
     imports: Imports = None,
+    as_json: AsJson = False,
 ) -> None:
     """Run all stages, rows and seeds of sweeps, skip what is finished, and print the tables."""
     from sslrun.recipe import load_sweep
     from sslrun.stages.context import Context
-    from sslrun.stages.sweep import Plan, describe_failures, launch
+    from sslrun.stages.sweep import Plan, describe_failures, launch_all
 
     for name in map(str, recipes):
         if "=" in name and not Path(name).exists():
@@ -137,6 +163,11 @@ def sweep(
             )
     plans = [Plan.of(load_sweep(path, change or ()), runs) for path in recipes]
     jobs = jobs or max(plan.sweep.jobs for plan in plans)
+    if dry_run or status:
+        show_plans(plans, jobs, device if dry_run else None, as_json)
+        return
+    if as_json:
+        raise UserError("--json goes with --dry-run or --status; tables: `sslrun table --json`")
     changes = [f"--set={text}" for text in change or ()]
     arguments = ["sweep", *map(str, recipes), *worker_options(runs, device), *changes]
     if slurm is not None:
@@ -147,7 +178,14 @@ def sweep(
             )
         _submit([job for plan in plans for job in plan.jobs], arguments, jobs, slurm)
         return
-    failures = launch(plans, Context.open(device, runs, fresh), jobs, arguments)
+    plans, failures = launch_all(plans, Context.open(device, runs, fresh), jobs, arguments)
+    _print_tables(plans)
+    if failures:
+        raise UserError(describe_failures(failures, plans))
+
+
+def _print_tables(plans: Sequence[Plan]) -> None:
+    """Write and print the tables of sweeps, as far as they are computed."""
     for plan in plans:
         if plan.finished:
             plan.write_tables()
@@ -155,8 +193,6 @@ def sweep(
             print_table(plan.table())
             if comparison is not None:
                 print_table(comparison)
-    if failures:
-        raise UserError(describe_failures(failures, plans))
 
 
 def _submit(jobs: Sequence[Job], arguments: Sequence[str], workers: int, options: str) -> None:

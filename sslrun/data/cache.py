@@ -6,6 +6,8 @@ import fcntl
 import hashlib
 import json
 import os
+import re
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,6 +37,26 @@ def cache_error(folder: Path, error: Exception) -> UserError:
     """Return the UserError for a cache folder that cannot be written."""
     cause = error.strerror if isinstance(error, OSError) and error.strerror else error
     return UserError(f"{folder}: cannot be written ({cause}): set SSLRUN_CACHE to another folder")
+
+
+CONTENTS = ("control", "films", "graphs", "images", "tokenizers", "tokens")
+"""Folders of the cache that are filled again when they are needed."""
+DIGEST = re.compile(r"(.+-)?[0-9a-f]{16}(\.safetensors)?")
+UNREAD_DAYS = 30
+"""Days after which cached data that were not read may be deleted."""
+
+
+def find_unread() -> dict[Path, int]:
+    """Return the entries of the cache that were not read for `UNREAD_DAYS`, with their bytes."""
+    before = time.time() - UNREAD_DAYS * 86400
+    unread = {}
+    for path in (entry for name in CONTENTS for entry in (cache_root() / name).glob("*")):
+        files = path.rglob("*") if path.is_dir() else [path]
+        stats = [file.stat() for file in files if file.is_file()]
+        is_unread = all(max(stat.st_atime, stat.st_mtime) < before for stat in stats)
+        if DIGEST.fullmatch(path.name) and is_unread:
+            unread[path] = sum(stat.st_size for stat in stats)
+    return unread
 
 
 @contextmanager

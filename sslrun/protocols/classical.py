@@ -137,7 +137,8 @@ class ClassicalProtocol(VectorProtocol):
         """Fit all candidates, choose by the validation score, and score the tests."""
         primary, numbers = bench.task.primary, bench.task.numbers
         train, val = self._learn(bench, "train"), bench.features("val")
-        tests = [bench.vectors(split) for split in bench.tests]
+        tests = bench.tests or ("val",)  # trials of a search have no tests
+        vectors = [bench.vectors(split) for split in tests]
         candidates = (
             self.regressors(bench.seed) if numbers else self.candidates(len(train[0]), bench.seed)
         )
@@ -146,10 +147,10 @@ class ClassicalProtocol(VectorProtocol):
         if primary.name in DIRECT:
             judge = Judge(primary, lambda outputs: bench.score("val", outputs)[primary.name])
         classes = len(bench.task.classes)
-        fit = fit_best(candidates, train, val, torch.cat(tests), classes, refit, judge)
+        fit = fit_best(candidates, train, val, torch.cat(vectors), classes, refit, judge)
         metrics = {"val": {judge.metric.name: fit.value}}
-        outputs: tuple[Tensor, ...] = fit.scores.split([len(vectors) for vectors in tests])
-        for split, scores in zip(bench.tests, outputs, strict=True):
+        outputs: tuple[Tensor, ...] = fit.scores.split(list(map(len, vectors)))
+        for split, scores in zip(tests, outputs, strict=True):
             metrics[split] = bench.score(split, scores)
         return Scores(metrics, {"chosen": fit.chosen})
 

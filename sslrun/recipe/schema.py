@@ -25,6 +25,8 @@ from sslrun.backbones.weights import WEIGHTS
 from sslrun.data.shifts import ID, MEAN_SHIFT, Shift
 from sslrun.data.source import SourceOptions
 from sslrun.protocols.base import Protocol, protocols, unsupported
+from sslrun.recipe.axes import Axes
+from sslrun.recipe.places import Located
 from sslrun.registry import Options
 from sslrun.runs import component_identity, hash_contents
 from sslrun.seeds import LARGEST_SEED
@@ -238,6 +240,12 @@ class Evaluation(BaseModel):
         shifted = [shift.data for shift in self.shifts.values() if shift.data is not None]
         return (self.data, *shifted)
 
+    @property
+    def has_val(self) -> bool:
+        """Whether the data have a validation split."""
+        options = self.data.options
+        return not isinstance(options, SourceOptions) or options.validation != 0
+
     def protocol(self, name: str) -> Protocol:
         """Create a protocol with its options for this task."""
         return protocols[name](self.options[name])
@@ -255,8 +263,7 @@ class Evaluation(BaseModel):
         """Explain why a protocol, or one that it follows, cannot learn the task; None if it can."""
         if reason := unsupported(protocol, tasks[self.task.name], self.task.options):
             return reason
-        options = self.data.options
-        has_val = not isinstance(options, SourceOptions) or options.validation != 0
+        has_val = self.has_val
         if self.refit and not has_val:
             return "refit adds the validation split, but data.validation is 0: remove refit"
         name: str | None = protocol
@@ -380,14 +387,14 @@ class Against(BaseModel):
     with other data of the same kind."""
 
 
-class Sweep(BaseModel):
+class Sweep(Axes):
     """A base recipe, rows (named changes to it), columns (tasks), and seeds."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
     name: FileName
     """Name of the sweep and of its tables' folder."""
     rows: dict[Heading, Recipe]
-    """Row of the table -> changes to `base`; keys may be dotted, as `pretrain.epochs`."""
+    """Row of the table -> changes to `base`; keys may be dotted, as `pretrain.epochs`. Default: one
+    row, the base itself."""
     seeds: tuple[Seed, ...] = Field((0,), min_length=1)
     """Seeds of the runs of every row."""
     title: Heading | None = None
@@ -398,6 +405,10 @@ class Sweep(BaseModel):
     """Number of worker processes that share the runs; --jobs takes precedence."""
 
     _against_at: str | None = PrivateAttr(None)
+    _sources: dict[str, Located] = PrivateAttr(default_factory=dict)
+    """Row -> its recipe as it was written, which a search changes."""
+    _search_at: dict[str, str] = PrivateAttr(default_factory=dict)
+    """Key of the search's space -> where it was written, as file:line."""
 
     @property
     def against_at(self) -> str:

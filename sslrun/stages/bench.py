@@ -71,6 +71,8 @@ class Assignment(Protocol):
     def run(self) -> Run: ...
     @property
     def refits(self) -> bool: ...
+    @property
+    def validation_only(self) -> bool: ...
     def followed(self, context: Context, split: str) -> Path:
         """Return the finished run of the protocol that this one follows, learned from a split."""
         ...
@@ -91,7 +93,7 @@ class CellBench(Bench):
         self.has_val, self.refit = self.splits.has_val, cell.refits
         self._chosen: dict[str, Tensor] = {}
         self._predicted: list[tuple[dict[str, float], Predictions]] = []
-        self.shifted = _loaded_shifts(cell.evaluation)
+        self.shifted = {} if cell.validation_only else _loaded_shifts(cell.evaluation)
         self.seed = cell.training_seed
         if self.task.linear or self.task.numbers:
             labels = self.task.targets(self._whole("train"))
@@ -133,7 +135,7 @@ class CellBench(Bench):
 
     @property
     def tests(self) -> tuple[str, ...]:
-        return ("test", *self.parts)
+        return () if self.cell.validation_only else ("test", *self.parts)
 
     @property
     def dropped(self) -> dict[str, dict[str, int]]:
@@ -167,7 +169,7 @@ class CellBench(Bench):
                 return self.splits.train_and_val
             case "val":
                 return self.splits.val
-            case "test":
+            case "test" if not self.cell.validation_only:
                 return self.splits.test
         raise ValueError(f"no such split: '{split}'; choose train, val, {', '.join(self.tests)}")
 

@@ -23,6 +23,7 @@ from sslrun.runs import Run, check_root, environment, hash_contents, report_disk
 from sslrun.stages.devices import check_devices
 from sslrun.stages.reporting import Reporter
 from sslrun.training.device import Compute, compute
+from sslrun.training.loop import Step
 
 
 class Busy(UserError):
@@ -104,6 +105,8 @@ class Context:
     profile: bool = False
     """Whether to trace some steps of the first training."""
     stop: Stop = field(default_factory=Stop)
+    on_check: Callable[[Step, Mapping[str, float]], None] | None = None
+    """Receives the step and the record of each feature check; may raise to end the training."""
     features: dict[tuple[str, ...], tuple[Tensor, float]] = field(default_factory=dict)
     """Cache of frozen features and their FLOPs per example, for evaluations that share them."""
 

@@ -51,11 +51,13 @@ class Cell:
     choosing: bool = False
     """Whether it learns from the training split alone although the evaluation refits, so that a
     cell that follows it can choose on validation."""
+    validation_only: bool = False
+    """Whether it is scored on validation alone, for a search; its test split is never read."""
 
     @property
     def refits(self) -> bool:
         """Whether the tested model learns from the training and the validation split."""
-        return self.evaluation.refit and not self.choosing
+        return self.evaluation.refit and not (self.choosing or self.validation_only)
 
     @property
     def evaluation(self) -> Evaluation:
@@ -165,7 +167,9 @@ class Cell:
         }
         if self.refits:
             identity["refit"] = True
-        if evaluation.shifts:
+        if self.validation_only:
+            identity["validation_only"] = True
+        elif evaluation.shifts:
             shifts = evaluation.shifts.items()
             identity["shifts"] = {name: shift.identity() for name, shift in shifts}
         return Run(self.root, self.recipe.name, self.protocol, identity)
@@ -198,7 +202,8 @@ class Cell:
         scores = bench.method.run(bench)
         self._check(scores, bench)
         metrics = scores.metrics
-        bench.keep_predictions(metrics["test"])
+        if not self.validation_only:
+            bench.keep_predictions(metrics["test"])
         return {
             "stage": self.protocol,
             "protocol": self.protocol,
@@ -234,8 +239,13 @@ class Cell:
         )
 
     def _check(self, scores: Scores, bench: CellBench) -> None:
-        """Raise UserError unless every test has the task's primary metric."""
+        """Raise UserError unless every split that counts has the task's primary metric."""
         metric = bench.task.primary.name
+        if self.validation_only and metric not in scores.metrics.get("val", {}):
+            raise UserError(
+                f"search.objective: protocol '{self.protocol}' gives no {metric} on validation: "
+                "choose another protocol"
+            )
         missing = [split for split in bench.tests if metric not in scores.metrics.get(split, {})]
         if missing:
             raise UserError(

@@ -287,6 +287,8 @@ class Pretraining:
                     with training.paused():
                         check = self._check(step, training.averaged, watcher, best)
                     log({"step": step.step, "epoch": round(step.epoch, 4), **check.record})
+                    if context.on_check is not None:
+                        context.on_check(step, check.record)
                     if check.warning:
                         context.reporter.say(f"{self.title}: step {step.step}: {check.warning}")
         if watch.keep_state:

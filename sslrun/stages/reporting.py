@@ -341,7 +341,7 @@ class Reporter:
                 parts += [f"step {stage.done:,}/{stage.total:,}", stage.note]
                 parts.append("" if pace is not None else _left(stage.left))
             else:
-                parts.append("" if self._reading else f"running for {_duration(job.seconds)}")
+                parts.append("" if self._reading else f"running for {format_duration(job.seconds)}")
         elif pace is not None and len(pace.settled) < len(pace.runs) and not self._reading:
             parts.append("waiting for other workers")
         parts.append(self._reading)
@@ -354,12 +354,13 @@ class Reporter:
             return
         job = self._job
         left, whole = pace.left(job)
-        working = job is not None and job.stage is None
+        is_working = job is not None and job.stage is None
+        note = f"running for {format_duration(job.seconds)}" if job and is_working else ""
         self.progress.update(
             bar,
             completed=pace.share(left if whole else None),
             count=f"{len(pace.settled)}/{len(pace.runs)} runs",
-            note=f"running for {_duration(job.seconds)}" if job is not None and working else "",
+            note=note,
             left=_clock(left, whole),
         )
 
@@ -377,7 +378,7 @@ class Reporter:
 
 def _left(seconds: float | None, whole: bool = True) -> str:
     """Format the time left. If not `whole`, it covers only a part: the rest is unknown."""
-    return "" if seconds is None else f"{'' if whole else 'over '}{_duration(seconds)} left"
+    return "" if seconds is None else f"{'' if whole else 'over '}{format_duration(seconds)} left"
 
 
 def _clock(seconds: float | None, whole: bool = True) -> str:
@@ -393,7 +394,7 @@ def _clock(seconds: float | None, whole: bool = True) -> str:
     return f"{'' if whole else '> '}{clock} left"
 
 
-def _duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Format seconds in one or two units."""
     whole = round(seconds)
     if whole < 60:

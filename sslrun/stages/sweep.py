@@ -35,6 +35,7 @@ from sslrun.stages.devices import check_devices
 from sslrun.stages.evaluate import Cell, cells
 from sslrun.stages.pretrain import Pretraining
 from sslrun.stages.reporting import Reporter
+from sslrun.stages.search import RowSearch, chosen_rows, row_searches
 
 
 class Job(Protocol):
@@ -74,6 +75,8 @@ class Plan:
     """Each run once; a job comes after the jobs that it needs."""
     cells: tuple[tuple[str, Cell], ...]
     """Pairs of a row's name and a cell."""
+    searches: tuple[RowSearch, ...] = ()
+    """The search of each row; a row has cells once its search is done."""
 
     @property
     def name(self) -> str:
@@ -86,10 +89,12 @@ class Plan:
         Raises UserError if the published table that the sweep names does not exist.
         """
         _check_against(sweep)
-        jobs: dict[Path, Job] = {}
+        searches = row_searches(sweep, root)
+        jobs: dict[Path, Job] = {trial.run.path: trial for row in searches for trial in row.trials}
+        rows = chosen_rows(sweep.rows, searches)
         planned: list[tuple[str, Cell]] = []
         for seed in sweep.seeds:
-            for row, recipe in sweep.rows.items():
+            for row, recipe in rows.items():
                 of_row = [
                     cell
                     for cell in cells(recipe, seed, root)
@@ -99,7 +104,28 @@ class Plan:
                 for cell in of_row:
                     for job in (*cell.needs, cell):
                         jobs.setdefault(job.run.path, job)
-        return cls(sweep, root, tuple(jobs.values()), tuple(planned))
+        return cls(sweep, root, tuple(jobs.values()), tuple(planned), searches)
+
+    def again(self) -> Plan:
+        """Plan once more, with the rows that searches have chosen since."""
+        return Plan.of(self.sweep, self.root) if self.searches else self
+
+    def without_trials(self) -> Plan:
+        """Delete the trials of its searches, and plan once more."""
+        for search in self.searches:
+            search.clear()
+        return self.again()
+
+    def rows_of_runs(self) -> dict[Path, list[str]]:
+        """Run's path -> the rows of the table that use the run."""
+        rows: dict[Path, dict[str, None]] = {job.run.path: {} for job in self.jobs}
+        for search in self.searches:
+            for trial in search.trials:
+                rows[trial.run.path][search.row] = None
+        for row, cell in self.cells:
+            for job in (*cell.needs, cell):
+                rows[job.run.path][row] = None
+        return {path: list(names) for path, names in rows.items()}
 
     @property
     def finished(self) -> bool:
@@ -117,6 +143,8 @@ class Plan:
         pretrained = [text for row in self.sweep.rows if (text := self._describe_pretraining(row))]
         if pretrained:
             table.note(f"pretrained on: {'; '.join(pretrained)}")
+        for line in self.describe_searches():
+            table.note(line)
         for choice, rows in _choices(self.sweep).items():
             table.note(f"{', '.join(rows)}: {choice} (a choice: the paper leaves it open)")
         missing = len(self.cells) - len(records)
@@ -131,6 +159,10 @@ class Plan:
             if reason := cell.run.failure:
                 for place in places_of(row, cell):
                     table.leave_empty(*place, reason)
+
+    def describe_searches(self) -> list[str]:
+        """Describe how many trials each row had, and what was chosen."""
+        return [search.describe() for search in self.searches]
 
     def records(self) -> list[RunRecord]:
         """Return the records of the finished cells."""
@@ -335,6 +367,23 @@ def _clear(runs: Sequence[Run]) -> None:
     for run in existing:
         with holding(run):
             run.clear()
+
+
+def launch_all(
+    plans: Sequence[Plan], context: Context, workers: int, arguments: Sequence[str]
+) -> tuple[list[Plan], list[str]]:
+    """Launch the plans, and then the rows that their searches have chosen.
+
+    Returns the plans with these rows, and the reasons of the failures.
+    """
+    if context.fresh:
+        plans = [plan.without_trials() for plan in plans]
+    failures = launch(plans, context, workers, arguments)
+    plans = [plan.again() for plan in plans]
+    chosen = [plan for plan in plans if plan.searches]
+    if chosen and not failures:
+        failures = launch(chosen, replace(context, fresh=False), workers, arguments)
+    return plans, failures
 
 
 def table_of(targets: Sequence[Path], root: Path) -> Table:
