@@ -26,7 +26,7 @@ from typing import Any
 import yaml
 
 from sslrun.errors import UserError, disk_is_full
-from sslrun.files import replacing
+from sslrun.files import remove_unfinished, replacing
 
 FORMAT = 2
 """Part of every hash. Raise it when a change of the code makes old results incomparable."""
@@ -224,7 +224,10 @@ class Run:
 
     @contextmanager
     def claimed(self) -> Iterator[bool]:
-        """Lock the run for this process; yield False if another process holds the lock."""
+        """Lock the run for this process; yield False if another process holds the lock.
+
+        Temporary files that a killed process left are removed.
+        """
         with report_unwritable(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             lock = open(self.path / ".lock", "w")  # noqa: SIM115 (closed by the next statement)
@@ -234,6 +237,7 @@ class Run:
             except BlockingIOError:
                 yield False
                 return
+            remove_unfinished(self.path.rglob(".*"), os.fstat(lock.fileno()).st_mtime)
             yield True
 
     def start(self, recipe: Mapping[str, Any], environment: Mapping[str, Any]) -> None:
@@ -281,11 +285,14 @@ class Run:
         ):
             file.write(json.dumps(record) + "\n")
 
-    def forget_after(self, step: int) -> None:
-        """Remove the log's records after `step`, which a resumed run writes again."""
+    def forget_after(self, step: int, attempt: str | None = None) -> None:
+        """Remove the log's records after `step`, which a resumed run writes again.
+
+        If the run trains several times, only those of the training `attempt`.
+        """
         path = self.path / "metrics.jsonl"
         if path.exists():
-            kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
+            kept = [line for line in path.read_text().splitlines() if _stays(line, step, attempt)]
             write_atomically(path, "".join(line + "\n" for line in kept))
 
     def finish(self, result: Mapping[str, Any]) -> None:
@@ -295,12 +302,13 @@ class Run:
         shutil.rmtree(self.checkpoints, ignore_errors=True)
 
 
-def _step_of(line: str) -> float:
-    """Return the step of a log line; infinity for a line that is not valid JSON."""
+def _stays(line: str, step: int, attempt: str | None) -> bool:
+    """Whether a line of the log stays when its training `attempt` continues after `step`."""
     try:
-        return json.loads(line).get("step", 0)
+        record = json.loads(line)
     except ValueError:  # the last line of a run that was killed while it wrote
-        return float("inf")
+        return False
+    return bool(record.get("attempt") != attempt or record.get("step", 0) <= step)
 
 
 def read_result(path: Path) -> dict[str, Any]:
