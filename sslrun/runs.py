@@ -103,8 +103,8 @@ def report_disk_full(path: Path) -> Iterator[None]:
 
 
 UNWRITABLE = (
-    errno.EACCES, errno.EEXIST, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOENT,
-    errno.ENOTDIR, errno.EPERM, errno.EROFS,
+    errno.EACCES, errno.EEXIST, errno.EIO, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG,
+    errno.ENOENT, errno.ENOTDIR, errno.EPERM, errno.EROFS, errno.ESTALE,
 )  # fmt: skip
 """Error numbers for a path that cannot be written."""
 
@@ -306,9 +306,9 @@ def _stays(line: str, step: int, attempt: str | None) -> bool:
     """Whether a line of the log stays when its training `attempt` continues after `step`."""
     try:
         record = json.loads(line)
-    except ValueError:  # the last line of a run that was killed while it wrote
+        return record.get("attempt") != attempt or float(record.get("step", 0)) <= step
+    except (AttributeError, TypeError, ValueError):  # damaged, or half written by a killed process
         return False
-    return bool(record.get("attempt") != attempt or record.get("step", 0) <= step)
 
 
 def read_result(path: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -35,8 +36,7 @@ def save(training: Training[Any], folder: Path) -> Path:
     try:
         _write(training, folder, target)
     except (OSError, RuntimeError) as error:
-        # torch.save does not always report a full disk as such, so check the free space, too.
-        if not disk_is_full(error) and shutil.disk_usage(folder).free >= 2**20:
+        if not disk_is_full(error):
             raise
         raise UserError(
             f"{folder}: the disk is full; the last checkpoint is kept. "
@@ -57,7 +57,7 @@ def _write(training: Training[Any], folder: Path, target: Path) -> None:
         with replacing(unfinished / WEIGHTS) as file:
             save_model(training.learner, str(file))
         with replacing(unfinished / STATE) as file:
-            torch.save(training.state_dict(), file)
+            _save_state(training, file)
         sums = {name: _checksum(unfinished / name) for name in (WEIGHTS, STATE)}
         with replacing(unfinished / MANIFEST) as file:
             file.write_text(json.dumps({"step": training.step, "sha256": sums}))
@@ -67,6 +67,19 @@ def _write(training: Training[Any], folder: Path, target: Path) -> None:
         sync(folder)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _save_state(training: Training[Any], path: Path) -> None:
+    """Write the training's state; torch does not report a full disk as one, so look at the disk.
+
+    It is looked at before the half of the file is removed, which makes space again.
+    """
+    try:
+        torch.save(training.state_dict(), path)
+    except RuntimeError as error:
+        if shutil.disk_usage(path.parent).free < 2**20:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+        raise
 
 
 def latest(folder: Path) -> Path | None:

@@ -28,34 +28,13 @@ NUMBERS = st.one_of(
     st.integers(-100, 10_000),
     st.floats(-10, 10),
 )
+NAMES = [
+    "resnet18", "vit-tiny", "bert-tiny", "simclr", "mlm", "mae", "digits", "world", "knn", "probe",
+    "finetune", "adamw", "best", "auto", "../up", "~", "~nobody", "hub:a/b", "a:b", "1:30", "010",
+    "=1+1", "<<",
+]  # fmt: skip
 WORDS = st.one_of(
-    st.sampled_from(
-        [
-            "resnet18",
-            "vit-tiny",
-            "bert-tiny",
-            "simclr",
-            "mlm",
-            "mae",
-            "digits",
-            "world",
-            "knn",
-            "probe",
-            "finetune",
-            "adamw",
-            "best",
-            "auto",
-            "../up",
-            "~",
-            "~nobody",
-            "hub:a/b",
-            "a:b",
-            "1:30",
-            "010",
-            "=1+1",
-            "<<",
-        ]  # fmt: skip
-    ),
+    st.sampled_from(NAMES),
     st.text(max_size=12),
 )
 KINDS = ("value", "number", "nudge", "nudge", "nudge", "remove", "name", "copy")

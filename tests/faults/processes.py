@@ -115,9 +115,8 @@ def snapshot(runs: Path) -> dict[str, Any]:
 
 def _read(path: Path, runs: Path) -> Iterator[tuple[str, Any]]:
     name = str(path.relative_to(runs))
-    if not path.is_file() or path.name in (".lock", "environment.json", "recipe.yaml"):
-        return
-    if path.name == "manifest.json" or runs.name == path.parent.name:
+    unequal = (".lock", "environment.json", "recipe.yaml", "manifest.json", "sums.json")
+    if not path.is_file() or path.name in unequal or path.parent == runs:
         return
     if path.name == "result.json":
         yield name, _without_clock(json.loads(path.read_text()))
