@@ -6,7 +6,9 @@ import random
 import shutil
 import signal
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -62,14 +64,14 @@ def require(ended: Ended) -> Ended:
     return ended
 
 
-def subjects(folder: Path, names: set[str]) -> list[Subject]:
-    """Prepare every pretext task and protocol, or those named."""
+def subjects(folder: Path, names: set[str]) -> list[Callable[[], Subject]]:
+    """Return functions that prepare every pretext task and protocol once, or those named."""
     recipes = {
         **{("pretext", name): recipe for name, recipe in pretext_recipes().items()},
         **{("protocol", name): recipe for name, recipe in protocol_recipes().items()},
     }
     return [
-        Subject.prepare(kind, recipe, folder / f"{kind}-{name}")
+        cache(partial(Subject.prepare, kind, recipe, folder / f"{kind}-{name}"))
         for (kind, name), recipe in recipes.items()
         if not names or name in names
     ]
@@ -115,6 +117,7 @@ def _describe(ended: Ended, number: int) -> str:
 def run(cases: int, seed: int, folder: Path, tally: Tally, names: set[str]) -> None:
     """Run `cases` trials, in turn over all subjects."""
     prepared = subjects(folder / "kills", names)
+    random.Random(seed).shuffle(prepared)
     for number in range(cases):
-        subject = prepared[number % len(prepared)]
+        subject = prepared[number % len(prepared)]()
         trial(subject, f"{seed}-{number}", subject.folder / f"trial-{number}", tally)

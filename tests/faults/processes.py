@@ -69,6 +69,8 @@ class Command:
             "stdout": str(self.streams[0]),
             "stderr": str(self.streams[1]),
         }
+        for stream in self.streams:
+            stream.touch()  # a process may be killed before it opens them
         self.started = time.monotonic()
         self.code: int | None = None
         self.pid = os.fork()

@@ -36,15 +36,17 @@ def main() -> None:
     from tally import Tally
 
     tally = Tally()
-    with tempfile.TemporaryDirectory(prefix="sslrun-faults-") as temporary:
-        folder = options.keep or Path(temporary)
-        for part in options.only or PARTS:
-            started = time.monotonic()
-            cases = PARTS[part] if options.cases is None else options.cases
-            module = importlib.import_module(part)
-            module.run(cases, options.seed, folder.resolve(), tally, set(options.name))
-            print(f"{part}: {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
-    print(tally.render())
+    try:
+        with tempfile.TemporaryDirectory(prefix="sslrun-faults-") as temporary:
+            folder = (options.keep or Path(temporary)).resolve()
+            for part in options.only or PARTS:
+                started = time.monotonic()
+                cases = PARTS[part] if options.cases is None else options.cases
+                module = importlib.import_module(part)
+                module.run(cases, options.seed, folder, tally, set(options.name))
+                print(f"{part}: {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
+    finally:
+        print(tally.render(), flush=True)
     sys.exit(1 if tally.findings else 0)
 
 
