@@ -1,7 +1,8 @@
-"""Atomic writes: a path holds either the old file or the whole new one."""
+"""Atomic writes, so that a path holds the old file or the whole new one; and checksums."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import secrets
@@ -39,6 +40,12 @@ def remove_unfinished(paths: Iterable[Path], before: float) -> None:
         is_temporary = re.fullmatch(r"\..+\.[0-9a-f]{8}", path.name) and path.is_file()
         if is_temporary and path.stat().st_mtime < before:
             path.unlink(missing_ok=True)
+
+
+def checksum(path: Path) -> str:
+    """SHA-256 of a file, as hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sync(path: Path) -> None:

@@ -3,8 +3,10 @@
 import itertools
 import json
 import os
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,7 +23,8 @@ torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else min(2, os.cp
 
 
 SLOW = {
-    "test_order_learns_where_frames_are_numbered",
+    "test_browser.py", "test_a_page_of_many_runs", "test_damaged_unfinished_and_older_runs",
+    "test_order_learns_where_frames_are_numbered", "test_a_backbone_that_decides_is_rolled_out",
     "test_failures.py", "test_errands.py", "test_text.py::test_a_corpus_is_divided_by_documents",
     "test_text.py::test_a_signal_stops_the_reading_of_a_corpus_at_once", "test_torchrun.py",
     "test_golden.py", "test_device.py", "test_check.py", "test_export.py", "test_pretrain.py",
@@ -106,6 +109,7 @@ SLOW = {
     "test_it_learns_to_return_and_is_healthy", "test_cells_that_know_their_place_collapse",
     "test_it_learns_to_find_colors_below_its_floor",
     "acceptance/test_graphs.py", "test_killed_fine_tuning", "test_mutated_recipes",
+    "test_fine_tuning_on_pictures_learns_the_position",
     "test_a_processed_data_set_is_read", "test_attention_learns_maps_from_eigenvectors",
     "test_published_sets_have_their_molecules", "data/graph/test_graphs.py",
 }  # fmt: skip
@@ -142,39 +146,63 @@ class Completed(NamedTuple):
     stderr: str
 
 
+class Running:
+    """A command that was started, with its output in files."""
+
+    def __init__(self, pid, poll, streams):
+        """`poll` returns the exit code, None while the command runs."""
+        self.pid, self.poll, self.streams = pid, poll, streams
+
+    def wait_for(self, folder, pattern):
+        """Wait until a file in `folder` matches `pattern`, or the command has ended."""
+        while self.poll() is None and not list(folder.glob(pattern)):
+            time.sleep(0.002)
+
+    def finish(self):
+        while (code := self.poll()) is None:
+            time.sleep(0.01)
+        return Completed(code, *(stream.read_text() for stream in self.streams))
+
+
 @pytest.fixture(scope="session")
-def run_command(tmp_path_factory):
-    """Return `run(arguments, folder, environment)`, which runs `sslrun ARGUMENTS` in a new process.
+def start_command(tmp_path_factory):
+    """Return `start(arguments, folder, environment)`, which starts `sslrun ARGUMENTS`.
 
     On Linux the processes are forked from one that has already imported torch (tests/forks.py),
     because the import takes longer than most commands. On other systems they start from scratch.
     """
+    folder, numbers = tmp_path_factory.mktemp("streams"), itertools.count()
+
+    def streams():
+        number = next(numbers)
+        return tuple(folder / f"{number}.{name}" for name in ("out", "err"))
+
     if sys.platform != "linux":
 
         def start(arguments, cwd, env):
-            done = subprocess.run(
-                [sys.executable, "-m", "sslrun", *arguments],
-                cwd=cwd,
-                env=env,
-                capture_output=True,
-                text=True,
-            )
-            return Completed(done.returncode, done.stdout, done.stderr)
+            stdout, stderr = streams()
+            command = [sys.executable, "-m", "sslrun", *arguments]
+            with stdout.open("w") as out, stderr.open("w") as err:
+                process = subprocess.Popen(command, cwd=cwd, env=env, stdout=out, stderr=err)
+            return Running(process.pid, process.poll, (stdout, stderr))
 
         yield start
         return
 
-    root, numbers = Path(__file__).parents[1], itertools.count()
-    streams = tmp_path_factory.mktemp("streams")
+    root = Path(__file__).parents[1]
     server = subprocess.Popen(
         [sys.executable, "-W", "ignore", Path(__file__).with_name("forks.py")],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)},
     )  # fmt: skip
 
+    def ask(request):
+        server.stdin.write(json.dumps(request) + "\n")
+        server.stdin.flush()
+        return json.loads(server.stdout.readline())
+
     def fork(arguments, cwd, env):
-        number = next(numbers)
-        stdout, stderr = (streams / f"{number}.{name}" for name in ("out", "err"))
+        stdout, stderr = streams()
         request = {
             "arguments": arguments,
             "cwd": str(cwd),
@@ -182,10 +210,14 @@ def run_command(tmp_path_factory):
             "stdout": str(stdout),
             "stderr": str(stderr),
         }
-        server.stdin.write(json.dumps(request) + "\n")
-        server.stdin.flush()
-        code = int(server.stdout.readline())
-        return Completed(code, stdout.read_text(), stderr.read_text())
+        pid, code = ask(request), None
+
+        def poll():
+            nonlocal code
+            code = ask(pid) if code is None else code
+            return code
+
+        return Running(pid, poll, (stdout, stderr))
 
     yield fork
     server.stdin.close()
@@ -193,12 +225,39 @@ def run_command(tmp_path_factory):
 
 
 @pytest.fixture
-def sslrun(run_command):
+def start_sslrun(start_command):
+    """Start `sslrun ARGUMENTS` as a user does, with output to files."""
+
+    def start(*arguments, cwd, **environment):
+        env = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+        return start_command([*map(str, arguments)], cwd, env)
+
+    return start
+
+
+@pytest.fixture
+def start_ranks(start_sslrun):
+    """Start `sslrun ARGUMENTS` in two processes that train together, as torchrun does."""
+
+    def start(*arguments, cwd):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        return [
+            start_sslrun(*arguments, cwd=cwd, **group, RANK=rank, LOCAL_RANK=rank)
+            for rank in ("0", "1")
+        ]
+
+    return start
+
+
+@pytest.fixture
+def sslrun(start_sslrun):
     """Run `sslrun ARGUMENTS` as a user does, with output to files, and check the exit code."""
 
     def run(*arguments, cwd, code=0, **environment):
-        env = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
-        done = run_command([*map(str, arguments)], cwd, env)
+        done = start_sslrun(*arguments, cwd=cwd, **environment).finish()
         assert done.returncode == code, done.stderr
         assert "\x1b" not in done.stdout + done.stderr
         assert "Traceback" not in done.stderr

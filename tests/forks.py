@@ -1,7 +1,8 @@
 """Run sslrun's command line in forked processes, which need not import torch again.
 
-Started by the fixture `sslrun` of conftest.py. Reads one request a line on standard input, as JSON,
-and answers each with the exit code of its process.
+Started by the fixture `start_command` of conftest.py. Reads one request a line on standard input,
+as JSON: a command, answered with the id of its process; or such an id, answered with the exit code
+of the process, null while it runs.
 """
 
 import importlib
@@ -57,11 +58,14 @@ def serve():
         importlib.import_module(module)
     requests, answers = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w")
     for line in requests:
-        child = os.fork()
-        if child == 0:
+        request = json.loads(line)
+        if isinstance(request, int):
+            ended, status = os.waitpid(request, os.WNOHANG)
+            answer = os.waitstatus_to_exitcode(status) if ended else None
+        elif (answer := os.fork()) == 0:
             requests.close()
-            become_command(json.loads(line))
-        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), file=answers, flush=True)
+            become_command(request)
+        print(json.dumps(answer), file=answers, flush=True)
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ FLOORS = [
     {"results", "recipe"},
     {"launch"},
     {"stages"},
-    {"claims"},
+    {"claims", "report"},
     {"cli"},
     {"__main__"},
 ]

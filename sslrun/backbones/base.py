@@ -72,6 +72,7 @@ class Backbone(nn.Module):
     - "attention": it returns attention weights
     - "layers": it returns one pooled vector for each layer
     - "palette": it reads images as ids of the colors of a palette
+    - "actions": it decides on actions; see `sslrun.backbones.control`
     - "segments": it tells the two segments of a pair apart
     - "directions": the first half of a token's features depends on the tokens up to it alone, and
       the second half on the tokens from it on

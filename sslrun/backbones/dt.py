@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from sslrun.backbones.base import Backbone, Features, backbones
+from sslrun.backbones.base import Features, backbones
+from sslrun.backbones.control import ControlBackbone
 from sslrun.backbones.text import check_heads
 from sslrun.backbones.transformer import Block, BlockStyle, Stack, initialize
 from sslrun.data.control.trajectories import Trajectories, WindowExamples
@@ -23,10 +24,8 @@ DT_STYLE = BlockStyle(eps=1e-5, activation=F.relu)
 CONSTANT = 1e-6
 """Standard deviation up to which a number of the state counts as constant."""
 
-Condition = Literal["return", "goal", "none"]
 
-
-class Dt(Backbone):
+class Dt(ControlBackbone):
     """Causal Transformer over (return, state, action) of each step (Chen et al. 2021).
 
     The three tokens of a step are linear maps of the return to go, the state and the action, plus
@@ -54,17 +53,12 @@ class Dt(Backbone):
         heads: int | None = Field(None, ge=1)
         """Number of attention heads; default: the named model's."""
 
-    takes = ControlSpec
     offers = frozenset({"tokens", "actions"})
     shape: ClassVar[tuple[int, int, int]]
     """Depth, width and heads of the named model."""
     options: Options
-    spec: ControlSpec
     state_mean: Tensor
     state_std: Tensor
-    middle: Tensor
-    half_range: Tensor
-    conditions: Tensor
 
     def __init__(self, options: Options, spec: ControlSpec) -> None:
         """Raises UserError if windows are longer than the positions."""
@@ -97,28 +91,12 @@ class Dt(Backbone):
         self.norm = nn.LayerNorm(width)
         self.action_head = nn.Linear(width, spec.actions)
         initialize(self.blocks)
-        low, high = torch.tensor(spec.low or ()), torch.tensor(spec.high or ())
-        self.register_buffer("middle", (low + high) / 2, persistent=False)
-        self.register_buffer("half_range", (high - low) / 2, persistent=False)
         self.register_buffer("state_mean", torch.zeros(spec.states))
         self.register_buffer("state_std", torch.ones(spec.states))
-        # Weights of the embeddings of the return and of the goal; a buffer, so that rollouts know.
-        self.register_buffer("conditions", torch.tensor([1.0, 0.0]))
 
     @classmethod
     def limits(cls, options: Options) -> dict[str, int]:
         return {"context": options.positions}
-
-    def set_condition(self, condition: Condition) -> None:
-        """Choose the first token of each step; without a condition only its time is embedded."""
-        weights = [float(condition == kind) for kind in ("return", "goal")]
-        self.conditions.copy_(torch.tensor(weights))
-
-    @property
-    def condition(self) -> Condition:
-        """What was set by `set_condition`, also for loaded weights."""
-        by_return, by_goal = self.conditions.tolist()
-        return "return" if by_return else "goal" if by_goal else "none"
 
     def fit_inputs(self, examples: Examples) -> None:
         """Standardize states by those of the training trajectories."""
@@ -135,7 +113,10 @@ class Dt(Backbone):
         return Features((tokens * weights[..., None]).sum(dim=1), tokens, mask=inputs.real)
 
     def _embed(self, inputs: Trajectories) -> Tensor:
-        """Embed the return or goal, the state and the action of each step in turn: (B, 3 K, D)."""
+        """Embed the return or goal, the state and the action of each step in turn: (B, 3 K, D).
+
+        Without a condition, only the time of the first is embedded.
+        """
         times = self.time_embed(inputs.times.clamp(max=self.options.positions - 1))
         by_return, by_goal = self.conditions
         wanted = by_return * self.return_embed(inputs.returns[..., None] / self.spec.scale)
@@ -148,19 +129,7 @@ class Dt(Backbone):
     def _standardize(self, states: Tensor) -> Tensor:
         return (states - self.state_mean) / self.state_std
 
-    def scale_actions(self, actions: Tensor) -> Tensor:
-        """Scale vectors from the environment's bounds to [-1, 1]; discrete actions stay."""
-        return actions if self.spec.is_discrete else (actions - self.middle) / self.half_range
-
-    def unscale_actions(self, actions: Tensor) -> Tensor:
-        """The reverse of `scale_actions`."""
-        return actions if self.spec.is_discrete else actions * self.half_range + self.middle
-
     def predict_actions(self, features: Features) -> Tensor:
-        """Scores (B, K, A) of discrete actions, or actions in [-1, 1], for the tokens of states.
-
-        Capability "actions".
-        """
         outputs = self.action_head(features.tokens)
         return outputs if self.spec.is_discrete else outputs.tanh()
 

@@ -165,6 +165,16 @@ def recorded_network(path: Path, metadata: Mapping[str, str]) -> tuple[type[Back
     return cls, cls.Options.model_validate_json(metadata["options"])
 
 
+def read_metadata(path: Path) -> dict[str, str]:
+    """Read what sslrun wrote with the tensors of a file; empty for a file of another program."""
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            about: dict[str, str] = json.loads((file.metadata() or {}).get("sslrun", "{}"))
+            return about
+    except (SafetensorError, OSError):
+        return {}
+
+
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read the tensors of a file, and the metadata that sslrun wrote with them.
 

@@ -13,8 +13,9 @@ from rich.console import Group
 from rich.text import Text
 
 from sslrun.claims.schema import Claim
-from sslrun.claims.verdict import BOOTSTRAP_FROM, Inequality, Verdict, Word, combine
+from sslrun.claims.verdict import Inequality, combine
 from sslrun.results.formats import Formats, table_formats
+from sslrun.results.paired import BOOTSTRAP_FROM, Verdict, Word
 from sslrun.results.table import Table
 
 

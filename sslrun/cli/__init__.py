@@ -7,7 +7,7 @@ imports.
 # isort: off
 from sslrun.cli.base import app
 from sslrun.cli.protocols import add_protocol_commands
-from sslrun.cli import train, tables, recipes, weights, pictures
+from sslrun.cli import train, tables, reports, recipes, weights, pictures
 from sslrun.cli.run import exit_code, main
 # isort: on
 
@@ -18,6 +18,7 @@ __all__ = [
     "main",
     "pictures",
     "recipes",
+    "reports",
     "tables",
     "train",
     "weights",

@@ -63,6 +63,7 @@ def table(  # noqa: PLR0913 (typer makes each parameter an option)
     as_json: AsJson = False,
 ) -> None:
     """Print the table of finished runs: mean ± standard deviation over seeds."""
+    from sslrun.recipe.shipped import sweep_or_folder
     from sslrun.results.compute import add_compute
     from sslrun.results.published import published_as
     from sslrun.results.table import Table
@@ -72,7 +73,7 @@ def table(  # noqa: PLR0913 (typer makes each parameter an option)
         option = "--distortion" if distortion else "--layers"
         raise UserError(f"{option} prints a table of its own: leave out the other options")
     published = published_as(against) if against else None
-    results: Any = table_of([_sweep_or_folder(target) for target in targets or [runs]], runs)
+    results: Any = table_of([sweep_or_folder(target) for target in targets or [runs]], runs)
     if distortion:
         results = Table.of_distortion(results.records, results.title)
     elif layers:
@@ -89,14 +90,6 @@ def table(  # noqa: PLR0913 (typer makes each parameter an option)
         typer.echo(results.to_json())
     elif not output:
         print_table(results)
-
-
-def _sweep_or_folder(target: Path) -> Path:
-    """Return a target of `table`: a path, or the file of the shipped sweep of that name."""
-    from sslrun.recipe import shipped
-
-    is_shipped = target.name in {name.rpartition("/")[2] for name in shipped.names()}
-    return shipped.find(target) if is_shipped else target
 
 
 @app.command()

@@ -31,7 +31,8 @@ def export(
     """Write a run's backbone as a folder that another library loads, or as an ONNX graph."""
     from sslrun.stages.export import export
 
-    export(source, folder, to)
+    for line in export(source, folder, to):
+        typer.echo(line)
 
 
 @app.command()

@@ -47,13 +47,19 @@ class Examples(ABC):
 
     spec: InputSpec
     labels: Tensor | None
-    """(N, ...) on the CPU, usually int64 class ids; None if the set has no labels."""
+    """(N, ...) on the CPU: int64 class ids, or float32 numbers, NaN where unknown, or other targets
+    of a task; None if the set has no labels."""
     classes: tuple[str, ...]
 
     @property
     def strata(self) -> Tensor | None:
-        """(N,) int64 classes that splits and label fractions balance; None if unlabeled."""
-        return self.labels
+        """(N,) int64 classes that splits and label fractions balance; None if unlabeled.
+
+        Examples whose labels are numbers all count as one class.
+        """
+        if self.labels is None or not self.labels.is_floating_point():
+            return self.labels
+        return torch.zeros(len(self), dtype=torch.int64)
 
     def divide(self, amount: float) -> tuple[Tensor, Tensor] | None:
         """Split positions into what remains and what is carved off, so that no two are akin.

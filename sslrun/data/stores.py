@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -600,6 +601,8 @@ class ListedImage(NamedTuple):
     """Path of the image, resolved against the folder of the CSV file."""
     label: str
     """The label, "" if it is missing."""
+    numbers: tuple[float, ...] = ()
+    """The numbers that are its labels instead, NaN where the cell is empty."""
 
     @property
     def place(self) -> str:
@@ -642,6 +645,8 @@ class CsvImageStore(Store):
     """Column of the labels; None: the column "label" if there is one, otherwise no labels."""
     split: str | None = None
     """Column of the splits; None: the column "split" if there is one. Only for one file."""
+    numbers: tuple[str, ...] = ()
+    """Columns of the numbers that are the labels, in place of `label`."""
 
     @property
     def splits(self) -> tuple[Split, ...]:
@@ -664,11 +669,14 @@ class CsvImageStore(Store):
                 files += fingerprint([row.file])
             except OSError:
                 raise UserError(f"{row.place}: no such file {row.path}") from None
-        labels = None if split == "unlabeled" else [row.label for row in rows]
+        labels = None if split == "unlabeled" else [row.numbers or row.label for row in rows]
         return {"files": files, "labels": labels, "classes": self._classes}
 
     def open(self, split: Split) -> EncodedSplit:
         rows, classes = self._rows[split], self._classes
+        if self.numbers and split != "unlabeled":
+            labels = torch.tensor([row.numbers for row in rows])
+            return EncodedSplit(ListedImages(rows), labels, ())
         if not classes or split == "unlabeled":
             return EncodedSplit(ListedImages(rows), None, classes)
         class_ids = {name: index for index, name in enumerate(classes)}
@@ -734,7 +742,11 @@ class CsvImageStore(Store):
         rows = read_csv(file)
         _, header = next(rows)
         image = self._find_column(file, header, self.image, "image")
-        label = self._find_optional(file, header, "label", self.label) if labeled else None
+        label, numbers = None, []
+        if labeled and self.numbers:
+            numbers = [self._find_column(file, header, name, "numbers") for name in self.numbers]
+        elif labeled:
+            label = self._find_optional(file, header, "label", self.label)
         split = self._find_optional(file, header, "split", self.split)
         is_empty = True
         for line, cells in rows:
@@ -749,7 +761,12 @@ class CsvImageStore(Store):
                 raise UserError(f"{file}:{line}: the column '{header[image]}' is empty")
             resolved = os.path.join(file.parent, os.path.expanduser(path))
             row = ListedImage(
-                str(file), line, path, resolved, label="" if label is None else cells[label]
+                str(file),
+                line,
+                path,
+                resolved,
+                label="" if label is None else cells[label],
+                numbers=tuple(parse_number(cells[place], f"{file}:{line}") for place in numbers),
             )
             yield row, None if split is None else cells[split]
         if is_empty:
@@ -797,6 +814,21 @@ def read_csv(file: Path) -> Iterator[tuple[int, list[str]]]:
         raise UserError(f"{file}: cannot be read as CSV: {_one_line(error)}") from None
     if not has_header:
         raise UserError(f"{file}: is empty: the first line should name the columns")
+
+
+def parse_number(cell: str, place: str) -> float:
+    """Parse the cell of a label that is a number; NaN if it is empty.
+
+    Raises:
+        UserError: It is no finite number; the message begins with `place`.
+    """
+    try:
+        number = float(cell) if cell else math.nan
+    except ValueError:
+        raise UserError(f"{place}: its label is not a number: {cell!r}") from None
+    if math.isinf(number):
+        raise UserError(f"{place}: its label is not a finite number: {cell!r}")
+    return number
 
 
 # ---------------------------------------------------------------- shared

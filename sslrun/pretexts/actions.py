@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sslrun.backbones.base import Backbone
-from sslrun.backbones.dt import Condition, Dt
+from sslrun.backbones.control import Condition, ControlBackbone, require_actions
 from sslrun.data.control.environments import make_environment
 from sslrun.data.control.trajectories import Trajectories
 from sslrun.data.examples import Batch
@@ -40,11 +40,12 @@ class Actions(Pretext):
     Options = ActionsOptions
     reads = ControlSpec
     needs = ("actions",)
-    backbone: Dt
+    backbone: ControlBackbone
 
     def __init__(self, options: ActionsOptions, backbone: Backbone) -> None:
-        """Raises UserError for condition: goal in an environment without goals."""
-        super().__init__(options, backbone)
+        """Raises UserError for a backbone that does not decide on actions, and for condition: goal
+        in an environment without goals."""
+        super().__init__(options, require_actions(backbone, "pretext 'actions'"))
         if options.condition == "goal":
             environment = make_environment(self.backbone.spec.environment)
             if not environment.has_goals:

@@ -105,7 +105,7 @@ class Autoencoder(Pretext):
 
     reads = ImageSpec
     needs_square = True
-    keeps = True
+    keeps = ("to_code", "decoder")
 
     class Options(NormOptions):
         noise: Noise = Noise()

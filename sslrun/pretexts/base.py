@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from operator import attrgetter
 from typing import Any, ClassVar
 
 import torch
@@ -61,9 +62,9 @@ class Pretext(Learner):
     """Whether images must be square."""
     needs: ClassVar[tuple[str, ...]] = ()
     """Capabilities that the backbone must have; names of `Backbone.offers`."""
-    keeps: ClassVar[bool] = False
-    """Whether the task's own weights, such as a latent layer and a decoder, are saved beside the
-    backbone's; see `sslrun.pretexts.weights`."""
+    keeps: ClassVar[tuple[str, ...]] = ()
+    """Modules to save beside the backbone, such as a decoder: names of attributes, which may be
+    None; see `sslrun.pretexts.weights`."""
 
     def __init__(self, options: Any, backbone: Backbone) -> None:
         """Raises UserError for images without the colors or the shape that the task needs."""
@@ -110,12 +111,10 @@ class Pretext(Learner):
         return self.backbone
 
     @property
-    def kept_decoder(self) -> nn.Module | None:
-        """The decoder to save beside the backbone, for tasks that write sequences.
-
-        None by default.
-        """
-        return None
+    def kept_modules(self) -> dict[str, nn.Module]:
+        """The modules in `keeps` that the task has as configured, by name."""
+        modules = {name: attrgetter(name)(self) for name in self.keeps}
+        return {name: module for name, module in modules.items() if module is not None}
 
     def layers(self) -> list[list[nn.Parameter]]:
         return self.backbone.layers()

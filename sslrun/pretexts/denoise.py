@@ -52,6 +52,7 @@ class Denoise(LanguagePretext):
     """
 
     version = 2  # keeps its decoder
+    keeps = ("decoder",)
 
     class Options(LanguageOptions):
         pairs: Pairs = "drop"
@@ -73,10 +74,6 @@ class Denoise(LanguagePretext):
             )
         self.tokenizer = backbone.spec.tokenizer
         self.decoder = Decoder(backbone, options.depth, "denoise")
-
-    @property
-    def kept_decoder(self) -> Decoder:
-        return self.decoder
 
     def views(self, batch: Batch, generator: torch.Generator) -> DenoisingViews:
         """Cut spans out of the batch; see the example above."""

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from sslrun.backbones.base import Backbone
 from sslrun.data.examples import Batch, Examples
 from sslrun.pretexts.base import Pretext
+from sslrun.pretexts.weights import KeptModules
 from sslrun.registry import Options, Registry
-from sslrun.tasks.base import Task, TaskLearner, TaskOptions
+from sslrun.tasks.base import Task, TaskLearner, TaskOptions, tasks
 from sslrun.training.device import Precision
 from sslrun.training.schedule import Schedule
 
@@ -83,10 +84,10 @@ class Bench(ABC):
         """
 
     @abstractmethod
-    def pretext(self, backbone: Backbone) -> Pretext:
-        """Rebuild the pretext task that pretrained a backbone, with all weights, in eval mode.
+    def kept(self) -> KeptModules | None:
+        """Return what the pretext task kept beside the backbone; None if it kept nothing.
 
-        Raises UserError if the backbone was not pretrained by a task that keeps its own weights.
+        Raises UserError if it is missing or damaged.
         """
 
     @property
@@ -124,13 +125,6 @@ class Bench(ABC):
     @abstractmethod
     def head(self, split: str) -> dict[str, Tensor]:
         """Load the head that the protocol in `follows` learned from the labels of a split."""
-
-    @abstractmethod
-    def load_decoder(self, decoder: nn.Module) -> None:
-        """Load the weights of the pretext task's decoder, if pretraining kept one.
-
-        Raises UserError if they do not fit.
-        """
 
     @abstractmethod
     def train(
@@ -320,9 +314,13 @@ def unsupported(protocol: str, task: type[Task], options: Options) -> str | None
             for name in protocols.in_order
             if not protocols[name].learns and protocols[name].supports(task, options) is None
         ]
+        remedy = f"take {' or '.join(able)}"
+        same = [name for name in tasks if tasks[name].reads is task.reads]
+        if others := [name for name in same if tasks[name].has_head]:
+            remedy += f", or another task ({' or '.join(others)})"
         return (
             f"{protocol} learns from labels, but the task '{task.name}' has nothing to learn: "
-            f"take {' or '.join(able)}"
+            f"{remedy}"
         )
     name: str | None = protocol
     while name is not None:

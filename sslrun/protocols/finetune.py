@@ -171,8 +171,11 @@ class Finetune(Protocol):
         learner = bench.task.learner(backbone, frozen_norm=self.options.frozen_norm)
         if head is not None:
             learner.head.load_state_dict(head(split))
-        elif bench.task.starts_from_decoder:
-            bench.load_decoder(learner.head)
+        elif name := bench.task.starts_from:
+            kept = bench.kept()
+            if kept is not None and name in kept.modules:
+                hint = f"; or set task.{name}: new"
+                kept.load_into(name, learner.head, bench.task.name, hint)
         schedule = self.options.model_copy(update={"lr": lr})
         attempt = f"lr-{lr:g}" if split == "train" else f"refit-lr-{lr:g}"
         keep_best = self.options.keep == "best"

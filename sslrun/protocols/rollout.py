@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from sslrun.backbones.dt import Dt
+from sslrun.backbones.control import ControlBackbone, require_actions
 from sslrun.data.control.collect import play
 from sslrun.data.control.environments import Environment
 from sslrun.data.control.trajectories import Episodes, Trajectories, WindowExamples
@@ -92,10 +92,10 @@ class Rollout(ActingProtocol):
 
     @torch.inference_mode()
     def run(self, bench: Bench) -> Scores:
-        """Raises UserError if the environment cannot be made."""
-        task, backbone, data = bench.task, bench.backbone().eval(), bench.examples("train")
+        """Raises UserError if the backbone does not decide, or the environment cannot be made."""
+        task, data = bench.task, bench.examples("train")
+        backbone = require_actions(bench.backbone(), "rollout").eval()
         assert isinstance(task, Returns)
-        assert isinstance(backbone, Dt)
         assert isinstance(data, WindowExamples)
         environment = task.environment()
         seeds = episode_seeds(bench.seed, self.options.episodes)
@@ -177,7 +177,7 @@ def describe_range(data: Episodes) -> str:
 
 
 def act(
-    backbone: Dt, environment: Environment, seeds: Sequence[int], asked: np.ndarray
+    backbone: ControlBackbone, environment: Environment, seeds: Sequence[int], asked: np.ndarray
 ) -> np.ndarray:
     """Let a network act in an episode for each seed, asked for the returns `asked` (B,).
 
@@ -221,9 +221,9 @@ def last_steps(
     )
 
 
-def choose(backbone: Dt, window: Trajectories) -> np.ndarray:
+def choose(backbone: ControlBackbone, window: Trajectories) -> np.ndarray:
     """The actions after the last states of windows: (B,) int64, or (B, A) float32 in bounds."""
-    window = window.to(backbone.state_mean.device)
+    window = window.to(backbone.conditions.device)
     predicted = backbone.predict_actions(backbone(window))[:, -1]
     if backbone.spec.is_discrete:
         return predicted.argmax(dim=-1).cpu().numpy()

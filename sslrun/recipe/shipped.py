@@ -72,3 +72,9 @@ def claims_folder() -> Path:
     """Return the folder of claims: ./recipes/claims if it exists, else the shipped one."""
     here = Path("recipes", CLAIMS)
     return here if here.is_dir() else folder() / CLAIMS
+
+
+def sweep_or_folder(target: Path) -> Path:
+    """Return a folder of runs or a file as it is, or the file of the shipped sweep of that name."""
+    is_shipped = target.name in {name.rpartition("/")[2] for name in names()}
+    return find(target) if is_shipped else target

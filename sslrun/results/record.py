@@ -12,8 +12,11 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
+from safetensors import SafetensorError, safe_open
 
+from sslrun.errors import UserError
 from sslrun.metric import Metric
 from sslrun.results.address import Labels, Row
 from sslrun.results.known_protocols import counts_per_class
@@ -22,10 +25,30 @@ from sslrun.runs import FAILURE, read_result
 YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 """The loader of libyaml if PyYAML has it, since it is about ten times faster."""
 
+PREDICTIONS = "predictions.safetensors"
+"""Name of the file in an evaluation's folder with the predicted class of each test example."""
 PICTURES = (".png", ".jpg", ".jpeg", ".svg", ".gif")
 
 Scores = Mapping[str, float]
 """Metric's name -> value."""
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What an evaluation predicted for each example of its test split."""
+
+    truth: np.ndarray
+    """(N,) class by index."""
+    predicted: np.ndarray
+    """(N,) class by index."""
+    margin: np.ndarray
+    """(N,) by how much the output of the predicted class exceeds the next one."""
+    classes: tuple[str, ...]
+
+    @property
+    def correct(self) -> np.ndarray:
+        """(N,) whether the predicted class is the true one."""
+        return np.equal(self.truth, self.predicted)
 
 
 @dataclass(frozen=True)
@@ -75,6 +98,25 @@ class RunRecord:
                     yield json.loads(line)
                 except ValueError:
                     continue
+
+    @cached_property
+    def predictions(self) -> Predictions | None:
+        """The predictions on the test split; None if the task has no classes, or for old runs.
+
+        Raises UserError if the file is damaged.
+        """
+        path = self.folder / PREDICTIONS
+        if not path.is_file():
+            return None
+        try:
+            with safe_open(path, "np") as file:
+                names = ("truth", "predicted", "margin")
+                arrays = {name: file.get_tensor(name) for name in names}
+                return Predictions(**arrays, classes=tuple(json.loads(file.metadata()["classes"])))
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise UserError(
+                f"{path}: damaged ({error}); run the evaluation again with --fresh"
+            ) from None
 
     @property
     def pictures(self) -> list[Path]:

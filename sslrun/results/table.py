@@ -18,6 +18,7 @@ from sslrun.results import layout
 from sslrun.results.address import MEAN, Column, Labels, Place, Row, Shift, join_titles
 from sslrun.results.formats import table_formats
 from sslrun.results.known_protocols import protocol_rank
+from sslrun.results.naming import with_distinct_rows
 from sslrun.results.record import RunRecord
 
 OWN_COLUMNS = {
@@ -187,12 +188,13 @@ class Table:
     def from_records(cls, records: Sequence[RunRecord], title: str = "") -> Table:
         """Make the table of finished evaluations.
 
-        Rows are in order of appearance, protocols and labels in their natural order. Raises
-        UserError if there is no record.
+        Rows are in order of appearance, protocols and labels in their natural order. Evaluations
+        of other options get rows of their own. Raises UserError if there is no record.
         """
         if not records:
             raise UserError("no finished evaluation to make a table of")
-        table = cls(title, records=list(records))
+        records = with_distinct_rows(records)
+        table = cls(title, records=records)
         names = _places(record.row.name for record in records)
         tasks = _places(record.task for record in records)
 

@@ -6,35 +6,26 @@ import colorsys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sslrun.backbones import build_backbone, load_into
-from sslrun.backbones.base import Backbone, backbones
+from sslrun.backbones.base import Backbone
 from sslrun.backbones.image import patch_attention
-from sslrun.backbones.weights import WEIGHTS, read, recorded_network
 from sslrun.data.image.augment import resize, to_float
 from sslrun.data.image.images import Decoder, EncodedFiles, UnreadableError
-from sslrun.data.source import sources
-from sslrun.data.specs import ImageSpec, InputSpec, TextSpec, VideoSpec
+from sslrun.data.specs import ImageSpec, TextSpec
 from sslrun.data.splits import load_splits
 from sslrun.data.stores import IMAGE_SUFFIXES
 from sslrun.data.text.sequences import build_labeled
-from sslrun.data.text.tokenizer import TokenizerOptions, load_tokenizer
 from sslrun.errors import UserError
 from sslrun.protocols.attend import heaviest
-from sslrun.recipe import Recipe, load
+from sslrun.recipe import Recipe
 from sslrun.stages.pictures import write_matrices, write_sheet
-from sslrun.stages.weights import InitialWeights
+from sslrun.stages.subject import open_backbone
 from sslrun.training.device import Compute
 
-DEFAULT_SIZE = 224
-"""Side of the images for a backbone of another library, in pixels."""
-DEFAULT_LENGTH = 128
-"""Largest number of tokens for a backbone of another library."""
 CONTACT = "contact-sheet"
 """Name of the picture that shows all images."""
 LISTED = 64
@@ -52,7 +43,7 @@ class Request:
     """What to draw, the backbone, and where to write."""
 
     reference: str
-    """A run's folder, a file of weights, a recipe, or a backbone of another library by name."""
+    """See `open_backbone`."""
     inputs: tuple[str, ...]
     """Images and folders of images; or sentences."""
     output: Path
@@ -70,19 +61,19 @@ class Request:
     """Further sentences."""
 
 
-class Subject(NamedTuple):
-    """The backbone to draw, and the recipe that it belongs to, if any."""
-
-    backbone: Backbone
-    recipe: Recipe | None
-
-
 def attend(request: Request, compute: Compute) -> list[str]:
     """Draw the attention of the last layer, and return what to report, line by line.
 
     Raises UserError for a backbone without attention weights, and for inputs that it cannot read.
     """
-    backbone, recipe = open_subject(request)
+    backbone, recipe = open_backbone(
+        request.reference,
+        request.overrides,
+        reads_images=any(Path(path).exists() for path in request.inputs),
+        size=request.size,
+        seed=request.seed,
+        runs=request.runs,
+    )
     backbone.require("attention", "sslrun attend")
     compute.put(backbone).eval()
     if isinstance(backbone.spec, TextSpec):
@@ -101,88 +92,6 @@ def attend(request: Request, compute: Compute) -> list[str]:
     if not images:
         raise UserError("nothing to draw: name images or a folder of images, or give --examples 8")
     return _draw_images(backbone, images, request, compute.device)
-
-
-# ---------------------------------------------------------------- the backbone
-
-
-def open_subject(request: Request) -> Subject:
-    """Build the backbone that `request.reference` names, with its weights.
-
-    Raises UserError if there is none.
-    """
-    path = Path(request.reference)
-    kind, _, name = request.reference.partition(":")
-    if name and kind in backbones and backbones[kind].shorthand and not path.exists():
-        return Subject(_open_named(kind, name, request), None)
-    if path.is_dir() or (path.is_file() and path.suffix not in (".yaml", ".yml")):
-        return _open_weights(path / WEIGHTS if path.is_dir() else path)
-    return _open_recipe(request)
-
-
-def _open_named(kind: str, name: str, request: Request) -> Backbone:
-    """Build a backbone of another library, such as `timm:NAME`, with its pretrained weights.
-
-    If the library has backbones of text and of images, the inputs decide.
-    """
-    has_images = any(Path(path).exists() for path in request.inputs)
-    other = getattr(backbones[kind], "counterpart", None)
-    if other is not None and has_images != issubclass(ImageSpec, backbones[kind].takes):
-        kind = other
-    cls = backbones[kind]
-    assert cls.shorthand is not None
-    options: dict[str, Any] = {cls.shorthand: name}
-    if cls.takes is TextSpec:
-        file = Path(name) / "tokenizer.json"
-        tokenizer = TokenizerOptions(file=file) if file.is_file() else TokenizerOptions(hub=name)
-        return build_backbone(kind, options, TextSpec(load_tokenizer(tokenizer), DEFAULT_LENGTH))
-    if request.size is not None and "size" in cls.Options.model_fields:
-        options["size"] = request.size
-    return build_backbone(kind, options, ImageSpec(request.size or DEFAULT_SIZE))
-
-
-def _open_weights(path: Path) -> Subject:
-    """Rebuild a backbone from a file of weights and the spec beside it."""
-    if not path.is_file():
-        raise UserError(
-            f"{path.parent}: no checkpoint there; name a pretraining run's folder or its {WEIGHTS}"
-        )
-    _, about = read(path)
-    if "backbone" not in about:
-        raise UserError(
-            f"{path}: was not written by sslrun, so its architecture is unknown: write a recipe "
-            f"with its backbone and weights: {path}, and name the recipe"
-        )
-    cls, options = recorded_network(path, about)
-    backbone = build_backbone(cls.name, options, InputSpec.load(path.parent))
-    load_into(backbone, path)
-    recipe = path.parent / "recipe.yaml"
-    return Subject(backbone, load(recipe) if recipe.is_file() else None)
-
-
-def _open_recipe(request: Request) -> Subject:
-    """Build the backbone of a recipe with the weights that its evaluations start from."""
-    recipe = load(Path(request.reference), request.overrides)
-    origin = InitialWeights.pretrained(recipe, request.seed, request.runs)
-    if not origin.exists:
-        raise UserError(
-            f"no pretrained checkpoint for {request.reference} (seed {request.seed}): run "
-            f"`sslrun pretrain {request.reference}` first, or draw the initial weights with "
-            "--set pretext=null"
-        )
-    if origin.pretraining is not None:
-        return Subject(_open_weights(origin.pretraining.weights).backbone, recipe)
-    torch.manual_seed(request.seed)
-    spec, _ = sources[recipe.data.name](recipe.data.options).sketch(1)
-    spec = spec.frame if isinstance(spec, VideoSpec) else spec
-    backbone = build_backbone(recipe.backbone.name, recipe.backbone.options, spec)
-    if origin.weights is None:
-        backbone.fit_inputs(load_splits(recipe.data.name, recipe.data.options).train)
-    else:
-        load_into(backbone, origin.weights)
-        for name, values in origin.normalization.items():
-            backbone.get_buffer(name).copy_(torch.tensor(values))
-    return Subject(backbone, recipe)
 
 
 # ---------------------------------------------------------------- images

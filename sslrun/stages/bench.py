@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from sslrun import distributed
 from sslrun.backbones import build_backbone, build_empty, load_into, save_backbone
 from sslrun.backbones.base import Backbone, Features
-from sslrun.backbones.weights import WEIGHTS, check_fit
+from sslrun.backbones.weights import WEIGHTS
 from sslrun.data.examples import Batch, Examples, TensorExamples
 from sslrun.data.shifts import ID, Part, Shift, make_parts
 from sslrun.data.source import sources
@@ -25,8 +25,7 @@ from sslrun.data.specs import ImageSpec
 from sslrun.data.splits import Splits, load_splits, select_labeled
 from sslrun.errors import UserError
 from sslrun.files import replacing
-from sslrun.pretexts.base import Pretext, pretexts
-from sslrun.pretexts.weights import PRETEXT_WEIGHTS, load_pretext
+from sslrun.pretexts.weights import KeptModules, find_kept
 from sslrun.protocols import Bench, base
 from sslrun.protocols.features import extract
 from sslrun.protocols.layers import LayerReader
@@ -36,6 +35,7 @@ from sslrun.stages.context import Context
 from sslrun.stages.fit import Checkpoints, fit
 from sslrun.stages.logging import logs
 from sslrun.stages.pictures import write_sheet
+from sslrun.stages.predictions import Predictions, predictions_of, write_predictions
 from sslrun.stages.weights import InitialWeights
 from sslrun.tasks.base import Task, TaskLearner, outputs_of, tasks
 from sslrun.training.flops import flop_counter
@@ -90,10 +90,12 @@ class CellBench(Bench):
         self.task: Task = tasks[named.name](named.options, self.splits.spec, self.splits.classes)
         self.has_val, self.refit = self.splits.has_val, cell.refits
         self._chosen: dict[str, Tensor] = {}
+        self._predicted: list[tuple[dict[str, float], Predictions]] = []
         self.shifted = _loaded_shifts(cell.evaluation)
         self.seed = cell.training_seed
-        if self.task.numbers:
-            self.task.fit_labels(self.task.targets(self.examples("train")))
+        if self.task.linear or self.task.numbers:
+            labels = self.task.targets(self._whole("train"))
+            self.task.fit_labels(labels[self.chosen("train")])
         self.device = context.compute.device
         self.costs: dict[str, float | None] = {}
         """Attempt, or "features" -> FLOPs of the passes over training examples; None if unknown."""
@@ -295,26 +297,12 @@ class CellBench(Bench):
                 buffer.copy_(torch.tensor(values))
         return backbone.to(self.device)
 
-    def pretext(self, backbone: Backbone) -> Pretext:
+    def kept(self) -> KeptModules | None:
         weights = self.cell.origin.weights
-        if weights is None or not (path := weights.parent / PRETEXT_WEIGHTS).is_file():
-            able = ", ".join(name for name in pretexts if pretexts[name].keeps)
-            raise UserError(
-                f"{self.cell.protocol} needs a backbone and the pretext task that trained it: "
-                f"pretrain with one that keeps its own weights: {able}"
-            )
-        return load_pretext(path, backbone).to(self.device).eval()
+        return None if weights is None else find_kept(weights)
 
     def head(self, split: str) -> dict[str, Tensor]:
         return load_file(self.cell.followed(self.context, split) / HEAD)
-
-    def load_decoder(self, decoder: nn.Module) -> None:
-        path = self.cell.origin.decoder
-        if path is None:
-            return
-        tensors = load_file(path)
-        check_fit(tensors, decoder, self.task.name, path, "; or set task.decoder: new")
-        decoder.load_state_dict(tensors)
 
     def train(
         self,
@@ -390,7 +378,22 @@ class CellBench(Bench):
     def score(self, split: str, outputs: Tensor) -> dict[str, float]:
         if split in self.parts:
             outputs = self.parts[split].merge_classes(outputs)
-        return self.task.score(outputs, self._whole(split))
+        scores = self.task.score(outputs, self._whole(split))
+        if split == "test":
+            predictions = predictions_of(self.task, outputs, self._whole(split))
+            self._predicted += [] if predictions is None else [(scores, predictions)]
+        return scores
+
+    def keep_predictions(self, scores: Mapping[str, float]) -> None:
+        """Write the predictions on the test split that have these scores, if there are any.
+
+        A protocol may score several layers or heads before it chooses one.
+        """
+        matching = [
+            predicted for other, predicted in self._predicted if scores.items() >= other.items()
+        ]
+        if matching and distributed.is_main():
+            write_predictions(self.cell.run.path, matching[-1], self.task.classes)
 
     # ------------------------------------------------------------ saved weights
 

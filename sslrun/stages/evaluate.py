@@ -200,6 +200,7 @@ class Cell:
             scores = bench.method.run(bench)
         self._check(scores, bench)
         metrics = scores.metrics
+        bench.keep_predictions(metrics["test"])
         return {
             "stage": self.protocol,
             "protocol": self.protocol,

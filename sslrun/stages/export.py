@@ -13,11 +13,12 @@ from tokenizers import processors
 
 from sslrun.backbones import build_empty
 from sslrun.backbones.base import Backbone, backbones
-from sslrun.backbones.weights import WEIGHTS, check_fit, read, recorded_network
+from sslrun.backbones.weights import WEIGHTS, check_fit, read, read_metadata, recorded_network
 from sslrun.data.specs import ImageSpec, InputSpec, TextSpec
 from sslrun.data.text.tokenizer import Tokenizer, TokenizerOptions, blank_tokenizer, load_tokenizer
 from sslrun.errors import UserError
 from sslrun.files import replacing
+from sslrun.pretexts.weights import KEPT, KEPT_BY
 from sslrun.registry import did_you_mean
 from sslrun.stages.onnx import ONNX, write_onnx
 
@@ -27,13 +28,13 @@ TOKENIZER = "tokenizer.json"
 MODEL = "model.safetensors"
 
 
-def export(source: Path, folder: Path, to: str = "transformers") -> None:
+def export(source: Path, folder: Path, to: str = "transformers") -> list[str]:
     """Write a backbone into `folder` in the form of a library, or as an ONNX graph.
 
     `source` is a run's folder or its file of weights; heads are not exported. The folder holds
     model.safetensors and the library's JSON files, or model.onnx; and the tokenizer, if the run has
-    one. Raises UserError if there are no weights, if the library has no class for the network, or
-    if the folder cannot be written.
+    one. Returns what to report: what the run has and the folder does not. Raises UserError if there
+    are no weights, if the library has no class for the network, or if the folder cannot be written.
     """
     if to not in TARGETS:
         raise UserError(f"--to {to}: no such library.{did_you_mean(to, list(TARGETS))}")
@@ -55,6 +56,13 @@ def export(source: Path, folder: Path, to: str = "transformers") -> None:
         if (weights.parent / TOKENIZER).is_file():
             tokenizer = load_tokenizer(TokenizerOptions(file=weights.parent / TOKENIZER))
             _export_tokenizer(tokenizer, folder, "segments" in backbone.offers)
+    kept_by = read_metadata(weights).get(KEPT_BY)
+    if kept_by is None:
+        return []
+    return [
+        f"{folder}: holds the backbone alone; what the pretext task {kept_by} kept in "
+        f"{weights.parent / KEPT} is left out"
+    ]
 
 
 def _load(weights: Path, to: str) -> Backbone:

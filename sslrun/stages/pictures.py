@@ -30,8 +30,16 @@ ACROSS = 4
 def write_sheet(path: Path, columns: Mapping[str, Tensor]) -> None:
     """Draw columns of images (B, 3, H, W) in [0, 1] under their titles, one row per example.
 
+    See `draw_sheet`. Raises UserError if the file cannot be written.
+    """
+    _save(draw_sheet(columns), path)
+
+
+def draw_sheet(columns: Mapping[str, Tensor]) -> Image.Image:
+    """Draw columns of images (B, 3, H, W) in [0, 1] under their titles, one row per example.
+
     Images are enlarged by a whole factor, so that their pixels stay sharp. Titles wider than their
-    column take several lines. Raises UserError if the file cannot be written.
+    column take several lines.
     """
     drawn = {title: [to_picture(image) for image in images] for title, images in columns.items()}
     sizes = [picture.size for column in drawn.values() for picture in column]
@@ -51,14 +59,21 @@ def write_sheet(path: Path, columns: Mapping[str, Tensor]) -> None:
             draw.text((left, 2 + number * TITLE), line, fill="black")
         for row, picture in enumerate(column):
             sheet.paste(picture, (left, top + GAP + row * (height + GAP)))
-    _save(sheet, path)
+    return sheet
 
 
 def write_matrices(path: Path, matrices: Mapping[str, Tensor], labels: Sequence[str]) -> None:
     """Draw matrices (T, T) in [0, 1] under their titles, with a label for each row and column.
 
-    White is 0 and black is 1. Matrices stand beside each other, `ACROSS` in a row. Raises UserError
-    if the file cannot be written.
+    See `draw_matrices`. Raises UserError if the file cannot be written.
+    """
+    _save(draw_matrices(matrices, labels), path)
+
+
+def draw_matrices(matrices: Mapping[str, Tensor], labels: Sequence[str]) -> Image.Image:
+    """Draw matrices (T, T) in [0, 1] under their titles, with a label for each row and column.
+
+    White is 0 and black is 1. Matrices stand beside each other, `ACROSS` in a row.
     """
     margin = max(_text_width(label) for label in labels) + 2 * GAP
     side = len(labels) * SQUARE
@@ -74,7 +89,7 @@ def write_matrices(path: Path, matrices: Mapping[str, Tensor], labels: Sequence[
         sheet.paste(names, (left, top + TITLE + margin))
         inverted = (1 - matrix).expand(3, -1, -1)
         sheet.paste(to_picture(inverted, side), (left + margin, top + TITLE + margin))
-    _save(sheet, path)
+    return sheet
 
 
 def _draw_labels(labels: Sequence[str], width: int) -> Image.Image:

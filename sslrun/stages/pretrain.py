@@ -8,20 +8,19 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
 from sslrun import distributed
 from sslrun.backbones import build_backbone, save_backbone
 from sslrun.backbones.base import backbones
-from sslrun.backbones.weights import WEIGHTS, load_into, plain_tensors
+from sslrun.backbones.weights import WEIGHTS, load_into
 from sslrun.data.examples import Examples
 from sslrun.data.specs import InputSpec, TextSpec
 from sslrun.data.splits import load_splits
 from sslrun.errors import UserError
 from sslrun.files import replacing
 from sslrun.pretexts.base import Pretext, pretexts
-from sslrun.pretexts.weights import PRETEXT_WEIGHTS, save_pretext
+from sslrun.pretexts.weights import KEPT, save_kept
 from sslrun.recipe import Named, Pretrain, Recipe
 from sslrun.runs import Run
 from sslrun.stages.context import Context, perform
@@ -42,8 +41,6 @@ from sslrun.tasks.base import TaskOptions
 from sslrun.training.checkpoint import latest, save
 from sslrun.training.loop import Step, Training
 
-DECODER = "decoder.safetensors"
-"""Name of the file with the weights of a pretext task's decoder, beside those of its backbone."""
 SAMPLES = "samples.txt"
 """Name of the file with a pretext task's samples of text, one per line."""
 
@@ -179,16 +176,13 @@ class Pretraining:
             best = BestWeights(self.run.checkpoints, self.schedule.keep_by)
         step, watched = self._train(training, examples, watcher, context, best)
         learned = training.averaged
-        backbone, decoder = learned.kept, learned.kept_decoder
+        backbone = learned.kept
         if distributed.is_main():
             if best is not None:
                 best.load_into(_saved(learned))
-            if learned.keeps:
-                save_pretext(self.weights.parent / PRETEXT_WEIGHTS, learned)
-            save_backbone(self.weights, backbone, {"recipe": recipe.name, "run": self.run.hash})
-            if decoder is not None:
-                with replacing(self.run.path / DECODER) as temporary:
-                    save_file(plain_tensors(decoder), temporary)
+            about = {"recipe": recipe.name, "run": self.run.hash}
+            about |= save_kept(self.weights.parent / KEPT, learned)
+            save_backbone(self.weights, backbone, about)
         return {
             "stage": "pretrain",
             "recipe": recipe.name,
@@ -281,13 +275,8 @@ class Pretraining:
 
 
 def _saved(pretext: Pretext) -> nn.Module:
-    """What a pretraining saves: all of the task if it keeps its own weights, else the backbone,
-    with the decoder if the task keeps one."""
-    if pretext.keeps:
-        return pretext
-    if pretext.kept_decoder is None:
-        return pretext.kept
-    return nn.ModuleList([pretext.kept, pretext.kept_decoder])
+    """What a pretraining saves: the backbone, and the modules that the task keeps."""
+    return nn.ModuleList([pretext.kept, *pretext.kept_modules.values()])
 
 
 def _count_tokens(examples: Examples, count: int) -> int | None:

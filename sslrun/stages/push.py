@@ -15,6 +15,7 @@ from sslrun.backbones.weights import WEIGHTS
 from sslrun.data.specs import SPEC
 from sslrun.errors import UserError
 from sslrun.hub import reach_hub
+from sslrun.pretexts.weights import KEPT, KeptModules, find_kept
 from sslrun.results.formats import to_markdown
 from sslrun.results.record import RunRecord, find_records
 from sslrun.results.table import Table
@@ -39,11 +40,13 @@ def push(
 ) -> str:
     """Write a model's folder and upload it; return its address, or the folder if not uploaded.
 
-    The folder holds the run's own backbone.safetensors with its spec, a model card, and the files
-    of `export(to=...)`, if given. It is `output`, or a temporary folder that is deleted.
+    The folder holds the run's own backbone.safetensors with its spec and what the pretext task
+    kept, a model card, and the files of `export(to=...)`, if given. It is `output`, or a temporary
+    folder that is deleted.
 
     Raises:
-        UserError: the run has no weights, or the hub cannot be reached or refuses.
+        UserError: the run has no weights, what was kept is missing or damaged, or the hub cannot be
+            reached or refuses.
     """
     if not (run / WEIGHTS).is_file():
         raise UserError(f"{run}: no {WEIGHTS} there; name the folder of a finished run")
@@ -58,19 +61,22 @@ def push(
 
 def write_folder(run: Path, repo: str, folder: Path, to: str | None, license: str | None) -> None:
     """Write the weights, the export and the card of a run into a folder."""
-    card = render_card(RunRecord(run.absolute()), repo, to, license)
+    kept = find_kept(run / WEIGHTS)
+    card = render_card(RunRecord(run.absolute()), repo, to, license, kept)
     with report_unwritable(folder, REMEDY):
         folder.mkdir(parents=True, exist_ok=True)
         if to is not None:
             export(run, folder, to)
-        for name in (WEIGHTS, SPEC, TOKENIZER):
+        for name in (WEIGHTS, SPEC, TOKENIZER, *([KEPT] if kept else [])):
             # The export's tokenizer adds [CLS] and [SEP] by itself, and holds the same entries.
             if (run / name).is_file() and not (folder / name).exists():
                 shutil.copyfile(run / name, folder / name)
         (folder / CARD).write_text(card, encoding="utf-8")
 
 
-def render_card(record: RunRecord, repo: str, to: str | None, license: str | None) -> str:
+def render_card(
+    record: RunRecord, repo: str, to: str | None, license: str | None, kept: KeptModules | None
+) -> str:
     """Write the model card of a run: use, results, recipe and environment."""
     recipe, result = record.recipe, record.result
     tags = ["sslrun", "self-supervised-learning", str(result["backbone"])]
@@ -91,12 +97,22 @@ def render_card(record: RunRecord, repo: str, to: str | None, license: str | Non
         "## Use\n\nDownload this repository into a folder, then:\n",
         "```python\nimport sslrun\n\n"
         f'backbone = sslrun.load("{name}")\nfeatures = backbone({inputs})\n```\n',
+        _describe_kept(kept) if kept else "",
         f"The other files are for {to}.\n" if to else "",
         _results(record),
         f"## Recipe\n\n```yaml\n{_dump(recipe)}```\n",
         f"## Environment\n\n{_environment(record.environment)}",
     ]
     return "\n".join(part for part in parts if part)
+
+
+def _describe_kept(kept: KeptModules) -> str:
+    """Say what the pretext task kept beside the backbone."""
+    names = " and ".join(f"`{name}`" for name in kept.modules)
+    return (
+        f"`{KEPT}` holds what the pretext task {kept.pretext} kept beside the backbone: {names}. "
+        "Give this folder to `sslrun` with `--from`, and tasks that read it find it.\n"
+    )
 
 
 def _results(record: RunRecord) -> str:

@@ -30,8 +30,8 @@ from sslrun.errors import UserError
 from sslrun.files import replacing
 from sslrun.protocols.propagate import Propagate, PropagateOptions
 from sslrun.recipe import Recipe
-from sslrun.stages import attend
 from sslrun.stages.pictures import write_sheet
+from sslrun.stages.subject import open_backbone
 from sslrun.tasks.following import FollowingOptions
 from sslrun.tasks.masks import Masks, objects_of
 from sslrun.training.device import Compute
@@ -55,7 +55,7 @@ class Request:
     """What to follow, by which backbone, and where to write."""
 
     reference: str
-    """See `attend.Request`."""
+    """See `open_backbone`."""
     video: Path
     """A film, or a folder with the pictures of one."""
     mask: Path
@@ -83,18 +83,13 @@ def track(request: Request, compute: Compute) -> list[str]:
     """
     footage = open_footage(request.video, request.frames)
     first = read_first_mask(request.mask, request.video, footage.shape)
-    subject = attend.open_subject(
-        attend.Request(
-            request.reference,
-            (str(request.video),),
-            request.output,
-            size=request.size,
-            seed=request.seed,
-            runs=request.runs,
-            overrides=request.overrides,
-        )
+    backbone, recipe = open_backbone(
+        request.reference,
+        request.overrides,
+        size=request.size,
+        seed=request.seed,
+        runs=request.runs,
     )
-    backbone = subject.backbone
     compute.put(backbone).eval()
     backbone.require("dense", "sslrun track")
     if not isinstance(backbone.spec, ImageSpec):
@@ -102,7 +97,7 @@ def track(request: Request, compute: Compute) -> list[str]:
             f"sslrun track needs a backbone of images, but '{backbone.name}' takes "
             f"{backbone.spec.kind} data"
         )
-    options, seen = _find_options(subject.recipe)
+    options, seen = _find_options(recipe)
     if request.layer is not None:
         options = options.model_copy(update={"layer": request.layer})
     shape = scale_to(footage.shape, request.size or backbone.spec.size, backbone.patch)

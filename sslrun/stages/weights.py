@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -10,9 +9,10 @@ from typing import Any
 
 from sslrun.backbones.weights import WEIGHTS
 from sslrun.errors import UserError
+from sslrun.files import checksum
 from sslrun.recipe import Recipe
 from sslrun.stages.devices import on_known_devices
-from sslrun.stages.pretrain import DECODER, Pretraining
+from sslrun.stages.pretrain import Pretraining
 
 
 @dataclass(frozen=True)
@@ -27,12 +27,6 @@ class InitialWeights:
     """The job that writes the file, if the recipe has one."""
     normalization: dict[str, tuple[float, ...]] = field(default_factory=dict)
     """`mean` and `std` of the images' channels; they replace those in the file."""
-
-    @property
-    def decoder(self) -> Path | None:
-        """The file of the pretext task's decoder, beside the weights; None if there is none."""
-        path = None if self.weights is None else self.weights.parent / DECODER
-        return path if path is not None and path.is_file() else None
 
     @property
     def exists(self) -> bool:
@@ -67,12 +61,6 @@ class InitialWeights:
             raise UserError(
                 f"{path}: no checkpoint there; name a pretraining run's folder or its {WEIGHTS}"
             )
-        decoder = weights.parent / DECODER
-        kept = {"decoder": _digest(decoder)} if decoder.is_file() else {}
-        identity = {"checkpoint": _digest(weights), **kept, **normalization}
+        # The checksum covers kept modules, too: the file of the weights holds theirs.
+        identity = {"checkpoint": checksum(weights), **normalization}
         return cls(identity, weights, normalization=normalization)
-
-
-def _digest(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -102,12 +102,16 @@ class Task:
     def numbers(self) -> bool:
         """Whether targets are numbers (N, t), NaN where unknown, in place of classes.
 
-        Then `linear` heads are fitted by least squares, and `fit_labels` is called.
+        Then `linear` heads are fitted by least squares.
         """
         return False
 
     def fit_labels(self, labels: Tensor) -> None:
-        """Measure the scale of the labels that are learned from; before heads are built."""
+        """Measure the scale of the labels that are learned from, before heads are built.
+
+        Called for `linear` tasks and for `numbers`, so that labels of another kind are reported
+        before anything is trained.
+        """
 
     def as_head(self, linear: nn.Linear) -> nn.Module:
         """Turn a linear map from vectors to outputs into a head; by default it is one."""
@@ -125,9 +129,12 @@ class Task:
         return features
 
     @property
-    def starts_from_decoder(self) -> bool:
-        """Whether fine-tuning starts the head from the pretext task's decoder, if it kept one."""
-        return False
+    def starts_from(self) -> str | None:
+        """Name of the pretext task's module that fine-tuning starts the head from, if it was kept.
+
+        An option of the task has the same name, and turns this off if it is "new".
+        """
+        return None
 
     def learner(self, backbone: Backbone, frozen_norm: bool = False) -> TaskLearner:
         """Build the learner of backbone and head, to train both; see `TaskLearner`."""

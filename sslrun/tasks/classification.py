@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from sslrun.backbones.base import Backbone
 from sslrun.data.examples import Batch, Examples
-from sslrun.data.image.augment import (
-    Augmentation,
-    Size,
-    check_colors,
-    height_and_width,
-    resize,
-    to_float,
-)
-from sslrun.data.image.lab import LightnessExamples, lightness
-from sslrun.data.specs import ImageSpec, InputSpec
+from sslrun.data.image.augment import Augmentation
+from sslrun.errors import UserError
 from sslrun.metric import Metric
 from sslrun.tasks import metrics as measures
-from sslrun.tasks.base import Task, TaskOptions, tasks
+from sslrun.tasks.base import tasks
+from sslrun.tasks.image import ImageTask, ImageTaskOptions
 
 NAMES = ("accuracy", "mean_class_accuracy", "macro_f1", "top5_accuracy", "real_accuracy")
 """Metrics of classification, in percent."""
@@ -32,15 +24,10 @@ TOP5_CLASSES = 10
 
 
 @tasks.register("classification")
-class Classification(Task):
+class Classification(ImageTask):
     """Classify images with a linear head and cross-entropy. All metrics are in percent."""
 
-    class Options(TaskOptions):
-        size: int | None = Field(default=None, ge=1)
-        """Side of the backbone's input images, in pixels; default: that of the data's images."""
-        color: Literal["rgb", "lightness"] = "rgb"
-        """What the backbone sees. lightness: L / 100 of CIE Lab in three equal channels, as in
-        pretraining by `colorize` (the columns "gray" of Zhang et al. 2016)."""
+    class Options(ImageTaskOptions):
         augmentation: Augmentation = Augmentation(crop=(0.08, 1.0), flip=0.5)
         """Augmentation of training images. Default: SimCLR's for linear evaluation and fine-tuning
         (Chen et al. 2020, B.6 and B.8). A value replaces the default as a whole."""
@@ -59,16 +46,8 @@ class Classification(Task):
 
         @property
         def recoloring(self) -> tuple[str, ...]:
-            augmentation = self.augmentation
-            changes = {
-                "mixup": self.mixup,
-                "augmentation.cutout": augmentation.cutout,
-                "augmentation.jitter": augmentation.jitter,
-                "augmentation.blur": augmentation.blur,
-            }
-            return tuple(name for name, value in changes.items() if value)
+            return ("mixup",) * bool(self.mixup) + super().recoloring
 
-    reads: ClassVar[type[InputSpec]] = ImageSpec
     conditional = frozenset({"real_accuracy"})
     options: Classification.Options
 
@@ -80,14 +59,6 @@ class Classification(Task):
         if len(classes) < TOP5_CLASSES:
             del names["top5_accuracy"]
         self.metrics = tuple(Metric(name) for name in names)
-        self.size: Size = options.size or spec.shape
-        self.channels: int = spec.channels
-        check_colors(options, self.channels, "task")
-        self.augment = options.augmentation
-
-    @property
-    def backbone_spec(self) -> ImageSpec:
-        return ImageSpec.of((self.channels, *height_and_width(self.size)))
 
     def head(self, width: int, depth: int = 0) -> nn.Linear:
         linear = nn.Linear(width, len(self.classes))
@@ -98,24 +69,21 @@ class Classification(Task):
 
     def views(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Augmented images, and labels (B,); with mixup or CutMix class probabilities (B, C)."""
-        assert batch.labels is not None
-        images = self._to_color(self.options.augmentation(batch.inputs, self.size, generator))
+        images, labels = super().views(batch, generator)
         if not (self.options.mixup or self.options.cutmix):
-            return images, batch.labels
-        shares = F.one_hot(batch.labels, len(self.classes)).float()
+            return images, labels
+        shares = F.one_hot(labels, len(self.classes)).float()
         return mix(images, shares, self.options.mixup, self.options.cutmix, generator)
 
-    def inputs(self, batch: Batch) -> Tensor:
-        return self._to_color(resize(to_float(batch.inputs), self.size))
-
-    def fit_inputs(self, backbone: Backbone, examples: Examples) -> None:
-        """Fit the normalization to images as the backbone sees them, in color or in lightness."""
-        seen = LightnessExamples(examples) if self.options.color == "lightness" else examples
-        backbone.fit_inputs(seen)
-
-    def _to_color(self, images: Tensor) -> Tensor:
-        """Convert images as the option `color` says."""
-        return lightness(images) if self.options.color == "lightness" else images
+    def targets(self, examples: Examples) -> Tensor:
+        """Labels. Raises UserError if they are numbers."""
+        labels = super().targets(examples)
+        if labels.is_floating_point():
+            raise UserError(
+                f"the task '{self.name}' needs labels that are classes, but these are numbers: "
+                "take task: numbers"
+            )
+        return labels
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return F.cross_entropy(outputs, targets, label_smoothing=self.options.label_smoothing)

@@ -9,36 +9,17 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from sslrun.data.examples import Examples
 from sslrun.data.specs import GraphSpec
 from sslrun.errors import UserError
 from sslrun.metric import Metric
 from sslrun.tasks import metrics as measures
-from sslrun.tasks.base import Task, TaskOptions, tasks
+from sslrun.tasks.base import tasks
+from sslrun.tasks.numbers import ERRORS, NumberOptions, NumberTask, mean_of_known
 from sslrun.tasks.text import DroppedLinear
-
-ERRORS = ("mae", "rmse")
-"""Metrics of numbers."""
-
-
-class NumberHead(DroppedLinear):
-    """Dropout and a linear map to standardized numbers; returns them in the labels' units."""
-
-    mean: Tensor
-    deviation: Tensor
-    """(outputs,)."""
-
-    def __init__(self, width: int, mean: Tensor, deviation: Tensor, dropout: float) -> None:
-        super().__init__(width, len(mean), dropout)
-        self.register_buffer("mean", mean.clone())
-        self.register_buffer("deviation", deviation.clone())
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x) * self.deviation + self.mean
 
 
 @tasks.register("graphs")
-class GraphProperties(Task):
+class GraphProperties(NumberTask):
     """Predict the class of a graph; several yes-or-no labels; or numbers, if labels are numbers.
 
     ROC-AUC, accuracy and balanced accuracy: these metrics are in percent. MAE and RMSE are in the
@@ -47,18 +28,12 @@ class GraphProperties(Task):
     columns the metric is the mean.
     """
 
-    class Options(TaskOptions):
+    class Options(NumberOptions):
         metric: Literal["roc_auc", "accuracy", "mean_class_accuracy", "mae", "rmse"] | None = None
         """Metric for model selection and tables; default: roc_auc for two classes, accuracy for
         more, mae for numbers."""
         columns: int = Field(1, ge=1)
         """Number of labels of a graph."""
-        loss: Literal["l1", "l2"] | None = None
-        """Loss of numbers; default: l2 if the metric is rmse, else l1."""
-        unit: str = ""
-        """Unit of the numbers, for tables."""
-        dropout: float = Field(0.0, ge=0, lt=1)
-        """Dropout rate on the input of the head."""
 
         @model_validator(mode="after")
         def _loss_of_numbers(self) -> GraphProperties.Options:
@@ -84,10 +59,9 @@ class GraphProperties(Task):
                 f"metric {primary} does not suit these labels: choose from {', '.join(names)}"
             )
         self.metrics = tuple(
-            Metric(name, options.unit, "lower", 3) if name in ERRORS else Metric(name)
+            self.error_metric(name) if name in ERRORS else Metric(name)
             for name in dict.fromkeys((primary, *names))
         )
-        self.loss_of_numbers = options.loss or ("l2" if primary == "rmse" else "l1")
         self.mean, self.deviation = torch.zeros(columns), torch.ones(columns)
 
     @property
@@ -99,63 +73,31 @@ class GraphProperties(Task):
         """Several yes-or-no labels are not classes of one vector."""
         return self.numbers or self.options.columns == 1
 
-    def fit_labels(self, labels: Tensor) -> None:
-        """Measure the mean and the deviation of each column of labels (N,) or (N, t)."""
-        columns = self._columns(labels).double()
-        known = ~columns.isnan()
-        counts = known.sum(dim=0)
-        if (counts == 0).any():
-            raise UserError(f"label column {int(counts.argmin())} is empty: leave it out")
-        mean = columns.nan_to_num().sum(dim=0) / counts
-        variance = torch.where(known, (columns - mean).square(), 0).sum(dim=0) / counts
-        deviation = torch.where(variance > 0, variance.sqrt(), 1.0)
-        self.mean, self.deviation = mean.float(), deviation.float()
-
     def head(self, width: int, depth: int = 0) -> nn.Module:
         if self.numbers:
-            return NumberHead(width, self.mean, self.deviation, self.options.dropout)
+            return super().head(width, depth)
         outputs = len(self.classes) if self.options.columns == 1 else self.options.columns
         return DroppedLinear(width, outputs, self.options.dropout)
 
-    @torch.no_grad()
     def as_head(self, linear: nn.Linear) -> nn.Module:
-        """Turn a linear map of features to outputs into a head with the same outputs."""
-        if not self.numbers:
-            return linear
-        head = NumberHead(linear.in_features, self.mean, self.deviation, self.options.dropout)
-        head = head.to(linear.weight.device)
-        head.weight.copy_(linear.weight / head.deviation[:, None])
-        head.bias.copy_((linear.bias - head.mean) / head.deviation)
-        return head.eval()
-
-    def targets(self, examples: Examples) -> Tensor:
-        """Labels, of one shape with the outputs if they are not classes."""
-        labels = super().targets(examples)
-        return self._columns(labels) if self.numbers or self.options.columns > 1 else labels
+        return super().as_head(linear) if self.numbers else linear
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Cross-entropy of classes, or the mean loss of the labels that are known."""
-        if not self.numbers and self.options.columns == 1:
-            return F.cross_entropy(outputs, targets)
-        targets = self._columns(targets)
-        known = ~targets.isnan()
-        values = targets.nan_to_num().to(outputs.dtype)
         if self.numbers:
-            errors = (outputs - values) / self.deviation.to(outputs.device)
-            losses = errors.abs() if self.loss_of_numbers == "l1" else errors.square()
-        else:
-            losses = F.binary_cross_entropy_with_logits(outputs, values, reduction="none")
-        return torch.where(known, losses, 0).sum() / known.sum().clamp_min(1)
+            return super().loss(outputs, targets)
+        if self.options.columns == 1:
+            return F.cross_entropy(outputs, targets)
+        targets = self.as_columns(targets)
+        values = targets.nan_to_num().to(outputs.dtype)
+        losses = F.binary_cross_entropy_with_logits(outputs, values, reduction="none")
+        return mean_of_known(losses, targets)
 
     def measure(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
         if self.numbers:
-            errors = (outputs - self._columns(targets)).double()
-            return {
-                "mae": errors.abs().nanmean(dim=0).mean().item(),
-                "rmse": errors.square().nanmean(dim=0).sqrt().mean().item(),
-            }
+            return super().measure(outputs, targets)
         if self.options.columns > 1:
-            return self._measure_columns(outputs, self._columns(targets))
+            return self._measure_columns(outputs, self.as_columns(targets))
         values = {
             "accuracy": measures.accuracy(outputs, targets),
             "mean_class_accuracy": measures.mean_class_accuracy(outputs, targets),
@@ -180,13 +122,15 @@ class GraphProperties(Task):
             "accuracy": sum(accuracies) / len(accuracies),
         }
 
-    def _columns(self, labels: Tensor) -> Tensor:
-        """Labels (N, columns) of labels (N,) or (N, t).
+    def as_columns(self, labels: Tensor) -> Tensor:
+        """Labels (N, columns) of labels (N,) or (N, t); classes (N,) are left as they are.
 
         Raises:
             UserError: There are not `columns` labels per graph.
         """
-        columns = labels[:, None] if labels.ndim == 1 else labels
+        if self.classes and self.options.columns == 1:
+            return labels
+        columns = super().as_columns(labels)
         if columns.shape[1] != self.options.columns:
             raise UserError(
                 f"the graphs have {columns.shape[1]} labels each: set task.columns to "

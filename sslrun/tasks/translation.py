@@ -64,8 +64,8 @@ class Translation(Task):
         _chrf(("a",), ("a",))  # reports a missing package before anything is trained
 
     @property
-    def starts_from_decoder(self) -> bool:
-        return self.options.decoder == "pretrained"
+    def starts_from(self) -> str | None:
+        return "decoder" if self.options.decoder == "pretrained" else None
 
     @property
     def search(self) -> Search:

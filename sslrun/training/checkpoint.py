@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import shutil
@@ -15,7 +14,7 @@ import torch
 from safetensors.torch import load_model, save_model
 
 from sslrun.errors import UserError, disk_is_full
-from sslrun.files import replacing, sync
+from sslrun.files import checksum, replacing, sync
 from sslrun.training.loop import Training
 
 WEIGHTS, STATE, MANIFEST = "learner.safetensors", "training.pt", "manifest.json"
@@ -58,7 +57,7 @@ def _write(training: Training[Any], folder: Path, target: Path) -> None:
             save_model(training.learner, str(file))
         with replacing(unfinished / STATE) as file:
             _save_state(training, file)
-        sums = {name: _checksum(unfinished / name) for name in (WEIGHTS, STATE)}
+        sums = {name: checksum(unfinished / name) for name in (WEIGHTS, STATE)}
         with replacing(unfinished / MANIFEST) as file:
             file.write_text(json.dumps({"step": training.step, "sha256": sums}))
         if target.exists():
@@ -105,12 +104,6 @@ def _intact(path: Path) -> bool:
     """Whether all files of a checkpoint are there and have the recorded checksums."""
     try:
         sums = json.loads((path / MANIFEST).read_text())["sha256"]
-        return all(_checksum(path / name) == expected for name, expected in sums.items())
+        return all(checksum(path / name) == expected for name, expected in sums.items())
     except (OSError, ValueError, KeyError):
         return False
-
-
-def _checksum(path: Path) -> str:
-    """SHA-256 of a file, as hexadecimal digits."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -6,7 +6,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -83,35 +82,17 @@ def test_pretrain_then_every_protocol_then_the_table(folder, sslrun):
     assert "this checkpoint holds 'vit-tiny'" in other
 
 
-def test_an_interrupted_pretraining_continues_to_the_same_bits(folder, sslrun):
-    whole = Path(
-        folder / sslrun("pretrain", "tiny.yaml", "pretrain.epochs=12", cwd=folder).stdout.strip()
-    )
-    command = [
-        sys.executable,
-        "-m",
-        "sslrun",
-        "pretrain",
-        "tiny.yaml",
-        "pretrain.epochs=12",
-        "--runs",
-        "other",
-    ]
-    process = subprocess.Popen(
-        command,
-        cwd=folder,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    while process.poll() is None and not list(folder.glob("other/tiny/*/metrics.jsonl")):
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    stderr = process.communicate(timeout=60)[1]
-    assert process.returncode == 130
+def test_an_interrupted_pretraining_continues_to_the_same_bits(folder, sslrun, start_sslrun):
+    command = ("pretrain", "tiny.yaml", "pretrain.epochs=12")
+    whole = Path(folder / sslrun(*command, cwd=folder).stdout.strip())
+    process = start_sslrun(*command, "--runs", "other", cwd=folder)
+    process.wait_for(folder, "other/tiny/*/metrics.jsonl")
+    os.kill(process.pid, signal.SIGINT)
+    code, _, stderr = process.finish()
+    assert code == 130
     assert "stopped by SIGINT" in stderr
     assert "same command again" in stderr
-    continued = sslrun("pretrain", "tiny.yaml", "pretrain.epochs=12", "--runs", "other", cwd=folder)
+    continued = sslrun(*command, "--runs", "other", cwd=folder)
     assert re.search(r"continues after step \d+", continued.stderr)
     resumed = folder / continued.stdout.strip()
     assert (resumed / "backbone.safetensors").read_bytes() == (
@@ -119,21 +100,15 @@ def test_an_interrupted_pretraining_continues_to_the_same_bits(folder, sslrun):
     ).read_bytes()
 
 
-def test_kill_9_loses_only_the_steps_after_the_last_checkpoint(folder, sslrun):
+def test_kill_9_loses_only_the_steps_after_the_last_checkpoint(folder, sslrun, start_sslrun):
     whole = Path(
         folder / sslrun("pretrain", "tiny.yaml", "pretrain.epochs=4", cwd=folder).stdout.strip()
     )
     changes = ["pretrain.epochs=4", "watch.checkpoint=1.0e-6"]
-    command = [sys.executable, "-m", "sslrun", "pretrain", "tiny.yaml", *changes, "--runs", "other"]
-    process = subprocess.Popen(
-        command, cwd=folder, stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
-    while process.poll() is None and not list(
-        folder.glob("other/tiny/*/checkpoint/step-0000000[1-9]?")
-    ):
-        time.sleep(0.002)
-    process.kill()
-    assert process.wait() == -signal.SIGKILL
+    process = start_sslrun("pretrain", "tiny.yaml", *changes, "--runs", "other", cwd=folder)
+    process.wait_for(folder, "other/tiny/*/checkpoint/step-0000000[1-9]?")
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.finish().returncode == -signal.SIGKILL
     continued = sslrun("pretrain", "tiny.yaml", *changes, "--runs", "other", cwd=folder)
     assert re.search(r"continues after step \d\d+", continued.stderr)
     resumed = folder / continued.stdout.strip()

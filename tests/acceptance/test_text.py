@@ -6,10 +6,8 @@ import math
 import os
 import re
 import signal
-import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -32,7 +30,6 @@ finetune: {epochs: 1, batch: 16, lr: 0.001}
 evaluate:
   task: {data: {name: world-sentiment, train: 32, held_out: 8}, protocols: [finetune]}
 """
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture
@@ -438,54 +435,23 @@ def test_every_protocol_accepts_every_readout(folder, run, pool):
 # ---------------------------------------------------------------- in separate processes
 
 
-def start_process(folder, *changes, runs="runs", launcher=()):
-    command = [
-        sys.executable,
-        *launcher,
-        "-m",
-        "sslrun",
-        "pretrain",
-        "tiny.yaml",
-        "--device",
-        "cpu",
-        "--runs",
-        runs,
-        *changes,
-    ]
-    return subprocess.Popen(
-        command,
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=ENVIRONMENT,
-    )
-
-
-def finish(process):
-    stdout, stderr = process.communicate(timeout=200)
-    assert process.returncode == 0, stderr
-    return Path(stdout.strip()), stderr
+PRETRAIN = ("pretrain", "tiny.yaml", "--device", "cpu", "--runs")
 
 
 def weights(folder, path):
     return load_file(folder / path / "backbone.safetensors")
 
 
-def test_a_killed_pretraining_on_text_continues_to_the_same_bits(folder):
+def test_a_killed_pretraining_on_text_continues_to_the_same_bits(folder, sslrun, start_sslrun):
     changes = ["pretrain.steps=60", "watch.checkpoint=1.0e-6"]
-    whole, _ = finish(start_process(folder, *changes))
-    process = start_process(folder, *changes, runs="other")
-    while process.poll() is None and not list(
-        folder.glob("other/tiny/*/checkpoint/step-0000000[3-9]?")
-    ):
-        time.sleep(0.002)
-    process.kill()
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
-    resumed, stderr = finish(start_process(folder, *changes, runs="other"))
+    whole = sslrun(*PRETRAIN, "runs", *changes, cwd=folder).stdout.strip()
+    process = start_sslrun(*PRETRAIN, "other", *changes, cwd=folder)
+    process.wait_for(folder, "other/tiny/*/checkpoint/step-0000000[3-9]?")
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.finish().returncode == -signal.SIGKILL
+    resumed, stderr = sslrun(*PRETRAIN, "other", *changes, cwd=folder)[1:]
     assert re.search(r"continues after step [3-5]\d", stderr)
-    expected, actual = weights(folder, whole), weights(folder, resumed)
+    expected, actual = weights(folder, whole), weights(folder, resumed.strip())
     assert all(torch.equal(expected[name], actual[name]) for name in expected)
 
 
@@ -512,7 +478,9 @@ def test_a_distant_step_is_reached_without_reading_the_data_before_it():
     assert time.monotonic() - start < 1
 
 
-def test_two_processes_learn_the_same_text_weights_as_one_without_a_pooler(folder):
+def test_two_processes_learn_the_same_text_weights_as_one_without_a_pooler(
+    folder, sslrun, start_ranks
+):
     # Full sequences give each process the same number of targets, and static masks depend on the
     # sequence only.
     changes = [
@@ -522,9 +490,10 @@ def test_two_processes_learn_the_same_text_weights_as_one_without_a_pooler(folde
         "backbone.dropout=0",
         "pretrain.steps=3",
     ]
-    alone, _ = finish(start_process(folder, *changes))
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    together, _ = finish(start_process(folder, *changes, runs="together", launcher=launcher))
-    expected, actual = weights(folder, alone), weights(folder, together)
+    alone = sslrun(*PRETRAIN, "runs", *changes, cwd=folder).stdout.strip()
+    ranks = start_ranks(*PRETRAIN, "together", *changes, cwd=folder)
+    together, other = (rank.finish() for rank in ranks)
+    assert together.returncode == other.returncode == 0, together.stderr + other.stderr
+    expected, actual = weights(folder, alone), weights(folder, together.stdout.strip())
     for name in expected:
         torch.testing.assert_close(actual[name], expected[name], rtol=1e-4, atol=1e-5)

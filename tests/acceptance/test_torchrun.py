@@ -1,4 +1,4 @@
-"""Training in several processes that torchrun starts."""
+"""Training in several processes, which torchrun or the tests start."""
 
 import json
 import os
@@ -25,7 +25,7 @@ TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "
 
 
 @pytest.fixture
-def run(tmp_path, sslrun):
+def run(tmp_path, sslrun, start_ranks):
     """Return `run(command, runs)` for one process, or for two with `together=True`."""
     (tmp_path / "vit.yaml").write_text(RECIPE)
 
@@ -33,15 +33,10 @@ def run(tmp_path, sslrun):
         arguments = [command, "vit.yaml", "--device", "cpu", "--runs", runs]
         if not together:
             return sslrun(*arguments, cwd=tmp_path).stdout
-        completed = subprocess.run(
-            [sys.executable, *TORCHRUN, "-m", "sslrun", *arguments],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-        assert completed.returncode == 0, completed.stderr
-        return completed.stdout
+        first, second = (rank.finish() for rank in start_ranks(*arguments, cwd=tmp_path))
+        assert first.returncode == second.returncode == 0, first.stderr + second.stderr
+        assert not second.stdout
+        return first.stdout
 
     return execute
 

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from sslrun.claims.verdict import Gain, Inequality, Verdict, combine, judge
+from sslrun.claims.verdict import Gain, Inequality, combine
 from sslrun.metric import Metric
 from sslrun.results.address import Column, Labels, Row
+from sslrun.results.paired import Verdict, judge
 from sslrun.results.table import Table
 
 

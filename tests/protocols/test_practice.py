@@ -13,24 +13,20 @@ import torch
 from sslrun import cli
 from sslrun.data.specs import ImageSpec
 from sslrun.errors import UserError
-from sslrun.protocols.practice import (
-    OWN_METRICS,
-    Arena,
-    Contrastive,
-    Episodes,
+from sslrun.protocols.practice.episodes import Arena, Episodes
+from sslrun.protocols.practice.learners import Contrastive, Td3, infonce, similarities
+from sslrun.protocols.practice.options import PracticeOptions, Relabel
+from sslrun.protocols.practice.protocol import OWN_METRICS
+from sslrun.protocols.practice.replay import (
     Goals,
-    PracticeOptions,
-    Relabel,
     Replay,
-    Session,
-    StateSpace,
-    Td3,
+    Transitions,
     future_offsets,
-    infonce,
     relabel,
-    similarities,
     skew_weights,
 )
+from sslrun.protocols.practice.session import Session
+from sslrun.protocols.practice.spaces import StateSpace
 from sslrun.recipe import load
 from sslrun.tasks.base import tasks
 from sslrun.tasks.reach import Cells, Reach
@@ -209,8 +205,6 @@ def test_a_contrastive_critic_learns_who_goes_where():
 
 
 def learner_batch(codes, actions, goals):
-    from sslrun.protocols.practice import Transitions
-
     return Transitions(codes, actions, codes + actions, goals)
 
 
@@ -418,7 +412,7 @@ def test_a_practice_that_was_killed_gives_the_same_result(recipe, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (["pretext=null"], "practice needs a backbone and the pretext task that trained it"),
+        (["pretext=null"], "none was kept beside the backbone: take pretext: {name: autoencoder"),
         (["pretext=rotation"], "needs the latent layer of an autoencoder, which 'rotation'"),
         (["pretext.latent=null", "pretext.beta=null"], "take pretext: {name: autoencoder, latent"),
         (["data.environment=paths"], "paths: this environment has no pictures"),

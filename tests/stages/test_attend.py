@@ -23,9 +23,9 @@ from sslrun.stages.attend import (
     Request,
     attend,
     head_colors,
-    open_subject,
 )
 from sslrun.stages.pictures import GAP, SQUARE, TITLE, write_matrices
+from sslrun.stages.subject import open_backbone
 from sslrun.training.device import compute
 
 SMALL = {"patch": 4, "depth": 2, "width": 24, "heads": 3}
@@ -120,7 +120,7 @@ def test_every_image_has_a_picture_and_all_are_on_the_contact_sheet(run, photogr
     # The map of the first head, as the backbone gives it for the same file.
     pixels = np.asarray(Image.open(photographs / "b.png"))
     image = torch.tensor(pixels).permute(2, 0, 1)[None] / 255
-    backbone = open_subject(request(run)).backbone.eval()
+    backbone = open_backbone(str(run)).backbone.eval()
     with torch.inference_mode():
         maps = patch_attention(backbone, image)[0, 0]
     drawn = np.asarray(Image.open(output / "b.png"))[..., 0]
@@ -139,7 +139,7 @@ def test_other_sizes_than_the_training_s_are_drawn(run, photographs, tmp_path):
 
 
 def test_an_outlier_among_token_norms_is_reported(run, photographs, tmp_path):
-    backbone = open_subject(request(run)).backbone
+    backbone = open_backbone(str(run)).backbone
     with torch.no_grad():
         backbone.pos_embed[0, 5] += 100
     save_backbone(run / WEIGHTS, backbone)
@@ -149,7 +149,7 @@ def test_an_outlier_among_token_norms_is_reported(run, photographs, tmp_path):
 
 def test_a_file_of_weights_may_have_any_name(run):
     renamed = (run / WEIGHTS).rename(run / "mine.safetensors")
-    subject = open_subject(request(renamed))
+    subject = open_backbone(str(renamed))
     assert subject.backbone.spec == ImageSpec(16)
     assert subject.recipe is None
 
@@ -171,10 +171,10 @@ def test_a_recipe_gives_its_weights_and_its_test_split(tmp_path):
     lines = attend(request(recipe, examples=2, overrides=("pretext=null",), **runs), CPU)
     assert lines[1].startswith("test-0: ")
     assert (tmp_path / "out" / "test-1.png").is_file()
-    initial = open_subject(request(recipe, overrides=("pretext=null",), **runs)).backbone
+    initial = open_backbone(str(recipe), ["pretext=null"], runs=tmp_path / "runs").backbone
     save_backbone(tmp_path / WEIGHTS, initial)
     recipe.write_text(RECIPE.format(rest=f"weights: {tmp_path / WEIGHTS}"))
-    loaded = open_subject(request(recipe, **runs)).backbone
+    loaded = open_backbone(str(recipe), runs=tmp_path / "runs").backbone
     assert all(map(torch.equal, loaded.state_dict().values(), initial.state_dict().values()))
 
 

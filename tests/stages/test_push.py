@@ -15,6 +15,9 @@ from safetensors.torch import load_file
 from sslrun.backbones import build_backbone, save_backbone
 from sslrun.data.specs import ImageSpec
 from sslrun.errors import UserError
+from sslrun.pretexts.base import pretexts
+from sslrun.pretexts.weights import KEPT, find_kept, save_kept
+from sslrun.stages.export import export
 from sslrun.stages.push import push
 
 
@@ -70,6 +73,29 @@ def test_the_card_holds_results_recipe_and_environment(run, tmp_path):
     push(run, "me/mine", license="mit", output=tmp_path / "licensed", upload=False)
     front = (tmp_path / "licensed/README.md").read_text().split("---\n", 2)[1]
     assert yaml.safe_load(front)["license"] == "mit"
+
+
+def test_what_the_pretext_task_kept_is_uploaded_and_exports_leave_it_out(run, tmp_path):
+    torch.manual_seed(0)
+    cls = pretexts["autoencoder"]
+    options = cls.Options(latent=3, channels=8)
+    pretext = cls(options, build_backbone("resnet18", {}, ImageSpec(16)))
+    about = save_kept(run / KEPT, pretext)
+    save_backbone(run / "backbone.safetensors", pretext.backbone, about)
+    out = tmp_path / "out"
+    push(run, "me/mine", output=out, upload=False)
+    card = " ".join((out / "README.md").read_text().split())
+    assert "`pretext.safetensors` holds what the pretext task autoencoder kept" in card
+    assert "`to_code`" in card
+    assert "`decoder`" in card
+    kept = find_kept(out / "backbone.safetensors")
+    assert torch.equal(kept.modules["to_code"]["weight"], pretext.to_code.weight)
+    (line,) = export(run, tmp_path / "library", to="timm")
+    assert line.startswith(f"{tmp_path / 'library'}: holds the backbone alone; what the pretext")
+    assert not (tmp_path / "library" / KEPT).exists()
+    (run / KEPT).unlink()
+    with pytest.raises(UserError, match=r"pretext\.safetensors: no such file"):
+        push(run, "me/mine", output=tmp_path / "again", upload=False)
 
 
 class StubHub(BaseHTTPRequestHandler):

@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from sslrun.data.control.pictures import StateExamples
 from sslrun.data.control.trajectories import Episodes, WindowExamples
 from sslrun.data.examples import Examples, TensorExamples
 from sslrun.data.graph.graphs import GraphRow, build_graphs
@@ -143,11 +142,12 @@ def translations() -> Case:
 
 def states() -> Case:
     images = torch.zeros(6, 3, 4, 4, dtype=torch.uint8)
-    return Case(StateExamples(images, draw(6, 2), (), ImageSpec(4)), draw(6, 2))
+    return Case(TensorExamples(images, draw(6, 2), (), ImageSpec(4)), draw(6, 2))
 
 
 CASES = [
     ("reach", states()),
+    ("numbers", states()),
     ("returns", walks(3)),
     ("returns", walks(1)),
     ("graphs", graphs(0)),

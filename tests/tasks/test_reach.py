@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from sslrun.data.control.environments import make_environment
-from sslrun.data.control.pictures import StateExamples
 from sslrun.data.examples import TensorExamples
 from sslrun.data.specs import ImageSpec
 from sslrun.errors import UserError
@@ -78,5 +77,5 @@ def test_labels_that_are_classes_are_refused():
     classes = TensorExamples(images, torch.tensor([0, 1]), ("a", "b"), ImageSpec(4))
     with pytest.raises(UserError, match="needs the state that each picture shows"):
         make().targets(classes)
-    states = StateExamples(images, torch.zeros(2, 2), (), ImageSpec(4))
+    states = TensorExamples(images, torch.zeros(2, 2), (), ImageSpec(4))
     assert make().targets(states).shape == (2, 2)

@@ -14,6 +14,7 @@ from sslrun.data.text.sequences import IGNORED, build_labeled
 from sslrun.data.text.tokenizer import SPECIALS, Tokenizer, build_wordpiece
 from sslrun.data.text.translation import target_ids
 from sslrun.errors import UserError
+from sslrun.pretexts.weights import find_kept
 from sslrun.protocols.base import unsupported
 from sslrun.recipe import parse
 from sslrun.recipe.places import Located
@@ -188,19 +189,20 @@ def evaluate(root, protocol, **options):
 
 def test_fine_tuning_starts_from_the_decoder_of_the_pretext_task(tmp_path):
     def distance(path, origin):
-        head, kept = load_file(path / "head.safetensors"), load_file(origin.decoder)
+        head = load_file(path / "head.safetensors")
+        kept = find_kept(origin.weights).modules["decoder"]
         assert head.keys() == kept.keys()
         return max((head[name] - kept[name]).abs().max().item() for name in head)
 
     path, origin = evaluate(tmp_path, "finetune")
     assert distance(path, origin) < 1e-6
-    lines = (origin.decoder.parent / "samples.txt").read_text().splitlines()
+    lines = (origin.weights.parent / "samples.txt").read_text().splitlines()
     assert len(lines) == 8
     assert all(" -> " in line and "(true: " in line for line in lines)
     assert sum("___" in line for line in lines) >= 5  # a document of one word has no gap
     assert distance(*evaluate(tmp_path, "finetune", decoder="new")) > 0.01
     scratch, initial = evaluate(tmp_path, "scratch")
-    assert initial.decoder is None
+    assert initial.weights is None
     assert distance(scratch, origin) > 0.01
-    with pytest.raises(UserError, match=r"decoder\.safetensors: parameter .*task\.decoder: new"):
+    with pytest.raises(UserError, match=r"pretext\.safetensors: parameter .*task\.decoder: new"):
         evaluate(tmp_path, "finetune", depth=2)

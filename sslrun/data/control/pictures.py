@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -23,21 +22,12 @@ PARALLEL = 50
 """Episodes played at a time."""
 
 
-@dataclass(frozen=True)
-class StateExamples(TensorExamples):
-    """Images whose labels (N, S) float32 are states, which are no classes to balance."""
-
-    @property
-    def strata(self) -> None:
-        return None
-
-
 @sources.register("pictures")
 class PicturesSource(Source):
     """Pictures of an environment under random actions, as in pictures:point: no download.
 
-    Labels are the states, such as positions. The first stage of imagined goals learns from them
-    (Nair et al., NeurIPS 2018, arXiv:1807.04742).
+    Labels are the states, such as positions, which the task numbers predicts. The first stage of
+    imagined goals learns from the pictures (Nair et al., NeurIPS 2018, arXiv:1807.04742).
     """
 
     gives = ImageSpec
@@ -68,12 +58,12 @@ class PicturesSource(Source):
         """Raises UserError if the environment cannot be made or has no pictures."""
         self.sketch(1)
 
-    def load(self, split: Split) -> StateExamples:
+    def load(self, split: Split) -> TensorExamples:
         options, number = self.options, self.splits.index(split)
         count = options.pictures if number == 0 else options.pictures // 10
         seed = derive_seed(options.seed, number)
         images, states = take_pictures(self.environment, count, options.every, seed, options.size)
-        return StateExamples(images, states, (), ImageSpec.of(images.shape))
+        return TensorExamples(images, states, (), ImageSpec.of(images.shape))
 
     def sketch(self, count: int) -> tuple[ImageSpec, Batch]:
         """Raises UserError if the environment cannot be made or has no pictures."""
@@ -86,7 +76,7 @@ class PicturesSource(Source):
         return {
             "splits": "train 2,000 pictures, and a tenth as many for validation and test",
             "made": "by seeded random actions, in seconds",
-            "labels": "the states; the default task is reach",
+            "labels": "the states; the default task is reach, and numbers predicts them",
             "license": "none needed",
         }
 

@@ -40,14 +40,11 @@ class GraphOptions(SourceOptions):
 
 
 class GraphTable(NamedTuple):
-    """All graphs of a set, as they are read."""
+    """All graphs of a set, labeled or not."""
 
-    rows: Sequence[GraphRow]
+    examples: GraphExamples
     roles: Tensor
     """(N,) int64: number of each graph's split in `ROLES`."""
-    labels: Tensor | None
-    classes: tuple[str, ...]
-    spec: GraphSpec
 
 
 class GraphSource(Source):
@@ -80,22 +77,20 @@ class GraphSource(Source):
         """Return the spec as far as it is known without reading."""
 
     @cached_property
-    def _all(self) -> tuple[GraphExamples, Tensor]:
-        """All graphs and their roles, from the cache if they are there."""
+    def _all(self) -> GraphTable:
+        """All graphs, from the cache if they are there."""
         options = self.options.model_dump(mode="json", exclude={*SourceOptions.model_fields})
         key = [CACHE_VERSION, self.name, self.version, options, self.content()]
         path = cache_root() / "graphs" / f"{digest_key(key)}.safetensors"
         with locked(path):
             if not path.exists():
-                table = self.read()
-                examples = build_graphs(table.rows, table.labels, table.classes, table.spec)
-                _write(path, examples, table.roles)
+                _write(path, self.read())
         return _read(path)
 
     @property
     def splits(self) -> tuple[Split, ...]:
         self.content()  # raises if a file is missing
-        present = self._all[1].unique().tolist()
+        present = self._all.roles.unique().tolist()
         return tuple(role for number, role in enumerate(ROLES) if number in present)
 
     def load(self, split: Split) -> GraphExamples:
@@ -150,7 +145,8 @@ def assign_roles(groups: Sequence[Sequence[int]], count: int) -> Tensor:
     return roles
 
 
-def _write(path: Any, examples: GraphExamples, roles: Tensor) -> None:
+def _write(path: Any, table: GraphTable) -> None:
+    examples, roles = table
     tensors = {name: getattr(examples, name) for name in TENSORS} | {"roles": roles}
     if examples.labels is not None:
         tensors["labels"] = examples.labels
@@ -163,7 +159,7 @@ TENSORS = ("nodes", "edges", "bonds", "spectrum", "ranges")
 """Names of the tensors of examples in a cached file."""
 
 
-def _read(path: Any) -> tuple[GraphExamples, Tensor]:
+def _read(path: Any) -> GraphTable:
     with safe_open(path, "pt") as file:
         about = json.loads(file.metadata()["sslrun"])
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -171,4 +167,4 @@ def _read(path: Any) -> tuple[GraphExamples, Tensor]:
     labels = tensors.pop("labels", None)
     spec = GraphSpec.restore(about["spec"], path)
     examples = GraphExamples(**tensors, labels=labels, classes=tuple(about["classes"]), spec=spec)
-    return examples, roles
+    return GraphTable(examples, roles)

@@ -18,7 +18,7 @@ from sslrun.data.graph.base import (
     GraphTable,
     draw_roles,
 )
-from sslrun.data.graph.graphs import GraphRow, check_graph
+from sslrun.data.graph.graphs import GraphBuilder, GraphRow, build_graphs, check_graph
 from sslrun.data.source import sources
 from sslrun.data.specs import GraphSpec
 from sslrun.data.stores import SPELLINGS, Split, fingerprint
@@ -124,7 +124,7 @@ class GraphFiles(GraphSource):
         roles = torch.tensor([ROLES.index(graph.role) for graph in graphs])
         if self.options.split == "random":
             roles = draw_roles(len(rows))
-        return GraphTable(rows, roles, labels, classes, GraphSpec(*sizes, 0))
+        return GraphTable(build_graphs(rows, labels, classes, GraphSpec(*sizes, 0)), roles)
 
     def _labels(self, graphs: Sequence[StoredGraph]) -> tuple[Tensor | None, tuple[str, ...]]:
         labeled = [graph.label for graph in graphs if graph.role != "unlabeled"]
@@ -236,8 +236,9 @@ class PygFiles(GraphSource):
         items, bounds = _load_pyg(self._file)
         nodes, node_sizes = _categories(items.get("x"), int(bounds["x"][-1]))
         bonds, bond_sizes = _categories(items.get("edge_attr"), items["edge_index"].shape[1])
-        rows = []
-        for number in range(len(bounds["x"]) - 1):
+        builder = GraphBuilder(GraphSpec(node_sizes, bond_sizes, 0))
+        count = len(bounds["x"]) - 1
+        for number in range(count):
             first, last = (int(bounds["x"][number + end]) for end in (0, 1))
             begin, stop = (int(bounds["edge_index"][number + end]) for end in (0, 1))
             pairs = items["edge_index"][:, begin:stop].T.tolist()
@@ -248,11 +249,11 @@ class PygFiles(GraphSource):
                 nodes[first:last].tolist(), list(kept), bonds[list(kept.values())].tolist()
             )
             check_graph(row, f"{self._file}: graph {number}")
-            rows.append(row)
-        labels, classes = self._labels(items.get("y"), len(rows))
+            builder.add(row)
+        labels, classes = self._labels(items.get("y"), count)
         is_random = self.options.split == "random"
-        roles = draw_roles(len(rows)) if is_random else torch.zeros(len(rows)).long()
-        return GraphTable(rows, roles, labels, classes, GraphSpec(node_sizes, bond_sizes, 0))
+        roles = draw_roles(count) if is_random else torch.zeros(count).long()
+        return GraphTable(builder.build(labels, classes), roles)
 
     def _labels(self, y: Tensor | None, count: int) -> tuple[Tensor | None, tuple[str, ...]]:
         if y is None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,6 +23,8 @@ EIGENVECTORS = 16
 """Number k of eigenvectors of a graph's Laplacian that a batch holds, as in TokenGT's Lap row."""
 LARGEST = 512
 """Largest number of nodes: the eigenvectors are those of a dense matrix."""
+PART = 1024
+"""Graphs that are packed together."""
 
 
 class Graphs(NamedTuple):
@@ -150,13 +151,6 @@ class GraphExamples(Examples):
         return len(self.ranges)
 
     @property
-    def strata(self) -> Tensor | None:
-        """Classes; graphs whose labels are numbers all count as one class."""
-        if self.labels is None or not self.labels.is_floating_point():
-            return self.labels
-        return torch.zeros(len(self), dtype=torch.int64)
-
-    @property
     def lengths(self) -> Tensor:
         """(N,) number of nodes and edges."""
         return _count(self.ranges).sum(dim=1)
@@ -253,31 +247,81 @@ def check_graph(row: GraphRow, where: str) -> None:
         raise UserError(f"{where}: two nodes have more than one edge between them: keep one")
 
 
-def build_graphs(
-    rows: Sequence[GraphRow], labels: Tensor | None, classes: tuple[str, ...], spec: GraphSpec
-) -> GraphExamples:
-    """Build examples from graphs that were checked, with the eigenvectors of their Laplacians.
+class GraphBuilder:
+    """Packs graphs into flat tensors while they are read.
 
-    `spec.largest` is replaced by the number of nodes of the largest graph.
+    As Python objects a molecule takes nine times the memory, so that few are kept at a time.
     """
-    if not rows:
-        raise UserError("there are no graphs to read: the data are empty")
-    node_ends = list(accumulate(len(row.nodes) for row in rows))
-    edge_ends = list(accumulate(2 * len(row.edges) for row in rows))
-    columns = [[0, *node_ends[:-1]], node_ends, [0, *edge_ends[:-1]], edge_ends]
-    nodes = [node for row in rows for node in row.nodes]
-    edges = [edge for row in rows for a, b in row.edges for edge in ((a, b), (b, a))]
-    bonds = [bond for row in rows for bond in row.bonds for _ in range(2)]
-    return GraphExamples(
-        torch.tensor(nodes, dtype=torch.int16).view(-1, len(spec.nodes)) + 1,
-        torch.tensor(edges, dtype=torch.int16).view(-1, 2),
-        _bonds_tensor(bonds, len(edges), len(spec.bonds)),
-        torch.cat(laplacian_eigenvectors(rows)),
-        torch.tensor(columns).T.contiguous(),
-        labels,
-        classes,
-        replace(spec, largest=max(len(row.nodes) for row in rows)),
-    )
+
+    def __init__(self, spec: GraphSpec) -> None:
+        self._spec = spec
+        self._waiting: list[GraphRow] = []
+        self._parts: list[PackedGraphs] = []
+
+    def add(self, row: GraphRow) -> None:
+        """Append a graph that was checked."""
+        self._waiting.append(row)
+        if len(self._waiting) == PART:
+            self._pack()
+
+    def build(self, labels: Tensor | None, classes: tuple[str, ...]) -> GraphExamples:
+        """Join all graphs; `spec.largest` becomes the number of nodes of the largest one.
+
+        Raises UserError if there are none.
+        """
+        if self._waiting:
+            self._pack()
+        if not self._parts:
+            raise UserError("there are no graphs to read: the data are empty")
+        packed = PackedGraphs(*map(torch.cat, zip(*self._parts, strict=True)))
+        ends = packed.counts.cumsum(dim=0)
+        return GraphExamples(
+            packed.nodes,
+            packed.edges,
+            packed.bonds,
+            packed.spectrum,
+            torch.stack([ends - packed.counts, ends], dim=2).flatten(1),
+            labels,
+            classes,
+            replace(self._spec, largest=int(packed.counts[:, 0].max())),
+        )
+
+    def _pack(self) -> None:
+        rows, self._waiting = self._waiting, []
+        nodes = [node for row in rows for node in row.nodes]
+        edges = [edge for row in rows for a, b in row.edges for edge in ((a, b), (b, a))]
+        bonds = [bond for row in rows for bond in row.bonds for _ in range(2)]
+        counts = [(len(row.nodes), 2 * len(row.edges)) for row in rows]
+        self._parts.append(
+            PackedGraphs(
+                torch.tensor(nodes, dtype=torch.int16).view(-1, len(self._spec.nodes)) + 1,
+                torch.tensor(edges, dtype=torch.int16).view(-1, 2),
+                _bonds_tensor(bonds, len(edges), len(self._spec.bonds)),
+                torch.cat(laplacian_eigenvectors(rows)),
+                torch.tensor(counts),
+            )
+        )
+
+
+class PackedGraphs(NamedTuple):
+    """Graphs one after the other; the first four as in `GraphExamples`."""
+
+    nodes: Tensor
+    edges: Tensor
+    bonds: Tensor
+    spectrum: Tensor
+    counts: Tensor
+    """(N, 2) int64: numbers of nodes and edges."""
+
+
+def build_graphs(
+    rows: Iterable[GraphRow], labels: Tensor | None, classes: tuple[str, ...], spec: GraphSpec
+) -> GraphExamples:
+    """Build examples from graphs that were checked; see `GraphBuilder`."""
+    builder = GraphBuilder(spec)
+    for row in rows:
+        builder.add(row)
+    return builder.build(labels, classes)
 
 
 def _bonds_tensor(bonds: list[Any], count: int, columns: int) -> Tensor:

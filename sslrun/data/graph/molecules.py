@@ -22,7 +22,7 @@ from sslrun.data.graph.base import (
     assign_roles,
     draw_roles,
 )
-from sslrun.data.graph.graphs import GraphRow, check_graph
+from sslrun.data.graph.graphs import GraphBuilder, GraphRow, check_graph
 from sslrun.data.source import sources
 from sslrun.data.specs import GraphSpec
 from sslrun.data.stores import (
@@ -31,6 +31,7 @@ from sslrun.data.stores import (
     describe_local_folders,
     fingerprint,
     list_local_folders,
+    parse_number,
     read_csv,
 )
 from sslrun.errors import UserError
@@ -80,13 +81,16 @@ class MoleculeFile:
 class Molecule(NamedTuple):
     """One row of a file."""
 
-    place: str
-    """File and line, for messages."""
+    file: MoleculeFile
+    line: int
     smiles: str
-    role: Split
     labels: tuple[str, ...]
     """The cells of the label columns; empty for a molecule without labels."""
-    graph: GraphRow
+
+    @property
+    def place(self) -> str:
+        """File and line, for messages."""
+        return f"{self.file.path}:{self.line}"
 
 
 class MoleculeSource(GraphSource):
@@ -127,32 +131,33 @@ class MoleculeSource(GraphSource):
             raise UserError(f"{error.filename}: no such file; it should be a CSV file") from None
 
     def read(self) -> GraphTable:
-        molecules = list(self._molecules())
+        molecules, builder = [], GraphBuilder(SPEC)
+        for molecule, graph in self._parsed():
+            molecules.append(molecule)
+            builder.add(graph)
         if not molecules:
             raise UserError(f"{self._all_files[0].path}: holds no molecules")
         labels, classes = self._labels(molecules)
-        rows = [molecule.graph for molecule in molecules]
-        return GraphTable(rows, self._roles(molecules), labels, classes, SPEC)
+        return GraphTable(builder.build(labels, classes), self._roles(molecules))
 
-    def _molecules(self) -> Iterator[Molecule]:
+    def _parsed(self) -> Iterator[tuple[Molecule, GraphRow]]:
         skipped = []
         for file in self._all_files:
-            lines = list(_read_cells(file))
-            for done, (line, smiles, labels) in enumerate(lines):
-                place = f"{file.path}:{line}"
-                graph = parse_smiles(smiles)
+            molecules = list(_read_cells(file))
+            for done, molecule in enumerate(molecules):
+                graph = parse_smiles(molecule.smiles)
                 if graph is None:
                     if not self.options.skip_corrupt:
                         raise UserError(
-                            f"{place}: cannot be parsed as SMILES: {smiles!r}: repair or remove "
-                            "it, or give skip_corrupt: true"
+                            f"{molecule.place}: cannot be parsed as SMILES: {molecule.smiles!r}: "
+                            "repair or remove it, or give skip_corrupt: true"
                         )
-                    skipped.append(str(line))
+                    skipped.append(str(molecule.line))
                     continue
-                check_graph(graph, place)
-                yield Molecule(place, smiles, file.role, labels, graph)
+                check_graph(graph, molecule.place)
+                yield molecule, graph
                 if self.progress is not None and done % 1000 == 0:
-                    self.progress(self.name, done, len(lines))
+                    self.progress(self.name, done, len(molecules))
             if skipped:
                 log.warning(
                     "%s: skipped SMILES that cannot be parsed, in lines %s",
@@ -162,7 +167,7 @@ class MoleculeSource(GraphSource):
                 skipped = []
 
     def _roles(self, molecules: Sequence[Molecule]) -> Tensor:
-        roles = torch.tensor([ROLES.index(molecule.role) for molecule in molecules])
+        roles = torch.tensor([ROLES.index(molecule.file.role) for molecule in molecules])
         if self.options.split == "own":
             return roles
         labeled = (roles != ROLES.index("unlabeled")).nonzero()[:, 0]
@@ -209,20 +214,11 @@ def _numbers(molecule: Molecule, columns: int) -> list[float]:
     """The labels of a molecule as numbers, NaN for an empty cell."""
     if not molecule.labels:
         return [math.nan] * columns
-    numbers = []
-    for cell in molecule.labels:
-        try:
-            number = float(cell) if cell else math.nan
-        except ValueError:
-            raise UserError(f"{molecule.place}: its label is not a number: {cell!r}") from None
-        if math.isinf(number):
-            raise UserError(f"{molecule.place}: its label is not a finite number: {cell!r}")
-        numbers.append(number)
-    return numbers
+    return [parse_number(cell, molecule.place) for cell in molecule.labels]
 
 
-def _read_cells(file: MoleculeFile) -> Iterator[tuple[int, str, tuple[str, ...]]]:
-    """Yield line, SMILES and labels of each row of a file."""
+def _read_cells(file: MoleculeFile) -> Iterator[Molecule]:
+    """Yield the molecule of each row of a file."""
     rows = read_csv(file.path)
     _, header = next(rows)
     places = []
@@ -237,7 +233,7 @@ def _read_cells(file: MoleculeFile) -> Iterator[tuple[int, str, tuple[str, ...]]
                 f"{file.path}:{line}: has {len(cells)} columns, but the header {len(header)}"
             )
         smiles, *labels = (cells[place] for place in places)
-        yield line, smiles, tuple(labels)
+        yield Molecule(file, line, smiles, tuple(labels))
 
 
 # ---------------------------------------------------------------- rdkit

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 
 from sslrun.data.graph.base import GraphOptions, GraphSource, GraphTable, draw_roles
-from sslrun.data.graph.graphs import GraphRow
+from sslrun.data.graph.graphs import GraphRow, build_graphs
 from sslrun.data.source import sources
 from sslrun.data.specs import GraphSpec
 
@@ -102,7 +102,7 @@ class Shapes(GraphSource):
         is_random = self.options.split == "random"
         roles = draw_roles(len(graphs)) if is_random else torch.zeros(len(graphs)).long()
         rows = [self._row(graph) for graph in graphs]
-        return GraphTable(rows, roles, labels, classes, self.outline())
+        return GraphTable(build_graphs(rows, labels, classes, self.outline()), roles)
 
     def _row(self, graph: Any) -> GraphRow:
         """The atlas numbers nodes from 0."""

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -490,9 +490,9 @@ class CsvImages(ImageSource):
     """Images listed in a CSV file, one row each: columns path and label, and optionally split.
 
     <path> is the CSV file, or a folder with train.csv, and val.csv, test.csv, unlabeled.csv. The
-    paths of the images are relative to the folder of the CSV file. Without a column of labels, the
-    images have no labels. Without a test split, the validation split serves as one; without either,
-    one is carved.
+    paths of the images are relative to the folder of the CSV file. Labels are classes, or with
+    `numbers` the numbers in those columns; without a column of labels, the images have none.
+    Without a test split, the validation split serves as one; without either, one is carved.
     """
 
     class Options(LocalOptions):
@@ -500,13 +500,27 @@ class CsvImages(ImageSource):
         """Column of the images' paths."""
         label: str | None = None
         """Column of the labels; default: the column named label, if there is one."""
+        numbers: tuple[str, ...] = ()
+        """Columns of numbers that are the labels instead, as in [x, y]; an empty cell is an unknown
+        number, which does not count. The task is then `numbers`."""
         split: str | None = None
         """Column of the splits (train, val, test, unlabeled); default: the column split, if any."""
+
+        @model_validator(mode="after")
+        def _one_kind_of_labels(self) -> CsvImages.Options:
+            if self.label is not None and self.numbers:
+                raise ValueError("label names classes and numbers names numbers: leave one out")
+            return self
+
+        @property
+        def store(self) -> CsvImageStore:
+            """The store of the listed images."""
+            return CsvImageStore(self.path, self.image, self.label, self.split, self.numbers)
 
         def files(self) -> list[Path]:
             """Return the list, and its images if they have fewer than HASHED_BYTES in total."""
             try:
-                images = CsvImageStore(self.path, self.image, self.label, self.split).images
+                images = self.store.images
                 total = sum(image.stat().st_size for image in images)
             except (OSError, UserError):
                 return super().files()  # reported when the set is loaded
@@ -518,8 +532,12 @@ class CsvImages(ImageSource):
 
     @cached_property
     def store(self) -> Store:
-        options = self.options
-        return CsvImageStore(options.path, options.image, options.label, options.split)
+        store: CsvImageStore = self.options.store
+        return store
+
+    @classmethod
+    def default_task(cls, options: Any) -> str:
+        return "numbers" if options.numbers else cls.task
 
     def check_available(self) -> None:
         """Check that the list can be read and that its images exist."""

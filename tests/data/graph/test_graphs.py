@@ -11,6 +11,7 @@ from sslrun.data.graph.base import assign_roles, draw_roles
 from sslrun.data.graph.graphs import (
     EIGENVECTORS,
     LARGEST,
+    GraphBuilder,
     GraphRow,
     build_graphs,
     check_graph,
@@ -71,6 +72,25 @@ def test_a_batch_holds_each_graph_and_padding():
         assert not part[~real].any()
     assert graphs.nodes[graphs.real_nodes].min() == 1
     assert graphs.numel() == 3 * (4 + 8)
+
+
+def test_graphs_are_packed_a_few_at_a_time_with_the_same_result(monkeypatch):
+    rows = [row(4, ring(4)), row(1, []), row(3, [(0, 2)], seed=1), row(1, []), row(5, ring(5))]
+    labels = torch.arange(5.0)
+    whole = build_graphs(rows, labels, (), SPEC)
+    alive = []
+    monkeypatch.setattr("sslrun.data.graph.graphs.PART", 2)
+    builder = GraphBuilder(SPEC)
+    for graph in rows:
+        builder.add(graph)
+        alive.append(len(builder._waiting))
+    parts = builder.build(labels, ())
+    assert alive == [1, 0, 1, 0, 1]
+    assert parts.spec == whole.spec
+    for name in ("nodes", "edges", "bonds", "spectrum", "ranges"):
+        assert torch.equal(getattr(parts, name), getattr(whole, name)), name
+    with pytest.raises(UserError, match="no graphs to read"):
+        GraphBuilder(SPEC).build(None, ())
 
 
 def test_batches_of_single_nodes_have_no_edges():
