@@ -88,9 +88,9 @@ def trial(subject: Subject, seed: str, folder: Path, tally: Tally) -> None:
     for _ in range(draw.randint(1, 3)):
         number = draw.choice(SIGNALS)
         command = Command(subject.arguments, folder, cache)
-        command.send_after(draw.uniform(0, 1.1) * subject.seconds, number)
+        command.send_after(draw.uniform(0, 0.9) * subject.seconds, number)
         ended = command.wait(PATIENCE)
-        tally.add(part, f"{signal.Signals(number).name}: {_describe(ended, number)}")
+        tally.add(f"signals, {subject.kind}", f"{number.name}: {_describe(ended)}")
         if ended.code not in (0, 130, -number) or "Traceback" in ended.stderr:
             tally.find(part, f"{number.name} ended with {ended.code}: {ended.last_line}", case)
             return
@@ -108,7 +108,7 @@ def trial(subject: Subject, seed: str, folder: Path, tally: Tally) -> None:
     shutil.rmtree(folder)
 
 
-def _describe(ended: Ended, number: int) -> str:
+def _describe(ended: Ended) -> str:
     if ended.code == 130:
         return "stopped"
     return "too late" if ended.code == 0 else "killed"
