@@ -27,7 +27,15 @@ from typing import Any, Literal
 import yaml
 
 from sslrun.errors import UserError, disk_is_full
-from sslrun.files import SUMS, checksum, has_checksum, replacing, walk, write_sums
+from sslrun.files import (
+    SUMS,
+    checksum,
+    has_checksum,
+    remove_unfinished,
+    replacing,
+    walk,
+    write_sums,
+)
 
 FORMAT = 2
 """Part of every hash. Raise it when a change of the code makes old results incomparable."""
@@ -106,8 +114,8 @@ def report_disk_full(path: Path) -> Iterator[None]:
 
 
 UNWRITABLE = (
-    errno.EACCES, errno.EEXIST, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOENT,
-    errno.ENOTDIR, errno.EPERM, errno.EROFS,
+    errno.EACCES, errno.EEXIST, errno.EIO, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG,
+    errno.ENOENT, errno.ENOTDIR, errno.EPERM, errno.EROFS, errno.ESTALE,
 )  # fmt: skip
 """Error numbers for a path that cannot be written."""
 
@@ -298,10 +306,16 @@ class Run:
 
     @contextmanager
     def claimed(self) -> Iterator[bool]:
-        """Lock the run for this process; yield False if another process holds the lock."""
+        """Lock the run for this process; yield False if another process holds the lock.
+
+        Temporary files that a killed process left are removed.
+        """
         with report_unwritable(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
         with lock_of(self.path) as is_claimed:
+            if is_claimed:
+                began = (self.path / LOCK).stat().st_mtime
+                remove_unfinished(self.path.rglob(".*"), began)
             yield is_claimed
 
     def start(self, recipe: Mapping[str, Any], environment: Mapping[str, Any]) -> None:
@@ -352,12 +366,15 @@ class Run:
         ):
             file.write(json.dumps(record) + "\n")
 
-    def forget_after(self, step: int) -> None:
-        """Remove the log's records after `step`, which a resumed run writes again."""
+    def forget_after(self, step: int, attempt: str | None = None) -> None:
+        """Remove the log's records after `step`, which a resumed run writes again.
+
+        If the run trains several times, only those of the training `attempt`.
+        """
         path = self.path / "metrics.jsonl"
         if path.exists():
             lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-            kept = [line for line in lines if _step_of(line) <= step]
+            kept = [line for line in lines if _stays(line, step, attempt)]
             write_atomically(path, "".join(line + "\n" for line in kept))
 
     def finish(self, result: Mapping[str, Any]) -> None:
@@ -376,12 +393,13 @@ class Run:
         shutil.rmtree(self.checkpoints, ignore_errors=True)
 
 
-def _step_of(line: str) -> float:
-    """Return the step of a log line; infinity for a line that is not valid JSON."""
+def _stays(line: str, step: int, attempt: str | None) -> bool:
+    """Whether a line of the log stays when its training `attempt` continues after `step`."""
     try:
-        return float(json.loads(line).get("step", 0))
+        record = json.loads(line)
+        return record.get("attempt") != attempt or float(record.get("step", 0)) <= step
     except (AttributeError, TypeError, ValueError):  # damaged, or half written by a killed process
-        return float("inf")
+        return False
 
 
 def read_result(path: Path) -> dict[str, Any]:

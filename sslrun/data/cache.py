@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import fcntl
+import glob
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -17,6 +19,7 @@ from torch import Tensor
 
 from sslrun import files
 from sslrun.errors import UserError, disk_is_full
+from sslrun.files import remove_unfinished
 
 
 def cache_root() -> Path:
@@ -64,7 +67,7 @@ def locked(path: Path) -> Iterator[None]:
     """Hold the lock of `path`, a file or folder that one process creates while the others wait.
 
     A process that waited must check again whether `path` exists. The parent folder of `path` is
-    created.
+    created. Temporary files of `path` that a killed process left are removed.
 
     Raises:
         UserError: The folder cannot be created, or the disk is full.
@@ -76,6 +79,8 @@ def locked(path: Path) -> Iterator[None]:
         raise cache_error(path.parent, error) from None
     with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
+        left = path.parent.glob(f".{glob.escape(path.name)}.*"), path.glob(".*")
+        remove_unfinished(itertools.chain(*left), os.fstat(lock.fileno()).st_mtime)
         try:
             yield
         except Exception as error:

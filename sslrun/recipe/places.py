@@ -42,7 +42,8 @@ class Located:
             self.places[keys[:end]] for end in range(len(keys), -1, -1) if keys[:end] in self.places
         )
         dotted = ".".join(map(str, self.path + keys))
-        return UserError(f"{place}: {dotted}: {message}" if dotted else f"{place}: {message}")
+        text = f"{place}: {dotted}: {message}" if dotted else f"{place}: {message}"
+        return UserError(text.replace("\n", "\\n"))  # of a key or a value
 
     def section(self, *keys: str) -> Located:
         """Return the mapping under `keys` with its places; empty if there is none."""

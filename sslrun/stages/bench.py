@@ -321,15 +321,17 @@ class CellBench(Bench):
         schedule = schedule.within(len(examples))
         torch.manual_seed(self.seed)
         training = Training(learner, schedule, compute)
-        checkpoints = Checkpoints(run.checkpoints / attempt, self.cell.recipe.watch.checkpoint)
+        folder, minutes = run.checkpoints / attempt, self.cell.recipe.watch.checkpoint
+        checkpoints = Checkpoints(folder, minutes, attempt=attempt)
         epoch, best = schedule.steps_an_epoch(len(examples)), checkpoints.folder / BEST
         if best.exists() and read_tensors(best) is None and distributed.is_main():
             self.say(f"{best}: damaged; trains from the beginning")
             shutil.rmtree(checkpoints.folder)
         with logs(run, ()) as log:
             for step in fit(
-                training, examples, self.seed, run, self.context, self.cell.title, log, checkpoints
-            ):
+                training, examples, self.seed, run, self.context, self.cell.title,
+                lambda record: log({"attempt": attempt, **record}), checkpoints,
+            ):  # fmt: skip
                 epoch_ends = step.last or step.step % epoch == 0
                 if keep_best and epoch_ends and distributed.is_main():
                     self.keep_if_best(training.averaged, best)

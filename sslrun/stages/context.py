@@ -18,6 +18,7 @@ from torch import Tensor
 from sslrun import distributed
 from sslrun.data.source import sources
 from sslrun.errors import UserError, describe_os_error
+from sslrun.launch.timelimit import NOTICE, time_limit
 from sslrun.recipe import Named
 from sslrun.runs import Run, check_root, environment, hash_contents, report_disk_full
 from sslrun.stages.devices import check_devices
@@ -43,9 +44,10 @@ signal."""
 
 @dataclass
 class Stop:
-    """A request to stop, by SIGINT or SIGTERM.
+    """A request to stop, by SIGINT, SIGTERM or the notice of a time limit.
 
-    Training saves and ends at the next step. A second SIGINT ends the process immediately.
+    Training saves and ends at the next step. A second SIGINT ends the process immediately, and so
+    does any signal during work that saves nothing before its end.
     """
 
     leads: bool = True
@@ -61,13 +63,16 @@ class Stop:
         return self.leads and self.signal is not None
 
     def listen(self) -> None:
-        """Handle SIGINT and SIGTERM from now on."""
-        for number in (signal.SIGINT, signal.SIGTERM):
+        """Handle these signals from now on."""
+        for number in (signal.SIGINT, signal.SIGTERM, NOTICE):
             signal.signal(number, self._received)
 
     @contextmanager
-    def reading(self) -> Iterator[None]:
-        """Let a signal end the process immediately: data are read, and caches keep them."""
+    def unsaved(self) -> Iterator[None]:
+        """Let a signal end the process immediately: there is nothing to save before the end.
+
+        This is for reading data, which caches keep, and for models that are fitted at once.
+        """
         self.check()
         self.at_once = self.leads
         try:
@@ -76,6 +81,8 @@ class Stop:
             self.at_once = False
 
     def _received(self, number: int, frame: FrameType | None) -> None:
+        if number == NOTICE and self.leads:
+            time_limit.reached = True
         if self.at_once:
             raise KeyboardInterrupt
         # A second SIGTERM does not mean impatience: a parent process that ends may pass one on.

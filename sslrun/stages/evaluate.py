@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -105,10 +106,11 @@ class Cell:
         return followed.on_known_devices()
 
     @property
-    def _depends_on_devices(self) -> bool:
-        """Whether the number of devices may change the result: if anything is trained in steps.
+    def _trains(self) -> bool:
+        """Whether anything is trained in steps.
 
-        Each device then draws its own views and dropout, and has its own batch norm.
+        If so, each device draws its own views and dropout and has its own batch norm, so that their
+        number may change the result; and a signal saves a checkpoint.
         """
         return self.evaluation.protocol(self.protocol).trains(self._task_options)
 
@@ -163,7 +165,7 @@ class Cell:
             "options": {**protocol.identity(), **component_identity(type(protocol))} or None,
             "head": None if self.follows is None else self.follows.run.hash,
             "seed": self.training_seed,
-            **devices_identity(self.devices, self._depends_on_devices),
+            **devices_identity(self.devices, self._trains),
         }
         if self.refits:
             identity["refit"] = True
@@ -189,7 +191,7 @@ class Cell:
 
     def _body(self, context: Context) -> dict[str, Any]:
         began = time.monotonic()
-        with context.stop.reading():
+        with context.stop.unsaved():
             bench = CellBench(self, context)
         for name, classes in bench.dropped.items():
             counts = ", ".join(f"{label} ({count})" for label, count in classes.items())
@@ -199,7 +201,8 @@ class Cell:
         if colors := self._describe_rounding():
             bench.say(colors)
         context.stop.check()
-        scores = bench.method.run(bench)
+        with nullcontext() if self._trains else context.stop.unsaved():
+            scores = bench.method.run(bench)
         self._check(scores, bench)
         metrics = scores.metrics
         if not self.validation_only:

@@ -33,6 +33,8 @@ class Checkpoints:
     """Minutes between two checkpoints."""
     extended: Path | None = None
     """The last state of the finished training that this one extends; None: it begins at step 0."""
+    attempt: str | None = None
+    """The `attempt` in the log's records, if the run trains several times."""
 
     @property
     def latest(self) -> Path | None:
@@ -66,7 +68,7 @@ def fit(
         training.restart()
         context.reporter.say(f"{name}: extends {training.step} steps, with a warm restart")
     if distributed.is_main():
-        run.forget_after(training.step)
+        run.forget_after(training.step, checkpoints.attempt)
     total = training.schedule.planned_steps(len(examples)) or training.step
     saved = time.monotonic()
     with (

@@ -179,12 +179,13 @@ class Pretraining:
 
     def _body(self, context: Context) -> dict[str, Any]:
         recipe = self.recipe
-        with context.reporter.reading() as progress, context.stop.reading():
+        with context.reporter.reading() as progress, context.stop.unsaved():
             splits = load_splits(recipe.data.name, recipe.data.options, progress=progress)
             # Both are read here, where the progress of reading is shown.
             raw, _ = splits.pretrain, splits.monitored
         torch.manual_seed(self.seed)
-        pretext = self._build_pretext(splits.spec, raw)
+        with context.stop.unsaved():
+            pretext = self._build_pretext(splits.spec, raw)
         examples = context.compute.place(pretext.arrange(raw, self.seed))
         if self.schedule.checkpoint_activations and not checkpoint_activations(pretext):
             raise UserError(

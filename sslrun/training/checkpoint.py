@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +42,7 @@ def save(training: Training[Any], folder: Path) -> Path:
     try:
         _write(training, folder, target)
     except (OSError, RuntimeError) as error:
-        # torch.save does not always report a full disk as such, so check the free space, too.
-        if not disk_is_full(error) and shutil.disk_usage(folder).free >= 2**20:
+        if not disk_is_full(error):
             raise
         raise UserError(
             f"{folder}: the disk is full; the last checkpoint is kept. "
@@ -85,12 +86,25 @@ def _complete(training: Training[Any], folder: Path) -> None:
         with replacing(folder / WEIGHTS) as file:
             save_model(training.learner, str(file))
     with replacing(folder / STATE) as file:
-        torch.save(training.counters() if training.sharded else training.state_dict(), file)
+        _save_state(training.counters() if training.sharded else training.state_dict(), file)
     for path in folder.glob("*.safetensors"):
         sync(path)
     sums = {path.name: checksum(path) for path in sorted(folder.iterdir())}
     with replacing(folder / MANIFEST) as file:
         file.write_text(json.dumps({"step": training.step, "crc32": sums}))
+
+
+def _save_state(state: Mapping[str, Any], path: Path) -> None:
+    """Write a state; torch does not report a full disk as one, so look at the disk.
+
+    It is looked at before the half of the file is removed, which makes space again.
+    """
+    try:
+        torch.save(state, path)
+    except RuntimeError as error:
+        if shutil.disk_usage(path.parent).free < 2**20:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+        raise
 
 
 def latest(folder: Path) -> Path | None:
