@@ -160,6 +160,15 @@ def device_counts(folder: Path) -> list[int]:
     return counts
 
 
+WORKER = "SSLRUN_WORKER"
+"""Environment variable with the name of a worker of a sweep."""
+
+
+def own_name() -> str:
+    """Return the name of this worker; of another process its host and process id."""
+    return os.environ.get(WORKER) or f"{platform.node()}:{os.getpid()}"
+
+
 FAILURE = "failure.txt"
 """Name of the file that says why a run failed."""
 
@@ -224,17 +233,46 @@ class Run:
 
     @contextmanager
     def claimed(self) -> Iterator[bool]:
-        """Lock the run for this process; yield False if another process holds the lock."""
+        """Lock the run for this process; yield False if another process holds the lock.
+
+        The lock lists its holder. A holder that dies leaves its name there.
+        """
         with report_unwritable(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-            lock = open(self.path / ".lock", "w")  # noqa: SIM115 (closed by the next statement)
+            lock = open(self.path / ".lock", "a")  # noqa: SIM115 (closed by the next statement)
         with lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 yield False
                 return
-            yield True
+            with report_unwritable(self.path):
+                lock.write(f"{own_name()}\n")
+                lock.flush()
+            try:
+                yield True
+            finally:
+                lock.truncate(0)
+
+    @property
+    def holders(self) -> list[str]:
+        """The processes that died while they held the run, and then the one that holds it now."""
+        try:
+            return (self.path / ".lock").read_text(encoding="utf-8").split()
+        except OSError:
+            return []
+
+    @property
+    def is_held(self) -> bool:
+        """Whether a process holds the run."""
+        try:
+            with open(self.path / ".lock") as lock:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        return False
 
     def start(self, recipe: Mapping[str, Any], environment: Mapping[str, Any]) -> None:
         """Write the recipe, the identity and the environment.

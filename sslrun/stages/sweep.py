@@ -7,18 +7,18 @@ any machine that sees the same folder.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 from sslrun.data.source import explain_missing
 from sslrun.errors import UserError
-from sslrun.launch import local
+from sslrun.launch import End, Engine, Workers
 from sslrun.recipe import Named, Sweep, load_sweep
 from sslrun.results.address import UNKNOWN_METRIC, Labels, Place, Row
 from sslrun.results.compare import Comparisons, compare_all
@@ -29,7 +29,7 @@ from sslrun.results.matching import check_stand_ins
 from sslrun.results.published import published_as
 from sslrun.results.record import RunRecord, find_records
 from sslrun.results.table import Table, columns_of, own_column
-from sslrun.runs import Run
+from sslrun.runs import Run, report_unwritable
 from sslrun.stages.context import Busy, Context, Interrupted
 from sslrun.stages.devices import check_devices
 from sslrun.stages.evaluate import Cell, cells
@@ -60,8 +60,18 @@ class Jobs(Protocol):
     def jobs(self) -> tuple[Job, ...]: ...
 
 
+@dataclass(frozen=True)
+class JobList:
+    """Jobs that are run without a table."""
+
+    name: str
+    jobs: tuple[Job, ...]
+
+
 WAIT_SECONDS = 0.5
 """Seconds between two checks of the runs that other workers hold."""
+MAX_DEATHS = 3
+"""Number of workers that may die while they compute a run; then no other one tries it."""
 
 
 @dataclass(frozen=True)
@@ -202,11 +212,14 @@ def places_of(row: str, cell: Cell) -> list[Place]:
     return [(Row(row, cell.protocol), column) for column in columns]
 
 
-def work(plans: Sequence[Jobs], context: Context, workers: int = 1) -> list[str]:
+def work(
+    plans: Sequence[Jobs], context: Context, workers: int = 1, idle: float = math.inf
+) -> list[str]:
     """Run every job that no other worker has taken, and wait until all are settled.
 
     Returns the reasons of the failures. If a job fails, only the jobs that need it fail too.
-    `workers` is the number of processes that share the jobs, to estimate the time left.
+    `workers` is the number of processes that share the jobs, to estimate the time left. After
+    `idle` minutes without a job to run, it leaves the rest to the other workers.
 
     Raises UserError if no job can run because all data are missing.
     """
@@ -217,11 +230,14 @@ def work(plans: Sequence[Jobs], context: Context, workers: int = 1) -> list[str]
     report_missing(failed, len(waiting), context.reporter)
     runs = [job.run for job in waiting]
     with context.reporter.plan(", ".join(plan.name for plan in plans), runs, workers) as settle:
-        while waiting:
+        last = time.monotonic()
+        while waiting and time.monotonic() - last <= 60 * idle:
             later: list[Job] = []
-            for job in waiting:
+            # A run whose worker died may kill the next one too, so that it comes last.
+            for job in sorted(waiting, key=lambda job: len(job.run.holders)):
                 if _attempt(job, failed, context):
                     settle(job.run)
+                    last = time.monotonic()
                 else:
                     later.append(job)
             if len(later) == len(waiting):
@@ -240,6 +256,8 @@ def _attempt(job: Job, failed: dict[Path, str], context: Context) -> bool:
     reason = next((failed[path] for path in (job.run.path, *blocked) if path in failed), None)
     if reason is None and blocked:
         return False
+    if reason is None and len(job.run.holders) >= MAX_DEATHS and not job.run.is_held:
+        reason = f"{len(job.run.holders)} workers died while they computed {job.run.path}"
     if reason is None:
         try:
             with context.reporter.job(job.title, job.run.stage):
@@ -299,30 +317,75 @@ def describe_failures(failures: Sequence[str], plans: Sequence[Jobs]) -> str:
     )
 
 
-def launch(
-    plans: Sequence[Jobs], context: Context, workers: int, arguments: Sequence[str]
-) -> list[str]:
-    """Run the plans in this process, or share them with `workers - 1` other processes.
+def launch(plans: Sequence[Jobs], context: Context, engine: Engine, workers: Workers) -> list[str]:
+    """Run the plans with workers of an engine, and wait until all workers have ended.
 
-    Returns the reasons of the failures. Each worker gets its share of the cores and, if no device
-    is named, the next GPU in turn. `arguments` is the command line of sslrun from which the other
-    workers read the same plan.
+    Returns the reasons of the failures. One local worker runs in this process. If a worker dies,
+    the others take its run. If this process is asked to stop, the workers save their work first.
     """
+    _prepare(plans, context)
+    if workers.count == 1 and engine.name == "local":
+        return work(plans, replace(context, fresh=False))
+    jobs = {job.run.path: job for plan in plans for job in plan.jobs}
+    _check_data(list(jobs.values()), engine, context.reporter)
+    runs = [job.run for job in jobs.values()]
+    with report_unwritable(workers.logs):
+        workers.logs.mkdir(parents=True, exist_ok=True)
+    crew = engine.start(workers)
+    try:
+        name = ", ".join(plan.name for plan in plans)
+        with context.reporter.plan(name, runs, workers.count):
+            while crew.is_running:
+                time.sleep(WAIT_SECONDS)
+                context.stop.check()
+                for end in crew.ends():
+                    _report_death(end, runs, context.reporter)
+    finally:
+        crew.stop()
+    unfinished = [run for run in runs if not run.finished]
+    return [run.failure or "no worker was left to compute it" for run in unfinished]
+
+
+def submit(plans: Sequence[Jobs], context: Context, engine: Engine, workers: Workers) -> str:
+    """Submit workers that run the plans without this process; return a line that describes them."""
+    _prepare(plans, context)
+    _check_data([job for plan in plans for job in plan.jobs], engine, context.reporter)
+    return engine.submit(workers)
+
+
+def _prepare(plans: Sequence[Jobs], context: Context) -> None:
+    """Clear all runs for a fresh start, and forget which workers died earlier."""
+    jobs = [job for plan in plans for job in plan.jobs]
     if context.fresh:
-        for plan in plans:
-            for job in plan.jobs:
-                check_devices(job.run)
-        for plan in plans:
-            for job in plan.jobs:
-                job.run.clear()
-        context = replace(context, fresh=False)
-    if workers == 1:
-        return work(plans, context)
-    threads = local.threads_of(workers)
-    context.compute.use_threads(threads)
-    _, *devices = local.spread(context.compute.device, workers)  # the first is this process's own
-    commands = [local.command_on(arguments, device) for device in devices]
-    return local.beside(partial(work, plans, context, workers), commands, threads)
+        for job in jobs:
+            check_devices(job.run)
+        for job in jobs:
+            job.run.clear()
+    for job in jobs:
+        if job.run.holders:
+            with job.run.claimed():
+                pass
+
+
+def _check_data(jobs: Sequence[Job], engine: Engine, reporter: Reporter) -> None:
+    """Report which data are missing on this machine.
+
+    Raises UserError if all are missing and the workers run here. Other machines may have them.
+    """
+    failed = without_data(jobs, reporter)
+    if jobs and len(failed) == len(jobs) and engine.name == "local":
+        raise UserError("\n".join(dict.fromkeys(failed.values())))
+    report_missing(failed, len(jobs), reporter)
+
+
+def _report_death(end: End, runs: Sequence[Run], reporter: Reporter) -> None:
+    """Print why a worker died, and which run it computed; nothing if it ended in order."""
+    if end.reason is None:
+        return
+    run = next((run for run in runs if end.worker in run.holders), None)
+    where = f" while it computed {run.path}" if run is not None else ""
+    then = "another one takes its place" if end.restarted else "the others go on"
+    reporter.say(f"{end.title} died{where}: {end.reason}; {then}")
 
 
 def table_of(targets: Sequence[Path], root: Path) -> Table:
