@@ -151,7 +151,9 @@ def build(name: str, settings: Sequence[str]) -> Engine:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         key = str(first["loc"][0])
-        raise UserError(f"-E {key}={values.get(key, '')}: {first['msg']}") from None
+        raise UserError(
+            f"-E {key}={values.get(key, '')}: {first['msg'].removeprefix('Value error, ')}"
+        ) from None
 
 
 PR_SET_PDEATHSIG = 1

@@ -179,7 +179,7 @@ def _connect(ray: Any, address: str | None) -> None:
             runtime_env={"env_vars": _settings()},
             **own,
         )
-    except (ConnectionError, ValueError, RuntimeError, OSError) as error:
+    except Exception as error:  # Ray raises many kinds, even Exception itself
         first = str(error).strip().partition("\n")[0]
         where = f"-E address={address}" if address else "--engine ray"
         raise UserError(f"{where}: {first}") from None

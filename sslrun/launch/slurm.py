@@ -105,7 +105,10 @@ class Slurm(Engine):
                 line.removeprefix("sbatch: error: ").removeprefix("sbatch: ")
                 for line in str(error).splitlines()
             ]
-            raise UserError(f"--engine slurm: sbatch refused: {'; '.join(lines)}") from None
+            message = "; ".join(lines)
+            if "generic resource" in message:
+                message += " (on a cluster without GPUs use --device cpu or -E gpus=0)"
+            raise UserError(f"--engine slurm: sbatch refused: {message}") from None
         number = jobs[0].job_id.partition("_")[0]
         return f"Submitted Slurm job {number}; logs: {workers.logs}"
 
