@@ -18,8 +18,7 @@ base:
   backbone: {name: mlp, width: 16, depth: 1}
   data: {name: digits, size: 8}
   pretext: rotation
-  pretrain: {steps: 500, batch: 32}
-  watch: {checkpoint: 0.01}
+  pretrain: {steps: 60, batch: 32}
   evaluate: {digits: {protocols: [knn]}}
 rows:
   one: {}

@@ -105,7 +105,7 @@ SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
 CredType=cred/munge
-AuthInfo=socket={folder}/munge,cred_expire=3
+AuthInfo=socket={folder}/munge,cred_expire=5
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/%n
 SlurmctldPidFile={folder}/slurmctld.pid
@@ -179,20 +179,26 @@ def _ask(*command):
     return subprocess.run(command, capture_output=True, text=True, timeout=20).stdout
 
 
+def _wait_for(condition, seconds=100.0):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, _ask("squeue")
+        time.sleep(0.1)
+
+
 def test_a_sweep_survives_a_killed_worker_and_a_requeued_one(cluster, tiny, expected):
     """One worker is killed; the other is requeued as at a time limit, and does the rest."""
+
+    def logs():
+        return "".join(path.read_text() for path in tiny.workers.logs.glob("*_log.*"))
+
     engine = build("slurm", ["time=10m"])
     assert submit([tiny.plan], tiny.context, engine, tiny.workers).startswith("Submitted Slurm job")
     (killed, _), _ = tiny.wait_for_held(2)
     os.kill(int(killed.rpartition(":")[2]), signal.SIGKILL)
-    time.sleep(1)  # for a checkpoint
+    _wait_for(lambda: "RuntimeError: killed by SIGKILL" in logs())
     _ask("scancel", "--signal=USR2", "--user=root")
-    end = time.monotonic() + 120
-    while not all(job.run.finished for job in tiny.plan.jobs):
-        assert time.monotonic() < end, _ask("squeue")
-        time.sleep(0.2)
-    logs = "".join(path.read_text() for path in tiny.workers.logs.glob("*_log.*"))
-    assert "stopped by SIGTERM" in logs
-    assert "Requeued job" in logs
-    assert "RuntimeError: killed by SIGKILL" in logs
+    _wait_for(lambda: all(job.run.finished for job in tiny.plan.jobs))
+    assert "stopped by SIGTERM" in logs()
+    assert "Requeued job" in logs()
     assert tiny.outcome == expected
