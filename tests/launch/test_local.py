@@ -1,6 +1,7 @@
 """Workers on this machine: devices, deaths, and the end of all with the command."""
 
 import threading
+import time
 
 import pytest
 import torch
@@ -38,15 +39,16 @@ def test_more_workers_than_fit_on_the_gpus_are_an_error(monkeypatch):
 
 
 def test_workers_die_with_their_last_line_as_the_reason(tmp_path):
-    workers = Workers(("no-such-command",), 2, "cpu", tmp_path, "mine")
+    workers = Workers(("recipes", "--no-such-option"), 2, "cpu", tmp_path, "mine")
     crew = build("local", ()).start(workers)
     ends = []
     while crew.is_running:
         ends += crew.ends()
+        time.sleep(0.05)
     assert sorted(end.title for end in ends) == ["worker 1 (cpu)", "worker 2 (cpu)"]
     assert {end.worker for end in ends} == set(workers.names())
     assert all(end.reason.startswith("exit code 2: ") for end in ends)
-    assert "no-such-command" in workers.log(1).read_text()
+    assert "no-such-option" in workers.log(1).read_text()
 
 
 @pytest.mark.parametrize(
