@@ -22,7 +22,7 @@ from functools import lru_cache
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TextIO
 
 import yaml
 
@@ -180,6 +180,15 @@ RESULT = "result.json"
 """Name of the file with the result of a finished run."""
 SEALED = (".json", ".safetensors", ".yaml")
 """Endings of the files of a finished run that are read again, and have a checksum."""
+WORKER = "SSLRUN_WORKER"
+"""Environment variable with the name of a worker of a sweep."""
+
+
+def own_name() -> str:
+    """Return the name of this worker; of another process its host and process id."""
+    return os.environ.get(WORKER) or f"{platform.node()}:{os.getpid()}"
+
+
 FAILURE = "failure.txt"
 """Name of the file that says why a run failed."""
 LOCK = ".lock"
@@ -216,17 +225,17 @@ def is_locked(folder: Path) -> bool:
 
 
 @contextmanager
-def lock_of(folder: Path) -> Iterator[bool]:
-    """Lock a folder for this process; yield False if another process holds the lock."""
+def lock_of(folder: Path) -> Iterator[TextIO | None]:
+    """Lock a folder for this process, and yield the lock; None if another process holds it."""
     with report_unwritable(folder):
-        lock = open(folder / LOCK, "w")  # noqa: SIM115 (closed by the next statement)
+        lock = open(folder / LOCK, "a", encoding="utf-8")  # noqa: SIM115 (closed by the next line)
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            yield False
+            yield None
             return
-        yield True
+        yield lock
 
 
 def last_record(folder: Path) -> dict[str, Any]:
@@ -308,15 +317,31 @@ class Run:
     def claimed(self) -> Iterator[bool]:
         """Lock the run for this process; yield False if another process holds the lock.
 
-        Temporary files that a killed process left are removed.
+        Temporary files that a killed process left are removed. The lock lists its holder; one that
+        dies leaves its name there.
         """
         with report_unwritable(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-        with lock_of(self.path) as is_claimed:
-            if is_claimed:
-                began = (self.path / LOCK).stat().st_mtime
-                remove_unfinished(self.path.rglob(".*"), began)
-            yield is_claimed
+        with lock_of(self.path) as lock:
+            if lock is None:
+                yield False
+                return
+            with report_unwritable(self.path):
+                lock.write(f"{own_name()}\n")
+                lock.flush()
+            remove_unfinished(self.path.rglob(".*"), os.fstat(lock.fileno()).st_mtime)
+            try:
+                yield True
+            finally:
+                lock.truncate(0)
+
+    @property
+    def holders(self) -> list[str]:
+        """The processes that died while they held the run, and then the one that holds it now."""
+        try:
+            return (self.path / LOCK).read_text(encoding="utf-8").split()
+        except OSError:
+            return []
 
     def start(self, recipe: Mapping[str, Any], environment: Mapping[str, Any]) -> None:
         """Write the recipe, the identity and the environment.

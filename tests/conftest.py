@@ -110,6 +110,8 @@ SLOW = {
     "test_it_learns_to_find_colors_below_its_floor",
     "acceptance/test_graphs.py", "test_killed_fine_tuning", "test_mutated_recipes",
     "test_fine_tuning_on_pictures_learns_the_position",
+    "test_a_sweep_survives_", "test_a_killed_worker_is_reported",
+    "test_a_run_that_kill", "test_a_worker_without_a_run_to_take",
     "test_a_processed_data_set_is_read", "test_attention_learns_maps_from_eigenvectors",
     "test_published_sets_have_their_molecules", "data/graph/test_graphs.py",
     "test_graphs_of_other_libraries_are_no_code", "test_models_of_strangers_bring_no_code",

@@ -266,6 +266,8 @@ def _usage(command: Any) -> Iterator[str]:
 def _parameters(command: Any) -> Iterator[tuple[str, str, str]]:
     """Yield a table row for each argument and option: names, default, meaning."""
     for parameter in command.params:
+        if getattr(parameter, "hidden", False):
+            continue
         argument = parameter.param_type_name == "argument"
         names = [parameter.metavar or parameter.name.upper()] if argument else parameter.opts
         default = parameter.default

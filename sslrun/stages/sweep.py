@@ -7,18 +7,18 @@ any machine that sees the same folder.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 from sslrun.data.source import explain_missing
 from sslrun.errors import UserError, describe_os_error
-from sslrun.launch import local
+from sslrun.launch import End, Engine, Workers
 from sslrun.recipe import Named, Sweep, load_sweep
 from sslrun.results.address import UNKNOWN_METRIC, Labels, Place, Row
 from sslrun.results.compare import Comparisons, compare_all
@@ -29,7 +29,7 @@ from sslrun.results.matching import check_stand_ins
 from sslrun.results.published import published_as
 from sslrun.results.record import RunRecord, drop_damaged, find_records
 from sslrun.results.table import Table, columns_of, own_column
-from sslrun.runs import Run
+from sslrun.runs import Run, is_locked, report_unwritable
 from sslrun.stages.context import Busy, Context, Interrupted, holding
 from sslrun.stages.devices import check_devices
 from sslrun.stages.evaluate import Cell, cells
@@ -61,8 +61,18 @@ class Jobs(Protocol):
     def jobs(self) -> tuple[Job, ...]: ...
 
 
+@dataclass(frozen=True)
+class JobList:
+    """Jobs that are run without a table."""
+
+    name: str
+    jobs: tuple[Job, ...]
+
+
 WAIT_SECONDS = 0.5
 """Seconds between two checks of the runs that other workers hold."""
+MAX_DEATHS = 3
+"""Number of workers that may die while they compute a run; then no other one tries it."""
 
 
 @dataclass(frozen=True)
@@ -235,11 +245,24 @@ def places_of(row: str, cell: Cell) -> list[Place]:
     return [(Row(row, cell.protocol), column) for column in columns]
 
 
-def work(plans: Sequence[Jobs], context: Context, workers: int = 1) -> list[str]:
+def work_all(plans: Sequence[Jobs], context: Context, idle: float = math.inf) -> list[str]:
+    """Run every job that no other worker has taken, then the rows that searches have chosen.
+
+    Returns the reasons of the failures. See `work`.
+    """
+    failures = work(plans, context, idle=idle)
+    chosen = [plan for plan in again(plans) if isinstance(plan, Plan) and plan.searches]
+    return failures or (work(chosen, context, idle=idle) if chosen else [])
+
+
+def work(
+    plans: Sequence[Jobs], context: Context, workers: int = 1, idle: float = math.inf
+) -> list[str]:
     """Run every job that no other worker has taken, and wait until all are settled.
 
     Returns the reasons of the failures. If a job fails, only the jobs that need it fail too.
-    `workers` is the number of processes that share the jobs, to estimate the time left.
+    `workers` is the number of processes that share the jobs, to estimate the time left. After
+    `idle` minutes without a job to run, it leaves the rest to the other workers.
 
     Raises UserError if no job can run because all data are missing.
     """
@@ -250,11 +273,14 @@ def work(plans: Sequence[Jobs], context: Context, workers: int = 1) -> list[str]
     report_missing(failed, len(waiting), context.reporter)
     runs = [job.run for job in waiting]
     with context.reporter.plan(", ".join(plan.name for plan in plans), runs, workers) as settle:
-        while waiting:
+        last = time.monotonic()
+        while waiting and time.monotonic() - last <= 60 * idle:
             later: list[Job] = []
-            for job in waiting:
+            # A run whose worker died may kill the next one too, so that it comes last.
+            for job in sorted(waiting, key=lambda job: len(job.run.holders)):
                 if _attempt(job, failed, context):
                     settle(job.run)
+                    last = time.monotonic()
                 else:
                     later.append(job)
             if len(later) == len(waiting):
@@ -273,6 +299,8 @@ def _attempt(job: Job, failed: dict[Path, str], context: Context) -> bool:
     reason = next((failed[path] for path in (job.run.path, *blocked) if path in failed), None)
     if reason is None and blocked:
         return False
+    if reason is None and len(job.run.holders) >= MAX_DEATHS and not is_locked(job.run.path):
+        reason = f"{len(job.run.holders)} workers died while they computed {job.run.path}"
     if reason is None:
         try:
             with context.reporter.job(job.title, job.run.stage):
@@ -332,25 +360,83 @@ def describe_failures(failures: Sequence[str], plans: Sequence[Jobs]) -> str:
     )
 
 
-def launch(
-    plans: Sequence[Jobs], context: Context, workers: int, arguments: Sequence[str]
-) -> list[str]:
-    """Run the plans in this process, or share them with `workers - 1` other processes.
+def launch(plans: Sequence[Jobs], context: Context, engine: Engine, workers: Workers) -> list[str]:
+    """Run the plans with workers of an engine, and wait until all workers have ended.
 
-    Returns the reasons of the failures. Each worker gets its share of the cores and, if no device
-    is named, the next GPU in turn. `arguments` is the command line of sslrun from which the other
-    workers read the same plan.
+    Returns the reasons of the failures. One local worker runs in this process. If a worker dies,
+    the others take its run. If this process is asked to stop, the workers save their work first.
     """
+    plans = _prepare(plans, context)
+    if workers.count == 1 and engine.name == "local":
+        return work_all(plans, replace(context, fresh=False))
+    _check_data(list(_jobs_of(plans).values()), engine, context.reporter)
+    runs = [job.run for job in _jobs_of(plans).values()]
+    with report_unwritable(workers.logs):
+        workers.logs.mkdir(parents=True, exist_ok=True)
+    crew = engine.start(workers)
+    try:
+        name = ", ".join(plan.name for plan in plans)
+        with context.reporter.plan(name, runs, workers.count):
+            while crew.is_running:
+                time.sleep(WAIT_SECONDS)
+                context.stop.check()
+                for end in crew.ends():
+                    _report_death(end, runs, context.reporter)
+    finally:
+        crew.stop()
+    unfinished = [job.run for job in _jobs_of(again(plans)).values() if not job.run.finished]
+    return [run.failure or "no worker was left to compute it" for run in unfinished]
+
+
+def _jobs_of(plans: Sequence[Jobs]) -> dict[Path, Job]:
+    """Run's path -> job, each once."""
+    return {job.run.path: job for plan in plans for job in plan.jobs}
+
+
+def again(plans: Sequence[Jobs]) -> list[Jobs]:
+    """Plan once more, with the rows that searches have chosen since."""
+    return [plan.again() if isinstance(plan, Plan) else plan for plan in plans]
+
+
+def submit(plans: Sequence[Jobs], context: Context, engine: Engine, workers: Workers) -> str:
+    """Submit workers that run the plans without this process; return a line that describes them."""
+    plans = _prepare(plans, context)
+    _check_data([job for plan in plans for job in plan.jobs], engine, context.reporter)
+    return engine.submit(workers)
+
+
+def _prepare(plans: Sequence[Jobs], context: Context) -> list[Jobs]:
+    """Clear all runs for a fresh start, and forget which workers died earlier."""
     if context.fresh:
         _clear([job.run for plan in plans for job in plan.jobs])
-        context = replace(context, fresh=False)
-    if workers == 1:
-        return work(plans, context)
-    threads = local.threads_of(workers)
-    context.compute.use_threads(threads)
-    _, *devices = local.spread(context.compute.device, workers)  # the first is this process's own
-    commands = [local.command_on(arguments, device) for device in devices]
-    return local.beside(partial(work, plans, context, workers), commands, threads)
+        plans = [plan.without_trials() if isinstance(plan, Plan) else plan for plan in plans]
+    jobs = [job for plan in plans for job in plan.jobs]
+    for job in jobs:
+        if job.run.holders:
+            with job.run.claimed():
+                pass
+    return list(plans)
+
+
+def _check_data(jobs: Sequence[Job], engine: Engine, reporter: Reporter) -> None:
+    """Report which data are missing on this machine.
+
+    Raises UserError if all are missing and the workers run here. Other machines may have them.
+    """
+    failed = without_data(jobs, reporter)
+    if jobs and len(failed) == len(jobs) and engine.name == "local":
+        raise UserError("\n".join(dict.fromkeys(failed.values())))
+    report_missing(failed, len(jobs), reporter)
+
+
+def _report_death(end: End, runs: Sequence[Run], reporter: Reporter) -> None:
+    """Print why a worker died, and which run it computed; nothing if it ended in order."""
+    if end.reason is None:
+        return
+    run = next((run for run in runs if end.worker in run.holders), None)
+    where = f" while it computed {run.path}" if run is not None else ""
+    then = "another one takes its place" if end.restarted else "the others go on"
+    reporter.say(f"{end.title} died{where}: {end.reason}; {then}")
 
 
 def _clear(runs: Sequence[Run]) -> None:
@@ -367,23 +453,6 @@ def _clear(runs: Sequence[Run]) -> None:
     for run in existing:
         with holding(run):
             run.clear()
-
-
-def launch_all(
-    plans: Sequence[Plan], context: Context, workers: int, arguments: Sequence[str]
-) -> tuple[list[Plan], list[str]]:
-    """Launch the plans, and then the rows that their searches have chosen.
-
-    Returns the plans with these rows, and the reasons of the failures.
-    """
-    if context.fresh:
-        plans = [plan.without_trials() for plan in plans]
-    failures = launch(plans, context, workers, arguments)
-    plans = [plan.again() for plan in plans]
-    chosen = [plan for plan in plans if plan.searches]
-    if chosen and not failures:
-        failures = launch(chosen, replace(context, fresh=False), workers, arguments)
-    return plans, failures
 
 
 def table_of(targets: Sequence[Path], root: Path) -> Table:
