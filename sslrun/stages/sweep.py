@@ -408,8 +408,8 @@ def submit(plans: Sequence[Jobs], context: Context, engine: Engine, workers: Wor
 def _prepare(plans: Sequence[Jobs], context: Context) -> list[Jobs]:
     """Clear all runs for a fresh start, and forget which workers died earlier."""
     if context.fresh:
-        _clear([job.run for plan in plans for job in plan.jobs])
         plans = [plan.without_trials() if isinstance(plan, Plan) else plan for plan in plans]
+        _clear([job.run for plan in plans for job in plan.jobs])
     jobs = [job for plan in plans for job in plan.jobs]
     for job in jobs:
         if job.run.holders:

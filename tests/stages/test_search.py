@@ -10,6 +10,7 @@ import pytest
 from sslrun import cli
 from sslrun.data.splits import Splits
 from sslrun.errors import UserError
+from sslrun.launch import Workers, build
 from sslrun.recipe import load_sweep
 from sslrun.stages import archive, status
 from sslrun.stages import search as searches
@@ -17,7 +18,7 @@ from sslrun.stages.context import Context, Interrupted
 from sslrun.stages.evaluate import Cell
 from sslrun.stages.pretrain import Pretraining
 from sslrun.stages.reporting import Reporter
-from sslrun.stages.sweep import Plan, launch_all
+from sslrun.stages.sweep import Plan, launch
 from sslrun.training.device import compute
 
 pytest.importorskip("optuna", reason="optuna is not installed")
@@ -112,9 +113,9 @@ def begin(tmp_path):
 
 def launched(plan, **options):
     context = Context(plan.root, compute("cpu"), Reporter(quiet=True), **options)
-    (plan,), failures = launch_all([plan], context, 1, [])
-    assert failures == []
-    return plan
+    workers = Workers((), 1, "cpu", plan.root / "logs", "w")
+    assert launch([plan], context, build("local", ()), workers) == []
+    return plan.again()
 
 
 def values_of(plan):
