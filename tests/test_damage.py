@@ -232,9 +232,9 @@ def test_fresh_refuses_a_run_that_another_process_holds(tmp_path):
     class Plan:
         name, jobs = "plan", (job,)
 
+    context, workers = open_context(tmp_path, fresh=True), Workers((), 1, "cpu", tmp_path, "w")
     with job.run.claimed(), pytest.raises(Busy, match="another process is working on this run"):
-        workers = Workers((), 1, "cpu", tmp_path, "w")
-        launch([Plan()], open_context(tmp_path, fresh=True), build("local", ()), workers)
+        launch([Plan()], context, build("local", ()), workers)
     assert (job.run.path / "recipe.yaml").exists()
 
 
