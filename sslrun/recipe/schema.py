@@ -172,7 +172,7 @@ class Watch(Options):
     keep_state: bool = True
     """Keep the last state of a finished pretraining (heads, teachers, optimizer) in its folder, as
     `sslrun pretrain --extend` needs it. It takes a few times the space of the weights."""
-    to: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    to: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
     """Loggers in addition to metrics.jsonl; each needs the optional extra of the same name."""
 
 
