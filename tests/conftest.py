@@ -108,6 +108,7 @@ SLOW = {
     "acceptance/test_graphs.py",
     "test_a_processed_data_set_is_read", "test_attention_learns_maps_from_eigenvectors",
     "test_published_sets_have_their_molecules", "data/graph/test_graphs.py",
+    "benchmarks/test_gpu.py",
 }  # fmt: skip
 """Substrings of the names of tests that take more than a second; `make fast` skips them.
 
