@@ -132,9 +132,8 @@ def sweep(
     failures = launch(plans, Context.open(device, runs, fresh), jobs, arguments)
     for plan in plans:
         if plan.finished:
-            plan.write_tables()
-            comparison = plan.comparison()
-            print_table(plan.table())
+            table, comparison = plan.write_tables()
+            print_table(table)
             if comparison is not None:
                 print_table(comparison)
     if failures:

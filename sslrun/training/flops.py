@@ -87,8 +87,13 @@ class _Untracked:
 
 def flop_counter() -> FlopCounterMode:
     """A context manager that counts FLOPs, forward and backward, for `get_total_flops()`."""
-    from torch.utils.flop_counter import FlopCounterMode
+    from torch.utils.flop_counter import FlopCounterMode, _FlopCounterMode
 
+    # torch wraps this method to hide it from the compiler, and imports the compiler at the first
+    # call, which takes longer than importing torch. Nothing is compiled while FLOPs are counted.
+    dispatch = getattr(_FlopCounterMode.__torch_dispatch__, "__wrapped__", None)
+    if dispatch is not None and not hasattr(dispatch, "__dynamo_disable"):
+        setattr(dispatch, "__dynamo_disable", dispatch)  # noqa: B010 (names mangle in classes)
     counter = FlopCounterMode(display=False, custom_mapping=MISSING_FORMULAS)
     counter.mod_tracker = _Untracked()  # type: ignore[assignment]
     return counter
