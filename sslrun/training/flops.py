@@ -93,7 +93,7 @@ def flop_counter() -> FlopCounterMode:
     # call, which takes longer than importing torch. Nothing is compiled while FLOPs are counted.
     dispatch = getattr(_FlopCounterMode.__torch_dispatch__, "__wrapped__", None)
     if dispatch is not None and not hasattr(dispatch, "__dynamo_disable"):
-        setattr(dispatch, "__dynamo_disable", dispatch)  # noqa: B010 (names mangle in classes)
+        setattr(dispatch, "__dynamo_disable", dispatch)
     counter = FlopCounterMode(display=False, custom_mapping=MISSING_FORMULAS)
     counter.mod_tracker = _Untracked()  # type: ignore[assignment]
     return counter
