@@ -116,7 +116,7 @@ SLOW = {
     "test_published_sets_have_their_molecules", "data/graph/test_graphs.py",
     "test_graphs_of_other_libraries_are_no_code", "test_models_of_strangers_bring_no_code",
     "test_a_pretraining_whose_weights_are_gone_or_damaged_is_made_again",
-    "training/test_shard.py",
+    "training/test_shard.py", "benchmarks/test_gpu.py",
 }  # fmt: skip
 """Substrings of the names of tests that take more than a second; `make fast` skips them.
 

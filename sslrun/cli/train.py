@@ -32,6 +32,8 @@ from sslrun.cli.workers import build_workers, run_as_worker, run_workers
 from sslrun.errors import UserError
 
 if TYPE_CHECKING:
+    from sslrun.results.compare import Comparisons
+    from sslrun.results.table import Table
     from sslrun.stages.sweep import Plan
 
 
@@ -201,20 +203,12 @@ def sweep(  # noqa: PLR0913 (typer makes each parameter an option)
     failures = run_workers(plans, place, workers, runs, fresh)
     if failures is None:
         return
-    plans = _write_tables(plans)
-    _print_tables(plans)
+    for table, comparison in _write_tables(plans):
+        print_table(table)
+        if comparison is not None:
+            print_table(comparison)
     if failures:
-        raise UserError(describe_failures(failures, plans))
-
-
-def _print_tables(plans: Sequence[Plan]) -> None:
-    """Print the tables of the plans that have any finished cell, and their comparisons."""
-    for plan in plans:
-        if plan.finished:
-            comparison = plan.comparison()
-            print_table(plan.table())
-            if comparison is not None:
-                print_table(comparison)
+        raise UserError(describe_failures(failures, [plan.again() for plan in plans]))
 
 
 def _check_names(recipes: Sequence[Path]) -> None:
@@ -227,13 +221,10 @@ def _check_names(recipes: Sequence[Path]) -> None:
             )
 
 
-def _write_tables(plans: Sequence[Plan]) -> list[Plan]:
-    """Write the tables of the plans that have any finished cell.
+def _write_tables(plans: Sequence[Plan]) -> list[tuple[Table, Comparisons | None]]:
+    """Write and return the tables and comparisons of the plans that have any finished cell.
 
-    Returns the plans with the rows that their searches have chosen.
+    They have the rows that searches have chosen.
     """
-    plans = [plan.again() for plan in plans]
-    for plan in plans:
-        if plan.finished:
-            plan.write_tables()
-    return plans
+    planned = [plan.again() for plan in plans]
+    return [plan.write_tables() for plan in planned if plan.finished]

@@ -7,6 +7,7 @@ any machine that sees the same folder.
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections import Counter
@@ -194,22 +195,27 @@ class Plan:
         tokens = f"{record.tokens / 1e6:,.1f} M tokens"
         return f"{row}: {tokens} in {record.steps:,} steps, {record.seconds:,.0f} s"
 
-    def comparison(self) -> Comparisons | None:
-        """Compare the table and its cost with the sweep's published tables; None without any."""
+    def compare(self, table: Table) -> Comparisons | None:
+        """Compare `table` and its cost with the sweep's published tables; None without any."""
         if not self.sweep.against:
             return None
-        table = self.table()
+        table = copy.deepcopy(table)
         add_compute(table)
         return compare_all(table, published_as(self.sweep.against.table))
 
-    def write_tables(self) -> None:
-        """Write the table and its comparison in every format, into the sweep's folder."""
-        table, comparison = self.table(), self.comparison()
+    def write_tables(self) -> tuple[Table, Comparisons | None]:
+        """Write the table and its comparison in every format, into the sweep's folder.
+
+        Returns both.
+        """
+        table = self.table()
+        comparison = self.compare(table)
         folder = self.root / self.sweep.name
         for ending in table_formats:
             table.write(folder / f"table{ending}")
             if comparison is not None:
                 comparison.write(folder / f"comparison{ending}")
+        return table, comparison
 
 
 def _check_against(sweep: Sweep) -> None:

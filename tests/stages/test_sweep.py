@@ -118,7 +118,8 @@ def test_a_table_is_compared_with_the_published_one_and_notes_its_choices(tmp_pa
     result = next(job.run.result for job in plan.jobs if "pretrain" in job.run.path.name)
     assert 4 * 8 < result["tokens"] <= 4 * 16
     matched = {
-        (pair.published_row, pair.published_column) for pair in plan.comparison().tables[0].pairs
+        (pair.published_row, pair.published_column)
+        for pair in plan.compare(plan.table()).tables[0].pairs
     }
     rows = ("No NSP", "LTR & No NSP", "LTR & No NSP + BiLSTM")
     assert matched == {(row, "SST-2 (Acc)") for row in rows}
