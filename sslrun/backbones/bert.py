@@ -64,7 +64,7 @@ class Bert(TextBackbone):
                 else []
             )
 
-    offers = frozenset({"tokens", "attention", "segments"})
+    offers = frozenset({"tokens", "attention", "segments", "causal"})
     exports = ("transformers",)
     shape: ClassVar[tuple[int, int]]
     """Depth and width of the named model; its heads are 64 wide."""
@@ -127,14 +127,15 @@ class Bert(TextBackbone):
 
     def attention(self, inputs: Tokens) -> Tensor:
         """Attention weights (B, heads, T, T) of the last block; row t holds those of token t."""
-        return self.blocks.attention(self._embed(inputs), inputs.attendable(), self.options.causal)
+        causal = self.options.causal or inputs.causal
+        return self.blocks.attention(self._embed(inputs), inputs.attendable(), causal)
 
     def forward(self, inputs: Tokens) -> Features:
-        x = self._embed(inputs)
-        layers = self.blocks.states(x, inputs.attendable(), self.options.causal)
+        causal = self.options.causal or inputs.causal
+        layers = self.blocks.states(self._embed(inputs), inputs.attendable(), causal)
         layers[-1] = x = self.final_norm(layers[-1])
         real = inputs.real
-        read = last_real(real) if self.options.causal else torch.zeros_like(inputs.ids[:, 0])
+        read = last_real(real) if causal else torch.zeros_like(inputs.ids[:, 0])
         return Features(
             torch.tanh(self.pooler(gather_tokens(x, read))),
             x,

@@ -10,6 +10,7 @@ from sslrun.pretexts import (  # noqa: F401
     context,
     denoise,
     dino,
+    gpt_bert,
     ijepa,
     lejepa,
     ltr,

@@ -51,6 +51,8 @@ class Tokens(NamedTuple):
     """Whether a sequence may hold several documents. Stored, to avoid a query of the device."""
     padded: bool = True
     """Whether there may be padding."""
+    causal: bool = False
+    """Whether tokens attend only to earlier ones, in backbones that offer "causal"."""
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Tokens:
         """Apply `change` to each tensor."""

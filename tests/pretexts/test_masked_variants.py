@@ -1,0 +1,160 @@
+"""GPT-BERT, ELECTRA, masked diffusion and SimCSE: losses against their formulas, in float64."""
+
+import pytest
+import torch
+
+from sslrun.backbones import build_backbone
+from sslrun.data.examples import Batch
+from sslrun.data.specs import TextSpec
+from sslrun.data.text.sequences import IGNORED, Documents, build_labeled
+from sslrun.data.text.tokenizer import blank_tokenizer
+from sslrun.errors import UserError
+from sslrun.pretexts.base import pretexts
+from sslrun.pretexts.language import following
+
+VOCAB = 60
+SPEC = TextSpec(blank_tokenizer(VOCAB), 48)
+SHAPE = {"depth": 2, "width": 16, "heads": 2, "positions": 48, "dropout": 0.0}
+
+
+def build(name, backbone="bert-tiny", shape=SHAPE, **options):
+    torch.manual_seed(0)
+    cls = pretexts[name]
+    return cls(cls.Options(**options), build_backbone(backbone, shape, SPEC)).double()
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def texts(lengths=(40, 30, 22, 9)):
+    """Return a batch of padded sequences of random words."""
+    draw = generator(1)
+    words = [torch.randint(5, VOCAB, (n,), generator=draw).tolist() for n in lengths]
+    (batch,) = build_labeled(words, None, None, (), SPEC).batches(
+        [torch.arange(len(lengths))], torch.device("cpu")
+    )
+    return batch
+
+
+def packed():
+    """Return a batch of packed sequences, each with several documents."""
+    lengths = torch.tensor([0, 20, 3, 40, 10, 5, 60, 8, 9, 30])
+    starts = lengths.cumsum(0)
+    ids = torch.randint(5, VOCAB, (int(starts[-1]),), generator=generator(2), dtype=torch.int32)
+    corpus = Documents(ids, starts, torch.arange(len(lengths)), SPEC).pack()
+    (batch,) = corpus.batches([torch.arange(len(corpus))], torch.device("cpu"))
+    return batch
+
+
+def log_probs(pretext, features):
+    """Log-probabilities of BERT's head, written out."""
+    head, table = pretext.head, pretext.backbone.embedding
+    x = torch.nn.functional.gelu(features @ head.dense.weight.T + head.dense.bias)
+    x = (x - x.mean(-1, keepdim=True)) / (x.var(-1, correction=0, keepdim=True) + 1e-12).sqrt()
+    return (x @ table.T + head.bias).log_softmax(-1)
+
+
+# ---------------------------------------------------------------- GPT-BERT
+
+
+@pytest.mark.parametrize("make", [texts, packed])
+def test_hidden_tokens_are_predicted_at_the_place_before_them(make):
+    batch, pretext = make(), build("gpt-bert", rate=0.3, mask=1.0, replace=0.0)
+    whole = pretext._hide_next(batch.inputs, generator(), 0.3)
+    rows, columns = (whole.targets != IGNORED).nonzero().unbind(1)
+    places = whole.places[rows, columns]
+    assert len(rows) > 20
+    assert torch.equal(whole.targets[rows, columns], batch.inputs.ids[rows, places + 1])
+    assert (whole.tokens.ids[rows, places + 1] == SPEC.tokenizer.mask).all()
+    documents = batch.inputs.documents
+    assert torch.equal(documents[rows, places], documents[rows, places + 1])
+
+
+def test_the_gpt_bert_loss_weights_both_parts_by_their_sequences():
+    batch, pretext = texts(), build("gpt-bert", causal=0.3)
+    views = pretext.views(batch, generator(3))
+    assert (len(views.causal.ids), len(views.masked.tokens.ids)) == (1, 3)
+    output = pretext(views)
+    features = pretext.backbone(views.masked.tokens).tokens
+    terms = [
+        -log_probs(pretext, features[row, place])[target]
+        for row in range(3)
+        for place, target in zip(views.masked.places[row], views.masked.targets[row], strict=True)
+        if target != IGNORED
+    ]
+    masked = torch.stack(terms).mean().item()
+    scores, after = (
+        log_probs(pretext, pretext.backbone(views.causal).tokens),
+        following(views.causal),
+    )
+    terms = [-scores[0, place, after[0, place]] for place in (after[0] != IGNORED).nonzero()]
+    causal = torch.cat(terms).mean().item()
+    assert output.metrics["masked_loss"].item() == pytest.approx(masked, rel=1e-6)
+    assert output.metrics["causal_loss"].item() == pytest.approx(causal, rel=1e-6)
+    assert output.loss.item() == pytest.approx(0.75 * masked + 0.25 * causal, rel=1e-6)
+    counts = [len(build("gpt-bert", causal=share).views(batch, generator()).causal.ids)
+              for share in (0.01, 0.5, 0.99)]  # fmt: skip
+    assert counts == [1, 2, 3]
+    alone = Batch(batch.inputs.subset(torch.arange(1)), None)
+    assert set(pretext(pretext.views(alone, generator())).metrics) == {
+        "masked_loss", "masked_accuracy"}  # fmt: skip
+    assert pretext.held_out(batch, generator()).keys() >= {"held_out_loss", "held_out_causal_loss"}
+
+
+def test_one_network_reads_from_the_left_or_from_both_sides():
+    backbone = build("gpt-bert").backbone.eval()
+    tokens = packed().inputs
+    changed = tokens._replace(ids=tokens.ids.clone())
+    changed.ids[:, 30] = (tokens.ids[:, 30] + 1) % VOCAB
+    before = (tokens.documents == tokens.documents[:, 30:31]) & (torch.arange(48) < 30)
+    for causal in (False, True):
+        one, other = (backbone(each._replace(causal=causal)).tokens for each in (tokens, changed))
+        assert ((one - other)[before].abs().amax(dim=1) > 0).all() == (not causal)
+    left = build_backbone("bert-tiny", {**SHAPE, "causal": True}, SPEC).double().eval()
+    left.load_state_dict(backbone.state_dict())
+    causal = backbone(tokens._replace(causal=True))
+    assert torch.equal(causal.tokens, left(tokens).tokens)
+    assert torch.equal(causal.read, left(tokens).read)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "shape", "words"),
+    [
+        ("gpt-tiny", {"positions": 48}, "take pretext 'ltr', or a backbone that is not causal"),
+        ("lstm", {"width": 8, "bidirectional": True}, "choose one that has it: bert-base"),
+    ],
+)
+def test_gpt_bert_needs_a_backbone_of_both_kinds(backbone, shape, words):
+    with pytest.raises(UserError, match=words):
+        build("gpt-bert", backbone, shape)
+
+
+# ---------------------------------------------------------------- log-likelihoods
+
+
+@pytest.mark.parametrize("name", ["mlm", "gpt-bert"])
+def test_pseudo_likelihoods_hide_one_token_at_a_time(name):
+    batch, pretext = texts((9, 5)), build(name).eval()
+    shift = int(name == "gpt-bert")
+    for row, count in enumerate((9, 5)):
+        total = 0.0
+        for place in range(1, count + 1):
+            tokens = batch.inputs.subset(torch.tensor([row]))
+            target = tokens.ids[0, place].item()
+            tokens.ids[0, place] = SPEC.tokenizer.mask
+            features = pretext.backbone(tokens).tokens[0, place - shift]
+            total += log_probs(pretext, features)[target].item()
+        assert pretext.score_texts(batch.inputs)[row].item() == pytest.approx(total, rel=1e-5)
+
+
+def test_likelihoods_of_a_causal_model_are_products_of_conditionals():
+    batch = texts((9, 5))
+    pretext = build("ltr", shape={**SHAPE, "causal": True}).eval()
+    scores = log_probs(pretext, pretext.backbone(batch.inputs).tokens)
+    for row, count in enumerate((9, 5)):
+        total = sum(
+            scores[row, place - 1, batch.inputs.ids[row, place]].item()
+            for place in range(1, count + 1)
+        )
+        assert pretext.score_texts(batch.inputs)[row].item() == pytest.approx(total, rel=1e-5)
