@@ -64,7 +64,7 @@ class Bert(TextBackbone):
                 else []
             )
 
-    offers = frozenset({"tokens", "attention", "segments", "causal"})
+    offers = frozenset({"tokens", "attention", "segments", "causal", "embed"})
     exports = ("transformers",)
     shape: ClassVar[tuple[int, int]]
     """Depth and width of the named model; its heads are 64 wide."""
@@ -86,14 +86,9 @@ class Bert(TextBackbone):
         self.position_embed = None if options.fast else nn.Embedding(options.positions, width)
         self.norm = nn.LayerNorm(width, eps=1e-12)
         self.dropout = nn.Dropout(options.dropout)
+        self.style = FAST_STYLE if options.fast else BERT_STYLE
         self.blocks = Stack(
-            Block(
-                width,
-                heads,
-                FAST_STYLE if options.fast else BERT_STYLE,
-                dropout=options.dropout,
-            )
-            for _ in range(depth)
+            Block(width, heads, self.style, dropout=options.dropout) for _ in range(depth)
         )
         self.final_norm = (
             nn.LayerNorm(width, eps=1e-12, bias=False) if options.fast else nn.Identity()
@@ -118,7 +113,7 @@ class Bert(TextBackbone):
     def causal(self) -> bool:
         return self.options.causal
 
-    def _embed(self, inputs: Tokens) -> Tensor:
+    def embed(self, inputs: Tokens) -> Tensor:
         """Embed tokens with their positions and segments: (B, T, D)."""
         x = self.token_embed(inputs.ids) + self.segment_embed(inputs.segments)
         if self.position_embed is not None:
@@ -128,11 +123,11 @@ class Bert(TextBackbone):
     def attention(self, inputs: Tokens) -> Tensor:
         """Attention weights (B, heads, T, T) of the last block; row t holds those of token t."""
         causal = self.options.causal or inputs.causal
-        return self.blocks.attention(self._embed(inputs), inputs.attendable(), causal)
+        return self.blocks.attention(self.embed(inputs), inputs.attendable(), causal)
 
     def forward(self, inputs: Tokens) -> Features:
         causal = self.options.causal or inputs.causal
-        layers = self.blocks.states(self._embed(inputs), inputs.attendable(), causal)
+        layers = self.blocks.states(self.embed(inputs), inputs.attendable(), causal)
         layers[-1] = x = self.final_norm(layers[-1])
         real = inputs.real
         read = last_real(real) if causal else torch.zeros_like(inputs.ids[:, 0])

@@ -40,7 +40,7 @@ class TokenHead(nn.Module):
         Targets that are `IGNORED` do not count. The scores are computed in parts, because those of
         a whole batch exceed a GPU's memory, or a CPU's cache.
         """
-        rows = max(1, (CPU_SCORES if x.device.type == "cpu" else GPU_SCORES) // len(self.bias))
+        rows = self._rows(x)
         table = self._table(embedding)
         inner, flat = self._inner(x).flatten(0, -2), targets.flatten()
         count = (targets != IGNORED).sum().clamp_min(1)
@@ -54,6 +54,26 @@ class TokenHead(nn.Module):
             losses = torch.stack([part_loss for part_loss, _ in sums]).sum()
             right = torch.stack([part_right for _, part_right in sums]).sum()
         return losses / count, right / count
+
+    @torch.no_grad()
+    def draw(self, x: Tensor, embedding: Tensor | None, noise: Tensor) -> Tensor:
+        """Draw a token for each of the features (..., D), by uniform `noise` (...) in [0, 1).
+
+        It is the first whose cumulative probability exceeds the noise. Scores are computed in
+        parts, as in `loss`.
+        """
+        rows = self._rows(x)
+        drawn = []
+        table, inner = self._table(embedding), self._inner(x).flatten(0, -2)
+        for part, level in zip(inner.split(rows), noise.flatten().split(rows), strict=True):
+            reached = F.linear(part, table, self.bias).float().softmax(dim=-1).cumsum(dim=-1)
+            # Rounding may leave the last sum below the noise.
+            drawn.append((reached <= level[:, None] * reached[:, -1:]).sum(dim=-1))
+        return torch.cat(drawn).view(noise.shape)
+
+    def _rows(self, x: Tensor) -> int:
+        """Number of features whose scores are in memory at once."""
+        return max(1, (CPU_SCORES if x.device.type == "cpu" else GPU_SCORES) // len(self.bias))
 
     def _inner(self, x: Tensor) -> Tensor:
         """The features that the embedding matrix multiplies: (..., E)."""

@@ -10,6 +10,7 @@ from sslrun.pretexts import (  # noqa: F401
     context,
     denoise,
     dino,
+    electra,
     gpt_bert,
     ijepa,
     lejepa,

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sslrun.backbones import build_backbone
+from sslrun.backbones import build_backbone, token_head
 from sslrun.data.examples import Batch
 from sslrun.data.specs import TextSpec
 from sslrun.data.text.sequences import IGNORED, Documents, build_labeled
@@ -128,6 +128,69 @@ def test_one_network_reads_from_the_left_or_from_both_sides():
 def test_gpt_bert_needs_a_backbone_of_both_kinds(backbone, shape, words):
     with pytest.raises(UserError, match=words):
         build("gpt-bert", backbone, shape)
+
+
+# ---------------------------------------------------------------- ELECTRA
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_the_electra_loss_equals_its_formula(fast):
+    batch, pretext = texts(), build("electra", shape={**SHAPE, "fast": fast}, weight=7.0, rate=0.3)
+    views = pretext.views(batch, generator(3))
+    output = pretext(views)
+    masked, chosen = views.masked, views.masked.targets != IGNORED
+    assert ((masked.tokens.ids == batch.inputs.ids) | (masked.tokens.ids == 4)).all()
+    generator_, table = pretext.generator, pretext.backbone.token_embed.weight
+    scores = generator_.head(generator_(pretext.backbone, masked), table).log_softmax(-1)
+    mlm = -scores[chosen].gather(1, masked.targets[chosen][:, None]).mean().item()
+    ids = batch.inputs.ids.clone()
+    for row, slot in chosen.nonzero().tolist():
+        reached = scores[row, slot].exp().float().cumsum(0)
+        drawn = int((reached <= views.noise[row, slot]).sum())
+        ids[row, masked.places[row, slot]] = drawn
+    replaced, real = ids != batch.inputs.ids, batch.inputs.real
+    features = pretext.backbone(batch.inputs._replace(ids=ids)).tokens
+    first, _, last = pretext.detector
+    hidden = torch.nn.functional.gelu(features @ first.weight.T + first.bias)
+    odds = (hidden @ last.weight.T + last.bias)[..., 0].sigmoid()
+    terms = torch.where(replaced, odds.log(), (1 - odds).log())[real]
+    assert 0 < replaced.sum() <= chosen.sum()
+    assert output.metrics["generator_loss"].item() == pytest.approx(mlm, rel=1e-6)
+    assert output.metrics["detection_loss"].item() == pytest.approx(-terms.mean().item(), rel=1e-5)
+    assert output.loss.item() == pytest.approx(mlm - 7 * terms.mean().item(), rel=1e-5)
+    share = replaced.sum() / real.sum()
+    assert output.metrics["replaced"].item() == pytest.approx(share.item())
+    assert pretext.generator.blocks[0].attn.qkv.weight.shape == (12, 4)  # a quarter of the width
+    output.loss.backward()
+    assert all(parameter.grad is not None for parameter in generator_.parameters())
+    assert pretext.kept is pretext.backbone
+    assert pretext.floor(None) is None
+
+
+def test_no_gradient_of_detection_reaches_the_generator_through_the_draw():
+    pretext = build("electra")
+    views = pretext.views(texts(), generator())
+    loss, metrics = pretext(views)
+    assert loss.item() == pytest.approx(
+        metrics["generator_loss"].item() + 50 * metrics["detection_loss"].item(), rel=1e-6
+    )
+    with_detection = torch.autograd.grad(loss, list(pretext.generator.parameters()))
+    pretext.options = pretext.options.model_copy(update={"weight": 1e-9})
+    without = torch.autograd.grad(pretext(views).loss, list(pretext.generator.parameters()))
+    for one, other in zip(with_detection, without, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_tokens_are_drawn_with_their_probabilities(monkeypatch):
+    head = build("electra").generator.head.float()
+    x, table = torch.randn(1, 4), torch.randn(VOCAB, 16)
+    expected = head(x, table).softmax(-1)[0]
+    noise = torch.rand(40_000, generator=generator())
+    monkeypatch.setattr(token_head, "CPU_SCORES", 999 * VOCAB)
+    drawn = head.draw(x.expand(40_000, 4), table, noise)
+    shares = drawn.bincount(minlength=VOCAB) / 40_000
+    assert (shares - expected).abs().max() < 5 * (expected.max() / 40_000).sqrt()
+    assert head.draw(x, table, torch.tensor([1 - 2**-24])).max() < VOCAB
 
 
 # ---------------------------------------------------------------- log-likelihoods
