@@ -9,6 +9,7 @@ from sslrun.pretexts import (  # noqa: F401
     colorize,
     context,
     denoise,
+    diffusion,
     dino,
     electra,
     gpt_bert,

@@ -115,8 +115,4 @@ class GptBert(MaskedPretext):
 
     def log_probs(self, tokens: Tokens) -> Tensor:
         """Log-probability (B, T) of each token given all others; see `pseudo_log_probs`."""
-
-        def score(hidden: Tokens, place: int) -> Tensor:
-            return self.head(self._features(hidden)[:, max(0, place - 1)], self.backbone.embedding)
-
-        return pseudo_log_probs(tokens, self.tokenizer.mask, score)
+        return pseudo_log_probs(self.backbone, self.head, tokens, shift=1)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from sslrun.backbones.text import TextBackbone
+from sslrun.backbones.text import TextBackbone, embedding_of
+from sslrun.backbones.token_head import TokenHead
 from sslrun.data.text.sequences import IGNORED, Tokens
 from sslrun.errors import UserError
 from sslrun.pretexts.language import LanguageOptions, LanguagePretext
@@ -56,6 +56,15 @@ class MaskedOptions(LanguageOptions):
         return self
 
 
+def check_both_sides(name: str, backbone: TextBackbone) -> None:
+    """Check that the backbone of the pretext task `name` is not causal; raises UserError if so."""
+    if backbone.causal:
+        raise UserError(
+            f"pretext '{name}' predicts tokens from both sides, but '{backbone.name}' reads only "
+            "one: take pretext 'ltr', or a backbone that is not causal"
+        )
+
+
 class MaskedPretext(LanguagePretext):
     """Base class of tasks on hidden tokens; see `Mlm` for which are chosen."""
 
@@ -64,11 +73,7 @@ class MaskedPretext(LanguagePretext):
 
     def __init__(self, options: MaskedOptions, backbone: TextBackbone) -> None:
         super().__init__(options, backbone)
-        if backbone.causal:
-            raise UserError(
-                f"pretext '{self.name}' predicts tokens from both sides, but '{backbone.name}' "
-                "reads only one: take pretext 'ltr', or a backbone that is not causal"
-            )
+        check_both_sides(self.name, backbone)
         self.tokenizer = backbone.spec.tokenizer
         self.register_buffer("continues", self.tokenizer.continues, persistent=False)
 
@@ -129,18 +134,22 @@ class MaskedPretext(LanguagePretext):
         return order, chosen
 
 
-def pseudo_log_probs(tokens: Tokens, mask: int, score: Callable[[Tokens, int], Tensor]) -> Tensor:
-    """Log-probability (B, T) of each token while it alone is [MASK], whose id is `mask`.
+def pseudo_log_probs(
+    backbone: TextBackbone, head: TokenHead, tokens: Tokens, shift: int = 0
+) -> Tensor:
+    """Log-probability (B, T) of each token while it alone is [MASK].
 
-    Their sum is the pseudo-log-likelihood (Salazar et al., ACL 2020, arXiv:1910.14659). `score`
-    returns the scores (B, V) of the token at a place, as called for each place in turn.
+    Their sum is the pseudo-log-likelihood (Salazar et al., ACL 2020, arXiv:1910.14659). The head
+    predicts a token from the features `shift` places before it.
     """
     columns = []
     for place in range(tokens.ids.shape[1]):
         ids = tokens.ids.clone()
-        ids[:, place] = mask
-        scores = score(tokens._replace(ids=ids), place).float().log_softmax(dim=-1)
-        columns.append(scores.gather(1, tokens.ids[:, place, None]))
+        ids[:, place] = backbone.spec.tokenizer.mask
+        features = backbone(tokens._replace(ids=ids)).tokens
+        assert features is not None
+        scores = head(features[:, max(0, place - shift)], embedding_of(backbone)).float()
+        columns.append(scores.log_softmax(dim=-1).gather(1, tokens.ids[:, place, None]))
     return torch.cat(columns, dim=1)
 
 

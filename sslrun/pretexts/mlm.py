@@ -107,13 +107,7 @@ class Mlm(MaskedPretext):
 
     def log_probs(self, tokens: Tokens) -> Tensor:
         """Log-probability (B, T) of each token given all others; see `pseudo_log_probs`."""
-        return pseudo_log_probs(tokens, self.tokenizer.mask, self._score_place)
-
-    def _score_place(self, tokens: Tokens, place: int) -> Tensor:
-        """Scores (B, V) of the token at a place."""
-        features = self.backbone(tokens).tokens
-        assert features is not None
-        return self.head(features[:, place], embedding_of(self.backbone))
+        return pseudo_log_probs(self.backbone, self.head, tokens)
 
     def without_context(self, shares: Tensor) -> float:
         """Lowest loss, in nats, of a model that knows only the tokens' frequencies `shares` (V,).

@@ -6,10 +6,11 @@ import torch
 from sslrun.backbones import build_backbone, token_head
 from sslrun.data.examples import Batch
 from sslrun.data.specs import TextSpec
-from sslrun.data.text.sequences import IGNORED, Documents, build_labeled
+from sslrun.data.text.sequences import IGNORED, Documents, Tokens, build_labeled
 from sslrun.data.text.tokenizer import blank_tokenizer
 from sslrun.errors import UserError
 from sslrun.pretexts.base import pretexts
+from sslrun.pretexts.diffusion import spread_rates
 from sslrun.pretexts.language import following
 
 VOCAB = 60
@@ -191,6 +192,64 @@ def test_tokens_are_drawn_with_their_probabilities(monkeypatch):
     shares = drawn.bincount(minlength=VOCAB) / 40_000
     assert (shares - expected).abs().max() < 5 * (expected.max() / 40_000).sqrt()
     assert head.draw(x, table, torch.tensor([1 - 2**-24])).max() < VOCAB
+
+
+# ---------------------------------------------------------------- masked diffusion
+
+
+def test_rates_are_spread_over_the_unit_interval():
+    rates = torch.stack(
+        [spread_rates(8, generator(seed), torch.device("cpu")) for seed in range(500)]
+    )
+    cells = ((rates - 1e-3) / (1 - 1e-3) * 8).floor().long()
+    assert (cells.sort(dim=1).values == torch.arange(8)).all()
+    assert rates.mean(dim=0) == pytest.approx(torch.full((8,), 0.5005), abs=0.06)  # in any order
+    assert rates.max() <= 1
+
+
+@pytest.mark.parametrize("scores", [2**23, 7 * VOCAB])
+def test_the_diffusion_loss_equals_its_formula(scores, monkeypatch):
+    monkeypatch.setattr(token_head, "CPU_SCORES", scores)
+    batch, pretext = texts(), build("diffusion")
+    views = pretext.views(batch, generator(3))
+    ids, mask = batch.inputs.ids, SPEC.tokenizer.mask
+    hidden = views.tokens.ids == mask
+    assert torch.equal(views.targets != IGNORED, hidden)
+    assert not (hidden & ((ids < 5) | ~batch.inputs.real)).any()
+    assert torch.equal(torch.where(hidden, views.targets, views.tokens.ids), ids)
+    features = pretext.backbone(views.tokens).tokens
+    head = pretext.head
+    x = head.norm(torch.nn.functional.gelu(head.dense(features)))
+    raw = x @ pretext.backbone.embedding.T + head.bias
+    raw[..., mask] = float("-inf")
+    terms = raw.log_softmax(-1).gather(2, ids[..., None])[..., 0]
+    total = -(terms * hidden / (1 / views.weights)).masked_fill(~hidden, 0).sum()
+    loss, metrics = pretext(views)
+    words = 40 + 30 + 22 + 9
+    assert loss.item() == pytest.approx(total.item() / words, rel=1e-5)
+    assert metrics["nats_per_token"].item() == loss.item()
+    parameters = [*head.parameters(), pretext.backbone.embedding]
+    for one, other in zip(
+        torch.autograd.grad(loss, parameters, retain_graph=True),
+        torch.autograd.grad(total / words, parameters),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_the_bound_of_a_model_that_knows_frequencies_is_their_entropy():
+    """In expectation over rates and masks, the loss of a constant prediction is its entropy."""
+    pretext = build("diffusion")
+    shares = torch.rand(VOCAB, generator=generator()).double()
+    shares[:5] = 0
+    shares /= shares.sum()
+    with torch.no_grad():
+        pretext.head.norm.weight.zero_()
+        pretext.head.bias.copy_(shares.log().clamp_min(-1e9))
+    ids = torch.multinomial(shares, 400 * 40, True, generator=generator()).view(400, 40)
+    batch = Batch(Tokens(ids, torch.zeros_like(ids), torch.ones_like(ids)), None)
+    losses = [pretext(pretext.views(batch, generator(seed))).loss.item() for seed in range(3)]
+    assert sum(losses) / 3 == pytest.approx(pretext.without_context(shares), rel=0.02)
 
 
 # ---------------------------------------------------------------- log-likelihoods
