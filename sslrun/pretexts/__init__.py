@@ -28,6 +28,7 @@ from sslrun.pretexts import (  # noqa: F401
     recolor,
     rotation,
     simclr,
+    simcse,
     simsiam,
     swav,
     vicreg,

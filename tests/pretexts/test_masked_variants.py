@@ -12,6 +12,7 @@ from sslrun.errors import UserError
 from sslrun.pretexts.base import pretexts
 from sslrun.pretexts.diffusion import spread_rates
 from sslrun.pretexts.language import following
+from sslrun.pretexts.mocov3 import match
 
 VOCAB = 60
 SPEC = TextSpec(blank_tokenizer(VOCAB), 48)
@@ -250,6 +251,43 @@ def test_the_bound_of_a_model_that_knows_frequencies_is_their_entropy():
     batch = Batch(Tokens(ids, torch.zeros_like(ids), torch.ones_like(ids)), None)
     losses = [pretext(pretext.views(batch, generator(seed))).loss.item() for seed in range(3)]
     assert sum(losses) / 3 == pytest.approx(pretext.without_context(shares), rel=0.02)
+
+
+# ---------------------------------------------------------------- SimCSE
+
+
+def test_the_simcse_loss_equals_its_formula_and_both_readings_learn():
+    pretext = build("simcse", shape={**SHAPE, "dropout": 0.5}, temperature=0.2)
+    views = pretext.views(texts(), generator())
+    assert torch.equal(views.ids[:4], views.ids[4:])
+    torch.manual_seed(3)
+    loss, metrics = pretext(views)
+    torch.manual_seed(3)
+    z = torch.tanh(pretext.backbone(views).tokens[:, 0] @ pretext.head[0].weight.T)
+    terms, hits = [], 0
+    for i in range(4):
+        cosines = torch.stack([z[i] @ z[4 + j] / z[i].norm() / z[4 + j].norm() for j in range(4)])
+        terms.append(-(cosines / 0.2).log_softmax(0)[i])
+        hits += int(cosines.argmax() == i)
+    assert loss.item() == pytest.approx(torch.stack(terms).mean().item(), rel=1e-5)
+    assert metrics["accuracy"].item() == pytest.approx(hits / 4)
+    first, second = torch.randn(2, 4, 3, requires_grad=True)
+    gradients = torch.autograd.grad(match(first, second, 0.2)[0], (first, second))
+    assert all(gradient.abs().sum() > 0 for gradient in gradients)
+
+
+def test_simcse_reads_each_sentence_of_a_corpus_and_needs_dropout():
+    sentences = torch.tensor([0, 3, 3, 70, 75, 80])
+    corpus = Documents(
+        torch.arange(80, dtype=torch.int32) % 50 + 5, sentences, torch.tensor([0, 3, 4, 5]), SPEC
+    ).subset(torch.tensor([0, 2]))
+    pretext = build("simcse", shape={**SHAPE, "dropout": 0.1})
+    # The empty sentence is left out, and the long one cut to 48 tokens with [CLS] and [SEP].
+    assert pretext.arrange(corpus, 0).ranges[:, :2].tolist() == [[0, 3], [3, 49], [75, 80]]
+    labeled = build_labeled([[5]], None, None, (), SPEC)
+    assert pretext.arrange(labeled, 0) is labeled
+    with pytest.raises(UserError, match=r"has none: set backbone.dropout: 0.1"):
+        build("simcse")
 
 
 # ---------------------------------------------------------------- log-likelihoods

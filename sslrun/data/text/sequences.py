@@ -296,6 +296,18 @@ class Documents(Examples):
         ranges = torch.stack([start, end, zeros, zeros], dim=1)
         return Sequences(self.tokens, trim_ranges(ranges, self.spec.length), None, (), self.spec)
 
+    def split(self) -> Sequences:
+        """Return each sentence that is not empty, cut to the length of a sequence."""
+        parts = [
+            torch.arange(int(self.documents[number]), int(self.documents[number + 1]))
+            for number in self.chosen.tolist()
+        ]
+        places = torch.cat(parts)
+        start, end = self.sentences[places], self.sentences[places + 1]
+        zeros = torch.zeros_like(start)
+        ranges = torch.stack([start, end, zeros, zeros], dim=1)[end > start]
+        return Sequences(self.tokens, trim_ranges(ranges, self.spec.length), None, (), self.spec)
+
     def _spans(self, documents: Tensor) -> tuple[Tensor, Tensor]:
         """Start and end in `tokens`, (N,) each, of documents (N,)."""
         first, last = self.documents[documents], self.documents[documents + 1]
