@@ -308,6 +308,10 @@ class Block(nn.Module):
         return norm(x + self.drop_path(self.dropout(branch(x))))
 
 
+Masks = Tensor | list[Tensor | None] | None
+"""The attention mask of all blocks, or a list with one for each; None: no mask."""
+
+
 class Stack(nn.ModuleList):
     """A sequence of blocks: the body of every Transformer."""
 
@@ -325,18 +329,25 @@ class Stack(nn.ModuleList):
             x = block(x, mask, causal, memory, memory_mask, cache)
         return x
 
-    def states(self, x: Tensor, mask: Tensor | None = None, causal: bool = False) -> list[Tensor]:
-        """Tokens (B, T, D) before the first block and after each block: depth + 1 tensors."""
+    def states(self, x: Tensor, masks: Masks = None, causal: bool = False) -> list[Tensor]:
+        """Tokens (B, T, D) before the first block and after each block: depth + 1 tensors.
+
+        There is one mask for all blocks, or a list with one for each.
+        """
         states = [x]
-        for block in self:
+        for block, mask in zip(self, self._spread(masks), strict=True):
             states.append(block(states[-1], mask, causal))
         return states
 
-    def attention(self, x: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
+    def attention(self, x: Tensor, masks: Masks = None, causal: bool = False) -> Tensor:
         """Attention weights (B, heads, T, T) of the last block, for tokens (B, T, D)."""
-        last = self[-1]
+        last, spread = self[-1], self._spread(masks)
         assert isinstance(last, Block)
-        return last.attention(self[:-1](x, mask, causal), mask, causal)
+        before = self[:-1].states(x, spread[:-1], causal)[-1]
+        return last.attention(before, spread[-1], causal)
+
+    def _spread(self, masks: Masks) -> list[Tensor | None]:
+        return masks if isinstance(masks, list) else [masks] * len(self)
 
 
 def layers_of(network: nn.Module, blocks: Stack, norm: nn.Module) -> list[list[nn.Parameter]]:
