@@ -343,8 +343,9 @@ class Stack(nn.ModuleList):
         """Attention weights (B, heads, T, T) of the last block, for tokens (B, T, D)."""
         last, spread = self[-1], self._spread(masks)
         assert isinstance(last, Block)
-        before = self[:-1].states(x, spread[:-1], causal)[-1]
-        return last.attention(before, spread[-1], causal)
+        for block, mask in zip(self[:-1], spread[:-1], strict=True):
+            x = block(x, mask, causal)
+        return last.attention(x, spread[-1], causal)
 
     def _spread(self, masks: Masks) -> list[Tensor | None]:
         return masks if isinstance(masks, list) else [masks] * len(self)
