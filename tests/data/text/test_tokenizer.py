@@ -152,7 +152,7 @@ def test_invalid_tokenizers_are_errors(tmp_path):
         load_tokenizer(TokenizerOptions(file=tmp_path / "binary.txt"))
     for wrong, words in (
         ({"file": tmp_path / "few.txt", "hub": "me/mine"}, "not both"),
-        ({"file": tmp_path / "none.json"}, "cannot be read"),
+        ({"file": tmp_path / "none.json"}, "no such file"),
         (
             {"file": tmp_path / "few.txt", "sha256": "0" * 64},
             "has changed since this recipe was resolved",
