@@ -44,7 +44,7 @@ def main() -> None:
 def _warnings_printed() -> Iterator[None]:
     """Print the warnings of sslrun's own modules to stderr, each as one line."""
     handler, own = logging.StreamHandler(), logging.getLogger("sslrun")
-    handler.setFormatter(logging.Formatter("sslrun: %(message)s"))
+    handler.setFormatter(logging.Formatter("sslrun: warning: %(message)s"))
     own.addHandler(handler)
     try:
         yield
