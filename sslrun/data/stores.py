@@ -398,7 +398,7 @@ class ParquetStore(TableStore):
     def table(self, split: Split) -> Any:
         import datasets
 
-        files = self._files[split]
+        files = self.list_files(split)
         try:
             with quiet_datasets():
                 return datasets.load_dataset(
@@ -410,6 +410,10 @@ class ParquetStore(TableStore):
         except (datasets.exceptions.DatasetGenerationError, ValueError, OSError) as error:
             cause = _one_line(error.__cause__ or error)
             raise UserError(f"{files[0]}: cannot be read as parquet: {cause}") from None
+
+    def list_files(self, split: Split) -> list[str]:
+        """List the files of a split, which are on this machine."""
+        return self._files[split]
 
     @cached_property
     def _files(self) -> dict[Split, list[str]]:
