@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import math
 import os
 from abc import ABC, abstractmethod
@@ -13,11 +14,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from sslrun.data.cache import cache_root
 from sslrun.data.image.images import EncodedFiles, EncodedSplit
+from sslrun.data.packed import PackedStrings
 from sslrun.errors import UserError
 from sslrun.files import require_file, walk
 from sslrun.hub import reach_hub
@@ -186,14 +189,14 @@ class FolderStore(Store):
             )
         return tuple(names)
 
-    def list_files(self, split: Split) -> tuple[str, ...]:
+    def list_files(self, split: Split) -> PackedStrings:
         """List the files of a split in order. Raises UserError if there are none."""
         folder = self._split_folders[split]
         files = find_files(folder, self.suffixes)
         if not files:
             suffixes = ", ".join(self.suffixes)
             raise UserError(f"{folder}: holds no {self.noun} ({suffixes}): is it the right folder?")
-        return tuple(sorted(files))
+        return PackedStrings.pack(sorted(files))
 
 
 def find_files(folder: str | Path, suffixes: tuple[str, ...]) -> list[str]:
@@ -630,21 +633,36 @@ class ListedImage(NamedTuple):
 class ListedImages:
     """Encoded images in files that a CSV file lists."""
 
-    rows: Sequence[ListedImage]
+    table: str
+    """Path of the CSV file."""
+    lines: np.ndarray
+    """(N,) int64: the line of each image."""
+    paths: PackedStrings
+    """The path of each image as the table has it."""
+
+    @classmethod
+    def of(cls, rows: Sequence[ListedImage]) -> ListedImages:
+        lines = np.fromiter((row.line for row in rows), np.int64, len(rows))
+        return cls(rows[0].table, lines, PackedStrings.pack(row.path for row in rows))
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.lines)
 
     def read(self, index: int) -> bytes:
-        require_file(self.rows[index].file)
-        return Path(self.rows[index].file).read_bytes()
+        file = resolve(self.table, self.paths[index])
+        require_file(file)
+        return Path(file).read_bytes()
 
     def name(self, index: int) -> str:
-        row = self.rows[index]
-        return f"{row.place}: {row.path}"
+        return f"{self.table}:{self.lines[index]}: {self.paths[index]}"
 
     def files(self) -> Sequence[str | None]:
-        return [row.file for row in self.rows]
+        return [resolve(self.table, path) for path in self.paths]
+
+
+def resolve(table: str, path: str) -> str:
+    """Return a path that a CSV file holds, relative to the folder of the file."""
+    return os.path.join(os.path.dirname(table), os.path.expanduser(path))
 
 
 @dataclass
@@ -680,13 +698,13 @@ class CsvImageStore(Store):
 
     def identity(self, split: Split) -> Mapping[str, Any]:
         rows = self._rows[split]
-        files = []
         for row in rows:
             try:
-                files += fingerprint([row.file])
+                require_file(row.file)
             except UserError as error:
                 missing = None if os.path.lexists(row.file) else f"no such file {row.path}"
                 raise UserError(f"{row.place}: {missing or error}") from None
+        files = fingerprint(row.file for row in rows)
         labels = None if split == "unlabeled" else [row.numbers or row.label for row in rows]
         return {"files": files, "labels": labels, "classes": self._classes}
 
@@ -694,9 +712,9 @@ class CsvImageStore(Store):
         rows, classes = self._rows[split], self._classes
         if self.numbers and split != "unlabeled":
             labels = torch.tensor([row.numbers for row in rows])
-            return EncodedSplit(ListedImages(rows), labels, ())
+            return EncodedSplit(ListedImages.of(rows), labels, ())
         if not classes or split == "unlabeled":
-            return EncodedSplit(ListedImages(rows), None, classes)
+            return EncodedSplit(ListedImages.of(rows), None, classes)
         class_ids = {name: index for index, name in enumerate(classes)}
         for row in rows:
             if row.label not in class_ids:
@@ -707,7 +725,7 @@ class CsvImageStore(Store):
                     f"{row.place}: {cause}: it should be one of {', '.join(classes[:10])}"
                 )
         labels = torch.tensor([class_ids[row.label] for row in rows])
-        return EncodedSplit(ListedImages(rows), labels, classes)
+        return EncodedSplit(ListedImages.of(rows), labels, classes)
 
     @cached_property
     def _classes(self) -> tuple[str, ...]:
@@ -777,12 +795,11 @@ class CsvImageStore(Store):
             path = cells[image]
             if not path:
                 raise UserError(f"{file}:{line}: the column '{header[image]}' is empty")
-            resolved = os.path.join(file.parent, os.path.expanduser(path))
             row = ListedImage(
                 str(file),
                 line,
                 path,
-                resolved,
+                resolve(str(file), path),
                 label="" if label is None else cells[label],
                 numbers=tuple(parse_number(cells[place], f"{file}:{line}") for place in numbers),
             )
@@ -852,14 +869,18 @@ def parse_number(cell: str, place: str) -> float:
 # ---------------------------------------------------------------- shared
 
 
-def fingerprint(files: Iterable[str]) -> list[tuple[str, int, int]]:
-    """Return the absolute path, size and modification time (ns) of each file.
+def fingerprint(files: Iterable[str]) -> str:
+    """Return a digest of the absolute path, size and modification time (ns) of each file.
 
     Raises:
         UserError: One is missing, or is a pipe or a device.
     """
-    stats = ((os.path.abspath(file), require_file(file)) for file in files)
-    return [(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats]
+    digest = hashlib.sha256()
+    for file in files:
+        stat = require_file(file)
+        state = f"{os.path.abspath(file)}\0{stat.st_size}\0{stat.st_mtime_ns}\0"
+        digest.update(state.encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
 
 
 def _one_line(error: BaseException) -> str:
