@@ -120,7 +120,7 @@ def copy_to_cache(file: StoredFile) -> Path:
         return Path(file.path)
     copy = cache_root() / "remote" / digest_key(file) / file.path.rsplit("/", 1)[-1]
     with locked(copy):
-        if not copy.exists() or copy.stat().st_size != file.size:
+        if not copy.exists() or file.size not in (None, copy.stat().st_size):
             with _open_store(file.path) as (store, inner), replacing(copy) as temporary:
                 store.get_file(inner, str(temporary))
     return copy

@@ -7,7 +7,7 @@ import hashlib
 import math
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from sslrun.data.cache import cache_root
-from sslrun.data.image.images import EncodedFiles, EncodedSplit
+from sslrun.data.image.images import EncodedFiles, EncodedImages, EncodedSplit
 from sslrun.data.packed import PackedStrings
 from sslrun.errors import UserError
 from sslrun.files import require_file, walk
@@ -247,10 +247,14 @@ class TableStore(Store):
         if len(table) == 0:
             raise UserError(f"{self.name}: split '{split}' has no rows")
         image, label = self._image_column(table.features), self._label_column(table.features)
-        images = TableImages(table.select_columns([image]), image, f"{self.name} {split}")
+        images = self.images(table, image, split)
         if label is None or split == "unlabeled":
             return EncodedSplit(images, None, ())
         return EncodedSplit(images, *self.labels(table, label, split))
+
+    def images(self, table: Any, column: str, split: Split) -> EncodedImages:
+        """Return the images in a column of the split, which is `table`."""
+        return TableImages(table.select_columns([column]), column, f"{self.name} {split}")
 
     def _image_column(self, features: Mapping[str, Any]) -> str:
         columns = [name for name, feature in features.items() if _holds_images(feature)]
@@ -572,36 +576,46 @@ class HubStore(TableStore):
     def _tables(self) -> Any:
         import datasets
 
-        hub = self.hub
-        if Path(hub.repository).exists():  # which `datasets` would read in place of the hub's
-            raise UserError(
-                f"{self.name}: is also a folder here: name it as the path of the data set "
-                "'parquet' or 'folder', or go to another folder to read that of the hub"
-            )
-        reach_hub()
-        try:
-            return datasets.load_dataset(
-                hub.repository, hub.config, revision=hub.revision, data_files=hub.files
-            )
-        except datasets.exceptions.DatasetNotFoundError as error:
-            page = f"{datasets.config.HF_ENDPOINT}/datasets/{hub.repository}"
-            if "gated" in str(error):
-                cause = f"accept its terms at {page} and log in with `hf auth login`"
-            else:
-                cause = f"there is no data set at {page}; if it is private, run `hf auth login`"
-            raise UserError(f"{self.name}: {cause}") from None
-        except ConnectionError:
-            raise UserError(
-                f"{self.name}: not on this machine and the hub cannot be reached. {self.remedy}"
-            ) from None
-        except (
-            datasets.exceptions.DatasetGenerationError,
-            ValueError,
-            OSError,
-            RuntimeError,
-        ) as error:
-            cause = _one_line(error.__cause__ or error)
-            raise UserError(f"{self.name}: cannot be loaded from the hub: {cause}") from None
+        return open_on_hub(self.hub, self.name, self.remedy, datasets.load_dataset)
+
+
+def open_on_hub(hub: Hub, name: str, remedy: str, load: Callable[..., T]) -> T:
+    """Return what `load`, a function of `datasets`, gives for a set on the hub.
+
+    `name` is the set's in messages, and `remedy` says what to do if the hub cannot be reached.
+
+    Raises:
+        UserError: The set is missing, or cannot be read or downloaded.
+    """
+    import datasets
+
+    if Path(hub.repository).exists():  # which `datasets` would read in place of the hub's
+        raise UserError(
+            f"{name}: is also a folder here: name it as the path of the data set "
+            "'parquet' or 'folder', or go to another folder to read that of the hub"
+        )
+    reach_hub()
+    try:
+        return load(hub.repository, hub.config, revision=hub.revision, data_files=hub.files)
+    except datasets.exceptions.DatasetNotFoundError as error:
+        page = f"{datasets.config.HF_ENDPOINT}/datasets/{hub.repository}"
+        if "gated" in str(error):
+            cause = f"accept its terms at {page} and log in with `hf auth login`"
+        else:
+            cause = f"there is no data set at {page}; if it is private, run `hf auth login`"
+        raise UserError(f"{name}: {cause}") from None
+    except ConnectionError:
+        raise UserError(
+            f"{name}: not on this machine and the hub cannot be reached. {remedy}"
+        ) from None
+    except (
+        datasets.exceptions.DatasetGenerationError,
+        ValueError,
+        OSError,
+        RuntimeError,
+    ) as error:
+        cause = _one_line(error.__cause__ or error)
+        raise UserError(f"{name}: cannot be loaded from the hub: {cause}") from None
 
 
 # ---------------------------------------------------------------- lists of images

@@ -25,18 +25,18 @@ from torch import Tensor
 from sslrun.data.cache import cache_entry, cache_root, digest_key
 from sslrun.data.examples import ProgressCallback
 from sslrun.data.image.images import EncodedSplit, UnreadableError
-from sslrun.data.image.sources import HASHED_BYTES, ImageSource, StoredOptions
+from sslrun.data.image.parquet import ParquetShards, StreamedParquet
+from sslrun.data.image.sources import HASHED_BYTES, ImageSource, StreamingOptions
 from sslrun.data.packed import PackedStrings
 from sslrun.data.remote import (
     StoredFile,
-    copy_to_cache,
     is_url,
     list_stored,
     open_stored,
     read_range,
 )
 from sslrun.data.source import sources
-from sslrun.data.stores import IMAGE_SUFFIXES, ParquetStore, Split, Store
+from sslrun.data.stores import IMAGE_SUFFIXES, Split, Store
 from sslrun.errors import UserError
 from sslrun.files import require_file
 
@@ -190,7 +190,7 @@ def _list_members(shard: StoredFile) -> Iterator[Member]:
                 parts = MEMBER.fullmatch(info.name)
                 if info.isreg() and parts:
                     yield _read_member(file, info, parts[1], parts[2].lower())
-            _check_end(file, tar.offset)  # type: ignore[attr-defined]
+            _check_end(file, tar.offset)
         except (tarfile.TarError, EOFError) as error:
             raise UserError(
                 f"{shard.path}: damaged, or no tar file without compression ({error}): write it "
@@ -362,30 +362,6 @@ def read_class_names(path: Path) -> tuple[str, ...]:
     return classes
 
 
-class ParquetShards(ParquetStore):
-    """Images in parquet files that patterns name; those of an object store are copied once."""
-
-    def __init__(
-        self, shards: Mapping[Split, Sequence[StoredFile]], image: str | None, label: str | None
-    ) -> None:
-        first = shards["train"][0].path
-        super().__init__(Path(first), image, label)
-        self.name = first
-        self.shards = shards
-
-    @property
-    def splits(self) -> tuple[Split, ...]:
-        return tuple(self.shards)
-
-    def identity(self, split: Split) -> Mapping[str, Any]:
-        splits = sorted({split, "train"})  # train may determine the classes
-        shards = {name: self.shards[name] for name in splits}
-        return {"shards": shards, "image": self.image, "label": self.label}
-
-    def list_files(self, split: Split) -> list[str]:
-        return [str(copy_to_cache(shard)) for shard in self.shards[split]]
-
-
 # ---------------------------------------------------------------- the data set
 
 FORMATS = (".tar", ".parquet")
@@ -401,7 +377,7 @@ class Shards(ImageSource):
     photos/train-{000..146}.tar or s3://bucket/train-*.tar. An index of each tar file is made once.
     """
 
-    class Options(StoredOptions):
+    class Options(StreamingOptions):
         train: str
         """Shards to train on: a pattern of paths, or of URLs that fsspec knows."""
         val: str | None = None
@@ -443,6 +419,8 @@ class Shards(ImageSource):
                 raise ValueError("all patterns should end with .tar, or all with .parquet")
             if self.format != ".tar" and self.classes is not None:
                 raise ValueError("classes is for tar files: remove it")
+            if self.format == ".tar" and self.streaming:
+                raise ValueError("streaming is for parquet files; tar files never are copied")
             return self
 
         def files(self) -> list[Path]:
@@ -464,7 +442,8 @@ class Shards(ImageSource):
         options = self.options
         shards = {split: list_stored(pattern) for split, pattern in options.patterns.items()}
         if options.format == ".parquet":
-            return ParquetShards(shards, options.image, options.label)
+            kind = StreamedParquet if options.streaming else ParquetShards
+            return kind(shards, options.image, options.label)
         rule = LabelRule(options.image, options.label)
         return ShardStore(shards, rule, options.classes, self.progress)
 
