@@ -23,6 +23,8 @@ from sslrun.registry import Options
 
 LARGEST_ID = 2**22
 """Largest id of an entry; backbones have a vector for every id up to the largest."""
+AT_ONCE = 4096
+"""Texts to encode at a time; the library takes about 200 bytes for a token until all are done."""
 SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
@@ -118,8 +120,12 @@ class Tokenizer:
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Encode each text to ids, without special tokens."""
-        encoded = self.core.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [text.ids for text in encoded]
+        ids: list[list[int]] = []
+        for start in range(0, len(texts), AT_ONCE):
+            part = list(texts[start : start + AT_ONCE])
+            encoded = self.core.encode_batch_fast(part, add_special_tokens=False)
+            ids += [text.ids for text in encoded]
+        return ids
 
     def offsets(self, texts: Sequence[str]) -> list[tuple[list[int], list[tuple[int, int]]]]:
         """Encode each text to ids, and to the span of characters [start, end) of each id."""
