@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.ready
 
-.PHONY: setup demo claims test fast lint docs clean
+.PHONY: setup demo claims test fast faults lint docs clean
 
 setup: $(STAMP)
 
@@ -27,6 +27,11 @@ test: setup
 
 fast: setup
 	$(BIN)/python -m pytest $(WORKERS) -m "not slow"
+
+# Kills, damaged files, failing machines and mutated recipes, for about an hour of two cores:
+# make faults FAULTS='--only kills --cases 50 --seed 7'
+faults: setup
+	$(BIN)/python tests/faults/run.py $(FAULTS)
 
 lint: setup
 	$(BIN)/ruff check .

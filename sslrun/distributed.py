@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from functools import cache
+from typing import cast
 
 import torch
 import torch.distributed as dist
@@ -38,6 +40,12 @@ def setup(device: torch.device) -> None:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
 
 
+def has_lost_a_process(error: RuntimeError) -> bool:
+    """Return whether an error means that another process has ended: that one says why."""
+    is_collective = isinstance(error, dist.DistError) or "gloo" in str(error).lower()
+    return world_size() > 1 and is_collective
+
+
 def wait() -> None:
     """Block until all processes reach this call."""
     if dist.is_initialized():
@@ -54,6 +62,21 @@ def copy_from_main(tensor: Tensor) -> None:
     """Replace a tensor by that of the first rank."""
     if world_size() > 1:
         dist.broadcast(tensor, 0)
+
+
+@cache
+def _processors() -> dist.ProcessGroup:
+    """The processes as a group that talks over their CPUs, without waiting for the devices."""
+    return cast(dist.ProcessGroup, dist.new_group(backend="gloo"))
+
+
+def decide(number: float) -> float:
+    """Return the first rank's number, on every rank. No device is waited for."""
+    if world_size() == 1:
+        return number
+    decision = torch.tensor([number], dtype=torch.float64)
+    dist.broadcast(decision, 0, group=_processors())
+    return decision.item()
 
 
 def share(tensor: Tensor) -> Tensor:

@@ -6,10 +6,20 @@ import errno
 class UserError(Exception):
     """A mistake that the user can correct; the command exits with code 2.
 
-    The message says what is wrong, where, and what to do.
+    The message says what is wrong, where, and what to do. Characters that a terminal would obey,
+    which it may quote from a file, are escaped.
     """
 
     exit_code = 2
+
+    def __str__(self) -> str:
+        return "".join(map(_escaped, super().__str__()))
+
+
+def _escaped(character: str) -> str:
+    if character.isprintable() or character == "\n":
+        return character
+    return character.encode("unicode_escape").decode()
 
 
 def describe_os_error(error: OSError) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import secrets
 import stat
 import zlib
@@ -48,6 +49,17 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_unfinished(paths: Iterable[Path], before: float) -> None:
+    """Remove the temporary files of `replacing` that were last written before a time.
+
+    The caller holds the lock under which they are written: their writers were killed.
+    """
+    for path in paths:
+        is_temporary = re.fullmatch(r"\..+\.[0-9a-f]{8}", path.name) and path.is_file()
+        if is_temporary and path.stat().st_mtime < before:
+            path.unlink(missing_ok=True)
 
 
 def sync(path: Path) -> None:

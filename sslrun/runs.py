@@ -22,12 +22,20 @@ from functools import lru_cache
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TextIO
 
 import yaml
 
 from sslrun.errors import UserError, disk_is_full
-from sslrun.files import SUMS, checksum, has_checksum, replacing, walk, write_sums
+from sslrun.files import (
+    SUMS,
+    checksum,
+    has_checksum,
+    remove_unfinished,
+    replacing,
+    walk,
+    write_sums,
+)
 
 FORMAT = 2
 """Part of every hash. Raise it when a change of the code makes old results incomparable."""
@@ -106,8 +114,8 @@ def report_disk_full(path: Path) -> Iterator[None]:
 
 
 UNWRITABLE = (
-    errno.EACCES, errno.EEXIST, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOENT,
-    errno.ENOTDIR, errno.EPERM, errno.EROFS,
+    errno.EACCES, errno.EEXIST, errno.EIO, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG,
+    errno.ENOENT, errno.ENOTDIR, errno.EPERM, errno.EROFS, errno.ESTALE,
 )  # fmt: skip
 """Error numbers for a path that cannot be written."""
 
@@ -172,8 +180,80 @@ RESULT = "result.json"
 """Name of the file with the result of a finished run."""
 SEALED = (".json", ".safetensors", ".yaml")
 """Endings of the files of a finished run that are read again, and have a checksum."""
+WORKER = "SSLRUN_WORKER"
+"""Environment variable with the name of a worker of a sweep."""
+
+
+def own_name() -> str:
+    """Return the name of this worker; of another process its host and process id."""
+    return os.environ.get(WORKER) or f"{platform.node()}:{os.getpid()}"
+
+
 FAILURE = "failure.txt"
 """Name of the file that says why a run failed."""
+LOCK = ".lock"
+"""Name of the file that the process which computes a run holds locked."""
+TAIL = 65_536
+"""Bytes at the end of a log that hold its last record."""
+
+State = Literal["done", "running", "failed", "stopped", "waiting"]
+"""State of a run. stopped: begun, but no process works on it; waiting: not begun."""
+
+
+def state_of(folder: Path) -> State:
+    """Return the state of the run in a folder."""
+    if (folder / "result.json").exists():
+        return "done"
+    if is_locked(folder):
+        return "running"
+    if (folder / FAILURE).is_file():
+        return "failed"
+    return "stopped" if (folder / "environment.json").is_file() else "waiting"
+
+
+def is_locked(folder: Path) -> bool:
+    """Return whether a process works on the run in a folder, on any host that shares the folder."""
+    try:
+        with open(folder / LOCK) as lock:
+            # Shared and released at once: workers that try to lock the run meanwhile try again.
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # no such run, or that of another user
+        return False
+    return False
+
+
+@contextmanager
+def lock_of(folder: Path) -> Iterator[TextIO | None]:
+    """Lock a folder for this process, and yield the lock; None if another process holds it."""
+    with report_unwritable(folder):
+        lock = open(folder / LOCK, "a", encoding="utf-8")  # noqa: SIM115 (closed by the next line)
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield None
+            return
+        yield lock
+
+
+def last_record(folder: Path) -> dict[str, Any]:
+    """Return the last whole record of a run's log; empty if there is none."""
+    try:
+        with open(folder / "metrics.jsonl", "rb") as log:
+            log.seek(max(0, log.seek(0, os.SEEK_END) - TAIL))
+            lines = log.read().splitlines()
+    except OSError:
+        return {}
+    for line in reversed(lines):
+        try:
+            record = json.loads(line)
+        except ValueError:  # cut off by a killed process, or by the tail
+            continue
+        if isinstance(record, dict):
+            return record
+    return {}
 
 
 @dataclass(frozen=True)
@@ -235,17 +315,33 @@ class Run:
 
     @contextmanager
     def claimed(self) -> Iterator[bool]:
-        """Lock the run for this process; yield False if another process holds the lock."""
+        """Lock the run for this process; yield False if another process holds the lock.
+
+        Temporary files that a killed process left are removed. The lock lists its holder; one that
+        dies leaves its name there.
+        """
         with report_unwritable(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-            lock = open(self.path / ".lock", "w")  # noqa: SIM115 (closed by the next statement)
-        with lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+        with lock_of(self.path) as lock:
+            if lock is None:
                 yield False
                 return
-            yield True
+            with report_unwritable(self.path):
+                lock.write(f"{own_name()}\n")
+                lock.flush()
+            remove_unfinished(self.path.rglob(".*"), os.fstat(lock.fileno()).st_mtime)
+            try:
+                yield True
+            finally:
+                lock.truncate(0)
+
+    @property
+    def holders(self) -> list[str]:
+        """The processes that died while they held the run, and then the one that holds it now."""
+        try:
+            return (self.path / LOCK).read_text(encoding="utf-8").split()
+        except OSError:
+            return []
 
     def start(self, recipe: Mapping[str, Any], environment: Mapping[str, Any]) -> None:
         """Write the recipe, the identity and the environment.
@@ -283,7 +379,7 @@ class Run:
             # First of all, so that a run which is half cleared is not taken for a finished one.
             (self.path / RESULT).unlink(missing_ok=True)
             for path in self.path.iterdir():
-                if path.name == ".lock":
+                if path.name == LOCK:
                     continue
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
@@ -295,12 +391,15 @@ class Run:
         ):
             file.write(json.dumps(record) + "\n")
 
-    def forget_after(self, step: int) -> None:
-        """Remove the log's records after `step`, which a resumed run writes again."""
+    def forget_after(self, step: int, attempt: str | None = None) -> None:
+        """Remove the log's records after `step`, which a resumed run writes again.
+
+        If the run trains several times, only those of the training `attempt`.
+        """
         path = self.path / "metrics.jsonl"
         if path.exists():
             lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-            kept = [line for line in lines if _step_of(line) <= step]
+            kept = [line for line in lines if _stays(line, step, attempt)]
             write_atomically(path, "".join(line + "\n" for line in kept))
 
     def finish(self, result: Mapping[str, Any]) -> None:
@@ -319,12 +418,13 @@ class Run:
         shutil.rmtree(self.checkpoints, ignore_errors=True)
 
 
-def _step_of(line: str) -> float:
-    """Return the step of a log line; infinity for a line that is not valid JSON."""
+def _stays(line: str, step: int, attempt: str | None) -> bool:
+    """Whether a line of the log stays when its training `attempt` continues after `step`."""
     try:
-        return float(json.loads(line).get("step", 0))
+        record = json.loads(line)
+        return record.get("attempt") != attempt or float(record.get("step", 0)) <= step
     except (AttributeError, TypeError, ValueError):  # damaged, or half written by a killed process
-        return float("inf")
+        return False
 
 
 def read_result(path: Path) -> dict[str, Any]:
@@ -447,6 +547,8 @@ def environment(device: str, devices: int = 1) -> dict[str, Any]:
         "devices": devices,
         "threads": torch.get_num_threads(),
         "platform": platform.platform(),
+        "host": platform.node(),
+        "pid": os.getpid(),
         "command": sys.argv,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }

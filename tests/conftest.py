@@ -74,7 +74,7 @@ SLOW = {
     "test_a_recipe_gives_its_weights_and_its_test_split",
     "test_training_goes_below_the_floor_on_held_out_images", "test_layers.py", "test_attentive.py",
     "test_completions_keep_the_upper_half", "test_pictures_of_the_masked_order",
-    "test_keep.py",
+    "test_keep.py", "test_search.py",
     "test_four_channels_of_16_bits_from_pretraining_to_a_probe",
     "test_two_processes_have_the_loss", "collapse_and_the_collapse_is_named",
     "all_images_share_a_prototype_and_the_collapse_is_named",
@@ -108,11 +108,15 @@ SLOW = {
     "test_a_small_beta_keeps_all_units_and_a_large_one_collapses",
     "test_it_learns_to_return_and_is_healthy", "test_cells_that_know_their_place_collapse",
     "test_it_learns_to_find_colors_below_its_floor",
-    "acceptance/test_graphs.py", "test_fine_tuning_on_pictures_learns_the_position",
+    "acceptance/test_graphs.py", "test_killed_fine_tuning", "test_mutated_recipes",
+    "test_fine_tuning_on_pictures_learns_the_position",
+    "test_a_sweep_survives_", "test_a_killed_worker_is_reported",
+    "test_a_run_that_kill", "test_a_worker_without_a_run_to_take",
     "test_a_processed_data_set_is_read", "test_attention_learns_maps_from_eigenvectors",
     "test_published_sets_have_their_molecules", "data/graph/test_graphs.py",
     "test_graphs_of_other_libraries_are_no_code", "test_models_of_strangers_bring_no_code",
     "test_a_pretraining_whose_weights_are_gone_or_damaged_is_made_again",
+    "training/test_shard.py", "benchmarks/test_gpu.py",
 }  # fmt: skip
 """Substrings of the names of tests that take more than a second; `make fast` skips them.
 

@@ -112,8 +112,14 @@ def test_no_command_prints_the_help(monkeypatch, capsys):
 
 def test_reading_a_recipe_imports_no_slow_package():
     code = (
-        "import sys, sslrun.recipe; "
-        "print(*{'torchvision', 'torch._dynamo', 'datasets', 'transformers'} & {*sys.modules})"
+        "import sys, sslrun.recipe, sslrun.stages.check; from sslrun.backbones import *; "
+        "from sslrun.data.specs import ImageSpec; "
+        "network = build_backbone('resnet18', {}, ImageSpec(32)); "
+        "from sslrun.training.flops import flop_counter; import torch; "
+        "counter = flop_counter(); counter.__enter__(); network(torch.rand(2, 3, 32, 32)); "
+        "assert counter.get_total_flops(); "
+        "slow = {'torchvision', 'torch._dynamo', 'datasets', 'transformers', 'sympy'}; "
+        "print(*slow & {*sys.modules})"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []

@@ -13,6 +13,7 @@ from sslrun.data.cache import cache_entry, cache_tensors
 from sslrun.data.text.corpora import token_file
 from sslrun.data.text.tokenizer import blank_tokenizer
 from sslrun.errors import UserError
+from sslrun.launch import Workers, build
 from sslrun.recipe import parse
 from sslrun.recipe.places import Located
 from sslrun.results.record import RunRecord, find_records
@@ -231,8 +232,9 @@ def test_fresh_refuses_a_run_that_another_process_holds(tmp_path):
     class Plan:
         name, jobs = "plan", (job,)
 
+    context, workers = open_context(tmp_path, fresh=True), Workers((), 1, "cpu", tmp_path, "w")
     with job.run.claimed(), pytest.raises(Busy, match="another process is working on this run"):
-        launch([Plan()], open_context(tmp_path, fresh=True), 1, [])
+        launch([Plan()], context, build("local", ()), workers)
     assert (job.run.path / "recipe.yaml").exists()
 
 

@@ -114,7 +114,7 @@ def test_workers_import_the_plug_in_too(command, folder, run_here, monkeypatch):
     commands = []
     monkeypatch.setattr(
         "sslrun.stages.sweep.launch",
-        lambda plans, context, jobs, again: commands.extend(again) or [],
+        lambda plans, context, engine, workers: commands.extend(workers.arguments) or [],
     )
     (folder / "mine.py").write_text("loaded = True\n")
     (folder / "tiny.yaml").write_text(RECIPE.replace("brightness", "rotation"))

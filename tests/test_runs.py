@@ -1,5 +1,7 @@
 """Runs: identity, atomic files and locks."""
 
+import json
+import os
 import sys
 from pathlib import Path
 
@@ -74,6 +76,33 @@ def test_a_run_is_finished_by_its_result(run):
     assert run.result["accuracy"] == 1
     run.clear()
     assert not run.finished
+
+
+def test_the_log_of_one_training_of_several_is_continued_alone(run):
+    run.start({"name": "mine"}, {})
+    for attempt in ("lr-0.1", "lr-0.2"):
+        for step in (1, 2, 3):
+            run.log({"attempt": attempt, "step": step})
+    run.forget_after(1, "lr-0.1")
+    records = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+    assert [(record["attempt"], record["step"]) for record in records] == [
+        ("lr-0.1", 1), ("lr-0.2", 1), ("lr-0.2", 2), ("lr-0.2", 3),
+    ]  # fmt: skip
+
+
+def test_temporary_files_of_killed_writers_are_removed(run):
+    lasting = [".hidden", ".result.json.notahash", "result.json.0a1b2c3d"]
+    left = [".result.json.0a1b2c3d", "checkpoint/lr-0.1/.best.safetensors.0a1b2c3d"]
+    for name in lasting + left:
+        path = run.path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        os.utime(path, (0, 0))
+    (run.path / ".newer.json.0a1b2c3d").touch()
+    os.utime(run.path / ".newer.json.0a1b2c3d", (2**33, 2**33))
+    with run.claimed():
+        names = {str(path.relative_to(run.path)) for path in run.path.rglob("*") if path.is_file()}
+    assert names == {*lasting, ".newer.json.0a1b2c3d", ".lock"}
 
 
 def test_a_run_is_locked_by_one_process_at_a_time(run):

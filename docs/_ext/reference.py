@@ -168,7 +168,7 @@ def _corruptions() -> str:
 def _recipe_keys() -> str:
     """Render the keys of recipes and sweeps, section by section."""
     from sslrun.data.shifts import Shift
-    from sslrun.recipe import schema
+    from sslrun.recipe import axes, schema
 
     sections: list[tuple[str, type[BaseModel], str]] = [
         ("A recipe", schema.Recipe, ""),
@@ -179,6 +179,10 @@ def _recipe_keys() -> str:
         ("An entry of `shifts`", Shift, ""),
         ("A sweep", schema.Sweep, SWEEP),
         ("`against`", schema.Against, ""),
+        ("`random`", axes.Random, ""),
+        ("`search`", axes.Search, ""),
+        ("`search.objective`", axes.Objective, ""),
+        ("A range", axes.Range, ""),
     ]
     blocks = []
     for title, model, note in sections:
@@ -231,13 +235,23 @@ def _commands() -> str:
     cli.add_protocol_commands(cli.app)
     group: Any = typer.main.get_command(cli.app)
     blocks = []
-    for name, command in group.commands.items():
-        blocks += [f"(command-{name})=\n## `sslrun {name}`", describe.text(command.help or "")]
+    for name, command in _leaves(group.commands):
+        anchor = name.replace(" ", "-")
+        blocks += [f"(command-{anchor})=\n## `sslrun {name}`", describe.text(command.help or "")]
         blocks.append(f"```\nsslrun {name} {' '.join(_usage(command))}\n```")
         blocks.append(
             describe.table(("argument or option", "default", "meaning"), _parameters(command))
         )
     return _join(blocks)
+
+
+def _leaves(commands: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield commands and those of groups, with their names: "sweep", "runs ls"."""
+    for name, command in commands.items():
+        if hasattr(command, "commands"):
+            yield from ((f"{name} {inner}", leaf) for inner, leaf in _leaves(command.commands))
+        else:
+            yield name, command
 
 
 def _usage(command: Any) -> Iterator[str]:
@@ -252,6 +266,8 @@ def _usage(command: Any) -> Iterator[str]:
 def _parameters(command: Any) -> Iterator[tuple[str, str, str]]:
     """Yield a table row for each argument and option: names, default, meaning."""
     for parameter in command.params:
+        if getattr(parameter, "hidden", False):
+            continue
         argument = parameter.param_type_name == "argument"
         names = [parameter.metavar or parameter.name.upper()] if argument else parameter.opts
         default = parameter.default

@@ -179,24 +179,31 @@ class IGpt(ImageBackbone):
         T may be smaller than the number of pixels. `hidden` (B, T) is True at pixels whose
         embedding is set to zero.
         """
-        for tokens in self._layers_of(ids, hidden):
-            last = tokens
-        return last
+        for layer in self._layers_of(ids, hidden):
+            norm, state = layer
+        return norm(state)
 
     def forward(self, inputs: Tensor) -> Features:
         """Images (B, 3, H, W) in [0, 1] of any size."""
         side = self.options.side
-        for layer, tokens in enumerate(self._layers_of(self.color_ids(inputs))):
+        for layer, (norm, state) in enumerate(self._layers_of(self.color_ids(inputs))):
+            tokens = norm(state)
             if layer == self.read:
                 pooled = tokens.mean(dim=1)
         return Features(pooled, tokens, tokens.transpose(1, 2).unflatten(2, (side, side)))
 
     def pooled_layers(self, inputs: Tensor) -> tuple[Tensor, ...]:
         """The mean (B, D) over the pixels of each layer."""
-        return tuple(tokens.mean(dim=1) for tokens in self._layers_of(self.color_ids(inputs)))
+        layers = self._layers_of(self.color_ids(inputs))
+        return tuple(norm(state).mean(dim=1) for norm, state in layers)
 
-    def _layers_of(self, ids: Tensor, hidden: Tensor | None = None) -> Iterator[Tensor]:
-        """Yield the normed input (B, T, D) of each block, then the normed output of the last."""
+    def _layers_of(
+        self, ids: Tensor, hidden: Tensor | None = None
+    ) -> Iterator[tuple[nn.Module, Tensor]]:
+        """Yield the input (B, T, D) of each block with its first norm, then the last output.
+
+        The norm of a block may be used only where its parameters are not sharded.
+        """
         x = self.color_embed(ids)
         if hidden is not None:
             x = x.masked_fill(hidden[..., None], 0)
@@ -204,9 +211,10 @@ class IGpt(ImageBackbone):
             x = torch.cat([self.start.expand(len(x), 1, -1), x[:, :-1]], dim=1)
         x = x + self.pos_embed[: x.shape[1]]
         for block in self.blocks:
-            yield block.norm1(x)  # type: ignore[operator]
-            x = block(x, causal=self.options.causal)
-        yield self.norm(x)
+            assert isinstance(block, Block)
+            yield block.norm1, x
+            x = self.blocks.through(block, x, None, self.options.causal)
+        yield self.norm, x
 
     def layers(self) -> list[list[nn.Parameter]]:
         return layers_of(self, self.blocks, self.norm)

@@ -1,12 +1,13 @@
-"""Residual networks (He et al., CVPR 2016, arXiv:1512.03385), built from torchvision's blocks.
+"""Residual networks (He et al., CVPR 2016, arXiv:1512.03385).
 
-Parameters have torchvision's names, so that its weights can be loaded.
+Parameters have torchvision's names and order, so that its weights can be loaded. The blocks are
+written out here because importing torchvision takes longer than importing torch.
 """
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -19,12 +20,72 @@ from sslrun.data.specs import ImageSpec
 from sslrun.errors import UserError
 from sslrun.registry import Options
 
-# Imported at run time only when a network is built: torchvision imports more slowly than sslrun.
-if TYPE_CHECKING:
-    from torchvision.models.resnet import BasicBlock, Bottleneck
-
-
 Stride = Annotated[int, Field(ge=1, le=2)]
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a residual connection."""
+
+    expansion = 1
+    """Width of the output, as a multiple of `planes`."""
+
+    def __init__(
+        self, before: int, planes: int, stride: int = 1, downsample: nn.Module | None = None
+    ) -> None:
+        """`downsample` maps the input to the output's shape; None if it has it already."""
+        super().__init__()
+        self.conv1 = nn.Conv2d(before, planes, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(planes)
+        self.relu = nn.ReLU(inplace=True)
+        self.conv2 = nn.Conv2d(planes, planes, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(planes)
+        self.downsample = downsample
+
+    @property
+    def last_norm(self) -> nn.BatchNorm2d:
+        return self.bn2
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.relu(self.bn1(self.conv1(x)))
+        out = self.bn2(self.conv2(out))
+        out += x if self.downsample is None else self.downsample(x)
+        return self.relu(out)
+
+
+class Bottleneck(nn.Module):
+    """A 1x1 convolution to fewer channels, a 3x3, a 1x1 to more, and a residual connection.
+
+    Deviation from the paper, as in torchvision: the 3x3 convolution has the stride (ResNet v1.5).
+    """
+
+    expansion = 4
+    """Width of the output, as a multiple of `planes`."""
+
+    def __init__(
+        self, before: int, planes: int, stride: int = 1, downsample: nn.Module | None = None
+    ) -> None:
+        """`downsample` maps the input to the output's shape; None if it has it already."""
+        super().__init__()
+        after = self.expansion * planes
+        self.conv1 = nn.Conv2d(before, planes, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(planes)
+        self.conv2 = nn.Conv2d(planes, planes, 3, stride, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(planes)
+        self.conv3 = nn.Conv2d(planes, after, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(after)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = downsample
+
+    @property
+    def last_norm(self) -> nn.BatchNorm2d:
+        return self.bn3
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.relu(self.bn1(self.conv1(x)))
+        out = self.relu(self.bn2(self.conv2(out)))
+        out = self.bn3(self.conv3(out))
+        out += x if self.downsample is None else self.downsample(x)
+        return self.relu(out)
 
 
 class ResNet(ImageBackbone):
@@ -56,10 +117,8 @@ class ResNet(ImageBackbone):
     """Number of blocks in each stage."""
 
     def __init__(self, options: ResNet.Options, spec: ImageSpec) -> None:
-        from torchvision.models.resnet import BasicBlock, Bottleneck
-
         super().__init__(options, spec)
-        block = Bottleneck if self.bottleneck else BasicBlock
+        block: type[BasicBlock | Bottleneck] = Bottleneck if self.bottleneck else BasicBlock
         planes = [options.channels * 2**stage for stage in range(4)]
         widths = [count * block.expansion for count in planes]
         small = options.stem == "small"
@@ -82,8 +141,7 @@ class ResNet(ImageBackbone):
                 module.padding_mode = options.padding
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
             elif options.zero_init_residual and isinstance(module, BasicBlock | Bottleneck):
-                last = module.bn3 if isinstance(module, Bottleneck) else module.bn2
-                nn.init.zeros_(last.weight)
+                nn.init.zeros_(module.last_norm.weight)
 
     def forward(self, inputs: Tensor) -> Features:
         """Images (B, C, H, W) in [0, 1] of any size."""

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 Map = Callable[[Tensor], Tensor]
 
@@ -311,6 +312,12 @@ class Block(nn.Module):
 class Stack(nn.ModuleList):
     """A sequence of blocks: the body of every Transformer."""
 
+    recomputes = False
+    """Whether training keeps the blocks' inputs alone, and computes the rest again for gradients.
+
+    Random numbers are drawn again as before, so that gradients are the same.
+    """
+
     def forward(
         self,
         x: Tensor,
@@ -322,21 +329,35 @@ class Stack(nn.ModuleList):
     ) -> Tensor:
         """Tokens (B, T, D) after the last block; the arguments are those of `Block`."""
         for block in self:
-            x = block(x, mask, causal, memory, memory_mask, cache)
+            x = self.through(block, x, mask, causal, memory, memory_mask, cache)
         return x
 
     def states(self, x: Tensor, mask: Tensor | None = None, causal: bool = False) -> list[Tensor]:
         """Tokens (B, T, D) before the first block and after each block: depth + 1 tensors."""
         states = [x]
         for block in self:
-            states.append(block(states[-1], mask, causal))
+            states.append(self.through(block, states[-1], mask, causal))
         return states
+
+    def through(self, block: nn.Module, *arguments: Any) -> Tensor:
+        """Return the output (B, T, D) of a block of this stack; `arguments` are in its order."""
+        if self.recomputes and self.training and torch.is_grad_enabled():
+            return checkpoint(block, *arguments, use_reentrant=False)
+        return block(*arguments)
 
     def attention(self, x: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
         """Attention weights (B, heads, T, T) of the last block, for tokens (B, T, D)."""
         last = self[-1]
         assert isinstance(last, Block)
         return last.attention(self[:-1](x, mask, causal), mask, causal)
+
+
+def checkpoint_activations(network: nn.Module) -> bool:
+    """Let all of a network's stacks recompute their blocks; return whether it has a stack."""
+    stacks = [module for module in network.modules() if isinstance(module, Stack)]
+    for stack in stacks:
+        stack.recomputes = True
+    return bool(stacks)
 
 
 def layers_of(network: nn.Module, blocks: Stack, norm: nn.Module) -> list[list[nn.Parameter]]:

@@ -7,7 +7,7 @@ imports.
 # isort: off
 from sslrun.cli.base import app
 from sslrun.cli.protocols import add_protocol_commands
-from sslrun.cli import train, tables, reports, recipes, weights, pictures
+from sslrun.cli import train, tables, reports, recipes, weights, pictures, runs
 from sslrun.cli.run import exit_code, main
 # isort: on
 
@@ -19,6 +19,7 @@ __all__ = [
     "pictures",
     "recipes",
     "reports",
+    "runs",
     "tables",
     "train",
     "weights",

@@ -56,6 +56,33 @@ From = Annotated[
     ),
 ]
 
+Engine = Annotated[
+    str,
+    typer.Option(
+        help="Where to run: local, slurm or ray; see `sslrun show engine`.", metavar="NAME"
+    ),
+]
+
+EngineOptions = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--engine-option",
+        "-E",
+        metavar="KEY=VALUE",
+        help="An option of the engine, such as partition=gpu or time=4h; may be given several "
+        "times.",
+        show_default=False,
+    ),
+]
+
+Worker = Annotated[
+    float | None,
+    typer.Option(
+        hidden=True, help="Work as one of several workers; end after this many idle minutes."
+    ),
+]
+"""Given by engines only."""
+
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 Imports = Annotated[

@@ -38,8 +38,8 @@ def add_protocol_commands(app: typer.Typer) -> None:
 
 
 def command_names(app: typer.Typer) -> set[str]:
-    """Return the names of an app's commands."""
-    names = set()
+    """Return the names of an app's commands, and of its groups of commands."""
+    names = {str(group.name) for group in app.registered_groups}
     for command in app.registered_commands:
         if command.callback is not None:
             names.add(command.name or command.callback.__name__)

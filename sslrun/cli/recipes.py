@@ -92,6 +92,15 @@ def check(
     overrides: Overrides = None,
     device: Device = "auto",
     imports: Imports = None,
+    gpus: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Also estimate pretraining on this many A100s, which need not be there, by "
+            "stated assumptions.",
+            show_default=False,
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Validate a recipe and estimate its parameters, FLOPs, memory and time, without training."""
@@ -102,4 +111,13 @@ def check(
     recipes = load_sweep(recipe, overrides or ()).rows
     budget = Budget(sum(row.pretext is not None for row in recipes.values()))
     costs = [estimate(name, row, compute(device), budget) for name, row in recipes.items()]
+    if gpus is not None:
+        from sslrun.stages import scale
+
+        forecasts = [scale.forecast(cost, gpus) for cost in costs]
+        for cost, forecast in zip(costs, forecasts, strict=True):
+            cost["on_gpus"] = None if forecast is None else forecast.as_dict()
     print_json_or(costs if as_json else None, render(costs))
+    if gpus is not None and not as_json:
+        for line in scale.describe_all(costs, gpus):
+            typer.echo(line)

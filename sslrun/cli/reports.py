@@ -11,6 +11,8 @@ import typer
 from sslrun.cli.base import app
 from sslrun.cli.options import AsJson, Imports, Runs
 from sslrun.cli.output import print_json_or
+from sslrun.cli.plans import show_plans
+from sslrun.errors import UserError
 
 
 @app.command()
@@ -60,6 +62,12 @@ def watch(
     port: Annotated[
         int, typer.Option(min=0, max=65535, help="Port on this machine; 0: any.")
     ] = 8765,
+    terminal: Annotated[
+        bool,
+        typer.Option(
+            "--terminal", help="Show the runs of sweeps in the terminal, not in a browser."
+        ),
+    ] = False,
     runs: Runs = Path("runs"),
     imports: Imports = None,
 ) -> None:
@@ -67,9 +75,22 @@ def watch(
     from sslrun.recipe.shipped import sweep_or_folder
     from sslrun.report.serve import Site, serve
 
+    if terminal:
+        _watch_in_terminal(targets or [], runs)
+        return
     chosen = [sweep_or_folder(target) for target in targets or [runs]]
     site = Site(chosen, runs, ["sslrun", *sys.argv[1:]])
     serve(site, port, typer.echo)
+
+
+def _watch_in_terminal(sweeps: list[Path], runs: Path) -> None:
+    """Follow the runs of sweeps in the terminal, as `sweep --status` does."""
+    from sslrun.recipe import load_sweep
+    from sslrun.stages.sweep import Plan
+
+    if not sweeps:
+        raise UserError("watch --terminal: name one or more sweeps")
+    show_plans([Plan.of(load_sweep(path), runs) for path in sweeps], 1, None, False)
 
 
 @app.command()

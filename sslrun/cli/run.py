@@ -12,17 +12,29 @@ import typer
 from sslrun.cli.base import app
 from sslrun.cli.protocols import add_protocol_commands, command_names
 from sslrun.errors import UserError, describe_os_error
+from sslrun.launch.timelimit import time_limit
+from sslrun.launch.torchrun import leave_error
 
 DEBUG = "SSLRUN_DEBUG"
 """Environment variable; 1 also prints the traceback of a user's mistake."""
+
+STOPPED = 130
+"""Exit code of a command that a signal stopped: of an interrupted command in shells."""
 
 COMMAND_LINE_ERROR: type[Any] = typer.BadParameter.__mro__[2]
 """ClickException of click, or of the copy of click inside newer versions of typer."""
 
 
 def main() -> None:
-    """Run the command line. A user's mistake prints one line to stderr and exits with code 2."""
-    sys.exit(exit_code(_run))
+    """Run the command line. A user's mistake prints one line to stderr and exits with code 2.
+
+    A command that was stopped exits with `STOPPED`. If the time limit of a Slurm job stopped it,
+    the job is requeued.
+    """
+    code = exit_code(_run)
+    if code == STOPPED and (message := time_limit.requeue()):
+        typer.echo(f"sslrun: {message}", err=True)
+    sys.exit(code)
 
 
 def _run() -> Any:
@@ -52,7 +64,7 @@ def _load_plugins(arguments: list[str]) -> None:
 def exit_code(run: Callable[[], Any]) -> int:
     try:
         code = run()
-        if code == 130:  # newer versions of typer return this after a KeyboardInterrupt
+        if code == STOPPED:  # newer versions of typer return this after a KeyboardInterrupt
             raise KeyboardInterrupt
         return code if isinstance(code, int) else 0
     except COMMAND_LINE_ERROR as error:
@@ -63,13 +75,14 @@ def exit_code(run: Callable[[], Any]) -> int:
         return int(error.exit_code)
     except (typer.Abort, KeyboardInterrupt):
         typer.echo("sslrun: stopped; give the same command again to continue", err=True)
-        return 130
+        return STOPPED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (UserError, OSError) as error:
         message = str(error) if isinstance(error, UserError) else describe_os_error(error)
-        typer.echo(f"sslrun: {message}", err=True)
+        if not leave_error(message):
+            typer.echo(f"sslrun: {message}", err=True)
         if os.environ.get(DEBUG, "0") not in ("", "0"):
             _print_traceback(error)
         return getattr(error, "exit_code", UserError.exit_code)

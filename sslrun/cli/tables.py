@@ -9,9 +9,9 @@ from typing import Annotated, Any
 import typer
 
 from sslrun.cli.base import app
-from sslrun.cli.options import AsJson, Device, Fresh, Imports, Runs
+from sslrun.cli.options import AsJson, Device, Fresh, Imports, Runs, Worker
 from sslrun.cli.output import print_json_or, print_table
-from sslrun.cli.workers import worker_options
+from sslrun.cli.workers import build_workers, run_as_worker, run_workers
 from sslrun.errors import UserError
 
 
@@ -135,14 +135,16 @@ def claims(  # noqa: PLR0913 (typer makes each parameter an option)
     ] = False,
     imports: Imports = None,
     as_json: AsJson = False,
+    worker: Worker = None,
 ) -> None:
     """Test the claims of the lecture: run what is missing, and print which claims are supported."""
+    from sslrun import launch
     from sslrun.claims.report import check_ending, render, write
     from sslrun.claims.run import Trial, describe_origin
     from sslrun.claims.schema import load_claims, render_list
     from sslrun.recipe.shipped import claims_folder
-    from sslrun.stages.context import Context
-    from sslrun.stages.sweep import Plan, describe_failures, launch
+    from sslrun.stages.sweep import Plan, describe_failures
+    from sslrun.training.device import compute
 
     recipes = recipes or claims_folder()
     selected = load_claims(names or (), recipes)
@@ -152,13 +154,16 @@ def claims(  # noqa: PLR0913 (typer makes each parameter an option)
         return
     for path in output or []:
         check_ending(path)  # before hours of runs
-    context = Context.open(device, runs, fresh)
-    cuda = context.compute.device.type == "cuda"
+    cuda = compute(device).device.type == "cuda"
     trials = [Trial.within_budget(budget, cuda, claim, runs) for claim in selected]
     plans = [trial.plan for trial in trials if trial.plan is not None]
+    if worker is not None:
+        run_as_worker(plans, device, runs, worker)
+        return
     jobs = jobs or max((plan.sweep.jobs for plan in plans if isinstance(plan, Plan)), default=1)
-    where = [f"--budget={budget}", f"--recipes={recipes}", *worker_options(runs, device)]
-    failures = launch(plans, context, jobs, ["claims", *(names or ()), *where])
+    command = ["claims", *(names or ()), f"--budget={budget}", f"--recipes={recipes}"]
+    workers = build_workers(command, "claims", runs, jobs, device)
+    failures = run_workers(plans, launch.build("local", ()), workers, runs, fresh)
     outcomes = [trial.judge() for trial in trials]
     for path in output or []:
         write(outcomes, path, describe_origin(trials, ["sslrun", *sys.argv[1:]]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,13 +12,29 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sslrun.cli.base import app
-from sslrun.cli.options import Device, Fresh, Imports, Overrides, Profile, RecipeFile, Runs, Seed
+from sslrun.cli.options import (
+    AsJson,
+    Device,
+    Engine,
+    EngineOptions,
+    Fresh,
+    Imports,
+    Overrides,
+    Profile,
+    RecipeFile,
+    Runs,
+    Seed,
+    Worker,
+)
 from sslrun.cli.output import print_table
-from sslrun.cli.workers import worker_options
+from sslrun.cli.plans import show_plans
+from sslrun.cli.workers import build_workers, run_as_worker, run_workers
 from sslrun.errors import UserError
 
 if TYPE_CHECKING:
-    from sslrun.stages.sweep import Job
+    from sslrun.results.compare import Comparisons
+    from sslrun.results.table import Table
+    from sslrun.stages.sweep import Plan
 
 
 @app.command()
@@ -41,7 +58,17 @@ def pretrain(  # noqa: PLR0913 (typer makes each parameter an option)
             "warm restart from its last state.",
         ),
     ] = False,
+    gpus: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="Number of GPUs to train on together, each by a process of torchrun; with "
+            "--device cpu, of processes on the CPU, to test it.",
+        ),
+    ] = 1,
     device: Device = "auto",
+    engine: Engine = "local",
+    engine_options: EngineOptions = None,
     seed: Seed = 0,
     runs: Runs = Path("runs"),
     fresh: Fresh = False,
@@ -49,10 +76,12 @@ def pretrain(  # noqa: PLR0913 (typer makes each parameter an option)
     imports: Imports = None,
 ) -> None:
     """Stage 1: train the backbone of a recipe on its pretext task, without labels."""
-    from sslrun import distributed
+    from sslrun import distributed, launch
+    from sslrun.launch.torchrun import train_together
     from sslrun.recipe import load
     from sslrun.stages.context import Context
     from sslrun.stages.pretrain import Pretraining
+    from sslrun.stages.sweep import JobList
 
     if source is not None and extend:
         raise UserError("--from and --extend both say where to start: give one of them")
@@ -63,9 +92,30 @@ def pretrain(  # noqa: PLR0913 (typer makes each parameter an option)
             f"{recipe}: has no pretext task, so there is nothing to pretrain; "
             "add one, such as `pretext: simclr`"
         )
+    started = distributed.device_count()
+    if gpus > 1 and started == 1:
+        train_together(sys.argv[1:], gpus, device)
+        return
+    if gpus not in (1, started):
+        raise UserError(f"--gpus {gpus}: torchrun has started {started} processes: leave it out")
     job = Pretraining(loaded, seed, runs)
     if extend:
         job = job.extending()
+    place = launch.build(engine, engine_options or ())
+    if place.name != "local":
+        if fresh or profile:
+            raise UserError(
+                f"--fresh and --profile do not go with --engine {engine}, which may start the "
+                "training several times"
+            )
+        command = ["pretrain", str(recipe), *(overrides or ()), f"--seed={seed}"]
+        command += [f"--from={source}"] if source is not None else []
+        command += ["--extend"] if extend else []
+        workers = build_workers(command, loaded.name, runs, 1, device, is_sweep=False)
+        jobs = JobList(job.title, (job,))
+        if failures := run_workers([jobs], place, workers, runs, fresh):
+            raise UserError(failures[0])
+        return
     context = Context.open(device, runs, fresh, profile)
     job.reopen(context)
     job.execute(context)
@@ -74,7 +124,7 @@ def pretrain(  # noqa: PLR0913 (typer makes each parameter an option)
 
 
 @app.command()
-def sweep(
+def sweep(  # noqa: PLR0913 (typer makes each parameter an option)
     recipes: Annotated[
         list[Path],
         typer.Argument(
@@ -96,62 +146,85 @@ def sweep(
             "several; default: the sweep's own.",
         ),
     ] = None,
-    slurm: Annotated[
-        str | None,
+    per_gpu: Annotated[
+        int | None,
         typer.Option(
-            help="Submit the workers as a Slurm array with these options of sbatch.",
-            metavar="OPTIONS",
+            min=1,
+            help="Number of workers that share one GPU of this machine; without --jobs, every GPU "
+            "gets as many.",
         ),
     ] = None,
+    engine: Engine = "local",
+    engine_options: EngineOptions = None,
     device: Device = "auto",
     runs: Runs = Path("runs"),
     fresh: Fresh = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", help="Print which runs are left and how long they take; run nothing."
+        ),
+    ] = False,
+    status: Annotated[
+        bool,
+        typer.Option(
+            "--status",
+            help="Print the state of every run, and run nothing; on a terminal, follow the workers "
+            "until none is left.",
+        ),
+    ] = False,
     imports: Imports = None,
+    as_json: AsJson = False,
+    worker: Worker = None,
 ) -> None:
     """Run all stages, rows and seeds of sweeps, skip what is finished, and print the tables."""
+    from sslrun import launch
     from sslrun.recipe import load_sweep
-    from sslrun.stages.context import Context
-    from sslrun.stages.sweep import Plan, describe_failures, launch
+    from sslrun.stages.sweep import Plan, describe_failures
 
+    _check_names(recipes)
+    plans = [Plan.of(load_sweep(path, change or ()), runs) for path in recipes]
+    if worker is not None:
+        run_as_worker(plans, device, runs, worker)
+        _write_tables(plans)
+        return
+    place = launch.build(engine, engine_options or ())
+    if per_gpu is not None and place.name != "local":
+        raise UserError(f"--per-gpu does not go with --engine {engine}")
+    jobs = jobs or launch.local.places(device, per_gpu) or max(plan.sweep.jobs for plan in plans)
+    if dry_run or status:
+        show_plans(plans, jobs, device if dry_run else None, as_json)
+        return
+    if as_json:
+        raise UserError("--json goes with --dry-run or --status; tables: `sslrun table --json`")
+    changes = [f"--set={text}" for text in change or ()]
+    command = ["sweep", *map(str, recipes), *changes]
+    workers = build_workers(command, plans[0].name, runs, jobs, device, per_gpu=per_gpu)
+    failures = run_workers(plans, place, workers, runs, fresh)
+    if failures is None:
+        return
+    for table, comparison in _write_tables(plans):
+        print_table(table)
+        if comparison is not None:
+            print_table(comparison)
+    if failures:
+        raise UserError(describe_failures(failures, [plan.again() for plan in plans]))
+
+
+def _check_names(recipes: Sequence[Path]) -> None:
+    """Raise UserError for a change of the recipe among the names of sweeps."""
     for name in map(str, recipes):
         if "=" in name and not Path(name).exists():
             raise UserError(
                 f"{name}: no such file; a change to the recipes of a sweep is written "
                 f"--set {shlex.quote(name)}"
             )
-    plans = [Plan.of(load_sweep(path, change or ()), runs) for path in recipes]
-    jobs = jobs or max(plan.sweep.jobs for plan in plans)
-    changes = [f"--set={text}" for text in change or ()]
-    arguments = ["sweep", *map(str, recipes), *worker_options(runs, device), *changes]
-    if slurm is not None:
-        if fresh:
-            raise UserError(
-                "--fresh does not go with --slurm, whose workers would delete each other's runs; "
-                "remove the runs yourself"
-            )
-        _submit([job for plan in plans for job in plan.jobs], arguments, jobs, slurm)
-        return
-    failures = launch(plans, Context.open(device, runs, fresh), jobs, arguments)
-    for plan in plans:
-        if plan.finished:
-            plan.write_tables()
-            comparison = plan.comparison()
-            print_table(plan.table())
-            if comparison is not None:
-                print_table(comparison)
-    if failures:
-        raise UserError(describe_failures(failures, plans))
 
 
-def _submit(jobs: Sequence[Job], arguments: Sequence[str], workers: int, options: str) -> None:
-    """Submit a sweep's workers to Slurm, and report which data are missing on this machine.
+def _write_tables(plans: Sequence[Plan]) -> list[tuple[Table, Comparisons | None]]:
+    """Write and return the tables and comparisons of the plans that have any finished cell.
 
-    Missing data are no error, because the nodes may have them.
+    They have the rows that searches have chosen.
     """
-    from sslrun.launch.slurm import submit
-    from sslrun.stages.reporting import Reporter
-    from sslrun.stages.sweep import report_missing, without_data
-
-    reporter = Reporter()
-    report_missing(without_data(jobs, reporter), len(jobs), reporter)
-    typer.echo(submit(arguments, workers, options))
+    planned = [plan.again() for plan in plans]
+    return [plan.write_tables() for plan in planned if plan.finished]

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import fcntl
+import glob
 import hashlib
+import itertools
 import json
 import os
+import re
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +19,7 @@ from torch import Tensor
 
 from sslrun import files
 from sslrun.errors import UserError, disk_is_full
+from sslrun.files import remove_unfinished
 
 
 def cache_root() -> Path:
@@ -37,12 +42,32 @@ def cache_error(folder: Path, error: Exception) -> UserError:
     return UserError(f"{folder}: cannot be written ({cause}): set SSLRUN_CACHE to another folder")
 
 
+CONTENTS = ("control", "films", "graphs", "images", "tokenizers", "tokens")
+"""Folders of the cache that are filled again when they are needed."""
+DIGEST = re.compile(r"(.+-)?[0-9a-f]{16}(\.safetensors)?")
+UNREAD_DAYS = 30
+"""Days after which cached data that were not read may be deleted."""
+
+
+def find_unread() -> dict[Path, int]:
+    """Return the entries of the cache that were not read for `UNREAD_DAYS`, with their bytes."""
+    before = time.time() - UNREAD_DAYS * 86400
+    unread = {}
+    for path in (entry for name in CONTENTS for entry in (cache_root() / name).glob("*")):
+        files = path.rglob("*") if path.is_dir() else [path]
+        stats = [file.stat() for file in files if file.is_file()]
+        is_unread = all(max(stat.st_atime, stat.st_mtime) < before for stat in stats)
+        if DIGEST.fullmatch(path.name) and is_unread:
+            unread[path] = sum(stat.st_size for stat in stats)
+    return unread
+
+
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Hold the lock of `path`, a file or folder that one process creates while the others wait.
 
     A process that waited must check again whether `path` exists. The parent folder of `path` is
-    created.
+    created. Temporary files of `path` that a killed process left are removed.
 
     Raises:
         UserError: The folder cannot be created, or the disk is full.
@@ -54,6 +79,8 @@ def locked(path: Path) -> Iterator[None]:
         raise cache_error(path.parent, error) from None
     with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
+        left = path.parent.glob(f".{glob.escape(path.name)}.*"), path.glob(".*")
+        remove_unfinished(itertools.chain(*left), os.fstat(lock.fileno()).st_mtime)
         try:
             yield
         except Exception as error:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sslrun.backbones.base import Backbone
+from sslrun.backbones.transformer import Block
 from sslrun.data.examples import Batch, Examples
 from sslrun.data.image.augment import Augmentation, check_colors
 from sslrun.data.specs import ImageSpec, InputSpec
@@ -118,6 +119,13 @@ class Pretext(Learner):
 
     def layers(self) -> list[list[nn.Parameter]]:
         return self.backbone.layers()
+
+    def blocks(self) -> list[nn.Module]:
+        """The residual blocks of ResNets and the blocks of Transformers, including a teacher's."""
+        from torchvision.models.resnet import BasicBlock, Bottleneck
+
+        kinds = (Block, BasicBlock, Bottleneck)
+        return [module for module in self.modules() if isinstance(module, kinds)]
 
     def arrange(self, examples: Examples, seed: int) -> Examples:
         """Arrange the examples for the task, as pairs of text for example; by default unchanged."""

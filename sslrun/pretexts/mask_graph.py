@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from sslrun.backbones.graph import GinStack, GraphBackbone
-from sslrun.data.examples import Batch, Examples
+from sslrun.data.examples import Batch, Examples, to_device
 from sslrun.data.graph.graphs import Graphs
 from sslrun.data.specs import GraphSpec
 from sslrun.errors import UserError
@@ -101,7 +101,7 @@ class MaskGraph(Pretext):
         masked = choose_nodes(noise[0], graphs.counts[:, 0], self.options.rate)
         first = graphs.nodes[..., 0] - 1
         targets = torch.where(masked, first, IGNORED)
-        hidden = torch.tensor(self.spec.nodes, device=first.device) + 1
+        hidden = to_device(torch.tensor(self.spec.nodes) + 1, first.device)
         # The chance of a replacement is drawn for each node, and so is the node that replaces it.
         counts = graphs.counts[:, :1]
         other = (noise[2] * counts).long().minimum(counts - 1)
@@ -119,7 +119,7 @@ class MaskGraph(Pretext):
             return graphs.bonds, nothing
         ends = [masked.gather(1, graphs.edges[..., end]) for end in (0, 1)]
         at_masked = (ends[0] | ends[1]) & graphs.real_edges
-        hidden = torch.tensor(self.spec.bonds, device=masked.device) + 1
+        hidden = to_device(torch.tensor(self.spec.bonds) + 1, masked.device)
         bonds = torch.where(at_masked[..., None], hidden, graphs.bonds)
         return bonds, torch.where(at_masked, graphs.bonds[..., 0] - 1, IGNORED)
 

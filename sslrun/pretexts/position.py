@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from sslrun.backbones.base import Backbone
-from sslrun.data.examples import Batch
+from sslrun.data.examples import Batch, to_device
 from sslrun.data.image.augment import patches, resize, to_float
 from sslrun.data.specs import ImageSpec
 from sslrun.errors import UserError
@@ -108,10 +108,12 @@ class Position(Pretext):
         The grid lies at a random place of each image, and each patch is moved by its own jitter.
         """
         count, device = len(images), images.device
-        cells = torch.tensor(NEIGHBORS, device=device)[targets]
+        cells = to_device(torch.tensor(NEIGHBORS), device)[targets]
         cells = torch.cat([cells.new_ones(count, 1, 2), cells], dim=1)
-        room = torch.tensor([side - self.extent + 1 for side in images.shape[-2:]], device=device)
-        origin = (torch.rand(count, 1, 2, generator=generator, device=device) * room).long()
+        height, width = images.shape[-2:]
+        room = torch.tensor([height - self.extent + 1, width - self.extent + 1])
+        origin = torch.rand(count, 1, 2, generator=generator, device=device)
+        origin = (origin * to_device(room, device)).long()
         moves = torch.randint(
             0, 2 * self.jitter + 1, cells.shape, generator=generator, device=device
         )
@@ -162,7 +164,7 @@ def project_colors(images: Tensor) -> Tensor:
 
     A pixel p becomes p (I - a'a / aa').
     """
-    axis = images.new_tensor([-1.0, 2.0, -1.0])
+    axis = to_device(torch.tensor([-1.0, 2.0, -1.0], dtype=images.dtype), images.device)
     return images - torch.einsum("c,bchw->bhw", axis, images)[:, None] * axis[:, None, None] / 6
 
 

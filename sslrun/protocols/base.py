@@ -70,7 +70,10 @@ class Bench(ABC):
     @property
     @abstractmethod
     def tests(self) -> tuple[str, ...]:
-        """The splits to score at the end: "test", and one for each part of each shift."""
+        """The splits to score at the end: "test", and one for each part of each shift.
+
+        Empty for a trial of a search, which is scored on "val" alone.
+        """
 
     @abstractmethod
     def examples(self, split: str) -> Examples:

@@ -5,8 +5,11 @@ scikit-learn is imported at first use: the import takes a second, and no other p
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from concurrent.futures import Future
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,6 +20,8 @@ from sslrun.protocols.base import Bench, Scores, protocols
 from sslrun.protocols.frozen import VectorProtocol
 from sslrun.protocols.logistic import ACCURACY
 from sslrun.tasks.base import TaskOptions
+
+Result = TypeVar("Result")
 
 
 class Candidates(NamedTuple):
@@ -46,6 +51,25 @@ class Judge(NamedTuple):
     metric: Metric
     score: Callable[[Tensor], float] | None = None
     """Validation outputs (N, C) -> value of the metric; None: scikit-learn's own accuracy."""
+
+
+def answering_signals(work: Callable[[], Result]) -> Result:
+    """Return `work()`, computed in a thread of its own.
+
+    Python answers signals in the main thread, between two steps of Python. A fit in C code has none
+    for minutes, so the main thread waits beside it. A signal then ends the process, and the fit
+    with it.
+    """
+    future: Future[Result] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future.result()
 
 
 def _standardized(classifier: Any) -> Any:
@@ -137,7 +161,8 @@ class ClassicalProtocol(VectorProtocol):
         """Fit all candidates, choose by the validation score, and score the tests."""
         primary, numbers = bench.task.primary, bench.task.numbers
         train, val = self._learn(bench, "train"), bench.features("val")
-        tests = [bench.vectors(split) for split in bench.tests]
+        tests = bench.tests or ("val",)  # trials of a search have no tests
+        vectors = [bench.vectors(split) for split in tests]
         candidates = (
             self.regressors(bench.seed) if numbers else self.candidates(len(train[0]), bench.seed)
         )
@@ -146,10 +171,12 @@ class ClassicalProtocol(VectorProtocol):
         if primary.name in DIRECT:
             judge = Judge(primary, lambda outputs: bench.score("val", outputs)[primary.name])
         classes = len(bench.task.classes)
-        fit = fit_best(candidates, train, val, torch.cat(tests), classes, refit, judge)
+        fit = answering_signals(
+            partial(fit_best, candidates, train, val, torch.cat(vectors), classes, refit, judge)
+        )
         metrics = {"val": {judge.metric.name: fit.value}}
-        outputs: tuple[Tensor, ...] = fit.scores.split([len(vectors) for vectors in tests])
-        for split, scores in zip(bench.tests, outputs, strict=True):
+        outputs: tuple[Tensor, ...] = fit.scores.split(list(map(len, vectors)))
+        for split, scores in zip(tests, outputs, strict=True):
             metrics[split] = bench.score(split, scores)
         return Scores(metrics, {"chosen": fit.chosen})
 

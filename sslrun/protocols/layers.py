@@ -102,7 +102,10 @@ def fit_layers(
     curve: dict[str, dict[str, float]] = {}
     for layer in range(len(bench.layer_widths)):
         fitted = fit((layer,), False)
-        scores = {split: fitted.metrics[split][primary.name] for split in ("val", "test")}
+        scores: dict[str, float] = {}
+        for split in ("val", "test"):
+            if split in fitted.metrics:  # a trial of a search has no test
+                scores[split] = fitted.metrics[split][primary.name]
         curve[str(layer)] = scores
         if best is None or primary.is_as_good(scores["val"], best[0]):
             best = scores["val"], (layer,), fitted

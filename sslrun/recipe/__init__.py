@@ -1,6 +1,6 @@
 """Recipes and sweeps: YAML files read into typed objects; errors name file, line and key."""
 
-from sslrun.recipe.build import load, load_sweep, parse, validated
+from sslrun.recipe.build import load, load_sweep, parse, validated, vary
 from sslrun.recipe.schema import Evaluation, Named, Pretrain, Recipe, Sweep, Watch, Weights
 
 __all__ = [
@@ -15,4 +15,5 @@ __all__ = [
     "load_sweep",
     "parse",
     "validated",
+    "vary",
 ]

@@ -8,7 +8,8 @@ section, since the old options belong to the old component.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -27,8 +28,9 @@ from sslrun.data.specs import ImageSpec
 from sslrun.errors import UserError
 from sslrun.pretexts.base import pretexts
 from sslrun.protocols.base import inheritance, protocols
+from sslrun.recipe.axes import Axes, Range, name_point
 from sslrun.recipe.fit import misfit, unreadable
-from sslrun.recipe.places import Keys, Located, override, places_under, read_yaml
+from sslrun.recipe.places import Keys, Located, override, places_under, read_yaml, same_place
 from sslrun.recipe.schema import Evaluation, Named, Pretrain, Recipe, Sweep, Watch
 from sslrun.recipe.shipped import find
 from sslrun.registry import Options, Registry, did_you_mean
@@ -44,7 +46,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises UserError for any mistake, with its file, line and key.
     """
     source = read_yaml(find(path))
-    if "rows" in source.value:
+    if _is_sweep(source):
         raise UserError(f"{path}: is a sweep: run it with `sslrun sweep {path}`")
     override(source, overrides)
     return parse(source)
@@ -58,17 +60,103 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
     """
     path = find(path)
     source = read_yaml(path)
-    if "rows" not in source.value:
+    if not _is_sweep(source):
         override(source, overrides)
         recipe = parse(source)
         return Sweep(name=recipe.name, rows={recipe.name: recipe})
     base = _read_base(source, path.parent)
     override(base, overrides)
-    rows = {row: _parse_row(base, source, row) for row in source.section("rows").value}
+    sources = _expand_rows(base, source, _read_axes(source))
+    rows = {row: parse(written.copy()) for row, written in sources.items()}
     values = {**source.without("base").value, "rows": rows}
     sweep = validated(Sweep, Located(values, source.places), "a sweep")
     sweep._against_at = source.places.get(("against",))
+    if sweep.search is not None:
+        sweep._sources = sources
+        space = source.section("search", "space")
+        sweep._search_at = {key: space.places[(key,)] for key in sweep.search.space}
+        for row in rows:
+            _check_search(source, sweep, row)
     return sweep
+
+
+def vary(sweep: Sweep, row: str, values: Mapping[str, Any]) -> Recipe:
+    """Build the recipe of a row with other values of the keys that the sweep's search varies.
+
+    Raises UserError for any mistake, with the place in the search's space.
+    """
+    source = sweep._sources[row].copy()
+    for key, value in values.items():
+        source.change(key, value, same_place(value, sweep._search_at[key]))
+    return parse(source)
+
+
+def _is_sweep(source: Located) -> bool:
+    """Return whether a file is a sweep, not a recipe."""
+    return not {"rows", "base", *Axes.model_fields}.isdisjoint(source.value)
+
+
+def _read_axes(sweep: Located) -> Axes:
+    """Read what makes rows. Raises UserError if two axes vary the same key."""
+    values = {key: sweep.value[key] for key in Axes.model_fields if sweep.value.get(key)}
+    axes = validated(Axes, Located(values, sweep.places), "a sweep")
+    keys: list[str] = []
+    for place, key in axes.keys().items():
+        if key in keys:
+            raise sweep.error(place, "another axis varies this key already: leave one out")
+        keys.append(key)
+    return axes
+
+
+def _expand_rows(base: Located, sweep: Located, axes: Axes) -> dict[str, Located]:
+    """Row -> its recipe, for each written row and each point of the axes."""
+    places = {key: sweep.places[place] for place, key in axes.keys().items()}
+    written = sweep.section("rows").value or {"": {}}
+    rows: dict[str, Located] = {}
+    for row, point in itertools.product(written, axes.points()):
+        recipe = _change_row(base, sweep, row) if row else base.copy()
+        for key, value in point.items():
+            recipe.change(key, value, same_place(value, places[key]))
+        name = ", ".join(filter(None, (row, name_point(point)))) or str(sweep.value.get("name"))
+        if name in rows:
+            raise sweep.error((), f"two rows would be named '{name}': give their values names")
+        rows[name] = recipe
+    return rows
+
+
+def _check_search(source: Located, sweep: Sweep, row: str) -> None:
+    """Check the objective of a search, and the ends of its space one by one, for a row.
+
+    Raises:
+        UserError: The row has no such cell, no validation split, or no such key.
+    """
+    search, recipe = sweep.search, sweep.rows[row]
+    assert search is not None
+    at, objective = ("search", "objective"), search.objective
+    evaluation = recipe.evaluate.get(objective.task)
+    if evaluation is None:
+        hint = did_you_mean(objective.task, list(recipe.evaluate))
+        raise source.error((*at, "task"), f"row '{row}' has no such task.{hint}")
+    if objective.protocol not in evaluation.protocols:
+        hint = did_you_mean(objective.protocol, list(evaluation.protocols))
+        raise source.error((*at, "protocol"), f"row '{row}' does not have it for this task.{hint}")
+    amounts = evaluation.labels_of(objective.protocol)
+    if objective.labels is not None and objective.labels not in amounts:
+        listed = ", ".join(f"{amount:g}" for amount in amounts)
+        raise source.error((*at, "labels"), f"row '{row}' has {listed}: choose one of them")
+    if not evaluation.has_val:
+        raise source.error(
+            at,
+            f"a search compares trials on validation, but evaluate.{objective.task}.data has "
+            "validation: 0: give a share such as validation: 0.1",
+        )
+    if search.prune is not None and recipe.pretext is None:
+        raise source.error(("search", "prune"), f"row '{row}' pretrains nothing: leave it out")
+    for key, values in search.space.items():
+        ends = values.ends if isinstance(values, Range) else (values[0], values[-1])
+        for value in ends:
+            whole = isinstance(values, Range) and values.integer
+            vary(sweep, row, {key: int(value) if whole else value})
 
 
 def _read_base(sweep: Located, folder: Path) -> Located:
@@ -86,13 +174,13 @@ def _read_base(sweep: Located, folder: Path) -> Located:
     return source
 
 
-def _parse_row(base: Located, sweep: Located, row: str) -> Recipe:
-    """Build the recipe of a row: the base with the row's changes."""
+def _change_row(base: Located, sweep: Located, row: str) -> Located:
+    """Return the recipe of a row: the base with the row's changes."""
     changes = sweep.section("rows", row)
     recipe = base.copy()
     for dotted, value in changes.value.items():
         recipe.change(dotted, value, places_under(changes.places, dotted))
-    return parse(recipe)
+    return recipe
 
 
 def parse(source: Located) -> Recipe:

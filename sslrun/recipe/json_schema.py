@@ -18,6 +18,7 @@ from sslrun.data.shifts import Shift
 from sslrun.data.source import sources
 from sslrun.pretexts.base import pretexts
 from sslrun.protocols import protocols
+from sslrun.recipe.axes import Axes, Random, Search
 from sslrun.recipe.schema import Against, Evaluation, Pretrain, Recipe, Sweep, Watch, Weights
 from sslrun.registry import Options, Registry, first_line
 from sslrun.tasks.base import tasks
@@ -37,6 +38,8 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "evaluation": Evaluation,
     "shift": Shift,
     "sweep": Sweep,
+    "random": Random,
+    "search": Search,
 }
 """The sections of recipes and sweeps that belong to no component and no protocol."""
 NOTHING: dict[str, Any] = {"type": "null"}
@@ -76,7 +79,7 @@ def recipe_schema() -> dict[str, Any]:
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "A recipe or a sweep of sslrun",
         "type": "object",
-        "if": {"required": ["rows"]},
+        "if": {"anyOf": [{"required": [key]} for key in ("base", "rows", *Axes.model_fields)]},
         "then": _ref("sweep"),
         "else": _ref("recipe"),
         "$defs": defs,
@@ -227,7 +230,8 @@ def _row(sections: dict[str, Any]) -> dict[str, Any]:
 
 
 def _sweep(defs: Definitions) -> dict[str, Any]:
-    properties = _properties(Sweep, ("name", "seeds", "title", "jobs"), defs, "sweep")
+    own = ("name", "seeds", "title", "jobs", *Axes.model_fields)
+    properties = _properties(Sweep, own, defs, "sweep")
     against = _section("against", Against, defs)
     base = {**defs["recipe"], "required": ["backbone", "data"]}
     return {
@@ -242,6 +246,6 @@ def _sweep(defs: Definitions) -> dict[str, Any]:
             "base": {"anyOf": [{"type": "string", "description": "A recipe's file."}, base]},
             "rows": {"type": "object", "additionalProperties": {"anyOf": [_ref("row"), NOTHING]}},
         },
-        "required": ["name", "base", "rows"],
+        "required": ["name", "base"],
         "additionalProperties": False,
     }

@@ -42,7 +42,8 @@ class Located:
             self.places[keys[:end]] for end in range(len(keys), -1, -1) if keys[:end] in self.places
         )
         dotted = ".".join(map(str, self.path + keys))
-        return UserError(f"{place}: {dotted}: {message}" if dotted else f"{place}: {message}")
+        text = f"{place}: {dotted}: {message}" if dotted else f"{place}: {message}"
+        return UserError(text.replace("\n", "\\n"))  # of a key or a value
 
     def section(self, *keys: str) -> Located:
         """Return the mapping under `keys` with its places; empty if there is none."""
@@ -216,13 +217,13 @@ def override(source: Located, overrides: Sequence[str]) -> None:
             value = None if node is None else _Reader(loader, "", {}).read(node, ())
         except (yaml.YAMLError, UserError):
             raise UserError(f"{text}: the value is not valid YAML") from None
-        source.change(path, value, _same_place(value, f"override {text}"))
+        source.change(path, value, same_place(value, f"override {text}"))
 
 
-def _same_place(value: Any, place: str, keys: Keys = ()) -> dict[Keys, str]:
+def same_place(value: Any, place: str, keys: Keys = ()) -> dict[Keys, str]:
     """Give a value and all keys inside it the same place."""
     places = {keys: place}
     if isinstance(value, dict):
         for key, inner in value.items():
-            places |= _same_place(inner, place, (*keys, key))
+            places |= same_place(inner, place, (*keys, key))
     return places

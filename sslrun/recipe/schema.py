@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
+    PlainSerializer,
     PrivateAttr,
     SerializeAsAny,
+    WithJsonSchema,
     field_validator,
     model_validator,
 )
@@ -21,6 +25,8 @@ from sslrun.backbones.weights import WEIGHTS
 from sslrun.data.shifts import ID, MEAN_SHIFT, Shift
 from sslrun.data.source import SourceOptions
 from sslrun.protocols.base import Protocol, protocols, unsupported
+from sslrun.recipe.axes import Axes
+from sslrun.recipe.places import Located
 from sslrun.registry import Options
 from sslrun.runs import component_identity, hash_contents
 from sslrun.seeds import LARGEST_SEED
@@ -64,9 +70,35 @@ class Named(BaseModel):
         }
 
 
+UNITS = {"s": 1, "m": 60, "h": 3600}
+
+
+def _parse_duration(value: Any) -> Any:
+    """Convert text such as 30m to seconds."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", value) if isinstance(value, str) else None
+    if match is None:
+        raise ValueError("should be a time such as 90s, 30m or 1.5h")
+    return float(match[1]) * UNITS[match[2]]
+
+
+Duration = Annotated[
+    float,
+    BeforeValidator(_parse_duration),
+    Field(gt=0),
+    PlainSerializer(lambda seconds: f"{seconds:.15g}s", return_type=str),
+    WithJsonSchema({"type": "string", "pattern": r"^\d+(\.\d+)?[smh]$"}),
+]
+"""Seconds, written as text with a unit."""
+
+
 class Pretrain(Schedule):
     """Stage 1: the schedule of pretraining."""
 
+    budget: Duration | None = None
+    """Time of training, such as 90s, 30m or 2h, in place of `epochs` and `steps`. The schedules of
+    the learning rate and of the pretext task follow the clock, and `warmup` is a share of the
+    budget. Feature checks, checkpoints and interruptions do not count. Repeating such a run does
+    not give the same bits."""
     seed: Seed | None = None
     """Fixed pretraining seed, shared by evaluations of all seeds; default: each evaluation uses its
     own seed."""
@@ -83,6 +115,14 @@ class Pretrain(Schedule):
     (which needs labels), lower for held_out_loss, and closer to 1 for alpha_req. RankMe and LiDAR
     were made to compare trained models: early checks may have the highest ranks."""
 
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """How several devices share the work. ddp: each has all parameters. fsdp: each keeps a part of
+    the parameters, gradients and optimizer states, for models that do not fit (FSDP, Zhao et al.
+    2023). Both give the same result up to rounding."""
+    checkpoint_activations: bool = False
+    """Keep only the inputs of a Transformer's blocks for the backward pass, and compute the rest
+    again: less memory for about a third more time. The result is the same."""
+
     @field_validator("init")
     @classmethod
     def _check_init(cls, init: str | None) -> str | None:
@@ -94,6 +134,20 @@ class Pretrain(Schedule):
                     f"{HUB}OWNER/NAME"
                 )
         return init
+
+    @property
+    def seconds(self) -> float | None:
+        return self.budget
+
+    @property
+    def _lengths(self) -> dict[str, float | None]:
+        return {**super()._lengths, "budget": self.budget}
+
+    @model_validator(mode="after")
+    def _warmup_within_budget(self) -> Pretrain:
+        if self.budget is not None and self.warmup >= 1:
+            raise ValueError("with budget, warmup is a share of it: set it below 1, as in 0.05")
+        return self
 
     @model_validator(mode="after")
     def _keep_by_with_best(self) -> Pretrain:
@@ -118,7 +172,7 @@ class Watch(Options):
     keep_state: bool = True
     """Keep the last state of a finished pretraining (heads, teachers, optimizer) in its folder, as
     `sslrun pretrain --extend` needs it. It takes a few times the space of the weights."""
-    to: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    to: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
     """Loggers in addition to metrics.jsonl; each needs the optional extra of the same name."""
 
 
@@ -186,6 +240,12 @@ class Evaluation(BaseModel):
         shifted = [shift.data for shift in self.shifts.values() if shift.data is not None]
         return (self.data, *shifted)
 
+    @property
+    def has_val(self) -> bool:
+        """Whether the data have a validation split."""
+        options = self.data.options
+        return not isinstance(options, SourceOptions) or options.validation != 0
+
     def protocol(self, name: str) -> Protocol:
         """Create a protocol with its options for this task."""
         return protocols[name](self.options[name])
@@ -203,8 +263,7 @@ class Evaluation(BaseModel):
         """Explain why a protocol, or one that it follows, cannot learn the task; None if it can."""
         if reason := unsupported(protocol, tasks[self.task.name], self.task.options):
             return reason
-        options = self.data.options
-        has_val = not isinstance(options, SourceOptions) or options.validation != 0
+        has_val = self.has_val
         if self.refit and not has_val:
             return "refit adds the validation split, but data.validation is 0: remove refit"
         name: str | None = protocol
@@ -328,14 +387,14 @@ class Against(BaseModel):
     with other data of the same kind."""
 
 
-class Sweep(BaseModel):
+class Sweep(Axes):
     """A base recipe, rows (named changes to it), columns (tasks), and seeds."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
     name: FileName
     """Name of the sweep and of its tables' folder."""
     rows: dict[Heading, Recipe]
-    """Row of the table -> changes to `base`; keys may be dotted, as `pretrain.epochs`."""
+    """Row of the table -> changes to `base`; keys may be dotted, as `pretrain.epochs`. Default: one
+    row, the base itself."""
     seeds: tuple[Seed, ...] = Field((0,), min_length=1)
     """Seeds of the runs of every row."""
     title: Heading | None = None
@@ -346,6 +405,10 @@ class Sweep(BaseModel):
     """Number of worker processes that share the runs; --jobs takes precedence."""
 
     _against_at: str | None = PrivateAttr(None)
+    _sources: dict[str, Located] = PrivateAttr(default_factory=dict)
+    """Row -> its recipe as it was written, which a search changes."""
+    _search_at: dict[str, str] = PrivateAttr(default_factory=dict)
+    """Key of the search's space -> where it was written, as file:line."""
 
     @property
     def against_at(self) -> str:

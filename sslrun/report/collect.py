@@ -77,8 +77,9 @@ def _add_sweep(path: Path, root: Path, material: Material) -> None:
     """Add the tables and the pretrainings of a sweep, named after its rows."""
     plan = Plan.of(load_sweep(path), root)
     if plan.finished:
-        material.tables.append(plan.table())
-        comparison = plan.comparison()
+        table = plan.table()
+        material.tables.append(table)
+        comparison = plan.compare(table)
         if comparison is not None:
             material.tables += comparison.tables
     pretrainings: dict[Path, str] = {}

@@ -231,8 +231,8 @@ class RunRecord:
 
     @property
     def is_evaluation(self) -> bool:
-        """Whether the run is an evaluation, which has a cell in tables."""
-        return "protocol" in self.result
+        """Whether the run is an evaluation with test numbers, which has a cell in tables."""
+        return "protocol" in self.result and "test" in self.result["metrics"]
 
     @property
     def protocol(self) -> str:

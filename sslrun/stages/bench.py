@@ -71,6 +71,8 @@ class Assignment(Protocol):
     def run(self) -> Run: ...
     @property
     def refits(self) -> bool: ...
+    @property
+    def validation_only(self) -> bool: ...
     def followed(self, context: Context, split: str) -> Path:
         """Return the finished run of the protocol that this one follows, learned from a split."""
         ...
@@ -91,7 +93,7 @@ class CellBench(Bench):
         self.has_val, self.refit = self.splits.has_val, cell.refits
         self._chosen: dict[str, Tensor] = {}
         self._predicted: list[tuple[dict[str, float], Predictions]] = []
-        self.shifted = _loaded_shifts(cell.evaluation)
+        self.shifted = {} if cell.validation_only else _loaded_shifts(cell.evaluation)
         self.seed = cell.training_seed
         if self.task.linear or self.task.numbers:
             labels = self.task.targets(self._whole("train"))
@@ -133,7 +135,7 @@ class CellBench(Bench):
 
     @property
     def tests(self) -> tuple[str, ...]:
-        return ("test", *self.parts)
+        return () if self.cell.validation_only else ("test", *self.parts)
 
     @property
     def dropped(self) -> dict[str, dict[str, int]]:
@@ -167,7 +169,7 @@ class CellBench(Bench):
                 return self.splits.train_and_val
             case "val":
                 return self.splits.val
-            case "test":
+            case "test" if not self.cell.validation_only:
                 return self.splits.test
         raise ValueError(f"no such split: '{split}'; choose train, val, {', '.join(self.tests)}")
 
@@ -319,15 +321,17 @@ class CellBench(Bench):
         schedule = schedule.within(len(examples))
         torch.manual_seed(self.seed)
         training = Training(learner, schedule, compute)
-        checkpoints = Checkpoints(run.checkpoints / attempt, self.cell.recipe.watch.checkpoint)
+        folder, minutes = run.checkpoints / attempt, self.cell.recipe.watch.checkpoint
+        checkpoints = Checkpoints(folder, minutes, attempt=attempt)
         epoch, best = schedule.steps_an_epoch(len(examples)), checkpoints.folder / BEST
         if best.exists() and read_tensors(best) is None and distributed.is_main():
             self.say(f"{best}: damaged; trains from the beginning")
             shutil.rmtree(checkpoints.folder)
         with logs(run, ()) as log:
             for step in fit(
-                training, examples, self.seed, run, self.context, self.cell.title, log, checkpoints
-            ):
+                training, examples, self.seed, run, self.context, self.cell.title,
+                lambda record: log({"attempt": attempt, **record}), checkpoints,
+            ):  # fmt: skip
                 epoch_ends = step.last or step.step % epoch == 0
                 if keep_best and epoch_ends and distributed.is_main():
                     self.keep_if_best(training.averaged, best)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from sslrun.backbones import build_backbone
 from sslrun.backbones.weights import WEIGHTS
 from sslrun.data.source import explain_missing, sources
-from sslrun.data.specs import InputSpec
+from sslrun.data.specs import InputSpec, TextSpec
 from sslrun.pretexts.base import pretexts
 from sslrun.recipe import Pretrain, Recipe
 from sslrun.tasks.base import tasks
@@ -117,6 +117,9 @@ def estimate(
         "examples": count,
         "steps": steps,
         "state_bytes": state,
+        "trained_parameters": _count_trained(pretext),
+        "convolutional": _is_convolutional(backbone),
+        "length": spec.length if isinstance(spec, TextSpec) else None,
     }
     if measured is None:
         return costs | {"measured_on": 0}
@@ -143,10 +146,10 @@ def _list_budgets(recipe: Recipe) -> list[str]:
 
 
 def _count_steps(schedule: Pretrain, examples: int | None) -> int | None:
-    """Count the steps of pretraining; None if they depend on an unknown number of examples."""
+    """Count the steps of pretraining; None if examples are unknown, or if the time decides."""
     if examples is None and schedule.steps is None:
         return None
-    return schedule.total_steps(examples or schedule.batch)
+    return schedule.planned_steps(examples or schedule.batch)
 
 
 def _extrapolate(
@@ -287,6 +290,18 @@ def _kept_for_backward(module: nn.Module) -> Iterator[dict[int, int]]:
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         yield kept
+
+
+def _count_trained(module: nn.Module) -> int:
+    """Count the parameters that are trained."""
+    return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+
+
+def _is_convolutional(module: nn.Module) -> bool:
+    """Whether most of the parameters are those of convolutions."""
+    convolutions = [part for part in module.modules() if isinstance(part, nn.Conv2d)]
+    weights = sum(part.weight.numel() for part in convolutions)
+    return 2 * weights > sum(parameter.numel() for parameter in module.parameters())
 
 
 def _state_bytes(module: nn.Module, schedule: Pretrain) -> int:

@@ -18,11 +18,13 @@ from torch import Tensor
 from sslrun import distributed
 from sslrun.data.source import sources
 from sslrun.errors import UserError, describe_os_error
+from sslrun.launch.timelimit import NOTICE, time_limit
 from sslrun.recipe import Named
 from sslrun.runs import Run, check_root, environment, hash_contents, report_disk_full
 from sslrun.stages.devices import check_devices
 from sslrun.stages.reporting import Reporter
 from sslrun.training.device import Compute, compute
+from sslrun.training.loop import Step
 
 
 class Busy(UserError):
@@ -42,9 +44,10 @@ signal."""
 
 @dataclass
 class Stop:
-    """A request to stop, by SIGINT or SIGTERM.
+    """A request to stop, by SIGINT, SIGTERM or the notice of a time limit.
 
-    Training saves and ends at the next step. A second SIGINT ends the process immediately.
+    Training saves and ends at the next step. A second SIGINT ends the process immediately, and so
+    does any signal during work that saves nothing before its end.
     """
 
     leads: bool = True
@@ -60,13 +63,16 @@ class Stop:
         return self.leads and self.signal is not None
 
     def listen(self) -> None:
-        """Handle SIGINT and SIGTERM from now on."""
-        for number in (signal.SIGINT, signal.SIGTERM):
+        """Handle these signals from now on."""
+        for number in (signal.SIGINT, signal.SIGTERM, NOTICE):
             signal.signal(number, self._received)
 
     @contextmanager
-    def reading(self) -> Iterator[None]:
-        """Let a signal end the process immediately: data are read, and caches keep them."""
+    def unsaved(self) -> Iterator[None]:
+        """Let a signal end the process immediately: there is nothing to save before the end.
+
+        This is for reading data, which caches keep, and for models that are fitted at once.
+        """
         self.check()
         self.at_once = self.leads
         try:
@@ -75,6 +81,8 @@ class Stop:
             self.at_once = False
 
     def _received(self, number: int, frame: FrameType | None) -> None:
+        if number == NOTICE and self.leads:
+            time_limit.reached = True
         if self.at_once:
             raise KeyboardInterrupt
         # A second SIGTERM does not mean impatience: a parent process that ends may pass one on.
@@ -104,6 +112,8 @@ class Context:
     profile: bool = False
     """Whether to trace some steps of the first training."""
     stop: Stop = field(default_factory=Stop)
+    on_check: Callable[[Step, Mapping[str, float]], None] | None = None
+    """Receives the step and the record of each feature check; may raise to end the training."""
     features: dict[tuple[str, ...], tuple[Tensor, float]] = field(default_factory=dict)
     """Cache of frozen features and their FLOPs per example, for evaluations that share them."""
 
@@ -160,16 +170,11 @@ def perform(
         return run.result
     check_devices(run)
     if not distributed.is_main():
-        try:
+        with _end_with_the_others(context.stop):
             distributed.wait()
             result = body()
             distributed.wait()  # until the first process has written files that a later job reads
             return result
-        except RuntimeError:
-            if context.stop.signal is None:
-                raise
-            # The first process has saved, reported the interruption, and ended.
-            raise SystemExit(Interrupted.exit_code) from None
     with holding(run):
         if context.fresh:
             run.clear()
@@ -177,10 +182,11 @@ def perform(
             described = environment(str(context.compute), distributed.world_size())
             data = {name: digest for name, (_, digest) in local_copies(reads).items()}
             run.start(recipe, {**described, "data": data})
-            distributed.wait()  # the others must not look for checkpoints before old ones are gone
-            with _report_os_error(run), context.reporter.job(f"{run.recipe} · {run.stage}"):
-                run.finish(body())
-            distributed.wait()
+            with _end_with_the_others(context.stop), _report_os_error(run):
+                distributed.wait()  # the others must not look for checkpoints that are cleared now
+                with context.reporter.job(f"{run.recipe} · {run.stage}"):
+                    run.finish(body())
+                distributed.wait()
         return run.result
 
 
@@ -192,6 +198,18 @@ def _report_os_error(run: Run) -> Iterator[None]:
             yield
     except OSError as error:
         raise UserError(describe_os_error(error)) from error
+
+
+@contextmanager
+def _end_with_the_others(stop: Stop) -> Iterator[None]:
+    """End without a message if another process has ended, which has said why."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not distributed.has_lost_a_process(error):
+            raise
+        # If a signal stopped all, the first process has saved and reported it.
+        raise SystemExit(1 if stop.signal is None else Interrupted.exit_code) from None
 
 
 def local_copies(reads: Iterable[Named]) -> dict[str, tuple[Path, str]]:

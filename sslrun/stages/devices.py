@@ -45,6 +45,25 @@ def on_known_devices(build: Callable[[int], AnyJob], folder: Path) -> AnyJob:
     return next((job for job in others if job.run.finished), own)
 
 
+def describe_begun(build: Callable[[int], AnyJob], folder: Path) -> str | None:
+    """Say which run was begun, and not finished, on a number of devices that its result depends on.
+
+    `build` makes a job for a number of devices; `folder` holds the recipe's runs. None: this
+    command's own run was begun, or none was.
+    """
+    own = build(distributed.device_count()).run
+    if own.path.exists():
+        return None
+    for count in (1, *device_counts(folder)):
+        run = build(count).run
+        if run.checkpoints.exists() and not run.finished:
+            return (
+                f"{run.path} was begun on {count} device(s), and its result depends on their "
+                f"number: give --gpus {count} to continue it; this is a new run"
+            )
+    return None
+
+
 def check_devices(run: Run) -> None:
     """Raise UserError if a run's identity has another number of devices than this command has.
 
@@ -54,5 +73,6 @@ def check_devices(run: Run) -> None:
     if run.devices is not None and run.devices != here:
         raise UserError(
             f"{run.path}: this run is of {run.devices} devices, and here is {here}: start it again "
-            f"with `torchrun --nproc-per-node {run.devices}`, or give another --runs"
+            f"with `torchrun --nproc-per-node {run.devices}` (pretrain: --gpus {run.devices}), "
+            "or give another --runs"
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -51,11 +52,13 @@ class Cell:
     choosing: bool = False
     """Whether it learns from the training split alone although the evaluation refits, so that a
     cell that follows it can choose on validation."""
+    validation_only: bool = False
+    """Whether it is scored on validation alone, for a search; its test split is never read."""
 
     @property
     def refits(self) -> bool:
         """Whether the tested model learns from the training and the validation split."""
-        return self.evaluation.refit and not self.choosing
+        return self.evaluation.refit and not (self.choosing or self.validation_only)
 
     @property
     def evaluation(self) -> Evaluation:
@@ -103,10 +106,11 @@ class Cell:
         return followed.on_known_devices()
 
     @property
-    def _depends_on_devices(self) -> bool:
-        """Whether the number of devices may change the result: if anything is trained in steps.
+    def _trains(self) -> bool:
+        """Whether anything is trained in steps.
 
-        Each device then draws its own views and dropout, and has its own batch norm.
+        If so, each device draws its own views and dropout and has its own batch norm, so that their
+        number may change the result; and a signal saves a checkpoint.
         """
         return self.evaluation.protocol(self.protocol).trains(self._task_options)
 
@@ -161,11 +165,13 @@ class Cell:
             "options": {**protocol.identity(), **component_identity(type(protocol))} or None,
             "head": None if self.follows is None else self.follows.run.hash,
             "seed": self.training_seed,
-            **devices_identity(self.devices, self._depends_on_devices),
+            **devices_identity(self.devices, self._trains),
         }
         if self.refits:
             identity["refit"] = True
-        if evaluation.shifts:
+        if self.validation_only:
+            identity["validation_only"] = True
+        elif evaluation.shifts:
             shifts = evaluation.shifts.items()
             identity["shifts"] = {name: shift.identity() for name, shift in shifts}
         return Run(self.root, self.recipe.name, self.protocol, identity)
@@ -185,7 +191,7 @@ class Cell:
 
     def _body(self, context: Context) -> dict[str, Any]:
         began = time.monotonic()
-        with context.stop.reading():
+        with context.stop.unsaved():
             bench = CellBench(self, context)
         for name, classes in bench.dropped.items():
             counts = ", ".join(f"{label} ({count})" for label, count in classes.items())
@@ -195,10 +201,12 @@ class Cell:
         if colors := self._describe_rounding():
             bench.say(colors)
         context.stop.check()
-        scores = bench.method.run(bench)
+        with nullcontext() if self._trains else context.stop.unsaved():
+            scores = bench.method.run(bench)
         self._check(scores, bench)
         metrics = scores.metrics
-        bench.keep_predictions(metrics["test"])
+        if not self.validation_only:
+            bench.keep_predictions(metrics["test"])
         return {
             "stage": self.protocol,
             "protocol": self.protocol,
@@ -234,8 +242,13 @@ class Cell:
         )
 
     def _check(self, scores: Scores, bench: CellBench) -> None:
-        """Raise UserError unless every test has the task's primary metric."""
+        """Raise UserError unless every split that counts has the task's primary metric."""
         metric = bench.task.primary.name
+        if self.validation_only and metric not in scores.metrics.get("val", {}):
+            raise UserError(
+                f"search.objective: protocol '{self.protocol}' gives no {metric} on validation: "
+                "choose another protocol"
+            )
         missing = [split for split in bench.tests if metric not in scores.metrics.get(split, {})]
         if missing:
             raise UserError(

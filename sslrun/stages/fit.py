@@ -33,6 +33,8 @@ class Checkpoints:
     """Minutes between two checkpoints."""
     extended: Path | None = None
     """The last state of the finished training that this one extends; None: it begins at step 0."""
+    attempt: str | None = None
+    """The `attempt` in the log's records, if the run trains several times."""
 
     @property
     def latest(self) -> Path | None:
@@ -66,8 +68,8 @@ def fit(
         training.restart()
         context.reporter.say(f"{name}: extends {training.step} steps, with a warm restart")
     if distributed.is_main():
-        run.forget_after(training.step)
-    total = training.schedule.total_steps(len(examples))
+        run.forget_after(training.step, checkpoints.attempt)
+    total = training.schedule.planned_steps(len(examples)) or training.step
     saved = time.monotonic()
     with (
         context.reporter.stage(name, total, training.step, examples.spec.unit) as show,
@@ -81,14 +83,16 @@ def fit(
                 if step.last or speed.elapsed > LOG_SECONDS:
                     record = step.record() | speed.read(step)
                     log(record)
-                    show(step.step, record["loss"], record["rate"])
+                    show(step.step, record["loss"], record["rate"], step.total)
                 yield step
                 due = context.stop.due or time.monotonic() - saved > 60 * checkpoints.minutes
+                if training.sharded:  # all processes write
+                    due = bool(distributed.decide(due))
                 if step.last or not due:
                     continue
                 saved = time.monotonic()
                 training.check_finite()
-                if distributed.is_main():
+                with training.paused():
                     save(training, checkpoints.folder)
                 context.stop.check()
         except NonFinite as error:

@@ -63,6 +63,8 @@ def find_init(init: str) -> Path:
 def find_shorter(run: Run) -> Run | None:
     """Find the longest finished run that differs from `run` in a shorter schedule only."""
     length = _length(run.identity)
+    if not length:  # a budget of time is not extended
+        return None
     shorter = [
         other
         for other in _finished_beside(run)

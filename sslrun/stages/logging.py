@@ -1,4 +1,4 @@
-"""Logs of a run's metrics: metrics.jsonl always, TensorBoard and Weights & Biases on request."""
+"""Logs of metrics: metrics.jsonl always; TensorBoard, Weights & Biases, Trackio by choice."""
 
 from __future__ import annotations
 
@@ -69,6 +69,24 @@ def _wandb(run: Run) -> Iterator[Log]:
         yield lambda record: board.log(dict(_numbers(record)), step=record["step"])
 
 
+@contextmanager
+def _trackio(run: Run) -> Iterator[Log]:
+    try:
+        import trackio
+    except ImportError:
+        raise UserError(
+            "watch.to: trackio is not installed: pip install 'sslrun[trackio]'"
+        ) from None
+    board = trackio.init(
+        project="sslrun", group=run.recipe, name=run.path.name, config=dict(run.identity),
+        resume="allow", embed=False,
+    )  # fmt: skip
+    try:
+        yield lambda record: board.log(dict(_numbers(record)), step=record["step"])
+    finally:
+        board.finish()
+
+
 def _numbers(record: Mapping[str, Any]) -> list[tuple[str, float]]:
     return [
         (name, value)
@@ -77,4 +95,4 @@ def _numbers(record: Mapping[str, Any]) -> list[tuple[str, float]]:
     ]
 
 
-_SINKS = {"tensorboard": _tensorboard, "wandb": _wandb}
+_SINKS = {"tensorboard": _tensorboard, "wandb": _wandb, "trackio": _trackio}

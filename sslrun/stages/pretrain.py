@@ -13,6 +13,7 @@ from torch import nn
 from sslrun import distributed
 from sslrun.backbones import build_backbone, save_backbone
 from sslrun.backbones.base import backbones
+from sslrun.backbones.transformer import checkpoint_activations
 from sslrun.backbones.weights import WEIGHTS, load_into
 from sslrun.data.examples import Examples
 from sslrun.data.specs import InputSpec, TextSpec
@@ -24,7 +25,7 @@ from sslrun.pretexts.weights import KEPT, save_kept
 from sslrun.recipe import Named, Pretrain, Recipe
 from sslrun.runs import Run, find_broken
 from sslrun.stages.context import Context, holding, perform
-from sslrun.stages.devices import devices_identity
+from sslrun.stages.devices import describe_begun, devices_identity
 from sslrun.stages.fit import Checkpoints, fit
 from sslrun.stages.keep import BestWeights
 from sslrun.stages.lineage import (
@@ -36,7 +37,7 @@ from sslrun.stages.lineage import (
 )
 from sslrun.stages.logging import logs
 from sslrun.stages.pictures import write_sheet
-from sslrun.stages.watch import Watcher
+from sslrun.stages.watch import FeatureCheck, Watcher
 from sslrun.tasks.base import TaskOptions
 from sslrun.training.checkpoint import latest, save
 from sslrun.training.loop import Step, Training
@@ -134,6 +135,8 @@ class Pretraining:
     def _depends_on_devices(self) -> bool:
         """Whether the number of devices changes the result."""
         named = self.recipe.backbone
+        if self.schedule.budget is not None:  # more devices do more steps
+            return True
         return pretexts[self.pretext.name].depends_on_devices(
             self.pretext.options, backbones[named.name], named.options
         )
@@ -167,20 +170,30 @@ class Pretraining:
             context.reporter.say(
                 f"{shorter.path} is a finished, shorter run of this recipe: --extend continues it"
             )
+        begun = describe_begun(lambda count: replace(self, devices=count), run.path.parent)
+        if begun is not None:
+            context.reporter.say(begun)
         return perform(
             run, self.recipe.resolved(), context, partial(self._body, context), self.reads
         )
 
     def _body(self, context: Context) -> dict[str, Any]:
         recipe = self.recipe
-        with context.reporter.reading() as progress, context.stop.reading():
+        with context.reporter.reading() as progress, context.stop.unsaved():
             splits = load_splits(recipe.data.name, recipe.data.options, progress=progress)
             # Both are read here, where the progress of reading is shown.
             raw, _ = splits.pretrain, splits.monitored
         torch.manual_seed(self.seed)
-        pretext = self._build_pretext(splits.spec, raw)
+        with context.stop.unsaved():
+            pretext = self._build_pretext(splits.spec, raw)
         examples = context.compute.place(pretext.arrange(raw, self.seed))
-        training = Training(pretext, self.schedule, context.compute)
+        if self.schedule.checkpoint_activations and not checkpoint_activations(pretext):
+            raise UserError(
+                f"pretrain.checkpoint_activations: backbone '{recipe.backbone.name}' has no blocks "
+                "to compute again: leave it out, or choose a Transformer such as vit-small"
+            )
+        sharded = self.schedule.parallel == "fsdp"
+        training = Training(pretext, self.schedule, context.compute, sharded)
         watcher = Watcher(splits, pretext, recipe.watch, context.compute, self.seed)
         best = None
         if self.schedule.keep == "best":
@@ -212,6 +225,7 @@ class Pretraining:
             "tokens": _count_tokens(examples, step.examples),
             "flops": None if training.flops is None else training.flops * step.step,
             "seconds": round(training.seconds, 3),
+            **({} if training.clock is None else {"budget_used": round(training.clock.used, 3)}),
             "parameters": sum(parameter.numel() for parameter in backbone.parameters()),
         }
 
@@ -271,21 +285,34 @@ class Pretraining:
                 training, examples, self.seed, run, context, self.title, log, checkpoints
             ):
                 if step.last or count_checks(step.step) > count_checks(step.step - 1):
-                    pretext = training.averaged
-                    check = watcher.check(pretext, step.step / step.total, step.metrics)
-                    if distributed.is_main() and (columns := watcher.pictures(pretext)):
-                        write_sheet(run.path / "pictures" / "pretext.png", columns)
-                    if distributed.is_main() and (lines := watcher.samples(pretext)):
-                        with replacing(run.path / SAMPLES) as temporary:
-                            temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
-                    if best is not None and distributed.is_main():
-                        best.consider(step.step, check.record, _saved(pretext))
+                    with training.paused():
+                        check = self._check(step, training.averaged, watcher, best)
                     log({"step": step.step, "epoch": round(step.epoch, 4), **check.record})
+                    if context.on_check is not None:
+                        context.on_check(step, check.record)
                     if check.warning:
                         context.reporter.say(f"{self.title}: step {step.step}: {check.warning}")
-        if watch.keep_state and distributed.is_main():
+        if watch.keep_state:
             save(training, run.last_state)
         return step, check.record
+
+    def _check(
+        self, step: Step, pretext: Pretext, watcher: Watcher, best: BestWeights | None
+    ) -> FeatureCheck:
+        """Check the features, write what the check shows, and keep the weights if it is the best.
+
+        All processes compute the check, and the first one writes.
+        """
+        check = watcher.check(pretext, step.progress, step.metrics)
+        if distributed.is_main():
+            if columns := watcher.pictures(pretext):
+                write_sheet(self.run.path / "pictures" / "pretext.png", columns)
+            if lines := watcher.samples(pretext):
+                with replacing(self.run.path / SAMPLES) as temporary:
+                    temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+            if best is not None:
+                best.consider(step.step, check.record, _saved(pretext))
+        return check
 
 
 def _saved(pretext: Pretext) -> nn.Module:

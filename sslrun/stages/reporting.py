@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
+from typing import Protocol
 
 from rich.console import Console
 from rich.markup import escape
@@ -19,8 +20,13 @@ from rich.text import Text
 from sslrun.errors import UserError
 from sslrun.runs import Run
 
-Update = Callable[[int, float, float], None]
-"""(steps done, loss, examples a second) -> None."""
+
+class Update(Protocol):
+    """A function that shows a training's progress."""
+
+    def __call__(self, step: int, loss: float, speed: float, total: int | None = None) -> None:
+        """Show the steps done, the loss, examples a second, and a new estimate of all steps."""
+
 
 PLAIN_SECONDS = 9.0
 """Seconds between two lines of progress if stderr is not a terminal."""
@@ -237,7 +243,8 @@ class Reporter:
         """Show a bar over `total` steps. Call the yielded function after steps."""
         stage = _Stage(name, total, done)
 
-        def update(step: int, loss: float, speed: float) -> None:
+        def update(step: int, loss: float, speed: float, total: int | None = None) -> None:
+            stage.total = stage.total if total is None else total
             stage.done, stage.note = step, f"loss {loss:.3f} · {speed:,.0f} {unit}/s"
             self._draw_stage(bar, stage)
 
@@ -334,7 +341,7 @@ class Reporter:
                 parts += [f"step {stage.done:,}/{stage.total:,}", stage.note]
                 parts.append("" if pace is not None else _left(stage.left))
             else:
-                parts.append("" if self._reading else f"running for {_duration(job.seconds)}")
+                parts.append("" if self._reading else f"running for {format_duration(job.seconds)}")
         elif pace is not None and len(pace.settled) < len(pace.runs) and not self._reading:
             parts.append("waiting for other workers")
         parts.append(self._reading)
@@ -347,25 +354,31 @@ class Reporter:
             return
         job = self._job
         left, whole = pace.left(job)
-        working = job is not None and job.stage is None
+        is_working = job is not None and job.stage is None
+        note = f"running for {format_duration(job.seconds)}" if job and is_working else ""
         self.progress.update(
             bar,
             completed=pace.share(left if whole else None),
             count=f"{len(pace.settled)}/{len(pace.runs)} runs",
-            note=f"running for {_duration(job.seconds)}" if job is not None and working else "",
+            note=note,
             left=_clock(left, whole),
         )
 
     def _draw_stage(self, bar: TaskID, stage: _Stage) -> None:
         count = f"{stage.done}/{stage.total}"
         self.progress.update(
-            bar, completed=stage.done, count=count, note=stage.note, left=_clock(stage.left)
+            bar,
+            total=stage.total,
+            completed=stage.done,
+            count=count,
+            note=stage.note,
+            left=_clock(stage.left),
         )
 
 
 def _left(seconds: float | None, whole: bool = True) -> str:
     """Format the time left. If not `whole`, it covers only a part: the rest is unknown."""
-    return "" if seconds is None else f"{'' if whole else 'over '}{_duration(seconds)} left"
+    return "" if seconds is None else f"{'' if whole else 'over '}{format_duration(seconds)} left"
 
 
 def _clock(seconds: float | None, whole: bool = True) -> str:
@@ -381,7 +394,7 @@ def _clock(seconds: float | None, whole: bool = True) -> str:
     return f"{'' if whole else '> '}{clock} left"
 
 
-def _duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Format seconds in one or two units."""
     whole = round(seconds)
     if whole < 60:

@@ -7,18 +7,19 @@ any machine that sees the same folder.
 
 from __future__ import annotations
 
+import copy
+import math
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 from sslrun.data.source import explain_missing
 from sslrun.errors import UserError, describe_os_error
-from sslrun.launch import local
+from sslrun.launch import End, Engine, Workers
 from sslrun.recipe import Named, Sweep, load_sweep
 from sslrun.results.address import UNKNOWN_METRIC, Labels, Place, Row
 from sslrun.results.compare import Comparisons, compare_all
@@ -29,12 +30,13 @@ from sslrun.results.matching import check_stand_ins
 from sslrun.results.published import published_as
 from sslrun.results.record import RunRecord, drop_damaged, find_records
 from sslrun.results.table import Table, columns_of, own_column
-from sslrun.runs import Run
+from sslrun.runs import Run, is_locked, report_unwritable
 from sslrun.stages.context import Busy, Context, Interrupted, holding
 from sslrun.stages.devices import check_devices
 from sslrun.stages.evaluate import Cell, cells
 from sslrun.stages.pretrain import Pretraining
 from sslrun.stages.reporting import Reporter
+from sslrun.stages.search import RowSearch, chosen_rows, row_searches
 
 
 class Job(Protocol):
@@ -60,8 +62,18 @@ class Jobs(Protocol):
     def jobs(self) -> tuple[Job, ...]: ...
 
 
+@dataclass(frozen=True)
+class JobList:
+    """Jobs that are run without a table."""
+
+    name: str
+    jobs: tuple[Job, ...]
+
+
 WAIT_SECONDS = 0.5
 """Seconds between two checks of the runs that other workers hold."""
+MAX_DEATHS = 3
+"""Number of workers that may die while they compute a run; then no other one tries it."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +86,8 @@ class Plan:
     """Each run once; a job comes after the jobs that it needs."""
     cells: tuple[tuple[str, Cell], ...]
     """Pairs of a row's name and a cell."""
+    searches: tuple[RowSearch, ...] = ()
+    """The search of each row; a row has cells once its search is done."""
 
     @property
     def name(self) -> str:
@@ -86,10 +100,12 @@ class Plan:
         Raises UserError if the published table that the sweep names does not exist.
         """
         _check_against(sweep)
-        jobs: dict[Path, Job] = {}
+        searches = row_searches(sweep, root)
+        jobs: dict[Path, Job] = {trial.run.path: trial for row in searches for trial in row.trials}
+        rows = chosen_rows(sweep.rows, searches)
         planned: list[tuple[str, Cell]] = []
         for seed in sweep.seeds:
-            for row, recipe in sweep.rows.items():
+            for row, recipe in rows.items():
                 of_row = [
                     cell
                     for cell in cells(recipe, seed, root)
@@ -99,7 +115,28 @@ class Plan:
                 for cell in of_row:
                     for job in (*cell.needs, cell):
                         jobs.setdefault(job.run.path, job)
-        return cls(sweep, root, tuple(jobs.values()), tuple(planned))
+        return cls(sweep, root, tuple(jobs.values()), tuple(planned), searches)
+
+    def again(self) -> Plan:
+        """Plan once more, with the rows that searches have chosen since."""
+        return Plan.of(self.sweep, self.root) if self.searches else self
+
+    def without_trials(self) -> Plan:
+        """Delete the trials of its searches, and plan once more."""
+        for search in self.searches:
+            search.clear()
+        return self.again()
+
+    def rows_of_runs(self) -> dict[Path, list[str]]:
+        """Run's path -> the rows of the table that use the run."""
+        rows: dict[Path, dict[str, None]] = {job.run.path: {} for job in self.jobs}
+        for search in self.searches:
+            for trial in search.trials:
+                rows[trial.run.path][search.row] = None
+        for row, cell in self.cells:
+            for job in (*cell.needs, cell):
+                rows[job.run.path][row] = None
+        return {path: list(names) for path, names in rows.items()}
 
     @property
     def finished(self) -> bool:
@@ -117,6 +154,8 @@ class Plan:
         pretrained = [text for row in self.sweep.rows if (text := self._describe_pretraining(row))]
         if pretrained:
             table.note(f"pretrained on: {'; '.join(pretrained)}")
+        for line in self.describe_searches():
+            table.note(line)
         for choice, rows in _choices(self.sweep).items():
             table.note(f"{', '.join(rows)}: {choice} (a choice: the paper leaves it open)")
         missing = len(self.cells) - len(records)
@@ -131,6 +170,10 @@ class Plan:
             if reason := cell.run.failure:
                 for place in places_of(row, cell):
                     table.leave_empty(*place, reason)
+
+    def describe_searches(self) -> list[str]:
+        """Describe how many trials each row had, and what was chosen."""
+        return [search.describe() for search in self.searches]
 
     def records(self) -> list[RunRecord]:
         """Return the records of the finished cells."""
@@ -152,22 +195,27 @@ class Plan:
         tokens = f"{record.tokens / 1e6:,.1f} M tokens"
         return f"{row}: {tokens} in {record.steps:,} steps, {record.seconds:,.0f} s"
 
-    def comparison(self) -> Comparisons | None:
-        """Compare the table and its cost with the sweep's published tables; None without any."""
+    def compare(self, table: Table) -> Comparisons | None:
+        """Compare `table` and its cost with the sweep's published tables; None without any."""
         if not self.sweep.against:
             return None
-        table = self.table()
+        table = copy.deepcopy(table)
         add_compute(table)
         return compare_all(table, published_as(self.sweep.against.table))
 
-    def write_tables(self) -> None:
-        """Write the table and its comparison in every format, into the sweep's folder."""
-        table, comparison = self.table(), self.comparison()
+    def write_tables(self) -> tuple[Table, Comparisons | None]:
+        """Write the table and its comparison in every format, into the sweep's folder.
+
+        Returns both.
+        """
+        table = self.table()
+        comparison = self.compare(table)
         folder = self.root / self.sweep.name
         for ending in table_formats:
             table.write(folder / f"table{ending}")
             if comparison is not None:
                 comparison.write(folder / f"comparison{ending}")
+        return table, comparison
 
 
 def _check_against(sweep: Sweep) -> None:
@@ -203,11 +251,24 @@ def places_of(row: str, cell: Cell) -> list[Place]:
     return [(Row(row, cell.protocol), column) for column in columns]
 
 
-def work(plans: Sequence[Jobs], context: Context, workers: int = 1) -> list[str]:
+def work_all(plans: Sequence[Jobs], context: Context, idle: float = math.inf) -> list[str]:
+    """Run every job that no other worker has taken, then the rows that searches have chosen.
+
+    Returns the reasons of the failures. See `work`.
+    """
+    failures = work(plans, context, idle=idle)
+    chosen = [plan for plan in again(plans) if isinstance(plan, Plan) and plan.searches]
+    return failures or (work(chosen, context, idle=idle) if chosen else [])
+
+
+def work(
+    plans: Sequence[Jobs], context: Context, workers: int = 1, idle: float = math.inf
+) -> list[str]:
     """Run every job that no other worker has taken, and wait until all are settled.
 
     Returns the reasons of the failures. If a job fails, only the jobs that need it fail too.
-    `workers` is the number of processes that share the jobs, to estimate the time left.
+    `workers` is the number of processes that share the jobs, to estimate the time left. After
+    `idle` minutes without a job to run, it leaves the rest to the other workers.
 
     Raises UserError if no job can run because all data are missing.
     """
@@ -218,11 +279,14 @@ def work(plans: Sequence[Jobs], context: Context, workers: int = 1) -> list[str]
     report_missing(failed, len(waiting), context.reporter)
     runs = [job.run for job in waiting]
     with context.reporter.plan(", ".join(plan.name for plan in plans), runs, workers) as settle:
-        while waiting:
+        last = time.monotonic()
+        while waiting and time.monotonic() - last <= 60 * idle:
             later: list[Job] = []
-            for job in waiting:
+            # A run whose worker died may kill the next one too, so that it comes last.
+            for job in sorted(waiting, key=lambda job: len(job.run.holders)):
                 if _attempt(job, failed, context):
                     settle(job.run)
+                    last = time.monotonic()
                 else:
                     later.append(job)
             if len(later) == len(waiting):
@@ -241,6 +305,8 @@ def _attempt(job: Job, failed: dict[Path, str], context: Context) -> bool:
     reason = next((failed[path] for path in (job.run.path, *blocked) if path in failed), None)
     if reason is None and blocked:
         return False
+    if reason is None and len(job.run.holders) >= MAX_DEATHS and not is_locked(job.run.path):
+        reason = f"{len(job.run.holders)} workers died while they computed {job.run.path}"
     if reason is None:
         try:
             with context.reporter.job(job.title, job.run.stage):
@@ -300,25 +366,83 @@ def describe_failures(failures: Sequence[str], plans: Sequence[Jobs]) -> str:
     )
 
 
-def launch(
-    plans: Sequence[Jobs], context: Context, workers: int, arguments: Sequence[str]
-) -> list[str]:
-    """Run the plans in this process, or share them with `workers - 1` other processes.
+def launch(plans: Sequence[Jobs], context: Context, engine: Engine, workers: Workers) -> list[str]:
+    """Run the plans with workers of an engine, and wait until all workers have ended.
 
-    Returns the reasons of the failures. Each worker gets its share of the cores and, if no device
-    is named, the next GPU in turn. `arguments` is the command line of sslrun from which the other
-    workers read the same plan.
+    Returns the reasons of the failures. One local worker runs in this process. If a worker dies,
+    the others take its run. If this process is asked to stop, the workers save their work first.
     """
+    plans = _prepare(plans, context)
+    if workers.count == 1 and engine.name == "local":
+        return work_all(plans, replace(context, fresh=False))
+    _check_data(list(_jobs_of(plans).values()), engine, context.reporter)
+    runs = [job.run for job in _jobs_of(plans).values()]
+    with report_unwritable(workers.logs):
+        workers.logs.mkdir(parents=True, exist_ok=True)
+    crew = engine.start(workers)
+    try:
+        name = ", ".join(plan.name for plan in plans)
+        with context.reporter.plan(name, runs, workers.count):
+            while crew.is_running:
+                time.sleep(WAIT_SECONDS)
+                context.stop.check()
+                for end in crew.ends():
+                    _report_death(end, runs, context.reporter)
+    finally:
+        crew.stop()
+    unfinished = [job.run for job in _jobs_of(again(plans)).values() if not job.run.finished]
+    return [run.failure or "no worker was left to compute it" for run in unfinished]
+
+
+def _jobs_of(plans: Sequence[Jobs]) -> dict[Path, Job]:
+    """Run's path -> job, each once."""
+    return {job.run.path: job for plan in plans for job in plan.jobs}
+
+
+def again(plans: Sequence[Jobs]) -> list[Jobs]:
+    """Plan once more, with the rows that searches have chosen since."""
+    return [plan.again() if isinstance(plan, Plan) else plan for plan in plans]
+
+
+def submit(plans: Sequence[Jobs], context: Context, engine: Engine, workers: Workers) -> str:
+    """Submit workers that run the plans without this process; return a line that describes them."""
+    plans = _prepare(plans, context)
+    _check_data([job for plan in plans for job in plan.jobs], engine, context.reporter)
+    return engine.submit(workers)
+
+
+def _prepare(plans: Sequence[Jobs], context: Context) -> list[Jobs]:
+    """Clear all runs for a fresh start, and forget which workers died earlier."""
     if context.fresh:
+        plans = [plan.without_trials() if isinstance(plan, Plan) else plan for plan in plans]
         _clear([job.run for plan in plans for job in plan.jobs])
-        context = replace(context, fresh=False)
-    if workers == 1:
-        return work(plans, context)
-    threads = local.threads_of(workers)
-    context.compute.use_threads(threads)
-    _, *devices = local.spread(context.compute.device, workers)  # the first is this process's own
-    commands = [local.command_on(arguments, device) for device in devices]
-    return local.beside(partial(work, plans, context, workers), commands, threads)
+    jobs = [job for plan in plans for job in plan.jobs]
+    for job in jobs:
+        if job.run.holders:
+            with job.run.claimed():
+                pass
+    return list(plans)
+
+
+def _check_data(jobs: Sequence[Job], engine: Engine, reporter: Reporter) -> None:
+    """Report which data are missing on this machine.
+
+    Raises UserError if all are missing and the workers run here. Other machines may have them.
+    """
+    failed = without_data(jobs, reporter)
+    if jobs and len(failed) == len(jobs) and engine.name == "local":
+        raise UserError("\n".join(dict.fromkeys(failed.values())))
+    report_missing(failed, len(jobs), reporter)
+
+
+def _report_death(end: End, runs: Sequence[Run], reporter: Reporter) -> None:
+    """Print why a worker died, and which run it computed; nothing if it ended in order."""
+    if end.reason is None:
+        return
+    run = next((run for run in runs if end.worker in run.holders), None)
+    where = f" while it computed {run.path}" if run is not None else ""
+    then = "another one takes its place" if end.restarted else "the others go on"
+    reporter.say(f"{end.title} died{where}: {end.reason}; {then}")
 
 
 def _clear(runs: Sequence[Run]) -> None:

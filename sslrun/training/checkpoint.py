@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_model, save_model
 
+from sslrun import distributed
 from sslrun.errors import UserError, disk_is_full
 from sslrun.files import checksum, replacing, sync
 from sslrun.training.loop import Training
@@ -27,45 +30,81 @@ KEPT = 2
 def save(training: Training[Any], folder: Path) -> Path:
     """Write the checkpoint `folder`/step-N, remove all but the last `KEPT`, and return its path.
 
+    All processes must call this for a sharded training, and each writes its part; else the first
+    one writes.
+
     Raises:
         UserError: the disk is full.
     """
     target = folder / f"step-{training.step:09d}"
+    if not (training.sharded or distributed.is_main()):
+        return target
     try:
         _write(training, folder, target)
     except (OSError, RuntimeError) as error:
-        # torch.save does not always report a full disk as such, so check the free space, too.
-        if not disk_is_full(error) and shutil.disk_usage(folder).free >= 2**20:
+        if not disk_is_full(error):
             raise
         raise UserError(
             f"{folder}: the disk is full; the last checkpoint is kept. "
             "Free some space and give the same command again"
         ) from None
-    for older in sorted(folder.glob("step-*"))[:-KEPT]:
-        shutil.rmtree(older, ignore_errors=True)
+    if distributed.is_main():
+        for older in sorted(folder.glob("step-*"))[:-KEPT]:
+            shutil.rmtree(older, ignore_errors=True)
     return target
 
 
 def _write(training: Training[Any], folder: Path, target: Path) -> None:
     """Write a checkpoint to a temporary folder, then rename the folder to `target`."""
-    folder.mkdir(parents=True, exist_ok=True)
     unfinished = folder / UNFINISHED
-    shutil.rmtree(unfinished, ignore_errors=True)  # left by a process that was killed
-    unfinished.mkdir()
+    if distributed.is_main():
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(unfinished, ignore_errors=True)  # left by a process that was killed
+        unfinished.mkdir()
     try:
-        with replacing(unfinished / WEIGHTS) as file:
-            save_model(training.learner, str(file))
-        with replacing(unfinished / STATE) as file:
-            torch.save(training.state_dict(), file)
-        sums = {name: checksum(unfinished / name) for name in (WEIGHTS, STATE)}
-        with replacing(unfinished / MANIFEST) as file:
-            file.write_text(json.dumps({"step": training.step, "sha256": sums}))
-        if target.exists():
-            shutil.rmtree(target)
-        os.replace(unfinished, target)
-        sync(folder)
+        if training.sharded:
+            from sslrun.training.shard_files import save_shards
+
+            distributed.wait()  # until the folder is there
+            save_shards(training, unfinished)
+        if distributed.is_main():
+            _complete(training, unfinished)
+            if target.exists():
+                shutil.rmtree(target)
+            os.replace(unfinished, target)
+            sync(folder)
+        if training.sharded:
+            distributed.wait()
     finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        if distributed.is_main():
+            shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _complete(training: Training[Any], folder: Path) -> None:
+    """Write what no other process has written of a checkpoint, and the checksums of its files."""
+    if not training.sharded:
+        with replacing(folder / WEIGHTS) as file:
+            save_model(training.learner, str(file))
+    with replacing(folder / STATE) as file:
+        _save_state(training.counters() if training.sharded else training.state_dict(), file)
+    for path in folder.glob("*.safetensors"):
+        sync(path)
+    sums = {path.name: checksum(path) for path in sorted(folder.iterdir())}
+    with replacing(folder / MANIFEST) as file:
+        file.write_text(json.dumps({"step": training.step, "crc32": sums}))
+
+
+def _save_state(state: Mapping[str, Any], path: Path) -> None:
+    """Write a state; torch does not report a full disk as one, so look at the disk.
+
+    It is looked at before the half of the file is removed, which makes space again.
+    """
+    try:
+        torch.save(state, path)
+    except RuntimeError as error:
+        if shutil.disk_usage(path.parent).free < 2**20:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+        raise
 
 
 def latest(folder: Path) -> Path | None:
@@ -81,16 +120,21 @@ def latest(folder: Path) -> Path | None:
 
 def restore(training: Training[Any], path: Path) -> None:
     """Load a checkpoint into a training with the same options."""
-    load_model(training.learner, str(path / WEIGHTS))
-    training.load_state_dict(
-        torch.load(path / STATE, map_location=training.compute.device, weights_only=True)
-    )
+    state = torch.load(path / STATE, map_location=training.compute.device, weights_only=True)
+    if training.sharded:
+        from sslrun.training.shard_files import load_shards
+
+        load_shards(training, path)
+        training.load_counters(state)
+    else:
+        load_model(training.learner, str(path / WEIGHTS))
+        training.load_state_dict(state)
 
 
 def _intact(path: Path) -> bool:
     """Whether all files of a checkpoint are there and have the recorded checksums."""
     try:
-        sums = json.loads((path / MANIFEST).read_text())["sha256"]
+        sums = json.loads((path / MANIFEST).read_text())["crc32"]
         return all(checksum(path / name) == expected for name, expected in sums.items())
     except (OSError, ValueError, KeyError):
         return False

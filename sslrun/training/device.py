@@ -25,6 +25,9 @@ COMPILE_STEPS = 2000
 """Number of steps from which `compile: auto` compiles: if it saves 30 ms per step, they repay a
 minute of compilation."""
 
+COMPILE_SECONDS = 600
+"""Budget from which `compile: auto` compiles: a tenth saved repays a minute of compilation."""
+
 
 @dataclass(frozen=True)
 class Compute:
@@ -82,17 +85,16 @@ class Compute:
         """A new random generator on the device."""
         return torch.Generator(self.device)
 
-    def compiles(self, choice: Compile, steps: int) -> bool:
-        """Whether to compile a training of `steps` steps.
+    def compiles(self, choice: Compile, steps: int | None, seconds: float | None = None) -> bool:
+        """Whether to compile a training of `steps` steps, or of a budget in seconds.
 
-        The number of steps decides, not a measured time, so that a repeated run is compiled, and
+        The length of training decides, not a measured time, so that a repeated run is compiled, and
         rounds, in the same way.
         """
         if choice != "auto":
             return choice == "on"
-        return (
-            self.device.type == "cuda" and shutil.which("cc") is not None and steps >= COMPILE_STEPS
-        )
+        is_long = (steps or 0) >= COMPILE_STEPS or (seconds or 0) >= COMPILE_SECONDS
+        return self.device.type == "cuda" and shutil.which("cc") is not None and is_long
 
 
 def compute(name: str = "auto") -> Compute:

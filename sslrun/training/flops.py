@@ -7,10 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from math import prod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+
+# torch.utils.flop_counter is imported where it is used: it imports triton, which is slow.
+if TYPE_CHECKING:
+    from torch.utils.flop_counter import FlopCounterMode
 
 Shape = Sequence[int]
 
@@ -43,6 +46,8 @@ def _twice(forward: Callable[..., int]) -> Callable[..., int]:
 
 def _attention(query: Shape, key: Shape, value: Shape, *args: Any, **kwargs: Any) -> int:
     """Forward FLOPs of attention: the scores, and the weighted sums of values."""
+    from torch.utils.flop_counter import sdpa_flop_count
+
     return sdpa_flop_count(query, key, value)
 
 
@@ -50,6 +55,8 @@ def _attention_backward(
     gradient: Shape, query: Shape, key: Shape, value: Shape, *args: Any, **kwargs: Any
 ) -> int:
     """Backward FLOPs of attention: the scores once more, and four matrix products for gradients."""
+    from torch.utils.flop_counter import sdpa_backward_flop_count
+
     return sdpa_backward_flop_count(gradient, query, key, value)
 
 
@@ -80,6 +87,13 @@ class _Untracked:
 
 def flop_counter() -> FlopCounterMode:
     """A context manager that counts FLOPs, forward and backward, for `get_total_flops()`."""
+    from torch.utils.flop_counter import FlopCounterMode, _FlopCounterMode
+
+    # torch wraps this method to hide it from the compiler, and imports the compiler at the first
+    # call, which takes longer than importing torch. Nothing is compiled while FLOPs are counted.
+    dispatch = getattr(_FlopCounterMode.__torch_dispatch__, "__wrapped__", None)
+    if dispatch is not None and not hasattr(dispatch, "__dynamo_disable"):
+        setattr(dispatch, "__dynamo_disable", dispatch)
     counter = FlopCounterMode(display=False, custom_mapping=MISSING_FORMULAS)
     counter.mod_tracker = _Untracked()  # type: ignore[assignment]
     return counter
@@ -89,14 +103,20 @@ COUNTED_STEPS = 4
 """Approximate number of steps whose FLOPs are counted if examples differ in length."""
 
 
-def is_counted(step: int, total: int, lengths_differ: bool) -> bool:
+STRIDE = 1000
+"""Steps between two counted ones if examples differ in length and time decides how many there
+are."""
+
+
+def is_counted(step: int, total: int | None, lengths_differ: bool) -> bool:
     """Whether to count the FLOPs of a step, which about doubles the time of a small model's step.
 
     The first step is counted. If examples differ in length, evenly spaced steps are counted,
     because FLOPs are not quite proportional to length. The decision depends on the step alone, so
     that a resumed run treats every step like a run that was never stopped.
     """
-    return step % max(1, total // COUNTED_STEPS) == 0 if lengths_differ else step == 0
+    stride = STRIDE if total is None else max(1, total // COUNTED_STEPS)
+    return step % stride == 0 if lengths_differ else step == 0
 
 
 class FlopMeter:

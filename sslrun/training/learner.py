@@ -76,3 +76,11 @@ class Learner(nn.Module):
     def layers(self) -> list[list[nn.Parameter]]:
         """The backbone's parameters from input to output, by depth, for layer-wise decay."""
         return []
+
+    def blocks(self) -> list[nn.Module]:
+        """Modules whose parameters are gathered together where parameters are sharded.
+
+        The other parameters are gathered for the whole step. Nothing may use a block's parameters
+        except its `forward`.
+        """
+        return []

@@ -23,6 +23,7 @@ from sslrun import distributed
 from sslrun.data.examples import Batch, Examples
 from sslrun.errors import UserError
 from sslrun.seeds import derive_seed
+from sslrun.training.clock import Clock
 from sslrun.training.device import Compute
 from sslrun.training.flops import FlopMeter, flop_counter, is_counted
 from sslrun.training.learner import Learner, Output
@@ -30,6 +31,7 @@ from sslrun.training.norm import synchronize_norms
 from sslrun.training.optim import half_cosine, lr_factor, optimizers, set_rates, skip_update
 from sslrun.training.order import indices
 from sslrun.training.schedule import Schedule
+from sslrun.training.shard import copy_whole, shard, whole
 
 FINITE_EVERY = 50
 """Number of steps between two checks that loss and gradient are finite, on devices that run
@@ -49,7 +51,9 @@ class Step:
     step: int
     """Number of steps done, including this one."""
     total: int
-    """Number of steps of the whole training."""
+    """Number of steps of the whole training; an estimate if its time is limited."""
+    progress: float
+    """Share of the training that is done; 1 after the last step."""
     epoch: float
     """Number of epochs done."""
     examples: int
@@ -66,7 +70,7 @@ class Step:
     @property
     def last(self) -> bool:
         """Whether this is the training's last step."""
-        return self.step == self.total
+        return self.progress >= 1
 
     def record(self) -> dict[str, Any]:
         """The step as plain numbers, to log."""
@@ -84,14 +88,30 @@ class Step:
 class Training(Generic[AnyLearner]):
     """The state of a training, which checkpoints hold."""
 
-    def __init__(self, learner: AnyLearner, schedule: Schedule, compute: Compute) -> None:
-        if learner.sync_norm and distributed.world_size() > 1:
+    def __init__(
+        self, learner: AnyLearner, schedule: Schedule, compute: Compute, sharded: bool = False
+    ) -> None:
+        """Prepare a training; `sharded`: each device keeps a part of the parameters (FSDP)."""
+        several = distributed.world_size() > 1
+        if learner.sync_norm and several:
             synchronize_norms(learner, compute.device)
-        self.learner = cast(AnyLearner, compute.put(learner))
+        # Only contiguous parameters can be sharded, not those in channels_last.
+        put = learner.to(compute.device) if sharded and several else compute.put(learner)
+        self.learner = cast(AnyLearner, put)
         self.schedule = schedule
         self.compute = compute
-        self.optimizers = optimizers(learner, schedule, learner.layers())
+        self.sharded = sharded
         self.average = copy.deepcopy(learner).requires_grad_(False) if schedule.ema else None
+        self._template: AnyLearner | None = None
+        """The learner on the meta device, to gather sharded parameters into; None: they are whole.
+        """
+        if sharded and several:
+            self._template = copy.deepcopy(learner).to("meta")
+            for each in filter(None, (learner, self.average)):
+                shard(each, compute.device)
+        self.optimizers = optimizers(learner, schedule, learner.layers())
+        self.clock = None if schedule.seconds is None else Clock(schedule.seconds, compute.device)
+        """The time that is used of a schedule with a budget; None: steps end the training."""
         self.step = 0
         self.first_step = 0
         """The step at which the learning rate's schedule starts: that of a warm restart."""
@@ -112,6 +132,17 @@ class Training(Generic[AnyLearner]):
         """Mean FLOPs per step, forward and backward, over all devices; None if not yet counted."""
         return self.meter.per_step(self.step) if self.step else None
 
+    def progress(self, total: int | None) -> float:
+        """The share of the training that is done, of `total` steps or of the budget of time."""
+        if self.clock is not None:
+            return self.clock.share
+        assert total is not None
+        return self.step / total
+
+    def paused(self) -> AbstractContextManager[None]:
+        """A context whose time does not count against a budget, such as a feature check's."""
+        return nullcontext() if self.clock is None else self.clock.paused()
+
     @property
     def seconds(self) -> float:
         """Wall-clock seconds of this training, including those before an interruption."""
@@ -119,8 +150,12 @@ class Training(Generic[AnyLearner]):
 
     @property
     def averaged(self) -> AnyLearner:
-        """The learner with the weights to evaluate and save: the moving average if there is one."""
-        return self.learner if self.average is None else self.average
+        """The learner with the weights to evaluate and save: the moving average if there is one.
+
+        Sharded parameters are gathered, into a copy: all devices must ask for it together.
+        """
+        kept = self.learner if self.average is None else self.average
+        return kept if self._template is None else copy_whole(kept, self._template)
 
     def check_finite(self) -> None:
         """Check that all losses and gradients so far were finite.
@@ -162,13 +197,20 @@ class Training(Generic[AnyLearner]):
     def state_dict(self) -> dict[str, Any]:
         """Everything that is needed to resume, except the learner's weights."""
         return {
-            "step": self.step,
-            "first_step": self.first_step,
+            **self.counters(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "average": None if self.average is None else self.average.state_dict(),
+        }
+
+    def counters(self) -> dict[str, Any]:
+        """The state without what has the shape of parameters."""
+        return {
+            "step": self.step,
+            "first_step": self.first_step,
             "flops": self.meter.state_dict(),
             "examples": self.examples_state,
             "seconds": self.seconds,
+            "used": 0.0 if self.clock is None else self.clock.used,
         }
 
     def restart(self) -> None:
@@ -177,14 +219,20 @@ class Training(Generic[AnyLearner]):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` returned."""
-        self.step, self.seconds_before_resume = state["step"], state["seconds"]
-        self.first_step = state.get("first_step", 0)  # 0 in checkpoints of earlier versions
-        self.meter.load_state_dict(state["flops"])
-        self.examples_state = state["examples"]
+        self.load_counters(state)
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         if self.average is not None:
             self.average.load_state_dict(state["average"])
+
+    def load_counters(self, state: dict[str, Any]) -> None:
+        """Restore what `counters` returned."""
+        self.step, self.seconds_before_resume = state["step"], state["seconds"]
+        self.first_step = state.get("first_step", 0)  # 0 in checkpoints of earlier versions
+        self.meter.load_state_dict(state["flops"])
+        if self.clock is not None:
+            self.clock.used = state["used"]
+        self.examples_state = state["examples"]
 
 
 def train(training: Training[Any], examples: Examples, seed: int) -> Iterator[Step]:
@@ -200,22 +248,23 @@ def train(training: Training[Any], examples: Examples, seed: int) -> Iterator[St
     schedule, compute, learner = training.schedule, training.compute, training.learner
     _check_parts(schedule, learner)
     epoch_steps = schedule.steps_an_epoch(len(examples))
-    total = schedule.total_steps(len(examples))
-    warmup = round(schedule.warmup * epoch_steps)
+    total = schedule.planned_steps(len(examples))
     frozen_steps = round(schedule.freeze_last * epoch_steps)
     lengths_differ = examples.lengths is not None  # read once: slow for millions of examples
     parameters = [parameter for parameter in learner.parameters() if parameter.requires_grad]
     passes = _Passes(training, total, seed)
     batches = examples.batches(_remaining_indices(training, examples, seed, total), compute.device)
     learner.train()
-    while training.step < total:
-        lr = _set_rates(training, total, warmup)
-        learner.before_step(training.step / total)
+    if training.clock is not None:
+        training.clock.start()
+    while (share := training.progress(total)) < 1:
+        lr = _set_rates(training, total, epoch_steps)
+        learner.before_step(share)
         with explain_out_of_memory(schedule, compute):
             done = passes.run(batches, is_counted(training.step, total, lengths_differ))
         if training.step < frozen_steps:
             skip_update(training.optimizers, learner.last_layer())
-        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        norm = whole(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
         _clip(parameters, norm, schedule)
         training.watch_finite(done.loss, norm, lr)
         with explain_out_of_memory(schedule, compute):  # the first step allocates state
@@ -224,13 +273,17 @@ def train(training: Training[Any], examples: Examples, seed: int) -> Iterator[St
                 optimizer.zero_grad(set_to_none=True)
         training.meter.add(done.numbers, done.flops)
         training.step += 1
-        learner.after_step(training.step / total)
+        if training.clock is not None:
+            training.clock.tick()
+        share = training.progress(total)
+        learner.after_step(share)
         training.update_average()
-        if training.step == total:
+        if share >= 1:
             training.check_finite()
         yield Step(
             step=training.step,
-            total=total,
+            total=total or max(training.step, round(training.step / share)),
+            progress=share,
             epoch=training.step / epoch_steps,
             examples=training.step * schedule.batch,
             lr=lr,
@@ -254,7 +307,7 @@ def _check_parts(schedule: Schedule, learner: Learner) -> None:
 
 
 def _remaining_indices(
-    training: Training[Any], examples: Examples, seed: int, total: int
+    training: Training[Any], examples: Examples, seed: int, total: int | None
 ) -> Iterator[Tensor]:
     """Yield the indices of all parts of batches from the training's step on.
 
@@ -269,25 +322,29 @@ def _remaining_indices(
     return indices(examples, training.schedule, seed, training.step, total, remember)
 
 
-def _set_rates(training: Training[Any], total: int, warmup: int) -> float:
+def _set_rates(training: Training[Any], total: int | None, epoch_steps: int) -> float:
     """Set the optimizers' rates for the coming step, and return the learning rate.
 
     The learning rate's schedule spans the steps from the training's first one, after which a warm
-    restart began.
+    restart began; or the budget of time, which it follows by the clock.
     """
-    schedule, step = training.schedule, training.step
+    schedule, share = training.schedule, training.progress(total)
+    if total is None:
+        place: tuple[float, float, float] = (share, 1.0, schedule.warmup)
+    else:
+        first = training.first_step
+        place = (training.step - first, total - first, round(schedule.warmup * epoch_steps))
     factor = lr_factor(
-        step - training.first_step,
-        total - training.first_step,
-        warmup,
+        *place,
         schedule.schedule,
         schedule.milestones,
         schedule.gamma,
         schedule.lr_end / schedule.lr,
+        ahead=0 if total is None else 1,
     )
     weight_decay = schedule.weight_decay
     if schedule.weight_decay_end is not None:
-        weight_decay = half_cosine(weight_decay, schedule.weight_decay_end, step / total)
+        weight_decay = half_cosine(weight_decay, schedule.weight_decay_end, share)
     set_rates(training.optimizers, schedule.lr * factor, weight_decay)
     return schedule.lr * factor
 
@@ -332,7 +389,7 @@ class _PassResult:
 class _Passes:
     """Run the forward and backward passes of a step, one part of its batch after the other."""
 
-    def __init__(self, training: Training[Any], total: int, seed: int) -> None:
+    def __init__(self, training: Training[Any], total: int | None, seed: int) -> None:
         self.training = training
         self.seed = seed
         self.plain, self.compiled = _wrap(training, total)
@@ -377,17 +434,20 @@ class _Passes:
         return batch, views
 
 
-def _wrap(training: Training[Any], total: int) -> tuple[nn.Module, nn.Module]:
+def _wrap(training: Training[Any], total: int | None) -> tuple[nn.Module, nn.Module]:
     """Return the learner, wrapped for several devices if there are; and the same, compiled.
 
     Both are the same if the schedule does not compile.
     """
     model: nn.Module = training.learner
-    if distributed.world_size() > 1:
+    if distributed.world_size() > 1 and not training.sharded:
         # Static: some parameters may never be used, such as BERT's pooler without next-sentence
         # prediction.
         model = nn.parallel.DistributedDataParallel(model, static_graph=True)
-    if training.compute.compiles(training.schedule.compile, total):
+    schedule = training.schedule
+    # How compilation goes with the hooks of sharded blocks was not measured: only where asked for.
+    is_auto = training.sharded and schedule.compile == "auto"
+    if not is_auto and training.compute.compiles(schedule.compile, total, schedule.seconds):
         # torch keeps only a few variants of a function in a process and then falls back to eager
         # mode. Reset it, because the rounding of a run must not depend on the runs before it.
         torch.compiler.reset()

@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from sslrun.registry import Options
+from sslrun.training.shard import is_sharded
 
 Shape = Literal["cosine", "linear", "step", "constant"]
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -182,9 +183,13 @@ def _build(
     """Build one optimizer of the parameter groups; "muon" is AdamW if some are not matrices."""
     match name:
         case "sgd":
-            nesterov = options.nesterov and options.momentum > 0
             return torch.optim.SGD(
-                groups, lr=options.lr, momentum=options.momentum, nesterov=nesterov, fused=True
+                groups,
+                lr=options.lr,
+                momentum=options.momentum,
+                nesterov=options.nesterov and options.momentum > 0,
+                # torch's fused SGD does not take sharded parameters (torch 2.14)
+                fused=not is_sharded(groups[0]["params"][0]),
             )
         case "lars":
             return Lars(
@@ -235,23 +240,27 @@ def half_cosine(start: float, end: float, progress: float) -> float:
 
 
 def lr_factor(
-    step: int,
-    total: int,
-    warmup: int,
+    step: float,
+    total: float,
+    warmup: float,
     shape: Shape,
     milestones: tuple[float, ...],
     gamma: float,
     end: float = 0.0,
+    ahead: int = 1,
 ) -> float:
     """The learning rate at `step` (0 to `total` - 1), as a share of the highest.
 
     It rises linearly over `warmup` steps. Then it falls to `end` at `total` along a cosine or a
     line, stays constant, or is multiplied by `gamma` at each of `milestones`, which are shares of
     `total`.
+
+    With `ahead` 0, `step` and `total` may be of any unit, such as seconds, and the warmup starts
+    at 0.
     """
     if step < warmup:
-        return (step + 1) / warmup
-    share = (step - warmup) / max(1, total - warmup)
+        return (step + ahead) / warmup
+    share = (step - warmup) / max(ahead, total - warmup)
     match shape:
         case "cosine":
             return half_cosine(1.0, end, share)

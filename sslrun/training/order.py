@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import count
 
 import torch
 from torch import Tensor
@@ -27,10 +28,12 @@ def indices(
     schedule: Schedule,
     seed: int,
     first: int,
-    total: int,
+    total: int | None,
     begin_epoch: Callable[[], None] = lambda: None,
 ) -> Iterator[Tensor]:
     """Yield the indices of every part of every batch for steps `first` to `total` - 1.
+
+    If `total` is None, there is no last step.
 
     Indices are (batch / accumulate / devices,) int64: with several devices, this rank's share.
     `begin_epoch` is called before each epoch is ordered, including the first.
@@ -48,7 +51,7 @@ def indices(
     lengths = examples.lengths if schedule.by_length else None
     epoch_steps = schedule.steps_an_epoch(len(examples))
     order, ordered_epoch = torch.empty(0, dtype=torch.int64), -1
-    for step in range(first, total):
+    for step in count(first) if total is None else range(first, total):
         epoch, place = divmod(step, epoch_steps)
         if epoch != ordered_epoch:
             begin_epoch()

@@ -58,9 +58,10 @@ class Schedule(OptimizerOptions):
 
     @model_validator(mode="after")
     def _consistent(self) -> Schedule:
-        if (self.epochs is None) == (self.steps is None):
-            remedy = "" if self.steps is None else "; set the other one to null"
-            raise ValueError(f"give either epochs or steps{remedy}")
+        given = [value for value in self._lengths.values() if value is not None]
+        if len(given) != 1:
+            remedy = "; set the other one to null" if given else ""
+            raise ValueError(f"give either {' or '.join(self._lengths)}{remedy}")
         if self.batch % self.accumulate:
             raise ValueError(
                 f"batch ({self.batch}) is not a multiple of accumulate ({self.accumulate})"
@@ -73,6 +74,16 @@ class Schedule(OptimizerOptions):
         if (self.schedule == "step") != bool(self.milestones):
             raise ValueError("schedule: step and milestones go together: set both or neither")
         return self
+
+    @property
+    def seconds(self) -> float | None:
+        """Seconds of training; None: epochs or steps give its length."""
+        return None
+
+    @property
+    def _lengths(self) -> dict[str, float | None]:
+        """The options that may give the length of training; one of them must."""
+        return {"epochs": self.epochs, "steps": self.steps}
 
     def steps_an_epoch(self, examples: int) -> int:
         """Number of whole batches in an epoch of `examples` examples.
@@ -100,6 +111,10 @@ class Schedule(OptimizerOptions):
         return self.model_copy(
             update={"batch": batch or examples, "accumulate": parts if batch else 1}
         )
+
+    def planned_steps(self, examples: int) -> int | None:
+        """Number of optimizer steps of the training; None if the time decides (`seconds`)."""
+        return None if self.seconds is not None else self.total_steps(examples)
 
     def total_steps(self, examples: int) -> int:
         """Number of optimizer steps of the training on `examples` examples.

@@ -134,6 +134,7 @@ def test_a_sweep_shares_runs_among_rows_and_workers(folder, sslrun):
         ".tex",
         ".csv",
         ".json",
+        "",  # the folder of the workers' logs
     }
     assert "one" in sslrun("table", "few.yaml", cwd=folder).stdout
 

@@ -1,17 +1,25 @@
 """Signals, and the data that runs were computed from."""
 
+import os
 import signal
+import threading
+from functools import partial
 
 import pytest
 
+from sslrun.cli import run as run_module
 from sslrun.data.source import sources
 from sslrun.errors import UserError
+from sslrun.launch.timelimit import NOTICE, time_limit
+from sslrun.protocols.classical import answering_signals
 from sslrun.recipe import Named
 from sslrun.runs import Run, hash_contents
 from sslrun.stages import context
 from sslrun.stages.context import Context, Interrupted, Stop, perform
 from sslrun.stages.reporting import Reporter
 from sslrun.training.device import compute
+
+SIGNALS = signal.SIGINT, signal.SIGTERM
 
 
 def test_a_second_interrupt_ends_at_once_and_a_second_termination_does_not(monkeypatch):
@@ -34,6 +42,67 @@ def test_a_forwarded_interrupt_does_not_count_as_a_second_one(monkeypatch):
     stop._received(signal.SIGINT, None)
     stop._received(signal.SIGINT, None)
     assert stop.due
+
+
+def test_a_signal_ends_a_fit_in_c_code(monkeypatch):
+    """The main thread answers while another one is in C code, here the wait for an event."""
+    stop, blocked = Stop(), threading.Event()
+    handlers = {number: signal.getsignal(number) for number in (*SIGNALS, NOTICE)}
+    stop.listen()
+    threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    try:
+        with pytest.raises(KeyboardInterrupt), stop.unsaved():
+            answering_signals(partial(blocked.wait, 60))
+    finally:
+        blocked.set()
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    assert answering_signals(lambda: 1) == 1
+    with pytest.raises(ValueError, match="of the fit"):
+        answering_signals(partial(fail, ValueError("of the fit")))
+
+
+def fail(error):
+    raise error
+
+
+SCONTROL = """#!/bin/sh
+echo "$@" >> {folder}/called
+test "$2" != 13 || {{ echo "Job 13 is pending" >&2; exit 1; }}
+"""
+
+
+def test_the_time_limit_of_a_slurm_job_requeues_it(tmp_path, monkeypatch, capsys):
+    scontrol = tmp_path / "scontrol"
+    scontrol.write_text(SCONTROL.format(folder=tmp_path))
+    scontrol.chmod(0o755)
+    monkeypatch.setattr(time_limit, "reached", False)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+
+    def stopped_by(number):
+        stop = Stop()
+        stop._received(number, None)
+        monkeypatch.setattr(run_module, "_run", stop.check)
+        with pytest.raises(SystemExit) as ended:
+            run_module.main()
+        assert ended.value.code == 130
+        first, *more = capsys.readouterr().err.splitlines()
+        assert f"stopped by {signal.Signals(number).name}" in first
+        return more
+
+    assert stopped_by(NOTICE) == []  # outside of Slurm
+    monkeypatch.setattr(time_limit, "reached", False)
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    assert stopped_by(signal.SIGTERM) == []
+    assert stopped_by(NOTICE) == ["sslrun: job 12 is requeued, and continues there"]
+    assert (tmp_path / "called").read_text() == "requeue 12\n"
+    monkeypatch.setenv("SLURM_JOB_ID", "13")
+    assert stopped_by(NOTICE) == ["sslrun: job 13 cannot be requeued: Job 13 is pending"]
+    scontrol.unlink()
+    monkeypatch.setenv("PATH", str(tmp_path))
+    (message,) = stopped_by(NOTICE)
+    assert "cannot be requeued: scontrol: No such file" in message
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Metric sinks: the run's own record, TensorBoard and wandb."""
+"""Metric sinks: the run's own record, TensorBoard, wandb and Trackio."""
 
 import json
 import sys
@@ -27,7 +27,7 @@ def log_all(run, *to):
 
 
 class Board:
-    """A stand-in for the parts of wandb that sslrun uses."""
+    """A stand-in for the parts of wandb and trackio that sslrun uses."""
 
     Error = type("Error", (Exception,), {})
 
@@ -45,6 +45,9 @@ class Board:
 
     def __exit__(self, kind, *_):
         self.ended = "failed" if kind else "done"
+
+    def finish(self):
+        self.ended = "done"
 
     def log(self, record, step):
         self.logged.append((step, record))
@@ -92,8 +95,18 @@ def test_an_error_of_wandb_is_one_line(run, monkeypatch):
         log_all(run, "wandb")
 
 
+def test_trackio_receives_the_metrics_and_is_finished(run, monkeypatch):
+    board = Board()
+    monkeypatch.setitem(sys.modules, "trackio", board)
+    log_all(run, "trackio")
+    assert board.logged == [(1, {"loss": 2.5}), (2, {"loss": 1.5, "knn": 40.0})]
+    assert (board.given["name"], board.given["group"]) == (run.path.name, "mine")
+    assert board.ended == "done"
+
+
 @pytest.mark.parametrize(
-    ("name", "module"), [("tensorboard", "torch.utils.tensorboard"), ("wandb", "wandb")]
+    ("name", "module"),
+    [("tensorboard", "torch.utils.tensorboard"), ("wandb", "wandb"), ("trackio", "trackio")],
 )
 def test_a_missing_package_of_a_sink_is_an_error(name, module, run, monkeypatch):
     monkeypatch.setitem(sys.modules, module, None)

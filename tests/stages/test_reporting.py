@@ -179,4 +179,4 @@ def test_reading_a_data_set_is_reported(plain):
     ("seconds", "words"), [(4.4, "4 s"), (75, "1 min 15 s"), (7260, "2 h 01 min")]
 )
 def test_durations(seconds, words):
-    assert reporting._duration(seconds) == words
+    assert reporting.format_duration(seconds) == words

@@ -1,8 +1,6 @@
-"""Sweeps: submission to Slurm, comparison with a published table, and error reports."""
+"""Sweeps: their workers, comparison with a published table, and error reports."""
 
-import os
 import re
-import shlex
 import sys
 from pathlib import Path
 
@@ -10,6 +8,7 @@ import pytest
 
 from sslrun import cli
 from sslrun.errors import UserError
+from sslrun.launch.slurm import Slurm
 from sslrun.recipe import load_sweep
 from sslrun.stages.context import Context
 from sslrun.stages.sweep import Plan, work
@@ -30,91 +29,44 @@ def sweep(monkeypatch):
     return run
 
 
-@pytest.fixture
-def sbatch(tmp_path, monkeypatch):
-    """Put an sbatch on the PATH that runs a script; returns the file with its arguments."""
-    arguments_path = tmp_path / "arguments"
+def test_an_engine_is_given_workers_of_the_same_sweep(sweep, monkeypatch, capsys):
+    def submit(engine, workers):
+        assert engine.options.partition == "gpu"
+        assert workers.arguments == (
+            "sweep", QUICKSTART, "--set=pretrain.epochs=5", "--runs=my runs"
+        )  # fmt: skip
+        assert workers.command("auto", 10.0)[-2:] == ("--device=auto", "--worker=10.0")
+        return f"{workers.count} workers"
 
-    def install(script):
-        path = tmp_path / "bin" / "sbatch"
-        path.parent.mkdir()
-        path.write_text(f"#!/bin/sh\nprintf '%s\\n' \"$@\" > {arguments_path}\n{script}\n")
-        path.chmod(0o755)
-        monkeypatch.setenv("PATH", f"{path.parent}:{os.environ['PATH']}")
-        return arguments_path
-
-    return install
-
-
-def test_slurm_receives_an_array_of_workers_for_the_same_sweep(sweep, sbatch, capsys):
-    arguments_path = sbatch("echo Submitted batch job 17")
-    options = "--partition gpu --comment 'two words'"
-    assert (
-        sweep("--jobs", "40", "--slurm", options, "--runs", "my runs", "--set", "pretrain.epochs=5")
-        == 0
-    )
-    assert capsys.readouterr().out == "Submitted batch job 17\n"
-    arguments = arguments_path.read_text().splitlines()
-    assert {"--array=1-40", "--requeue", "--signal=B:TERM@120"} <= set(arguments)
-    assert arguments[-6:-2] == ["--partition", "gpu", "--comment", "two words"]
-    assert arguments[-2] == "--wrap"
-    worker = [
-        sys.executable,
-        "-m",
-        "sslrun",
-        "sweep",
-        QUICKSTART,
-        "--jobs=1",
-        "--runs=my runs",
-        "--device=auto",
-    ]
-    assert shlex.split(arguments[-1]) == [
-        "exec",
-        *worker,
-        "--set=pretrain.epochs=5",
-    ]  # each task of the array is one worker
+    monkeypatch.setattr(Slurm, "submit", submit)
+    arguments = ["--jobs", "40", "--runs", "my runs", "--set", "pretrain.epochs=5"]
+    assert sweep("--engine", "slurm", "-E", "partition=gpu", *arguments) == 0
+    assert capsys.readouterr().out == "40 workers\n"
 
 
-def test_missing_data_is_a_warning_before_submission(sweep, sbatch, capsys, monkeypatch, tmp_path):
+def test_missing_data_is_a_warning_before_submission(sweep, capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("SSLRUN_DATA", str(tmp_path))
+    monkeypatch.setattr(Slurm, "submit", lambda *_: "submitted")
     (tmp_path / "lacking.yaml").write_text(WITHOUT_DATA)
-    arguments_path = sbatch("")
-    assert sweep(str(tmp_path / "lacking.yaml"), "--slurm", "") == 0
-    (warning,) = capsys.readouterr().err.splitlines()
+    assert sweep(str(tmp_path / "lacking.yaml"), "--engine", "slurm") == 0
+    output = capsys.readouterr()
+    assert output.out == "submitted\n"
+    (warning,) = output.err.splitlines()
     assert re.match(r"14 of \d+ runs can't be made here: cifar10: not on this machine", warning)
-    assert arguments_path.exists()
-
-
-def test_an_error_of_sbatch_is_one_line(sweep, sbatch, capsys):
-    sbatch(
-        "echo 'sbatch: error: no such partition: gpo' >&2\n"
-        "echo 'sbatch: error: submission failed' >&2\nexit 1"
-    )
-    assert sweep("--slurm", "--partition gpo") == 2
-    assert (
-        capsys.readouterr().err
-        == "sslrun: sbatch refused: no such partition: gpo; submission failed\n"
-    )
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--slurm", "--comment 'open"], "not options of sbatch: No closing quotation"),
-        (["--slurm", "", "--fresh"], "does not go with --slurm"),
+        (["--engine", "slrum"], "no such engine: 'slrum'. Did you mean 'slurm'?"),
+        (["--engine", "slurm", "--per-gpu", "2"], "--per-gpu does not go with --engine slurm"),
+        (["-E", "time=4h"], "-E time=4h: unknown option of 'local'."),
     ],
 )
-def test_nothing_is_submitted_with_invalid_options(arguments, words, sweep, sbatch, capsys):
-    arguments_path = sbatch("")
+def test_mistakes_about_engines_are_one_line(arguments, words, sweep, capsys):
     assert sweep(*arguments) == 2
-    assert words in capsys.readouterr().err
-    assert not arguments_path.exists()
-
-
-def test_a_missing_sbatch_is_an_error(sweep, monkeypatch, capsys):
-    monkeypatch.setenv("PATH", "/nowhere")
-    assert sweep("--slurm", "") == 2
-    assert "no sbatch on this machine" in capsys.readouterr().err
+    (line,) = capsys.readouterr().err.splitlines()
+    assert words in line
 
 
 ABLATION = """\
@@ -166,7 +118,8 @@ def test_a_table_is_compared_with_the_published_one_and_notes_its_choices(tmp_pa
     result = next(job.run.result for job in plan.jobs if "pretrain" in job.run.path.name)
     assert 4 * 8 < result["tokens"] <= 4 * 16
     matched = {
-        (pair.published_row, pair.published_column) for pair in plan.comparison().tables[0].pairs
+        (pair.published_row, pair.published_column)
+        for pair in plan.compare(plan.table()).tables[0].pairs
     }
     rows = ("No NSP", "LTR & No NSP", "LTR & No NSP + BiLSTM")
     assert matched == {(row, "SST-2 (Acc)") for row in rows}

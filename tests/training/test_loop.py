@@ -613,8 +613,18 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint.torch, "save", full)
-    with pytest.raises(UserError, match="disk is full"):
-        checkpoint.save(run(schedule, until=3), tmp_path)
+    def full_as_torch_says(*_):
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0")
+
+    third = run(schedule, until=3)
+    monkeypatch.setattr(checkpoint.torch, "save", full_as_torch_says)
+    with pytest.raises(RuntimeError, match="unexpected pos"):
+        checkpoint.save(third, tmp_path)  # there is space, so it is something else
+    usage = checkpoint.shutil.disk_usage(tmp_path)._replace(free=4096)
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda _: usage)
+    for save in (full, full_as_torch_says):
+        monkeypatch.setattr(checkpoint.torch, "save", save)
+        with pytest.raises(UserError, match="disk is full"):
+            checkpoint.save(third, tmp_path)
     assert list(tmp_path.iterdir()) == [kept]
     assert checkpoint.latest(tmp_path) == kept

@@ -4,8 +4,11 @@ Tensors on the meta device have shapes and no values: whatever asks for a value,
 boolean index does, fails there, and so does what mixes devices.
 """
 
+from contextlib import nullcontext
+
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
 from sslrun.backbones import build_backbone
 from sslrun.data.examples import TensorExamples
@@ -29,10 +32,11 @@ def backbone(name):
     return build_backbone(name, shape, SPEC)
 
 
-def step(learner, examples):
+def step(learner, examples, generator=None):
     learner.to(META)
-    (batch,) = examples.to(META).batches([torch.arange(4)], META)
-    learner(learner.views(batch, torch.Generator())).loss.backward()
+    learner.before_step(0.1)
+    (batch,) = examples.to(META).batches([torch.arange(len(examples))], META)
+    learner(learner.views(batch, generator or torch.Generator())).loss.backward()
     learner.after_step(0.5)
     assert all(
         parameter.grad.device == META
@@ -82,10 +86,41 @@ def test_fine_tuning_on_text_never_waits(name, options, on):
     step(TaskLearner(backbone(on), task), examples)
 
 
-@pytest.mark.parametrize("name", ["rotation", "position"])
-def test_pretraining_on_images_never_waits(name):
+class MetaGenerator(torch.Generator):
+    """A generator that says that it is on the meta device."""
+
+    device = META
+
+
+class OnMeta(TorchFunctionMode):
+    """Draw without a generator, which the meta device lacks, and refuse copies that wait.
+
+    `torch.tensor(..., device="cuda")` and `new_tensor` copy from memory that is not pinned.
+    """
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = {key: value for key, value in (kwargs or {}).items() if key != "generator"}
+        if function is torch.tensor:
+            assert "device" not in kwargs, "a copy to the device that waits: use to_device"
+        if function is torch.Tensor.new_tensor:
+            assert args[0].device != META, "a copy to the device that waits: use to_device"
+        return function(*args, **kwargs)
+
+
+@pytest.mark.parametrize("name", ["rotation", "position", "simclr", "dino"])
+def test_pretraining_on_images_never_waits(name, monkeypatch):
+    # torch.autocast does not know the meta device.
+    monkeypatch.setattr(torch, "autocast", lambda *args, **options: nullcontext())
+    cls, spec = pretexts[name], ImageSpec(36)
+    options = cls.Options()
     network = build_backbone(
-        "vit-tiny", {"patch": 4, "depth": 1, "width": 16, "heads": 2}, ImageSpec(36)
+        "vit-tiny",
+        {"patch": 4, "depth": 1, "width": 16, "heads": 2},
+        cls.backbone_spec(options, spec),
     )
-    images = TensorExamples(torch.zeros(4, 3, 36, 36, dtype=torch.uint8), None, (), ImageSpec(36))
-    step(pretexts[name](pretexts[name].Options(), network), images)
+    images = torch.randint(0, 256, (4, 3, 36, 36), dtype=torch.uint8)
+    examples = TensorExamples(images, None, (), spec)
+    pretext = cls(options, network)
+    pretext.fit(examples)
+    with OnMeta():
+        step(pretext, examples, MetaGenerator())

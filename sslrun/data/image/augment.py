@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from pydantic import Field, field_validator
 from torch import Tensor
 
+from sslrun.data.examples import to_device
 from sslrun.data.image.whole import WholeImages
 from sslrun.errors import UserError
 from sslrun.registry import Options
@@ -344,7 +345,8 @@ def adjust_hue(images: Tensor, shift: Tensor) -> Tensor:
     hue.add_(6 * shift[:, None, None, None])
     # HSV to RGB: channel n = value - chroma * clamp(min(k, 4 - k), 0, 1), where k = (n + hue) mod 6
     # and n is 5 for red, 3 for green and 1 for blue.
-    offset = images.new_tensor([5.0, 3.0, 1.0])[:, None, None]
+    offset = torch.tensor([5.0, 3.0, 1.0], dtype=images.dtype)
+    offset = to_device(offset, images.device)[:, None, None]
     turned = hue + offset
     turned.sub_((turned / 6).floor_().mul_(6))
     turned = torch.minimum(turned, 4 - turned).clamp_(0, 1)
@@ -385,8 +387,8 @@ def draw_jitter(
     *factor_strengths, hue = strengths
     highest = [1 + strength for strength in factor_strengths]
     lowest = [max(0.0, 1 - strength) for strength in factor_strengths]
-    high = torch.tensor([*highest, hue], device=device)
-    low = torch.tensor([*lowest, -hue], device=device)
+    bounds = torch.tensor([[*lowest, -hue], [*highest, hue]])
+    low, high = to_device(bounds, device)
     factors = torch.rand(count, 4, generator=generator, device=device) * (high - low) + low
     return factors, torch.rand(count, 3, generator=generator, device=device).argsort(dim=1)
 

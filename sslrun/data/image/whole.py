@@ -60,7 +60,8 @@ class WholeImages:
 
     def join(self, other: WholeImages, order: Tensor) -> WholeImages:
         """Join with the images of `other`, and sort them by `order` (B,) on their device."""
-        moved = other.places + other.places.new_tensor([len(self.pixels), 0, 0])
+        first = torch.tensor([len(self.pixels), 0, 0])
+        moved = other.places + to_device(first, self.device)
         return WholeImages(
             torch.cat([self.pixels, other.pixels]),
             torch.cat([self.places, moved])[order],

@@ -1,0 +1,157 @@
+"""Commands in forked processes, and what they leave in a folder of runs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from forks import become_command
+
+PATIENCE = 60.0
+"""Seconds after which a process that was asked to stop counts as hanging."""
+CLOCK = {"finished", "seconds", "rate", "data_wait", "memory", "started"}
+"""Numbers of a result or a log that depend on the clock."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended: its exit code (negative: by a signal), and its last messages."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+    @property
+    def message(self) -> str:
+        """The error message, if it is a single line as users should see it; else empty."""
+        lines = [line for line in self.stderr.splitlines() if line.startswith("sslrun: ")]
+        return lines[0] if self.code == 2 and len(lines) == 1 and not self.failed else ""
+
+    @property
+    def failed(self) -> bool:
+        """Whether it ended with a traceback or a crash, which no fault may cause."""
+        return "Traceback" in self.stderr or self.code not in (0, 2, 130)
+
+    @property
+    def last_line(self) -> str:
+        return next(reversed(self.stderr.strip().splitlines()), "")
+
+
+class Command:
+    """A command line of sslrun in a forked process, with its own streams."""
+
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        folder: Path,
+        cache: Path,
+        prepare: Callable[[], object] | None = None,
+    ) -> None:
+        """Start it in `folder`; `prepare` runs in the process before, to plant a fault."""
+        self.streams = [folder / "stdout", folder / "stderr"]
+        environment = {**os.environ, "SSLRUN_CACHE": str(cache)}
+        environment.pop("SSLRUN_DATA", None)
+        request = {
+            "arguments": [*arguments, "--device=cpu"],
+            "cwd": str(folder),
+            "env": environment,
+            "stdout": str(self.streams[0]),
+            "stderr": str(self.streams[1]),
+        }
+        for stream in self.streams:
+            stream.touch()  # a process may be killed before it opens them
+        self.started = time.monotonic()
+        self.code: int | None = None
+        self.pid = os.fork()
+        if self.pid == 0:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # until the command handles signals
+            if prepare is not None:
+                prepare()
+            become_command(request)
+
+    def poll(self) -> int | None:
+        """The exit code; None while it runs."""
+        if self.code is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            self.code = os.waitstatus_to_exitcode(status) if pid else None
+        return self.code
+
+    def send_after(self, seconds: float, number: int) -> None:
+        """Send a signal `seconds` after the start, if it still runs then."""
+        while self.poll() is None and time.monotonic() - self.started < seconds:
+            time.sleep(0.002)
+        if self.code is None:
+            os.kill(self.pid, number)
+
+    def wait(self, patience: float = 10 * PATIENCE) -> Ended:
+        """Wait for the end; a process that does not end in time is killed, and counts as failed."""
+        limit = time.monotonic() + patience
+        while self.poll() is None and time.monotonic() < limit:
+            time.sleep(0.002)
+        if self.code is None:
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+            self.code = -signal.SIGALRM
+        texts = [path.read_text(errors="replace") for path in self.streams]
+        return Ended(self.code, *texts)
+
+
+def snapshot(runs: Path) -> dict[str, Any]:
+    """Everything in a folder of runs that must be equal after any fault: place -> content.
+
+    Numbers of the clock are left out, and so are the files of the environment.
+    """
+    return dict(sorted(entry for path in runs.rglob("*") for entry in _read(path, runs)))
+
+
+def _read(path: Path, runs: Path) -> Iterator[tuple[str, Any]]:
+    name = str(path.relative_to(runs))
+    unequal = (".lock", "environment.json", "recipe.yaml", "manifest.json", "sums.json")
+    if not path.is_file() or path.name in unequal or path.parent == runs:
+        return
+    if path.name == "result.json":
+        yield name, _without_clock(json.loads(path.read_text()))
+    elif path.name == "metrics.jsonl":
+        records = [_without_clock(json.loads(line)) for line in path.read_text().splitlines()]
+        # A resumed evaluation repeats the end of a training after the beginning of the next.
+        yield name, sorted(json.dumps(record, sort_keys=True) for record in records)
+    elif path.suffix == ".pt":
+        state = torch.load(path, weights_only=True)
+        yield name, _digest(_without_clock(state))
+    else:
+        yield name, hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _without_clock(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_clock(item) for key, item in value.items() if key not in CLOCK}
+    return value
+
+
+def _digest(value: Any) -> Any:
+    """A value with each tensor replaced by a digest of its bytes."""
+    if isinstance(value, torch.Tensor):
+        data = value.detach().reshape(-1).clone(memory_format=torch.contiguous_format)
+        return hashlib.sha256(data.view(torch.uint8).numpy().tobytes()).hexdigest()
+    if isinstance(value, dict):
+        return {key: _digest(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_digest(item) for item in value]
+    return value
+
+
+def differences(found: dict[str, Any], expected: dict[str, Any]) -> list[str]:
+    """The places in which two snapshots differ."""
+    return [name for name in sorted(found.keys() | expected.keys())
+            if found.get(name) != expected.get(name)]  # fmt: skip

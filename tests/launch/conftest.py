@@ -1,0 +1,83 @@
+"""A tiny sweep that engines run, and its outcome in this process."""
+
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from sslrun.launch import Workers
+from sslrun.recipe import load_sweep
+from sslrun.runs import is_locked
+from sslrun.stages.context import Context
+from sslrun.stages.sweep import Plan, work
+from sslrun.training.device import compute
+
+SWEEP = """\
+name: few
+base:
+  name: tiny
+  backbone: {name: mlp, width: 16, depth: 1}
+  data: {name: digits, size: 8}
+  pretext: rotation
+  pretrain: {steps: 60, batch: 32}
+  evaluate: {digits: {protocols: [knn]}}
+rows:
+  one: {}
+  two: {pretrain.lr: 0.01}
+"""
+
+
+class TinySweep:
+    """The sweep in a folder: its plan there, its workers, and which of them holds which run."""
+
+    def __init__(self, folder: Path):
+        self.file, self.runs = folder / "few.yaml", folder / "runs"
+        self.file.write_text(SWEEP)
+        self.plan = Plan.of(load_sweep(self.file), self.runs)
+        self.workers = Workers(
+            ("sweep", str(self.file), f"--runs={self.runs}"), 2, "cpu", folder / "logs", folder.name
+        )
+        self.context = Context(self.runs, compute("cpu"))
+
+    def wait_for_held(self, count, seconds=60.0):
+        """Wait until so many pretrainings are held by workers; returns (holder, run) pairs."""
+        runs = {job.run.path: job.run for job in self.plan.jobs if job.run.stage == "pretrain"}
+        end = time.monotonic() + seconds
+        while len(held := [run for run in runs.values() if is_locked(run.path)]) < count:
+            assert time.monotonic() < end, f"after {seconds:.0f} s workers hold {held}"
+            time.sleep(0.05)
+        return [(run.holders[-1], run) for run in held]
+
+    @property
+    def outcome(self):
+        """The table's text and the weights, which are the same however the sweep is run."""
+        weights = sorted(self.runs.glob("tiny/pretrain-*/backbone.safetensors"))
+        table = self.plan.table()
+        return table.to_json(), [path.read_bytes() for path in weights]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    folder = tmp_path / "tiny"
+    folder.mkdir()
+    return TinySweep(folder)
+
+
+@pytest.fixture(scope="session")
+def expected(tmp_path_factory):
+    """The outcome of the sweep in this process."""
+    sweep = TinySweep(tmp_path_factory.mktemp("expected"))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as the workers; another number adds in another order
+    try:
+        assert work([sweep.plan], sweep.context) == []
+    finally:
+        torch.set_num_threads(threads)
+    return sweep.outcome

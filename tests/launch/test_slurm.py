@@ -1,0 +1,204 @@
+"""Slurm: options, errors, and a cluster of two nodes on this machine that loses a worker."""
+
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+
+from sslrun.errors import UserError
+from sslrun.launch import Workers, build
+from sslrun.launch.slurm import minutes_of
+from sslrun.stages.sweep import submit
+
+pytest.importorskip("submitit", reason="submitit is not installed")
+DAEMONS = ("munged", "slurmctld", "slurmd")
+
+
+@pytest.mark.parametrize(
+    ("text", "minutes"),
+    [("90m", 90), ("4h", 240), ("2d", 2880), ("12:30:00", 750), ("1-00:00:01", 1441)],
+)
+def test_time_limits(text, minutes):
+    assert minutes_of(text) == minutes
+
+
+@pytest.fixture
+def sbatch(tmp_path, monkeypatch):
+    """Put an sbatch on the PATH that runs a script; returns the file it copies its job to."""
+    copy = tmp_path / "job"
+
+    def install(script):
+        for name in ("sbatch", "srun"):
+            path = tmp_path / "bin" / name
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(f"#!/bin/sh\ncp $1 {copy}\n{script}\n")
+            path.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+        return copy
+
+    return install
+
+
+def test_slurm_receives_an_array_that_is_requeued(sbatch, tmp_path):
+    job = sbatch("echo Submitted batch job 17")
+    workers = Workers(("sweep", "a.yaml"), 40, "auto", tmp_path / "logs", "mine")
+    options = ["partition=gpu", "time=2d", "cpus=8", "memory=1.5", "sbatch=--qos=low --exclusive"]
+    assert build("slurm", options).submit(workers).startswith("Submitted Slurm job 17; logs: ")
+    lines = set(job.read_text().splitlines())
+    expected = {
+        "array=0-39%40", "partition=gpu", "time=2880", "gpus-per-node=1", "ntasks-per-node=1",
+        "cpus-per-task=8", "mem=1536M", "qos=low", "exclusive", "requeue", "signal=USR2@120",
+    }  # fmt: skip
+    assert {f"#SBATCH --{option}" for option in expected} <= lines
+    assert len(list((tmp_path / "logs").glob("17_*_submitted.pkl"))) == 40
+
+
+def test_a_pretraining_gets_a_task_per_gpu_of_all_nodes(sbatch, tmp_path):
+    job = sbatch("echo Submitted batch job 17")
+    workers = Workers(("pretrain", "a.yaml"), 1, "auto", tmp_path / "logs", "mine", is_sweep=False)
+    build("slurm", ["nodes=2", "gpus=8"]).submit(workers)
+    lines = set(job.read_text().splitlines())
+    expected = {"nodes=2", "gpus-per-node=8", "ntasks-per-node=8"}
+    assert {f"#SBATCH --{option}" for option in expected} <= lines
+    assert not any("array" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["tme=3h"], "-E tme=3h: unknown option of 'slurm'. Did you mean 'time'?"),
+        (["time=3"], "-E time=3: write a time as 30m, 4h, 2d,"),
+        (["partition"], "-E partition: an option of an engine is written KEY=VALUE"),
+        (["gpus=-1"], "-E gpus=-1: Input should be greater than or equal to 0"),
+        (["nodes=2"], "a worker of a sweep uses one GPU"),
+        (["sbatch=-p gpu"], "-E sbatch=-p gpu: write each option as --name=value, not '-p'"),
+        (["sbatch='"], "-E sbatch=': No closing quotation"),
+        (["partition=gpo"], "sbatch refused: no such partition: gpo; it failed"),
+    ],
+)
+def test_mistakes_are_one_line(options, message, sbatch, tmp_path, capfd):
+    sbatch("echo 'sbatch: error: no such partition: gpo' >&2; echo 'it failed' >&2; exit 1")
+    workers = Workers(("sweep", "a.yaml"), 2, "cpu", tmp_path / "logs", "mine")
+    with pytest.raises(UserError) as error:
+        build("slurm", options).submit(workers)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+    assert capfd.readouterr().err == ""
+
+
+def test_a_missing_sbatch_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(UserError, match="no sbatch on this machine; use a login node"):
+        build("slurm", ()).submit(Workers((), 2, "cpu", tmp_path, "mine"))
+
+
+CONFIGURATION = """\
+ClusterName=test
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort=26817
+SlurmUser=root
+SlurmdUser=root
+AuthType=auth/munge
+CredType=cred/munge
+AuthInfo=socket={folder}/munge,cred_expire=5
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/%n
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/%n.pid
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SwitchType=switch/none
+MpiDefault=none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+SchedulerParameters=batch_sched_delay=0,sched_min_interval=0,sched_interval=1,bf_interval=1
+JobAcctGatherType=jobacct_gather/none
+AccountingStorageType=accounting_storage/none
+KillWait=2
+NodeName=one NodeAddr=127.0.0.1 NodeHostname={host} Port=26818 CPUs=1
+NodeName=two NodeAddr=127.0.0.1 NodeHostname={host} Port=26819 CPUs=1
+PartitionName=main Nodes=ALL Default=YES
+"""
+"""Two nodes on this machine. A requeued job waits for `cred_expire` seconds, by default 120."""
+
+
+@pytest.fixture
+def cluster(monkeypatch):
+    """Run Slurm's daemons in a folder of their own, and end them and all jobs afterwards."""
+    missing = [name for name in DAEMONS if shutil.which(name) is None]
+    if missing:
+        pytest.skip(f"{', '.join(missing)} not installed: apt-get install slurm-wlm munge")
+    if os.geteuid() != 0:
+        pytest.skip("Slurm's daemons need root")
+    folder = Path(tempfile.mkdtemp(prefix="slurm", dir="/tmp"))  # a socket's path must be short
+    (folder / "state").mkdir()
+    (folder / "key").write_bytes(os.urandom(1024))
+    (folder / "key").chmod(0o600)
+    configuration = CONFIGURATION.format(host=os.uname().nodename.partition(".")[0], folder=folder)
+    (folder / "slurm.conf").write_text(configuration)
+    monkeypatch.setenv("SLURM_CONF", str(folder / "slurm.conf"))
+    files = {"key-file": "key", "socket": "munge", "pid-file": "munge.pid", "log-file": "munge.log"}
+    munge = [f"--{option}={folder / name}" for option, name in files.items()]
+    commands = [
+        ["munged", "--foreground", "--force", f"--seed-file={folder / 'seed'}", *munge],
+        ["slurmctld", "-D"],
+        *(["slurmd", "-D", "-N", name] for name in ("one", "two")),
+    ]
+    daemons = []
+    try:
+        for command in commands:
+            with open(folder / f"{len(daemons)}.log", "w") as log:
+                daemons.append(subprocess.Popen(command, stdout=log, stderr=log))
+            end = time.monotonic() + 10
+            while command[0] == "munged" and not (folder / "munge").exists():
+                assert time.monotonic() < end, (folder / "0.log").read_text()
+                time.sleep(0.05)
+        end = time.monotonic() + 20
+        while _ask("sinfo", "-hN", "-o%T").count("idle") < 2:
+            assert time.monotonic() < end, (folder / "1.log").read_text()[-2000:]
+            time.sleep(0.2)
+        yield
+    finally:
+        _ask("scancel", "--user=root")
+        end = time.monotonic() + 10
+        while _ask("squeue", "-h") and time.monotonic() < end:
+            time.sleep(0.2)
+        for daemon in reversed(daemons):
+            daemon.terminate()
+        for daemon in daemons:
+            daemon.wait(timeout=10)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _ask(*command):
+    return subprocess.run(command, capture_output=True, text=True, timeout=20).stdout
+
+
+def _wait_for(condition, seconds=100.0):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, _ask("squeue")
+        time.sleep(0.1)
+
+
+def test_a_sweep_survives_a_killed_worker_and_a_requeued_one(cluster, tiny, expected):
+    """One worker is killed; the other is requeued as at a time limit, and does the rest."""
+
+    def logs():
+        return "".join(path.read_text() for path in tiny.workers.logs.glob("*_log.*"))
+
+    engine = build("slurm", ["time=10m"])
+    assert submit([tiny.plan], tiny.context, engine, tiny.workers).startswith("Submitted Slurm job")
+    (killed, _), _ = tiny.wait_for_held(2)
+    os.kill(int(killed.rpartition(":")[2]), signal.SIGKILL)
+    _wait_for(lambda: "RuntimeError: killed by SIGKILL" in logs())
+    _ask("scancel", "--signal=USR2", "--user=root")
+    _wait_for(lambda: all(job.run.finished for job in tiny.plan.jobs))
+    assert "stopped by SIGTERM" in logs()
+    assert "Requeued job" in logs()
+    assert tiny.outcome == expected
