@@ -12,10 +12,10 @@ from typing import IO, Any, NamedTuple
 
 from sslrun.data.cache import cache_root, digest_key, locked
 from sslrun.errors import UserError, disk_is_full
-from sslrun.files import replacing
+from sslrun.files import replacing, require_file
 
 VERSIONS = ("ETag", "etag", "md5Hash", "mtime", "LastModified", "last_modified", "created")
-"""Keys at which file systems report what changes with the content of a file; the first counts."""
+"""Keys at which object stores report what changes with the content of a file; the first counts."""
 RANGE = re.compile(r"(\d{1,9})\.\.(\d{1,9})")
 BRACES = re.compile(r"\{([^{}]*)\}")
 MOST_FILES = 100_000
@@ -74,18 +74,27 @@ def list_stored(pattern: str) -> list[StoredFile]:
     return files
 
 
-def _list_part(pattern: str) -> Iterator[StoredFile]:
+def _list_part(pattern: str) -> list[StoredFile]:
     with _open_store(pattern) as (store, inner):
-        if set(inner) & set("*?["):
-            infos: Mapping[str, Mapping[str, Any]] = store.glob(inner, detail=True)
-        else:
-            infos = {inner: store.info(inner)}
-        for name, info in sorted(infos.items()):
-            path = store.unstrip_protocol(name) if is_url(pattern) else name
-            if info["type"] != "file":
-                raise UserError(f"{path}: not a file but a folder, a pipe or a device; name a file")
-            version = next((info[key] for key in VERSIONS if key in info), None)
-            yield StoredFile(path, info.get("size"), str(version))
+        is_pattern = bool(set(inner) & set("*?["))
+        if not is_url(pattern):
+            return [
+                _describe_local(path) for path in (store.glob(inner) if is_pattern else [inner])
+            ]
+        infos = store.glob(inner, detail=True) if is_pattern else {inner: store.info(inner)}
+        return [_describe(store.unstrip_protocol(name), infos[name]) for name in sorted(infos)]
+
+
+def _describe_local(path: str) -> StoredFile:
+    state = require_file(path)  # follows links
+    return StoredFile(path, state.st_size, str(state.st_mtime_ns))
+
+
+def _describe(url: str, info: Mapping[str, Any]) -> StoredFile:
+    if info["type"] != "file":
+        raise UserError(f"{url}: not a file but a folder; name a file")
+    version = next((info[key] for key in VERSIONS if key in info), None)
+    return StoredFile(url, info.get("size"), str(version))
 
 
 def read_range(path: str, start: int, size: int) -> bytes:

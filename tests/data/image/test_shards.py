@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import tarfile
 
 import fsspec
@@ -211,6 +212,18 @@ def test_an_index_is_used_again_until_its_shard_changes(monkeypatch, place):
     assert read[2:] == ["01.tar"]
     assert changed.inputs.equal(first.inputs[[0, 1, 3, 2]])
     assert changed.labels.tolist() == [0, 1, 1, 0]
+
+
+def test_links_are_the_shards_that_they_lead_to(tmp_path):
+    write("there", tar(*samples(range(2))))
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "0.tar").symlink_to(tmp_path / "there" / "train-00.tar")
+    first = list_stored("here/*.tar")
+    assert [file.size for file in first] == [file.size for file in list_stored("there/*.tar")]
+    write("there", tar(*samples([1, 0])))
+    os.utime("there/train-00.tar", (1, 1))
+    assert list_stored("here/0.tar") == list_stored("here/*.tar") != first
+    assert load(train="here/*.tar").labels.tolist() == [1, 0]
 
 
 def test_a_shard_that_shrinks_during_a_run_is_one_line(tmp_path, monkeypatch):

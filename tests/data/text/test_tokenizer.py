@@ -152,7 +152,7 @@ def test_invalid_tokenizers_are_errors(tmp_path):
         load_tokenizer(TokenizerOptions(file=tmp_path / "binary.txt"))
     for wrong, words in (
         ({"file": tmp_path / "few.txt", "hub": "me/mine"}, "not both"),
-        ({"file": tmp_path / "none.json"}, "cannot be read"),
+        ({"file": tmp_path / "none.json"}, "no such file"),
         (
             {"file": tmp_path / "few.txt", "sha256": "0" * 64},
             "has changed since this recipe was resolved",
@@ -160,6 +160,15 @@ def test_invalid_tokenizers_are_errors(tmp_path):
     ):
         with pytest.raises(ValueError, match=words):
             TokenizerOptions(**wrong)
+
+
+def test_texts_that_are_encoded_in_parts_are_the_same(monkeypatch):
+    tokenizer = trained()
+    texts = ["the cat sat", "", "a dog ran", "so", "the the"]
+    at_once = tokenizer.encode(texts)
+    monkeypatch.setattr("sslrun.data.text.tokenizer.AT_ONCE", 2)
+    assert tokenizer.encode(texts) == at_once
+    assert tokenizer.encode([]) == []
 
 
 def test_another_file_of_the_same_name_is_another_run(tmp_path):
