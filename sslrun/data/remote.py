@@ -78,9 +78,8 @@ def _list_part(pattern: str) -> list[StoredFile]:
     with _open_store(pattern) as (store, inner):
         is_pattern = bool(set(inner) & set("*?["))
         if not is_url(pattern):
-            return [
-                _describe_local(path) for path in (store.glob(inner) if is_pattern else [inner])
-            ]
+            paths = sorted(store.glob(inner)) if is_pattern else [inner]
+            return [_describe_local(path) for path in paths]
         infos = store.glob(inner, detail=True) if is_pattern else {inner: store.info(inner)}
         return [_describe(store.unstrip_protocol(name), infos[name]) for name in sorted(infos)]
 
