@@ -9,7 +9,8 @@ tokenizer is trained. Each row is a step in a process of its own:
 
 - index: list the images, and find their labels;
 - read: some batches of an epoch in random order, decoded by two worker processes;
-- tokenize: train a tokenizer, and write the tokens of all texts;
+- train: train a tokenizer, which counts every different word;
+- tokenize: write the tokens of all texts;
 - pairs and pack: make the sequences of BERT, and of packed text, and read some batches.
 
 Columns are the peak of all memory of the process and its workers (Pss: shared pages count once),
@@ -135,9 +136,12 @@ def measure_images(name: str, path: str, steps: int, step: Connection) -> None:
 def measure_text(name: str, path: str, steps: int, step: Connection) -> None:
     from sslrun.data.source import sources
 
-    step.send("tokenize")
+    step.send("train")
     cls = sources[name]
-    examples = cls(cls.Options(path=path, length=128, tokenizer={"vocab": 2000})).load("train")
+    source = cls(cls.Options(path=path, length=128, tokenizer={"vocab": 2000}))
+    assert source.spec.vocabulary
+    step.send("tokenize")
+    examples = source.load("train")
     step.send("pack")
     read_batches(examples.pack(), steps)
     step.send("pairs")
