@@ -343,6 +343,15 @@ class Run:
         except OSError:
             return []
 
+    def check(self) -> None:
+        """Raise UserError if a file that describes the finished run is damaged or missing.
+
+        Weights are checked when they are read.
+        """
+        for suffix in (".json", ".yaml"):
+            if broken := find_broken(self.path, suffix):
+                raise damaged(self.path / broken)
+
     def start(self, recipe: Mapping[str, Any], environment: Mapping[str, Any]) -> None:
         """Write the recipe, the identity and the environment.
 

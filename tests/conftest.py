@@ -80,6 +80,7 @@ SLOW = {
     "all_images_share_a_prototype_and_the_collapse_is_named",
     "test_fine_tuning_on_text_never_waits[", "test_pretraining_on_text_never_waits[",
     "test_libraries.py", "test_push.py", "test_load.py",
+    "test_zero_shot.py::test_a_trained_language_model_prefers_right_sentences",
     "test_practice_from_pretraining_to_a_picture", "test_a_practice_that_was_killed",
     "test_practice.py::test_the_same_run_twice", "test_practice.py::test_bad_input_is_one_line",
     "test_a_contrastive_critic_learns_who", "test_td3_learns_to_move",

@@ -18,7 +18,7 @@ from sslrun.recipe import parse
 from sslrun.recipe.places import Located
 from sslrun.results.record import RunRecord, find_records
 from sslrun.runs import Run, check_file
-from sslrun.stages.context import Busy, Context
+from sslrun.stages.context import Busy, Context, perform
 from sslrun.stages.evaluate import cells
 from sslrun.stages.keep import BestWeights
 from sslrun.stages.pretrain import Pretraining
@@ -135,6 +135,14 @@ def test_a_damaged_run_is_one_line_and_does_not_break_the_table_of_the_others(
         (line,) = caplog.messages
         assert str(run.path) in line
         assert "damaged; remove its folder" in line
+
+
+def test_a_finished_run_with_a_damaged_recipe_is_not_passed_over_in_silence(run, tmp_path):
+    run.check()
+    recipe = run.path / "recipe.yaml"
+    recipe.write_bytes(recipe.read_bytes()[:-1])
+    with pytest.raises(UserError, match=r"recipe\.yaml: damaged; remove its folder"):
+        perform(run, {}, open_context(tmp_path), dict)
 
 
 def test_results_of_older_versions_are_read_without_checksums(run):

@@ -74,6 +74,8 @@ class Backbone(nn.Module):
     - "palette": it reads images as ids of the colors of a palette
     - "actions": it decides on actions; see `sslrun.backbones.control`
     - "segments": it tells the two segments of a pair apart
+    - "causal": it reads from both sides, or from the left alone where `Tokens.causal` asks for it
+    - "embed": its blocks of one `style` read what `embed` returns for tokens of text
     - "directions": the first half of a token's features depends on the tokens up to it alone, and
       the second half on the tokens from it on
     """

@@ -6,7 +6,8 @@ Weights can be exported to and loaded from transformers.
 from __future__ import annotations
 
 import re
-from typing import Any, ClassVar
+from dataclasses import replace
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -44,6 +45,12 @@ class Bert(TextBackbone):
         fast: bool = False
         """Use pre-norm, rotary positions, a gated GELU and no biases instead of the paper's block
         (as ModernBERT, Warner et al. 2024, and cramming, Geiping and Goldstein 2023)."""
+        norm: Literal["layer", "rms"] = "layer"
+        """Kind of the blocks' norms: LayerNorm, or RMSNorm (Zhang and Sennrich 2019)."""
+        window: int | None = Field(None, ge=2)
+        """Attention window of two in three layers, in tokens, half on each side; the first layer
+        and every third from it attend to all (ModernBERT: 128). Default: all layers attend to
+        all."""
         depth: int | None = Field(None, ge=1)
         """Number of layers; default: the named model's."""
         width: int | None = Field(None, ge=1)
@@ -64,7 +71,7 @@ class Bert(TextBackbone):
                 else []
             )
 
-    offers = frozenset({"tokens", "attention", "segments"})
+    offers = frozenset({"tokens", "attention", "segments", "causal", "embed"})
     exports = ("transformers",)
     shape: ClassVar[tuple[int, int]]
     """Depth and width of the named model; its heads are 64 wide."""
@@ -86,18 +93,11 @@ class Bert(TextBackbone):
         self.position_embed = None if options.fast else nn.Embedding(options.positions, width)
         self.norm = nn.LayerNorm(width, eps=1e-12)
         self.dropout = nn.Dropout(options.dropout)
+        self.style = replace(FAST_STYLE if options.fast else BERT_STYLE, kind=options.norm)
         self.blocks = Stack(
-            Block(
-                width,
-                heads,
-                FAST_STYLE if options.fast else BERT_STYLE,
-                dropout=options.dropout,
-            )
-            for _ in range(depth)
+            Block(width, heads, self.style, dropout=options.dropout) for _ in range(depth)
         )
-        self.final_norm = (
-            nn.LayerNorm(width, eps=1e-12, bias=False) if options.fast else nn.Identity()
-        )
+        self.final_norm = self.style.make_norm(width) if options.fast else nn.Identity()
         self.pooler = nn.Linear(width, width)
         initialize(self, options.std)
         with torch.no_grad():
@@ -118,7 +118,7 @@ class Bert(TextBackbone):
     def causal(self) -> bool:
         return self.options.causal
 
-    def _embed(self, inputs: Tokens) -> Tensor:
+    def embed(self, inputs: Tokens) -> Tensor:
         """Embed tokens with their positions and segments: (B, T, D)."""
         x = self.token_embed(inputs.ids) + self.segment_embed(inputs.segments)
         if self.position_embed is not None:
@@ -127,14 +127,27 @@ class Bert(TextBackbone):
 
     def attention(self, inputs: Tokens) -> Tensor:
         """Attention weights (B, heads, T, T) of the last block; row t holds those of token t."""
-        return self.blocks.attention(self._embed(inputs), inputs.attendable(), self.options.causal)
+        causal = self.options.causal or inputs.causal
+        return self.blocks.attention(self.embed(inputs), self._masks(inputs), causal)
+
+    def _masks(self, inputs: Tokens) -> list[Tensor | None]:
+        """The attention mask of each block: of all tokens, or of those in the window."""
+        whole, window = inputs.attendable(), self.options.window
+        if window is None:
+            return [whole] * len(self.blocks)
+        places = torch.arange(inputs.ids.shape[1], device=inputs.ids.device)
+        distances = (places[:, None] - places).abs()
+        near = distances <= window // 2
+        if whole is not None:  # padding far from text attends to itself, so that no row is empty
+            near = (near & whole) | (distances == 0)
+        return [near if number % 3 else whole for number in range(len(self.blocks))]
 
     def forward(self, inputs: Tokens) -> Features:
-        x = self._embed(inputs)
-        layers = self.blocks.states(x, inputs.attendable(), self.options.causal)
+        causal = self.options.causal or inputs.causal
+        layers = self.blocks.states(self.embed(inputs), self._masks(inputs), causal)
         layers[-1] = x = self.final_norm(layers[-1])
         real = inputs.real
-        read = last_real(real) if self.options.causal else torch.zeros_like(inputs.ids[:, 0])
+        read = last_real(real) if causal else torch.zeros_like(inputs.ids[:, 0])
         return Features(
             torch.tanh(self.pooler(gather_tokens(x, read))),
             x,
@@ -161,10 +174,15 @@ class Bert(TextBackbone):
         """Return the weights under the names of transformers' BertModel.
 
         Raises:
-            UserError: the model is `fast`, for which transformers has no class.
+            UserError: the model is `fast`, or has other norms or a window, for which transformers
+                has no class.
         """
-        if self.options.fast:
-            raise UserError(f"{self.name}: transformers has no counterpart of fast: true")
+        parts = {"fast", "norm", "window"}
+        modern = self.options.model_dump(include=parts, exclude_defaults=True)
+        for option, value in modern.items():
+            raise UserError(
+                f"{self.name}: transformers has no counterpart of {option}: {str(value).lower()}"
+            )
         renamed: dict[str, Tensor] = {}
         for name, tensor in self.state_dict().items():
             if ".attn.qkv." in name:

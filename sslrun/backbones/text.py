@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sslrun.backbones.base import Backbone
+from sslrun.backbones.transformer import BlockStyle
 from sslrun.data.specs import TextSpec
 from sslrun.errors import UserError
 
@@ -18,6 +19,8 @@ class TextBackbone(Backbone):
     takes = TextSpec
     offers = frozenset({"tokens"})
     spec: TextSpec
+    style: BlockStyle
+    """The kind of the blocks. Capability "embed"."""
 
     def __init__(self, options: Any, spec: TextSpec) -> None:
         super().__init__(options, spec)

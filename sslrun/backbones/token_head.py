@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from itertools import repeat
 from typing import Any, cast
 
 import torch
@@ -15,11 +17,18 @@ class TokenHead(nn.Module):
     """BERT's head over the vocabulary: linear, GELU, norm, then the embedding matrix and a bias.
 
     `embedding_width` is the width of the matrix that is shared with the backbone; None: the head
-    has a matrix of its own.
+    has a matrix of its own. The token `impossible` has probability 0; None: none has.
     """
 
-    def __init__(self, width: int, vocab: int, embedding_width: int | None) -> None:
+    def __init__(
+        self,
+        width: int,
+        vocab: int,
+        embedding_width: int | None,
+        impossible: int | None = None,
+    ) -> None:
         super().__init__()
+        self.impossible = impossible
         inner = embedding_width or width
         self.dense = nn.Linear(width, inner)
         self.norm = nn.LayerNorm(inner, eps=1e-12)
@@ -32,32 +41,67 @@ class TokenHead(nn.Module):
 
     def forward(self, x: Tensor, embedding: Tensor | None) -> Tensor:
         """Scores (..., V) of features (..., D)."""
-        return F.linear(self._inner(x), self._table(embedding), self.bias)
+        return F.linear(self._inner(x), self._table(embedding), self._offset())
 
-    def loss(self, x: Tensor, embedding: Tensor | None, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def loss(
+        self,
+        x: Tensor,
+        embedding: Tensor | None,
+        targets: Tensor,
+        weights: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """Mean cross-entropy and accuracy of features (..., D) at targets (...), both 0-d.
 
-        Targets that are `IGNORED` do not count. The scores are computed in parts, because those of
-        a whole batch exceed a GPU's memory, or a CPU's cache.
+        Targets that are `IGNORED` do not count. `weights` (...) multiply the cross-entropies, whose
+        sum is still divided by the number of targets. The scores are computed in parts, because
+        those of a whole batch exceed a GPU's memory, or a CPU's cache.
         """
-        rows = max(1, (CPU_SCORES if x.device.type == "cpu" else GPU_SCORES) // len(self.bias))
-        table = self._table(embedding)
+        rows = self._rows(x)
+        table, bias = self._table(embedding), self._offset()
         inner, flat = self._inner(x).flatten(0, -2), targets.flatten()
         count = (targets != IGNORED).sum().clamp_min(1)
+        factors = None if weights is None else weights.flatten()
         if len(flat) > rows and torch.is_grad_enabled():
             losses, right = cast(
-                tuple[Tensor, Tensor], SummedLoss.apply(inner, table, self.bias, flat, rows)
+                tuple[Tensor, Tensor], SummedLoss.apply(inner, table, bias, flat, factors, rows)
             )
         else:
-            parts = zip(inner.split(rows), flat.split(rows), strict=True)
-            sums = [_sum_losses(part, table, self.bias, wanted) for part, wanted in parts]
+            parts = zip(inner.split(rows), flat.split(rows), _split(factors, rows), strict=False)
+            sums = [_sum_losses(part, table, bias, *wanted) for part, *wanted in parts]
             losses = torch.stack([part_loss for part_loss, _ in sums]).sum()
             right = torch.stack([part_right for _, part_right in sums]).sum()
         return losses / count, right / count
 
+    @torch.no_grad()
+    def draw(self, x: Tensor, embedding: Tensor | None, noise: Tensor) -> Tensor:
+        """Draw a token for each of the features (..., D), by uniform `noise` (...) in [0, 1).
+
+        It is the first whose cumulative probability exceeds the noise. Scores are computed in
+        parts, as in `loss`.
+        """
+        rows = self._rows(x)
+        drawn = []
+        table, inner = self._table(embedding), self._inner(x).flatten(0, -2)
+        for part, level in zip(inner.split(rows), noise.flatten().split(rows), strict=True):
+            reached = F.linear(part, table, self._offset()).float().softmax(dim=-1).cumsum(dim=-1)
+            # Rounding may leave the last sum below the noise.
+            drawn.append((reached <= level[:, None] * reached[:, -1:]).sum(dim=-1))
+        return torch.cat(drawn).view(noise.shape)
+
+    def _rows(self, x: Tensor) -> int:
+        """Number of features whose scores are in memory at once."""
+        return max(1, (CPU_SCORES if x.device.type == "cpu" else GPU_SCORES) // len(self.bias))
+
     def _inner(self, x: Tensor) -> Tensor:
         """The features that the embedding matrix multiplies: (..., E)."""
         return self.norm(F.gelu(self.dense(x)))
+
+    def _offset(self) -> Tensor:
+        """The bias (V,), -inf for the impossible token."""
+        if self.impossible is None:
+            return self.bias
+        places = torch.arange(len(self.bias), device=self.bias.device)
+        return self.bias.masked_fill(places == self.impossible, float("-inf"))
 
     def _table(self, embedding: Tensor | None) -> Tensor:
         """The embedding matrix (V, E): the head's own, else the shared one."""
@@ -73,13 +117,24 @@ GPU_SCORES = 2**28
 """Number of scores in memory at once on a GPU."""
 
 
-def _sum_losses(x: Tensor, table: Tensor, bias: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+def _split(factors: Tensor | None, rows: int) -> Iterable[Tensor | None]:
+    """Split factors (N,) into parts of `rows`; without factors, endless None."""
+    return repeat(None) if factors is None else factors.split(rows)
+
+
+def _sum_losses(
+    x: Tensor, table: Tensor, bias: Tensor, targets: Tensor, factors: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """Summed cross-entropy of x (N, E) at targets (N,), and the number of right predictions.
 
-    Targets that are `IGNORED` do not count.
+    Targets that are `IGNORED` do not count. `factors` (N,) multiply the cross-entropies.
     """
     scores = F.linear(x, table, bias).float()
-    losses = F.cross_entropy(scores, targets, ignore_index=IGNORED, reduction="sum")
+    if factors is None:
+        losses = F.cross_entropy(scores, targets, ignore_index=IGNORED, reduction="sum")
+    else:
+        each = F.cross_entropy(scores, targets, ignore_index=IGNORED, reduction="none")
+        losses = (each * factors).sum()
     return losses, (scores.detach().argmax(dim=-1) == targets).sum()  # no id equals IGNORED
 
 
@@ -92,9 +147,15 @@ class SummedLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, table: Tensor, bias: Tensor, targets: Tensor, rows: int
+        ctx: Any,
+        x: Tensor,
+        table: Tensor,
+        bias: Tensor,
+        targets: Tensor,
+        factors: Tensor | None,
+        rows: int,
     ) -> tuple[Tensor, Tensor]:
-        """Sums for x (N, E), table (V, E), bias (V,) and targets (N,).
+        """Sums for x (N, E), table (V, E), bias (V,), targets (N,) and factors (N,).
 
         Matrices are multiplied in autocast's precision; gradients are summed in float32.
         """
@@ -107,12 +168,10 @@ class SummedLoss(torch.autograd.Function):
         )
         with torch.autocast(device, enabled=False):
             weight, offset = table.to(dtype), bias.to(dtype)
-            parts = zip(
-                x.to(dtype).split(rows), targets.split(rows), x_grad.split(rows), strict=True
-            )
-            for part, wanted, part_grad in parts:
+            split = (each.split(rows) for each in (x.to(dtype), targets, x_grad))
+            for part, wanted, part_grad, factor in zip(*split, _split(factors, rows), strict=False):
                 scores = F.linear(part, weight, offset).float()
-                part_loss, part_right = _replace_scores_by_gradient(scores, wanted)
+                part_loss, part_right = _replace_scores_by_gradient(scores, wanted, factor)
                 losses += part_loss
                 right += part_right
                 bias_grad += scores.sum(dim=0)
@@ -128,16 +187,20 @@ class SummedLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """Scale the gradients of the forward pass by the gradient of the summed loss."""
-        return *(gradients[0] * saved for saved in ctx.saved_tensors), None, None
+        return *(gradients[0] * saved for saved in ctx.saved_tensors), None, None, None
 
 
-def _replace_scores_by_gradient(scores: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+def _replace_scores_by_gradient(
+    scores: Tensor, targets: Tensor, factors: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """Overwrite scores (N, V) by the gradient of the summed cross-entropy at targets (N,).
 
-    The gradient is the softmax minus 1 at the target, and zero in rows without a target. Returns
-    the sum and the number of right predictions, both 0-d.
+    The gradient is the softmax minus 1 at the target, times the factors (N,) if there are any, and
+    zero in rows without a target. Returns the sum and the number of right predictions, both 0-d.
     """
     known = (targets != IGNORED).float()[:, None]
+    if factors is not None:
+        known = known * factors[:, None]
     truth = targets.clamp_min(0)[:, None]
     best = scores.argmax(dim=1, keepdim=True)
     right = (best[:, 0] == targets).sum()  # no id equals IGNORED

@@ -309,6 +309,10 @@ class Block(nn.Module):
         return norm(x + self.drop_path(self.dropout(branch(x))))
 
 
+Masks = Tensor | list[Tensor | None] | None
+"""The attention mask of all blocks, or a list with one for each; None: no mask."""
+
+
 class Stack(nn.ModuleList):
     """A sequence of blocks: the body of every Transformer."""
 
@@ -332,10 +336,13 @@ class Stack(nn.ModuleList):
             x = self.through(block, x, mask, causal, memory, memory_mask, cache)
         return x
 
-    def states(self, x: Tensor, mask: Tensor | None = None, causal: bool = False) -> list[Tensor]:
-        """Tokens (B, T, D) before the first block and after each block: depth + 1 tensors."""
+    def states(self, x: Tensor, masks: Masks = None, causal: bool = False) -> list[Tensor]:
+        """Tokens (B, T, D) before the first block and after each block: depth + 1 tensors.
+
+        There is one mask for all blocks, or a list with one for each.
+        """
         states = [x]
-        for block in self:
+        for block, mask in zip(self, self._spread(masks), strict=True):
             states.append(self.through(block, states[-1], mask, causal))
         return states
 
@@ -345,11 +352,16 @@ class Stack(nn.ModuleList):
             return checkpoint(block, *arguments, use_reentrant=False)
         return block(*arguments)
 
-    def attention(self, x: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
+    def attention(self, x: Tensor, masks: Masks = None, causal: bool = False) -> Tensor:
         """Attention weights (B, heads, T, T) of the last block, for tokens (B, T, D)."""
-        last = self[-1]
+        last, spread = self[-1], self._spread(masks)
         assert isinstance(last, Block)
-        return last.attention(self[:-1](x, mask, causal), mask, causal)
+        for block, mask in zip(self[:-1], spread[:-1], strict=True):
+            x = block(x, mask, causal)
+        return last.attention(x, spread[-1], causal)
+
+    def _spread(self, masks: Masks) -> list[Tensor | None]:
+        return masks if isinstance(masks, list) else [masks] * len(self)
 
 
 def checkpoint_activations(network: nn.Module) -> bool:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import typer
@@ -31,10 +33,23 @@ def main() -> None:
     A command that was stopped exits with `STOPPED`. If the time limit of a Slurm job stopped it,
     the job is requeued.
     """
-    code = exit_code(_run)
+    with _warnings_printed():
+        code = exit_code(_run)
     if code == STOPPED and (message := time_limit.requeue()):
         typer.echo(f"sslrun: {message}", err=True)
     sys.exit(code)
+
+
+@contextmanager
+def _warnings_printed() -> Iterator[None]:
+    """Print the warnings of sslrun's own modules to stderr, each as one line."""
+    handler, own = logging.StreamHandler(), logging.getLogger("sslrun")
+    handler.setFormatter(logging.Formatter("sslrun: warning: %(message)s"))
+    own.addHandler(handler)
+    try:
+        yield
+    finally:
+        own.removeHandler(handler)
 
 
 def _run() -> Any:

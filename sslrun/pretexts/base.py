@@ -63,6 +63,8 @@ class Pretext(Learner):
     """Whether images must be square."""
     needs: ClassVar[tuple[str, ...]] = ()
     """Capabilities that the backbone must have; names of `Backbone.offers`."""
+    can_score: ClassVar[bool] = False
+    """Whether it gives texts a log-likelihood, with what it keeps: see `score_texts`."""
     keeps: ClassVar[tuple[str, ...]] = ()
     """Modules to save beside the backbone, such as a decoder: names of attributes, which may be
     None; see `sslrun.pretexts.weights`."""
@@ -165,6 +167,13 @@ class Pretext(Learner):
         Called as `pictures` is. None by default.
         """
         return []
+
+    def score_texts(self, inputs: Any) -> Tensor:
+        """Log-likelihood or pseudo-log-likelihood (B,) of texts, the sum over their tokens.
+
+        Special tokens are not counted. Called in eval mode, if `can_score`.
+        """
+        raise NotImplementedError
 
     def diagnose(self, metrics: Mapping[str, float]) -> str | None:
         """Name a failure that the task's own metrics show, such as a kind of collapse.

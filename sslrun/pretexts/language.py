@@ -73,6 +73,19 @@ class LanguagePretext(Pretext):
             return tokens._replace(documents=tokens.real.long(), packed=False)
         return tokens
 
+    def words(self, tokens: Tokens) -> Tensor:
+        """(B, T) bool: the tokens of the text, without [CLS], [SEP] and padding."""
+        ids, tokenizer = tokens.ids, self.backbone.spec.tokenizer
+        special = (ids == tokenizer.cls) | (ids == tokenizer.sep) | (ids == tokenizer.pad)
+        return tokens.real & ~special
+
+    def log_probs(self, tokens: Tokens) -> Tensor:
+        """Log-probability (B, T) of each token in its context, for tasks that score texts."""
+        raise NotImplementedError
+
+    def score_texts(self, inputs: Any) -> Tensor:
+        return torch.where(self.words(inputs), self.log_probs(inputs), 0.0).sum(dim=1)
+
     def held_out(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         output = self(self.views(batch, generator))
         return {

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from sslrun.backbones.text import TextBackbone
 from sslrun.backbones.token_head import TokenHead
@@ -22,6 +24,9 @@ class Ltr(LanguagePretext):
     left-to-right row of BERT's Table 5 (Devlin et al., NAACL 2019). The backbone must be causal,
     and stays causal in fine-tuning.
     """
+
+    keeps = ("head",)
+    can_score = True
 
     class Options(LanguageOptions):
         pass
@@ -47,3 +52,10 @@ class Ltr(LanguagePretext):
         assert features.tokens is not None
         loss, accuracy = self.head.loss(features.tokens, self.backbone.embedding, following(views))
         return Output(loss, {"accuracy": accuracy})
+
+    def log_probs(self, tokens: Tokens) -> Tensor:
+        """Log-probability (B, T) of each token given those before it; 0 at the first."""
+        features = self.backbone(tokens).tokens
+        assert features is not None
+        scores = self.head(features[:, :-1], self.backbone.embedding).float().log_softmax(dim=-1)
+        return F.pad(scores.gather(2, tokens.ids[:, 1:, None])[..., 0], (1, 0))

@@ -100,7 +100,12 @@ class MoCoV3(MultiView):
 
 
 def batch_info_nce(queries: Tensor, keys: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """InfoNCE loss of queries (B, D) against the keys (B, D) of all ranks, which get no gradient.
+    """InfoNCE loss as `match`, but the keys get no gradient."""
+    return match(queries, keys.detach(), temperature)
+
+
+def match(queries: Tensor, keys: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """InfoNCE loss of queries (B, D) against the keys (B, D) of all ranks.
 
     -log exp(q_i.k_i / t) / sum over j of exp(q_i.k_j / t), with unit vectors q and k, averaged over
     the batch. Returns the loss and the share of queries whose own key is the most similar, both
@@ -108,7 +113,7 @@ def batch_info_nce(queries: Tensor, keys: Tensor, temperature: float) -> tuple[T
     """
     with torch.autocast(queries.device.type, enabled=False):
         normalized = F.normalize(queries.float(), dim=1)
-        every_key = distributed.gather(F.normalize(keys.detach().float(), dim=1))
+        every_key = distributed.gather(F.normalize(keys.float(), dim=1))
         scores = normalized @ every_key.T / temperature
         targets = torch.arange(len(queries), device=queries.device)
         targets = targets + distributed.rank() * len(queries)

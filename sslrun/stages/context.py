@@ -167,6 +167,7 @@ def perform(
             context.reporter.say(
                 f"{run.path}: is finished, so nothing is profiled; add --fresh to run it again"
             )
+        run.check()
         return run.result
     check_devices(run)
     if not distributed.is_main():

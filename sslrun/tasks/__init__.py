@@ -7,6 +7,7 @@ from sslrun.tasks import keypoints as keypoints
 from sslrun.tasks import masks as masks
 from sslrun.tasks import numbers as numbers
 from sslrun.tasks import objects as objects
+from sslrun.tasks import pairs as pairs
 from sslrun.tasks import reach as reach
 from sslrun.tasks import returns as returns
 from sslrun.tasks import text as text

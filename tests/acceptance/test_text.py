@@ -166,7 +166,7 @@ PRETRAIN = [
         ["data={name: world-sentiment, train: 64}"],
         "next-sentence prediction needs documents",
     ),
-    ("no tokenizer file", ["data.tokenizer={file: none.json}"], "none.json: cannot be read"),
+    ("no tokenizer file", ["data.tokenizer={file: none.json}"], "none.json: no such file"),
     ("no tokenizer", ["data.tokenizer={file: rows.jsonl}"], "rows.jsonl: cannot be loaded"),
     (
         "a tokenizer of another kind",

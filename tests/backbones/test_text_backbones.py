@@ -369,6 +369,32 @@ def test_the_fast_block_has_no_biases_and_rotary_positions():
         fast.to_transformers()
 
 
+def test_two_in_three_layers_attend_to_a_window():
+    torch.manual_seed(0)
+    model = build("bert-tiny", fast=True, norm="rms", window=4, depth=2).eval()
+    assert isinstance(model.final_norm, torch.nn.RMSNorm)
+    ids = torch.randint(5, 50, (2, 12))
+    real = torch.ones_like(ids)
+    real[1, 5:] = 0  # its last paddings are far from text
+    weights = model.attention(Tokens(ids, ids * 0, real, packed=False))  # of the second layer
+    places = torch.arange(12)
+    near = (places[:, None] - places).abs() <= 2
+    assert torch.equal(weights[0] > 0, near.expand_as(weights[0]))
+    assert (weights[1, :, :5, 5:] == 0).all()
+    wide = build("bert-tiny", fast=True, window=4, depth=4).eval()
+    masks = wide._masks(Tokens(ids, ids * 0, torch.ones_like(ids), packed=False, padded=False))
+    assert [mask is None for mask in masks] == [True, False, False, True]
+    features = model(Tokens(ids, ids * 0, real, packed=False)).tokens
+    assert features.isfinite().all()
+    whole = build("bert-tiny", fast=True, norm="rms", window=24, depth=2).eval()
+    plain = build("bert-tiny", fast=True, norm="rms", depth=2).eval()
+    whole.load_state_dict(plain.state_dict())
+    tokens = Tokens(ids, ids * 0, torch.ones_like(ids))
+    torch.testing.assert_close(whole(tokens).tokens, plain(tokens).tokens)
+    with pytest.raises(UserError, match="no counterpart of window: 4"):
+        build("bert-tiny", window=4).to_transformers()
+
+
 def test_elmo_reads_characters():
     backbone = build("elmo")
     with pytest.raises(NotImplementedError):

@@ -35,7 +35,8 @@ class Ended:
     @property
     def message(self) -> str:
         """The error message, if it is a single line as users should see it; else empty."""
-        lines = [line for line in self.stderr.splitlines() if line.startswith("sslrun: ")]
+        said = [line for line in self.stderr.splitlines() if line.startswith("sslrun: ")]
+        lines = [line for line in said if not line.startswith("sslrun: warning: ")]
         return lines[0] if self.code == 2 and len(lines) == 1 and not self.failed else ""
 
     @property
@@ -121,9 +122,9 @@ def _read(path: Path, runs: Path) -> Iterator[tuple[str, Any]]:
     if not path.is_file() or path.name in unequal or path.parent == runs:
         return
     if path.name == "result.json":
-        yield name, _without_clock(json.loads(path.read_text()))
+        yield name, _parse(path.read_text(errors="replace"))
     elif path.name == "metrics.jsonl":
-        records = [_without_clock(json.loads(line)) for line in path.read_text().splitlines()]
+        records = [_parse(line) for line in path.read_text(errors="replace").splitlines()]
         # A resumed evaluation repeats the end of a training after the beginning of the next.
         yield name, sorted(json.dumps(record, sort_keys=True) for record in records)
     elif path.suffix == ".pt":
@@ -131,6 +132,14 @@ def _read(path: Path, runs: Path) -> Iterator[tuple[str, Any]]:
         yield name, _digest(_without_clock(state))
     else:
         yield name, hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _parse(text: str) -> Any:
+    """The value of a JSON text without numbers of the clock; of a damaged one the text."""
+    try:
+        return _without_clock(json.loads(text))
+    except ValueError:
+        return text
 
 
 def _without_clock(value: Any) -> Any:

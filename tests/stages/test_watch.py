@@ -82,7 +82,7 @@ def test_every_evaluation_uses_the_same_held_out_targets(splits):
     assert {"held_out_nsp_loss", "held_out_nsp_accuracy"} == set(second) - set(first)
 
 
-@pytest.mark.parametrize("name", ["ltr", "denoise", "bilm"])
+@pytest.mark.parametrize("name", ["ltr", "denoise", "bilm", "gpt-bert", "diffusion"])
 def test_every_pretext_on_text_has_a_held_out_loss(splits, name):
     if name == "bilm":
         torch.manual_seed(0)

@@ -145,7 +145,14 @@ def states() -> Case:
     return Case(TensorExamples(images, draw(6, 2), (), ImageSpec(4)), draw(6, 2))
 
 
+def minimal_pairs() -> Case:
+    labels = torch.tensor([0, 0, 1, 1])
+    texts = [[5, 6], [6, 5], [7, 8], [8, 7]]
+    return Case(build_labeled(texts, None, labels, ("order", "verbs"), SPEC), draw(4))
+
+
 CASES = [
+    ("minimal-pairs", minimal_pairs()),
     ("reach", states()),
     ("numbers", states()),
     ("returns", walks(3)),

@@ -22,7 +22,8 @@ from sslrun.errors import UserError
 from sslrun.metric import Metric
 from sslrun.pretexts.language import LanguagePretext
 from sslrun.pretexts.ltr import Ltr
-from sslrun.pretexts.mlm import MaskedViews, Mlm
+from sslrun.pretexts.masking import MaskedViews
+from sslrun.pretexts.mlm import Mlm
 from sslrun.registry import Options
 from sslrun.results.address import Column, Row
 from sslrun.results.table import Table

@@ -2,6 +2,7 @@
 
 from sslrun.data.text import conll as conll
 from sslrun.data.text import corpora as corpora
+from sslrun.data.text import minimal_pairs as minimal_pairs
 from sslrun.data.text import passages as passages
 from sslrun.data.text import sentences as sentences
 from sslrun.data.text import tags as tags

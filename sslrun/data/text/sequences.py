@@ -51,6 +51,8 @@ class Tokens(NamedTuple):
     """Whether a sequence may hold several documents. Stored, to avoid a query of the device."""
     padded: bool = True
     """Whether there may be padding."""
+    causal: bool = False
+    """Whether tokens attend only to earlier ones, in backbones that offer "causal"."""
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Tokens:
         """Apply `change` to each tensor."""
@@ -292,6 +294,18 @@ class Documents(Examples):
         start, end = self._spans(self.chosen)
         zeros = torch.zeros_like(start)
         ranges = torch.stack([start, end, zeros, zeros], dim=1)
+        return Sequences(self.tokens, trim_ranges(ranges, self.spec.length), None, (), self.spec)
+
+    def split(self) -> Sequences:
+        """Return each sentence that is not empty, cut to the length of a sequence."""
+        parts = [
+            torch.arange(int(self.documents[number]), int(self.documents[number + 1]))
+            for number in self.chosen.tolist()
+        ]
+        places = torch.cat(parts)
+        start, end = self.sentences[places], self.sentences[places + 1]
+        zeros = torch.zeros_like(start)
+        ranges = torch.stack([start, end, zeros, zeros], dim=1)[end > start]
         return Sequences(self.tokens, trim_ranges(ranges, self.spec.length), None, (), self.spec)
 
     def _spans(self, documents: Tensor) -> tuple[Tensor, Tensor]:
