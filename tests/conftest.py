@@ -116,6 +116,7 @@ SLOW = {
     "test_a_processed_data_set_is_read", "test_attention_learns_maps_from_eigenvectors",
     "test_published_sets_have_their_molecules", "data/graph/test_graphs.py",
     "test_graphs_of_other_libraries_are_no_code", "test_models_of_strangers_bring_no_code",
+    "test_parquet_of_an_object_store_equals_the_same_file_here",
     "test_a_pretraining_whose_weights_are_gone_or_damaged_is_made_again",
     "training/test_shard.py", "benchmarks/test_gpu.py",
 }  # fmt: skip

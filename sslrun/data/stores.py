@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import math
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from sslrun.data.cache import cache_root
-from sslrun.data.image.images import EncodedFiles, EncodedSplit
+from sslrun.data.image.images import EncodedFiles, EncodedImages, EncodedSplit
+from sslrun.data.packed import PackedStrings
 from sslrun.errors import UserError
 from sslrun.files import require_file, walk
 from sslrun.hub import reach_hub
@@ -186,14 +189,14 @@ class FolderStore(Store):
             )
         return tuple(names)
 
-    def list_files(self, split: Split) -> tuple[str, ...]:
+    def list_files(self, split: Split) -> PackedStrings:
         """List the files of a split in order. Raises UserError if there are none."""
         folder = self._split_folders[split]
         files = find_files(folder, self.suffixes)
         if not files:
             suffixes = ", ".join(self.suffixes)
             raise UserError(f"{folder}: holds no {self.noun} ({suffixes}): is it the right folder?")
-        return tuple(sorted(files))
+        return PackedStrings.pack(sorted(files))
 
 
 def find_files(folder: str | Path, suffixes: tuple[str, ...]) -> list[str]:
@@ -244,10 +247,14 @@ class TableStore(Store):
         if len(table) == 0:
             raise UserError(f"{self.name}: split '{split}' has no rows")
         image, label = self._image_column(table.features), self._label_column(table.features)
-        images = TableImages(table.select_columns([image]), image, f"{self.name} {split}")
+        images = self.images(table, image, split)
         if label is None or split == "unlabeled":
             return EncodedSplit(images, None, ())
         return EncodedSplit(images, *self.labels(table, label, split))
+
+    def images(self, table: Any, column: str, split: Split) -> EncodedImages:
+        """Return the images in a column of the split, which is `table`."""
+        return TableImages(table.select_columns([column]), column, f"{self.name} {split}")
 
     def _image_column(self, features: Mapping[str, Any]) -> str:
         columns = [name for name, feature in features.items() if _holds_images(feature)]
@@ -398,7 +405,7 @@ class ParquetStore(TableStore):
     def table(self, split: Split) -> Any:
         import datasets
 
-        files = self._files[split]
+        files = self.list_files(split)
         try:
             with quiet_datasets():
                 return datasets.load_dataset(
@@ -410,6 +417,10 @@ class ParquetStore(TableStore):
         except (datasets.exceptions.DatasetGenerationError, ValueError, OSError) as error:
             cause = _one_line(error.__cause__ or error)
             raise UserError(f"{files[0]}: cannot be read as parquet: {cause}") from None
+
+    def list_files(self, split: Split) -> list[str]:
+        """List the files of a split, which are on this machine."""
+        return self._files[split]
 
     @cached_property
     def _files(self) -> dict[Split, list[str]]:
@@ -565,36 +576,46 @@ class HubStore(TableStore):
     def _tables(self) -> Any:
         import datasets
 
-        hub = self.hub
-        if Path(hub.repository).exists():  # which `datasets` would read in place of the hub's
-            raise UserError(
-                f"{self.name}: is also a folder here: name it as the path of the data set "
-                "'parquet' or 'folder', or go to another folder to read that of the hub"
-            )
-        reach_hub()
-        try:
-            return datasets.load_dataset(
-                hub.repository, hub.config, revision=hub.revision, data_files=hub.files
-            )
-        except datasets.exceptions.DatasetNotFoundError as error:
-            page = f"{datasets.config.HF_ENDPOINT}/datasets/{hub.repository}"
-            if "gated" in str(error):
-                cause = f"accept its terms at {page} and log in with `hf auth login`"
-            else:
-                cause = f"there is no data set at {page}; if it is private, run `hf auth login`"
-            raise UserError(f"{self.name}: {cause}") from None
-        except ConnectionError:
-            raise UserError(
-                f"{self.name}: not on this machine and the hub cannot be reached. {self.remedy}"
-            ) from None
-        except (
-            datasets.exceptions.DatasetGenerationError,
-            ValueError,
-            OSError,
-            RuntimeError,
-        ) as error:
-            cause = _one_line(error.__cause__ or error)
-            raise UserError(f"{self.name}: cannot be loaded from the hub: {cause}") from None
+        return open_on_hub(self.hub, self.name, self.remedy, datasets.load_dataset)
+
+
+def open_on_hub(hub: Hub, name: str, remedy: str, load: Callable[..., T]) -> T:
+    """Return what `load`, a function of `datasets`, gives for a set on the hub.
+
+    `name` is the set's in messages, and `remedy` says what to do if the hub cannot be reached.
+
+    Raises:
+        UserError: The set is missing, or cannot be read or downloaded.
+    """
+    import datasets
+
+    if Path(hub.repository).exists():  # which `datasets` would read in place of the hub's
+        raise UserError(
+            f"{name}: is also a folder here: name it as the path of the data set "
+            "'parquet' or 'folder', or go to another folder to read that of the hub"
+        )
+    reach_hub()
+    try:
+        return load(hub.repository, hub.config, revision=hub.revision, data_files=hub.files)
+    except datasets.exceptions.DatasetNotFoundError as error:
+        page = f"{datasets.config.HF_ENDPOINT}/datasets/{hub.repository}"
+        if "gated" in str(error):
+            cause = f"accept its terms at {page} and log in with `hf auth login`"
+        else:
+            cause = f"there is no data set at {page}; if it is private, run `hf auth login`"
+        raise UserError(f"{name}: {cause}") from None
+    except ConnectionError:
+        raise UserError(
+            f"{name}: not on this machine and the hub cannot be reached. {remedy}"
+        ) from None
+    except (
+        datasets.exceptions.DatasetGenerationError,
+        ValueError,
+        OSError,
+        RuntimeError,
+    ) as error:
+        cause = _one_line(error.__cause__ or error)
+        raise UserError(f"{name}: cannot be loaded from the hub: {cause}") from None
 
 
 # ---------------------------------------------------------------- lists of images
@@ -626,21 +647,36 @@ class ListedImage(NamedTuple):
 class ListedImages:
     """Encoded images in files that a CSV file lists."""
 
-    rows: Sequence[ListedImage]
+    table: str
+    """Path of the CSV file."""
+    lines: np.ndarray
+    """(N,) int64: the line of each image."""
+    paths: PackedStrings
+    """The path of each image as the table has it."""
+
+    @classmethod
+    def of(cls, rows: Sequence[ListedImage]) -> ListedImages:
+        lines = np.fromiter((row.line for row in rows), np.int64, len(rows))
+        return cls(rows[0].table, lines, PackedStrings.pack(row.path for row in rows))
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.lines)
 
     def read(self, index: int) -> bytes:
-        require_file(self.rows[index].file)
-        return Path(self.rows[index].file).read_bytes()
+        file = resolve(self.table, self.paths[index])
+        require_file(file)
+        return Path(file).read_bytes()
 
     def name(self, index: int) -> str:
-        row = self.rows[index]
-        return f"{row.place}: {row.path}"
+        return f"{self.table}:{self.lines[index]}: {self.paths[index]}"
 
     def files(self) -> Sequence[str | None]:
-        return [row.file for row in self.rows]
+        return [resolve(self.table, path) for path in self.paths]
+
+
+def resolve(table: str, path: str) -> str:
+    """Return a path that a CSV file holds, relative to the folder of the file."""
+    return os.path.join(os.path.dirname(table), os.path.expanduser(path))
 
 
 @dataclass
@@ -676,13 +712,13 @@ class CsvImageStore(Store):
 
     def identity(self, split: Split) -> Mapping[str, Any]:
         rows = self._rows[split]
-        files = []
         for row in rows:
             try:
-                files += fingerprint([row.file])
+                require_file(row.file)
             except UserError as error:
                 missing = None if os.path.lexists(row.file) else f"no such file {row.path}"
                 raise UserError(f"{row.place}: {missing or error}") from None
+        files = fingerprint(row.file for row in rows)
         labels = None if split == "unlabeled" else [row.numbers or row.label for row in rows]
         return {"files": files, "labels": labels, "classes": self._classes}
 
@@ -690,9 +726,9 @@ class CsvImageStore(Store):
         rows, classes = self._rows[split], self._classes
         if self.numbers and split != "unlabeled":
             labels = torch.tensor([row.numbers for row in rows])
-            return EncodedSplit(ListedImages(rows), labels, ())
+            return EncodedSplit(ListedImages.of(rows), labels, ())
         if not classes or split == "unlabeled":
-            return EncodedSplit(ListedImages(rows), None, classes)
+            return EncodedSplit(ListedImages.of(rows), None, classes)
         class_ids = {name: index for index, name in enumerate(classes)}
         for row in rows:
             if row.label not in class_ids:
@@ -703,7 +739,7 @@ class CsvImageStore(Store):
                     f"{row.place}: {cause}: it should be one of {', '.join(classes[:10])}"
                 )
         labels = torch.tensor([class_ids[row.label] for row in rows])
-        return EncodedSplit(ListedImages(rows), labels, classes)
+        return EncodedSplit(ListedImages.of(rows), labels, classes)
 
     @cached_property
     def _classes(self) -> tuple[str, ...]:
@@ -773,12 +809,11 @@ class CsvImageStore(Store):
             path = cells[image]
             if not path:
                 raise UserError(f"{file}:{line}: the column '{header[image]}' is empty")
-            resolved = os.path.join(file.parent, os.path.expanduser(path))
             row = ListedImage(
                 str(file),
                 line,
                 path,
-                resolved,
+                resolve(str(file), path),
                 label="" if label is None else cells[label],
                 numbers=tuple(parse_number(cells[place], f"{file}:{line}") for place in numbers),
             )
@@ -848,14 +883,18 @@ def parse_number(cell: str, place: str) -> float:
 # ---------------------------------------------------------------- shared
 
 
-def fingerprint(files: Iterable[str]) -> list[tuple[str, int, int]]:
-    """Return the absolute path, size and modification time (ns) of each file.
+def fingerprint(files: Iterable[str]) -> str:
+    """Return a digest of the absolute path, size and modification time (ns) of each file.
 
     Raises:
         UserError: One is missing, or is a pipe or a device.
     """
-    stats = ((os.path.abspath(file), require_file(file)) for file in files)
-    return [(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats]
+    digest = hashlib.sha256()
+    for file in files:
+        stat = require_file(file)
+        state = f"{os.path.abspath(file)}\0{stat.st_size}\0{stat.st_mtime_ns}\0"
+        digest.update(state.encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
 
 
 def _one_line(error: BaseException) -> str:

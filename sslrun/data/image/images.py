@@ -608,7 +608,7 @@ def load_images(
     if cached := _load_cached(path, name, size):
         return cached
     split = open_split()
-    decoder = _choose_decoder(split.images, size, skip_corrupt, squash, form)
+    decoder = choose_decoder(split.images, size, skip_corrupt, squash, form)
     spec = decoder.spec
     area = form.side**2 if isinstance(form, Whole) else math.prod(spec.shape)
     if len(split.images) * spec.channels * area * decoder.dtype.itemsize > MAX_TENSOR_BYTES:
@@ -633,7 +633,7 @@ def load_images(
     return cached
 
 
-def _choose_decoder(
+def choose_decoder(
     images: EncodedImages,
     size: Size | None,
     skip_corrupt: bool,

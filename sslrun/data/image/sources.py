@@ -19,6 +19,7 @@ from pydantic import AfterValidator, Field, model_validator
 from sslrun.data.examples import Batch, Examples, TensorExamples
 from sslrun.data.image.augment import Size, height_and_width
 from sslrun.data.image.images import MAX_CHANNELS, Pixels, Whole, convert_arrays, load_images
+from sslrun.data.image.parquet import StreamedParquet, list_hub_files, load_arriving
 from sslrun.data.source import Source, SourceOptions, sources
 from sslrun.data.specs import ImageSpec
 from sslrun.data.stores import (
@@ -112,6 +113,21 @@ class StoredOptions(ImageOptions):
         return self
 
 
+class StreamingOptions(StoredOptions):
+    """The options of sets that may be read while their files arrive."""
+
+    streaming: bool = False
+    """Copy each parquet file when an image of it is first read, instead of all before the first
+    step. The first epoch then reads the files in their order, shuffled within 10,000 rows; later
+    ones are shuffled exactly. Images are never stored decoded."""
+
+    @model_validator(mode="after")
+    def _check_streaming(self) -> StreamingOptions:
+        if self.streaming and self.skip_corrupt:
+            raise ValueError("streaming cannot know which images are corrupt: remove one of them")
+        return self
+
+
 class ImageSource(Source):
     """Images in a store: decoded once and cached, or streamed if they are too many."""
 
@@ -146,14 +162,18 @@ class ImageSource(Source):
     def load(self, split: Split) -> Examples:
         if split not in self.splits:
             raise UserError(f"{self.title}: has no split '{split}', only {', '.join(self.splits)}")
+        form = self.options.form if isinstance(self.options, StoredOptions) else None
+        size = self.options.size or self.default_size
+        if isinstance(self.options, StreamingOptions) and self.options.streaming:
+            return load_arriving(self.store.open(split), size, form)
         return load_images(
             f"{self.title}-{split}",
             {"split": split, **self.store.identity(split)},
             lambda: self.store.open(split),
-            self.options.size or self.default_size,
+            size,
             self.options.skip_corrupt,
             self.progress,
-            form=self.options.form if isinstance(self.options, StoredOptions) else None,
+            form=form,
         )
 
 
@@ -402,7 +422,7 @@ class HubImages(ImageSource):
 
     shorthand = "hub"
 
-    class Options(StoredOptions):
+    class Options(StreamingOptions):
         hub: str = Field(pattern=rf"^{HUB_NAME}/{HUB_NAME}$")
         """Name of the set on the hub, as in owner/name."""
         config: str | None = None
@@ -438,6 +458,9 @@ class HubImages(ImageSource):
             "Download its files elsewhere, and read them with the data set 'parquet' or 'folder'"
         )
         hub = Hub(options.hub, splits, options.config)
+        if options.streaming:
+            files = list_hub_files(hub, self.title, remedy)
+            return StreamedParquet(files, options.image, options.label)
         return HubStore(options.hub, hub, remedy, options.image, options.label)
 
 

@@ -36,7 +36,7 @@ from sslrun.data.text.tokenizer import (
 from sslrun.errors import UserError
 from sslrun.files import SUMS, are_intact, checksum, write_sums
 
-TRAINER_VERSION = 3
+TRAINER_VERSION = 4
 """Raise it when the same texts would train a different tokenizer."""
 NOT_TEXTS = {"tokenizer", "length", *SourceOptions.model_fields}
 """Options of a set that do not change the texts that a tokenizer is trained on."""

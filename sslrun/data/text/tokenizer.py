@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +24,10 @@ from sslrun.registry import Options
 
 LARGEST_ID = 2**22
 """Largest id of an entry; backbones have a vector for every id up to the largest."""
+AT_ONCE = 4096
+"""Texts to encode at a time; the library takes about 200 bytes for a token until all are done."""
+LARGEST_SAMPLE = 2**30
+"""Largest number of characters to train a tokenizer on."""
 SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
@@ -38,7 +43,8 @@ class TokenizerOptions(Options):
     hub: str | None = Field(None, pattern=rf"^{HUB_NAME}(/{HUB_NAME})?$")
     """Name of a model on the Hugging Face hub whose tokenizer.json to use."""
     corpus: dict[str, Any] | None = None
-    """Data set to train the tokenizer on, with its options; default: the recipe's `data`."""
+    """Data set to train the tokenizer on, with its options; default: the recipe's `data`. Of more
+    than a billion characters, a part is read, spread over the set."""
     sha256: str | None = None
     """SHA-256 of `file`; filled in, so that a changed file of the same name gives another run."""
 
@@ -118,8 +124,12 @@ class Tokenizer:
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Encode each text to ids, without special tokens."""
-        encoded = self.core.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [text.ids for text in encoded]
+        ids: list[list[int]] = []
+        for start in range(0, len(texts), AT_ONCE):
+            part = list(texts[start : start + AT_ONCE])
+            encoded = self.core.encode_batch_fast(part, add_special_tokens=False)
+            ids += [text.ids for text in encoded]
+        return ids
 
     def offsets(self, texts: Sequence[str]) -> list[tuple[list[int], list[tuple[int, int]]]]:
         """Encode each text to ids, and to the span of characters [start, end) of each id."""
@@ -171,14 +181,22 @@ def train_wordpiece(
     between pairs by these numbers. Therefore the texts are read twice: a first training without
     merges finds the one-letter pieces, and a second receives them in order.
 
+    Of texts with more than `LARGEST_SAMPLE` characters in total, only each second (or third, and
+    so on) is read, because training takes about 750 bytes for every different word.
+
     Raises:
         UserError: The texts hold no words; `title` names them in the message.
     """
     core = build_wordpiece(lowercase)
+    stride = -(-sum(map(len, texts())) // LARGEST_SAMPLE) or 1
+
+    def sample() -> Iterable[str]:
+        return itertools.islice(texts(), None, None, stride)
+
     letters = sorted(
-        entry for entry in _train_entries(core, texts(), 1, []) if entry.startswith("##")
+        entry for entry in _train_entries(core, sample(), 1, []) if entry.startswith("##")
     )
-    entries = _train_entries(core, texts(), vocab, letters)
+    entries = _train_entries(core, sample(), vocab, letters)
     if len(entries) <= len(SPECIALS):
         raise UserError(f"{title}: holds no words to train a tokenizer on")
     trained = build_wordpiece(lowercase, entries)

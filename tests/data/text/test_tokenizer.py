@@ -162,6 +162,26 @@ def test_invalid_tokenizers_are_errors(tmp_path):
             TokenizerOptions(**wrong)
 
 
+def test_a_large_corpus_is_sampled(monkeypatch):
+    texts = ["cat dog", "fish bird"] * 20
+    size = sum(map(len, texts))
+    monkeypatch.setattr("sslrun.data.text.tokenizer.LARGEST_SAMPLE", size)
+    assert {"dog", "bird"} <= set(trained(texts=texts).strings)
+    monkeypatch.setattr("sslrun.data.text.tokenizer.LARGEST_SAMPLE", size - 1)
+    sampled = trained(texts=texts)
+    assert sampled == trained(texts=texts[::2])
+    assert "bird" not in sampled.strings
+
+
+def test_texts_that_are_encoded_in_parts_are_the_same(monkeypatch):
+    tokenizer = trained()
+    texts = ["the cat sat", "", "a dog ran", "so", "the the"]
+    at_once = tokenizer.encode(texts)
+    monkeypatch.setattr("sslrun.data.text.tokenizer.AT_ONCE", 2)
+    assert tokenizer.encode(texts) == at_once
+    assert tokenizer.encode([]) == []
+
+
 def test_another_file_of_the_same_name_is_another_run(tmp_path):
     path = tmp_path / "vocab.txt"
     path.write_text("\n".join(VOCABULARY))
