@@ -135,7 +135,7 @@ def _read(path: Path, runs: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _load(path: Path) -> Any:
-    """A digest of a saved state without numbers of the clock; of a damaged one that of its bytes."""
+    """A digest of a saved state without numbers of the clock; if damaged, that of its bytes."""
     try:
         return _digest(_without_clock(torch.load(path, weights_only=True)))
     except (RuntimeError, pickle.UnpicklingError, EOFError):
