@@ -15,16 +15,19 @@ from sslrun.cli.plans import show_plans
 from sslrun.errors import UserError
 
 
+Targets = Annotated[
+    list[Path] | None,
+    typer.Argument(
+        help="Sweeps, or folders of runs; default: all runs in --runs.",
+        metavar="[SWEEP|RUN]...",
+        show_default=False,
+    ),
+]
+
+
 @app.command()
 def report(
-    targets: Annotated[
-        list[Path] | None,
-        typer.Argument(
-            help="Sweeps, or folders of runs; default: all runs in --runs.",
-            metavar="[SWEEP|RUN]...",
-            show_default=False,
-        ),
-    ] = None,
+    targets: Targets = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="File of HTML to write.")] = Path(
         "report.html"
     ),
@@ -51,14 +54,7 @@ def report(
 
 @app.command()
 def watch(
-    targets: Annotated[
-        list[Path] | None,
-        typer.Argument(
-            help="Sweeps, or folders of runs; default: all runs in --runs.",
-            metavar="[SWEEP|RUN]...",
-            show_default=False,
-        ),
-    ] = None,
+    targets: Targets = None,
     port: Annotated[
         int, typer.Option(min=0, max=65535, help="Port on this machine; 0: any.")
     ] = 8765,
