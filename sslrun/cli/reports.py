@@ -14,7 +14,6 @@ from sslrun.cli.output import print_json_or
 from sslrun.cli.plans import show_plans
 from sslrun.errors import UserError
 
-
 Targets = Annotated[
     list[Path] | None,
     typer.Argument(
