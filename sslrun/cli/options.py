@@ -27,6 +27,22 @@ Overrides = Annotated[
     ),
 ]
 
+Targets = Annotated[
+    list[Path] | None,
+    typer.Argument(
+        help="Sweeps, or folders of runs; default: all runs in --runs.",
+        metavar="[SWEEP|RUN]...",
+        show_default=False,
+    ),
+]
+
+Change = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", help="Change the recipe, such as pretext=null; may be given several times."
+    ),
+]
+
 Device = Annotated[str, typer.Option(help="Device to run on: auto, cpu, cuda, cuda:1 or mps.")]
 
 Seed = Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Seed of all random numbers.")]

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from sslrun.cli.base import app
-from sslrun.cli.options import Device, Imports, Runs, Seed
+from sslrun.cli.options import Change, Device, Imports, Runs, Seed
 from sslrun.errors import UserError
 
 
@@ -52,12 +52,7 @@ def attend(  # noqa: PLR0913 (typer makes each parameter an option)
     mass: Annotated[
         float, typer.Option(help="Share of a head's attention that its mask holds.")
     ] = 0.6,
-    change: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set", help="Change the recipe, such as pretext=null; may be given several times."
-        ),
-    ] = None,
+    change: Change = None,
     seed: Seed = 0,
     runs: Runs = Path("runs"),
     device: Device = "auto",
@@ -137,12 +132,7 @@ def track(  # noqa: PLR0913 (typer makes each parameter an option)
         int | None,
         typer.Option(min=1, help="Stop after this many frames.", show_default=False),
     ] = None,
-    change: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set", help="Change the recipe, such as pretext=null; may be given several times."
-        ),
-    ] = None,
+    change: Change = None,
     seed: Seed = 0,
     runs: Runs = Path("runs"),
     device: Device = "auto",

@@ -9,19 +9,10 @@ from typing import Annotated
 import typer
 
 from sslrun.cli.base import app
-from sslrun.cli.options import AsJson, Imports, Runs
+from sslrun.cli.options import AsJson, Imports, Runs, Targets
 from sslrun.cli.output import print_json_or
 from sslrun.cli.plans import show_plans
 from sslrun.errors import UserError
-
-Targets = Annotated[
-    list[Path] | None,
-    typer.Argument(
-        help="Sweeps, or folders of runs; default: all runs in --runs.",
-        metavar="[SWEEP|RUN]...",
-        show_default=False,
-    ),
-]
 
 
 @app.command()

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from sslrun.cli.base import app
-from sslrun.cli.options import AsJson, Device, Fresh, Imports, Runs, Worker
+from sslrun.cli.options import AsJson, Device, Fresh, Imports, Runs, Targets, Worker
 from sslrun.cli.output import print_json_or, print_table
 from sslrun.cli.workers import build_workers, run_as_worker, run_workers
 from sslrun.errors import UserError
@@ -17,13 +17,7 @@ from sslrun.errors import UserError
 
 @app.command()
 def table(  # noqa: PLR0913 (typer makes each parameter an option)
-    targets: Annotated[
-        list[Path] | None,
-        typer.Argument(
-            help="Sweeps, or folders of runs; default: all runs in --runs.",
-            metavar="[SWEEP|RUN]...",
-        ),
-    ] = None,
+    targets: Targets = None,
     output: Annotated[
         list[Path] | None,
         typer.Option(

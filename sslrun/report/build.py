@@ -28,12 +28,12 @@ from sslrun.report.page import Detail, Group, Report, Section, TextTable, render
 from sslrun.results.record import Predictions, RunRecord
 from sslrun.results.table import Table
 from sslrun.runs import write_atomically
+from sslrun.stages.pretrain import SAMPLES
 
 PICTURE_BYTES = 3_000_000
 """Most bytes of pictures from the folders of runs; what is beyond is named instead."""
 CURVES, DETAILS = 100, 200
 """Largest number of runs with learning curves, and with their details."""
-SAMPLES = "samples.txt"
 
 Say = Callable[[str], None]
 T = TypeVar("T")
@@ -93,7 +93,7 @@ def _drawn(charts: Iterable[Chart]) -> list[Look]:
 
 
 def _curves(pretrainings: Sequence[RunRecord]) -> Section:
-    """Draw the learning curves of the newest pretrainings."""
+    """Draw the learning curves of the last `CURVES` pretrainings."""
     charts = _drawn(learning_curves(pretrainings[-CURVES:]))
     if not charts:
         return Section("Learning curves")

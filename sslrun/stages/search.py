@@ -1,4 +1,4 @@
-"""Search the best values of a row: trials on validation data, of which the best one is tested.
+"""Search the best values of a row: trials on validation data; only the best one is tested.
 
 Each trial is a job, so that workers share a search as they share any other runs. A trial takes its
 values from Optuna when a worker begins it; Optuna's journal lies beside the runs. A row has no
@@ -40,7 +40,7 @@ JOURNAL = "search.journal"
 STARTUP, STARTUP_SHARE = 10, 3
 """TPE begins after this many random trials, but at most after this part of all (our choice)."""
 HALVING = 3
-"""Of the trials at a check, one in so many goes on to the next one that counts (our choice)."""
+"""One trial in this number goes on from a check to the next one that counts (our choice)."""
 NUMBER = "number"
 """Attribute of Optuna's trials: which trial of the search it is."""
 
@@ -161,7 +161,7 @@ class Trial:
                     journal.JournalFileBackend(str(path), _JournalLock(path))
                 ),
                 study_name=self.study,
-                direction="maximize",  # scores of which lower is better are negated
+                direction="maximize",  # scores are negated if lower is better
                 load_if_exists=True,
                 # A seed for each trial, so that a search that was killed goes on as it would have.
                 sampler=optuna.samplers.TPESampler(

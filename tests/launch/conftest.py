@@ -41,7 +41,7 @@ class TinySweep:
         self.context = Context(self.runs, compute("cpu"))
 
     def wait_for_held(self, count, seconds=60.0):
-        """Wait until so many pretrainings are held by workers; returns (holder, run) pairs."""
+        """Wait until workers hold `count` pretrainings; return (holder, run) pairs."""
         runs = {job.run.path: job.run for job in self.plan.jobs if job.run.stage == "pretrain"}
         end = time.monotonic() + seconds
         while len(held := [run for run in runs.values() if is_locked(run.path)]) < count:

@@ -57,7 +57,7 @@ class ParquetShards(ParquetStore):
 
 
 class StreamedParquet(ParquetShards):
-    """Images in parquet files, of which one is copied when an image of it is first read.
+    """Images in parquet files; a file is copied when an image of it is first read.
 
     Only the number of rows and the labels are read before. So the set is as any other: its length,
     its classes, and what is held out are known from the beginning.
@@ -110,7 +110,7 @@ class StreamedParquet(ParquetShards):
 
 @dataclass(frozen=True)
 class ArrivingRows:
-    """Encoded images in a column of parquet files, each of which is copied when it is first read.
+    """Encoded images in a column of parquet files; a file is copied when it is first read.
 
     The processes of one machine share the copies.
     """
