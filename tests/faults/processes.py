@@ -152,7 +152,11 @@ def _parse(text: str) -> Any:
 
 def _without_clock(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _without_clock(item) for key, item in value.items() if key not in CLOCK}
+        return {
+            key: _without_clock(item)
+            for key, item in value.items()
+            if key not in CLOCK and not key.endswith("_a_second")
+        }
     return value
 
 
