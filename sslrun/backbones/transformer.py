@@ -148,10 +148,12 @@ def rotate(x: Tensor, base: float, start: int = 0) -> Tensor:
     half = x.shape[-1] // 2
     places = torch.arange(start, start + x.shape[-2], device=x.device, dtype=torch.float32)
     rates = base ** (-torch.arange(half, device=x.device, dtype=torch.float32) / half)
-    angles = places[:, None] * rates
+    angles = (places[:, None] * rates)[:, None]
     cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
-    first, second = x[..., :half], x[..., half:]
-    return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
+    # In memory heads stay inside of tokens, so that `attend_locally` cuts blocks without a copy.
+    first, second = x.transpose(1, 2).chunk(2, dim=-1)
+    rotated = torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
+    return rotated.transpose(1, 2)
 
 
 def _no_later(q: Tensor, k: Tensor) -> Tensor:
