@@ -66,7 +66,7 @@ class Bert(TextBackbone):
         window: int | None = Field(None, ge=2)
         """Attention window of two in three layers, in tokens, half on each side; the first layer
         and every third from it attend to all (ModernBERT: 128). It saves time in sequences of
-        three windows or more. Default: all layers attend to all."""
+        at least 3.5 windows. Default: all layers attend to all."""
         theta: float = Field(BASE, gt=1)
         """Base of the rotary positions of `fast`, in layers that attend to all tokens (ModernBERT:
         160,000, and 10,000 up to sequences of 1,024 tokens). Layers with a window have 10,000."""
