@@ -72,21 +72,30 @@ def make_band(documents: Tensor, reach: int, causal: bool = False) -> Band:
 def attend_locally(q: Tensor, k: Tensor, v: Tensor, band: Band, dropout: float = 0.0) -> Tensor:
     """Mix values (B, H, T, d) of near tokens, in time and memory linear in T.
 
-    The result is that of `attend` with the band's mask at full size. As in Longformer (Beltagy et
-    al. 2020, arXiv:2004.05150, 3.1) sequences are cut into blocks, and a block attends to itself
-    and its two neighbors, 3 K keys for each query. All blocks are one batch of
-    `scaled_dot_product_attention`, so that a CPU, CUDA and torch.compile take the same path.
-    FlashAttention has windows in its kernel, but not on CPUs; torch's `flex_attention` has to be
-    compiled. This was measured on CPUs only.
+    The result is that of `attend` with the band's mask at full size. Sequences are cut into blocks,
+    and a block attends to itself and its two neighbors, 3 K keys for each query, as in the window
+    of BigBird (Zaheer et al. 2020, arXiv:2007.14062); the mask makes the window exact. All blocks
+    are one batch of `scaled_dot_product_attention`, so that a CPU, CUDA and torch.compile take the
+    same path. FlashAttention has windows in its kernel, but not on CPUs; torch's `flex_attention`
+    has to be compiled. This was measured on CPUs only.
     """
     reach = band.mask.shape[2]
-    # (B, H, T, d) as (B, T, H, d), the order in which a linear map computed them: cutting needs no
-    # copy, and neighbors need one.
+    # As (B, T, H, d), the order of tokens in memory: cutting needs no copy, and neighbors one.
     queries, keys, values = (_cut(x.transpose(1, 2), reach, 0) for x in (q, k, v))
-    near = (_join_neighbors(x, 0).flatten(0, 1).transpose(1, 2) for x in (keys, values))
-    mixed = attend(queries.flatten(0, 1).transpose(1, 2), *near, band.mask, dropout=dropout)
+    mixed = attend(
+        _batch(queries),
+        _batch(_join_neighbors(keys, 0)),
+        _batch(_join_neighbors(values, 0)),
+        band.mask,
+        dropout=dropout,
+    )
     rows = mixed.transpose(1, 2).unflatten(0, queries.shape[:2]).flatten(1, 2)
     return rows[:, : q.shape[2]].transpose(1, 2)
+
+
+def _batch(blocks: Tensor) -> Tensor:
+    """Turn blocks (B, N, K, H, d) into a batch of sequences (B * N, H, K, d)."""
+    return blocks.flatten(0, 1).transpose(1, 2)
 
 
 def _cut(x: Tensor, size: int, fill: int) -> Tensor:

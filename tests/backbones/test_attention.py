@@ -5,6 +5,8 @@ import torch
 
 from sslrun.backbones import attention, bert, build_backbone
 from sslrun.backbones.attention import attend, attend_locally, make_band
+from sslrun.backbones.base import backbones
+from sslrun.backbones.transformer import rotate
 from sslrun.data.specs import TextSpec
 from sslrun.data.text.sequences import Tokens
 from sslrun.data.text.tokenizer import blank_tokenizer
@@ -105,3 +107,16 @@ def test_a_model_with_a_window_is_the_same_by_blocks_and_masked(documents, causa
     assert isinstance(model._masks(tokens, causal)[1], attention.Band)
     for by_blocks, masked in zip(*results, strict=True):
         torch.testing.assert_close(by_blocks, masked, rtol=1e-4, atol=1e-4)
+
+
+def test_layers_that_attend_to_all_have_a_base_of_their_own():
+    spec = TextSpec(blank_tokenizer(50), 23)
+    options = {"fast": True, "window": 6, "theta": 160_000, "depth": 4, "width": 32, "heads": 2}
+    blocks = build_backbone("bert-tiny", options, spec).blocks
+    assert [block.attn.rotary for block in blocks] == [160_000, 10_000, 10_000, 160_000]
+    rotated = rotate(torch.ones(1, 1, 2, 4), base=100)[0, 0, 1]
+    angles = torch.tensor([1.0, 0.1])  # at position 1: 1, and 100 to the power of -1 / 2
+    torch.testing.assert_close(rotated[:2], angles.cos() - angles.sin())
+    torch.testing.assert_close(rotated[2:], angles.sin() + angles.cos())
+    with pytest.raises(ValueError, match="need fast: true"):
+        backbones["bert-tiny"].Options(theta=160_000)
