@@ -60,7 +60,7 @@ def ordered(name: str) -> Iterator[None]:
         order.EPOCH_SHARE, order.NOISE = kept
 
 
-def load(name: str, count: int) -> tuple[Examples, Learner]:
+def load(name: str, count: int, model: str = "bert-tiny") -> tuple[Examples, Learner]:
     """Load `count` examples of a set of the small world, and build what is trained on them.
 
     Of the corpus, a quarter as many documents, of about two rows each: a very small set.
@@ -73,7 +73,7 @@ def load(name: str, count: int) -> tuple[Examples, Learner]:
         options["tokenizer"]["corpus"] = {"name": "world"}
     source = sources[name](sources[name].Options.model_validate(options))
     examples = source.load("train")
-    backbone = build_backbone("bert-tiny", {"positions": LENGTH}, examples.spec)
+    backbone = build_backbone(model, {"positions": LENGTH}, examples.spec)
     if name == "world":
         mlm = pretexts["mlm"]
         pretext = mlm(mlm.Options(pairs="keep", dupes=1), backbone)

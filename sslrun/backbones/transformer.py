@@ -16,7 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from sslrun.backbones.attention import Band, attend, attend_locally
+
 Map = Callable[[Tensor], Tensor]
+Mask = Tensor | Band | None
+"""What tokens may attend to; see `Attention.forward`."""
 
 
 class Cache(dict["Attention", tuple[Tensor, Tensor]]):
@@ -39,11 +43,17 @@ class Cache(dict["Attention", tuple[Tensor, Tensor]]):
 class Attention(nn.Module):
     """Multi-head attention (Vaswani et al. 2017).
 
-    Queries are computed from x (B, T, D); keys and values from x or from `memory` (B, S, D).
+    Queries are computed from x (B, T, D); keys and values from x or from `memory` (B, S, D). With
+    `rotary`, queries and keys are rotated by their position, on this base.
     """
 
     def __init__(
-        self, width: int, heads: int, bias: bool = True, dropout: float = 0.0, rotary: bool = False
+        self,
+        width: int,
+        heads: int,
+        bias: bool = True,
+        dropout: float = 0.0,
+        rotary: float | None = None,
     ) -> None:
         super().__init__()
         if width % heads:
@@ -58,27 +68,26 @@ class Attention(nn.Module):
         self,
         x: Tensor,
         memory: Tensor | None = None,
-        mask: Tensor | None = None,
+        mask: Mask = None,
         causal: bool = False,
         cache: Cache | None = None,
     ) -> Tensor:
         """Attend, and return (B, T, D).
 
         `mask` is bool, broadcastable to (B, heads, T, S), and True where attention is allowed; each
-        row needs at least one True. `causal` also forbids later positions. With a `cache`, x
+        row needs at least one True. `causal` also forbids later positions. A `Band` lets tokens of
+        x attend to near ones alone, and says itself whether to later ones. With a `cache`, x
         follows the input of earlier calls, and S counts that input, too.
         """
         q, k, v = self._qkv(x, memory, cache)
-        if causal and (mask is not None or cache is not None):
-            earlier = _no_later(q, k)
-            mask, causal = earlier if mask is None else mask & earlier, False
         dropout = self.dropout if self.training else 0.0
-        if q.device.type == "cpu" and q.dtype == torch.bfloat16:
-            mixed = _in_float(q, k, v, mask, causal, dropout)
+        if isinstance(mask, Band):
+            mixed = attend_locally(q, k, v, mask, dropout)
         else:
-            mixed = F.scaled_dot_product_attention(
-                q, k, v, attn_mask=mask, is_causal=causal, dropout_p=dropout
-            )
+            if causal and (mask is not None or cache is not None):
+                earlier = _no_later(q, k)
+                mask, causal = earlier if mask is None else mask & earlier, False
+            mixed = attend(q, k, v, mask, causal, dropout)
         return self.proj(mixed.transpose(1, 2).flatten(2))
 
     def weights(
@@ -116,7 +125,7 @@ class Attention(nn.Module):
             q, k, v = (self._split(part) for part in self.qkv(x).chunk(3, dim=-1))
             if self.rotary:
                 start = 0 if past is None else past[0].shape[2]
-                q, k = rotate(q, start), rotate(k, start)
+                q, k = rotate(q, self.rotary, start), rotate(k, self.rotary, start)
             if past is not None:
                 k, v = torch.cat([past[0], k], dim=2), torch.cat([past[1], v], dim=2)
         if cache is not None:
@@ -128,31 +137,23 @@ class Attention(nn.Module):
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
 
-def _in_float(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, dropout: float
-) -> Tensor:
-    """Attention in float32, for CPUs, whose backward kernel is several times slower in bf16."""
-    with torch.autocast("cpu", enabled=False):
-        return F.scaled_dot_product_attention(
-            q.float(), k.float(), v.float(), attn_mask=mask, is_causal=causal, dropout_p=dropout
-        )
-
-
-def rotate(x: Tensor, start: int = 0) -> Tensor:
+def rotate(x: Tensor, base: float, start: int = 0) -> Tensor:
     """Rotate queries or keys (B, heads, T, d) by angles proportional to their position.
 
     The first of them is at position `start`.
 
-    Rotary embeddings (Su et al. 2021, arXiv:2104.09864) with base 10,000: positions affect the
+    Rotary embeddings (Su et al. 2021, arXiv:2104.09864; their base is 10,000): positions affect the
     product of a query and a key only through their distance.
     """
     half = x.shape[-1] // 2
     places = torch.arange(start, start + x.shape[-2], device=x.device, dtype=torch.float32)
-    rates = 10_000 ** (-torch.arange(half, device=x.device, dtype=torch.float32) / half)
-    angles = places[:, None] * rates
+    rates = base ** (-torch.arange(half, device=x.device, dtype=torch.float32) / half)
+    angles = (places[:, None] * rates)[:, None]
     cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
-    first, second = x[..., :half], x[..., half:]
-    return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
+    # In memory heads stay inside of tokens, so that `attend_locally` cuts blocks without a copy.
+    first, second = x.transpose(1, 2).chunk(2, dim=-1)
+    rotated = torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
+    return rotated.transpose(1, 2)
 
 
 def _no_later(q: Tensor, k: Tensor) -> Tensor:
@@ -225,8 +226,8 @@ class BlockStyle:
     """Activation of the MLP."""
     gated: bool = False
     """Whether the MLP is a `GatedMlp`, with as many parameters."""
-    rotary: bool = False
-    """Whether self-attention rotates queries and keys by their position."""
+    rotary: float | None = None
+    """Base of the rotation of self-attention's queries and keys by their position; None: none."""
     expansion: int = 4
     """Hidden width of the MLP, as a multiple of the block's width."""
 
@@ -280,7 +281,7 @@ class Block(nn.Module):
     def forward(
         self,
         x: Tensor,
-        mask: Tensor | None = None,
+        mask: Mask = None,
         causal: bool = False,
         memory: Tensor | None = None,
         memory_mask: Tensor | None = None,
@@ -309,7 +310,7 @@ class Block(nn.Module):
         return norm(x + self.drop_path(self.dropout(branch(x))))
 
 
-Masks = Tensor | list[Tensor | None] | None
+Masks = Mask | list[Mask]
 """The attention mask of all blocks, or a list with one for each; None: no mask."""
 
 
@@ -342,7 +343,8 @@ class Stack(nn.ModuleList):
         There is one mask for all blocks, or a list with one for each.
         """
         states = [x]
-        for block, mask in zip(self, self._spread(masks), strict=True):
+        spread = masks if isinstance(masks, list) else [masks] * len(self)
+        for block, mask in zip(self, spread, strict=True):
             states.append(self.through(block, states[-1], mask, causal))
         return states
 
@@ -352,16 +354,15 @@ class Stack(nn.ModuleList):
             return checkpoint(block, *arguments, use_reentrant=False)
         return block(*arguments)
 
-    def attention(self, x: Tensor, masks: Masks = None, causal: bool = False) -> Tensor:
+    def attention(
+        self, x: Tensor, masks: Tensor | list[Tensor | None] | None = None, causal: bool = False
+    ) -> Tensor:
         """Attention weights (B, heads, T, T) of the last block, for tokens (B, T, D)."""
-        last, spread = self[-1], self._spread(masks)
+        last, spread = self[-1], masks if isinstance(masks, list) else [masks] * len(self)
         assert isinstance(last, Block)
         for block, mask in zip(self[:-1], spread[:-1], strict=True):
             x = block(x, mask, causal)
         return last.attention(x, spread[-1], causal)
-
-    def _spread(self, masks: Masks) -> list[Tensor | None]:
-        return masks if isinstance(masks, list) else [masks] * len(self)
 
 
 def checkpoint_activations(network: nn.Module) -> bool:

@@ -382,7 +382,9 @@ def test_two_in_three_layers_attend_to_a_window():
     assert torch.equal(weights[0] > 0, near.expand_as(weights[0]))
     assert (weights[1, :, :5, 5:] == 0).all()
     wide = build("bert-tiny", fast=True, window=4, depth=4).eval()
-    masks = wide._masks(Tokens(ids, ids * 0, torch.ones_like(ids), packed=False, padded=False))
+    masks = wide._masks(
+        Tokens(ids, ids * 0, torch.ones_like(ids), packed=False, padded=False), False
+    )
     assert [mask is None for mask in masks] == [True, False, False, True]
     features = model(Tokens(ids, ids * 0, real, packed=False)).tokens
     assert features.isfinite().all()
