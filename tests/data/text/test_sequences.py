@@ -283,7 +283,7 @@ def test_packed_documents_are_contiguous_text_with_separators():
 
 def test_packed_dupes_have_other_offsets_and_subsets_select_sequences():
     packed = corpus([[5, 6]] * 30, length=16).pack(dupes=3)
-    starts = packed.places % 15
+    starts = packed.locate(torch.arange(len(packed))) % 15
     assert set(starts.tolist()) == {0, 5, 10}
     tokens = batch(packed).inputs
     part = batch(packed.subset(torch.tensor([4, 1]))).inputs
