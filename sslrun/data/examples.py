@@ -99,8 +99,8 @@ class Examples(ABC):
     def order(self, seed: int, epoch: int) -> Tensor:
         """Return the order (N,) in which an epoch visits the examples; the default is random.
 
-        It is int32 or int64, and a function of seed, epoch and `state_dict`. A set whose examples are collected or
-        reweighted during training returns an order that reflects their state.
+        It is int32 or int64, and a function of seed, epoch and `state_dict`. A set whose examples
+        are collected or reweighted during training returns an order that reflects their state.
         """
         generator = torch.Generator().manual_seed(derive_seed(seed, epoch))
         return shuffle(len(self), generator)

@@ -377,9 +377,7 @@ class Documents(Examples):
                 "pretext.pairs to next or drop"
             )
         key = (PAIRS_VERSION, self.spec.length, dupes, seed, random)
-        pairs = self._keep_table(
-            "pairs", key, 5, lambda: self._generate_pairs(dupes, seed, random)
-        )
+        pairs = self._keep_table("pairs", key, 5, lambda: self._generate_pairs(dupes, seed, random))
         table = torch.from_numpy(pairs)
         classes = ("next", "random")
         return Sequences(self.tokens, table[:, :4], table[:, 4], classes, self.spec)
@@ -450,7 +448,7 @@ class Documents(Examples):
 class _PairBuilder:
     """Draws pairs of segments; see `Documents.build_pairs`.
 
-    Positions of sentences are indices of `sentences`, whose values are positions of tokens.
+    `sentences` and `documents` are those of `Documents`.
     """
 
     order: np.ndarray
@@ -465,19 +463,21 @@ class _PairBuilder:
     def draw_pairs(self, document: int) -> Iterator[tuple[int, int, int, int, int]]:
         """Draw the pairs of a document: the ranges of A and B, and 1 if B is random, else 0.
 
-        Sentences [start, end) are gathered, A is [start, cut), and B is [cut, end) or random. If B
-        is random, the next pair starts at `cut`.
+        Sentences [start, end) of the document are gathered, A is [start, cut), and B is [cut, end)
+        or random. If B is random, the next pair starts at `cut`.
         """
-        end, last = int(self.documents[document]), int(self.documents[document + 1])
-        start, target = end, self._draw_target()
-        while end < last:
+        first, final = self.documents[document : document + 2].tolist()
+        bounds = self.sentences[first : final + 1].tolist()  # ints are faster than numpy's numbers
+        start = end = 0
+        target = self._draw_target()
+        while end < final - first:
             end += 1
-            if end < last and self.sentences[end] - self.sentences[start] < target:
+            if end < final - first and bounds[end] - bounds[start] < target:
                 continue
             cut = end
             if end - start > 1:
                 cut = start + 1 + int(self.draw.integers(end - start - 1))
-            a = (int(self.sentences[start]), int(self.sentences[cut]))
+            a = (bounds[start], bounds[cut])
             is_random = self.random_share > 0 and (
                 cut == end or self.draw.random() < self.random_share
             )
@@ -485,7 +485,7 @@ class _PairBuilder:
                 b = self._draw_second(document, max(1, target - (a[1] - a[0])))
                 end = cut
             else:
-                b = (int(self.sentences[cut]), int(self.sentences[end]))
+                b = (bounds[cut], bounds[end])
             if a[1] > a[0] and (b[1] > b[0] or not self.random_share):
                 yield (*self._shorten(a, b), int(is_random))
             start, target = end, self._draw_target()
@@ -500,7 +500,7 @@ class _PairBuilder:
         first, last = int(self.documents[other]), int(self.documents[other + 1])
         first += int(self.draw.integers(last - first))
         goal = self.sentences[first] + wanted
-        end = min(last, int(np.searchsorted(self.sentences, goal)))
+        end = min(last, first + int(self.sentences[first:last].searchsorted(goal)))
         return int(self.sentences[first]), int(self.sentences[max(end, first + 1)])
 
     def _draw_target(self) -> int:
@@ -512,8 +512,8 @@ class _PairBuilder:
     def _shorten(self, a: tuple[int, int], b: tuple[int, int]) -> tuple[int, int, int, int]:
         """Remove tokens at a random end of the longer range until both fit `room`."""
         (a_start, a_end), (b_start, b_end) = a, b
-        while a_end - a_start + b_end - b_start > self.room:
-            at_front = self.draw.random() < 0.5
+        excess = max(0, a_end - a_start + b_end - b_start - self.room)
+        for at_front in (self.draw.random(excess) < 0.5).tolist():
             if a_end - a_start > b_end - b_start:
                 a_start, a_end = (a_start + 1, a_end) if at_front else (a_start, a_end - 1)
             else:
