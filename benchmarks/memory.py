@@ -6,8 +6,9 @@ python benchmarks/memory.py --full
 Each row is a step in a process of its own. Images are streamed, and are links to a few files, so
 that they take little space on the disk. Texts are words with Zipf's law.
 
-- folder, shards, parquet: `index` lists the images and finds their labels; `read` decodes some
-  batches of an epoch in random order in two worker processes;
+- folder, shards, parquet, csv-images: `hash` identifies the files, as each command does, `index`
+  lists the images and finds their labels, and `read` decodes some batches of an epoch in random
+  order in two worker processes;
 - text: `train` trains a tokenizer, which counts every different word; `tokenize` writes the tokens;
 - tokens: pretraining from the tokens of a large corpus, which are written directly because
   tokenizing takes hours: `mlm` and `ltr` on packed text, `pairs` on BERT's pairs. It includes
@@ -77,6 +78,18 @@ def write_folder(root: Path, count: int) -> Path:
         label = index % CLASSES
         os.link(content, root / f"n{label:08}" / f"n{label:08}_{index:08}.JPEG")
     return root
+
+
+def write_list(root: Path, count: int) -> Path:
+    """Write a folder of images and the CSV file that lists them; return the file."""
+    write_folder(root, count)
+    table = root / "list.csv"
+    with open(table, "w") as rows:
+        rows.write("path,label\n")
+        for index in range(count):
+            name = f"n{index % CLASSES:08}"
+            rows.write(f"{name}/{name}_{index:08}.JPEG,{name}\n")
+    return table
 
 
 def write_shards(root: Path, count: int) -> Path:
@@ -174,12 +187,17 @@ def read_batches(examples: Any, steps: int) -> None:
 def measure_images(name: str, path: str, steps: int, step: Connection) -> None:
     from sslrun.data.image import images
     from sslrun.data.source import sources
+    from sslrun.runs import hash_contents
 
     images.MAX_TENSOR_BYTES = 0  # stream sets of any size
+    kind = name if name in ("folder", "csv-images") else "shards"
+    cls = sources[kind]
+    options = cls.Options(size=SIDE, **{"train" if kind == "shards" else "path": path})
+    step.send("hash")
+    for file in options.files():
+        hash_contents(file)
     step.send("index")
-    cls = sources["folder" if name == "folder" else "shards"]
-    key = "path" if name == "folder" else "train"
-    examples = cls(cls.Options(size=SIDE, **{key: path})).load("train")
+    examples = cls(options).load("train")
     assert examples.labels is not None
     step.send("read")
     read_batches(examples, steps)
@@ -347,7 +365,12 @@ def main() -> None:
             report(write, functions, name, megabytes, "MB", arguments.steps)
 
 
-IMAGES = {"folder": write_folder, "shards": write_shards, "parquet": write_parquet}
+IMAGES = {
+    "folder": write_folder,
+    "shards": write_shards,
+    "parquet": write_parquet,
+    "csv-images": write_list,
+}
 """Kind of set of images -> the function that writes it."""
 
 
