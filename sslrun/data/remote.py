@@ -240,12 +240,12 @@ def _explain(path: str) -> Iterator[None]:
             f"{path}: needs a package of its object store ({error}): pip install 'sslrun[cloud]'"
         ) from None
     except Exception as raised:
-        error = _find_cause(raised)
-        if disk_is_full(error):
+        failure = _find_cause(raised)
+        if disk_is_full(failure):
             raise
-        if isinstance(error, FileNotFoundError):
+        if isinstance(failure, FileNotFoundError):
             raise UserError(f"{path}: no such file") from None
-        status, message = getattr(error, "status", None), getattr(error, "message", "")
-        cause = f"its server answers {status} {message}" if status else str(error)
-        cause = " ".join(cause.split())[:200] or type(error).__name__
+        status, message = getattr(failure, "status", None), getattr(failure, "message", "")
+        cause = f"its server answers {status} {message}" if status else str(failure)
+        cause = " ".join(cause.split())[:200] or type(failure).__name__
         raise UserError(f"{path}: cannot be read: {cause}") from None

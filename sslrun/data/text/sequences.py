@@ -393,7 +393,7 @@ class Documents(Examples):
         """
         if self.folder is None:
             return np.concatenate(list(generate()))
-        digest = hashlib.sha256(np.ascontiguousarray(self.chosen.numpy()))
+        digest = hashlib.sha256(np.ascontiguousarray(self.chosen.numpy()).data)
         digest.update(repr(key).encode())
         file = self.folder / f"{name}-{digest.hexdigest()[:16]}"
         sums = file.with_suffix(".sums")
