@@ -3,8 +3,8 @@
 python benchmarks/memory.py
 python benchmarks/memory.py --full
 
-Each row is a step in a process of its own. Images are streamed, and are links to a few files, so
-that they take little space on the disk. Texts are words with Zipf's law.
+Each row is a step of a process that this one watches. Images are streamed, and are links to a few
+files, so that they take little space on the disk. Texts are words with Zipf's law.
 
 - folder, shards, parquet, csv-images: `hash` identifies the files, as each command does, `index`
   lists the images and finds their labels, and `read` decodes some batches of an epoch in random
@@ -256,9 +256,9 @@ def measure_pretraining(
 
 
 PRETEXTS = {
-    "pairs": {"name": "mlm", "nsp": True, "pairs": "keep"},
     "mlm": {"name": "mlm", "pairs": "drop"},
     "ltr": {"name": "ltr", "pairs": "drop"},
+    "pairs": {"name": "mlm", "nsp": True, "pairs": "keep"},
 }
 """Step of pretraining -> its task."""
 
