@@ -1,22 +1,22 @@
 """Measure the memory that large data sets take, on synthetic data of any size.
 
 python benchmarks/memory.py
-python benchmarks/memory.py --images 1300000 --text-gb 10
+python benchmarks/memory.py --full
 
-Images are streamed: a folder of files, and tar shards (both are hard links to a few files, so that
-they take little space on the disk). Texts are .txt files of words with Zipf's law, on which a
-tokenizer is trained. Each row is a step in a process of its own:
+Each row is a step of a process that this one watches. Images are streamed, and are links to a few
+files, so that they take little space on the disk. Texts are words with Zipf's law.
 
-- index: list the images, and find their labels;
-- read: some batches of an epoch in random order, decoded by two worker processes;
-- train: train a tokenizer, which counts every different word;
-- tokenize: write the tokens of all texts;
-- pairs and pack: make the sequences of BERT, and of packed text, and read some batches.
+- folder, shards, parquet, csv-images: `hash` identifies the files, as each command does, `index`
+  lists the images and finds their labels, and `read` decodes some batches of an epoch in random
+  order in two worker processes;
+- text: `train` trains a tokenizer, which counts every different word; `tokenize` writes the tokens;
+- tokens: pretraining from the tokens of a large corpus, which are written directly because
+  tokenizing takes hours: `mlm` and `ltr` on packed text, `pairs` on BERT's pairs. It includes
+  carving the held-out documents, building the pairs, their order, feature checks and a checkpoint.
 
-Columns are the peak of all memory of the process and its workers (Pss: shared pages count once),
-the peak of the part that is not mapped from files (the system can drop mapped pages at any time),
-how much this part grows per image or per megabyte of text, compared with a quarter of the set, and
-what 1.3 million images (ImageNet-1k) or 10 GB of text need if it goes on growing like this.
+Columns are the size of the set, the peak of all memory of the process and its workers (Pss: shared
+pages count once), and the peak of the part that is not mapped from files. The system can drop
+mapped pages at any time, so that the last column is what a machine needs.
 """
 
 from __future__ import annotations
@@ -26,8 +26,10 @@ import io
 import multiprocessing
 import os
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,29 +38,32 @@ import numpy as np
 
 SIDE = 224
 BATCH = 256
+SEQUENCES = 32
+"""Sequences in a batch: few, because only the memory that the data take is measured."""
 CLASSES = 1000
 LINKS = 50_000
 """Hard links to one file; file systems allow about 65,000."""
 SHARD = 10_000
-"""Images in a shard."""
+"""Images in a shard, and rows in a file of a table."""
 FILE_MB = 100
 """Megabytes in a file of text."""
-FULL = {"image": 1_300_000, "MB": 10_000}
-"""Unit of a data set -> the number of them to extrapolate to."""
-LIMITS = {"train": 1_074}
-"""Step -> the largest number that it uses; tokenizers are trained on 2^30 characters at most."""
+TOKEN_BYTES = 4.5
+"""Bytes of text for each token: our assumption, typical of English and 30,000 entries."""
+FULL = {"images": [1_300_000], "text_gb": [1.0], "tokens_gb": [10.0]}
+"""The sizes of `--full`."""
+VOCAB = 2000
 
 
 # ---------------------------------------------------------------- synthetic data
 
 
-def encode(seed: int) -> bytes:
-    """Return a JPEG file of 10 to 20 kB."""
+def encode(seed: int, size: tuple[int, int] = (320, 240)) -> bytes:
+    """Return a JPEG file, of 10 to 20 kB at the default size."""
     from PIL import Image
 
     pixels = np.random.default_rng(seed).integers(0, 256, (48, 64, 3), dtype=np.uint8)
     file = io.BytesIO()
-    Image.fromarray(pixels).resize((320, 240)).save(file, "jpeg")
+    Image.fromarray(pixels).resize(size).save(file, "jpeg")
     return file.getvalue()
 
 
@@ -73,6 +78,18 @@ def write_folder(root: Path, count: int) -> Path:
         label = index % CLASSES
         os.link(content, root / f"n{label:08}" / f"n{label:08}_{index:08}.JPEG")
     return root
+
+
+def write_list(root: Path, count: int) -> Path:
+    """Write a folder of images and the CSV file that lists them; return the file."""
+    write_folder(root, count)
+    table = root / "list.csv"
+    with open(table, "w") as rows:
+        rows.write("path,label\n")
+        for index in range(count):
+            name = f"n{index % CLASSES:08}"
+            rows.write(f"{name}/{name}_{index:08}.JPEG,{name}\n")
+    return table
 
 
 def write_shards(root: Path, count: int) -> Path:
@@ -93,6 +110,25 @@ def write_shards(root: Path, count: int) -> Path:
     return root / "*.tar"
 
 
+def write_parquet(root: Path, count: int) -> Path:
+    """Write tables of `SHARD` tiny images with equal content, and return their pattern.
+
+    They are tiny because reading copies them into the cache.
+    """
+    import pyarrow
+    from pyarrow import parquet
+
+    root.mkdir()
+    content = encode(0, (32, 24))
+    images = [{"bytes": content, "path": f"{index:08}.JPEG"} for index in range(SHARD)]
+    labels = [index % CLASSES for index in range(SHARD)]
+    first = root / "train-0000.parquet"
+    parquet.write_table(pyarrow.table({"image": images, "label": labels}), first)
+    for number in range(1, -(-count // SHARD)):
+        os.link(first, root / f"train-{number:04}.parquet")
+    return root / "*.parquet"
+
+
 def write_texts(root: Path, megabytes: int) -> Path:
     """Write documents of 20 sentences of 15 words, and return `root`."""
     root.mkdir()
@@ -106,6 +142,33 @@ def write_texts(root: Path, megabytes: int) -> Path:
                 words = lexicon[draw.zipf(1.4, (20 * 100, 15)) % len(lexicon)]
                 for number, sentence in enumerate(words):
                     file.write(" ".join(sentence) + ("\n\n" if number % 20 == 19 else "\n"))
+    return root
+
+
+def write_tokens(root: Path, megabytes: int) -> Path:
+    """Write a megabyte of texts, and into the cache the tokens of `megabytes`; return `root`.
+
+    The documents have 5 to 35 sentences of 5 to 45 tokens. A thousand are drawn, and repeated.
+    """
+    from sslrun.data.text.corpora import PARTS
+    from sslrun.files import SUMS, checksum, write_sums
+
+    folder = open_text(str(write_texts(root, 1))).folder
+    folder.mkdir(parents=True)
+    draw = np.random.default_rng(0)
+    documents = draw.integers(5, 36, 1000).cumsum()
+    sentences = draw.integers(5, 46, documents[-1]).cumsum()
+    tokens = draw.integers(5, VOCAB, sentences[-1])
+    # Each repetition continues the numbers of the one before.
+    block = {"tokens": (tokens, 0), "sentences": (sentences, sentences[-1])}
+    block["documents"] = (documents, documents[-1])
+    for name, (values, shift) in block.items():
+        kind, zeros = PARTS[name]
+        with open(folder / name, "wb") as file:
+            file.write(bytes(zeros * kind.itemsize))
+            for number in range(round(megabytes * 10**6 / TOKEN_BYTES / len(tokens))):
+                file.write((values + number * shift).astype(kind).tobytes())
+    write_sums(folder / SUMS, {name: checksum(folder / name) for name in PARTS})
     return root
 
 
@@ -124,44 +187,80 @@ def read_batches(examples: Any, steps: int) -> None:
 def measure_images(name: str, path: str, steps: int, step: Connection) -> None:
     from sslrun.data.image import images
     from sslrun.data.source import sources
+    from sslrun.runs import hash_contents
 
     images.MAX_TENSOR_BYTES = 0  # stream sets of any size
+    kind = name if name in ("folder", "csv-images") else "shards"
+    cls = sources[kind]
+    options = cls.Options(size=SIDE, **{"train" if kind == "shards" else "path": path})
+    step.send("hash")
+    for file in options.files():
+        hash_contents(file)
     step.send("index")
-    cls = sources[name]
-    key = "train" if name == "shards" else "path"
-    examples = cls(cls.Options(size=SIDE, **{key: path})).load("train")
+    examples = cls(options).load("train")
     assert examples.labels is not None
     step.send("read")
     read_batches(examples, steps)
 
 
-def open_text(name: str, path: str) -> Any:
+def describe_text(path: str) -> dict[str, Any]:
+    """Return the options of the texts at `path`."""
+    return {"path": path, "length": 128, "tokenizer": {"vocab": VOCAB}}
+
+
+def open_text(path: str) -> Any:
     """Return the set with its tokenizer, which is trained if the cache has none."""
+    import sslrun.data  # noqa: F401
     from sslrun.data.source import sources
 
-    cls = sources[name]
-    source = cls(cls.Options(path=path, length=128, tokenizer={"vocab": 2000}))
+    cls = sources["text"]
+    source = cls(cls.Options(**describe_text(path)))
     assert source.spec.vocabulary
     return source
 
 
 def measure_training(name: str, path: str, steps: int, step: Connection) -> None:
-    import sslrun.data  # noqa: F401
-
     step.send("train")
-    open_text(name, path)
+    open_text(path)
 
 
-def measure_text(name: str, path: str, steps: int, step: Connection) -> None:
-    import sslrun.data  # noqa: F401
-
-    source = open_text(name, path)
+def measure_tokenizing(name: str, path: str, steps: int, step: Connection) -> None:
+    source = open_text(path)
     step.send("tokenize")
-    examples = source.load("train")
-    step.send("pack")
-    read_batches(examples.pack(), steps)
-    step.send("pairs")
-    read_batches(examples.build_pairs(1, 0), steps)
+    source.load("train")
+
+
+def measure_pretraining(
+    title: str, pretext: dict[str, Any], name: str, path: str, steps: int, step: Connection
+) -> None:
+    from sslrun.recipe import parse
+    from sslrun.recipe.places import Located
+    from sslrun.stages.context import Context
+    from sslrun.stages.pretrain import Pretraining
+    from sslrun.stages.reporting import Reporter
+    from sslrun.training.device import compute
+
+    backbone = "gpt-tiny" if pretext["name"] == "ltr" else "bert-tiny"
+    recipe = {
+        "name": "memory",
+        "backbone": backbone,
+        "pretext": pretext,
+        "data": {"name": "text", **describe_text(path)},
+        "pretrain": {"steps": steps, "batch": SEQUENCES, "lr": 0.001},
+        "watch": {"examples": 64},
+    }
+    runs = Path(path).with_name("runs")
+    context = Context(runs, compute("cpu"), Reporter(quiet=True))
+    step.send(title)
+    Pretraining(parse(Located(recipe, {(): "memory.yaml:1"})), 0, runs).execute(context)
+
+
+PRETEXTS = {
+    "mlm": {"name": "mlm", "pairs": "drop"},
+    "ltr": {"name": "ltr", "pairs": "drop"},
+    "pairs": {"name": "mlm", "nsp": True, "pairs": "keep"},
+}
+"""Step of pretraining -> its task."""
 
 
 # ---------------------------------------------------------------- measuring
@@ -205,10 +304,12 @@ def run(function: Any, name: str, path: Path, steps: int) -> dict[str, Peak]:
     peaks: dict[str, Peak] = {}
     step = "import"
     while True:
+        start = time.monotonic()
         now, before = measure(process.pid or 0), peaks.get(step, Peak())
         peaks[step] = Peak(max(before.total, now.total), max(before.own, now.own))
+        taken = time.monotonic() - start  # long if many pages are mapped, which halts the process
         try:
-            if here.poll(0.1):
+            if here.poll(max(0.1, 4 * taken)):
                 step = here.recv()
         except EOFError:
             break
@@ -218,50 +319,59 @@ def run(function: Any, name: str, path: Path, steps: int) -> dict[str, Peak]:
     return peaks
 
 
-def compare(
-    write: Any, functions: Sequence[Any], name: str, count: int, unit: str, steps: int
+def report(
+    write: Any, functions: Sequence[Any], name: str, size: int, unit: str, steps: int
 ) -> None:
-    """Measure a quarter of a set and the whole, and print a row for each step.
+    """Write a set, and print a row for each step of the functions.
 
     The functions run in this order, each in a process of its own, with one cache.
     """
-    sizes = [max(1, count // 4), count]
-    runs = []
-    for size in sizes:
-        with tempfile.TemporaryDirectory() as folder:
-            os.environ["SSLRUN_CACHE"] = f"{folder}/cache"
-            path = write(Path(folder) / "data", size)
-            peaks: dict[str, Peak] = {}
-            for function in functions:
-                peaks |= run(function, name, path, steps)
-            runs.append(peaks)
-    for step, peak in runs[1].items():
-        growth = (peak.own - runs[0][step].own) / (sizes[1] - sizes[0])
-        full = peak.own + max(0.0, growth) * (min(FULL[unit], LIMITS.get(step, FULL[unit])) - count)
-        print(
-            f"| {name} | {step} | {peak.total / 1e6:,.0f} | {peak.own / 1e6:,.0f} "
-            f"| {growth:,.0f} per {unit} | {full / 1e9:.2f} |",
-            flush=True,
-        )
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["SSLRUN_CACHE"] = f"{folder}/cache"
+        path = write(Path(folder) / "data", size)
+        for function in functions:
+            for step, peak in run(function, name, path, steps).items():
+                print(
+                    f"| {name} | {step} | {size:,} {unit} | {peak.total / 1e6:,.0f} "
+                    f"| {peak.own / 1e6:,.0f} |",
+                    flush=True,
+                )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--images", type=int, default=20_000)
-    parser.add_argument("--text-gb", type=float, default=0.02)
+    parser.add_argument("--images", type=int, nargs="*", default=[20_000])
+    parser.add_argument("--text-gb", type=float, nargs="*", default=[0.02])
+    parser.add_argument("--tokens-gb", type=float, nargs="*", default=[0.1])
+    parser.add_argument("--full", action="store_true", help=f"the sizes {FULL}")
     parser.add_argument("--steps", type=int, default=4, help="batches of 256 to read")
     arguments = parser.parse_args()
+    if arguments.full:
+        vars(arguments).update(FULL)
     os.environ.setdefault("SSLRUN_WORKERS", "2")
-    images, megabytes = arguments.images, round(arguments.text_gb * 1000)
-    print("| set | step | peak, MB | not mapped, MB | growth, bytes | full size, GB |")
-    print("|---|---|---|---|---|---|")
-    if images:
-        compare(write_folder, [measure_images], "folder", images, "image", arguments.steps)
-        compare(write_shards, [measure_images], "shards", images, "image", arguments.steps)
-    if megabytes:
-        compare(
-            write_texts, [measure_training, measure_text], "text", megabytes, "MB", arguments.steps
-        )
+    print("| set | step | size | peak, MB | not mapped, MB |")
+    print("|---|---|---|---|---|", flush=True)
+    for count in arguments.images:
+        for name, write in IMAGES.items():
+            report(write, [measure_images], name, count, "images", arguments.steps)
+    pretraining = [partial(measure_pretraining, *item) for item in PRETEXTS.items()]
+    texts = (
+        ("tokens", arguments.tokens_gb, write_tokens, pretraining),
+        ("text", arguments.text_gb, write_texts, [measure_training, measure_tokenizing]),
+    )
+    for name, sizes, write, functions in texts:
+        for gigabytes in sizes:
+            megabytes = round(gigabytes * 1000)
+            report(write, functions, name, megabytes, "MB", arguments.steps)
+
+
+IMAGES = {
+    "folder": write_folder,
+    "shards": write_shards,
+    "parquet": write_parquet,
+    "csv-images": write_list,
+}
+"""Kind of set of images -> the function that writes it."""
 
 
 if __name__ == "__main__":

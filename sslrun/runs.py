@@ -65,22 +65,29 @@ def hash_contents(path: Path) -> str | None:
     seconds instead of hours.
     """
     path = path.expanduser()
-    if path.is_file():
-        files, names = [path], []
-    elif not path.is_dir():
+    is_file = path.is_file()
+    if not is_file and not path.is_dir():
         return None
-    else:
-        files = sorted(file for file in map(Path, walk(path)) if file.is_file())
-        names = [file.relative_to(path).as_posix() for file in files]
-    if not files:
+    names = [] if is_file else _list_names(path)
+    files = names or [""]  # text, because a million of Path take a gigabyte
+    if not is_file and not names:
         return None
-    sizes = [file.stat().st_size for file in files]
+    sizes = [os.stat(path / name).st_size for name in files]
     total = hashlib.sha256(repr((names, sizes)).encode())
-    if path.is_file() or (sum(sizes) < LARGE and len(files) < MANY):
-        for file in files:
-            with open(file, "rb") as content:
+    if is_file or (sum(sizes) < LARGE and len(files) < MANY):
+        for name in files:
+            with open(path / name, "rb") as content:
                 total.update(hashlib.file_digest(content, "sha256").digest())
     return total.hexdigest()[:12]
+
+
+def _list_names(folder: Path) -> list[str]:
+    """List the files in a folder and its subfolders, relative to it, one folder after the other."""
+    start = len(os.path.join(folder, ""))
+    # "\0" sorts before any character of a name, so that names sort as the lists of their parts do.
+    names = [file[start:].replace(os.sep, "\0") for file in walk(folder) if os.path.isfile(file)]
+    names.sort()
+    return [name.replace("\0", "/") for name in names]
 
 
 def component_identity(component: type[Any]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Runs: identity, atomic files and locks."""
 
+import hashlib
 import json
 import os
 import sys
@@ -61,6 +62,19 @@ def test_large_folders_are_hashed_by_names_and_sizes(tmp_path, monkeypatch):
     assert one == two != three
     assert hash_contents(tmp_path / "one" / "file") != hash_contents(tmp_path / "two" / "file")
     assert hash_contents(tmp_path / "four") is None
+
+
+def test_files_are_hashed_in_the_order_of_their_folders(tmp_path):
+    """The hash is that of earlier versions, which sorted Path."""
+    for name in ("a/x", "a b/x", "a-b/c/y", "a-b/c d", "a.b", "B/z", "\udc80"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name.encode("utf-8", "surrogateescape").hex())
+    found = sorted(path for path in tmp_path.rglob("*") if path.is_file())
+    names = [path.relative_to(tmp_path).as_posix() for path in found]
+    expected = hashlib.sha256(repr((names, [path.stat().st_size for path in found])).encode())
+    for path in found:
+        expected.update(hashlib.sha256(path.read_bytes()).digest())
+    assert hash_contents(tmp_path) == expected.hexdigest()[:12]
 
 
 def test_a_run_is_finished_by_its_result(run):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, TypeVar
 
 from sslrun.data.cache import cache_root, digest_key, locked
 from sslrun.errors import UserError, disk_is_full
@@ -20,6 +22,21 @@ RANGE = re.compile(r"(\d{1,9})\.\.(\d{1,9})")
 BRACES = re.compile(r"\{([^{}]*)\}")
 MOST_FILES = 100_000
 """Largest number of files that braces may stand for."""
+WAITS = (0.5, 2.0, 8.0)
+"""Seconds to wait after each failed attempt at an object store, before the next one."""
+AHEAD = 2**22
+"""Bytes of a file in an object store that are read at a time, and held in memory."""
+LASTING = (
+    FileNotFoundError,
+    PermissionError,
+    ImportError,
+    NotImplementedError,
+    UserError,
+    ValueError,
+)
+"""Errors that another attempt would meet again."""
+
+T = TypeVar("T")
 
 
 class StoredFile(NamedTuple):
@@ -75,13 +92,15 @@ def list_stored(pattern: str) -> list[StoredFile]:
 
 
 def _list_part(pattern: str) -> list[StoredFile]:
-    with _open_store(pattern) as (store, inner):
+    def find(store: Any, inner: str) -> list[StoredFile]:
         is_pattern = bool(set(inner) & set("*?["))
         if not is_url(pattern):
             paths = sorted(store.glob(inner)) if is_pattern else [inner]
             return [_describe_local(path) for path in paths]
         infos = store.glob(inner, detail=True) if is_pattern else {inner: store.info(inner)}
         return [_describe(store.unstrip_protocol(name), infos[name]) for name in sorted(infos)]
+
+    return _ask(pattern, find)
 
 
 def _describe_local(path: str) -> StoredFile:
@@ -102,20 +121,58 @@ def read_range(path: str, start: int, size: int) -> bytes:
     Raises:
         UserError: The file cannot be read.
     """
-    with _open_store(path) as (store, inner):
-        content: bytes = store.cat_file(inner, start, start + size)
-        return content
+    content: bytes = _ask(path, lambda store, inner: store.cat_file(inner, start, start + size))
+    if len(content) > size:
+        raise UserError(
+            f"{path}: its server sends the whole file when a part is requested: use a server that "
+            "knows range requests, or copy the file here"
+        )
+    return content
 
 
 @contextmanager
 def open_stored(path: str) -> Iterator[IO[bytes]]:
-    """Open a file or URL to read it from its beginning.
+    """Open a file or URL to read it from its beginning; memory holds `AHEAD` bytes of it.
 
     Raises:
         UserError: It cannot be opened or, in the `with` body, read.
     """
-    with _open_store(path) as (store, inner), store.open(inner, "rb") as file:
+    with _explain(path), _open(path) as file:
         yield file
+
+
+def _open(path: str) -> IO[bytes]:
+    return io.BufferedReader(_RemoteFile(path), AHEAD) if is_url(path) else open(path, "rb")
+
+
+class _RemoteFile(io.RawIOBase):
+    """A file of an object store, read in ranges, so that a failed read can be repeated."""
+
+    def __init__(self, path: str) -> None:
+        """Raises UserError if the store does not report the size of the file."""
+        self.path = path
+        self.size = _ask(path, lambda store, inner: store.info(inner)).get("size")
+        self.position = 0
+        if self.size is None:
+            raise UserError(f"{path}: its server does not report its size: copy the file here")
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self.position, io.SEEK_END: self.size}[whence]
+        self.position = start + offset
+        return self.position
+
+    def readinto(self, buffer: Any) -> int:
+        size = min(len(buffer), max(0, self.size - self.position))
+        content = read_range(self.path, self.position, size) if size else b""
+        buffer[: len(content)] = content
+        self.position += len(content)
+        return len(content)
 
 
 def copy_to_cache(file: StoredFile) -> Path:
@@ -129,35 +186,66 @@ def copy_to_cache(file: StoredFile) -> Path:
     copy = cache_root() / "remote" / digest_key(file) / file.path.rsplit("/", 1)[-1]
     with locked(copy):
         if not copy.exists() or file.size not in (None, copy.stat().st_size):
-            with _open_store(file.path) as (store, inner), replacing(copy) as temporary:
-                store.get_file(inner, str(temporary))
+            with replacing(copy) as temporary:
+                _ask(file.path, lambda store, inner: store.get_file(inner, str(temporary)))
     return copy
 
 
-@contextmanager
-def _open_store(path: str) -> Iterator[tuple[Any, str]]:
-    """Yield the file system of a path or URL, and the path in it.
+def _ask(path: str, request: Callable[[Any, str], T]) -> T:
+    """Return what `request` returns for the file system of a path or URL and the path in it.
 
-    The file system is looked up at each use: fsspec keeps one per process, and that of a parent
-    process must not be used by a worker.
+    If an object store fails, the request is repeated after each of `WAITS`. The file system is
+    looked up each time: fsspec keeps one per process, and that of a parent process must not be used
+    by a worker.
 
     Raises:
-        UserError: Opening it, or the `with` body, fails.
+        UserError: All attempts failed, or another one would be in vain.
     """
     import fsspec
 
+    waits = list(WAITS) if is_url(path) else []
+    with _explain(path):
+        while True:
+            try:
+                return request(*fsspec.core.url_to_fs(path))
+            except Exception as error:  # each object store raises errors of its own
+                if not waits or not _may_pass(error):
+                    raise
+            time.sleep(waits.pop(0))
+
+
+def _may_pass(error: Exception) -> bool:
+    """Return whether another attempt may succeed."""
+    error = _find_cause(error)
+    status = getattr(error, "status", None)  # of an HTTP response
+    is_refused = isinstance(status, int) and 400 <= status < 500 and status not in (408, 429)
+    return not (is_refused or isinstance(error, LASTING) or disk_is_full(error))
+
+
+def _find_cause(error: Exception) -> Exception:
+    """Return the error of the server, which fsspec reports as a missing file."""
+    is_masked = isinstance(error, FileNotFoundError) and isinstance(error.__cause__, Exception)
+    return error.__cause__ if is_masked else error  # type: ignore[return-value]
+
+
+@contextmanager
+def _explain(path: str) -> Iterator[None]:
+    """Turn errors of the `with` body, which reads a path or URL, into UserErrors."""
     try:
-        yield fsspec.core.url_to_fs(path)
+        yield
     except UserError:
         raise
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
     except ImportError as error:
         raise UserError(
             f"{path}: needs a package of its object store ({error}): pip install 'sslrun[cloud]'"
         ) from None
-    except Exception as error:  # each object store raises errors of its own
-        if disk_is_full(error):
+    except Exception as raised:
+        failure = _find_cause(raised)
+        if disk_is_full(failure):
             raise
-        cause = " ".join(str(error).split())[:200] or type(error).__name__
+        if isinstance(failure, FileNotFoundError):
+            raise UserError(f"{path}: no such file") from None
+        status, message = getattr(failure, "status", None), getattr(failure, "message", "")
+        cause = f"its server answers {status} {message}" if status else str(failure)
+        cause = " ".join(cause.split())[:200] or type(failure).__name__
         raise UserError(f"{path}: cannot be read: {cause}") from None

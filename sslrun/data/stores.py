@@ -6,6 +6,7 @@ import csv
 import hashlib
 import math
 import os
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -630,12 +631,15 @@ class ListedImage(NamedTuple):
     """Line of the row, from 1."""
     path: str
     """Path of the image as the row has it."""
-    file: str
-    """Path of the image, resolved against the folder of the CSV file."""
     label: str
     """The label, "" if it is missing."""
     numbers: tuple[float, ...] = ()
     """The numbers that are its labels instead, NaN where the cell is empty."""
+
+    @property
+    def file(self) -> str:
+        """Path of the image, resolved against the folder of the CSV file."""
+        return resolve(self.table, self.path)
 
     @property
     def place(self) -> str:
@@ -702,13 +706,13 @@ class CsvImageStore(Store):
         return tuple(self._rows)
 
     @property
-    def images(self) -> list[Path]:
+    def images(self) -> Iterator[str]:
         """The files of all images.
 
         Raises:
             UserError: A CSV file cannot be read.
         """
-        return [Path(row.file) for rows in self._rows.values() for row in rows]
+        return (row.file for rows in self._rows.values() for row in rows)
 
     def identity(self, split: Split) -> Mapping[str, Any]:
         rows = self._rows[split]
@@ -791,7 +795,7 @@ class CsvImageStore(Store):
         """
         rows = read_csv(file)
         _, header = next(rows)
-        image = self._find_column(file, header, self.image, "image")
+        table, image = str(file), self._find_column(file, header, self.image, "image")
         label, numbers = None, []
         if labeled and self.numbers:
             numbers = [self._find_column(file, header, name, "numbers") for name in self.numbers]
@@ -810,11 +814,10 @@ class CsvImageStore(Store):
             if not path:
                 raise UserError(f"{file}:{line}: the column '{header[image]}' is empty")
             row = ListedImage(
-                str(file),
+                table,
                 line,
                 path,
-                resolve(str(file), path),
-                label="" if label is None else cells[label],
+                label="" if label is None else sys.intern(cells[label]),  # few different ones
                 numbers=tuple(parse_number(cells[place], f"{file}:{line}") for place in numbers),
             )
             yield row, None if split is None else cells[split]

@@ -327,4 +327,4 @@ def _count_tokens(examples: Examples, count: int) -> int | None:
     lengths = examples.lengths
     if lengths is None:
         return count * examples.spec.length
-    return round(count * lengths.double().mean().item())
+    return round(count * (lengths.sum().item() / len(lengths)))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sslrun import distributed
-from sslrun.data.examples import Examples
+from sslrun.data.examples import Examples, shuffle
 from sslrun.errors import UserError
 from sslrun.seeds import derive_seed
 from sslrun.training.schedule import Schedule
@@ -60,7 +60,7 @@ def indices(
         batch = order[place * schedule.batch : (place + 1) * schedule.batch]
         # Parts are interleaved, so that no part or device gets all the longest examples.
         for part in range(schedule.accumulate):
-            yield batch[part :: schedule.accumulate][rank::world]
+            yield batch[part :: schedule.accumulate][rank::world].long()
 
 
 def _epoch(
@@ -71,7 +71,7 @@ def _epoch(
     if lengths is None:
         return order
     generator = torch.Generator().manual_seed(derive_seed(seed, epoch))
-    torch.randperm(len(order), generator=generator)  # skip the draws that shuffled
+    shuffle(len(order), generator)  # skip the draws that shuffled
     return group_lengths(order, lengths, schedule.batch, generator)
 
 
@@ -93,9 +93,12 @@ def group_lengths(order: Tensor, lengths: Tensor, batch: int, generator: torch.G
     count = len(order) // batch
     order = order[: count * batch]
     stretch_batches = max(1, min(STRETCH, count // EPOCH_SHARE))
-    stretch = torch.arange(len(order)) // (stretch_batches * batch)
-    # float64, so that the key is exact enough for any number of stretches
-    noise = torch.rand(len(order), generator=generator, dtype=torch.float64)
-    noisy = lengths[order] * (1 + NOISE * (2 * noise - 1))
-    order = order[(stretch * 2 * (lengths.max() + 1) + noisy).argsort(stable=True)]
-    return order.view(count, batch)[torch.randperm(count, generator=generator)].flatten()
+    bound = 2 * (lengths.max() + 1)
+    grouped = torch.empty_like(order)
+    stretches = zip(*(t.split(stretch_batches * batch) for t in (order, grouped)), strict=True)
+    for number, (stretch, target) in enumerate(stretches):
+        noise = torch.rand(len(stretch), generator=generator, dtype=torch.float64)
+        noisy = lengths[stretch] * (1 + NOISE * (2 * noise - 1))
+        # The sum rounds the key, as in an earlier version that sorted all stretches at once.
+        target.copy_(stretch[(number * bound + noisy).argsort(stable=True)])
+    return grouped.view(count, batch)[torch.randperm(count, generator=generator)].flatten()

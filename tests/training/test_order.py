@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sslrun.data.examples import TensorExamples
+from sslrun.data.examples import TensorExamples, shuffle
 from sslrun.data.source import sources
 from sslrun.data.specs import ImageSpec
 from sslrun.training import order
@@ -138,6 +138,31 @@ def test_devices_share_the_batches_of_one(devices, monkeypatch):
         shares.append(torch.stack(list(indices(Ragged.of(lengths), schedule, 0, 0, 62))))
     together = torch.cat(shares, dim=1)
     assert torch.equal(together.sort(dim=1).values, whole.flatten(0, 1).sort(dim=1).values)
+
+
+def test_an_order_is_that_of_sorting_all_stretches_at_once():
+    """Orders of earlier versions stay, of which a resumed run may be in the middle."""
+    lengths, batch, count = gamma_lengths(9000), 32, 281
+    draw = torch.Generator().manual_seed(3)
+    shuffled = shuffle(len(lengths), draw)
+    state = draw.get_state()
+    found = group_lengths(shuffled, lengths.int(), batch, draw)
+    draw.set_state(state)
+    expected = shuffled.long()[: count * batch]
+    stretch = torch.arange(len(expected)) // (batch * (count // order.EPOCH_SHARE))
+    noise = torch.rand(len(expected), generator=draw, dtype=torch.float64)
+    key = stretch * 2 * (lengths.max() + 1) + lengths[expected] * (1 + 0.05 * (2 * noise - 1))
+    expected = expected[key.argsort(stable=True)].view(count, batch)
+    assert torch.equal(found, expected[torch.randperm(count, generator=draw)].flatten())
+
+
+def test_orders_take_half_the_memory_and_batches_are_int64():
+    plain = torch.randperm(5000, generator=torch.Generator().manual_seed(1))
+    shuffled = shuffle(5000, torch.Generator().manual_seed(1))
+    assert shuffled.dtype == torch.int32
+    assert torch.equal(shuffled, plain)
+    schedule = Schedule(epochs=1, batch=16, lr=0.1)
+    assert next(indices(Ragged.of(gamma_lengths(500)), schedule, 0, 0, 1)).dtype == torch.int64
 
 
 def test_the_docstrings_example(monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import re
 from abc import abstractmethod
 from collections.abc import Mapping
@@ -545,11 +546,12 @@ class CsvImages(ImageSource):
         def files(self) -> list[Path]:
             """Return the list, and its images if they have fewer than HASHED_BYTES in total."""
             try:
-                images = self.store.images
-                total = sum(image.stat().st_size for image in images)
+                store = self.store
+                total = sum(os.stat(image).st_size for image in store.images)
             except (OSError, UserError):
                 return super().files()  # reported when the set is loaded
-            return super().files() + (images if total < HASHED_BYTES else [])
+            images = store.images if total < HASHED_BYTES else ()
+            return [*super().files(), *map(Path, images)]
 
     @property
     def title(self) -> str:

@@ -59,16 +59,18 @@ class Corpus(TextSource):
         return (sentence for document in self.documents() for sentence in document)
 
     def load(self, split: Split) -> Documents:
-        tokenizer = self.spec.tokenizer
-        folder = (
-            cache_root()
-            / "tokens"
-            / digest_key([TOKENS_VERSION, self.name, self.content(), tokenizer.digest])
-        )
-        tokens, sentences, documents = token_file(folder, self._report_documents, tokenizer)
+        folder = self.folder
+        parts = token_file(folder, self._report_documents, self.spec.tokenizer)
+        tokens, sentences, documents = parts
         if len(documents) < 2:
             raise UserError(f"{self.title}: holds no text; is it the right file or folder?")
         return Documents(tokens, sentences, documents, self.spec, folder=folder)
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the cache that holds the tokens."""
+        key = [TOKENS_VERSION, self.name, self.content(), self.spec.tokenizer.digest]
+        return cache_root() / "tokens" / digest_key(key)
 
     def _report_documents(self) -> Iterator[list[str]]:
         """Yield the documents and report progress; the total is reported only at the end."""

@@ -14,6 +14,7 @@ import hashlib
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,8 +33,12 @@ IGNORED = -100
 """Label of a token without a label; `cross_entropy` skips it."""
 PAIRS_VERSION = 1
 """Raise it when the same corpus would give different pairs."""
+SENTENCES_VERSION = 1
+"""Raise it when the same corpus would give different sentences."""
 BUFFERED = 1_000_000
 """Integers of pairs, 5 per pair, that are kept in memory before they are written."""
+PART = 2**18
+"""Examples or documents that are computed on at a time, to bound memory use."""
 SHORT_SHARE = 0.1
 """Share of BERT's pretraining sequences that are shorter than possible."""
 
@@ -114,10 +119,10 @@ class Sequences(Examples):
     extra: Any = None
     """What a task needs in addition for its scores; indexed by `rows`."""
     rows: Tensor | None = None
-    """(N,) the index of each example in `extra`."""
+    """(N,) the index of each example in `extra`; None without."""
 
     def __post_init__(self) -> None:
-        if self.rows is None:
+        if self.rows is None and self.extra is not None:
             object.__setattr__(self, "rows", torch.arange(len(self.ranges)))
 
     def __len__(self) -> int:
@@ -133,15 +138,15 @@ class Sequences(Examples):
             return labels
         return torch.zeros(len(self), dtype=torch.int64)
 
-    @property
+    @cached_property
     def lengths(self) -> Tensor:
-        """(N,) number of tokens, special tokens included."""
-        return _count_tokens(self.ranges)
+        """(N,) int32 number of tokens, special tokens included."""
+        return torch.cat([_count_tokens(part).int() for part in self.ranges.split(PART)])
 
     def subset(self, indices: Tensor) -> Sequences:
-        assert self.rows is not None
         labels = self.labels if self.labels is None else self.labels[indices]
-        return replace(self, ranges=self.ranges[indices], labels=labels, rows=self.rows[indices])
+        rows = self.rows if self.rows is None else self.rows[indices]
+        return replace(self, ranges=self.ranges[indices], labels=labels, rows=rows)
 
     def batches(self, indices: Iterable[Tensor], device: torch.device) -> Iterator[Batch]:
         for chosen in indices:
@@ -272,7 +277,7 @@ class Documents(Examples):
     chosen: Tensor = None  # type: ignore[assignment]
     """(N,) indices of the documents to use; default: all."""
     folder: Path | None = None
-    """Where pairs are kept for later runs; None: they are built in memory."""
+    """Where pairs and sentences are kept for later runs; None: they are built in memory."""
     labels = None
     classes: tuple[str, ...] = ()
 
@@ -298,15 +303,26 @@ class Documents(Examples):
 
     def split(self) -> Sequences:
         """Return each sentence that is not empty, cut to the length of a sequence."""
-        parts = [
-            torch.arange(int(self.documents[number]), int(self.documents[number + 1]))
-            for number in self.chosen.tolist()
-        ]
-        places = torch.cat(parts)
-        start, end = self.sentences[places], self.sentences[places + 1]
-        zeros = torch.zeros_like(start)
-        ranges = torch.stack([start, end, zeros, zeros], dim=1)[end > start]
-        return Sequences(self.tokens, trim_ranges(ranges, self.spec.length), None, (), self.spec)
+        key = ("sentences", SENTENCES_VERSION, self.spec.length)
+        ranges = torch.from_numpy(self._keep_table("sentences", key, 4, self._generate_sentences))
+        return Sequences(self.tokens, ranges, None, (), self.spec)
+
+    def _generate_sentences(self) -> Iterator[np.ndarray]:
+        """Yield the ranges (n, 4) of the sentences of `PART` documents at a time.
+
+        Example: two documents have the sentences [3, 5) and [8, 9). `counts` is 2 1, `shifts` is
+        3 6, how much further a sentence is than the number of those before it, and `places` is
+        3 4 8.
+        """
+        for chosen in self.chosen.split(PART):
+            first, last = self.documents[chosen], self.documents[chosen + 1]
+            counts = last - first
+            shifts = first - (counts.cumsum(0) - counts)
+            places = torch.arange(int(counts.sum())) + shifts.repeat_interleave(counts)
+            start, end = self.sentences[places], self.sentences[places + 1]
+            zeros = torch.zeros_like(start)
+            ranges = torch.stack([start, end, zeros, zeros], dim=1)[end > start]
+            yield trim_ranges(ranges, self.spec.length).numpy()
 
     def _spans(self, documents: Tensor) -> tuple[Tensor, Tensor]:
         """Start and end in `tokens`, (N,) each, of documents (N,)."""
@@ -360,30 +376,35 @@ class Documents(Examples):
                 "documents (by a blank line in .txt files), or set pretext.nsp to false and "
                 "pretext.pairs to next or drop"
             )
-        table = torch.from_numpy(self._load_pairs(dupes, seed, random))
+        key = (PAIRS_VERSION, self.spec.length, dupes, seed, random)
+        pairs = self._keep_table("pairs", key, 5, lambda: self._generate_pairs(dupes, seed, random))
+        table = torch.from_numpy(pairs)
         classes = ("next", "random")
         return Sequences(self.tokens, table[:, :4], table[:, 4], classes, self.spec)
 
-    def _load_pairs(self, dupes: int, seed: int, random: float) -> np.ndarray:
-        """(N, 5) int64: ranges and labels of the pairs.
+    def _keep_table(
+        self, name: str, key: tuple[Any, ...], columns: int, generate: Callable[[], Any]
+    ) -> np.ndarray:
+        """Return what `generate` yields, parts of a table (N, columns) int64, as one array.
 
-        With a folder they are mapped from a file, so that memory need not hold those of a large
-        corpus and a resumed run need not build them again.
+        With a folder it is mapped from a file, so that memory need not hold the table of a large
+        corpus and a resumed run need not build it again. `key` and the chosen documents determine
+        the content.
         """
         if self.folder is None:
-            return np.concatenate(list(self._generate_pairs(dupes, seed, random)))
-        key = hashlib.sha256(self.chosen.numpy().tobytes())
-        key.update(repr((PAIRS_VERSION, self.spec.length, dupes, seed, random)).encode())
-        file = self.folder / f"pairs-{key.hexdigest()[:16]}"
+            return np.concatenate(list(generate()))
+        digest = hashlib.sha256(np.ascontiguousarray(self.chosen.numpy()).data)
+        digest.update(repr(key).encode())
+        file = self.folder / f"{name}-{digest.hexdigest()[:16]}"
         sums = file.with_suffix(".sums")
         if not are_intact(sums, [file.name]):
             with locked(file):
                 if not are_intact(sums, [file.name]):
                     with replacing(file) as temporary, open(temporary, "wb") as parts:
-                        for part in self._generate_pairs(dupes, seed, random):
+                        for part in generate():
                             parts.write(part.tobytes())  # `tofile` does not report a full disk
                     write_sums(sums, {file.name: checksum(file)})
-        return np.memmap(file, np.int64, "c").reshape(-1, 5)
+        return np.memmap(file, np.int64, "c").reshape(-1, columns)
 
     def _generate_pairs(self, dupes: int, seed: int, random: float) -> Iterator[np.ndarray]:
         """Yield ranges and labels, (n, 5) at a time.
@@ -427,7 +448,7 @@ class Documents(Examples):
 class _PairBuilder:
     """Draws pairs of segments; see `Documents.build_pairs`.
 
-    Positions of sentences are indices of `sentences`, whose values are positions of tokens.
+    `sentences` and `documents` are those of `Documents`.
     """
 
     order: np.ndarray
@@ -442,19 +463,21 @@ class _PairBuilder:
     def draw_pairs(self, document: int) -> Iterator[tuple[int, int, int, int, int]]:
         """Draw the pairs of a document: the ranges of A and B, and 1 if B is random, else 0.
 
-        Sentences [start, end) are gathered, A is [start, cut), and B is [cut, end) or random. If B
-        is random, the next pair starts at `cut`.
+        Sentences [start, end) of the document are gathered, A is [start, cut), and B is [cut, end)
+        or random. If B is random, the next pair starts at `cut`.
         """
-        end, last = int(self.documents[document]), int(self.documents[document + 1])
-        start, target = end, self._draw_target()
-        while end < last:
+        first, final = self.documents[document : document + 2].tolist()
+        bounds = self.sentences[first : final + 1].tolist()  # ints are faster than numpy's numbers
+        start = end = 0
+        target = self._draw_target()
+        while end < final - first:
             end += 1
-            if end < last and self.sentences[end] - self.sentences[start] < target:
+            if end < final - first and bounds[end] - bounds[start] < target:
                 continue
             cut = end
             if end - start > 1:
                 cut = start + 1 + int(self.draw.integers(end - start - 1))
-            a = (int(self.sentences[start]), int(self.sentences[cut]))
+            a = (bounds[start], bounds[cut])
             is_random = self.random_share > 0 and (
                 cut == end or self.draw.random() < self.random_share
             )
@@ -462,7 +485,7 @@ class _PairBuilder:
                 b = self._draw_second(document, max(1, target - (a[1] - a[0])))
                 end = cut
             else:
-                b = (int(self.sentences[cut]), int(self.sentences[end]))
+                b = (bounds[cut], bounds[end])
             if a[1] > a[0] and (b[1] > b[0] or not self.random_share):
                 yield (*self._shorten(a, b), int(is_random))
             start, target = end, self._draw_target()
@@ -477,7 +500,7 @@ class _PairBuilder:
         first, last = int(self.documents[other]), int(self.documents[other + 1])
         first += int(self.draw.integers(last - first))
         goal = self.sentences[first] + wanted
-        end = min(last, int(np.searchsorted(self.sentences, goal)))
+        end = min(last, first + int(self.sentences[first:last].searchsorted(goal)))
         return int(self.sentences[first]), int(self.sentences[max(end, first + 1)])
 
     def _draw_target(self) -> int:
@@ -489,8 +512,8 @@ class _PairBuilder:
     def _shorten(self, a: tuple[int, int], b: tuple[int, int]) -> tuple[int, int, int, int]:
         """Remove tokens at a random end of the longer range until both fit `room`."""
         (a_start, a_end), (b_start, b_end) = a, b
-        while a_end - a_start + b_end - b_start > self.room:
-            at_front = self.draw.random() < 0.5
+        excess = max(0, a_end - a_start + b_end - b_start - self.room)
+        for at_front in (self.draw.random(excess) < 0.5).tolist():
             if a_end - a_start > b_end - b_start:
                 a_start, a_end = (a_start + 1, a_end) if at_front else (a_start, a_end - 1)
             else:
@@ -505,10 +528,12 @@ class Packed(Examples):
     corpus: Documents
     starts: Tensor
     """(D + 1,) start of each chosen document in the running text, which has [SEP]s, and its end."""
-    places: Tensor
-    """(N,) start of each sequence in the running text."""
     begins: Tensor
     """(D,) start of each chosen document in the tokens of the corpus."""
+    passes: Tensor
+    """(P + 1,) number of the first sequence of each pass over the text, and of all sequences."""
+    chosen: Tensor | None = None
+    """(N,) numbers of the sequences to use; None: all."""
     labels = None
     classes: tuple[str, ...] = ()
 
@@ -527,22 +552,32 @@ class Packed(Examples):
         lengths = ends - begins + 1
         starts = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
         width, total = corpus.spec.length - 1, int(starts[-1])
-        shifts = [width * dupe // dupes for dupe in range(dupes)]
-        places = torch.cat(
-            [torch.arange(shift, max(shift, total - width + 1), width) for shift in shifts]
-        )
-        if len(places) == 0:
+        counts = [max(0, (total - width * dupe // dupes) // width) for dupe in range(dupes)]
+        passes = torch.tensor([0, *counts]).cumsum(0)
+        if not any(counts):
             raise UserError(
                 f"the corpus holds {total} tokens, less than one sequence of {corpus.spec.length}; "
                 "add text, or lower data.length"
             )
-        return cls(corpus, starts, places, begins)
+        return cls(corpus, starts, begins, passes)
 
     def __len__(self) -> int:
-        return len(self.places)
+        return int(self.passes[-1]) if self.chosen is None else len(self.chosen)
 
     def subset(self, indices: Tensor) -> Packed:
-        return replace(self, places=self.places[indices])
+        chosen = indices if self.chosen is None else self.chosen[indices]
+        return replace(self, chosen=chosen)
+
+    def locate(self, indices: Tensor) -> Tensor:
+        """Return the start (B,) int64 of sequences in the running text.
+
+        They are computed when they are needed, because an epoch of a large corpus has millions.
+        """
+        numbers = (indices if self.chosen is None else self.chosen[indices]).long()
+        number_of_pass = torch.searchsorted(self.passes, numbers, right=True) - 1
+        width, dupes = self.spec.length - 1, len(self.passes) - 1
+        shifts = width * number_of_pass // dupes
+        return shifts + width * (numbers - self.passes[number_of_pass])
 
     @property
     def nbytes(self) -> int:
@@ -555,7 +590,7 @@ class Packed(Examples):
 
     def batches(self, indices: Iterable[Tensor], device: torch.device) -> Iterator[Batch]:
         for chosen in indices:
-            yield Batch(self._collate(self.places[chosen]), None).to(device)
+            yield Batch(self._collate(self.locate(chosen)), None).to(device)
 
     def _collate(self, places: Tensor) -> Tokens:
         """Build the sequences that start at `places` (B,) on the device of the text.

@@ -1,11 +1,13 @@
 """Text layouts: BERT's segment pairs, packed documents, truncated pairs, and batches."""
 
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from sslrun import files
 from sslrun.data.specs import TextSpec
 from sslrun.data.text import sequences
 from sslrun.data.text.sequences import (
@@ -254,6 +256,35 @@ def test_pairs_are_cached_if_the_corpus_has_a_folder(tmp_path, monkeypatch, at_o
         assert torch.equal(one.labels, other.labels)
 
 
+def test_a_table_is_never_held_in_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(sequences, "BUFFERED", 2000)
+    monkeypatch.setattr(files, "BLOCK", 2000)
+    monkeypatch.setattr(sequences, "PART", 50)
+    documents = replace(corpus(DOCUMENTS * 20), folder=tmp_path)
+    for build, columns in ((lambda: documents.build_pairs(2, 3), 5), (documents.split, 4)):
+        tracemalloc.start()
+        try:
+            table = build()
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+        assert peak < len(table) * columns * 8 / 2
+        assert table.rows is None
+        assert table.lengths.dtype == torch.int32
+        assert torch.equal(table.lengths, sequences._count_tokens(table.ranges).int())
+
+
+@pytest.mark.parametrize("at_once", [2, 1000])
+def test_sentences_are_those_of_each_document_in_turn(tmp_path, monkeypatch, at_once):
+    monkeypatch.setattr(sequences, "PART", at_once)
+    documents = corpus([[3, 0, 2], [4], [40, 1], [5]]).subset(torch.tensor([2, 3, 0]))
+    cached = replace(documents, folder=tmp_path)
+    spans = [(9, 39), (49, 50), (50, 55), (0, 3), (3, 5)]  # 40 tokens are cut to 30
+    for sentences in (documents.split(), cached.split(), cached.split()):
+        assert sentences.ranges.tolist() == [[start, end, 0, 0] for start, end in spans]
+    assert str(next(tmp_path.glob("sentences-*[!s]"))) in Path("/proc/self/maps").read_text()
+
+
 def test_pairs_stay_among_the_chosen_documents():
     chosen = corpus(DOCUMENTS).subset(torch.tensor([3, 7, 20]))
     ranges = chosen.build_pairs(3, 0).ranges
@@ -283,7 +314,10 @@ def test_packed_documents_are_contiguous_text_with_separators():
 
 def test_packed_dupes_have_other_offsets_and_subsets_select_sequences():
     packed = corpus([[5, 6]] * 30, length=16).pack(dupes=3)
-    starts = packed.places % 15
+    places = packed.locate(torch.arange(len(packed), dtype=torch.int32))
+    cuts = [torch.arange(shift, 30 * 12 - 14, 15) for shift in (0, 5, 10)]
+    assert torch.equal(places, torch.cat(cuts))
+    starts = places % 15
     assert set(starts.tolist()) == {0, 5, 10}
     tokens = batch(packed).inputs
     part = batch(packed.subset(torch.tensor([4, 1]))).inputs
