@@ -170,8 +170,6 @@ def test_help_show_and_check(folder, sslrun):
     assert b"pretrain" in subprocess.check_output(
         [sys.executable, "-m", "sslrun", "--help"], cwd=folder
     )
-    imports_torch = "import sys, sslrun.cli; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", imports_torch]).returncode == 0
     assert "simclr" in sslrun("show", cwd=folder).stdout
     options = json.loads(sslrun("show", "pretext", "simclr", "--json", cwd=folder).stdout)[
         "options"
