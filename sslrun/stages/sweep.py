@@ -369,14 +369,16 @@ def describe_failures(failures: Sequence[str], plans: Sequence[Jobs]) -> str:
 def launch(plans: Sequence[Jobs], context: Context, engine: Engine, workers: Workers) -> list[str]:
     """Run the plans with workers of an engine, and wait until all workers have ended.
 
-    Returns the reasons of the failures. One local worker runs in this process. If a worker dies,
-    the others take its run. If this process is asked to stop, the workers save their work first.
+    Returns the reasons of the failures. One local worker runs in this process; none is started if
+    all runs are finished. If a worker dies, the others take its run. If this process is asked to stop, the workers save their work first.
     """
     plans = _prepare(plans, context)
     if workers.count == 1 and engine.name == "local":
         return work_all(plans, replace(context, fresh=False))
-    _check_data(list(_jobs_of(plans).values()), engine, context.reporter)
     runs = [job.run for job in _jobs_of(plans).values()]
+    if all(run.finished for run in runs):
+        return []
+    _check_data(list(_jobs_of(plans).values()), engine, context.reporter)
     with report_unwritable(workers.logs):
         workers.logs.mkdir(parents=True, exist_ok=True)
     crew = engine.start(workers)

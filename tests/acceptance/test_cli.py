@@ -167,9 +167,8 @@ def test_user_errors_are_one_line_and_write_no_result(folder, sslrun):
 
 
 def test_help_show_and_check(folder, sslrun):
-    assert b"pretrain" in subprocess.check_output(
-        [sys.executable, "-m", "sslrun", "--help"], cwd=folder
-    )
+    command = [sys.executable, "-m", "sslrun", "--help"]  # the entry point, in a process of its own
+    assert b"pretrain" in subprocess.check_output(command, cwd=folder)
     assert "simclr" in sslrun("show", cwd=folder).stdout
     options = json.loads(sslrun("show", "pretext", "simclr", "--json", cwd=folder).stdout)[
         "options"
