@@ -5,6 +5,10 @@ STAMP := .venv/.ready
 
 .PHONY: setup demo claims test fast faults lint docs clean
 
+# Python keeps its bytecode, also where a container's environment forbids it: without, each process
+# that runs tests rewrites all of their assertions, which takes ten seconds.
+export PYTHONDONTWRITEBYTECODE :=
+
 setup: $(STAMP)
 
 $(STAMP): pyproject.toml

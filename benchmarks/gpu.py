@@ -47,7 +47,7 @@ from sslrun.errors import UserError
 from sslrun.pretexts.base import pretexts
 from sslrun.protocols.logistic import LogisticOptions, LogisticRegression
 from sslrun.recipe import Named, Recipe, load
-from sslrun.recipe.shipped import find
+from sslrun.shipped import find
 from sslrun.stages.check import backbone_spec
 from sslrun.tasks.base import tasks
 from sslrun.training.device import Compile, Compute, compute, memory_in_use

@@ -17,8 +17,8 @@ import time
 from pathlib import Path
 
 from sslrun.recipe import load_sweep
-from sslrun.recipe.shipped import find
 from sslrun.runs import Run
+from sslrun.shipped import find
 
 SEEDS = 3
 RECIPE = load_sweep(find(Path("quickstart"))).rows["ResNet · SimCLR"].resolved()

@@ -6,6 +6,9 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+ID, MEAN_SHIFT = "ID", "mean OOD"
+"""Names of test sets beside the shifts: the task's own test split, and the mean over the shifts."""
+
 
 @dataclass(frozen=True)
 class Metric:

@@ -261,6 +261,23 @@ def start_ranks(start_sslrun):
     return start
 
 
+@pytest.fixture(scope="session")
+def run_two():
+    """Return `run_two(function, arguments)`: call function(rank, *arguments) in two processes.
+
+    They are forked from a process that has already imported torch and sslrun, once.
+    """
+    modules = ["sslrun.pretexts", "sslrun.training.loop", "torch.distributed.fsdp"]
+    torch.multiprocessing.get_context("forkserver").set_forkserver_preload(modules)
+
+    def run(function, arguments):
+        torch.multiprocessing.start_processes(
+            function, arguments, nprocs=2, start_method="forkserver"
+        )
+
+    return run
+
+
 @pytest.fixture
 def sslrun(start_sslrun):
     """Run `sslrun ARGUMENTS` as a user does, with output to files, and check the exit code."""

@@ -5,7 +5,6 @@ from functools import partial
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 
 from sslrun import distributed
@@ -49,8 +48,8 @@ def one_of_two(rank, store, results):
     dist.destroy_process_group()
 
 
-def test_losses_and_gradients_over_two_ranks_are_those_of_the_whole_batch(tmp_path):
-    mp.spawn(one_of_two, (str(tmp_path / "store"), str(tmp_path / "found")), nprocs=2)
+def test_losses_and_gradients_over_two_ranks_are_those_of_the_whole_batch(run_two, tmp_path):
+    run_two(one_of_two, (str(tmp_path / "store"), str(tmp_path / "found")))
     loss, gradient = torch.load(tmp_path / "found", weights_only=True)
     views, weight = inputs()
     weight.requires_grad_()
@@ -117,8 +116,8 @@ def trained_by_two(rank, store, results):
     dist.destroy_process_group()
 
 
-def test_accumulated_gradients_are_reduced_over_ranks_once(tmp_path):
-    mp.spawn(trained_by_two, (str(tmp_path / "store"), str(tmp_path / "found")), nprocs=2)
+def test_accumulated_gradients_are_reduced_over_ranks_once(run_two, tmp_path):
+    run_two(trained_by_two, (str(tmp_path / "store"), str(tmp_path / "found")))
     weight, counts = torch.load(tmp_path / "found", weights_only=True)
     torch.testing.assert_close(weight, trained()[0])
     assert counts.diff().tolist() == [1, 1]  # after the first step, in which DDP learns the graph
@@ -189,8 +188,8 @@ def synced_by_two(rank, store, found):
     dist.destroy_process_group()
 
 
-def test_two_processes_with_synchronized_batch_norm_equal_one(tmp_path):
-    mp.spawn(synced_by_two, (str(tmp_path / "store"), str(tmp_path / "found")), nprocs=2)
+def test_two_processes_with_synchronized_batch_norm_equal_one(run_two, tmp_path):
+    run_two(synced_by_two, (str(tmp_path / "store"), str(tmp_path / "found")))
     found = torch.load(tmp_path / "found", weights_only=True)
     for name in SYNCED:
         whole = tuple(view.double() for view in image_views())
@@ -235,9 +234,9 @@ def moco_by_two(rank, store, found):
     dist.destroy_process_group()
 
 
-def test_moco_shuffles_keys_over_two_processes(tmp_path):
+def test_moco_shuffles_keys_over_two_processes(run_two, tmp_path):
     """Against the formula: each device encodes its half of the shuffled keys by itself."""
-    mp.spawn(moco_by_two, (str(tmp_path / "store"), str(tmp_path / "found")), nprocs=2)
+    run_two(moco_by_two, (str(tmp_path / "store"), str(tmp_path / "found")))
     found = [torch.load(tmp_path / f"found-{rank}", weights_only=True) for rank in range(2)]
     order = found[0]["order"]
     assert torch.equal(order, found[1]["order"])

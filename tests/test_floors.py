@@ -23,6 +23,7 @@ FLOORS = [
         "distributed",
         "seeds",
         "metric",
+        "shipped",
         "plugins",
         "__init__",
     },

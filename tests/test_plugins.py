@@ -1,8 +1,6 @@
 """Plug-ins: user files that are imported on request and named in every error."""
 
 import json
-import os
-import subprocess
 import sys
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -58,23 +56,6 @@ evaluate:
 """
 
 
-def sslrun(*arguments, cwd, code=0, **environment):
-    done = subprocess.run(
-        [sys.executable, "-m", "sslrun", *map(str, arguments)],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        env={
-            "PYTHONPATH": str(Path(cli.__file__).parents[2]),
-            "OMP_NUM_THREADS": "1",
-            **os.environ,
-            **environment,
-        },
-    )
-    assert done.returncode == code, done.stderr
-    return done
-
-
 @pytest.fixture
 def folder(tmp_path):
     (tmp_path / "my_pretext.py").write_text(PRETEXT)
@@ -97,7 +78,7 @@ def run_here(folder, monkeypatch):
     return call
 
 
-def test_a_pretext_task_in_a_file_of_ones_own(folder):
+def test_a_pretext_task_in_a_file_of_ones_own(folder, sslrun):
     unknown = sslrun("pretrain", "tiny.yaml", cwd=folder, code=2).stderr
     assert "tiny.yaml:3" in unknown  # a recipe does not import plug-ins
     assert "no such pretext: 'brightness'" in unknown

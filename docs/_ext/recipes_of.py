@@ -17,7 +17,7 @@ def _read(path: Path) -> Any:
 
 def naming(section: str, name: str) -> dict[str, Path]:
     """Find the recipes whose `section` ("pretext") is `name`; sweeps come last."""
-    from sslrun.recipe.shipped import names
+    from sslrun.shipped import names
 
     recipes = {
         recipe: path

@@ -101,7 +101,7 @@ def _recipe_blocks(recipes: dict[str, Path]) -> Iterator[str]:
 
 
 def _first_sentence(path: Path) -> str:
-    from sslrun.recipe.shipped import summary
+    from sslrun.shipped import summary
 
     return describe.text(summary(path))
 
@@ -218,7 +218,7 @@ def _add_nested(parents: Iterable[type[BaseModel]], models: dict[type[BaseModel]
 
 
 def _shipped_recipes() -> str:
-    from sslrun.recipe.shipped import names
+    from sslrun.shipped import names
 
     rows = [(f"`{name}`", _first_sentence(path)) for name, path in names().items()]
     return _join([describe.table(("recipe", "what it is"), rows)])

@@ -22,9 +22,9 @@ from sslrun.claims.verdict import Gain, Inequality, Term
 from sslrun.errors import UserError
 from sslrun.recipe import Named, Sweep, load_sweep, validated
 from sslrun.recipe.places import Keys, Located, read_yaml
-from sslrun.recipe.shipped import claims_folder
 from sslrun.registry import did_you_mean
 from sslrun.results.address import Place, join_titles, place_parts
+from sslrun.shipped import claims_folder
 
 CellName = tuple[str, ...]
 """A cell by the headings of its row and column, blank ones left out."""

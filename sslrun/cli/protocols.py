@@ -1,4 +1,4 @@
-"""A command for every registered protocol: probe, finetune, knn, ..."""
+"""A command for every protocol: probe, finetune, knn, ..."""
 
 from __future__ import annotations
 
@@ -23,21 +23,20 @@ from sslrun.errors import UserError
 
 
 def add_protocol_commands(app: typer.Typer) -> None:
-    """Add a command for every registered protocol without one.
+    """Add a command for every protocol without one.
 
     May be called again after plug-ins are imported. A protocol with the name of another command
     gets no command of its own, but recipes and sweeps can still use it.
     """
-    from sslrun.protocols import protocols
-    from sslrun.registry import first_line
+    from sslrun.results.known_protocols import known_protocols
 
-    taken = command_names(app)
-    for name in protocols.in_order:
+    taken = _command_names(app)
+    for name, facts in known_protocols().items():
         if name not in taken:
-            _add_protocol_command(app, name, first_line(protocols[name]))
+            _add_protocol_command(app, name, facts.about)
 
 
-def command_names(app: typer.Typer) -> set[str]:
+def _command_names(app: typer.Typer) -> set[str]:
     """Return the names of an app's commands, and of its groups of commands."""
     names = {str(group.name) for group in app.registered_groups}
     for command in app.registered_commands:

@@ -46,12 +46,12 @@ def init(
 @app.command()
 def recipes(as_json: AsJson = False) -> None:
     """List the recipes that ship with sslrun; commands take them by name, from any folder."""
-    from sslrun.recipe import shipped
-    from sslrun.stages.show import grid
+    from sslrun import shipped
+    from sslrun.results.layout import two_columns
 
     about = {name: shipped.summary(path) for name, path in shipped.names().items()}
     rows = [{"name": name, "about": text} for name, text in about.items()]
-    print_json_or(rows if as_json else None, grid(about.items(), one_line=True))
+    print_json_or(rows if as_json else None, two_columns(about.items(), one_line=True))
 
 
 @app.command()

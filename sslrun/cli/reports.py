@@ -33,8 +33,8 @@ def report(
     imports: Imports = None,
 ) -> None:
     """Write one page with tables, curves and pictures of runs, to look at in a browser."""
-    from sslrun.recipe.shipped import sweep_or_folder
     from sslrun.report.build import write_report
+    from sslrun.shipped import sweep_or_folder
     from sslrun.stages.reporting import Reporter
 
     chosen = [sweep_or_folder(target) for target in targets or [runs]]
@@ -58,8 +58,8 @@ def watch(
     imports: Imports = None,
 ) -> None:
     """Show the report in a browser on this machine, and keep it up to date while runs go on."""
-    from sslrun.recipe.shipped import sweep_or_folder
     from sslrun.report.serve import Site, serve
+    from sslrun.shipped import sweep_or_folder
 
     if terminal:
         _watch_in_terminal(targets or [], runs)

@@ -12,7 +12,7 @@ from typing import Any
 import typer
 
 from sslrun.cli.base import app
-from sslrun.cli.protocols import add_protocol_commands, command_names
+from sslrun.cli.protocols import add_protocol_commands
 from sslrun.errors import UserError, describe_os_error
 from sslrun.launch.timelimit import time_limit
 from sslrun.launch.torchrun import leave_error
@@ -53,13 +53,8 @@ def _warnings_printed() -> Iterator[None]:
 
 
 def _run() -> Any:
-    from sslrun import plugins
-
     _load_plugins(sys.argv[1:])
-    # Importing the protocols imports torch, which takes a second; known commands do not need it.
-    is_known = bool(set(sys.argv[1:2]) & {*command_names(app), "--version"})
-    if plugins.list_loaded() or not is_known:
-        add_protocol_commands(app)
+    add_protocol_commands(app)
     return app(prog_name="sslrun", standalone_mode=False)
 
 

@@ -57,11 +57,10 @@ def table(  # noqa: PLR0913 (typer makes each parameter an option)
     as_json: AsJson = False,
 ) -> None:
     """Print the table of finished runs: mean ± standard deviation over seeds."""
-    from sslrun.recipe.shipped import sweep_or_folder
-    from sslrun.results.compute import add_compute
     from sslrun.results.published import published_as
     from sslrun.results.table import Table
-    from sslrun.stages.sweep import table_of
+    from sslrun.shipped import sweep_or_folder
+    from sslrun.stages.tables import table_of
 
     if (distortion or layers) and (against or compute or (distortion and layers)):
         option = "--distortion" if distortion else "--layers"
@@ -73,6 +72,8 @@ def table(  # noqa: PLR0913 (typer makes each parameter an option)
     elif layers:
         results = Table.of_layers(results.records, results.title)
     elif published or compute:
+        from sslrun.results.compute import add_compute
+
         add_compute(results)
     if published:
         from sslrun.results.compare import compare_all
@@ -136,7 +137,7 @@ def claims(  # noqa: PLR0913 (typer makes each parameter an option)
     from sslrun.claims.report import check_ending, render, write
     from sslrun.claims.run import Trial, describe_origin
     from sslrun.claims.schema import load_claims, render_list
-    from sslrun.recipe.shipped import claims_folder
+    from sslrun.shipped import claims_folder
     from sslrun.stages.sweep import Plan, describe_failures
     from sslrun.training.device import compute
 

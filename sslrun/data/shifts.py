@@ -17,9 +17,6 @@ from sslrun.data.splits import Splits
 from sslrun.errors import UserError
 from sslrun.registry import did_you_mean
 
-ID, MEAN_SHIFT = "ID", "mean OOD"
-"""Column names beside the shifts: the task's own test split, and the mean over several shifts."""
-
 Severity = Annotated[int, Field(ge=1, le=5)]
 
 

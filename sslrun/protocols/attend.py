@@ -32,7 +32,7 @@ class AttendOptions(Options):
 
 @protocols.register("attend")
 class Attend(Protocol):
-    """Find objects by the [CLS] attention of the last layer, with nothing trained (DINO, Fig. 4).
+    """Find objects by the last layer's [CLS] attention, with nothing trained (DINO, Fig. 4).
 
     The mask of a head holds 60 % of its attention to patches, without [CLS] and registers. It runs
     from a recipe or a sweep: `evaluate: {stamps: {protocols: [attend]}}`. The command `sslrun

@@ -32,8 +32,8 @@ from sslrun.recipe.axes import Axes, Range, name_point
 from sslrun.recipe.fit import misfit, unreadable
 from sslrun.recipe.places import Keys, Located, override, places_under, read_yaml, same_place
 from sslrun.recipe.schema import Evaluation, Named, Pretrain, Recipe, Sweep, Watch
-from sslrun.recipe.shipped import find
 from sslrun.registry import Options, Registry, did_you_mean
+from sslrun.shipped import find
 from sslrun.tasks.base import tasks
 from sslrun.tasks.diagnostics import COSTS
 

@@ -22,8 +22,9 @@ from pydantic import (
 )
 
 from sslrun.backbones.weights import WEIGHTS
-from sslrun.data.shifts import ID, MEAN_SHIFT, Shift
+from sslrun.data.shifts import Shift
 from sslrun.data.source import SourceOptions
+from sslrun.metric import ID, MEAN_SHIFT
 from sslrun.protocols.base import Protocol, protocols, unsupported
 from sslrun.recipe.axes import Axes
 from sslrun.recipe.places import Located

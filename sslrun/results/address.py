@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from sslrun.data.shifts import MEAN_SHIFT
-from sslrun.metric import Metric
+from sslrun.metric import MEAN_SHIFT, Metric
 
 SEPARATOR = " · "
 """Separates the parts of a title."""

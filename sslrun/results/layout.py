@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,8 +11,7 @@ from rich.measure import Measurement
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from sslrun.data.shifts import ID
-from sslrun.metric import Metric
+from sslrun.metric import ID, Metric
 from sslrun.results.address import Column, Labels, Place, Row, join_titles
 
 if TYPE_CHECKING:
@@ -194,3 +193,17 @@ class WrappedTable:
             remaining = remaining[count:]
             if remaining:
                 yield Text()
+
+
+def two_columns(rows: Iterable[tuple[str, str]], *, one_line: bool = False) -> RichTable:
+    """Lay out names and their descriptions in two columns.
+
+    `one_line` truncates a description at the end of the line; names are never truncated.
+    """
+    rows = list(rows)
+    table = RichTable.grid(padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True, min_width=max((len(name) for name, _ in rows), default=0))
+    table.add_column(no_wrap=one_line, overflow="ellipsis" if one_line else "fold")
+    for left, right in rows:
+        table.add_row(Text(left, style="bold"), Text(right))
+    return table

@@ -19,6 +19,7 @@ import yaml
 from safetensors import SafetensorError, safe_open
 
 from sslrun.errors import UserError
+from sslrun.files import SUMS
 from sslrun.metric import Metric
 from sslrun.results.address import Labels, Row
 from sslrun.results.known_protocols import counts_per_class
@@ -97,7 +98,11 @@ class RunRecord:
     def check(self) -> None:
         """Raise UserError if a file of the finished run is damaged."""
         try:
-            _ = self.identity, self.environment, self.recipe, self.result
+            _ = self.identity, self.environment, self.result
+            if (self.folder / SUMS).is_file():
+                check_file(self.folder / "recipe.yaml")  # parsing takes longer than all the rest
+            else:
+                _ = self.recipe
             if self.is_evaluation:
                 _ = self.row, self.labels, self.metric, self.test, self.seed_key
         except (AttributeError, KeyError, TypeError, ValueError):
@@ -281,12 +286,10 @@ class RunRecord:
         """
         if self.pretrained_elsewhere:
             return "weights"
+        if "pretrain" not in self.identity.get("origin", {}):
+            return str(self.seed)
         fixed = self.recipe.get("pretrain", {}).get("seed")
-        return str(
-            fixed
-            if "pretrain" in self.identity.get("origin", {}) and fixed is not None
-            else self.seed
-        )
+        return str(self.seed if fixed is None else fixed)
 
     @property
     def backbone(self) -> str:
@@ -345,7 +348,7 @@ class RunRecord:
         return self.result.get("feature_length")
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=1024)
 def _parse_yaml(text: str) -> Mapping[str, Any]:
     """Parse a mapping. Cached, because many runs share their recipe and parsing is slow."""
     content = yaml.load(text, YAML_LOADER) or {}

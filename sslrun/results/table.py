@@ -11,9 +11,8 @@ from typing import Any, ClassVar
 
 from rich.console import Group
 
-from sslrun.data.shifts import ID
 from sslrun.errors import UserError
-from sslrun.metric import Metric
+from sslrun.metric import ID, Metric
 from sslrun.results import layout
 from sslrun.results.address import MEAN, Column, Labels, Place, Row, Shift, join_titles
 from sslrun.results.formats import table_formats

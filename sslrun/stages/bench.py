@@ -19,12 +19,13 @@ from sslrun.backbones import build_backbone, build_empty, load_into, save_backbo
 from sslrun.backbones.base import Backbone, Features
 from sslrun.backbones.weights import WEIGHTS, read
 from sslrun.data.examples import Batch, Examples, TensorExamples
-from sslrun.data.shifts import ID, Part, Shift, make_parts
+from sslrun.data.shifts import Part, Shift, make_parts
 from sslrun.data.source import sources
 from sslrun.data.specs import ImageSpec
 from sslrun.data.splits import Splits, load_splits, select_labeled
 from sslrun.errors import UserError
 from sslrun.files import read_metadata, read_tensors, replacing, write_tensors
+from sslrun.metric import ID
 from sslrun.pretexts.weights import KeptModules, find_kept
 from sslrun.protocols import Bench, base
 from sslrun.protocols.features import extract

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
@@ -19,6 +19,7 @@ from sslrun.recipe.json_schema import SECTIONS, recipe_schema
 from sslrun.registry import Registry, did_you_mean, first_line
 from sslrun.results import published
 from sslrun.results.address import Column, Row
+from sslrun.results.layout import two_columns
 from sslrun.results.settings import KINDS as SETTINGS
 from sslrun.results.table import Table, TextCell
 
@@ -200,11 +201,11 @@ def render(description: dict[str, Any]) -> Any:
 
 def _blocks(description: dict[str, Any]) -> Iterator[Any]:
     if "kinds" in description:
-        yield grid((kind, ", ".join(names)) for kind, names in description["kinds"].items())
+        yield two_columns((kind, ", ".join(names)) for kind, names in description["kinds"].items())
         yield Text("\nsslrun show KIND lists one kind; sslrun show KIND NAME gives every option.")
         return
     if "names" in description:
-        yield grid(description["names"].items())
+        yield two_columns(description["names"].items())
         return
     yield Text(f"{description['kind']} {description['name']}\n", style="bold")
     yield Text(description["about"] + "\n")
@@ -223,17 +224,3 @@ def _blocks(description: dict[str, Any]) -> Iterator[Any]:
                 Text(option["about"] or option["type"]),
             )
         yield table
-
-
-def grid(rows: Iterable[tuple[str, str]], *, one_line: bool = False) -> RichTable:
-    """Lay out names and their descriptions in two columns.
-
-    `one_line` truncates a description at the end of the line; names are never truncated.
-    """
-    rows = list(rows)
-    table = RichTable.grid(padding=(0, 2, 0, 0))
-    table.add_column(no_wrap=True, min_width=max((len(name) for name, _ in rows), default=0))
-    table.add_column(no_wrap=one_line, overflow="ellipsis" if one_line else "fold")
-    for left, right in rows:
-        table.add_row(Text(left, style="bold"), Text(right))
-    return table

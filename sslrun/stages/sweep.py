@@ -20,7 +20,7 @@ from typing import Any, Protocol
 from sslrun.data.source import explain_missing
 from sslrun.errors import UserError, describe_os_error
 from sslrun.launch import End, Engine, Workers
-from sslrun.recipe import Named, Sweep, load_sweep
+from sslrun.recipe import Named, Sweep
 from sslrun.results.address import UNKNOWN_METRIC, Labels, Place, Row
 from sslrun.results.compare import Comparisons, compare_all
 from sslrun.results.compute import add_compute
@@ -28,7 +28,7 @@ from sslrun.results.formats import table_formats
 from sslrun.results.known_protocols import counts_per_class
 from sslrun.results.matching import check_stand_ins
 from sslrun.results.published import published_as
-from sslrun.results.record import RunRecord, drop_damaged, find_records
+from sslrun.results.record import RunRecord, drop_damaged
 from sslrun.results.table import Table, columns_of, own_column
 from sslrun.runs import Run, is_locked, report_unwritable
 from sslrun.stages.context import Busy, Context, Interrupted, holding
@@ -369,14 +369,16 @@ def describe_failures(failures: Sequence[str], plans: Sequence[Jobs]) -> str:
 def launch(plans: Sequence[Jobs], context: Context, engine: Engine, workers: Workers) -> list[str]:
     """Run the plans with workers of an engine, and wait until all workers have ended.
 
-    Returns the reasons of the failures. One local worker runs in this process. If a worker dies,
-    the others take its run. If this process is asked to stop, the workers save their work first.
+    Returns the reasons of the failures. One local worker runs in this process; none is started if
+    all runs are finished. If a worker dies, the others take its run. If this process is asked to stop, the workers save their work first.
     """
     plans = _prepare(plans, context)
     if workers.count == 1 and engine.name == "local":
         return work_all(plans, replace(context, fresh=False))
-    _check_data(list(_jobs_of(plans).values()), engine, context.reporter)
     runs = [job.run for job in _jobs_of(plans).values()]
+    if all(run.finished for run in runs):
+        return []
+    _check_data(list(_jobs_of(plans).values()), engine, context.reporter)
     with report_unwritable(workers.logs):
         workers.logs.mkdir(parents=True, exist_ok=True)
     crew = engine.start(workers)
@@ -459,25 +461,3 @@ def _clear(runs: Sequence[Run]) -> None:
     for run in existing:
         with holding(run):
             run.clear()
-
-
-def table_of(targets: Sequence[Path], root: Path) -> Table:
-    """Build the table of sweep files and of folders with finished runs.
-
-    Raises UserError if there is no finished evaluation.
-    """
-    records: list[RunRecord] = []
-    for target in targets:
-        if target.suffix in (".yaml", ".yml"):
-            plan = Plan.of(load_sweep(target), root)
-            if len(targets) == 1:
-                return plan.table()
-            records += plan.records()
-        else:
-            records += [record for record in find_records(target) if record.is_evaluation]
-    if not records:
-        names = ", ".join(map(str, targets))
-        raise UserError(
-            f"{names}: no finished evaluation there; run `sslrun sweep` or `sslrun probe` first"
-        )
-    return Table.from_records(records)

@@ -167,11 +167,8 @@ def test_user_errors_are_one_line_and_write_no_result(folder, sslrun):
 
 
 def test_help_show_and_check(folder, sslrun):
-    assert b"pretrain" in subprocess.check_output(
-        [sys.executable, "-m", "sslrun", "--help"], cwd=folder
-    )
-    imports_torch = "import sys, sslrun.cli; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", imports_torch]).returncode == 0
+    command = [sys.executable, "-m", "sslrun", "--help"]  # the entry point, in a process of its own
+    assert b"pretrain" in subprocess.check_output(command, cwd=folder)
     assert "simclr" in sslrun("show", cwd=folder).stdout
     options = json.loads(sslrun("show", "pretext", "simclr", "--json", cwd=folder).stdout)[
         "options"

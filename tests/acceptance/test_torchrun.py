@@ -2,9 +2,7 @@
 
 import json
 import os
-import subprocess
-import sys
-import time
+import signal
 
 import pytest
 import torch
@@ -70,30 +68,14 @@ def test_two_processes_learn_and_evaluate_as_one_process_does(tmp_path, run):
         assert_equal_weights(together, alone, name)
 
 
-def test_a_signal_saves_a_checkpoint_of_all_processes(tmp_path):
+def test_a_signal_saves_a_checkpoint_of_all_processes(tmp_path, start_sslrun):
     (tmp_path / "vit.yaml").write_text(RECIPE)
-    command = [
-        sys.executable,
-        "-m",
-        "sslrun",
-        "pretrain",
-        "vit.yaml",
-        "pretrain.steps=100000",
-        "--gpus=2",
-        "--device=cpu",
-    ]
-    process = subprocess.Popen(
-        command,
-        cwd=tmp_path,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    while process.poll() is None and not list(tmp_path.glob("runs/vit/*/metrics.jsonl")):
-        time.sleep(0.05)
-    process.terminate()
-    stderr = process.communicate(timeout=120)[1]
-    assert process.returncode == 130
+    command = ("pretrain", "vit.yaml", "pretrain.steps=100000", "--gpus=2", "--device=cpu")
+    process = start_sslrun(*command, cwd=tmp_path)
+    process.wait_for(tmp_path, "runs/vit/*/metrics.jsonl")
+    os.kill(process.pid, signal.SIGTERM)
+    code, _, stderr = process.finish()
+    assert code == 130
     assert stderr.splitlines()[-1].startswith("sslrun: stopped by SIGTERM; everything finished is")
     assert "Traceback" not in stderr
     assert "[rank" not in stderr

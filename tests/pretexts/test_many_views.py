@@ -6,7 +6,6 @@ from functools import partial
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
 
 from sslrun.backbones import build_backbone
@@ -212,8 +211,8 @@ def one_of_two(rank, store, results):
     dist.destroy_process_group()
 
 
-def test_two_processes_have_the_loss_gradients_and_queue_of_the_whole_batch(tmp_path):
-    mp.spawn(one_of_two, (str(tmp_path / "store"), str(tmp_path / "found")), nprocs=2)
+def test_two_processes_have_the_loss_gradients_and_queue_of_the_whole_batch(run_two, tmp_path):
+    run_two(one_of_two, (str(tmp_path / "store"), str(tmp_path / "found")))
     found = torch.load(tmp_path / "found", weights_only=True)
     for name in CHEAP:
         values, queue = outcome(name, three_views())

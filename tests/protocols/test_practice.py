@@ -2,7 +2,6 @@ import json
 import math
 import os
 import signal
-import subprocess
 import sys
 import time
 
@@ -377,22 +376,14 @@ def test_the_same_run_twice_gives_the_same_numbers(sweep, tmp_path):
     assert one == two
 
 
-def test_a_practice_that_was_killed_gives_the_same_result(recipe, tmp_path):
+def test_a_practice_that_was_killed_gives_the_same_result(recipe, start_sslrun, tmp_path):
     # Long enough to be killed while it collects.
     changes = ["pretext=null", "practice.space=state", "practice.goals=data", "practice.steps=300"]
     sets = [word for change in changes for word in ("--set", change)]
 
     def start(runs):
-        words = [
-            sys.executable,
-            "-m",
-            "sslrun",
-            "sweep",
-            str(recipe),
-            "--runs",
-            str(tmp_path / runs),
-        ]
-        return subprocess.Popen([*words, "--device", "cpu", *sets], stdout=subprocess.DEVNULL)
+        words = ["sweep", recipe, "--runs", tmp_path / runs, "--device", "cpu", *sets]
+        return start_sslrun(*words, cwd=tmp_path)
 
     killed = start("killed")
     while not list((tmp_path / "killed").rglob("identity.json")):
@@ -400,10 +391,10 @@ def test_a_practice_that_was_killed_gives_the_same_result(recipe, tmp_path):
         time.sleep(0.02)
     time.sleep(0.3)
     os.kill(killed.pid, signal.SIGKILL)
-    killed.wait()
+    assert killed.finish().returncode == -signal.SIGKILL
     assert not results(tmp_path, "killed")
-    assert start("killed").wait() == 0
-    assert start("whole").wait() == 0
+    assert start("killed").finish().returncode == 0
+    assert start("whole").finish().returncode == 0
     one, two = [results(tmp_path, runs)["practice"] for runs in ("killed", "whole")]
     assert one["metrics"] == two["metrics"]
     assert one["practice"]["gradient_steps"] == 300

@@ -6,7 +6,6 @@ from itertools import islice
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 
 from sslrun import distributed
@@ -118,14 +117,10 @@ def sharded_by_two(rank, folder):
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory):
+def two(run_two, tmp_path_factory):
     """The folder in which two processes left their outcomes and checkpoints of two steps."""
     folder = tmp_path_factory.mktemp("two")
-    other = mp.get_context("spawn").Process(target=sharded_by_two, args=(1, folder))
-    other.start()  # this process is the first one, because starting a process takes seconds
-    sharded_by_two(0, folder)
-    other.join()
-    assert other.exitcode == 0
+    run_two(sharded_by_two, (folder,))
     return folder
 
 

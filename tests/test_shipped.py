@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from sslrun import cli
+from sslrun import cli, shipped
 from sslrun.errors import UserError
-from sslrun.recipe import load, load_sweep, shipped
+from sslrun.recipe import load, load_sweep
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
