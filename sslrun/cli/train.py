@@ -92,35 +92,45 @@ def pretrain(  # noqa: PLR0913 (typer makes each parameter an option)
             f"{recipe}: has no pretext task, so there is nothing to pretrain; "
             "add one, such as `pretext: simclr`"
         )
+    place = launch.build(engine, engine_options or ())
+    if place.name != "local":
+        _check_engine(engine, gpus, fresh, profile)
     started = distributed.device_count()
     if gpus > 1 and started == 1:
         train_together(sys.argv[1:], gpus, device)
         return
     if gpus not in (1, started):
         raise UserError(f"--gpus {gpus}: torchrun has started {started} processes: leave it out")
-    job = Pretraining(loaded, seed, runs)
+    command = ["pretrain", str(recipe), *(overrides or ()), f"--seed={seed}"]
+    command += [f"--from={source}"] if source is not None else []
+    command += ["--extend"] if extend else []
+    workers = build_workers(command, loaded.name, runs, 1, device, is_sweep=False)
+    job = Pretraining(loaded, seed, runs, place.count_devices(workers))
     if extend:
         job = job.extending()
-    place = launch.build(engine, engine_options or ())
-    if place.name != "local":
-        if fresh or profile:
-            raise UserError(
-                f"--fresh and --profile do not go with --engine {engine}, which may start the "
-                "training several times"
-            )
-        command = ["pretrain", str(recipe), *(overrides or ()), f"--seed={seed}"]
-        command += [f"--from={source}"] if source is not None else []
-        command += ["--extend"] if extend else []
-        workers = build_workers(command, loaded.name, runs, 1, device, is_sweep=False)
-        jobs = JobList(job.title, (job,))
-        if failures := run_workers([jobs], place, workers, runs, fresh):
+    if place.name == "local":
+        context = Context.open(device, runs, fresh, profile)
+        job.reopen(context)
+        job.execute(context)
+    else:
+        failures = run_workers([JobList(job.title, (job,))], place, workers, runs, fresh)
+        if failures:
             raise UserError(failures[0])
-        return
-    context = Context.open(device, runs, fresh, profile)
-    job.reopen(context)
-    job.execute(context)
+        if failures is None:
+            return
     if distributed.is_main():
         typer.echo(job.run.path)
+
+
+def _check_engine(engine: str, gpus: int, fresh: bool, profile: bool) -> None:
+    """Raise UserError for options of a pretraining that only this machine has."""
+    if gpus > 1:
+        raise UserError(f"--gpus {gpus}: with --engine {engine} write -E gpus={gpus}")
+    if fresh or profile:
+        raise UserError(
+            f"--fresh and --profile do not go with --engine {engine}, which may start the "
+            "training several times"
+        )
 
 
 @app.command()

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError, field_validator
 
 from sslrun.errors import UserError
 from sslrun.registry import Options, Registry, did_you_mean
@@ -110,6 +110,12 @@ class Engine(ABC):
     def __init__(self, options: Any) -> None:
         self.options = options
 
+    def count_devices(self, workers: Workers) -> int:
+        """Count the devices of one training; default: the processes of torchrun here."""
+        from sslrun import distributed
+
+        return distributed.device_count()
+
     def start(self, workers: Workers) -> Crew:
         """Start workers that end with this process.
 
@@ -123,6 +129,35 @@ class Engine(ABC):
         Raises UserError if the engine is not installed, cannot be reached, or refuses them.
         """
         raise NotImplementedError
+
+
+class ClusterOptions(Options):
+    """Options of the workers on any cluster."""
+
+    gpus: float | None = Field(None, ge=0)
+    """GPUs of a worker, on each of its nodes; default: 1, or 0 with --device cpu."""
+    idle: float = Field(10, ge=0)
+    """Minutes after which a worker that finds no run to take ends, and leaves its place free."""
+
+    @field_validator("gpus")
+    @classmethod
+    def _check_gpus(cls, gpus: float | None) -> float | None:
+        if gpus is not None and gpus > 1 and gpus != int(gpus):
+            raise ValueError("should be a whole number, or below 1")
+        return gpus
+
+    def gpus_of(self, workers: Workers) -> float:
+        """Return the GPUs of each worker, on each of its nodes.
+
+        Raises UserError if it is a worker of a sweep, and has several.
+        """
+        gpus = float(workers.device != "cpu") if self.gpus is None else self.gpus
+        if workers.is_sweep and gpus > 1:
+            raise UserError(
+                f"-E gpus={gpus:g}: a worker of a sweep uses one GPU; raise --jobs to use more, "
+                "and give several GPUs to `sslrun pretrain` only"
+            )
+        return gpus
 
 
 engines: Registry[Engine] = Registry("engine")

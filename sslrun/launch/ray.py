@@ -8,14 +8,22 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
 from sslrun.errors import UserError
-from sslrun.launch.engine import Crew, End, Engine, Workers, describe_exit, engines
-from sslrun.registry import Options
+from sslrun.launch.engine import (
+    ClusterOptions,
+    Crew,
+    End,
+    Engine,
+    Workers,
+    describe_exit,
+    engines,
+)
 from sslrun.runs import WORKER
 
 if TYPE_CHECKING:
@@ -29,34 +37,37 @@ PORT = 6379
 """Ray's default port."""
 
 
-class RayOptions(Options):
+class RayOptions(ClusterOptions):
     """Options of workers on Ray."""
 
     address: str | None = None
     """Address of the cluster, as host:port, or "auto" for the one of this machine; default: start
     a cluster of this machine alone."""
-    gpus: float | None = Field(None, ge=0)
-    """GPUs of a worker; a fraction such as 0.25 lets workers share one. Default: 1, or 0 with
-    --device cpu."""
     cpus: float = Field(1, ge=0)
     """CPU cores of a worker."""
     retries: int = Field(3, ge=0)
     """How many times a worker that dies, or whose node does, is started again."""
-    idle: float = Field(10, ge=0)
-    """Minutes after which a worker that finds no run to take ends, and leaves its place free."""
 
 
 @engines.register("ray")
 class Ray(Engine):
-    """Tasks of a Ray cluster, by address or of this machine; the nodes share the runs' folder."""
+    """Tasks of a Ray cluster, by address or of this machine; the nodes share the runs' folder.
+
+    A fraction of `gpus`, such as 0.25, lets workers share one.
+    """
 
     Options = RayOptions
+
+    def count_devices(self, workers: Workers) -> int:
+        return max(1, int(self.options.gpus_of(workers)))
 
     def start(self, workers: Workers) -> Crew:
         ray = import_ray()
         options = self.options
+        gpus = options.gpus_of(workers)
+        if gpus > 1:
+            workers = replace(workers, arguments=(*workers.arguments, f"--gpus={gpus:g}"))
         _connect(ray, options.address)
-        gpus = options.gpus if options.gpus is not None else float(workers.device != "cpu")
         try:
             _check_resources(ray, options, gpus)
         except UserError:

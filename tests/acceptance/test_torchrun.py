@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -70,8 +71,11 @@ def test_two_processes_learn_and_evaluate_as_one_process_does(tmp_path, run):
         assert_equal_weights(together, alone, name)
 
 
-def test_a_signal_saves_a_checkpoint_of_all_processes(tmp_path):
+def test_the_notice_of_a_time_limit_saves_a_checkpoint_of_all_processes(tmp_path):
+    """The job is requeued once, by the process that waits for the others."""
     (tmp_path / "vit.yaml").write_text(RECIPE)
+    (tmp_path / "scontrol").write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/called\n')
+    (tmp_path / "scontrol").chmod(0o755)
     command = [
         sys.executable,
         "-m",
@@ -87,14 +91,22 @@ def test_a_signal_saves_a_checkpoint_of_all_processes(tmp_path):
         cwd=tmp_path,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "SLURM_JOB_ID": "12",
+            "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        },
     )
     while process.poll() is None and not list(tmp_path.glob("runs/vit/*/metrics.jsonl")):
         time.sleep(0.05)
-    process.terminate()
+    process.send_signal(signal.SIGUSR1)
     stderr = process.communicate(timeout=120)[1]
     assert process.returncode == 130
-    assert stderr.splitlines()[-1].startswith("sslrun: stopped by SIGTERM; everything finished is")
+    *_, stopped, requeued = stderr.splitlines()
+    assert stopped.startswith("sslrun: stopped by SIGTERM; everything finished is")
+    assert requeued == "sslrun: job 12 is requeued, and continues there"
+    assert (tmp_path / "called").read_text() == "requeue 12\n"
     assert "Traceback" not in stderr
     assert "[rank" not in stderr
     (folder,) = tmp_path.glob("runs/vit/*/checkpoint")
