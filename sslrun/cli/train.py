@@ -30,10 +30,13 @@ from sslrun.cli.output import print_table
 from sslrun.cli.plans import show_plans
 from sslrun.cli.workers import build_workers, run_as_worker, run_workers
 from sslrun.errors import UserError
+from sslrun.files import expand_home
 
 if TYPE_CHECKING:
+    from sslrun import launch
     from sslrun.results.compare import Comparisons
     from sslrun.results.table import Table
+    from sslrun.stages.pretrain import Pretraining
     from sslrun.stages.sweep import Plan
 
 
@@ -81,7 +84,6 @@ def pretrain(  # noqa: PLR0913 (typer makes each parameter an option)
     from sslrun.recipe import load
     from sslrun.stages.context import Context
     from sslrun.stages.pretrain import Pretraining
-    from sslrun.stages.sweep import JobList
 
     if source is not None and extend:
         raise UserError("--from and --extend both say where to start: give one of them")
@@ -112,14 +114,22 @@ def pretrain(  # noqa: PLR0913 (typer makes each parameter an option)
         context = Context.open(device, runs, fresh, profile)
         job.reopen(context)
         job.execute(context)
-    else:
-        failures = run_workers([JobList(job.title, (job,))], place, workers, runs, fresh)
-        if failures:
-            raise UserError(failures[0])
-        if failures is None:
-            return
+    elif not _run_elsewhere(job, place, workers, runs):
+        return
     if distributed.is_main():
         typer.echo(job.run.path)
+
+
+def _run_elsewhere(
+    job: Pretraining, engine: launch.Engine, workers: launch.Workers, runs: Path
+) -> bool:
+    """Pretrain by an engine; return whether it is done, and not only submitted."""
+    from sslrun.stages.sweep import JobList
+
+    failures = run_workers([JobList(job.title, (job,))], engine, workers, runs, fresh=False)
+    if failures:
+        raise UserError(failures[0])
+    return failures is not None
 
 
 def _check_engine(engine: str, gpus: int, fresh: bool, profile: bool) -> None:
@@ -138,7 +148,9 @@ def sweep(  # noqa: PLR0913 (typer makes each parameter an option)
     recipes: Annotated[
         list[Path],
         typer.Argument(
-            help="Sweeps or recipes: YAML files, or names of those that ship.", metavar="SWEEP..."
+            parser=expand_home,
+            help="Sweeps or recipes: YAML files, or names of those that ship.",
+            metavar="SWEEP...",
         ),
     ],
     change: Annotated[

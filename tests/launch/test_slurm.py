@@ -185,7 +185,7 @@ def _ask(*command):
     return subprocess.run(command, capture_output=True, text=True, timeout=20).stdout
 
 
-def _wait_for(condition, seconds=100.0):
+def _wait_for(condition, seconds=300.0):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, _ask("squeue")
@@ -288,7 +288,7 @@ def test_a_pretraining_that_is_requeued_by_slurm_continues(cluster, slow, sslrun
     runs = folder / "submitted"
     sslrun(*COMMAND.split(), "--runs=submitted", "--engine=slurm", "-Etime=10m", cwd=folder)
     _wait_for(lambda: len(_steps(runs)) > 2)
-    (job,) = _ask("squeue", "-h", "-o%A").split()
+    (job,) = _ask("squeue", "-h", "--name=sslrun", "--states=running", "-o%A").split()
     _ask("scontrol", "requeue", job)
     _wait_for(lambda: _is_done(runs))
     logs = "".join(path.read_text() for path in (runs / "slow" / "workers").glob("*_log.*"))
