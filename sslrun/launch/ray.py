@@ -46,7 +46,8 @@ class RayOptions(ClusterOptions):
     cpus: float = Field(1, ge=0)
     """CPU cores of a worker."""
     retries: int = Field(3, ge=0)
-    """How many times a worker that dies, or whose node does, is started again."""
+    """How many times a worker that dies, or whose node does, is started again; not after an error
+    that it would meet again, such as missing data."""
 
 
 @engines.register("ray")
@@ -113,23 +114,26 @@ class Tasks(Crew):
         ended, _ = self.ray.wait(list(self.running), num_returns=len(self.running), timeout=0)
         for reference in ended:
             number, name = self.running.pop(reference)
-            place, reason = self._result(reference)
-            restarts = reason is not None and self.retries[number] > 0
+            place, reason, is_mistake = self._result(reference)
+            restarts = reason is not None and not is_mistake and self.retries[number] > 0
             if restarts:
                 self.retries[number] -= 1
                 self._start(number)
             yield End(name, f"worker {number}{place}", reason, restarts)
 
-    def _result(self, reference: Any) -> tuple[str, str | None]:
-        """Return where a task ran, as words for its title, and why its worker died."""
+    def _result(self, reference: Any) -> tuple[str, str | None, bool]:
+        """Return where a task ran, as words for its title, and why its worker died.
+
+        The last value is whether that was a mistake, which another worker would repeat.
+        """
         try:
-            host, reason = self.ray.get(reference)
+            host, code, reason = self.ray.get(reference)
         except self.ray.exceptions.RayTaskError as error:
-            return "", str(error.cause)
+            return "", str(error.cause), False
         except self.ray.exceptions.RayError as error:
             first = str(error).strip().partition("\n")[0]
-            return "", f"Ray lost it: {first}"
-        return f" (on {host})", reason
+            return "", f"Ray lost it: {first}", False
+        return f" (on {host})", reason, code == UserError.exit_code
 
     def stop(self) -> None:
         references = list(self.running)
@@ -142,8 +146,8 @@ class Tasks(Crew):
 
 def run_worker(
     arguments: tuple[str, ...], name: str, log: str, folder: str, settings: dict[str, str]
-) -> tuple[str, str | None]:
-    """Run a worker on a node of the cluster; return the node's name, and why the worker died.
+) -> tuple[str, int, str | None]:
+    """Run a worker on a node; return the node's name, the exit code, and why the worker died.
 
     Raises FileNotFoundError if the node does not share the folder of the runs.
     """
@@ -160,7 +164,8 @@ def run_worker(
             command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=file
         )
     try:
-        return host, describe_exit(process.wait(), Path(log))
+        code = process.wait()
+        return host, code, describe_exit(code, Path(log))
     finally:  # cancelled
         process.send_signal(signal.SIGTERM)
         process.wait()

@@ -386,12 +386,13 @@ def launch(plans: Sequence[Jobs], context: Context, engine: Engine, workers: Wor
             while crew.is_running:
                 time.sleep(WAIT_SECONDS)
                 context.stop.check()
-                for end in crew.ends():
-                    _report_death(end, runs, context.reporter)
+                for end in list(crew.ends()):
+                    _report_death(end, runs, crew.is_running, context.reporter)
     finally:
         crew.stop()
     unfinished = [job.run for job in _jobs_of(again(plans)).values() if not job.run.finished]
-    return [run.failure or "no worker was left to compute it" for run in unfinished]
+    nothing = f"no worker was left to compute it; their logs are in {workers.logs}"
+    return [run.failure or nothing for run in unfinished]
 
 
 def _jobs_of(plans: Sequence[Jobs]) -> dict[Path, Job]:
@@ -435,14 +436,15 @@ def _check_data(jobs: Sequence[Job], engine: Engine, reporter: Reporter) -> None
     report_missing(failed, len(jobs), reporter)
 
 
-def _report_death(end: End, runs: Sequence[Run], reporter: Reporter) -> None:
+def _report_death(end: End, runs: Sequence[Run], are_others: bool, reporter: Reporter) -> None:
     """Print why a worker died, and which run it computed; nothing if it ended in order."""
     if end.reason is None:
         return
     run = next((run for run in runs if end.worker in run.holders), None)
     where = f" while it computed {run.path}" if run is not None else ""
-    then = "another one takes its place" if end.restarted else "the others go on"
-    reporter.say(f"{end.title} died{where}: {end.reason}; {then}")
+    others = "; the others go on" if are_others else ""
+    then = "; another one takes its place" if end.restarted else others
+    reporter.say(f"{end.title} died{where}: {end.reason}{then}")
 
 
 def _clear(runs: Sequence[Run]) -> None:
