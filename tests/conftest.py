@@ -111,7 +111,7 @@ SLOW = {
     "test_a_small_beta_keeps_all_units_and_a_large_one_collapses",
     "test_it_learns_to_return_and_is_healthy", "test_cells_that_know_their_place_collapse",
     "test_it_learns_to_find_colors_below_its_floor",
-    "acceptance/test_graphs.py", "test_a_killed_training_ends", "test_mutated_recipes",
+    "acceptance/test_graphs.py", "test_killed_fine_tuning", "test_mutated_recipes",
     "test_fine_tuning_on_pictures_learns_the_position",
     "test_a_sweep_survives_", "test_a_killed_worker_is_reported",
     "test_a_run_that_kill", "test_a_worker_without_a_run_to_take",

@@ -14,6 +14,7 @@ import typer
 from sslrun.cli.base import app
 from sslrun.cli.protocols import add_protocol_commands, command_names
 from sslrun.errors import UserError, describe_os_error
+from sslrun.launch.engine import end_with_parent, has_parent
 from sslrun.launch.timelimit import time_limit
 from sslrun.launch.torchrun import leave_error
 
@@ -55,6 +56,8 @@ def _warnings_printed() -> Iterator[None]:
 def _run() -> Any:
     from sslrun import plugins
 
+    if has_parent():
+        end_with_parent()
     _load_plugins(sys.argv[1:])
     # Importing the protocols imports torch, which takes a second; known commands do not need it.
     is_known = bool(set(sys.argv[1:2]) & {*command_names(app), "--version"})

@@ -12,6 +12,7 @@ To add an engine, also in a plug-in, register one class:
 from __future__ import annotations
 
 import ctypes
+import os
 import signal
 import sys
 from abc import ABC, abstractmethod
@@ -23,7 +24,9 @@ from typing import Any, ClassVar
 from pydantic import Field, ValidationError, field_validator
 
 from sslrun.errors import UserError
+from sslrun.launch.torchrun import ERROR_FILE
 from sslrun.registry import Options, Registry, did_you_mean
+from sslrun.runs import WORKER
 
 INTERRUPTED = 130
 """Exit code of a worker that was asked to stop and has saved its work."""
@@ -189,6 +192,11 @@ def build(name: str, settings: Sequence[str]) -> Engine:
         raise UserError(
             f"-E {key}={values.get(key, '')}: {first['msg'].removeprefix('Value error, ')}"
         ) from None
+
+
+def has_parent() -> bool:
+    """Return whether a process of sslrun has started this one, as a worker or for `--gpus`."""
+    return WORKER in os.environ or ERROR_FILE in os.environ
 
 
 PR_SET_PDEATHSIG = 1

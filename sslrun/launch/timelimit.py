@@ -6,8 +6,7 @@ import os
 import signal
 import subprocess
 
-from sslrun.launch.torchrun import ERROR_FILE
-from sslrun.runs import WORKER
+from sslrun.launch.engine import has_parent
 
 NOTICE = signal.SIGUSR1
 """The signal that says that the time is nearly over, as `sbatch --signal=B:USR1@120` asks for."""
@@ -26,8 +25,7 @@ class TimeLimit:
         if there is nothing to do.
         """
         job = os.environ.get("SLURM_JOB_ID")
-        has_parent = WORKER in os.environ or ERROR_FILE in os.environ
-        if not self.reached or job is None or has_parent:
+        if not self.reached or job is None or has_parent():
             return None
         try:
             done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True)

@@ -17,13 +17,12 @@ from sslrun.stages import fit
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="forks processes that have imported torch")
-@pytest.mark.parametrize("name", ["finetune", "fsdp"])
-def test_a_killed_training_ends_with_the_same_bits(name, tmp_path, monkeypatch):
+def test_killed_fine_tuning_ends_with_the_same_bits(tmp_path, monkeypatch):
     monkeypatch.setattr(fit, "LOG_SECONDS", -1.0)
     threads, tally = torch.get_num_threads(), Tally()
     torch.set_num_threads(1)  # a process with threads cannot be forked safely
     try:
-        kills.run(1, 0, tmp_path, tally, {name})
+        kills.run(1, 0, tmp_path, tally, {"finetune"})
     finally:
         torch.set_num_threads(threads)
     assert not tally.findings, tally.render()
