@@ -214,6 +214,8 @@ def sweep(  # noqa: PLR0913 (typer makes each parameter an option)
     if per_gpu is not None and place.name != "local":
         raise UserError(f"--per-gpu does not go with --engine {engine}")
     jobs = jobs or launch.local.places(device, per_gpu) or max(plan.sweep.jobs for plan in plans)
+    if dry_run and status:
+        raise UserError("--dry-run and --status print different tables: give one of them")
     if dry_run or status:
         show_plans(plans, jobs, device if dry_run else None, as_json)
         return

@@ -178,6 +178,10 @@ def build(name: str, settings: Sequence[str]) -> Engine:
         key, equals, value = text.partition("=")
         if not equals:
             raise UserError(f"-E {text}: an option of an engine is written KEY=VALUE")
+        if not known:
+            raise UserError(
+                f"-E {text}: the engine '{name}' has no options; name another one with --engine"
+            )
         if key not in known:
             raise UserError(
                 f"-E {text}: unknown option of '{name}'.{did_you_mean(key, known)}"

@@ -38,6 +38,10 @@ GRACE_SECONDS = 300
 """Seconds that a process waits for Slurm to end it, after it has saved its work."""
 
 
+OWN = {"array", "no-requeue", "requeue", "signal"}
+"""Options of sbatch that sslrun sets itself, so that jobs are requeued."""
+
+
 class SlurmOptions(ClusterOptions):
     """Options of workers on Slurm."""
 
@@ -55,10 +59,18 @@ class SlurmOptions(ClusterOptions):
     sbatch: str = ""
     """More options of sbatch, as on a command line, such as "--account=vision --qos=low"."""
 
+    @field_validator("sbatch")
+    @classmethod
+    def _check_sbatch(cls, text: str) -> str:
+        if taken := sorted(OWN.intersection(_long_options(text))):
+            raise ValueError(f"--{taken[0]} is set by sslrun: leave it out")
+        return text
+
     @field_validator("time")
     @classmethod
     def _check_time(cls, text: str) -> str:
-        minutes_of(text)
+        if 60 * minutes_of(text) <= SAVE_SECONDS:
+            raise ValueError(f"should be above {SAVE_SECONDS} s, before which the work is saved")
         return text
 
     @field_validator("gpus")
@@ -152,17 +164,14 @@ class Slurm(Engine):
 def _long_options(text: str) -> dict[str, Any]:
     """Parse options of sbatch: name -> value, or True for one without a value.
 
-    Raises UserError for text that is no list of long options.
+    Raises ValueError for text that is no list of long options.
     """
-    try:
-        words = shlex.split(text)
-    except ValueError as error:
-        raise UserError(f"-E sbatch={text}: {error}") from None
+    words = shlex.split(text)
     options: dict[str, Any] = {}
     for word in words:
         name, equals, value = word.removeprefix("--").partition("=")
         if not word.startswith("--") or not name:
-            raise UserError(f"-E sbatch={text}: write each option as --name=value, not {word!r}")
+            raise ValueError(f"write each option as --name=value, not {word!r}")
         options[name] = value if equals else True
     return options
 

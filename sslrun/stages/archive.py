@@ -237,6 +237,8 @@ def find_entry(entries: Sequence[Entry], text: str) -> Entry:
     Raises:
         UserError: There is no such run, or there are several.
     """
+    if not text:  # such as a variable of the shell without a value, which would name any run
+        raise UserError("the name of the run is empty; `sslrun runs ls` lists them")
     folder = expand_home(text).resolve()
     exact = [entry for entry in entries if entry.folder.resolve() == folder or entry.name == text]
     found = exact or [

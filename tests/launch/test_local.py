@@ -38,6 +38,11 @@ def test_more_workers_than_fit_on_the_gpus_are_an_error(monkeypatch):
         local.spread(torch.device("cuda"), 8, 3)
 
 
+def test_options_of_another_engine_are_one_line():
+    with pytest.raises(UserError, match="-E gpus=2: the engine 'local' has no options; name ano"):
+        build("local", ["gpus=2"])
+
+
 def test_workers_die_with_their_last_line_as_the_reason(tmp_path):
     workers = Workers(("recipes", "--no-such-option"), 2, "cpu", tmp_path, "mine")
     crew = build("local", ()).start(workers)

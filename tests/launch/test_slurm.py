@@ -74,6 +74,8 @@ def test_a_pretraining_gets_a_task_per_gpu_of_all_nodes(sbatch, tmp_path):
     ("options", "message"),
     [
         (["tme=3h"], "-E tme=3h: unknown option of 'slurm'. Did you mean 'time'?"),
+        (["time=2m"], "-E time=2m: should be above 120 s, before which the work"),
+        (["sbatch=--qos=low --array=3"], "--array is set by sslrun: leave it out"),
         (["time=3"], "-E time=3: write a time as 30m, 4h, 2d,"),
         (["partition"], "-E partition: an option of an engine is written KEY=VALUE"),
         (["gpus=-1"], "-E gpus=-1: Input should be greater than or equal to 0"),

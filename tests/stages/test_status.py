@@ -150,4 +150,6 @@ def test_a_terminal_shows_the_runs_until_no_worker_is_left(plan, tmp_path, monke
 def test_json_needs_a_plan_or_a_status(plan, tmp_path, monkeypatch, capsys):
     assert called(monkeypatch, tmp_path / "two.yaml", "--json") == 2
     assert "--json goes with --dry-run or --status" in capsys.readouterr().err
+    assert called(monkeypatch, tmp_path / "two.yaml", "--dry-run", "--status") == 2
+    assert "give one of them" in capsys.readouterr().err
     assert not Path(tmp_path / "runs").exists()
