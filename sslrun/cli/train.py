@@ -124,8 +124,10 @@ def _run_elsewhere(
     job: Pretraining, engine: launch.Engine, workers: launch.Workers, runs: Path
 ) -> bool:
     """Pretrain by an engine; return whether it is done, and not only submitted."""
+    from sslrun.stages.context import Context
     from sslrun.stages.sweep import JobList
 
+    job.reopen(Context.open("cpu", runs))
     failures = run_workers([JobList(job.title, (job,))], engine, workers, runs, fresh=False)
     if failures:
         raise UserError(failures[0])

@@ -369,11 +369,12 @@ def describe_failures(failures: Sequence[str], plans: Sequence[Jobs]) -> str:
 def launch(plans: Sequence[Jobs], context: Context, engine: Engine, workers: Workers) -> list[str]:
     """Run the plans with workers of an engine, and wait until all workers have ended.
 
-    Returns the reasons of the failures. One local worker runs in this process. If a worker dies,
-    the others take its run. If this process is asked to stop, the workers save their work first.
+    Returns the reasons of the failures. One local worker runs in this process, and so does the
+    check of runs that are all finished. If a worker dies, the others take its run. If this process
+    is asked to stop, the workers save their work first.
     """
     plans = _prepare(plans, context)
-    if workers.count == 1 and engine.name == "local":
+    if _are_finished(plans) or (workers.count == 1 and engine.name == "local"):
         return work_all(plans, replace(context, fresh=False))
     _check_data(list(_jobs_of(plans).values()), engine, context.reporter)
     runs = [job.run for job in _jobs_of(plans).values()]
@@ -400,6 +401,10 @@ def _jobs_of(plans: Sequence[Jobs]) -> dict[Path, Job]:
     return {job.run.path: job for plan in plans for job in plan.jobs}
 
 
+def _are_finished(plans: Sequence[Jobs]) -> bool:
+    return all(job.run.finished for job in _jobs_of(again(plans)).values())
+
+
 def again(plans: Sequence[Jobs]) -> list[Jobs]:
     """Plan once more, with the rows that searches have chosen since."""
     return [plan.again() if isinstance(plan, Plan) else plan for plan in plans]
@@ -408,6 +413,8 @@ def again(plans: Sequence[Jobs]) -> list[Jobs]:
 def submit(plans: Sequence[Jobs], context: Context, engine: Engine, workers: Workers) -> str:
     """Submit workers that run the plans without this process; return a line that describes them."""
     plans = _prepare(plans, context)
+    if _are_finished(plans):
+        return "All runs are finished, so that nothing is submitted"
     _check_data([job for plan in plans for job in plan.jobs], engine, context.reporter)
     return engine.submit(workers)
 

@@ -11,7 +11,7 @@ from sslrun.launch import Workers, build, local
 from sslrun.launch.engine import describe_exit
 from sslrun.registry import Options
 from sslrun.runs import Run
-from sslrun.stages.sweep import MAX_DEATHS, launch, work
+from sslrun.stages.sweep import MAX_DEATHS, launch, submit, work
 
 
 @pytest.mark.parametrize(
@@ -135,3 +135,11 @@ def test_a_worker_without_a_run_to_take_ends_after_its_idle_time(tiny):
         assert work([tiny.plan], tiny.context, idle=0.001) == []
     assert not pretraining.finished
     assert any(job.run.finished for job in tiny.plan.jobs)
+
+
+def test_no_worker_is_started_or_submitted_for_finished_runs(tiny, monkeypatch):
+    assert work([tiny.plan], tiny.context) == []
+    monkeypatch.delattr(local.Local, "start")
+    assert launch([tiny.plan], tiny.context, build("local", ()), tiny.workers) == []
+    said = submit([tiny.plan], tiny.context, build("slurm", ()), tiny.workers)
+    assert said == "All runs are finished, so that nothing is submitted"
