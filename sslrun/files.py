@@ -71,6 +71,21 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
+def expand_home(path: str | Path) -> Path:
+    """Return a path with `~` or `~user` at its beginning replaced by the home, as in a shell.
+
+    Raises:
+        UserError: There is no such user.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        name = Path(path).parts[0]
+        raise UserError(
+            f"{path}: no user has the home folder {name}; for a file of that name write ./{path}"
+        ) from None
+
+
 # ---------------------------------------------------------------- reading
 
 

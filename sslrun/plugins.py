@@ -17,6 +17,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from sslrun.errors import UserError
+from sslrun.files import expand_home
 
 VARIABLE = "SSLRUN_IMPORT"
 """Environment variable with the files to import, separated as in PATH."""
@@ -51,7 +52,7 @@ def load_files(paths: Iterable[str | Path]) -> None:
         UserError: A file is missing or cannot be imported; the message names the file and line.
     """
     for path in map(Path, paths):
-        resolved = path.expanduser().resolve()
+        resolved = expand_home(path).resolve()
         if resolved not in _modules:
             _modules[resolved] = _import_file(path, resolved)
 

@@ -8,11 +8,20 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, field_validator
 
 from sslrun.errors import UserError
+from sslrun.files import expand_home
 
 T = TypeVar("T")
+
+
+def expand_option(path: str | Path) -> Path:
+    """Expand `~` as `expand_home` does. Raises ValueError, as validators do."""
+    try:
+        return expand_home(path)
+    except UserError as error:
+        raise ValueError(str(error)) from None
 
 
 class Options(BaseModel):
@@ -21,6 +30,11 @@ class Options(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
+
+    @field_validator("*")
+    @classmethod
+    def _expand_home(cls, value: Any) -> Any:
+        return expand_option(value) if isinstance(value, Path) else value
 
     def choices(self) -> list[str]:
         """Describe what these settings decide that the paper leaves open.

@@ -30,6 +30,7 @@ from sslrun.errors import UserError, disk_is_full
 from sslrun.files import (
     SUMS,
     checksum,
+    expand_home,
     has_checksum,
     remove_unfinished,
     replacing,
@@ -64,7 +65,7 @@ def hash_contents(path: Path) -> str | None:
     For a folder of `LARGE` bytes or `MANY` files only names and sizes are hashed, which takes
     seconds instead of hours.
     """
-    path = path.expanduser()
+    path = expand_home(path)
     is_file = path.is_file()
     if not is_file and not path.is_dir():
         return None
@@ -133,14 +134,37 @@ def check_root(root: Path) -> None:
     Raises:
         UserError: It is neither.
     """
-    candidates = (root.absolute(), *root.absolute().parents)
-    nearest = next(path for path in candidates if os.path.lexists(path))
+    nearest = _find_nearest(root)
     if not nearest.is_dir():
         raise UserError(f"--runs {root}: {nearest} is not a folder; name another place")
     needed = os.R_OK | os.X_OK if nearest == root.absolute() else os.W_OK | os.X_OK
     if not os.access(nearest, needed):
         verb = "read" if nearest == root.absolute() else "write to"
         raise UserError(f"--runs {root}: no permission to {verb} {nearest}; name another place")
+
+
+def check_output(path: Path, *, is_folder: bool = False) -> None:
+    """Check that a file, or a folder of files, can be written at `path`; write nothing.
+
+    Raises:
+        UserError: It cannot.
+    """
+    nearest = _find_nearest(path if is_folder else path.parent)
+    if path.is_dir() and not is_folder:
+        cause = "is a folder"
+    elif not nearest.is_dir():
+        cause = f"{nearest} is not a folder"
+    elif not os.access(nearest, os.W_OK | os.X_OK):
+        cause = f"no permission to write to {nearest}"
+    else:
+        return
+    raise UserError(f"{path}: can't be written ({cause}); name another place")
+
+
+def _find_nearest(path: Path) -> Path:
+    """Return `path` if it exists, or else the nearest folder above it that does."""
+    candidates = (path.absolute(), *path.absolute().parents)
+    return next(candidate for candidate in candidates if os.path.lexists(candidate))
 
 
 @contextmanager

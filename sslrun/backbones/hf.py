@@ -11,13 +11,13 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from sslrun import registry
 from sslrun.backbones.base import Features, backbones
 from sslrun.backbones.text import TextBackbone, last_real
 from sslrun.data.specs import TextSpec
 from sslrun.data.text.sequences import Tokens
 from sslrun.errors import UserError
 from sslrun.hub import reach_hub
-from sslrun.registry import Options
 
 
 @backbones.register("hf")
@@ -33,7 +33,7 @@ class TransformersEncoder(TextBackbone):
     shorthand = "model"
     counterpart = "hf-image"
 
-    class Options(Options):
+    class Options(registry.Options):
         model: str = Field(min_length=1)
         """Name of a model on the hub, or a folder that holds one."""
         pretrained: bool = True

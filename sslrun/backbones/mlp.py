@@ -8,12 +8,12 @@ from itertools import pairwise
 from pydantic import Field
 from torch import Tensor, nn
 
+from sslrun import registry
 from sslrun.backbones.base import Features, backbones
 from sslrun.backbones.image import ImageBackbone
 from sslrun.backbones.transformer import Mlp
 from sslrun.backbones.vit import PatchEmbed, patches_along
 from sslrun.data.specs import ImageSpec
-from sslrun.registry import Options
 
 
 @backbones.register("mlp")
@@ -24,7 +24,7 @@ class MLP(ImageBackbone):
     batch norm and a ReLU.
     """
 
-    class Options(Options):
+    class Options(registry.Options):
         width: int = Field(default=1024, ge=1)
         """Width of the hidden layers and of the features."""
         depth: int = Field(default=3, ge=1)
@@ -77,7 +77,7 @@ class Mixer(ImageBackbone):
 
     offers = frozenset({"tokens", "grid"})
 
-    class Options(Options):
+    class Options(registry.Options):
         patch: int = Field(default=16, ge=1)
         """Side of a patch, in pixels."""
         width: int = Field(default=512, ge=2)

@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
+from sslrun import registry
 from sslrun.backbones.base import Features, backbones
 from sslrun.backbones.image import ImageBackbone
 from sslrun.data.specs import ImageSpec
 from sslrun.errors import UserError
-from sslrun.registry import Options
 
 
 @backbones.register("pixels")
@@ -25,7 +25,7 @@ class Pixels(ImageBackbone):
 
     offers = frozenset({"dense"})
 
-    class Options(Options):
+    class Options(registry.Options):
         patch: int = Field(default=4, ge=1)
         """Side of the patches in the grid, in pixels."""
 

@@ -257,8 +257,8 @@ def to_json(report: Report) -> str:
     return json.dumps([outcome.as_dict() for outcome in report.outcomes], indent=2)
 
 
-def check_ending(path: Path) -> None:
-    """Raise UserError if no format of verdicts has the ending of `path`."""
+def check_place(path: Path) -> None:
+    """Raise UserError if no format of verdicts has the ending of `path`, or it can't be written."""
     report_formats.check(path)
 
 

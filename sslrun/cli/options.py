@@ -7,11 +7,13 @@ from typing import Annotated
 
 import typer
 
+from sslrun.files import expand_home
 from sslrun.seeds import LARGEST_SEED
 
 RecipeFile = Annotated[
     Path,
     typer.Argument(
+        parser=expand_home,
         help="A recipe: a YAML file, or the name of one that ships (see `sslrun recipes`).",
         metavar="RECIPE",
         show_default=False,
@@ -30,6 +32,7 @@ Overrides = Annotated[
 Targets = Annotated[
     list[Path] | None,
     typer.Argument(
+        parser=expand_home,
         help="Sweeps, or folders of runs; default: all runs in --runs.",
         metavar="[SWEEP|RUN]...",
         show_default=False,
@@ -47,7 +50,12 @@ Device = Annotated[str, typer.Option(help="Device to run on: auto, cpu, cuda, cu
 
 Seed = Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Seed of all random numbers.")]
 
-Runs = Annotated[Path, typer.Option(envvar="SSLRUN_RUNS", help="Folder of the runs.")]
+Runs = Annotated[
+    Path,
+    typer.Option(
+        parser=expand_home, metavar="PATH", envvar="SSLRUN_RUNS", help="Folder of the runs."
+    ),
+]
 
 Fresh = Annotated[
     bool,
@@ -67,6 +75,8 @@ From = Annotated[
     Path | None,
     typer.Option(
         "--from",
+        parser=expand_home,
+        metavar="PATH",
         help="Start from this backbone: a pretraining run's folder or a .safetensors file.",
         show_default=False,
     ),

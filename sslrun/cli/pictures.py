@@ -10,6 +10,7 @@ import typer
 from sslrun.cli.base import app
 from sslrun.cli.options import Change, Device, Imports, Runs, Seed
 from sslrun.errors import UserError
+from sslrun.files import expand_home
 
 
 @app.command()
@@ -38,9 +39,12 @@ def attend(  # noqa: PLR0913 (typer makes each parameter an option)
     examples: Annotated[
         int, typer.Option(min=0, help="Draw this many images of the recipe's test split.")
     ] = 0,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the pictures.")] = Path(
-        "attention"
-    ),
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output", "-o", parser=expand_home, metavar="PATH", help="Folder of the pictures."
+        ),
+    ] = Path("attention"),
     size: Annotated[
         int | None,
         typer.Option(
@@ -90,6 +94,7 @@ def track(  # noqa: PLR0913 (typer makes each parameter an option)
     video: Annotated[
         Path,
         typer.Argument(
+            parser=expand_home,
             help="A film, or a folder with a picture for each frame.",
             metavar="VIDEO",
             show_default=False,
@@ -98,17 +103,30 @@ def track(  # noqa: PLR0913 (typer makes each parameter an option)
     mask: Annotated[
         Path,
         typer.Option(
+            parser=expand_home,
+            metavar="PATH",
             help="Mask of the first frame: a PNG whose pixels are 0 or the number of an object.",
             show_default=False,
         ),
     ],
     output: Annotated[
         Path,
-        typer.Option("--output", "-o", help="Film to write; or a contact sheet, as in sheet.png."),
+        typer.Option(
+            "--output",
+            "-o",
+            parser=expand_home,
+            metavar="PATH",
+            help="Film to write; or a contact sheet, as in sheet.png.",
+        ),
     ] = Path("tracked.mp4"),
     masks: Annotated[
         Path | None,
-        typer.Option(help="Folder for the masks of all frames, as PNG.", show_default=False),
+        typer.Option(
+            parser=expand_home,
+            metavar="PATH",
+            help="Folder for the masks of all frames, as PNG.",
+            show_default=False,
+        ),
     ] = None,
     layer: Annotated[
         int | None,

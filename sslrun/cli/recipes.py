@@ -12,6 +12,7 @@ import typer
 from sslrun.cli.base import app
 from sslrun.cli.options import AsJson, Device, Imports, Overrides, RecipeFile
 from sslrun.cli.output import console, print_json_or
+from sslrun.files import expand_home
 
 
 @app.command()
@@ -27,6 +28,8 @@ def init(
         Path | None,
         typer.Option(
             "--from",
+            parser=expand_home,
+            metavar="PATH",
             help="Write the recipe for your own data: a folder of images, text files, or a table "
             "(CSV, TSV, JSON, parquet) of texts or of paths of images.",
             show_default=False,

@@ -13,14 +13,18 @@ from sslrun.cli.options import AsJson, Imports, Runs, Targets
 from sslrun.cli.output import print_json_or
 from sslrun.cli.plans import show_plans
 from sslrun.errors import UserError
+from sslrun.files import expand_home
 
 
 @app.command()
 def report(
     targets: Targets = None,
-    output: Annotated[Path, typer.Option("--output", "-o", help="File of HTML to write.")] = Path(
-        "report.html"
-    ),
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output", "-o", parser=expand_home, metavar="PATH", help="File of HTML to write."
+        ),
+    ] = Path("report.html"),
     looks: Annotated[
         int,
         typer.Option(
@@ -82,10 +86,19 @@ def _watch_in_terminal(sweeps: list[Path], runs: Path) -> None:
 @app.command()
 def compare(
     first: Annotated[
-        Path, typer.Argument(help="A run, or a folder of runs.", metavar="RUN", show_default=False)
+        Path,
+        typer.Argument(
+            parser=expand_home,
+            help="A run, or a folder of runs.",
+            metavar="RUN",
+            show_default=False,
+        ),
     ],
     second: Annotated[
-        Path, typer.Argument(help="What to compare it with.", metavar="RUN", show_default=False)
+        Path,
+        typer.Argument(
+            parser=expand_home, help="What to compare it with.", metavar="RUN", show_default=False
+        ),
     ],
     as_json: AsJson = False,
 ) -> None:

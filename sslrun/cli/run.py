@@ -14,6 +14,7 @@ import typer
 from sslrun.cli.base import app
 from sslrun.cli.protocols import add_protocol_commands
 from sslrun.errors import UserError, describe_os_error
+from sslrun.launch.engine import end_with_parent, has_parent
 from sslrun.launch.timelimit import time_limit
 from sslrun.launch.torchrun import leave_error
 
@@ -53,6 +54,8 @@ def _warnings_printed() -> Iterator[None]:
 
 
 def _run() -> Any:
+    if has_parent():
+        end_with_parent()
     _load_plugins(sys.argv[1:])
     add_protocol_commands(app)
     return app(prog_name="sslrun", standalone_mode=False)

@@ -13,6 +13,7 @@ from sslrun.cli.options import AsJson, Device, Fresh, Imports, Runs, Targets, Wo
 from sslrun.cli.output import print_json_or, print_table
 from sslrun.cli.workers import build_workers, run_as_worker, run_workers
 from sslrun.errors import UserError
+from sslrun.files import expand_home
 
 
 @app.command()
@@ -23,6 +24,8 @@ def table(  # noqa: PLR0913 (typer makes each parameter an option)
         typer.Option(
             "--output",
             "-o",
+            parser=expand_home,
+            metavar="PATH",
             help="Write the table to a .md, .tex, .csv or .json file; may be given several times.",
         ),
     ] = None,
@@ -57,6 +60,7 @@ def table(  # noqa: PLR0913 (typer makes each parameter an option)
     as_json: AsJson = False,
 ) -> None:
     """Print the table of finished runs: mean ± standard deviation over seeds."""
+    from sslrun.results.formats import table_formats
     from sslrun.results.published import published_as
     from sslrun.results.table import Table
     from sslrun.shipped import sweep_or_folder
@@ -65,6 +69,8 @@ def table(  # noqa: PLR0913 (typer makes each parameter an option)
     if (distortion or layers) and (against or compute or (distortion and layers)):
         option = "--distortion" if distortion else "--layers"
         raise UserError(f"{option} prints a table of its own: leave out the other options")
+    for path in output or []:
+        table_formats.check(path)  # before thousands of runs are read
     published = published_as(against) if against else None
     results: Any = table_of([sweep_or_folder(target) for target in targets or [runs]], runs)
     if distortion:
@@ -106,6 +112,8 @@ def claims(  # noqa: PLR0913 (typer makes each parameter an option)
         typer.Option(
             "--output",
             "-o",
+            parser=expand_home,
+            metavar="PATH",
             help="Write the verdicts to a .md or .json file; may be given several times.",
         ),
     ] = None,
@@ -121,6 +129,8 @@ def claims(  # noqa: PLR0913 (typer makes each parameter an option)
     recipes: Annotated[
         Path | None,
         typer.Option(
+            parser=expand_home,
+            metavar="PATH",
             help="Folder of the claims; default: ./recipes/claims, or else those that ship.",
             show_default=False,
         ),
@@ -134,7 +144,7 @@ def claims(  # noqa: PLR0913 (typer makes each parameter an option)
 ) -> None:
     """Test the claims of the lecture: run what is missing, and print which claims are supported."""
     from sslrun import launch
-    from sslrun.claims.report import check_ending, render, write
+    from sslrun.claims.report import check_place, render, write
     from sslrun.claims.run import Trial, describe_origin
     from sslrun.claims.schema import load_claims, render_list
     from sslrun.shipped import claims_folder
@@ -148,7 +158,7 @@ def claims(  # noqa: PLR0913 (typer makes each parameter an option)
         print_json_or(descriptions, render_list(selected))
         return
     for path in output or []:
-        check_ending(path)  # before hours of runs
+        check_place(path)  # before hours of runs
     cuda = compute(device).device.type == "cuda"
     trials = [Trial.within_budget(budget, cuda, claim, runs) for claim in selected]
     plans = [trial.plan for trial in trials if trial.plan is not None]

@@ -30,10 +30,13 @@ from sslrun.cli.output import print_table
 from sslrun.cli.plans import show_plans
 from sslrun.cli.workers import build_workers, run_as_worker, run_workers
 from sslrun.errors import UserError
+from sslrun.files import expand_home
 
 if TYPE_CHECKING:
+    from sslrun import launch
     from sslrun.results.compare import Comparisons
     from sslrun.results.table import Table
+    from sslrun.stages.pretrain import Pretraining
     from sslrun.stages.sweep import Plan
 
 
@@ -81,7 +84,6 @@ def pretrain(  # noqa: PLR0913 (typer makes each parameter an option)
     from sslrun.recipe import load
     from sslrun.stages.context import Context
     from sslrun.stages.pretrain import Pretraining
-    from sslrun.stages.sweep import JobList
 
     if source is not None and extend:
         raise UserError("--from and --extend both say where to start: give one of them")
@@ -92,35 +94,55 @@ def pretrain(  # noqa: PLR0913 (typer makes each parameter an option)
             f"{recipe}: has no pretext task, so there is nothing to pretrain; "
             "add one, such as `pretext: simclr`"
         )
+    place = launch.build(engine, engine_options or ())
+    if place.name != "local":
+        _check_engine(engine, gpus, fresh, profile)
     started = distributed.device_count()
     if gpus > 1 and started == 1:
         train_together(sys.argv[1:], gpus, device)
         return
     if gpus not in (1, started):
         raise UserError(f"--gpus {gpus}: torchrun has started {started} processes: leave it out")
-    job = Pretraining(loaded, seed, runs)
+    command = ["pretrain", str(recipe), *(overrides or ()), f"--seed={seed}"]
+    command += [f"--from={source}"] if source is not None else []
+    command += ["--extend"] if extend else []
+    workers = build_workers(command, loaded.name, runs, 1, device, is_sweep=False)
+    job = Pretraining(loaded, seed, runs, place.count_devices(workers))
     if extend:
         job = job.extending()
-    place = launch.build(engine, engine_options or ())
-    if place.name != "local":
-        if fresh or profile:
-            raise UserError(
-                f"--fresh and --profile do not go with --engine {engine}, which may start the "
-                "training several times"
-            )
-        command = ["pretrain", str(recipe), *(overrides or ()), f"--seed={seed}"]
-        command += [f"--from={source}"] if source is not None else []
-        command += ["--extend"] if extend else []
-        workers = build_workers(command, loaded.name, runs, 1, device, is_sweep=False)
-        jobs = JobList(job.title, (job,))
-        if failures := run_workers([jobs], place, workers, runs, fresh):
-            raise UserError(failures[0])
+    if place.name == "local":
+        context = Context.open(device, runs, fresh, profile)
+        job.reopen(context)
+        job.execute(context)
+    elif not _run_elsewhere(job, place, workers, runs):
         return
-    context = Context.open(device, runs, fresh, profile)
-    job.reopen(context)
-    job.execute(context)
     if distributed.is_main():
         typer.echo(job.run.path)
+
+
+def _run_elsewhere(
+    job: Pretraining, engine: launch.Engine, workers: launch.Workers, runs: Path
+) -> bool:
+    """Pretrain by an engine; return whether it is done, and not only submitted."""
+    from sslrun.stages.context import Context
+    from sslrun.stages.sweep import JobList
+
+    job.reopen(Context.open("cpu", runs))
+    failures = run_workers([JobList(job.title, (job,))], engine, workers, runs, fresh=False)
+    if failures:
+        raise UserError(failures[0])
+    return failures is not None
+
+
+def _check_engine(engine: str, gpus: int, fresh: bool, profile: bool) -> None:
+    """Raise UserError for options of a pretraining that only this machine has."""
+    if gpus > 1:
+        raise UserError(f"--gpus {gpus}: with --engine {engine} write -E gpus={gpus}")
+    if fresh or profile:
+        raise UserError(
+            f"--fresh and --profile do not go with --engine {engine}, which may start the "
+            "training several times"
+        )
 
 
 @app.command()
@@ -128,7 +150,9 @@ def sweep(  # noqa: PLR0913 (typer makes each parameter an option)
     recipes: Annotated[
         list[Path],
         typer.Argument(
-            help="Sweeps or recipes: YAML files, or names of those that ship.", metavar="SWEEP..."
+            parser=expand_home,
+            help="Sweeps or recipes: YAML files, or names of those that ship.",
+            metavar="SWEEP...",
         ),
     ],
     change: Annotated[
@@ -192,6 +216,8 @@ def sweep(  # noqa: PLR0913 (typer makes each parameter an option)
     if per_gpu is not None and place.name != "local":
         raise UserError(f"--per-gpu does not go with --engine {engine}")
     jobs = jobs or launch.local.places(device, per_gpu) or max(plan.sweep.jobs for plan in plans)
+    if dry_run and status:
+        raise UserError("--dry-run and --status print different tables: give one of them")
     if dry_run or status:
         show_plans(plans, jobs, device if dry_run else None, as_json)
         return

@@ -9,6 +9,7 @@ import typer
 
 from sslrun.cli.base import app
 from sslrun.cli.options import Imports
+from sslrun.files import expand_home
 
 
 @app.command()
@@ -16,11 +17,17 @@ def export(
     source: Annotated[
         Path,
         typer.Argument(
-            help="A run's folder, or its .safetensors file.", metavar="RUN", show_default=False
+            parser=expand_home,
+            help="A run's folder, or its .safetensors file.",
+            metavar="RUN",
+            show_default=False,
         ),
     ],
     folder: Annotated[
-        Path, typer.Argument(help="Folder to write to.", metavar="FOLDER", show_default=False)
+        Path,
+        typer.Argument(
+            parser=expand_home, help="Folder to write to.", metavar="FOLDER", show_default=False
+        ),
     ],
     to: Annotated[
         str,
@@ -41,7 +48,10 @@ def export(
 @app.command()
 def push(
     run: Annotated[
-        Path, typer.Argument(help="A finished run's folder.", metavar="RUN", show_default=False)
+        Path,
+        typer.Argument(
+            parser=expand_home, help="A finished run's folder.", metavar="RUN", show_default=False
+        ),
     ],
     repo: Annotated[
         str,
@@ -59,7 +69,13 @@ def push(
     ] = False,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="Also keep what is uploaded in this folder."),
+        typer.Option(
+            "--output",
+            "-o",
+            parser=expand_home,
+            metavar="PATH",
+            help="Also keep what is uploaded in this folder.",
+        ),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Write the folder of --output and upload nothing.")

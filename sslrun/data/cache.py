@@ -19,12 +19,12 @@ from torch import Tensor
 
 from sslrun import files
 from sslrun.errors import UserError, disk_is_full
-from sslrun.files import remove_unfinished
+from sslrun.files import expand_home, remove_unfinished
 
 
 def cache_root() -> Path:
     """Return the cache folder: SSLRUN_CACHE, or ~/.cache/sslrun."""
-    return Path(os.environ.get("SSLRUN_CACHE") or "~/.cache/sslrun").expanduser()
+    return expand_home(os.environ.get("SSLRUN_CACHE") or "~/.cache/sslrun")
 
 
 def digest_key(key: Any) -> str:

@@ -23,7 +23,7 @@ from sslrun.data.cache import cache_root
 from sslrun.data.image.images import EncodedFiles, EncodedImages, EncodedSplit
 from sslrun.data.packed import PackedStrings
 from sslrun.errors import UserError
-from sslrun.files import require_file, walk
+from sslrun.files import expand_home, require_file, walk
 from sslrun.hub import reach_hub
 from sslrun.registry import did_you_mean
 
@@ -90,7 +90,7 @@ def list_local_folders(name: str) -> list[Path]:
     `name` is the set's name, or a path such as "vtab/dtd".
     """
     roots = [root for root in (os.environ.get("SSLRUN_DATA"), "data") if root]
-    return [Path(root).expanduser() / name for root in roots]
+    return [expand_home(root) / name for root in roots]
 
 
 def find_local_folder(name: str) -> Path | None:

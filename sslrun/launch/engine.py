@@ -12,6 +12,7 @@ To add an engine, also in a plug-in, register one class:
 from __future__ import annotations
 
 import ctypes
+import os
 import signal
 import sys
 from abc import ABC, abstractmethod
@@ -20,10 +21,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError, field_validator
 
 from sslrun.errors import UserError
+from sslrun.launch.torchrun import ERROR_FILE
 from sslrun.registry import Options, Registry, did_you_mean
+from sslrun.runs import WORKER
 
 INTERRUPTED = 130
 """Exit code of a worker that was asked to stop and has saved its work."""
@@ -110,6 +113,12 @@ class Engine(ABC):
     def __init__(self, options: Any) -> None:
         self.options = options
 
+    def count_devices(self, workers: Workers) -> int:
+        """Count the devices of one training; default: the processes of torchrun here."""
+        from sslrun import distributed
+
+        return distributed.device_count()
+
     def start(self, workers: Workers) -> Crew:
         """Start workers that end with this process.
 
@@ -123,6 +132,35 @@ class Engine(ABC):
         Raises UserError if the engine is not installed, cannot be reached, or refuses them.
         """
         raise NotImplementedError
+
+
+class ClusterOptions(Options):
+    """Options of the workers on any cluster."""
+
+    gpus: float | None = Field(None, ge=0)
+    """GPUs of a worker, on each of its nodes; default: 1, or 0 with --device cpu."""
+    idle: float = Field(10, ge=0)
+    """Minutes after which a worker that finds no run to take ends, and leaves its place free."""
+
+    @field_validator("gpus")
+    @classmethod
+    def _check_gpus(cls, gpus: float | None) -> float | None:
+        if gpus is not None and gpus > 1 and gpus != int(gpus):
+            raise ValueError("should be a whole number, or below 1")
+        return gpus
+
+    def gpus_of(self, workers: Workers) -> float:
+        """Return the GPUs of each worker, on each of its nodes.
+
+        Raises UserError if it is a worker of a sweep, and has several.
+        """
+        gpus = float(workers.device != "cpu") if self.gpus is None else self.gpus
+        if workers.is_sweep and gpus > 1:
+            raise UserError(
+                f"-E gpus={gpus:g}: a worker of a sweep uses one GPU; raise --jobs to use more, "
+                "and give several GPUs to `sslrun pretrain` only"
+            )
+        return gpus
 
 
 engines: Registry[Engine] = Registry("engine")
@@ -140,6 +178,10 @@ def build(name: str, settings: Sequence[str]) -> Engine:
         key, equals, value = text.partition("=")
         if not equals:
             raise UserError(f"-E {text}: an option of an engine is written KEY=VALUE")
+        if not known:
+            raise UserError(
+                f"-E {text}: the engine '{name}' has no options; name another one with --engine"
+            )
         if key not in known:
             raise UserError(
                 f"-E {text}: unknown option of '{name}'.{did_you_mean(key, known)}"
@@ -154,6 +196,11 @@ def build(name: str, settings: Sequence[str]) -> Engine:
         raise UserError(
             f"-E {key}={values.get(key, '')}: {first['msg'].removeprefix('Value error, ')}"
         ) from None
+
+
+def has_parent() -> bool:
+    """Return whether a process of sslrun has started this one, as a worker or for `--gpus`."""
+    return WORKER in os.environ or ERROR_FILE in os.environ
 
 
 PR_SET_PDEATHSIG = 1

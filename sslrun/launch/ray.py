@@ -8,14 +8,22 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
 from sslrun.errors import UserError
-from sslrun.launch.engine import Crew, End, Engine, Workers, describe_exit, engines
-from sslrun.registry import Options
+from sslrun.launch.engine import (
+    ClusterOptions,
+    Crew,
+    End,
+    Engine,
+    Workers,
+    describe_exit,
+    engines,
+)
 from sslrun.runs import WORKER
 
 if TYPE_CHECKING:
@@ -29,34 +37,38 @@ PORT = 6379
 """Ray's default port."""
 
 
-class RayOptions(Options):
+class RayOptions(ClusterOptions):
     """Options of workers on Ray."""
 
     address: str | None = None
     """Address of the cluster, as host:port, or "auto" for the one of this machine; default: start
     a cluster of this machine alone."""
-    gpus: float | None = Field(None, ge=0)
-    """GPUs of a worker; a fraction such as 0.25 lets workers share one. Default: 1, or 0 with
-    --device cpu."""
     cpus: float = Field(1, ge=0)
     """CPU cores of a worker."""
     retries: int = Field(3, ge=0)
-    """How many times a worker that dies, or whose node does, is started again."""
-    idle: float = Field(10, ge=0)
-    """Minutes after which a worker that finds no run to take ends, and leaves its place free."""
+    """How many times a worker that dies, or whose node does, is started again; not after an error
+    that it would meet again, such as missing data."""
 
 
 @engines.register("ray")
 class Ray(Engine):
-    """Tasks of a Ray cluster, by address or of this machine; the nodes share the runs' folder."""
+    """Tasks of a Ray cluster, by address or of this machine; the nodes share the runs' folder.
+
+    A fraction of `gpus`, such as 0.25, lets workers share one.
+    """
 
     Options = RayOptions
+
+    def count_devices(self, workers: Workers) -> int:
+        return max(1, int(self.options.gpus_of(workers)))
 
     def start(self, workers: Workers) -> Crew:
         ray = import_ray()
         options = self.options
+        gpus = options.gpus_of(workers)
+        if gpus > 1:
+            workers = replace(workers, arguments=(*workers.arguments, f"--gpus={gpus:g}"))
         _connect(ray, options.address)
-        gpus = options.gpus if options.gpus is not None else float(workers.device != "cpu")
         try:
             _check_resources(ray, options, gpus)
         except UserError:
@@ -102,23 +114,26 @@ class Tasks(Crew):
         ended, _ = self.ray.wait(list(self.running), num_returns=len(self.running), timeout=0)
         for reference in ended:
             number, name = self.running.pop(reference)
-            place, reason = self._result(reference)
-            restarts = reason is not None and self.retries[number] > 0
+            place, reason, is_mistake = self._result(reference)
+            restarts = reason is not None and not is_mistake and self.retries[number] > 0
             if restarts:
                 self.retries[number] -= 1
                 self._start(number)
             yield End(name, f"worker {number}{place}", reason, restarts)
 
-    def _result(self, reference: Any) -> tuple[str, str | None]:
-        """Return where a task ran, as words for its title, and why its worker died."""
+    def _result(self, reference: Any) -> tuple[str, str | None, bool]:
+        """Return where a task ran, as words for its title, and why its worker died.
+
+        The last value is whether that was a mistake, which another worker would repeat.
+        """
         try:
-            host, reason = self.ray.get(reference)
+            host, code, reason = self.ray.get(reference)
         except self.ray.exceptions.RayTaskError as error:
-            return "", str(error.cause)
+            return "", str(error.cause), False
         except self.ray.exceptions.RayError as error:
             first = str(error).strip().partition("\n")[0]
-            return "", f"Ray lost it: {first}"
-        return f" (on {host})", reason
+            return "", f"Ray lost it: {first}", False
+        return f" (on {host})", reason, code == UserError.exit_code
 
     def stop(self) -> None:
         references = list(self.running)
@@ -131,8 +146,8 @@ class Tasks(Crew):
 
 def run_worker(
     arguments: tuple[str, ...], name: str, log: str, folder: str, settings: dict[str, str]
-) -> tuple[str, str | None]:
-    """Run a worker on a node of the cluster; return the node's name, and why the worker died.
+) -> tuple[str, int, str | None]:
+    """Run a worker on a node; return the node's name, the exit code, and why the worker died.
 
     Raises FileNotFoundError if the node does not share the folder of the runs.
     """
@@ -149,7 +164,8 @@ def run_worker(
             command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=file
         )
     try:
-        return host, describe_exit(process.wait(), Path(log))
+        code = process.wait()
+        return host, code, describe_exit(code, Path(log))
     finally:  # cancelled
         process.send_signal(signal.SIGTERM)
         process.wait()

@@ -18,8 +18,14 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field, field_validator
 
 from sslrun.errors import UserError
-from sslrun.launch.engine import INTERRUPTED, Engine, Workers, describe_exit, engines
-from sslrun.registry import Options
+from sslrun.launch.engine import (
+    INTERRUPTED,
+    ClusterOptions,
+    Engine,
+    Workers,
+    describe_exit,
+    engines,
+)
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -32,7 +38,11 @@ GRACE_SECONDS = 300
 """Seconds that a process waits for Slurm to end it, after it has saved its work."""
 
 
-class SlurmOptions(Options):
+OWN = {"array", "no-requeue", "requeue", "signal"}
+"""Options of sbatch that sslrun sets itself, so that jobs are requeued."""
+
+
+class SlurmOptions(ClusterOptions):
     """Options of workers on Slurm."""
 
     partition: str | None = None
@@ -40,24 +50,35 @@ class SlurmOptions(Options):
     time: str = "4h"
     """Time limit, such as 30m, 4h, 2d, 12:00:00 or 1-12:00:00. At the limit a job saves its work,
     is requeued and goes on."""
-    gpus: int | None = Field(None, ge=0)
-    """GPUs per node; a pretraining uses all of them. Default: 1, or 0 with --device cpu."""
     nodes: int = Field(1, ge=1)
-    """Nodes of one pretraining, each with `gpus` GPUs."""
+    """Nodes of one pretraining, which uses `gpus` GPUs on each of them."""
     cpus: int | None = Field(None, ge=1)
     """CPU cores per GPU, or per node without GPUs; default: the cluster's own."""
     memory: float | None = Field(None, gt=0)
     """GB of memory per node; default: the cluster's own."""
-    idle: float = Field(10, ge=0)
-    """Minutes after which a worker that finds no run to take ends, and leaves its node free."""
     sbatch: str = ""
     """More options of sbatch, as on a command line, such as "--account=vision --qos=low"."""
+
+    @field_validator("sbatch")
+    @classmethod
+    def _check_sbatch(cls, text: str) -> str:
+        if taken := sorted(OWN.intersection(_long_options(text))):
+            raise ValueError(f"--{taken[0]} is set by sslrun: leave it out")
+        return text
 
     @field_validator("time")
     @classmethod
     def _check_time(cls, text: str) -> str:
-        minutes_of(text)
+        if 60 * minutes_of(text) <= SAVE_SECONDS:
+            raise ValueError(f"should be above {SAVE_SECONDS} s, before which the work is saved")
         return text
+
+    @field_validator("gpus")
+    @classmethod
+    def _check_whole(cls, gpus: float | None) -> float | None:
+        if gpus is not None and gpus != int(gpus):
+            raise ValueError("should be a whole number: jobs of Slurm do not share a GPU")
+        return gpus
 
 
 UNITS = {"m": 1, "h": 60, "d": 1440}
@@ -83,6 +104,9 @@ class Slurm(Engine):
 
     Options = SlurmOptions
     detached = True
+
+    def count_devices(self, workers: Workers) -> int:
+        return max(1, int(self.options.gpus_of(workers))) * self.options.nodes
 
     def submit(self, workers: Workers) -> str:
         submitit = import_submitit()
@@ -115,11 +139,11 @@ class Slurm(Engine):
     def _parameters(self, workers: Workers) -> dict[str, Any]:
         """Return the parameters of submitit."""
         options = self.options
-        gpus = options.gpus if options.gpus is not None else int(workers.device != "cpu")
-        if workers.is_sweep and (gpus > 1 or options.nodes > 1):
+        gpus = int(options.gpus_of(workers))
+        if workers.is_sweep and options.nodes > 1:
             raise UserError(
-                "--engine slurm: a worker of a sweep uses one GPU; raise --jobs to use more, and "
-                "give several GPUs or nodes to `sslrun pretrain` only"
+                f"-E nodes={options.nodes}: a worker of a sweep uses one node; raise --jobs to use "
+                "more, and give several nodes to `sslrun pretrain` only"
             )
         parameters = {
             "job_name": "sslrun",
@@ -140,17 +164,14 @@ class Slurm(Engine):
 def _long_options(text: str) -> dict[str, Any]:
     """Parse options of sbatch: name -> value, or True for one without a value.
 
-    Raises UserError for text that is no list of long options.
+    Raises ValueError for text that is no list of long options.
     """
-    try:
-        words = shlex.split(text)
-    except ValueError as error:
-        raise UserError(f"-E sbatch={text}: {error}") from None
+    words = shlex.split(text)
     options: dict[str, Any] = {}
     for word in words:
         name, equals, value = word.removeprefix("--").partition("=")
         if not word.startswith("--") or not name:
-            raise UserError(f"-E sbatch={text}: write each option as --name=value, not {word!r}")
+            raise ValueError(f"write each option as --name=value, not {word!r}")
         options[name] = value if equals else True
     return options
 

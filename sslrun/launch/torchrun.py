@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from types import FrameType
 
 from sslrun.errors import UserError
 
@@ -17,7 +19,7 @@ ERROR_FILE = "SSLRUN_ERROR_FILE"
 def train_together(arguments: Sequence[str], count: int, device: str) -> None:
     """Run sslrun with `arguments` in `count` processes of torchrun, and wait for them.
 
-    SIGINT and SIGTERM reach all processes, which save before they end.
+    SIGINT, SIGTERM and the notice of a time limit reach all processes, which save before they end.
 
     Raises:
         UserError: this machine has too few devices, or a process failed; the message and the exit
@@ -28,7 +30,14 @@ def train_together(arguments: Sequence[str], count: int, device: str) -> None:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     from sslrun.launch.local import threads_of
+    from sslrun.launch.timelimit import NOTICE, time_limit
 
+    def stop_at_limit(number: int, frame: FrameType | None) -> None:
+        signal.signal(NOTICE, signal.SIG_IGN)
+        time_limit.reached = True
+        raise SignalException("the time limit is near", signal.SIGTERM)
+
+    signal.signal(NOTICE, stop_at_limit)  # torchrun does not handle it
     check_device_count(device, count)
     logging.disable(logging.CRITICAL)  # torchrun's own reports; an error comes as one line
     os.environ.setdefault("OMP_NUM_THREADS", str(threads_of(count)))

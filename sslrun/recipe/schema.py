@@ -28,7 +28,7 @@ from sslrun.metric import ID, MEAN_SHIFT
 from sslrun.protocols.base import Protocol, protocols, unsupported
 from sslrun.recipe.axes import Axes
 from sslrun.recipe.places import Located
-from sslrun.registry import Options
+from sslrun.registry import Options, expand_option
 from sslrun.runs import component_identity, hash_contents
 from sslrun.seeds import LARGEST_SEED
 from sslrun.tasks.base import TaskOptions, tasks
@@ -128,7 +128,7 @@ class Pretrain(Schedule):
     @classmethod
     def _check_init(cls, init: str | None) -> str | None:
         if init is not None and not init.startswith(HUB):
-            path = Path(init).expanduser()
+            path = expand_option(init)
             if not (path / WEIGHTS if path.is_dir() else path).is_file():
                 raise ValueError(
                     f"no checkpoint at {init}: name a run's folder, a file of weights, or "
@@ -310,10 +310,9 @@ class Evaluation(BaseModel):
         }
 
 
-class Weights(BaseModel):
+class Weights(Options):
     """A file of pretrained weights that replaces pretraining."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
     file: Path
     """A pretraining run's folder, or a .safetensors file with the names of sslrun, timm,
     torchvision or transformers."""

@@ -27,7 +27,7 @@ from sslrun.report.looks import Look, confusion, looks_of, mistakes, picture_of
 from sslrun.report.page import Detail, Group, Report, Section, TextTable, render
 from sslrun.results.record import Predictions, RunRecord
 from sslrun.results.table import Table
-from sslrun.runs import write_atomically
+from sslrun.runs import check_output, write_atomically
 from sslrun.stages.pretrain import SAMPLES
 
 PICTURE_BYTES = 3_000_000
@@ -47,6 +47,7 @@ def write_report(
     `looks` is the largest number of pretrainings whose features are drawn, and of evaluations whose
     mistakes are. Raises UserError if there is no run, or if the file cannot be written.
     """
+    check_output(output)
     material = collect(targets, root)
     report = build(material, looks, command, say)
     write_atomically(output, render(report), "name another place with --output")

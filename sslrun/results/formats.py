@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 from sslrun.errors import UserError
 from sslrun.results import layout
-from sslrun.runs import write_atomically
+from sslrun.runs import check_output, write_atomically
 
 if TYPE_CHECKING:
     from sslrun.results.table import Table
@@ -57,11 +57,12 @@ class Formats(Generic[T]):
         return iter(self._functions)
 
     def check(self, path: Path) -> None:
-        """Raise UserError if no format has the ending of `path`."""
+        """Raise UserError if no format has the ending of `path`, or if it can't be written."""
         if path.suffix not in self._functions:
             *most, last = self._functions
             endings = f"{', '.join(most)} or {last}" if most else last
             raise UserError(f"{path}: {self.kind} are written to files that end in {endings}")
+        check_output(path)
 
     def text(self, ending: str, value: T) -> str:
         """Format one object."""

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from sslrun.errors import UserError
+from sslrun.files import expand_home
 from sslrun.metric import Metric
 from sslrun.runs import (
     LOCK,
@@ -236,7 +237,9 @@ def find_entry(entries: Sequence[Entry], text: str) -> Entry:
     Raises:
         UserError: There is no such run, or there are several.
     """
-    folder = Path(text).resolve()
+    if not text:  # such as a variable of the shell without a value, which would name any run
+        raise UserError("the name of the run is empty; `sslrun runs ls` lists them")
+    folder = expand_home(text).resolve()
     exact = [entry for entry in entries if entry.folder.resolve() == folder or entry.name == text]
     found = exact or [
         entry

@@ -22,6 +22,7 @@ from sslrun.data.text.sequences import build_labeled
 from sslrun.errors import UserError
 from sslrun.protocols.attend import heaviest
 from sslrun.recipe import Recipe
+from sslrun.runs import check_output
 from sslrun.stages.pictures import write_matrices, write_sheet
 from sslrun.stages.subject import open_backbone
 from sslrun.training.device import Compute
@@ -66,6 +67,7 @@ def attend(request: Request, compute: Compute) -> list[str]:
 
     Raises UserError for a backbone without attention weights, and for inputs that it cannot read.
     """
+    check_output(request.output, is_folder=True)
     backbone, recipe = open_backbone(
         request.reference,
         request.overrides,

@@ -116,6 +116,7 @@ def estimate(
         "pretext": recipe.pretext.name,
         "examples": count,
         "steps": steps,
+        **({} if schedule.budget is None else {"budget": schedule.budget}),
         "state_bytes": state,
         "trained_parameters": _count_trained(pretext),
         "convolutional": _is_convolutional(backbone),
@@ -146,7 +147,7 @@ def _list_budgets(recipe: Recipe) -> list[str]:
 
 
 def _count_steps(schedule: Pretrain, examples: int | None) -> int | None:
-    """Count the steps of pretraining; None if examples are unknown, or if the time decides."""
+    """Count the steps of pretraining; None if examples are unknown, or if a budget decides."""
     if examples is None and schedule.steps is None:
         return None
     return schedule.planned_steps(examples or schedule.batch)
@@ -155,16 +156,22 @@ def _count_steps(schedule: Pretrain, examples: int | None) -> int | None:
 def _extrapolate(
     measured: Measured, schedule: Pretrain, steps: int | None, state: int
 ) -> dict[str, Any]:
-    """Extrapolate the cost of pretraining from a measured step. `state`: see `_state_bytes`."""
-    examples = None if steps is None else steps * schedule.batch
+    """Extrapolate the cost of pretraining from a measured step. `state`: see `_state_bytes`.
+
+    With a budget of time, the steps too follow from the measured speed.
+    """
     flops, seconds = measured.flops / measured.count, measured.seconds / measured.count
+    if schedule.budget is not None:
+        steps = max(1, round(schedule.budget / seconds / schedule.batch))
+    examples = None if steps is None else steps * schedule.batch
     activations = measured.activations(schedule.batch // schedule.accumulate)
     return {
+        "steps": steps,
         "measured_on": measured.count,
         "flops_an_example": flops,
         "flops": None if examples is None else flops * examples,
         "examples_a_second": 1 / seconds,
-        "seconds": None if examples is None else examples * seconds,
+        "seconds": schedule.budget or (None if examples is None else examples * seconds),
         "activation_bytes": round(activations),
         "memory_bytes": round(state + activations),
     }
@@ -347,7 +354,7 @@ def render(rows: Sequence[dict[str, Any]]) -> Group:
             _count(row.get("steps")),
             _flops(row.get("flops")),
             _memory(row.get("memory_bytes")),
-            _duration(row.get("seconds")),
+            _duration(row.get("seconds", row.get("budget"))),
             str(row["cells"]),
         )
     note = (
@@ -355,6 +362,12 @@ def render(rows: Sequence[dict[str, Any]]) -> Group:
         f"{_examples(rows)} on this device, the memory for weights, optimizer and a batch's "
         "activations on one device"
     )
+    timed = [row["row"] for row in rows if row.get("budget")]
+    if timed:
+        note += (
+            f"; {', '.join(timed)}: the time is the budget, and its steps and FLOPs are estimated "
+            "from the measured speed"
+        )
     lacking = dict.fromkeys(reason for row in rows for reason in row.get("lacking", ()))
     missing = [Text(f"not there yet: {reason}") for reason in lacking]
     budgets = [Text(f"{row['row']}: {line}") for row in rows for line in row.get("budgets", ())]

@@ -18,7 +18,7 @@ from sslrun.errors import UserError
 from sslrun.files import replacing
 from sslrun.pretexts.weights import KEPT, KEPT_BY
 from sslrun.registry import did_you_mean
-from sslrun.runs import report_unwritable
+from sslrun.runs import check_output, report_unwritable
 from sslrun.stages.onnx import ONNX, write_onnx
 
 Target = Literal["transformers", "timm", "torchvision", "onnx"]
@@ -41,6 +41,7 @@ def export(source: Path, folder: Path, to: str = "transformers", force: bool = F
         raise UserError(f"--to {to}: no such library.{did_you_mean(to, list(TARGETS))}")
     if not force and folder.is_dir() and any(folder.iterdir()):
         raise UserError(f"{folder}: holds files; name a new folder, or add --force to replace them")
+    check_output(folder, is_folder=True)
     weights = source / WEIGHTS if source.is_dir() else source
     backbone = _load(weights, to)
     exported = None if to == "onnx" else backbone.export(to)

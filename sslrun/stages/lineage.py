@@ -9,6 +9,7 @@ from typing import Any
 
 from sslrun.backbones.weights import WEIGHTS
 from sslrun.errors import UserError
+from sslrun.files import expand_home
 from sslrun.hub import reach_hub
 from sslrun.recipe.schema import HUB
 from sslrun.runs import Run, hash_contents
@@ -41,7 +42,7 @@ def find_init(init: str) -> Path:
     Raises UserError if the hub cannot be reached, or has no such weights.
     """
     if not init.startswith(HUB):
-        path = Path(init).expanduser()
+        path = expand_home(init)
         return path / WEIGHTS if path.is_dir() else path
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError

@@ -19,7 +19,7 @@ from sslrun.pretexts.weights import KEPT, KeptModules, find_kept
 from sslrun.results.formats import to_markdown
 from sslrun.results.record import RunRecord, find_records
 from sslrun.results.table import Table
-from sslrun.runs import report_unwritable
+from sslrun.runs import check_output, report_unwritable
 from sslrun.stages.export import export
 
 CARD = "README.md"
@@ -61,6 +61,7 @@ def push(
 
 def write_folder(run: Path, repo: str, folder: Path, to: str | None, license: str | None) -> None:
     """Write the weights, the export and the card of a run into a folder."""
+    check_output(folder, is_folder=True)
     kept = find_kept(run / WEIGHTS)
     card = render_card(RunRecord(run.absolute()), repo, to, license, kept)
     with report_unwritable(folder, REMEDY):

@@ -338,7 +338,8 @@ class Reporter:
             parts.append(job.title)
             stage = job.stage
             if stage is not None:
-                parts += [f"step {stage.done:,}/{stage.total:,}", stage.note]
+                of = f"/{stage.total:,}" if stage.total else ""  # a budget's number is not known
+                parts += [f"step {stage.done:,}{of}", stage.note]
                 parts.append("" if pace is not None else _left(stage.left))
             else:
                 parts.append("" if self._reading else f"running for {format_duration(job.seconds)}")

@@ -70,9 +70,10 @@ class Forecast:
 def forecast(costs: Mapping[str, Any], gpus: int) -> Forecast | None:
     """Forecast a pretraining on `gpus` GPUs from what `estimate` returns for a recipe.
 
-    None if the recipe pretrains nothing, or if its FLOPs or its length are unknown.
+    None if the recipe pretrains nothing, if its FLOPs or its length are unknown, or if a budget of
+    time decides the length.
     """
-    if not costs.get("flops"):
+    if not costs.get("flops") or costs.get("budget"):
         return None
     steps = costs["steps"]
     share = CONVOLUTIONS if costs["convolutional"] else TRANSFORMERS

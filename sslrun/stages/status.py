@@ -76,7 +76,7 @@ def _estimate(job: Pretraining, compute: Compute, budget: Budget) -> float | Non
     except UserError:  # such as weights that are not on this machine
         return None
     is_measured = costs.get("measured_on", 0) >= PROBE_BATCH  # less shows how slow a start is
-    return costs.get("seconds") if is_measured else None
+    return costs.get("seconds") if is_measured else costs.get("budget")
 
 
 def describe_plan(forecast: Forecast, workers: int) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from sslrun.data.specs import ImageSpec, InputSpec, TextSpec, VideoSpec
 from sslrun.data.splits import load_splits
 from sslrun.data.text.tokenizer import TokenizerOptions, load_tokenizer
 from sslrun.errors import UserError
+from sslrun.files import expand_home
 from sslrun.recipe import Recipe, load
 from sslrun.stages.weights import InitialWeights
 
@@ -49,7 +50,7 @@ def open_backbone(
 
     Raises UserError if there is none.
     """
-    path = Path(reference)
+    path = expand_home(reference)
     kind, _, name = reference.partition(":")
     if name and kind in backbones and backbones[kind].shorthand and not path.exists():
         return Subject(_open_named(kind, name, reads_images, size), None)

@@ -369,15 +369,14 @@ def describe_failures(failures: Sequence[str], plans: Sequence[Jobs]) -> str:
 def launch(plans: Sequence[Jobs], context: Context, engine: Engine, workers: Workers) -> list[str]:
     """Run the plans with workers of an engine, and wait until all workers have ended.
 
-    Returns the reasons of the failures. One local worker runs in this process; none is started if
-    all runs are finished. If a worker dies, the others take its run. If this process is asked to stop, the workers save their work first.
+    Returns the reasons of the failures. One local worker runs in this process, and so does the
+    check of runs that are all finished. If a worker dies, the others take its run. If this process
+    is asked to stop, the workers save their work first.
     """
     plans = _prepare(plans, context)
-    if workers.count == 1 and engine.name == "local":
+    if _are_finished(plans) or (workers.count == 1 and engine.name == "local"):
         return work_all(plans, replace(context, fresh=False))
     runs = [job.run for job in _jobs_of(plans).values()]
-    if all(run.finished for run in runs):
-        return []
     _check_data(list(_jobs_of(plans).values()), engine, context.reporter)
     with report_unwritable(workers.logs):
         workers.logs.mkdir(parents=True, exist_ok=True)
@@ -388,17 +387,22 @@ def launch(plans: Sequence[Jobs], context: Context, engine: Engine, workers: Wor
             while crew.is_running:
                 time.sleep(WAIT_SECONDS)
                 context.stop.check()
-                for end in crew.ends():
-                    _report_death(end, runs, context.reporter)
+                for end in list(crew.ends()):
+                    _report_death(end, runs, crew.is_running, context.reporter)
     finally:
         crew.stop()
     unfinished = [job.run for job in _jobs_of(again(plans)).values() if not job.run.finished]
-    return [run.failure or "no worker was left to compute it" for run in unfinished]
+    nothing = f"no worker was left to compute it; their logs are in {workers.logs}"
+    return [run.failure or nothing for run in unfinished]
 
 
 def _jobs_of(plans: Sequence[Jobs]) -> dict[Path, Job]:
     """Run's path -> job, each once."""
     return {job.run.path: job for plan in plans for job in plan.jobs}
+
+
+def _are_finished(plans: Sequence[Jobs]) -> bool:
+    return all(job.run.finished for job in _jobs_of(again(plans)).values())
 
 
 def again(plans: Sequence[Jobs]) -> list[Jobs]:
@@ -409,6 +413,8 @@ def again(plans: Sequence[Jobs]) -> list[Jobs]:
 def submit(plans: Sequence[Jobs], context: Context, engine: Engine, workers: Workers) -> str:
     """Submit workers that run the plans without this process; return a line that describes them."""
     plans = _prepare(plans, context)
+    if _are_finished(plans):
+        return "All runs are finished, so that nothing is submitted"
     _check_data([job for plan in plans for job in plan.jobs], engine, context.reporter)
     return engine.submit(workers)
 
@@ -437,14 +443,15 @@ def _check_data(jobs: Sequence[Job], engine: Engine, reporter: Reporter) -> None
     report_missing(failed, len(jobs), reporter)
 
 
-def _report_death(end: End, runs: Sequence[Run], reporter: Reporter) -> None:
+def _report_death(end: End, runs: Sequence[Run], are_others: bool, reporter: Reporter) -> None:
     """Print why a worker died, and which run it computed; nothing if it ended in order."""
     if end.reason is None:
         return
     run = next((run for run in runs if end.worker in run.holders), None)
     where = f" while it computed {run.path}" if run is not None else ""
-    then = "another one takes its place" if end.restarted else "the others go on"
-    reporter.say(f"{end.title} died{where}: {end.reason}; {then}")
+    others = "; the others go on" if are_others else ""
+    then = "; another one takes its place" if end.restarted else others
+    reporter.say(f"{end.title} died{where}: {end.reason}{then}")
 
 
 def _clear(runs: Sequence[Run]) -> None:

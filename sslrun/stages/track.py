@@ -30,6 +30,7 @@ from sslrun.errors import UserError
 from sslrun.files import replacing
 from sslrun.protocols.propagate import Propagate, PropagateOptions
 from sslrun.recipe import Recipe
+from sslrun.runs import check_output
 from sslrun.stages.pictures import write_sheet
 from sslrun.stages.subject import open_backbone
 from sslrun.tasks.following import FollowingOptions
@@ -81,6 +82,7 @@ def track(request: Request, compute: Compute) -> list[str]:
 
     Raises UserError for a backbone without a grid of features, and for inputs that do not fit.
     """
+    check_output(request.output)
     footage = open_footage(request.video, request.frames)
     first = read_first_mask(request.mask, request.video, footage.shape)
     backbone, recipe = open_backbone(

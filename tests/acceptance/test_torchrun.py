@@ -68,15 +68,22 @@ def test_two_processes_learn_and_evaluate_as_one_process_does(tmp_path, run):
         assert_equal_weights(together, alone, name)
 
 
-def test_a_signal_saves_a_checkpoint_of_all_processes(tmp_path, start_sslrun):
+def test_the_notice_of_a_time_limit_saves_a_checkpoint_of_all_processes(tmp_path, start_sslrun):
+    """The job is requeued once, by the process that waits for the others."""
     (tmp_path / "vit.yaml").write_text(RECIPE)
+    (tmp_path / "scontrol").write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/called\n')
+    (tmp_path / "scontrol").chmod(0o755)
     command = ("pretrain", "vit.yaml", "pretrain.steps=100000", "--gpus=2", "--device=cpu")
-    process = start_sslrun(*command, cwd=tmp_path)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    process = start_sslrun(*command, cwd=tmp_path, SLURM_JOB_ID="12", PATH=path)
     process.wait_for(tmp_path, "runs/vit/*/metrics.jsonl")
-    os.kill(process.pid, signal.SIGTERM)
+    os.kill(process.pid, signal.SIGUSR1)
     code, _, stderr = process.finish()
     assert code == 130
-    assert stderr.splitlines()[-1].startswith("sslrun: stopped by SIGTERM; everything finished is")
+    *_, stopped, requeued = stderr.splitlines()
+    assert stopped.startswith("sslrun: stopped by SIGTERM; everything finished is")
+    assert requeued == "sslrun: job 12 is requeued, and continues there"
+    assert (tmp_path / "called").read_text() == "requeue 12\n"
     assert "Traceback" not in stderr
     assert "[rank" not in stderr
     (folder,) = tmp_path.glob("runs/vit/*/checkpoint")

@@ -12,9 +12,9 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from processes import PATIENCE, Command, Ended, differences, snapshot
+from processes import PATIENCE, Command, Ended, Together, differences, snapshot
 from tally import Tally
-from tiny import OFTEN, pretext_recipes, protocol_recipes, write
+from tiny import OFTEN, pretext_recipes, protocol_recipes, recipes_of_two, write
 
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 """Signals to draw from."""
@@ -35,8 +35,13 @@ class Subject:
 
     @property
     def arguments(self) -> list[str]:
-        command = "pretrain" if self.kind == "pretext" else "sweep"
+        command = "sweep" if self.kind == "protocol" else "pretrain"
         return [command, f"{self.recipe['name']}.yaml"]
+
+    def start(self, folder: Path, cache: Path) -> Command | Together:
+        """Start the command in a folder."""
+        start = Together if self.kind == "two processes" else Command
+        return start(self.arguments, folder, cache)
 
     @classmethod
     def prepare(cls, kind: str, recipe: dict[str, Any], folder: Path) -> Subject:
@@ -51,7 +56,7 @@ class Subject:
         before.mkdir(exist_ok=True)
         shutil.copytree(before, folder / "runs")
         started = time.monotonic()
-        require(Command(subject.arguments, folder, cache).wait())
+        require(subject.start(folder, cache).wait())
         subject.seconds = time.monotonic() - started
         subject.expected = snapshot(folder / "runs")
         return subject
@@ -65,13 +70,14 @@ def require(ended: Ended) -> Ended:
 
 
 def subjects(folder: Path, names: set[str]) -> list[Callable[[], Subject]]:
-    """Return functions that prepare every pretext task and protocol once, or those named."""
+    """Return functions that prepare every recipe of `tiny` once, or those named."""
     recipes = {
         **{("pretext", name): recipe for name, recipe in pretext_recipes().items()},
         **{("protocol", name): recipe for name, recipe in protocol_recipes().items()},
+        **{("two processes", name): recipe for name, recipe in recipes_of_two().items()},
     }
     return [
-        cache(partial(Subject.prepare, kind, recipe, folder / f"{kind}-{name}"))
+        cache(partial(Subject.prepare, kind, recipe, folder / f"{kind.replace(' ', '-')}-{name}"))
         for (kind, name), recipe in recipes.items()
         if not names or name in names
     ]
@@ -87,7 +93,7 @@ def trial(subject: Subject, seed: str, folder: Path, tally: Tally) -> None:
     cache = subject.folder / "cache" if draw.random() < 0.7 else folder / "cache"
     for _ in range(draw.randint(1, 3)):
         number = draw.choice(SIGNALS)
-        command = Command(subject.arguments, folder, cache)
+        command = subject.start(folder, cache)
         command.send_after(draw.uniform(0, 0.9) * subject.seconds, number)
         ended = command.wait(PATIENCE)
         tally.add(f"signals, {subject.kind}", f"{number.name}: {_describe(ended)}")
@@ -96,7 +102,7 @@ def trial(subject: Subject, seed: str, folder: Path, tally: Tally) -> None:
             return
         if ended.code == 0:
             break
-    ended = Command(subject.arguments, folder, cache).wait()
+    ended = subject.start(folder, cache).wait()
     if ended.code:
         tally.find(part, f"does not continue: {ended.last_line}", case)
         return

@@ -6,15 +6,18 @@ import hashlib
 import json
 import os
 import pickle
+import random
 import signal
+import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from forks import become_command
@@ -59,10 +62,16 @@ class Command:
         folder: Path,
         cache: Path,
         prepare: Callable[[], object] | None = None,
+        settings: Mapping[str, str] | None = None,
     ) -> None:
-        """Start it in `folder`; `prepare` runs in the process before, to plant a fault."""
-        self.streams = [folder / "stdout", folder / "stderr"]
-        environment = {**os.environ, "SSLRUN_CACHE": str(cache)}
+        """Start it in `folder`; `prepare` runs in the process before, to plant a fault.
+
+        `settings` are variables of its environment.
+        """
+        settings = settings or {}
+        rank = settings.get("RANK", "")
+        self.streams = [folder / f"stdout{rank}", folder / f"stderr{rank}"]
+        environment = {**os.environ, **settings, "SSLRUN_CACHE": str(cache)}
         environment.pop("SSLRUN_DATA", None)
         request = {
             "arguments": [*arguments, "--device=cpu"],
@@ -109,6 +118,41 @@ class Command:
         return Ended(self.code, *texts)
 
 
+class Together:
+    """Two processes that train one network, as torchrun starts and ends them."""
+
+    def __init__(self, arguments: Sequence[str], folder: Path, cache: Path) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        self.ranks = [
+            Command(arguments, folder, cache, settings={**group, "RANK": rank, "LOCAL_RANK": rank})
+            for rank in ("0", "1")
+        ]
+
+    def send_after(self, seconds: float, number: int) -> None:
+        """Send a signal after some seconds: SIGKILL to one of them, others to both."""
+        one = random.Random(seconds).choice(self.ranks)
+        for rank in [one] if number == signal.SIGKILL else self.ranks:
+            rank.send_after(seconds, number)
+
+    def wait(self, patience: float = 10 * PATIENCE) -> Ended:
+        """Wait for both; if one dies, the other one is asked to end."""
+        limit = time.monotonic() + patience
+        while all(rank.poll() is None for rank in self.ranks) and time.monotonic() < limit:
+            time.sleep(0.002)
+        if any(rank.code for rank in self.ranks):
+            for rank in self.ranks:
+                rank.send_after(0.0, signal.SIGTERM)
+        ended = [rank.wait(patience) for rank in self.ranks]
+        codes = [end.code for end in ended]
+        # The one that lost the other ends with 1, or by SIGTERM if it was still waiting for it.
+        causes = [code for code in codes if code not in (0, 1, -signal.SIGTERM)]
+        code = next(iter(causes), max(codes, key=abs))
+        return Ended(code, "".join(end.stdout for end in ended), "".join(e.stderr for e in ended))
+
+
 def snapshot(runs: Path) -> dict[str, Any]:
     """Everything in a folder of runs that must be equal after any fault: place -> content.
 
@@ -128,6 +172,8 @@ def _read(path: Path, runs: Path) -> Iterator[tuple[str, Any]]:
         records = [_parse(line) for line in path.read_text(errors="replace").splitlines()]
         # A resumed evaluation repeats the end of a training after the beginning of the next.
         yield name, sorted(json.dumps(record, sort_keys=True) for record in records)
+    elif path.name.startswith("shard-"):  # torch writes their metadata in the order of threads
+        yield name, _digest(load_file(path))
     elif path.suffix == ".pt":
         yield name, _load(path)
     else:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from PIL import Image, ImageDraw
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "recipes.yaml"
 OFTEN = 1e-9
@@ -59,6 +60,15 @@ def protocol_recipes() -> dict[str, dict[str, Any]]:
             "name": name, **golden["actions"],
             "evaluate": {"paths": {"protocols": [name], "rollout": {"episodes": 4}}},
         }  # fmt: skip
+    recipes["attend"] = {
+        "name": "attend",
+        "backbone": {"name": "vit-tiny", "patch": 4, "depth": 2, "width": 24, "heads": 3},
+        "pretext": "rotation",
+        "data": {"name": "stamps", "size": 16, "train": 40, "test": 20},
+        "pretrain": {"steps": 4, "batch": 16, "lr": 0.001},
+        "watch": {"every": 1000, "examples": 64},
+        "evaluate": {"stamps": {"protocols": ["attend"]}},
+    }
     recipes["practice"] = {
         "name": "practice",
         "backbone": {"name": "mlp", "width": 16, "depth": 1},
@@ -74,8 +84,28 @@ def protocol_recipes() -> dict[str, dict[str, Any]]:
     return recipes
 
 
+def recipes_of_two() -> dict[str, dict[str, Any]]:
+    """Name -> a recipe that two processes pretrain with, each with all parameters or with half."""
+    base = pretext_recipes()["rotation"]
+    return {
+        name: {**base, "name": name, "pretrain": {**base["pretrain"], "parallel": name}}
+        for name in ("ddp", "fsdp")
+    }
+
+
+def _draw_stamps(folder: Path) -> None:
+    """Draw the objects that the recipe of `attend` pastes on photographs."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(4):
+        image = Image.new("RGBA", (24, 24))
+        ImageDraw.Draw(image).ellipse((2, 2, 12 + 3 * number, 21), fill=(60 * number, 99, 9, 255))
+        image.save(folder / f"{number}.png")
+
+
 def write(recipe: dict[str, Any], folder: Path, minutes: float = OFTEN) -> Path:
-    """Write a recipe to a folder, with `minutes` between its checkpoints."""
+    """Write a recipe, and the files that it reads, with `minutes` between its checkpoints."""
+    if recipe["data"]["name"] == "stamps":
+        _draw_stamps(folder / "data" / "stamps")
     path = folder / f"{recipe['name']}.yaml"
     watch = {**recipe.get("watch", {}), "checkpoint": minutes}
     path.write_text(yaml.safe_dump({**recipe, "watch": watch}, sort_keys=False))

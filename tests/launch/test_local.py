@@ -11,7 +11,7 @@ from sslrun.launch import Workers, build, local
 from sslrun.launch.engine import describe_exit
 from sslrun.registry import Options
 from sslrun.runs import Run
-from sslrun.stages.sweep import MAX_DEATHS, launch, work
+from sslrun.stages.sweep import MAX_DEATHS, launch, submit, work
 
 
 @pytest.mark.parametrize(
@@ -36,6 +36,11 @@ def test_more_workers_than_fit_on_the_gpus_are_an_error(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(UserError, match="--jobs 8 --per-gpu 3: there is room for 6 workers"):
         local.spread(torch.device("cuda"), 8, 3)
+
+
+def test_options_of_another_engine_are_one_line():
+    with pytest.raises(UserError, match="-E gpus=2: the engine 'local' has no options; name ano"):
+        build("local", ["gpus=2"])
 
 
 def test_workers_die_with_their_last_line_as_the_reason(tmp_path):
@@ -130,3 +135,11 @@ def test_a_worker_without_a_run_to_take_ends_after_its_idle_time(tiny):
         assert work([tiny.plan], tiny.context, idle=0.001) == []
     assert not pretraining.finished
     assert any(job.run.finished for job in tiny.plan.jobs)
+
+
+def test_no_worker_is_started_or_submitted_for_finished_runs(tiny, monkeypatch):
+    assert work([tiny.plan], tiny.context) == []
+    monkeypatch.delattr(local.Local, "start")
+    assert launch([tiny.plan], tiny.context, build("local", ()), tiny.workers) == []
+    said = submit([tiny.plan], tiny.context, build("slurm", ()), tiny.workers)
+    assert said == "All runs are finished, so that nothing is submitted"

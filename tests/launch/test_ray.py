@@ -3,12 +3,14 @@
 import builtins
 import socket
 import threading
+from dataclasses import replace
 
 import pytest
 
 from sslrun.errors import UserError
 from sslrun.launch import Workers, build
-from sslrun.launch.ray import run_worker
+from sslrun.launch.engine import describe_exit
+from sslrun.launch.ray import Tasks, run_worker
 from sslrun.stages.sweep import launch
 
 
@@ -40,29 +42,92 @@ def test_a_node_that_does_not_share_the_folder_of_the_runs_says_so(tmp_path):
         run_worker((), "mine", str(tmp_path / "logs" / "1.log"), str(tmp_path), {})
 
 
-def test_a_sweep_survives_the_loss_of_a_node(tiny, expected, capsys):
+def test_several_gpus_train_one_network_and_not_a_worker_of_a_sweep(tmp_path):
+    engine = build("ray", ["gpus=2"])
+    sweep = Workers((), 2, "cuda", tmp_path, "mine")
+    assert engine.count_devices(replace(sweep, is_sweep=False)) == 2
+    with pytest.raises(UserError, match="-E gpus=2: a worker of a sweep uses one GPU"):
+        engine.count_devices(sweep)
+    with pytest.raises(UserError, match=r"-E gpus=1.5: should be a whole number, or below 1"):
+        build("ray", ["gpus=1.5"])
+    assert build("ray", ["gpus=0.25"]).count_devices(sweep) == 1
+
+
+class FakeRay:
+    """Tasks that end at once with an exit code."""
+
+    def __init__(self, code):
+        self.code, self.starts = code, 0
+
+    def remote(self, *arguments):
+        self.starts += 1
+        return self.starts
+
+    def wait(self, references, **options):
+        return references, []
+
+    def get(self, reference):
+        return "here", self.code, describe_exit(self.code)
+
+
+@pytest.mark.parametrize(("code", "starts"), [(0, 1), (2, 1), (130, 1), (-9, 4), (1, 4)])
+def test_a_worker_that_made_a_mistake_is_not_started_again(code, starts, tmp_path):
+    fake = FakeRay(code)
+    workers = Workers((), 1, "cpu", tmp_path, "mine")
+    tasks = Tasks(fake, fake, workers, build("ray", ["retries=3"]).options)
+    ends = []
+    while tasks.is_running:
+        ends += tasks.ends()
+    assert fake.starts == len(ends) == starts
+    assert not ends[-1].restarted
+
+
+RESOURCES = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
+"""Of a node."""
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """A Ray cluster of one node on this machine."""
     pytest.importorskip("ray", reason="ray is not installed")
     from ray.cluster_utils import Cluster
 
-    arguments = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "include_dashboard": False}
+    arguments = {**RESOURCES, "include_dashboard": False}
     cluster = Cluster(initialize_head=True, head_node_args=arguments)
-    try:
-        del arguments["include_dashboard"]
-        node = cluster.add_node(**arguments)
-        engine = build("ray", [f"address={cluster.address}"])
+    yield cluster
+    cluster.shutdown()
 
-        def lose_the_node():
-            tiny.wait_for_held(2)
-            cluster.remove_node(node, allow_graceful=False)
 
-        killer = threading.Thread(target=lose_the_node)
-        killer.start()
-        failures = launch([tiny.plan], tiny.context, engine, tiny.workers)
-        killer.join()
-    finally:
-        cluster.shutdown()
+def test_a_sweep_survives_the_loss_of_a_node(cluster, tiny, expected, capsys):
+    node = cluster.add_node(**RESOURCES)
+    engine = build("ray", [f"address={cluster.address}"])
+
+    def lose_the_node():
+        tiny.wait_for_held(2)
+        cluster.remove_node(node, allow_graceful=False)
+
+    killer = threading.Thread(target=lose_the_node)
+    killer.start()
+    failures = launch([tiny.plan], tiny.context, engine, tiny.workers)
+    killer.join()
     assert failures == []
     deaths = [line for line in capsys.readouterr().err.splitlines() if "died" in line]
     assert len(deaths) == 1
     assert "another one takes its place" in deaths[0]
     assert tiny.outcome == expected
+
+
+def test_a_pretraining_gives_the_bits_of_this_machine(cluster, tmp_path, sslrun):
+    (tmp_path / "one.yaml").write_text(
+        "name: one\nbackbone: {name: mlp, width: 16}\ndata: {name: digits, size: 8}\n"
+        "pretext: rotation\npretrain: {steps: 5, batch: 32}\n"
+    )
+    command = ("pretrain", "one.yaml", "--device=cpu")
+    engine = ("--engine=ray", f"-Eaddress={cluster.address}")
+    there = sslrun(*command, "--runs=there", *engine, cwd=tmp_path).stdout.strip()
+    here = sslrun(*command, "--runs=here", cwd=tmp_path).stdout.strip()
+    names = ("backbone.safetensors", "recipe.yaml")
+    for name in names:
+        assert (tmp_path / there / name).read_bytes() == (tmp_path / here / name).read_bytes()
+    done = sslrun(*command, "--gpus=2", *engine, cwd=tmp_path, code=2)
+    assert done.stderr == "sslrun: --gpus 2: with --engine ray write -E gpus=2\n"

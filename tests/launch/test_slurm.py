@@ -1,9 +1,11 @@
-"""Slurm: options, errors, and a cluster of two nodes on this machine that loses a worker."""
+"""Slurm: options, errors, and a cluster of two nodes on this machine that requeues jobs."""
 
+import json
 import os
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -72,10 +74,14 @@ def test_a_pretraining_gets_a_task_per_gpu_of_all_nodes(sbatch, tmp_path):
     ("options", "message"),
     [
         (["tme=3h"], "-E tme=3h: unknown option of 'slurm'. Did you mean 'time'?"),
+        (["time=2m"], "-E time=2m: should be above 120 s, before which the work"),
+        (["sbatch=--qos=low --array=3"], "--array is set by sslrun: leave it out"),
         (["time=3"], "-E time=3: write a time as 30m, 4h, 2d,"),
         (["partition"], "-E partition: an option of an engine is written KEY=VALUE"),
         (["gpus=-1"], "-E gpus=-1: Input should be greater than or equal to 0"),
-        (["nodes=2"], "a worker of a sweep uses one GPU"),
+        (["gpus=0.5"], "-E gpus=0.5: should be a whole number"),
+        (["gpus=2"], "-E gpus=2: a worker of a sweep uses one GPU"),
+        (["nodes=2"], "-E nodes=2: a worker of a sweep uses one node"),
         (["sbatch=-p gpu"], "-E sbatch=-p gpu: write each option as --name=value, not '-p'"),
         (["sbatch='"], "-E sbatch=': No closing quotation"),
         (["partition=gpo"], "sbatch refused: no such partition: gpo; it failed"),
@@ -127,8 +133,8 @@ PartitionName=main Nodes=ALL Default=YES
 """Two nodes on this machine. A requeued job waits for `cred_expire` seconds, by default 120."""
 
 
-@pytest.fixture
-def cluster(monkeypatch):
+@pytest.fixture(scope="module")
+def cluster():
     """Run Slurm's daemons in a folder of their own, and end them and all jobs afterwards."""
     missing = [name for name in DAEMONS if shutil.which(name) is None]
     if missing:
@@ -141,6 +147,7 @@ def cluster(monkeypatch):
     (folder / "key").chmod(0o600)
     configuration = CONFIGURATION.format(host=os.uname().nodename.partition(".")[0], folder=folder)
     (folder / "slurm.conf").write_text(configuration)
+    monkeypatch = pytest.MonkeyPatch()
     monkeypatch.setenv("SLURM_CONF", str(folder / "slurm.conf"))
     files = {"key-file": "key", "socket": "munge", "pid-file": "munge.pid", "log-file": "munge.log"}
     munge = [f"--{option}={folder / name}" for option, name in files.items()]
@@ -161,25 +168,26 @@ def cluster(monkeypatch):
         end = time.monotonic() + 20
         while _ask("sinfo", "-hN", "-o%T").count("idle") < 2:
             assert time.monotonic() < end, (folder / "1.log").read_text()[-2000:]
-            time.sleep(0.2)
+            time.sleep(0.25)
         yield
     finally:
         _ask("scancel", "--user=root")
         end = time.monotonic() + 10
         while _ask("squeue", "-h") and time.monotonic() < end:
-            time.sleep(0.2)
+            time.sleep(0.25)
         for daemon in reversed(daemons):
             daemon.terminate()
         for daemon in daemons:
             daemon.wait(timeout=10)
         shutil.rmtree(folder, ignore_errors=True)
+        monkeypatch.undo()
 
 
 def _ask(*command):
     return subprocess.run(command, capture_output=True, text=True, timeout=20).stdout
 
 
-def _wait_for(condition, seconds=100.0):
+def _wait_for(condition, seconds=300.0):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, _ask("squeue")
@@ -202,3 +210,90 @@ def test_a_sweep_survives_a_killed_worker_and_a_requeued_one(cluster, tiny, expe
     assert "stopped by SIGTERM" in logs()
     assert "Requeued job" in logs()
     assert tiny.outcome == expected
+
+
+RECIPE = """\
+name: slow
+backbone: {name: mlp, width: 16, depth: 1}
+data: {name: digits, size: 8}
+pretext: slow
+pretrain: {steps: 300, batch: 32, precision: fp32}
+"""
+PLUGIN = """\
+import os, time
+from sslrun.pretexts.base import pretexts
+from sslrun.pretexts.rotation import Rotation
+
+@pretexts.register("slow")
+class Slow(Rotation):
+    version = 1
+
+    def views(self, batch, generator):
+        if "SLURM_JOB_ID" in os.environ and "SLURM_RESTART_COUNT" not in os.environ:
+            time.sleep(0.25)  # until Slurm requeues the job
+        return super().views(batch, generator)
+"""
+BATCH = """\
+#!/bin/sh
+#SBATCH --signal=B:USR1@10 --time=1 --requeue --open-mode=append --output=log
+exec {python} -m sslrun {command} --runs=own
+"""
+"""A script of one's own. Slurm's signal comes in the minute before the time that it names."""
+
+
+COMMAND = "pretrain slow.yaml --import=slow.py --device=cpu"
+
+
+@pytest.fixture(scope="module")
+def slow(tmp_path_factory, start_command):
+    """The folder of a pretraining that is slow until Slurm requeues it, and its weights."""
+    folder = tmp_path_factory.mktemp("slow")
+    (folder / "slow.yaml").write_text(RECIPE)
+    (folder / "slow.py").write_text(PLUGIN)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = start_command([*COMMAND.split(), "--runs=expected"], folder, environment).finish()
+    assert done.returncode == 0, done.stderr
+    return folder, _weights(folder / "expected")
+
+
+def _weights(runs):
+    """The bytes of the only weights in a folder of runs; None if it holds none."""
+    paths = list(runs.glob("slow/pretrain-*/backbone.safetensors"))
+    return paths[0].read_bytes() if paths else None
+
+
+def _steps(runs):
+    """The steps that logs in a folder of runs record."""
+    logs = [path.read_text() for path in runs.glob("slow/pretrain-*/metrics.jsonl")]
+    return [json.loads(line)["step"] for log in logs for line in log.splitlines()]
+
+
+def _is_done(runs):
+    return bool(list(runs.glob("slow/pretrain-*/result.json")))
+
+
+def test_a_job_of_ones_own_requeues_itself_at_its_time_limit(cluster, slow):
+    folder, expected = slow
+    runs = folder / "own"
+    (folder / "job").write_text(BATCH.format(python=sys.executable, command=COMMAND))
+    subprocess.run(["sbatch", "job"], check=True, cwd=folder)
+    _wait_for(lambda: _is_done(runs))
+    log = (folder / "log").read_text()
+    assert "stopped by SIGUSR1; everything finished is saved" in log
+    assert "is requeued, and continues there" in log
+    assert "continues after step" in log
+    assert _weights(runs) == expected
+
+
+def test_a_pretraining_that_is_requeued_by_slurm_continues(cluster, slow, sslrun):
+    folder, expected = slow
+    runs = folder / "submitted"
+    sslrun(*COMMAND.split(), "--runs=submitted", "--engine=slurm", "-Etime=10m", cwd=folder)
+    _wait_for(lambda: len(_steps(runs)) > 2)
+    (job,) = _ask("squeue", "-h", "--name=sslrun", "--states=running", "-o%A").split()
+    _ask("scontrol", "requeue", job)
+    _wait_for(lambda: _is_done(runs))
+    logs = "".join(path.read_text() for path in (runs / "slow" / "workers").glob("*_log.*"))
+    assert "stopped by SIGTERM; everything finished is saved" in logs
+    assert "continues after step" in logs
+    assert _weights(runs) == expected

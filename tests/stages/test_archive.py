@@ -81,6 +81,8 @@ def test_a_run_is_named_by_folder_or_by_a_unique_beginning(root):
     probe = entries[1]
     for text in (str(probe.folder), probe.name, probe.hash[:8], "probe", "mine/pro"):
         assert archive.find_entry(entries, text) == probe
+    with pytest.raises(UserError, match="the name of the run is empty"):
+        archive.find_entry(entries[:1], "")
     with pytest.raises(UserError, match="xyz: no such run; `sslrun runs ls` lists them"):
         archive.find_entry(entries, "xyz")
     with pytest.raises(UserError, match=r"mine: 2 runs begin so: mine/pretrain-.*, mine/probe-"):

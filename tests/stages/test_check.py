@@ -9,7 +9,7 @@ from torch import nn
 
 from sslrun.recipe import parse
 from sslrun.recipe.places import Located
-from sslrun.stages import check
+from sslrun.stages import check, scale
 from sslrun.stages.check import Budget, _kept_for_backward, _state_bytes, estimate, render
 from sslrun.training.device import compute
 
@@ -84,6 +84,30 @@ def test_memory_includes_the_optimizer_and_the_weight_average():
     assert sgd == 4 * (100 + 90 + 90)  # weights, gradients, momentum
     assert adamw == sgd + 4 * 90
     assert averaged == sgd + 4 * 100
+
+
+def test_a_budget_is_the_time_and_its_steps_are_estimated():
+    estimated = estimate("mine", recipe(steps=None, budget="1.5h"), CPU)
+    assert estimated["seconds"] == 5400
+    per_step = 64 / estimated["examples_a_second"]
+    assert estimated["steps"] == pytest.approx(5400 / per_step, rel=0.01)
+    expected = estimated["steps"] * 64 * estimated["flops_an_example"]
+    assert estimated["flops"] == pytest.approx(expected)
+    console = Console(file=io.StringIO(), width=300)
+    console.print(render([estimated]))
+    assert " 90.0 min " in console.file.getvalue()
+    assert "; mine: the time is the budget, and its steps and FLOPs are est" in (
+        console.file.getvalue()
+    )
+    assert scale.forecast(estimated, 8) is None  # the steps of another machine
+
+
+def test_a_budget_is_known_where_nothing_was_measured():
+    estimated = estimate("", recipe(steps=None, budget="10s"), CPU, Budget(seconds=0))
+    assert (estimated["measured_on"], estimated["budget"], estimated["steps"]) == (0, 10, None)
+    console = Console(file=io.StringIO(), width=300)
+    console.print(render([estimated]))
+    assert " 10 s " in console.file.getvalue()
 
 
 def slowed(monkeypatch, seconds):

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import threading
 from functools import partial
 
@@ -11,9 +12,10 @@ from sslrun.cli import run as run_module
 from sslrun.data.source import sources
 from sslrun.errors import UserError
 from sslrun.launch.timelimit import NOTICE, time_limit
+from sslrun.launch.torchrun import ERROR_FILE
 from sslrun.protocols.classical import answering_signals
 from sslrun.recipe import Named
-from sslrun.runs import Run, hash_contents
+from sslrun.runs import WORKER, Run, hash_contents
 from sslrun.stages import context
 from sslrun.stages.context import Context, Interrupted, Stop, perform
 from sslrun.stages.reporting import Reporter
@@ -95,6 +97,9 @@ def test_the_time_limit_of_a_slurm_job_requeues_it(tmp_path, monkeypatch, capsys
     monkeypatch.setattr(time_limit, "reached", False)
     monkeypatch.setenv("SLURM_JOB_ID", "12")
     assert stopped_by(signal.SIGTERM) == []
+    with monkeypatch.context() as patch:
+        patch.setenv(WORKER, "one")
+        assert stopped_by(NOTICE) == []  # the process that has started this one does it
     assert stopped_by(NOTICE) == ["sslrun: job 12 is requeued, and continues there"]
     assert (tmp_path / "called").read_text() == "requeue 12\n"
     monkeypatch.setenv("SLURM_JOB_ID", "13")
@@ -103,6 +108,19 @@ def test_the_time_limit_of_a_slurm_job_requeues_it(tmp_path, monkeypatch, capsys
     monkeypatch.setenv("PATH", str(tmp_path))
     (message,) = stopped_by(NOTICE)
     assert "cannot be requeued: scontrol: No such file" in message
+
+
+def test_a_process_that_another_one_started_ends_with_it(tmp_path, monkeypatch, capsys):
+    ends = []
+    monkeypatch.setattr(run_module, "end_with_parent", lambda: ends.append(1))
+    monkeypatch.setattr(sys, "argv", ["sslrun", "--version"])
+    for variable, count in ((None, 0), (WORKER, 1), (ERROR_FILE, 2)):
+        with monkeypatch.context() as patch:
+            if variable is not None:
+                patch.setenv(variable, str(tmp_path / "error"))
+            with pytest.raises(SystemExit):
+                run_module.main()
+        assert len(ends) == count
 
 
 @pytest.fixture

@@ -1,12 +1,17 @@
 """The plan and the state of a sweep: nothing is run, and nothing is written."""
 
+import io
 import json
 import sys
+from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from rich.console import Console
 
 from sslrun import cli
+from sslrun.cli import plans
 from sslrun.recipe import load_sweep
 from sslrun.runs import environment, lock_of
 from sslrun.stages import status
@@ -23,6 +28,7 @@ base:
   evaluate: {digits: {protocols: [knn, probe]}}
 rows: {one: {}, again: {knn.k: 5}}
 """
+CURSOR_UP = "\x1b[1A"
 METRIC = {"name": "accuracy", "unit": "%", "better": "higher", "digits": 1}
 
 
@@ -104,7 +110,46 @@ def test_every_run_has_a_state_with_progress_number_or_failure(plan, tmp_path, m
     assert status.describe_status(plan)["runs"][0]["state"] == "stopped"  # the lock is free
 
 
+def test_a_terminal_shows_the_runs_until_no_worker_is_left(plan, tmp_path, monkeypatch, capsys):
+    pretraining, knn, *_ = plan.jobs
+    begin(pretraining)
+    pretraining.run.log({"step": 12, "epoch": 1.25, "loss": 0.5})
+    terminal = Console(file=io.StringIO(), force_terminal=True, width=160, height=30)
+    monkeypatch.setattr(plans, "console", lambda: terminal)
+    frames = []
+
+    def sleep(seconds):
+        """Take what was drawn, and let the worker go on."""
+        assert seconds == plans.REFRESH_SECONDS
+        frames.append(terminal.file.getvalue())
+        terminal.file.seek(0)
+        terminal.file.truncate()
+        if len(frames) == 1:
+            pretraining.run.log({"step": 34, "epoch": 2.5, "loss": 0.25})
+        elif len(frames) == 2:
+            pretraining.run.finish({"seconds": 1.0})
+            worker.close()
+
+    monkeypatch.setattr(plans, "time", SimpleNamespace(sleep=sleep))
+    worker = ExitStack()
+    worker.enter_context(lock_of(pretraining.run.path))
+    options = ("--status", "--runs", tmp_path / "runs")
+    assert called(monkeypatch, tmp_path / "two.yaml", *options) == 0
+    first, second, *idle = frames
+    assert "step 12 · epoch 1.2 of 4 · loss 0.500" in first
+    assert "step 34 · epoch 2.5 of 4 · loss 0.250" in second
+    assert "step 12" not in second
+    assert CURSOR_UP in second  # drawn over the first
+    assert len(idle) == 2
+    assert "running" not in idle[-1]
+    last = capsys.readouterr().out
+    assert "two: 1 done, 3 waiting" in last
+    assert knn.title in last  # the whole table, as without a terminal
+
+
 def test_json_needs_a_plan_or_a_status(plan, tmp_path, monkeypatch, capsys):
     assert called(monkeypatch, tmp_path / "two.yaml", "--json") == 2
     assert "--json goes with --dry-run or --status" in capsys.readouterr().err
+    assert called(monkeypatch, tmp_path / "two.yaml", "--dry-run", "--status") == 2
+    assert "give one of them" in capsys.readouterr().err
     assert not Path(tmp_path / "runs").exists()

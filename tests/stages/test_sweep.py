@@ -60,7 +60,7 @@ def test_missing_data_is_a_warning_before_submission(sweep, capsys, monkeypatch,
     [
         (["--engine", "slrum"], "no such engine: 'slrum'. Did you mean 'slurm'?"),
         (["--engine", "slurm", "--per-gpu", "2"], "--per-gpu does not go with --engine slurm"),
-        (["-E", "time=4h"], "-E time=4h: unknown option of 'local'."),
+        (["-E", "time=4h"], "-E time=4h: the engine 'local' has no options"),
     ],
 )
 def test_mistakes_about_engines_are_one_line(arguments, words, sweep, capsys):

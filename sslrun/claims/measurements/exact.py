@@ -9,9 +9,9 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
+from sslrun import registry
 from sslrun.claims.measurements.base import Measurement, measurements
 from sslrun.claims.theory import convolution, distortion
-from sslrun.registry import Options
 from sslrun.results.table import Table
 from sslrun.training.device import Compute
 
@@ -24,7 +24,7 @@ class Convolution(Measurement):
     kernels are random, in float64.
     """
 
-    class Options(Options):
+    class Options(registry.Options):
         kernels: tuple[Annotated[int, Field(ge=1)], ...] = (1, 3, 5)
         """Kernel sizes, in pixels; each must be odd."""
         alphas: tuple[Annotated[float, Field(gt=0)], ...] = (5.0, 20.0, 60.0)
@@ -68,7 +68,7 @@ class Distortion(Measurement):
     of Kumar et al., ICLR 2022, predict. Also draws a plot, if matplotlib is installed.
     """
 
-    class Options(Options):
+    class Options(registry.Options):
         dimensions: int = Field(100, ge=4)
         """Dimension of the inputs."""
         features: int = Field(10, ge=1)
