@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 
+from sslrun.errors import UserError
 from sslrun.metric import Metric
 from sslrun.report.charts import Chart, Series
 from sslrun.results.address import MEAN, Column, Labels, Row
@@ -99,7 +101,8 @@ def _cost(table: Table, row: Row, column: Column) -> float:
     for record in table.records:
         if record.row == row and record.task == column.task and record.labels == column.labels:
             units = record.threads or record.devices
-            totals.append(sum(expense.seconds for expense in expenses(record)) * units)
+            with suppress(UserError):  # a damaged pretraining, which the page names
+                totals.append(sum(expense.seconds for expense in expenses(record)) * units)
     return statistics.fmean(totals) if totals else 0.0
 
 
