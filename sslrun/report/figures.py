@@ -46,7 +46,7 @@ def learning_curves(runs: Sequence[RunRecord]) -> Iterator[Chart]:
                 steps, values = zip(*points, strict=True)
                 series.append(Series(name, steps, values, label=f"{name} · {seed_of(run)}"))
         if any(len(line.x) > 1 for line in series):
-            yield Chart(title, "step", title, series)
+            yield Chart(title, "step", "", series)
 
 
 def title_of(run: RunRecord) -> str:

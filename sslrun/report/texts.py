@@ -47,13 +47,13 @@ def _bars(text: MaskedText, guess: Guess) -> Iterator[str]:
     true = text.tokens[guess.place]
     rows = [(token, share, "") for token, share in guess.best]
     if guess.rank > len(rows) or true not in dict(guess.best):
-        rows.append((true, guess.probability, f" (rank {guess.rank:,})"))
+        rows.append((true, guess.probability, f"rank {guess.rank:,} · "))
     for token, share, rank in rows:
         kind, sign = (' class="true"', "✓ ") if token == true else ("", "")
         yield (
-            f"<li{kind}><span>{sign}{html.escape(token)}{rank}</span>"
+            f"<li{kind}><span>{sign}{html.escape(token)}</span>"
             f'<span class="bar"><i style="width:{100 * share:.1f}%"></i></span>'
-            f"<span>{100 * share:.1f} %</span></li>"
+            f"<span>{rank}{100 * share:.1f} %</span></li>"
         )
 
 

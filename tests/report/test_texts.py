@@ -20,7 +20,8 @@ def test_guesses_are_drawn_with_their_gaps_and_the_true_token(texts):
     words = re.search(r'<p class="words">(.*?)</p>', look.html).group(1)
     assert words.startswith(' the <b class="gap">1</b>gy &lt;script&gt;')
     assert "<li><span>cat</span>" in look.html
-    assert '<li class="true"><span>✓ dog (rank 17)</span>' in look.html
+    assert '<li class="true"><span>✓ dog</span>' in look.html
+    assert "<span>rank 17 · 2.0 %</span>" in look.html
     assert [float(share) for share in re.findall(r"width:([\d.]+)%", look.html)] == [60, 10, 2]
     (note,) = sections["Masked guesses"].notes
     assert note.startswith("no guesses of causal")
