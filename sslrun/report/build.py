@@ -125,7 +125,10 @@ def _features(pretrainings: Sequence[RunRecord], most: int, say: Say) -> Section
     """Draw the features of the first finished pretraining of each recipe, `most` in all."""
     groups: list[Group] = []
     notes: list[str] = []
-    for record in _one_per_recipe(run for run in pretrainings if run.finished)[:most]:
+    chosen = _one_per_recipe(run for run in pretrainings if run.finished)
+    if 0 < most < len(chosen):
+        notes.append(f"the first {most} of {len(chosen)} recipes; --looks draws more")
+    for record in chosen[:most]:
         say(f"drawing the features of {record.name}")
         if looks := _attempt(record, lambda record: list(looks_of(record)), notes):
             groups.append(Group(_titled(record), looks))
@@ -171,7 +174,12 @@ def _predictions(tables: Sequence[Table], most: int, say: Say) -> Section:
     for table in tables:
         records = _best_first(table) if most else []
         able = (run for run in records if _attempt(run, _predicted, notes) is not None)
-        for record in islice(able, most):
+        drawn = list(islice(able, most))
+        if drawn and len(drawn) < len(records):
+            notes.append(
+                f"{table.title}: the best {most} of {len(records)} evaluations; --looks draws more"
+            )
+        for record in drawn:
             say(f"drawing the mistakes of {record.name}")
             looks = _attempt(record, _mistakes_of, notes) or []
             groups.append(Group(f"{record.row.title} · {record.labels.title}", looks))

@@ -30,7 +30,7 @@ from sslrun.stages.attend import ImagePicture
 from sslrun.stages.pictures import draw_matrices, draw_sheet, to_picture
 from sslrun.tasks.base import Task, tasks
 
-BANK, MAPPED = 2000, 400
+BANK, MAPPED = 2000, 300
 """Largest number of training examples to search for neighbors, and of points of a map."""
 TSNE_STEPS = 500
 """Half of scikit-learn's default, which is for more points."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 from sslrun.data.text.passages import SpanRow
@@ -77,7 +78,7 @@ def _cut(passage: str, true: tuple[int, int], predicted: tuple[int, int]) -> lis
         ends |= {start, start + length} if length else set()
     borders = sorted(ends)
     pieces = []
-    for start, end in zip(borders, borders[1:], strict=False):
+    for start, end in pairwise(borders):
         marks = [at <= start < at + length for at, length in (true, predicted)]
         mark = MARKS[marks[0], marks[1]]
         text = passage[start:end]

@@ -197,7 +197,6 @@ class Task:
         """Compute the metrics of the outputs for all examples of a split; see `measure`."""
         return self.measure(outputs, self.targets(examples).to(outputs.device))
 
-
     def answers(self, outputs: Tensor, examples: Examples) -> list[MarkedAnswer]:
         """A few right and wrong answers to show to people, for questions about passages.
 
