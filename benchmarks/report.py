@@ -1,8 +1,8 @@
 """Measure the time and the size of `sslrun report` on the folders of many runs.
 
-python benchmarks/report.py [--runs 100]
+python benchmarks/report.py [--runs 100 1000]
 
-Pretrains and evaluates once on the digits of scikit-learn, for a few seconds, and copies the four
+Pretrains and evaluates once on the digits of scikit-learn, for a few seconds, and copies the five
 runs under other recipes and seeds, each with its log, weights and predictions. Prints the CPU
 seconds and the peak memory of a process that writes their report, and the size of the page.
 """

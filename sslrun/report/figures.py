@@ -26,6 +26,8 @@ CURVES = {
     "rate": "examples per second",
 }
 """Quantity in metrics.jsonl -> title of its chart."""
+LINES = 24
+"""Largest number of rows in a chart of scores over labels; lines, and their intervals, overlap."""
 
 
 def learning_curves(runs: Sequence[RunRecord]) -> Iterator[Chart]:
@@ -115,11 +117,17 @@ def label_efficiency(table: Table) -> Iterator[Chart]:
         for protocol in protocols:
             rows = [row for row in table.rows if row.protocol == protocol]
             series = [line for row in rows if (line := _over_labels(table, row, columns))]
+            metric, title = columns[0].metric, f"{task}: {protocol}"
+            if len(series) > LINES:
+                title += f", the best {LINES} of {len(series)} rows"
+                gains = [metric.gain(line.y[-1], 0) for line in series]
+                least = sorted(gains, reverse=True)[LINES - 1]
+                best = [line for line, gain in zip(series, gains, strict=True) if gain >= least]
+                series = best[:LINES]
             if series:
                 yield Chart(
-                    f"{task}: {protocol}", "labels", _metric(columns[0]), series,
-                    log_x=True, percent_x=True,
-                )  # fmt: skip
+                    title, "labels", _metric(columns[0]), series, log_x=True, percent_x=True
+                )
 
 
 def _shares(table: Table) -> list[Column]:
