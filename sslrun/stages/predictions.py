@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import TypeAdapter
+from pydantic_core import to_json
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -51,6 +51,5 @@ def write_predictions(folder: Path, predictions: Predictions, classes: tuple[str
 
 def write_shown(path: Path, entries: Sequence[Any]) -> None:
     """Write dataclasses, all of one class, as JSON; `RunRecord.read_shown` reads them."""
-    content = TypeAdapter(list[type(entries[0])]).dump_json(list(entries))  # type: ignore[misc]
     with replacing(path) as temporary:
-        temporary.write_bytes(content)
+        temporary.write_bytes(to_json(list(entries)))
