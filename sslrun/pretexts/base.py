@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from operator import attrgetter
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,9 @@ from sslrun.data.specs import ImageSpec, InputSpec
 from sslrun.errors import UserError
 from sslrun.registry import Options, Registry
 from sslrun.training.learner import Learner
+
+if TYPE_CHECKING:
+    from sslrun.pretexts.guesses import MaskedText
 
 
 class PretextOptions(Options):
@@ -163,6 +166,13 @@ class Pretext(Learner):
 
     def samples(self, batch: Batch, generator: torch.Generator) -> list[str]:
         """Lines of text on what the task does to a few held-out texts, such as the gaps it fills.
+
+        Called as `pictures` is. None by default.
+        """
+        return []
+
+    def guesses(self, batch: Batch, generator: torch.Generator) -> list[MaskedText]:
+        """Guesses at tokens hidden in a few held-out texts, for masked language models.
 
         Called as `pictures` is. None by default.
         """

@@ -12,6 +12,7 @@ from sslrun.backbones.token_head import TokenHead
 from sslrun.data.examples import Batch
 from sslrun.data.text.sequences import IGNORED, Tokens
 from sslrun.pretexts.base import pretexts
+from sslrun.pretexts.guesses import MaskedText, hide_few, list_guesses, score_hidden
 from sslrun.pretexts.language import LanguageOptions, LanguagePretext, Pairs
 from sslrun.pretexts.masking import check_both_sides, pseudo_log_probs
 from sslrun.training.learner import Output
@@ -85,6 +86,10 @@ class Diffusion(LanguagePretext):
         hidden = (views.targets != IGNORED).sum()
         loss = mean * hidden / views.words.clamp_min(1)
         return Output(loss, {"nats_per_token": loss.detach(), "accuracy": accuracy})
+
+    def guesses(self, batch: Batch, generator: torch.Generator) -> list[MaskedText]:
+        views = hide_few(self, batch, generator)
+        return list_guesses(self, views, score_hidden(self.backbone, self.head, views))
 
     def log_probs(self, tokens: Tokens) -> Tensor:
         """Log-probability (B, T) of each token given all others; see `pseudo_log_probs`."""

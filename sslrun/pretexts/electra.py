@@ -15,6 +15,7 @@ from sslrun.backbones.transformer import Block, Stack, initialize
 from sslrun.data.examples import Batch, Examples
 from sslrun.data.text.sequences import IGNORED, Tokens
 from sslrun.pretexts.base import pretexts
+from sslrun.pretexts.guesses import MaskedText, hide_few, list_guesses
 from sslrun.pretexts.masking import RATE, MaskedOptions, MaskedPretext, MaskedViews
 from sslrun.training.learner import Output
 
@@ -105,6 +106,12 @@ class Electra(MaskedPretext):
             "held_out_loss": metrics["detection_loss"],
             **{f"held_out_{name}": value for name, value in metrics.items()},
         }
+
+    def guesses(self, batch: Batch, generator: torch.Generator) -> list[MaskedText]:
+        """Guesses of the generator."""
+        views = hide_few(self, batch, generator)
+        hidden = self.generator(self.backbone, views)
+        return list_guesses(self, views, self.generator.head(hidden, self.backbone.embedding))
 
     def floor(self, examples: Examples) -> None:
         """None: how well a model without context detects depends on the generator."""

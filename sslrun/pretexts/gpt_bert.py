@@ -13,6 +13,7 @@ from sslrun.backbones.token_head import TokenHead
 from sslrun.data.examples import Batch
 from sslrun.data.text.sequences import IGNORED, Tokens
 from sslrun.pretexts.base import pretexts
+from sslrun.pretexts.guesses import MaskedText, hide_few, list_guesses, score_hidden
 from sslrun.pretexts.language import following
 from sslrun.pretexts.masking import (
     RATE,
@@ -112,6 +113,10 @@ class GptBert(MaskedPretext):
             "held_out_loss": metrics["masked_loss"],
             **{f"held_out_{name}": value for name, value in metrics.items()},
         }
+
+    def guesses(self, batch: Batch, generator: torch.Generator) -> list[MaskedText]:
+        views = hide_few(self, batch, generator)
+        return list_guesses(self, views, score_hidden(self.backbone, self.head, views, shift=1))
 
     def log_probs(self, tokens: Tokens) -> Tensor:
         """Log-probability (B, T) of each token given all others; see `pseudo_log_probs`."""

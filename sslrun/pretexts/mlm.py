@@ -13,6 +13,7 @@ from sslrun.data.examples import Batch, Examples
 from sslrun.data.text.sequences import Documents, Tokens
 from sslrun.errors import UserError
 from sslrun.pretexts.base import pretexts
+from sslrun.pretexts.guesses import MaskedText, hide_few, list_guesses, score_hidden
 from sslrun.pretexts.language import entropy
 from sslrun.pretexts.masking import (
     RATE,
@@ -104,6 +105,10 @@ class Mlm(MaskedPretext):
             "held_out_loss": metrics["mlm_loss"],
             **{f"held_out_{name}": value for name, value in metrics.items() if name != "mlm_loss"},
         }
+
+    def guesses(self, batch: Batch, generator: torch.Generator) -> list[MaskedText]:
+        views = hide_few(self, batch, generator)
+        return list_guesses(self, views, score_hidden(self.backbone, self.head, views))
 
     def log_probs(self, tokens: Tokens) -> Tensor:
         """Log-probability (B, T) of each token given all others; see `pseudo_log_probs`."""

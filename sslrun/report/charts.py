@@ -27,8 +27,12 @@ PALETTE = (
 """Colors of series, of similar contrast on white and on black."""
 MARKERS = {"o": "●", "s": "■", "^": "▲", "D": "◆", "v": "▼"}
 """Marker of matplotlib -> the letter that stands for it in legends; one per round of colors."""
-WIDE, HIGH = 6.4, 3.6
-"""Size of a chart in inches."""
+DASHES = ("-", "--", ":", "-.", (0, (8, 2)))
+"""Styles of lines; one per round of colors."""
+WIDE, HIGH = 5.2, 3.1
+"""Size of a chart in inches; on a phone, its text is then not much smaller than the page's."""
+LISTED = 24
+"""Largest number of names in a legend that is open."""
 POINTS = 200
 """Largest number of points of a curve; longer ones are thinned evenly."""
 FEW = 20
@@ -76,6 +80,7 @@ class Chart:
     x: str
     """Label of the horizontal axis."""
     y: str
+    """Label of the vertical axis; blank if the title says it."""
     series: Sequence[Series]
     log_x: bool = False
     lines: bool = True
@@ -99,14 +104,15 @@ class Chart:
 
 
 def legend(names: Sequence[str]) -> str:
-    """Return the legend of series in the order of their colors; blank for one series."""
-    if len(names) < 2:
-        return ""
+    """Return the legend of series in the order of their colors; a long one opens by a click."""
     entries = []
     for index, name in enumerate(names):
         swatch = f'<i style="color:{color_of(index)}">{MARKERS[marker_of(index)]}</i>'
         entries.append(f"<li>{swatch}{html.escape(name)}</li>")
-    return f'<ul class="legend">{"".join(entries)}</ul>'
+    listed = f'<ul class="legend">{"".join(entries)}</ul>'
+    if len(names) <= LISTED:
+        return listed
+    return f"<details><summary>legend of {len(names)}</summary>{listed}</details>"
 
 
 def require_matplotlib() -> None:
@@ -120,14 +126,21 @@ def require_matplotlib() -> None:
 
 
 @contextmanager
-def _figure() -> Iterator[tuple[Axes, dict[str, str]]]:
-    """Yield the axes of a new figure, and a mapping to fill: id of an element -> its title."""
+def _figure(long_labels: bool = False) -> Iterator[tuple[Axes, dict[str, str]]]:
+    """Yield the axes of a new figure, and a mapping to fill: id of an element -> its title.
+
+    Margins that fit `long_labels` take a second drawing, and such figures are higher.
+    """
     require_matplotlib()
     import matplotlib
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(WIDE, HIGH), layout="constrained")
+        if long_labels:
+            figure = Figure(figsize=(WIDE, 0.8 * WIDE), layout="constrained")
+        else:
+            figure = Figure(figsize=(WIDE, HIGH))
+            figure.subplots_adjust(left=0.13, right=0.98, bottom=0.15, top=0.96)
         yield figure.add_subplot(), {}
 
 
@@ -138,7 +151,12 @@ def color_of(index: int) -> str:
 
 def marker_of(index: int) -> str:
     """Return the marker of a series by its number."""
-    return list(MARKERS)[index // len(PALETTE) % len(MARKERS)]
+    return list(MARKERS)[round_of(index)]
+
+
+def round_of(index: int) -> int:
+    """Return how often the colors were used before a series; markers and dashes repeat, too."""
+    return index // len(PALETTE) % len(MARKERS)
 
 
 def _draw(chart: Chart, axes: Axes, tips: dict[str, str]) -> None:
@@ -151,11 +169,13 @@ def _draw(chart: Chart, axes: Axes, tips: dict[str, str]) -> None:
         low = max(axes.get_xlim()[0], axes.get_ylim()[0])
         high = min(axes.get_xlim()[1], axes.get_ylim()[1])
         axes.plot([low, high], [low, high], color=INK, alpha=0.4, linestyle="--", zorder=0)
-    if chart.log_x:
+    places = [value for series in chart.series for value in series.x]
+    if chart.log_x and max(places) >= 10 * min(places):  # else no power of ten may be in view
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter("")
     if chart.percent_x:
-        ticks = sorted({value for series in chart.series for value in series.x})
+        ticks = sorted(set(places))
         axes.set_xticks(ticks, [f"{100 * tick:g} %" for tick in ticks])
         axes.minorticks_off()
     axes.set_xlabel(chart.x)
@@ -171,7 +191,7 @@ def _draw_series(
     few, title = len(series.x) <= FEW, series.label or series.name
     if chart.lines:
         x, y = thin(series.x), thin(series.y)
-        (line,) = axes.plot(x, y, color=color)
+        (line,) = axes.plot(x, y, color=color, linestyle=DASHES[round_of(index)])
         _tip(line, tips, title)
     for a, b in zip(series.x, series.y, strict=True) if few else ():
         (point,) = axes.plot(a, b, color=color, marker=marker, markersize=5, linestyle="")
@@ -188,19 +208,19 @@ def thin(values: Sequence[float]) -> Sequence[float]:
 
 def heat_map(values: Sequence[Sequence[float]], names: Sequence[str], x: str, y: str) -> str:
     """Draw a square matrix in [0, 1] with a name for each row and column."""
-    with _figure() as (axes, tips):
+    with _figure(long_labels=True) as (axes, tips):
         axes.grid(False)
         axes.imshow(values, cmap="Blues", vmin=0, vmax=1)
         if len(names) <= 40:
-            axes.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
-            axes.set_yticks(range(len(names)), names, fontsize=7)
+            axes.set_xticks(range(len(names)), names, rotation=90)
+            axes.set_yticks(range(len(names)), names)
         if len(names) <= 12:
             for row, line in enumerate(values):
                 for column, value in enumerate(line):
                     dark = "white" if value > 0.5 else "black"
                     axes.text(
                         column, row, f"{100 * value:.0f}", ha="center", va="center",
-                        color=dark, fontsize=7,
+                        color=dark,
                     )  # fmt: skip
         axes.set_xlabel(x)
         axes.set_ylabel(y)
@@ -210,9 +230,7 @@ def heat_map(values: Sequence[Sequence[float]], names: Sequence[str], x: str, y:
 def scatter_map(points: Any, classes: Sequence[int], names: Sequence[str]) -> str:
     """Draw points (N, 2) in the colors of their classes; the axes have no meaning."""
     with _figure() as (axes, tips):
-        axes.grid(False)
-        axes.set_xticks([])
-        axes.set_yticks([])
+        axes.set_axis_off()
         axes.set_aspect("equal", "datalim")
         for index, name in enumerate(names):
             members = [number for number, label in enumerate(classes) if label == index]

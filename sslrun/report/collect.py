@@ -104,6 +104,11 @@ def _add_loose(folder: Path, material: Material) -> None:
 
 
 def _add_pretraining(record: RunRecord, material: Material) -> None:
+    """Add a pretraining, or note that it is damaged, and note that it is not finished."""
+    _, damaged = split_damaged([record] if record.finished else [])
+    if damaged:
+        material.problems += damaged.items()
+        return
     material.pretrainings.append(record)
     if not record.finished:
         material.problems.append((record.name, record.failure or "is not finished"))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 
+from sslrun.errors import UserError
 from sslrun.metric import Metric
 from sslrun.report.charts import Chart, Series
 from sslrun.results.address import MEAN, Column, Labels, Row
@@ -24,6 +26,8 @@ CURVES = {
     "rate": "examples per second",
 }
 """Quantity in metrics.jsonl -> title of its chart."""
+LINES = 24
+"""Largest number of rows in a chart of scores over labels; lines, and their intervals, overlap."""
 
 
 def learning_curves(runs: Sequence[RunRecord]) -> Iterator[Chart]:
@@ -44,7 +48,7 @@ def learning_curves(runs: Sequence[RunRecord]) -> Iterator[Chart]:
                 steps, values = zip(*points, strict=True)
                 series.append(Series(name, steps, values, label=f"{name} · {seed_of(run)}"))
         if any(len(line.x) > 1 for line in series):
-            yield Chart(title, "step", title, series)
+            yield Chart(title, "step", "", series)
 
 
 def title_of(run: RunRecord) -> str:
@@ -99,7 +103,8 @@ def _cost(table: Table, row: Row, column: Column) -> float:
     for record in table.records:
         if record.row == row and record.task == column.task and record.labels == column.labels:
             units = record.threads or record.devices
-            totals.append(sum(expense.seconds for expense in expenses(record)) * units)
+            with suppress(UserError):  # a damaged pretraining, which the page names
+                totals.append(sum(expense.seconds for expense in expenses(record)) * units)
     return statistics.fmean(totals) if totals else 0.0
 
 
@@ -112,11 +117,17 @@ def label_efficiency(table: Table) -> Iterator[Chart]:
         for protocol in protocols:
             rows = [row for row in table.rows if row.protocol == protocol]
             series = [line for row in rows if (line := _over_labels(table, row, columns))]
+            metric, title = columns[0].metric, f"{task}: {protocol}"
+            if len(series) > LINES:
+                title += f", the best {LINES} of {len(series)} rows"
+                gains = [metric.gain(line.y[-1], 0) for line in series]
+                least = sorted(gains, reverse=True)[LINES - 1]
+                best = [line for line, gain in zip(series, gains, strict=True) if gain >= least]
+                series = best[:LINES]
             if series:
                 yield Chart(
-                    f"{task}: {protocol}", "labels", _metric(columns[0]), series,
-                    log_x=True, percent_x=True,
-                )  # fmt: skip
+                    title, "labels", _metric(columns[0]), series, log_x=True, percent_x=True
+                )
 
 
 def _shares(table: Table) -> list[Column]:

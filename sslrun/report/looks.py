@@ -27,12 +27,15 @@ from sslrun.recipe import Recipe, load
 from sslrun.report.charts import heat_map, scatter_map
 from sslrun.results.record import Predictions, RunRecord
 from sslrun.stages.attend import ImagePicture
-from sslrun.stages.pictures import draw_matrices, draw_sheet
+from sslrun.stages.pictures import draw_matrices, draw_sheet, to_picture
 from sslrun.tasks.base import Task, tasks
 
-BANK, MAPPED = 2000, 400
+BANK, MAPPED = 2000, 300
 """Largest number of training examples to search for neighbors, and of points of a map."""
+TSNE_STEPS = 500
+"""Half of scikit-learn's default, which is for more points."""
 QUERIES, NEIGHBORS = 6, 6
+TEXT_QUERIES, TEXT_NEIGHBORS = 4, 3
 MISTAKES, ATTENDED = 8, 4
 WORDS, LETTERS = 24, 160
 """Largest number of tokens whose attention is drawn, and of letters of a text."""
@@ -135,7 +138,8 @@ def attention(subject: Subject, test: Examples) -> Look:
 def similar_texts(subject: Subject, test: Examples, features: Tensor) -> Look:
     """List the training texts whose features are most similar to those of test texts."""
     bank = sample(subject.splits.train, BANK)
-    similar = (features[:QUERIES] @ subject.features(bank).T).topk(min(3, len(bank))).indices
+    similar = features[:TEXT_QUERIES] @ subject.features(bank).T
+    similar = similar.topk(min(TEXT_NEIGHBORS, len(bank))).indices
     lines = []
     for text, nearest in zip(texts_of(test, torch.arange(len(similar))), similar, strict=True):
         found = "".join(f"<li>{html.escape(other)}</li>" for other in texts_of(bank, nearest))
@@ -156,16 +160,17 @@ def attention_of_text(subject: Subject, test: Examples) -> Look:
     labels = [strings[token] for token in inputs.ids[0, :count].tolist()]
     matrices = {f"head {head}": matrix for head, matrix in enumerate(weights, start=1)}
     caption = "Attention in the last layer, from the token of a row to that of a column."
-    return Look("Attention", caption, _compressed(draw_matrices(matrices, labels)))
+    return Look("Attention", caption, _compressed(draw_matrices(matrices, labels, 2)))
 
 
 def texts_of(examples: Examples, indices: Tensor) -> list[str]:
-    """Decode texts, without padding, at most `LETTERS` of each."""
+    """Decode texts, without special tokens and padding, at most `LETTERS` of each."""
     assert isinstance(examples.spec, TextSpec)
     (batch,) = examples.batches([indices], CPU)
-    texts = []
+    ends, texts = (examples.spec.tokenizer.cls, examples.spec.tokenizer.sep), []
     for ids, documents in zip(batch.inputs.ids, batch.inputs.documents, strict=True):
-        text = examples.spec.tokenizer.decode(ids[documents > 0].tolist())
+        words = [token for token in ids[documents > 0].tolist() if token not in ends]
+        text = examples.spec.tokenizer.decode(words)
         texts.append(text if len(text) <= LETTERS else f"{text[:LETTERS]} …")
     return texts
 
@@ -176,7 +181,8 @@ def feature_map(features: Tensor, test: Examples) -> Look:
 
     assert test.labels is not None
     perplexity = min(30.0, max(1.0, (len(features) - 1) / 3))
-    points = TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(features.numpy())
+    layout = TSNE(perplexity=perplexity, init="pca", random_state=0, max_iter=TSNE_STEPS)
+    points = layout.fit_transform(features.numpy())
     drawn = scatter_map(points, test.labels.tolist(), test.classes)
     caption = (
         f"t-SNE of the features of {len(features):,} test examples in the colors of their classes. "
@@ -210,14 +216,14 @@ def mistakes(record: RunRecord, predictions: Predictions) -> Look | None:
     test = load_splits(data.name, data.options).test
     if not len(chosen) or not isinstance(test.spec, ImageSpec) or len(test) <= chosen.max():
         return None
-    columns = {}
-    for rank, index in enumerate(chosen.tolist(), start=1):
+    items = []
+    for index, image in zip(chosen.tolist(), images_of(test, torch.tensor(chosen)), strict=True):
         truth = predictions.classes[predictions.truth[index]]
         predicted = predictions.classes[predictions.predicted[index]]
-        title = f"{rank}. {predicted}, not {truth}"
-        columns[title] = images_of(test, torch.tensor([index]))
+        title = html.escape(f"{predicted}, not {truth}")
+        items.append(f"<li>{_compressed(to_picture(image))}{title}</li>")
     caption = "The wrong predictions that are most certain: predicted class, not the true one."
-    return Look("Most confident mistakes", caption, image_of(columns))
+    return Look("Most confident mistakes", caption, f'<ul class="sheet">{"".join(items)}</ul>')
 
 
 # ---------------------------------------------------------------- images
@@ -253,4 +259,4 @@ def picture_of(path: Path, widest: int = 1600) -> str:
 def embed(content: bytes, kind: str) -> str:
     """Return an img element with the content of a picture."""
     data = base64.b64encode(content).decode()
-    return f'<img alt="" loading="lazy" src="data:image/{kind};base64,{data}">'
+    return f'<img alt="" src="data:image/{kind};base64,{data}">'

@@ -12,10 +12,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import yaml
+from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 
 from sslrun.errors import UserError
@@ -30,10 +31,15 @@ YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 PREDICTIONS = "predictions.safetensors"
 """Name of the file in an evaluation's folder with the predicted class of each test example."""
+GUESSES = "guesses.json"
+"""Name of the file in a pretraining's folder with a masked language model's guesses."""
+ANSWERS = "answers.json"
+"""Name of the file in an evaluation's folder with answers to questions, right and wrong ones."""
 log = logging.getLogger(__name__)
 
 PICTURES = (".png", ".jpg", ".jpeg", ".svg", ".gif")
 
+T = TypeVar("T")
 Scores = Mapping[str, float]
 """Metric's name -> value."""
 
@@ -135,6 +141,18 @@ class RunRecord:
                 return Predictions(**arrays, classes=tuple(json.loads(file.metadata()["classes"])))
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise damaged(path) from error
+
+    def read_shown(self, name: str, kind: type[T]) -> list[T]:
+        """Read a file of dataclasses, such as `GUESSES`; empty if it is missing.
+
+        Raises UserError if it is damaged.
+        """
+        path = self.folder / name
+        text = read_text(path)
+        try:
+            return [] if text is None else TypeAdapter(list[kind]).validate_json(text)  # type: ignore[valid-type]
+        except ValidationError:
+            raise damaged(path) from None
 
     @property
     def pictures(self) -> list[Path]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from safetensors.torch import save_file
@@ -31,13 +31,20 @@ from sslrun.protocols import Bench, base
 from sslrun.protocols.features import extract
 from sslrun.protocols.layers import LayerReader
 from sslrun.recipe import Evaluation, Named, Recipe
+from sslrun.results.record import ANSWERS
 from sslrun.runs import Run
 from sslrun.stages.context import Context
 from sslrun.stages.fit import Checkpoints, fit
 from sslrun.stages.logging import logs
 from sslrun.stages.pictures import write_sheet
-from sslrun.stages.predictions import Predictions, predictions_of, write_predictions
+from sslrun.stages.predictions import (
+    Predictions,
+    predictions_of,
+    write_predictions,
+    write_shown,
+)
 from sslrun.stages.weights import InitialWeights
+from sslrun.tasks.answers import MarkedAnswer
 from sslrun.tasks.base import Task, TaskLearner, outputs_of, tasks
 from sslrun.training.flops import flop_counter
 from sslrun.training.loop import Training
@@ -79,6 +86,14 @@ class Assignment(Protocol):
         ...
 
 
+class Tested(NamedTuple):
+    """What was predicted on the test split, with its scores."""
+
+    scores: dict[str, float]
+    predictions: Predictions | None
+    answers: list[MarkedAnswer]
+
+
 class CellBench(Bench):
     """The bench of one cell."""
 
@@ -93,7 +108,7 @@ class CellBench(Bench):
         self.task: Task = tasks[named.name](named.options, self.splits.spec, self.splits.classes)
         self.has_val, self.refit = self.splits.has_val, cell.refits
         self._chosen: dict[str, Tensor] = {}
-        self._predicted: list[tuple[dict[str, float], Predictions]] = []
+        self._tests: list[Tested] = []
         self.shifted = {} if cell.validation_only else _loaded_shifts(cell.evaluation)
         self.seed = cell.training_seed
         if self.task.linear or self.task.numbers:
@@ -382,8 +397,9 @@ class CellBench(Bench):
             outputs = self.parts[split].merge_classes(outputs)
         scores = self.task.score(outputs, self._whole(split))
         if split == "test":
-            predictions = predictions_of(self.task, outputs, self._whole(split))
-            self._predicted += [] if predictions is None else [(scores, predictions)]
+            examples = self._whole(split)
+            predictions = predictions_of(self.task, outputs, examples)
+            self._tests.append(Tested(scores, predictions, self.task.answers(outputs, examples)))
         return scores
 
     def keep_predictions(self, scores: Mapping[str, float]) -> None:
@@ -391,11 +407,14 @@ class CellBench(Bench):
 
         A protocol may score several layers or heads before it chooses one.
         """
-        matching = [
-            predicted for other, predicted in self._predicted if scores.items() >= other.items()
-        ]
-        if matching and distributed.is_main():
-            write_predictions(self.cell.run.path, matching[-1], self.task.classes)
+        matching = [test for test in self._tests if scores.items() >= test.scores.items()]
+        if not matching or not distributed.is_main():
+            return
+        _, predictions, answers = matching[-1]
+        if predictions is not None:
+            write_predictions(self.cell.run.path, predictions, self.task.classes)
+        if answers:
+            write_shown(self.cell.run.path / ANSWERS, answers)
 
     # ------------------------------------------------------------ saved weights
 

@@ -70,15 +70,17 @@ def write_matrices(path: Path, matrices: Mapping[str, Tensor], labels: Sequence[
     _save(draw_matrices(matrices, labels), path)
 
 
-def draw_matrices(matrices: Mapping[str, Tensor], labels: Sequence[str]) -> Image.Image:
+def draw_matrices(
+    matrices: Mapping[str, Tensor], labels: Sequence[str], most: int = ACROSS
+) -> Image.Image:
     """Draw matrices (T, T) in [0, 1] under their titles, with a label for each row and column.
 
-    White is 0 and black is 1. Matrices stand beside each other, `ACROSS` in a row.
+    White is 0 and black is 1. Matrices stand beside each other, at most `most` in a row.
     """
     margin = max(_text_width(label) for label in labels) + 2 * GAP
     side = len(labels) * SQUARE
     width, height = margin + side + GAP, TITLE + margin + side + GAP
-    across = min(ACROSS, len(matrices))
+    across = min(most, len(matrices))
     down = -(-len(matrices) // across)
     sheet = Image.new("RGB", (across * width, down * height), "white")
     names = _draw_labels(labels, margin)

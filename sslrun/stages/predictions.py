@@ -1,12 +1,14 @@
-"""Keep what an evaluation predicted for each test example, for tasks with one class per example."""
+"""Keep what models predicted, to show it in reports and to compare evaluations."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+from pydantic_core import to_json
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -45,3 +47,9 @@ def write_predictions(folder: Path, predictions: Predictions, classes: tuple[str
     tensors = {name: tensor.contiguous() for name, tensor in predictions.items()}
     with replacing(folder / PREDICTIONS) as temporary:
         save_file(tensors, temporary, {"classes": json.dumps(classes)})
+
+
+def write_shown(path: Path, entries: Sequence[Any]) -> None:
+    """Write dataclasses, all of one class, as JSON; `RunRecord.read_shown` reads them."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(to_json(list(entries)))

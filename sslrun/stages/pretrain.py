@@ -23,6 +23,7 @@ from sslrun.files import replacing
 from sslrun.pretexts.base import Pretext, pretexts
 from sslrun.pretexts.weights import KEPT, save_kept
 from sslrun.recipe import Named, Pretrain, Recipe
+from sslrun.results.record import GUESSES
 from sslrun.runs import Run, find_broken
 from sslrun.stages.context import Context, holding, perform
 from sslrun.stages.devices import describe_begun, devices_identity
@@ -37,6 +38,7 @@ from sslrun.stages.lineage import (
 )
 from sslrun.stages.logging import logs
 from sslrun.stages.pictures import write_sheet
+from sslrun.stages.predictions import write_shown
 from sslrun.stages.watch import FeatureCheck, Watcher
 from sslrun.tasks.base import TaskOptions
 from sslrun.training.checkpoint import latest, save
@@ -310,6 +312,8 @@ class Pretraining:
             if lines := watcher.samples(pretext):
                 with replacing(self.run.path / SAMPLES) as temporary:
                     temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+            if guesses := watcher.guesses(pretext):
+                write_shown(self.run.path / GUESSES, guesses)
             if best is not None:
                 best.consider(step.step, check.record, _saved(pretext))
         return check

@@ -12,6 +12,7 @@ from sslrun.data.examples import Batch, Examples
 from sslrun.data.splits import Splits
 from sslrun.errors import UserError
 from sslrun.pretexts.base import Pretext
+from sslrun.pretexts.guesses import MaskedText
 from sslrun.protocols.features import extract
 from sslrun.protocols.neighbors import KnnOptions, weighted_knn
 from sslrun.recipe import Watch
@@ -147,6 +148,10 @@ class Watcher:
     def samples(self, pretext: Pretext) -> list[str]:
         """The task's lines of text on a few held-out texts; see `_show`."""
         return self._show(pretext, pretext.samples)
+
+    def guesses(self, pretext: Pretext) -> list[MaskedText]:
+        """The task's guesses at hidden tokens of a few held-out texts; see `_show`."""
+        return self._show(pretext, pretext.guesses)
 
     @torch.inference_mode()
     def _show(self, pretext: Pretext, render: Callable[[Batch, torch.Generator], T]) -> T:

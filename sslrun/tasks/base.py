@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,9 @@ from sslrun.errors import UserError
 from sslrun.metric import Metric
 from sslrun.registry import Options, Registry
 from sslrun.training.learner import Learner, Output
+
+if TYPE_CHECKING:
+    from sslrun.tasks.answers import MarkedAnswer
 
 
 class TaskOptions(Options):
@@ -193,6 +196,13 @@ class Task:
     def score(self, outputs: Tensor, examples: Examples) -> dict[str, float]:
         """Compute the metrics of the outputs for all examples of a split; see `measure`."""
         return self.measure(outputs, self.targets(examples).to(outputs.device))
+
+    def answers(self, outputs: Tensor, examples: Examples) -> list[MarkedAnswer]:
+        """A few right and wrong answers to show to people, for questions about passages.
+
+        `outputs` are those for all examples of a split. None by default.
+        """
+        return []
 
 
 tasks: Registry[Task] = Registry("task")

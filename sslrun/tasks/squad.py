@@ -26,6 +26,8 @@ class Answer(NamedTuple):
     """Text of the span; empty if there is no span."""
     doubt: float
     """Score of "no answer" minus the score of the span."""
+    start: int = 0
+    """First character of the text in its passage."""
 
 
 def decode(
@@ -39,18 +41,19 @@ def decode(
     """
     scores, starts, ends = _best_spans(outputs, windows, rows, candidates, longest)
     empty_scores = outputs[:, 0].sum(dim=1)
-    spans: dict[int, tuple[float, str]] = {}
+    spans: dict[int, tuple[float, str, int]] = {}
     lowest_empty: dict[int, float] = {}
     for window, question in enumerate(windows.question[rows].tolist()):
         empty = float(empty_scores[window])
         lowest_empty[question] = min(lowest_empty.get(question, float("inf")), empty)
-        best, _ = spans.setdefault(question, (float("-inf"), ""))
+        best, _, _ = spans.setdefault(question, (float("-inf"), "", 0))
         if scores[window] > best:
-            text = windows.rows[question].context[int(starts[window]) : int(ends[window])]
-            spans[question] = (float(scores[window]), text)
+            start = int(starts[window])
+            text = windows.rows[question].context[start : int(ends[window])]
+            spans[question] = (float(scores[window]), text, start)
     return {
-        question: Answer(text, lowest_empty[question] - score)
-        for question, (score, text) in spans.items()
+        question: Answer(text, lowest_empty[question] - score, start)
+        for question, (score, text, start) in spans.items()
     }
 
 
@@ -91,20 +94,29 @@ def score_answers(answers: dict[int, Answer], rows: Sequence[SpanRow]) -> dict[s
     then the F1 at the threshold that is best for these very questions, as in the official script of
     SQuAD 2.0; Devlin et al. (2019, 4.3) choose their threshold in this way.
     """
-    unanswerable = any(not row.answers for row in rows)
-    texts = {
-        question: "" if unanswerable and answer.doubt > 0 else answer.text
-        for question, answer in answers.items()
-    }
+    texts = {question: answer.text for question, answer in decide(answers, rows).items()}
     shares = {
         "f1": fmean(_best(word_f1, text, rows[question]) for question, text in texts.items()),
         "exact_match": fmean(
             _best(_same, text, rows[question]) for question, text in texts.items()
         ),
     }
-    if unanswerable:
+    if _some_unanswerable(rows):
         shares["best_f1"] = _best_f1(answers, rows)
     return {name: 100 * value for name, value in shares.items()}
+
+
+def decide(answers: dict[int, Answer], rows: Sequence[SpanRow]) -> dict[int, Answer]:
+    """Replace the span by an empty text where "no answer" scores higher, if that can be right."""
+    unanswerable = _some_unanswerable(rows)
+    return {
+        question: answer._replace(text="") if unanswerable and answer.doubt > 0 else answer
+        for question, answer in answers.items()
+    }
+
+
+def _some_unanswerable(rows: Sequence[SpanRow]) -> bool:
+    return any(not row.answers for row in rows)
 
 
 def _best_f1(answers: dict[int, Answer], rows: Sequence[SpanRow]) -> float:

@@ -20,12 +20,14 @@ from sslrun.backbones.lstm import LstmStack, reverse_real
 from sslrun.backbones.text import gather_tokens
 from sslrun.data.examples import Examples
 from sslrun.data.specs import TextSpec
+from sslrun.data.text.passages import SpanRow
 from sslrun.data.text.sequences import IGNORED, Sequences
 from sslrun.errors import UserError
 from sslrun.metric import Metric
 from sslrun.tasks import metrics as measures
+from sslrun.tasks.answers import MarkedAnswer, choose_answers
 from sslrun.tasks.base import Task, TaskOptions, tasks
-from sslrun.tasks.squad import decode, score_answers
+from sslrun.tasks.squad import Answer, decode, score_answers
 
 Pool = Literal["pooled", "cls", "mean", "last4", "mixture"]
 
@@ -291,6 +293,16 @@ class Span(Task):
 
     def score(self, outputs: Tensor, examples: Examples) -> dict[str, float]:
         """Exact match and F1 by SQuAD's evaluation, in percent; see `score_answers`."""
+        answers, rows = self._decode(outputs, examples)
+        return score_answers(answers, rows)
+
+    def answers(self, outputs: Tensor, examples: Examples) -> list[MarkedAnswer]:
+        return choose_answers(*self._decode(outputs, examples))
+
+    def _decode(
+        self, outputs: Tensor, examples: Examples
+    ) -> tuple[dict[int, Answer], list[SpanRow]]:
+        """The best answers, by the question's number, and the questions."""
         assert isinstance(examples, Sequences)
         assert examples.rows is not None
         answers = decode(
@@ -300,7 +312,7 @@ class Span(Task):
             self.options.candidates,
             self.options.answer_length,
         )
-        return score_answers(answers, examples.extra.rows)
+        return answers, examples.extra.rows
 
 
 @tasks.register("tagging")

@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from sslrun.results.record import RunRecord
+from sslrun.pretexts.guesses import Guess, MaskedText
+from sslrun.results.record import ANSWERS, GUESSES, RunRecord
 from sslrun.runs import Run
-from sslrun.stages.predictions import write_predictions
+from sslrun.stages.predictions import write_predictions, write_shown
+from sslrun.tasks.answers import MarkedAnswer
 
 HOSTILE = "<script>alert(1)</script>&\"'"
 ACCURACY = {"name": "accuracy", "unit": "%", "better": "higher", "digits": 1}
@@ -74,4 +76,32 @@ def damaged(planted):
     environment = next(iter((planted / "second").glob("probe-*/environment.json")))
     environment.with_name("sums.json").unlink()
     environment.write_text(json.dumps({"sslrun": "0.0.9"}))
+    return planted
+
+
+def change_result(folder, **entries):
+    """Change entries of a finished run's result, which loses its checksums."""
+    (folder / "sums.json").unlink()
+    path = folder / "result.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | entries))
+
+
+@pytest.fixture
+def texts(planted):
+    """The planted runs, with two pretrainings on text and an evaluation on questions."""
+    first, second = (
+        plant_pretraining(planted, name, 0, task=name) for name in ("masked", "causal")
+    )
+    for run in (first, second):
+        change_result(run.path, tokens=1000)
+    guess = Guess(1, 0.02, 17, [("cat", 0.6), (HOSTILE, 0.1)])
+    write_shown(first.path / GUESSES, [MaskedText(["the", "dog", "##gy", HOSTILE], [guess])])
+    folder = plant_evaluation(planted, "masked", 0, 1.0, 3, first).folder
+    change_result(folder, metrics={"test": {"accuracy": 62.5, "exact_match": 62.5}})
+    passage = [("A ", ""), ("dog", "true"), (HOSTILE, "predicted"), ("x" * 300, "")]
+    answers = [
+        MarkedAnswer(HOSTILE, passage, "dog", HOSTILE, 0.0, False, 3.5),
+        MarkedAnswer("Who?", [("cat", "both")], "cat", "cat", 1.0, True, 1.5),
+    ]
+    write_shown(folder / ANSWERS, answers)
     return planted

@@ -19,9 +19,9 @@ CHROMIUM = (
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium")
-def test_a_browser_shows_the_page_without_errors_and_sorts_its_table(planted, tmp_path):
-    (planted / "first" / "pictures").mkdir()
-    page_file = write_report([planted], planted, tmp_path / "report.html", 1, ["sslrun"], print)
+def test_a_browser_shows_the_page_without_errors_and_sorts_its_table(texts, tmp_path):
+    (texts / "first" / "pictures").mkdir()
+    page_file = write_report([texts], texts, tmp_path / "report.html", 1, ["sslrun"], print)
     errors = []
     with playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
@@ -35,6 +35,8 @@ def test_a_browser_shows_the_page_without_errors_and_sorts_its_table(planted, tm
             "[...document.images].every(image => image.complete && image.naturalWidth)"
         )
         assert page.locator("svg").count() > 3
+        bar, track = (page.locator(part).first.bounding_box() for part in (".bar i", ".bar"))
+        assert bar["width"] == pytest.approx(0.6 * track["width"], abs=1)
         first_row = page.locator("tbody tr").first
         number = page.locator("thead th.number button").first
         assert first_row.inner_text().startswith("first")

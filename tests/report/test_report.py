@@ -7,6 +7,7 @@ import pytest
 
 from sslrun.errors import UserError
 from sslrun.metric import Metric
+from sslrun.report import figures
 from sslrun.report.build import CURVES, build, write_report
 from sslrun.report.charts import POINTS, thin
 from sslrun.report.collect import collect
@@ -63,6 +64,15 @@ def test_evaluations_of_other_options_get_rows_of_their_own(planted, plant):
     names = {row.name for row in Table.from_records(collect([planted], planted).evaluations).rows}
     assert any("pretext.temperature: 0.5" in name for name in names)
     assert any("pretext.temperature: default" in name for name in names)
+
+
+def test_a_chart_of_many_rows_keeps_the_best_and_says_so(planted, monkeypatch):
+    monkeypatch.setattr(figures, "LINES", 1)
+    (table,) = collect([planted], planted).tables
+    (chart,) = figures.label_efficiency(table)
+    (line,) = chart.series
+    assert line.name.startswith("first")
+    assert chart.title.endswith("the best 1 of 2 rows")
 
 
 def test_the_front_holds_what_no_cheaper_run_reaches():

@@ -279,9 +279,11 @@ def test_doubt_is_the_lowest_cls_margin_and_counts_only_with_unanswerable_questi
     def decode_scores(windows, *overrides):
         return decode(build_outputs(windows, *overrides), windows.extra, windows.rows, 20, 30)
 
-    assert decode_scores(windows, *good, *empty) == {0: Answer("ii", -12.0), 1: Answer("ii", 1.0)}
+    place = PASSAGE.index("ii")
+    expected = {0: Answer("ii", -12.0, place), 1: Answer("ii", 1.0, place)}
+    assert decode_scores(windows, *good, *empty) == expected
     # The lowest margin of all windows counts: one window without a "no answer" sign decides.
-    assert decode_scores(windows, *good, *empty[2:])[1] == Answer("ii", -12.0)
+    assert decode_scores(windows, *good, *empty[2:])[1] == expected[0]
     gold = [build_row("ii"), build_row(None, id="r")]
     assert score_answers(decode_scores(windows, *good, *empty), gold)["exact_match"] == 100
     alone = build([build_row()])
