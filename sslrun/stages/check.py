@@ -357,21 +357,27 @@ def render(rows: Sequence[dict[str, Any]]) -> Group:
             _duration(row.get("seconds", row.get("budget"))),
             str(row["cells"]),
         )
+    lacking = dict.fromkeys(reason for row in rows for reason in row.get("lacking", ()))
+    missing = [Text(f"not there yet: {reason}") for reason in lacking]
+    budgets = [Text(f"{row['row']}: {line}") for row in rows for line in row.get("budgets", ())]
+    return Group(table, Text(), Text(_note(rows)), *budgets, *missing)
+
+
+def _note(rows: Sequence[dict[str, Any]]) -> str:
+    """Say how the numbers of the rows that pretrain came about."""
+    if all("measured_on" not in row for row in rows):
+        return "valid"
     note = (
         "valid · FLOPs, memory and time are of pretraining: the time by measuring "
         f"{_examples(rows)} on this device, the memory for weights, optimizer and a batch's "
         "activations on one device"
     )
-    timed = [row["row"] for row in rows if row.get("budget")]
-    if timed:
+    if any(row.get("budget") for row in rows):
         note += (
-            f"; {', '.join(timed)}: the time is the budget, and its steps and FLOPs are estimated "
-            "from the measured speed"
+            "; where the time is a budget, its steps and FLOPs are estimated from the measured "
+            "speed"
         )
-    lacking = dict.fromkeys(reason for row in rows for reason in row.get("lacking", ()))
-    missing = [Text(f"not there yet: {reason}") for reason in lacking]
-    budgets = [Text(f"{row['row']}: {line}") for row in rows for line in row.get("budgets", ())]
-    return Group(table, Text(), Text(note), *budgets, *missing)
+    return note
 
 
 def _examples(rows: Sequence[dict[str, Any]]) -> str:

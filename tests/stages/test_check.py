@@ -96,9 +96,7 @@ def test_a_budget_is_the_time_and_its_steps_are_estimated():
     console = Console(file=io.StringIO(), width=300)
     console.print(render([estimated]))
     assert " 90.0 min " in console.file.getvalue()
-    assert "; mine: the time is the budget, and its steps and FLOPs are est" in (
-        console.file.getvalue()
-    )
+    assert "where the time is a budget, its steps and FLOPs are" in console.file.getvalue()
     assert scale.forecast(estimated, 8) is None  # the steps of another machine
 
 
