@@ -197,8 +197,8 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             return {name: file.get_tensor(name) for name in file.keys()}, about  # noqa: SIM118
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
-    except ValueError:
-        raise UserError(f"{path}: damaged: its metadata cannot be read") from None
+    except ValueError as error:
+        raise UserError(f"{path}: damaged: its metadata cannot be read: {error}") from None
     except (SafetensorError, OSError) as safetensors_error:
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)

@@ -71,7 +71,9 @@ class Stop:
     def unsaved(self) -> Iterator[None]:
         """Let a signal end the process immediately: there is nothing to save before the end.
 
-        This is for reading data, which caches keep, and for models that are fitted at once.
+        This is for reading data, which caches keep, and for models that are fitted at once. A
+        library in which the signal arrives may swallow the KeyboardInterrupt or raise another error
+        in its place, so that it is raised again at the end.
         """
         self.check()
         self.at_once = self.leads
@@ -79,11 +81,14 @@ class Stop:
             yield
         finally:
             self.at_once = False
+            if self.due:
+                raise KeyboardInterrupt
 
     def _received(self, number: int, frame: FrameType | None) -> None:
         if number == NOTICE and self.leads:
             time_limit.reached = True
         if self.at_once:
+            self.signal = signal.Signals(number)
             raise KeyboardInterrupt
         # A second SIGTERM does not mean impatience: a parent process that ends may pass one on.
         if self.due and number == signal.SIGINT and time.monotonic() - self.since > AGAIN_SECONDS:
