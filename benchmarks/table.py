@@ -14,22 +14,35 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
+from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
-from sslrun.recipe import load_sweep
 from sslrun.runs import Run
 from sslrun.shipped import find
 
 SEEDS = 3
-RECIPE = load_sweep(find(Path("quickstart"))).rows["ResNet · SimCLR"].resolved()
-"""The recipe in each folder, of the length that recipes have."""
 
 
-def write_run(root: Path, number: int) -> None:
+def write_runs(root: Path, count: int) -> None:
+    """Write the folders of finished evaluations, each with a recipe of the usual length.
+
+    Runs in a process of its own: a process inherits the peak memory of the one that starts it, and
+    reading recipes imports torch.
+    """
+    from sslrun.recipe import load_sweep
+
+    recipe = load_sweep(find(Path("quickstart"))).rows["ResNet · SimCLR"].resolved()
+    for number in range(count):
+        write_run(root, number, recipe)
+
+
+def write_run(root: Path, number: int, contents: Mapping[str, Any]) -> None:
     """Write the folder of a finished evaluation."""
     recipe, seed = f"recipe-{number // SEEDS}", number % SEEDS
     run = Run(root, recipe, "probe", {"task": "digits", "seed": seed})
-    run.start(RECIPE | {"name": recipe}, {"device": "cpu", "torch": "2"})
+    run.start({**contents, "name": recipe}, {"device": "cpu", "torch": "2"})
     score = {"accuracy": 50 + number % 37 + seed / 10}
     run.finish(
         {
@@ -57,8 +70,9 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=1000, help="number of runs")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        for number in range(args.runs):
-            write_run(Path(folder), number)
+        writer = get_context("spawn").Process(target=write_runs, args=(Path(folder), args.runs))
+        writer.start()
+        writer.join()
         command = [sys.executable, "-m", "sslrun", "table", folder, "--runs", folder]
         start = time.perf_counter()
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
