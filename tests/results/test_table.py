@@ -101,7 +101,7 @@ def test_tables_are_written_as_markdown_latex_csv_and_json(records, tmp_path):
         table.write(tmp_path / "t.doc")
     (tmp_path / "folder.md").mkdir()
     with pytest.raises(
-        UserError, match=r"folder\.md: can't be written \(Is a directory\); name another place$"
+        UserError, match=r"folder\.md: can't be written \(is a folder\); name another place$"
     ):
         table.write(tmp_path / "folder.md")
 

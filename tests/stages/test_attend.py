@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -56,7 +57,7 @@ def photographs(tmp_path):
     return folder
 
 
-def request(reference, *inputs, output=None, **options):
+def request(reference, *inputs, output=Path("attention"), **options):
     return Request(str(reference), tuple(map(str, inputs)), output, **options)
 
 
