@@ -321,7 +321,8 @@ class RunRecord:
     @cached_property
     def row(self) -> Row:
         """The row of the evaluation in a table."""
-        pretext = self.pretext or "no pretraining"
+        initial = "pretrained" if self.pretrained_elsewhere else "no pretraining"
+        pretext = self.pretext or initial
         name = self.row_name or f"{self.result['recipe']} ({self.backbone} · {pretext})"
         return Row(name, self.protocol)
 

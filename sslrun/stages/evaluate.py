@@ -66,10 +66,13 @@ class Cell:
 
     @property
     def title(self) -> str:
+        options, is_initial = self.recipe.backbone.options, protocols[self.protocol].initial
+        brings_weights = not is_initial and getattr(options, "pretrained", False)
+        initial = "pretrained" if brings_weights else "no pretraining"
         parts = (
             f"{self.task} {self.labels:.4g}",
             self.recipe.backbone.name,
-            self.pretext or "no pretraining",
+            self.pretext or initial,
             self.protocol,
             f"seed {self.seed}" + (f".{self.restart}" if self.restart else ""),
         )
