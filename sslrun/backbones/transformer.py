@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,7 @@ from sslrun.backbones.attention import Band, attend, attend_locally
 Map = Callable[[Tensor], Tensor]
 Mask = Tensor | Band | None
 """What tokens may attend to; see `Attention.forward`."""
+AnyMask = TypeVar("AnyMask", bound=Mask)
 
 
 class Cache(dict["Attention", tuple[Tensor, Tensor]]):
@@ -343,8 +344,7 @@ class Stack(nn.ModuleList):
         There is one mask for all blocks, or a list with one for each.
         """
         states = [x]
-        spread = masks if isinstance(masks, list) else [masks] * len(self)
-        for block, mask in zip(self, spread, strict=True):
+        for block, mask in zip(self, self._spread(masks), strict=True):
             states.append(self.through(block, states[-1], mask, causal))
         return states
 
@@ -358,11 +358,15 @@ class Stack(nn.ModuleList):
         self, x: Tensor, masks: Tensor | list[Tensor | None] | None = None, causal: bool = False
     ) -> Tensor:
         """Attention weights (B, heads, T, T) of the last block, for tokens (B, T, D)."""
-        last, spread = self[-1], masks if isinstance(masks, list) else [masks] * len(self)
+        last, spread = self[-1], self._spread(masks)
         assert isinstance(last, Block)
         for block, mask in zip(self[:-1], spread[:-1], strict=True):
             x = block(x, mask, causal)
         return last.attention(x, spread[-1], causal)
+
+    def _spread(self, masks: AnyMask | list[AnyMask]) -> list[AnyMask]:
+        """Return a list with a mask for each block."""
+        return masks if isinstance(masks, list) else [masks] * len(self)
 
 
 def checkpoint_activations(network: nn.Module) -> bool:

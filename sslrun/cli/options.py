@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -10,10 +11,14 @@ import typer
 from sslrun.files import expand_home
 from sslrun.seeds import LARGEST_SEED
 
+path_option = partial(typer.Option, parser=expand_home, metavar="PATH")
+"""An option that is a path; `~` is expanded."""
+path_argument = partial(typer.Argument, parser=expand_home)
+"""An argument that is a path, or a name; `~` is expanded."""
+
 RecipeFile = Annotated[
     Path,
-    typer.Argument(
-        parser=expand_home,
+    path_argument(
         help="A recipe: a YAML file, or the name of one that ships (see `sslrun recipes`).",
         metavar="RECIPE",
         show_default=False,
@@ -31,8 +36,7 @@ Overrides = Annotated[
 
 Targets = Annotated[
     list[Path] | None,
-    typer.Argument(
-        parser=expand_home,
+    path_argument(
         help="Sweeps, or folders of runs; default: all runs in --runs.",
         metavar="[SWEEP|RUN]...",
         show_default=False,
@@ -52,9 +56,7 @@ Seed = Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Seed of all ra
 
 Runs = Annotated[
     Path,
-    typer.Option(
-        parser=expand_home, metavar="PATH", envvar="SSLRUN_RUNS", help="Folder of the runs."
-    ),
+    path_option(envvar="SSLRUN_RUNS", help="Folder of the runs."),
 ]
 
 Fresh = Annotated[
@@ -73,10 +75,8 @@ Profile = Annotated[
 
 From = Annotated[
     Path | None,
-    typer.Option(
+    path_option(
         "--from",
-        parser=expand_home,
-        metavar="PATH",
         help="Start from this backbone: a pretraining run's folder or a .safetensors file.",
         show_default=False,
     ),

@@ -8,9 +8,8 @@ from typing import Annotated
 import typer
 
 from sslrun.cli.base import app
-from sslrun.cli.options import Change, Device, Imports, Runs, Seed
+from sslrun.cli.options import Change, Device, Imports, Runs, Seed, path_argument, path_option
 from sslrun.errors import UserError
-from sslrun.files import expand_home
 
 
 @app.command()
@@ -41,9 +40,7 @@ def attend(  # noqa: PLR0913 (typer makes each parameter an option)
     ] = 0,
     output: Annotated[
         Path,
-        typer.Option(
-            "--output", "-o", parser=expand_home, metavar="PATH", help="Folder of the pictures."
-        ),
+        path_option("--output", "-o", help="Folder of the pictures."),
     ] = Path("attention"),
     size: Annotated[
         int | None,
@@ -93,8 +90,7 @@ def track(  # noqa: PLR0913 (typer makes each parameter an option)
     ],
     video: Annotated[
         Path,
-        typer.Argument(
-            parser=expand_home,
+        path_argument(
             help="A film, or a folder with a picture for each frame.",
             metavar="VIDEO",
             show_default=False,
@@ -102,28 +98,22 @@ def track(  # noqa: PLR0913 (typer makes each parameter an option)
     ],
     mask: Annotated[
         Path,
-        typer.Option(
-            parser=expand_home,
-            metavar="PATH",
+        path_option(
             help="Mask of the first frame: a PNG whose pixels are 0 or the number of an object.",
             show_default=False,
         ),
     ],
     output: Annotated[
         Path,
-        typer.Option(
+        path_option(
             "--output",
             "-o",
-            parser=expand_home,
-            metavar="PATH",
             help="Film to write; or a contact sheet, as in sheet.png.",
         ),
     ] = Path("tracked.mp4"),
     masks: Annotated[
         Path | None,
-        typer.Option(
-            parser=expand_home,
-            metavar="PATH",
+        path_option(
             help="Folder for the masks of all frames, as PNG.",
             show_default=False,
         ),

@@ -10,9 +10,8 @@ from typing import Annotated
 import typer
 
 from sslrun.cli.base import app
-from sslrun.cli.options import AsJson, Device, Imports, Overrides, RecipeFile
+from sslrun.cli.options import AsJson, Device, Imports, Overrides, RecipeFile, path_option
 from sslrun.cli.output import console, print_json_or
-from sslrun.files import expand_home
 
 
 @app.command()
@@ -26,10 +25,8 @@ def init(
     ] = False,
     source: Annotated[
         Path | None,
-        typer.Option(
+        path_option(
             "--from",
-            parser=expand_home,
-            metavar="PATH",
             help="Write the recipe for your own data: a folder of images, text files, or a table "
             "(CSV, TSV, JSON, parquet) of texts or of paths of images.",
             show_default=False,

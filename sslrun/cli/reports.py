@@ -9,11 +9,10 @@ from typing import Annotated
 import typer
 
 from sslrun.cli.base import app
-from sslrun.cli.options import AsJson, Imports, Runs, Targets
+from sslrun.cli.options import AsJson, Imports, Runs, Targets, path_argument, path_option
 from sslrun.cli.output import print_json_or
 from sslrun.cli.plans import show_plans
 from sslrun.errors import UserError
-from sslrun.files import expand_home
 
 
 @app.command()
@@ -21,9 +20,7 @@ def report(
     targets: Targets = None,
     output: Annotated[
         Path,
-        typer.Option(
-            "--output", "-o", parser=expand_home, metavar="PATH", help="File of HTML to write."
-        ),
+        path_option("--output", "-o", help="File of HTML to write."),
     ] = Path("report.html"),
     looks: Annotated[
         int,
@@ -87,8 +84,7 @@ def _watch_in_terminal(sweeps: list[Path], runs: Path) -> None:
 def compare(
     first: Annotated[
         Path,
-        typer.Argument(
-            parser=expand_home,
+        path_argument(
             help="A run, or a folder of runs.",
             metavar="RUN",
             show_default=False,
@@ -96,9 +92,7 @@ def compare(
     ],
     second: Annotated[
         Path,
-        typer.Argument(
-            parser=expand_home, help="What to compare it with.", metavar="RUN", show_default=False
-        ),
+        path_argument(help="What to compare it with.", metavar="RUN", show_default=False),
     ],
     as_json: AsJson = False,
 ) -> None:

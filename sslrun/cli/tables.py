@@ -9,11 +9,10 @@ from typing import Annotated, Any
 import typer
 
 from sslrun.cli.base import app
-from sslrun.cli.options import AsJson, Device, Fresh, Imports, Runs, Targets, Worker
+from sslrun.cli.options import AsJson, Device, Fresh, Imports, Runs, Targets, Worker, path_option
 from sslrun.cli.output import print_json_or, print_table
 from sslrun.cli.workers import build_workers, run_as_worker, run_workers
 from sslrun.errors import UserError
-from sslrun.files import expand_home
 
 
 @app.command()
@@ -21,11 +20,9 @@ def table(  # noqa: PLR0913 (typer makes each parameter an option)
     targets: Targets = None,
     output: Annotated[
         list[Path] | None,
-        typer.Option(
+        path_option(
             "--output",
             "-o",
-            parser=expand_home,
-            metavar="PATH",
             help="Write the table to a .md, .tex, .csv or .json file; may be given several times.",
         ),
     ] = None,
@@ -109,11 +106,9 @@ def claims(  # noqa: PLR0913 (typer makes each parameter an option)
     ] = 15.0,
     output: Annotated[
         list[Path] | None,
-        typer.Option(
+        path_option(
             "--output",
             "-o",
-            parser=expand_home,
-            metavar="PATH",
             help="Write the verdicts to a .md or .json file; may be given several times.",
         ),
     ] = None,
@@ -128,9 +123,7 @@ def claims(  # noqa: PLR0913 (typer makes each parameter an option)
     fresh: Fresh = False,
     recipes: Annotated[
         Path | None,
-        typer.Option(
-            parser=expand_home,
-            metavar="PATH",
+        path_option(
             help="Folder of the claims; default: ./recipes/claims, or else those that ship.",
             show_default=False,
         ),

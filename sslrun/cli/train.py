@@ -25,12 +25,12 @@ from sslrun.cli.options import (
     Runs,
     Seed,
     Worker,
+    path_argument,
 )
 from sslrun.cli.output import print_table
 from sslrun.cli.plans import show_plans
 from sslrun.cli.workers import build_workers, run_as_worker, run_workers
 from sslrun.errors import UserError
-from sslrun.files import expand_home
 
 if TYPE_CHECKING:
     from sslrun import launch
@@ -149,8 +149,7 @@ def _check_engine(engine: str, gpus: int, fresh: bool, profile: bool) -> None:
 def sweep(  # noqa: PLR0913 (typer makes each parameter an option)
     recipes: Annotated[
         list[Path],
-        typer.Argument(
-            parser=expand_home,
+        path_argument(
             help="Sweeps or recipes: YAML files, or names of those that ship.",
             metavar="SWEEP...",
         ),

@@ -8,16 +8,14 @@ from typing import Annotated
 import typer
 
 from sslrun.cli.base import app
-from sslrun.cli.options import Imports
-from sslrun.files import expand_home
+from sslrun.cli.options import Imports, path_argument, path_option
 
 
 @app.command()
 def export(
     source: Annotated[
         Path,
-        typer.Argument(
-            parser=expand_home,
+        path_argument(
             help="A run's folder, or its .safetensors file.",
             metavar="RUN",
             show_default=False,
@@ -25,9 +23,7 @@ def export(
     ],
     folder: Annotated[
         Path,
-        typer.Argument(
-            parser=expand_home, help="Folder to write to.", metavar="FOLDER", show_default=False
-        ),
+        path_argument(help="Folder to write to.", metavar="FOLDER", show_default=False),
     ],
     to: Annotated[
         str,
@@ -49,9 +45,7 @@ def export(
 def push(
     run: Annotated[
         Path,
-        typer.Argument(
-            parser=expand_home, help="A finished run's folder.", metavar="RUN", show_default=False
-        ),
+        path_argument(help="A finished run's folder.", metavar="RUN", show_default=False),
     ],
     repo: Annotated[
         str,
@@ -69,11 +63,9 @@ def push(
     ] = False,
     output: Annotated[
         Path | None,
-        typer.Option(
+        path_option(
             "--output",
             "-o",
-            parser=expand_home,
-            metavar="PATH",
             help="Also keep what is uploaded in this folder.",
         ),
     ] = None,

@@ -376,8 +376,9 @@ def launch(plans: Sequence[Jobs], context: Context, engine: Engine, workers: Wor
     plans = _prepare(plans, context)
     if _are_finished(plans) or (workers.count == 1 and engine.name == "local"):
         return work_all(plans, replace(context, fresh=False))
-    runs = [job.run for job in _jobs_of(plans).values()]
-    _check_data(list(_jobs_of(plans).values()), engine, context.reporter)
+    jobs = list(_jobs_of(plans).values())
+    runs = [job.run for job in jobs]
+    _check_data(jobs, engine, context.reporter)
     with report_unwritable(workers.logs):
         workers.logs.mkdir(parents=True, exist_ok=True)
     crew = engine.start(workers)

@@ -141,7 +141,7 @@ def test_devices_share_the_batches_of_one(devices, monkeypatch):
 
 
 def test_an_order_is_that_of_sorting_all_stretches_at_once():
-    """Orders of earlier versions stay, of which a resumed run may be in the middle."""
+    """Orders of earlier versions stay: a resumed run may be in the middle of one."""
     lengths, batch, count = gamma_lengths(9000), 32, 281
     draw = torch.Generator().manual_seed(3)
     shuffled = shuffle(len(lengths), draw)
