@@ -125,7 +125,8 @@ def two_processes(subject: Subject, folder: Path, draw: Draw) -> Ended:
 
 def killed_worker(subject: Subject, folder: Path, draw: Draw) -> Ended:
     """The second worker of `sweep --jobs 2` is killed at a random moment."""
-    arguments = ["sweep", subject.arguments[1], "--jobs=2"]
+    every_step = Path(__file__).with_name("every_step.py")
+    arguments = ["sweep", subject.arguments[1], "--jobs=2", f"--import={every_step}"]
     started = Command(arguments, folder, subject.folder / "cache")
     children = Path(f"/proc/{started.pid}/task/{started.pid}/children")
     while started.poll() is None and not (found := children.read_text().split()):

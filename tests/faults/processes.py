@@ -156,7 +156,8 @@ class Together:
 def snapshot(runs: Path) -> dict[str, Any]:
     """Everything in a folder of runs that must be equal after any fault: place -> content.
 
-    Numbers of the clock are left out, and so are the files of the environment.
+    Numbers of the clock are left out, and so are the files of the environment and what workers of
+    a sweep print.
     """
     return dict(sorted(entry for path in runs.rglob("*") for entry in _read(path, runs)))
 
@@ -164,7 +165,8 @@ def snapshot(runs: Path) -> dict[str, Any]:
 def _read(path: Path, runs: Path) -> Iterator[tuple[str, Any]]:
     name = str(path.relative_to(runs))
     unequal = (".lock", "environment.json", "recipe.yaml", "manifest.json", "sums.json")
-    if not path.is_file() or path.name in unequal or path.parent == runs:
+    printed = path.parent.name == "workers"
+    if not path.is_file() or path.name in unequal or path.parent == runs or printed:
         return
     if path.name == "result.json":
         yield name, _parse(path.read_text(errors="replace"))

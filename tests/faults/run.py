@@ -58,11 +58,8 @@ def start_quickly() -> None:
     sys.path.insert(0, str(ROOT / "tests"))
     import forks
 
-    for module in forks.MODULES:
+    for module in (*forks.MODULES, "every_step"):
         importlib.import_module(module)
-    from sslrun.stages import fit
-
-    fit.LOG_SECONDS = -1.0
 
 
 if __name__ == "__main__":
