@@ -343,7 +343,7 @@ class CellBench(Bench):
         if best.exists() and read_tensors(best) is None and distributed.is_main():
             self.say(f"{best}: damaged; trains from the beginning")
             shutil.rmtree(checkpoints.folder)
-        with logs(run, ()) as log:
+        with logs(run, ()) as log, self.context.stop.saving():
             for step in fit(
                 training, examples, self.seed, run, self.context, self.cell.title,
                 lambda record: log({"attempt": attempt, **record}), checkpoints,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -71,18 +72,28 @@ class Stop:
     def unsaved(self) -> Iterator[None]:
         """Let a signal end the process immediately: there is nothing to save before the end.
 
-        This is for reading data, which caches keep, and for models that are fitted at once. A
-        library in which the signal arrives may swallow the KeyboardInterrupt or raise another error
-        in its place, so that it is raised again at the end.
+        This is for reading data, which caches keep, and for evaluations, but for what they do
+        within `saving`. A library in which the signal arrives may swallow the KeyboardInterrupt or
+        raise another error in its place, so that it is raised again at the end.
         """
         self.check()
-        self.at_once = self.leads
+        before, self.at_once = self.at_once, self.leads
         try:
             yield
         finally:
-            self.at_once = False
-            if self.due:
+            self.at_once = before
+            if self.due and not isinstance(sys.exception(), Interrupted):
                 raise KeyboardInterrupt
+
+    @contextmanager
+    def saving(self) -> Iterator[None]:
+        """Within `unsaved`, wait after a signal for work that saves when it is `due`."""
+        before, self.at_once = self.at_once, False
+        try:
+            yield
+        finally:
+            self.at_once = before
+        self.check()
 
     def _received(self, number: int, frame: FrameType | None) -> None:
         if number == NOTICE and self.leads:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -113,7 +112,7 @@ class Cell:
         """Whether anything is trained in steps.
 
         If so, each device draws its own views and dropout and has its own batch norm, so that their
-        number may change the result; and a signal saves a checkpoint.
+        number may change the result.
         """
         return self.evaluation.protocol(self.protocol).trains(self._task_options)
 
@@ -203,8 +202,7 @@ class Cell:
             )
         if colors := self._describe_rounding():
             bench.say(colors)
-        context.stop.check()
-        with nullcontext() if self._trains else context.stop.unsaved():
+        with context.stop.unsaved():
             scores = bench.method.run(bench)
         self._check(scores, bench)
         metrics = scores.metrics

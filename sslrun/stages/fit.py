@@ -21,6 +21,9 @@ from sslrun.training.loop import NonFinite, Step, Training, train
 
 LOG_SECONDS = 0.5
 """Shortest time between two records of the log: reading a loss waits for the device."""
+LAST_SECONDS = 10.0
+"""Seconds without a checkpoint after which the last state is saved, too, if work follows that may
+be interrupted, such as scoring."""
 REMEDY = "Lower lr, or raise warmup, or set clip: 1.0"
 
 
@@ -34,7 +37,18 @@ class Checkpoints:
     extended: Path | None = None
     """The last state of the finished training that this one extends; None: it begins at step 0."""
     attempt: str | None = None
-    """The `attempt` in the log's records, if the run trains several times."""
+    """The `attempt` in the log's records, if the run trains several times, or scores what it has
+    trained; None if it ends with its training."""
+
+    def is_due(self, step: Step, seconds: float, stopped: bool) -> bool:
+        """Whether to save after this step, `seconds` after the last checkpoint.
+
+        The last step is saved, too, unless the run ends with it.
+        """
+        if step.last and self.attempt is None:
+            return False
+        limit = min(60 * self.minutes, LAST_SECONDS) if step.last else 60 * self.minutes
+        return stopped or seconds > limit
 
     @property
     def latest(self) -> Path | None:
@@ -85,10 +99,10 @@ def fit(
                     log(record)
                     show(step.step, record["loss"], record["rate"], step.total)
                 yield step
-                due = context.stop.due or time.monotonic() - saved > 60 * checkpoints.minutes
+                due = checkpoints.is_due(step, time.monotonic() - saved, context.stop.due)
                 if training.sharded:  # all processes write
                     due = bool(distributed.decide(due))
-                if step.last or not due:
+                if not due:
                     continue
                 saved = time.monotonic()
                 training.check_finite()
