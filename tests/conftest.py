@@ -23,7 +23,7 @@ torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else min(2, os.cp
 
 
 SLOW = {
-    "test_the_schema_is_printed_as_json", "gives_the_same_trajectories[skew",
+    "test_the_printed_schema_is_one", "gives_the_same_trajectories[skew",
     "gives_the_same_trajectories[contrastive",
     "test_browser.py", "test_a_page_of_many_runs", "test_damaged_unfinished_and_older_runs",
     "test_order_learns_where_frames_are_numbered", "test_a_backbone_that_decides_is_rolled_out",

@@ -85,7 +85,7 @@ def test_pretrain_then_every_protocol_then_the_table(folder, sslrun):
 
 @pytest.fixture(scope="module")
 def pretrain(tmp_path_factory, start_command):
-    """Return `start(*arguments)` for one pretraining of 5 epochs, and its weights if not stopped."""
+    """Return `start(*arguments)` for one pretraining; `weights` are those of a whole one."""
     folder = tmp_path_factory.mktemp("pretrain")
     (folder / "tiny.yaml").write_text(RECIPE)
 
