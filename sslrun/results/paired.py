@@ -104,10 +104,10 @@ def judge_restarts(a: Mapping[str, float], b: Mapping[str, float], margin: float
 
 def half_width(differences: np.ndarray) -> float:
     """Half the width of Student's 95 % t interval of the mean of differences (N,), N > 1."""
-    from scipy.stats import t  # takes a second to import
+    from scipy.special import stdtrit  # scipy.stats takes a second to import
 
     count = len(differences)
-    quantile = float(t.ppf((1 + CONFIDENCE) / 2, count - 1))
+    quantile = float(stdtrit(count - 1, (1 + CONFIDENCE) / 2))
     return quantile * float(differences.std(ddof=1)) / math.sqrt(count)
 
 
@@ -115,10 +115,10 @@ def _interval(
     differences: np.ndarray, generator: np.random.Generator
 ) -> tuple[tuple[float, float], str]:
     """How far the interval reaches below and above the mean of differences (N,), and its method."""
-    from scipy.stats import t  # takes a second to import
+    from scipy.special import stdtrit  # scipy.stats takes a second to import
 
     count = len(differences)
-    quantile = float(t.ppf((1 + CONFIDENCE) / 2, count - 1))
+    quantile = float(stdtrit(count - 1, (1 + CONFIDENCE) / 2))
     if count < BOOTSTRAP_FROM:
         reach = half_width(differences)
         return (reach, reach), "t interval"

@@ -209,12 +209,12 @@ def test_what_it_writes_is_more_likely_than_perturbed_texts():
     initialize(decoder.blocks, 0.1)
     parameters = [*backbone.parameters(), *decoder.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=0.003)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.003, total_steps=300)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.003, total_steps=180)
 
     def encode(tokens):
         return backbone(tokens).tokens, embedding_of(backbone), tokens.real[:, None, None]
 
-    for step in range(300):
+    for step in range(180):
         tokens, targets = reversals(32, 100 + step)
         memory, shared, mask = encode(tokens)
         ids = previous_tokens(targets, TOKENIZER)

@@ -294,8 +294,14 @@ CLAIMS = {path.stem: path for path in sorted(FOLDER.glob("*.yaml"))}
 CHEAP = {
     "guess": {"steps": 1, "batch": 2, "gaps": 20},
     "colors": {"steps": 1, "batch": 4, "images": 8},
-    "order": {"steps": 1, "batch": 4, "draws": 1},
+    "order": {
+        "steps": 1,
+        "batch": 4,
+        "draws": 1,
+        "films": {"labels": "pattern", "size": 16, "films": 30, "test_films": 4},
+    },
     "equivariant-maps": {"steps": 1, "batch": 2},
+    "distortion": {"dimensions": 20, "features": 2, "span": 8, "examples": 16},
 }
 """Options that make slow measurements quick."""
 
@@ -351,7 +357,7 @@ def test_a_measurement_has_the_cells_that_its_claim_names(name, tmp_path, monkey
             options["data"] = {
                 "name": "world",
                 "length": 64,
-                "documents": 400,
+                "documents": 150,
                 "tokenizer": {"vocab": 600},
             }
         if chosen.measure.name == "colors":

@@ -1,9 +1,6 @@
 """The errands of docs/design.md: one file outside the package is enough for each."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -300,7 +297,7 @@ def write(folder, name, plugin, **recipe):
     (folder / f"{name}.yaml").write_text(yaml.safe_dump({"name": name, **recipe}))
 
 
-def test_a_pretext_task_on_clips_serves_image_backbones(outside, result, tmp_path):
+def test_a_pretext_task_on_clips_serves_image_backbones(outside, result, tmp_path, start_sslrun):
     write(
         tmp_path,
         "video",
@@ -334,9 +331,7 @@ def test_a_pretext_task_on_clips_serves_image_backbones(outside, result, tmp_pat
     refused = outside("check", "video.yaml", "pretext=simclr", "--import", "mine.py", code=2)
     assert "'simclr' reads image data, but 'moving-squares' is video data" in refused
     # A recipe imports nothing: a process without --import does not know the data.
-    command = [sys.executable, "-m", "sslrun", "check", "video.yaml"]
-    other = {**os.environ, "PYTHONPATH": str(ROOT)}
-    alone = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=other)
+    alone = start_sslrun("check", "video.yaml", cwd=tmp_path).finish()
     assert "no such data set: 'moving-squares'" in alone.stderr
 
 
@@ -419,6 +414,8 @@ def test_the_examples_of_the_documentation_run(name, outside, tmp_path):
         "pretrain={epochs: null, steps: 2, batch: 32}",
         "--set",
         "finetune={steps: 2, batch: 32}",
+        "--set",
+        "watch={every: 1000, examples: 64}",
     ]
     printed = outside("sweep", recipe, "--import", source, *fewer)
     assert "digits" in printed

@@ -38,7 +38,7 @@ def examples(images):
     return TensorExamples(images, None, (), ImageSpec(images.shape[-1]))
 
 
-def train(pretext, images, steps, lr=0.003, batch=64):
+def train(pretext, images, steps, lr=0.003, batch=32):
     optimizer = torch.optim.Adam(pretext.parameters(), lr=lr)
     generator = seeded(1)
     for _ in range(steps):
@@ -181,19 +181,19 @@ def test_the_floor_is_the_error_of_the_mean_image():
 
 @pytest.mark.parametrize("noise", [{}, {"kind": "mask", "amount": 0.25}])
 def test_it_learns_to_reconstruct(noise):
-    images, pretext = disks(), build("mlp", noise=noise)
+    images, pretext = disks(), build("mlp", channels=16, noise=noise)
     train(pretext, images, 120)
     assert record(pretext, images)["held_out_loss"] < 0.5 * pretext.floor(examples(images))
 
 
 def test_a_small_beta_keeps_all_units_and_a_large_one_collapses():
     images = disks()
-    good = train(build("mlp", latent=4, beta=0.1), images, 240)
+    good = train(build("mlp", channels=16, latent=4, beta=0.1), images, 160)
     found = record(good, images)
     assert found["held_out_loss"] < 0.5 * good.floor(examples(images))
     assert found["active_units"] == 4
     assert good.diagnose(found) is None
-    collapsed = train(build("mlp", latent=4, beta=30.0), images, 100)
+    collapsed = train(build("mlp", channels=16, latent=4, beta=30.0), images, 60)
     found = record(collapsed, images)
     assert found["active_units"] == 0
     assert found["held_out_loss"] > 0.9 * collapsed.floor(examples(images))

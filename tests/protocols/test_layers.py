@@ -131,7 +131,7 @@ def test_layers_share_one_pass_and_leave_other_protocols_their_features(tmp_path
 
     extract = module.extract
     monkeypatch.setattr(module, "extract", counted)
-    probe = {"layers": "best", "l2_count": 1}
+    probe = {"layers": "best", "l2_count": 1, "iterations": 20}
     both, _ = run(tmp_path / "a", recipe(["probe", "fewshot"], probe=probe, fewshot={"shots": [5]}))
     read = [arguments[0] for arguments in passes]
     assert sum(isinstance(backbone, LayerReader) for backbone in read) == 3  # train, val, test
@@ -157,7 +157,7 @@ def test_knn_and_sgd_choose_a_layer_and_refit(tmp_path):
 
 
 def test_the_table_of_layers_has_a_row_for_each(tmp_path):
-    cells, _ = run(tmp_path, recipe(probe={"layers": "best", "l2_count": 1}))
+    cells, _ = run(tmp_path, recipe(probe={"layers": "best", "l2_count": 1, "iterations": 20}))
     result = cells["probe"].run.result
     table = Table.of_layers([RunRecord(cells["probe"].run.path)])
     assert [row.protocol for row in table.rows] == [f"probe, layer {layer}" for layer in range(5)]

@@ -233,7 +233,7 @@ def test_an_actors_step_leaves_its_critics_alone():
 
 def session(seed=0, **options):
     torch.manual_seed(0)
-    settings = {"space": "state", "goals": "data", "steps": 120, "warmup": 60, "parallel": 3}
+    settings = {"space": "state", "goals": "data", "steps": 60, "warmup": 30, "parallel": 3}
     options = PracticeOptions(**{**settings, "horizon": 10, "batch": 8, **options})
     task = Reach(tasks["reach"].Options(), ImageSpec(48), ())
     known = torch.rand(50, 2, generator=draws()) * 2 - 1
@@ -251,10 +251,10 @@ def test_the_same_seed_gives_the_same_trajectories(options):
         one.practice()
     assert torch.equal(first.visited, second.visited)
     assert not torch.equal(first.visited, other.visited)
-    assert first.visited.shape == (12 * 11, 2)
+    assert first.visited.shape == (6 * 11, 2)
     described = first.describe()
-    assert described["environment_steps"] == 120
-    assert described["gradient_steps"] == (0 if options.get("learner") == "random" else 120)
+    assert described["environment_steps"] == 60
+    assert described["gradient_steps"] == (0 if options.get("learner") == "random" else 60)
     assert described["environment_steps_a_second"] > 0
 
 
@@ -264,13 +264,13 @@ def test_skewed_goals_are_those_that_practice_reached():
     drawn = one.goals.draw(64)
     reached = one.replay.reached
     assert all((goal == reached).all(dim=1).any() for goal in drawn)
-    assert torch.equal(one.visited.unflatten(0, (12, 11))[:, 0], torch.tensor([[0.5, -0.5]] * 12))
+    assert torch.equal(one.visited.unflatten(0, (6, 11))[:, 0], torch.tensor([[0.5, -0.5]] * 6))
 
 
 def test_actions_stay_within_bounds():
     one = session()
     one.practice()
-    steps = one.visited.unflatten(0, (12, 11)).diff(dim=1)
+    steps = one.visited.unflatten(0, (6, 11)).diff(dim=1)
     assert steps.abs().max() <= 0.1 + 1e-6
     assert one.replay.state_dict()["actions"].abs().max() <= 1
 
@@ -378,7 +378,7 @@ def test_the_same_run_twice_gives_the_same_numbers(sweep, tmp_path):
 
 def test_a_practice_that_was_killed_gives_the_same_result(recipe, start_sslrun, tmp_path):
     # Long enough to be killed while it collects.
-    changes = ["pretext=null", "practice.space=state", "practice.goals=data", "practice.steps=300"]
+    changes = ["pretext=null", "practice.space=state", "practice.goals=data", "practice.steps=150"]
     sets = [word for change in changes for word in ("--set", change)]
 
     def start(runs):
@@ -397,7 +397,7 @@ def test_a_practice_that_was_killed_gives_the_same_result(recipe, start_sslrun, 
     assert start("whole").finish().returncode == 0
     one, two = [results(tmp_path, runs)["practice"] for runs in ("killed", "whole")]
     assert one["metrics"] == two["metrics"]
-    assert one["practice"]["gradient_steps"] == 300
+    assert one["practice"]["gradient_steps"] == 150
 
 
 @pytest.mark.parametrize(

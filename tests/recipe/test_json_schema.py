@@ -3,6 +3,8 @@
 import json
 import re
 import sys
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -78,18 +80,19 @@ def _accepts_key(schema, key, value, root):
 
 @pytest.fixture(scope="module")
 def schema():
-    return json.loads(json.dumps(recipe_schema()))
+    """The schema as `sslrun show schema` prints it."""
+    printed = StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed):
+        patch.setattr(sys, "argv", ["sslrun", "show", "schema"])
+        with pytest.raises(SystemExit):
+            cli.main()
+    return json.loads(printed.getvalue())
 
 
-def test_the_schema_is_printed_as_json(monkeypatch, capsys, schema):
-    monkeypatch.setattr(sys, "argv", ["sslrun", "show", "schema"])
-    with pytest.raises(SystemExit):
-        cli.main()
-    printed = json.loads(capsys.readouterr().out)
-    assert printed["$schema"] == "https://json-schema.org/draft/2020-12/schema"
-    assert printed["$defs"].keys() == schema["$defs"].keys()
+def test_the_printed_schema_is_one(schema):
+    assert schema["$schema"] == "https://json-schema.org/draft/2020-12/schema"
     jsonschema = pytest.importorskip("jsonschema")
-    jsonschema.Draft202012Validator.check_schema(printed)
+    jsonschema.Draft202012Validator.check_schema(schema)
 
 
 def test_every_reference_resolves(schema):

@@ -62,7 +62,7 @@ def test_the_same_seed_gives_the_same_texts_and_splits_are_disjoint():
         assert train != World(0).examples(task, "test", 50)
         assert train != World(1).examples(task, "train", 50)
         splits = [
-            {str(example) for example in World(0).examples(task, split, 1500)}
+            {str(example) for example in World(0).examples(task, split, 300)}
             for split in ("train", "val", "test")
         ]
         assert not splits[0] & splits[1] | splits[0] & splits[2] | splits[1] & splits[2], task
