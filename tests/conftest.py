@@ -45,13 +45,12 @@ SLOW = {
     "test_features_of_ten_points_are_not_called_collapsed",
     "test_policies_have_their_documented_parameters",
     "test_an_unavailable_set_is_an_empty_cell_with_its_reason",
-    "test_naming_a_set_imports_no_slow_package",
     "test_bf16_gradients_of_a_resnet_on_one_pixel_images_are_deterministic",
     "test_bert_equals_transformers_bert_and_converts_both_ways", "test_resnet_equals_torchvisions",
     "test_parameter_counts_are_the_published_ones[vit-base",
     "test_with_unequal_lengths_a_few_steps_are_counted_and_others_scaled",
     "test_a_killed_pretraining_on_text", "test_two_processes_learn",
-    "test_reading_a_recipe_imports_no_slow_package",
+    "test_naming_a_set_and_reading_a_recipe_import",
     "test_a_measurement_has_the_cells_that_its_claim_names", "test_a_plot_is_drawn",
     "test_a_weight_file_without_a_tokenizer", "test_every_number_is_shown_as_published",
     "[random-forest]", "test_every_published_table_can_be_compared_with_itself",
@@ -269,7 +268,7 @@ def run_two():
 
     They are forked from a process that has already imported torch and sslrun, once.
     """
-    modules = ["sslrun.pretexts", "sslrun.training.loop", "torch.distributed.fsdp"]
+    modules = ["sslrun.pretexts", "sslrun.training.loop", "torch.distributed.fsdp", "torch._dynamo"]
     torch.multiprocessing.get_context("forkserver").set_forkserver_preload(modules)
 
     def run(function, arguments):
