@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -175,7 +176,32 @@ class Running:
 
 
 @pytest.fixture(scope="session")
-def start_command(tmp_path_factory):
+def fork_socket():
+    """The path of the socket at which tests/forks.py listens on Linux."""
+    with tempfile.TemporaryDirectory(prefix="forks", dir="/tmp") as folder:  # must be short
+        yield Path(folder) / "socket"
+
+
+@pytest.fixture(scope="session")
+def forking_python(start_command, fork_socket, tmp_path_factory):
+    """The path of a Python whose `python -m sslrun` runs in a process forked by tests/forks.py.
+
+    Its folder is for PYTHONPATH: there, Python names this one as its executable.
+    """
+    if sys.platform != "linux":
+        return Path(sys.executable)
+    folder = tmp_path_factory.mktemp("python")
+    python = folder / "python"
+    client = Path(__file__).with_name("client.py").read_text()
+    names = f"PYTHON = {sys.executable!r}\nSOCKET = {str(fork_socket)!r}\n"
+    python.write_text(f"#!{sys.executable} -SE\n{names}{client}")
+    python.chmod(0o755)
+    (folder / "sitecustomize.py").write_text(f"import sys\nsys.executable = {str(python)!r}\n")
+    return python
+
+
+@pytest.fixture(scope="session")
+def start_command(tmp_path_factory, fork_socket):
     """Return `start(arguments, folder, environment)`, which starts `sslrun ARGUMENTS`.
 
     On Linux the processes are forked from one that has already imported torch (tests/forks.py),
@@ -200,11 +226,17 @@ def start_command(tmp_path_factory):
         return
 
     root = Path(__file__).parents[1]
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(fork_socket))
+    listener.listen()
+    file = listener.fileno()
     server = subprocess.Popen(
-        [sys.executable, "-W", "ignore", Path(__file__).with_name("forks.py")],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        [sys.executable, "-W", "ignore", Path(__file__).with_name("forks.py"), str(file)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, pass_fds=[file],
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)},
     )  # fmt: skip
+
+    listener.close()
 
     def ask(request):
         server.stdin.write(json.dumps(request) + "\n")

@@ -1,5 +1,7 @@
 """A tiny sweep that engines run, and its outcome in this process."""
 
+import os
+import sys
 import time
 from pathlib import Path
 
@@ -40,7 +42,7 @@ class TinySweep:
         )
         self.context = Context(self.runs, compute("cpu"))
 
-    def wait_for_held(self, count, seconds=60.0):
+    def wait_for_held(self, count, seconds=120.0):
         """Wait until workers hold `count` pretrainings; return (holder, run) pairs."""
         runs = {job.run.path: job.run for job in self.plan.jobs if job.run.stage == "pretrain"}
         end = time.monotonic() + seconds
@@ -61,6 +63,14 @@ class TinySweep:
 def _one_thread(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+
+
+@pytest.fixture
+def cheap_workers(monkeypatch, forking_python):
+    """Let engines start their workers by fork, as each import of torch takes ten seconds."""
+    paths = (forking_python.parent, Path(__file__).parents[2])
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, paths)))
+    monkeypatch.setattr(sys, "executable", str(forking_python))
 
 
 @pytest.fixture

@@ -208,6 +208,7 @@ def _wait_for(condition, seconds=300.0):
         time.sleep(0.1)
 
 
+@pytest.mark.usefixtures("cheap_workers")
 def test_a_sweep_survives_a_killed_worker_and_a_requeued_one(cluster, tiny, expected):
     """One worker is killed; the other is requeued as at a time limit, and does the rest."""
 
@@ -308,6 +309,7 @@ def test_a_job_of_ones_own_requeues_itself_at_its_time_limit(cluster, slow):
     assert _weights(runs) == expected
 
 
+@pytest.mark.usefixtures("cheap_workers")
 def test_a_pretraining_that_is_requeued_by_slurm_continues(cluster, slow, sslrun):
     folder, expected = slow
     runs = folder / "submitted"
