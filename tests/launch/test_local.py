@@ -70,7 +70,6 @@ def test_exit_codes_have_reasons(code, reason):
     assert describe_exit(code) == reason
 
 
-@pytest.mark.usefixtures("cheap_workers")
 def test_a_killed_worker_is_reported_and_the_other_one_takes_its_run(tiny, expected, capsys):
     crews, killed = [], []
 

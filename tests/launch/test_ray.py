@@ -98,7 +98,6 @@ def cluster():
     cluster.shutdown()
 
 
-@pytest.mark.usefixtures("cheap_workers")
 def test_a_sweep_survives_the_loss_of_a_node(cluster, tiny, expected, capsys):
     node = cluster.add_node(**RESOURCES)
     engine = build("ray", [f"address={cluster.address}"])

@@ -208,7 +208,6 @@ def _wait_for(condition, seconds=300.0):
         time.sleep(0.1)
 
 
-@pytest.mark.usefixtures("cheap_workers")
 def test_a_sweep_survives_a_killed_worker_and_a_requeued_one(cluster, tiny, expected):
     """One worker is killed; the other is requeued as at a time limit, and does the rest."""
 
