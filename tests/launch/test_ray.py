@@ -98,13 +98,15 @@ def cluster():
     cluster.shutdown()
 
 
-def test_a_sweep_survives_the_loss_of_a_node(cluster, tiny, expected, capsys):
+@pytest.mark.usefixtures("cheap_workers")
+def test_a_sweep_survives_the_loss_of_a_node(cluster, tiny, expected, waiting, capsys):
     node = cluster.add_node(**RESOURCES)
     engine = build("ray", [f"address={cluster.address}"])
 
     def lose_the_node():
         tiny.wait_for_held(2)
         cluster.remove_node(node, allow_graceful=False)
+        waiting.unlink()
 
     killer = threading.Thread(target=lose_the_node)
     killer.start()
