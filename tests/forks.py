@@ -2,12 +2,17 @@
 
 Started by the fixture `start_command` of conftest.py. Reads one request a line on standard input,
 as JSON: a command, answered with the id of its process; or such an id, answered with the exit code
-of the process, null while it runs.
+of the process, null while it runs. Engines start such processes by tests/client.py, each through
+a connection to the socket whose descriptor is the first argument.
 """
 
+import contextlib
 import importlib
 import json
 import os
+import select
+import signal
+import socket
 import sys
 import traceback
 
@@ -33,8 +38,9 @@ def become_command(request):
     os.chdir(request["cwd"])
     os.environ.clear()
     os.environ.update(request["env"])
-    for stream, path in ((0, os.devnull), (1, request["stdout"]), (2, request["stderr"])):
-        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+    paths = (os.devnull, request.get("stdout"), request.get("stderr"))
+    flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC
+    for stream, file in enumerate(request.get("files") or [os.open(p, flags) for p in paths]):
         os.dup2(file, stream)
         os.close(file)
     sys.argv = ["sslrun", *request["arguments"]]
@@ -50,14 +56,56 @@ def become_command(request):
     os._exit(code)
 
 
-def serve():
+class Clients:
+    """Connections of tests/client.py, and the process that each of them has asked for."""
+
+    def __init__(self, file):
+        self.listener = socket.socket(fileno=file)
+        self.running = {}
+
+    def accept(self):
+        """Fork the process that a client asks for, with the client's streams."""
+        connection, _ = self.listener.accept()
+        _, files, *_ = socket.recv_fds(connection, 1, 3)
+        with connection.makefile() as lines:
+            request = {**json.loads(lines.readline()), "files": files}
+        if (pid := os.fork()) == 0:
+            connection.close()
+            become_command(request)
+        for file in files:
+            os.close(file)
+        connection.sendall(f"{pid}\n".encode())
+        self.running[connection] = pid
+
+    def report(self):
+        """Answer the clients whose processes have ended; kill the process of one that is gone."""
+        for connection, pid in list(self.running.items()):
+            if select.select([connection], [], [], 0)[0]:
+                os.kill(pid, signal.SIGKILL)
+            ended, status = os.waitpid(pid, os.WNOHANG)
+            if ended:
+                del self.running[connection]
+                with connection, contextlib.suppress(OSError):
+                    connection.sendall(f"{os.waitstatus_to_exitcode(status)}\n".encode())
+
+
+def serve(file):
     import torch
 
     torch.set_num_threads(1)  # a process with threads cannot be forked safely
     for module in MODULES:
         importlib.import_module(module)
     requests, answers = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w")
-    for line in requests:
+    clients = Clients(file)
+    while True:
+        ready, _, _ = select.select([requests, clients.listener], [], [], 0.02)
+        clients.report()
+        if clients.listener in ready:
+            clients.accept()
+        if requests not in ready:
+            continue
+        if not (line := requests.readline()):  # one line: the next one waits for its answer
+            break
         request = json.loads(line)
         if isinstance(request, int):
             ended, status = os.waitpid(request, os.WNOHANG)
@@ -69,4 +117,4 @@ def serve():
 
 
 if __name__ == "__main__":
-    serve()
+    serve(int(sys.argv[1]))

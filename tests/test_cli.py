@@ -110,9 +110,11 @@ def test_no_command_prints_the_help(monkeypatch, capsys):
     assert "Usage: sslrun" in capsys.readouterr().out
 
 
-def test_reading_a_recipe_imports_no_slow_package():
+def test_naming_a_set_and_reading_a_recipe_import_no_slow_package():
     code = (
-        "import sys, sslrun.recipe, sslrun.stages.check; from sslrun.backbones import *; "
+        "import sys, sslrun.data.image.sources; "
+        "print(*{'datasets', 'sklearn', 'PIL', 'torchvision'} & sys.modules.keys()); "
+        "import sslrun.recipe, sslrun.stages.check; from sslrun.backbones import *; "
         "from sslrun.data.specs import ImageSpec; "
         "network = build_backbone('resnet18', {}, ImageSpec(32)); "
         "from sslrun.training.flops import flop_counter; import torch; "

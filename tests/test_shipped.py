@@ -92,14 +92,14 @@ def test_the_wheel_holds_the_recipes_and_finds_them(tmp_path):
     }
     assert inside == {path.relative_to(ROOT) for path in (ROOT / "recipes").rglob("*.yaml")}
     code = (
-        "import sslrun.recipe as r; from pathlib import Path; "
-        "print(r.__file__, r.load_sweep(Path('quickstart')).name)"
+        "from sslrun import shipped; from pathlib import Path; "
+        "print(shipped.__file__, shipped.find(Path('quickstart')))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env={"PYTHONPATH": str(tmp_path / "installed")},
         check=True, capture_output=True, text=True,
     )  # fmt: skip
-    assert done.stdout.split() == [
-        str(tmp_path / "installed/sslrun/recipe/__init__.py"),
-        "quickstart",
-    ]
+    installed = tmp_path / "installed/sslrun"
+    recipe = installed / "recipes/quickstart.yaml"
+    assert done.stdout.split() == [str(installed / "shipped.py"), str(recipe)]
+    assert load_sweep(recipe) == load_sweep(ROOT / "recipes/quickstart.yaml")

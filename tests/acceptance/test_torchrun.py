@@ -23,7 +23,7 @@ TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "
 
 
 @pytest.fixture
-def run(tmp_path, sslrun, start_ranks):
+def run(tmp_path, sslrun, start_ranks, forking_python):
     """Return `run(command, runs)` for one process, or for two with `together=True`."""
     (tmp_path / "vit.yaml").write_text(RECIPE)
 
@@ -32,7 +32,8 @@ def run(tmp_path, sslrun, start_ranks):
         if not together:
             return sslrun(*arguments, cwd=tmp_path).stdout
         if command == "pretrain":
-            return sslrun(*arguments, "--gpus", "2", cwd=tmp_path).stdout
+            python = str(forking_python)
+            return sslrun(*arguments, "--gpus", "2", cwd=tmp_path, PYTHON_EXEC=python).stdout
         first, second = (rank.finish() for rank in start_ranks(*arguments, cwd=tmp_path))
         assert first.returncode == second.returncode == 0, first.stderr + second.stderr
         assert not second.stdout

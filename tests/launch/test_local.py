@@ -70,7 +70,10 @@ def test_exit_codes_have_reasons(code, reason):
     assert describe_exit(code) == reason
 
 
-def test_a_killed_worker_is_reported_and_the_other_one_takes_its_run(tiny, expected, capsys):
+@pytest.mark.usefixtures("cheap_workers")
+def test_a_killed_worker_is_reported_and_the_other_one_takes_its_run(
+    tiny, expected, waiting, capsys
+):
     crews, killed = [], []
 
     class Watched(local.Local):
@@ -82,6 +85,7 @@ def test_a_killed_worker_is_reported_and_the_other_one_takes_its_run(tiny, expec
         holder, run = tiny.wait_for_held(1)[0]
         crews[0].running[tiny.workers.names().index(holder) + 1].kill()
         killed.append(run)
+        waiting.unlink()
 
     killer = threading.Thread(target=kill_one)
     killer.start()

@@ -98,13 +98,15 @@ def cluster():
     cluster.shutdown()
 
 
-def test_a_sweep_survives_the_loss_of_a_node(cluster, tiny, expected, capsys):
+@pytest.mark.usefixtures("cheap_workers")
+def test_a_sweep_survives_the_loss_of_a_node(cluster, tiny, expected, waiting, capsys):
     node = cluster.add_node(**RESOURCES)
     engine = build("ray", [f"address={cluster.address}"])
 
     def lose_the_node():
         tiny.wait_for_held(2)
         cluster.remove_node(node, allow_graceful=False)
+        waiting.unlink()
 
     killer = threading.Thread(target=lose_the_node)
     killer.start()
@@ -117,6 +119,7 @@ def test_a_sweep_survives_the_loss_of_a_node(cluster, tiny, expected, capsys):
     assert tiny.outcome == expected
 
 
+@pytest.mark.usefixtures("cheap_workers")
 def test_a_pretraining_gives_the_bits_of_this_machine(cluster, tmp_path, sslrun):
     (tmp_path / "one.yaml").write_text(
         "name: one\nbackbone: {name: mlp, width: 16}\ndata: {name: digits, size: 8}\n"

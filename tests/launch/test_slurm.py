@@ -1,9 +1,11 @@
 """Slurm: options, errors, and a cluster of two nodes on this machine that requeues jobs."""
 
+import contextlib
 import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -106,7 +108,7 @@ def test_a_missing_sbatch_is_one_line(tmp_path, monkeypatch):
 CONFIGURATION = """\
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
-SlurmctldPort=26817
+SlurmctldPort={ports[0]}
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
@@ -126,16 +128,27 @@ SchedulerParameters=batch_sched_delay=0,sched_min_interval=0,sched_interval=1,bf
 JobAcctGatherType=jobacct_gather/none
 AccountingStorageType=accounting_storage/none
 KillWait=2
-NodeName=one NodeAddr=127.0.0.1 NodeHostname={host} Port=26818 CPUs=1
-NodeName=two NodeAddr=127.0.0.1 NodeHostname={host} Port=26819 CPUs=1
+NodeName=one NodeAddr=127.0.0.1 NodeHostname={host} Port={ports[1]} CPUs=1
+NodeName=two NodeAddr=127.0.0.1 NodeHostname={host} Port={ports[2]} CPUs=1
 PartitionName=main Nodes=ALL Default=YES
 """
 """Two nodes on this machine. A requeued job waits for `cred_expire` seconds, by default 120."""
 
 
+def _free_ports(count):
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
 @pytest.fixture(scope="module")
 def cluster():
-    """Run Slurm's daemons in a folder of their own, and end them and all jobs afterwards."""
+    """Run Slurm's daemons in a folder of their own, and end them and all jobs afterwards.
+
+    Other clusters may run on this machine: folder, ports and jobs are this one's own.
+    """
     missing = [name for name in DAEMONS if shutil.which(name) is None]
     if missing:
         pytest.skip(f"{', '.join(missing)} not installed: apt-get install slurm-wlm munge")
@@ -145,7 +158,8 @@ def cluster():
     (folder / "state").mkdir()
     (folder / "key").write_bytes(os.urandom(1024))
     (folder / "key").chmod(0o600)
-    configuration = CONFIGURATION.format(host=os.uname().nodename.partition(".")[0], folder=folder)
+    host = os.uname().nodename.partition(".")[0]
+    configuration = CONFIGURATION.format(host=host, folder=folder, ports=_free_ports(3))
     (folder / "slurm.conf").write_text(configuration)
     monkeypatch = pytest.MonkeyPatch()
     monkeypatch.setenv("SLURM_CONF", str(folder / "slurm.conf"))
@@ -194,7 +208,8 @@ def _wait_for(condition, seconds=300.0):
         time.sleep(0.1)
 
 
-def test_a_sweep_survives_a_killed_worker_and_a_requeued_one(cluster, tiny, expected):
+@pytest.mark.usefixtures("cheap_workers")
+def test_a_sweep_survives_a_killed_worker_and_a_requeued_one(cluster, tiny, expected, waiting):
     """One worker is killed; the other is requeued as at a time limit, and does the rest."""
 
     def logs():
@@ -206,8 +221,10 @@ def test_a_sweep_survives_a_killed_worker_and_a_requeued_one(cluster, tiny, expe
     os.kill(int(killed.rpartition(":")[2]), signal.SIGKILL)
     _wait_for(lambda: "RuntimeError: killed by SIGKILL" in logs())
     _ask("scancel", "--signal=USR2", "--user=root")
+    _wait_for(lambda: "Caught signal SIGUSR2" in logs())
+    waiting.unlink()
     _wait_for(lambda: all(job.run.finished for job in tiny.plan.jobs))
-    assert "stopped by SIGTERM" in logs()
+    assert "sslrun: stopped" in logs()
     assert "Requeued job" in logs()
     assert tiny.outcome == expected
 
@@ -235,10 +252,10 @@ class Slow(Rotation):
 """
 BATCH = """\
 #!/bin/sh
-#SBATCH --signal=B:USR1@10 --time=1 --requeue --open-mode=append --output=log
+#SBATCH --signal=B:USR1@3540 --time=120 --requeue --open-mode=append --output=log
 exec {python} -m sslrun {command} --runs=own
 """
-"""A script of one's own. Slurm's signal comes in the minute before the time that it names."""
+"""A script of one's own. Slurm signals it 59 minutes before its time limit."""
 
 
 COMMAND = "pretrain slow.yaml --import=slow.py --device=cpu"
@@ -272,11 +289,20 @@ def _is_done(runs):
     return bool(list(runs.glob("slow/pretrain-*/result.json")))
 
 
+def _limit(job, minutes):
+    subprocess.run(["scontrol", "update", f"JobId={job}", f"TimeLimit={minutes}"], check=True)
+
+
 def test_a_job_of_ones_own_requeues_itself_at_its_time_limit(cluster, slow):
     folder, expected = slow
     runs = folder / "own"
     (folder / "job").write_text(BATCH.format(python=sys.executable, command=COMMAND))
-    subprocess.run(["sbatch", "job"], check=True, cwd=folder)
+    job = subprocess.check_output(["sbatch", "--parsable", "job"], cwd=folder, text=True).strip()
+    _wait_for(lambda: len(_steps(runs)) > 2)
+    # Slurm looks twice a minute for jobs whose limit is near; the job waits before it runs again.
+    _limit(job, minutes=59)
+    _wait_for(lambda: "is requeued" in (folder / "log").read_text())
+    _limit(job, minutes=120)
     _wait_for(lambda: _is_done(runs))
     log = (folder / "log").read_text()
     assert "stopped by SIGUSR1; everything finished is saved" in log
@@ -285,6 +311,7 @@ def test_a_job_of_ones_own_requeues_itself_at_its_time_limit(cluster, slow):
     assert _weights(runs) == expected
 
 
+@pytest.mark.usefixtures("cheap_workers")
 def test_a_pretraining_that_is_requeued_by_slurm_continues(cluster, slow, sslrun):
     folder, expected = slow
     runs = folder / "submitted"

@@ -72,13 +72,18 @@ def test_few_channels_in_a_strided_pointwise_convolution_keep_the_contiguous_for
     assert CPU.put(linear) is linear
 
 
-@pytest.mark.parametrize(("onednn", "aten"), [("AVX2", "avx2"), ("DEFAULT", "")])
-def test_narrow_resnets_train_without_corrupting_memory(onednn, aten):
-    run_limited(STRIDED_POINTWISE, onednn, aten)
+@pytest.fixture(scope="module")
+def printed_on_avx2():
+    """Run both programs in one process with AVX2 alone, and return what they print."""
+    return json.loads(run_limited(STRIDED_POINTWISE + RECURRENT, "AVX2", "avx2"))
 
 
-def test_an_lstm_falls_back_to_float32_where_onednn_has_no_bf16():
-    printed = json.loads(run_limited(RECURRENT, "AVX2", "avx2"))
+def test_narrow_resnets_train_without_corrupting_memory(printed_on_avx2):
+    run_limited(STRIDED_POINTWISE, "DEFAULT", "")
+
+
+def test_an_lstm_falls_back_to_float32_where_onednn_has_no_bf16(printed_on_avx2):
+    printed = printed_on_avx2
     if torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() in (
         "AVX2",
         "AVX512",
