@@ -154,6 +154,8 @@ def pytest_collection_modifyitems(config, items):
     for item in items:
         if is_slow(item.nodeid):
             item.add_marker(pytest.mark.slow)
+    # Tests that wait for Slurm and Ray first: at the end, the other worker would have nothing left.
+    items.sort(key=lambda item: "tests/launch/" not in item.nodeid)
 
 
 @pytest.fixture

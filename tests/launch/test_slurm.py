@@ -1,4 +1,4 @@
-"""Slurm: options, errors, and a cluster of two nodes on this machine that requeues jobs."""
+"""Slurm: options, errors, and a cluster of three nodes on this machine that requeues jobs."""
 
 import contextlib
 import json
@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from sslrun.stages.sweep import submit
 
 pytest.importorskip("submitit", reason="submitit is not installed")
 DAEMONS = ("munged", "slurmctld", "slurmd")
+NODES = ("one", "two", "three")
 
 
 @pytest.mark.parametrize(
@@ -130,9 +132,10 @@ AccountingStorageType=accounting_storage/none
 KillWait=2
 NodeName=one NodeAddr=127.0.0.1 NodeHostname={host} Port={ports[1]} CPUs=1
 NodeName=two NodeAddr=127.0.0.1 NodeHostname={host} Port={ports[2]} CPUs=1
+NodeName=three NodeAddr=127.0.0.1 NodeHostname={host} Port={ports[3]} CPUs=1
 PartitionName=main Nodes=ALL Default=YES
 """
-"""Two nodes on this machine. A requeued job waits for `cred_expire` seconds, by default 120."""
+"""Three nodes on this machine. A requeued job waits for `cred_expire` seconds, by default 120."""
 
 
 def _free_ports(count):
@@ -159,7 +162,9 @@ def cluster():
     (folder / "key").write_bytes(os.urandom(1024))
     (folder / "key").chmod(0o600)
     host = os.uname().nodename.partition(".")[0]
-    configuration = CONFIGURATION.format(host=host, folder=folder, ports=_free_ports(3))
+    configuration = CONFIGURATION.format(
+        host=host, folder=folder, ports=_free_ports(1 + len(NODES))
+    )
     (folder / "slurm.conf").write_text(configuration)
     monkeypatch = pytest.MonkeyPatch()
     monkeypatch.setenv("SLURM_CONF", str(folder / "slurm.conf"))
@@ -168,7 +173,7 @@ def cluster():
     commands = [
         ["munged", "--foreground", "--force", f"--seed-file={folder / 'seed'}", *munge],
         ["slurmctld", "-D"],
-        *(["slurmd", "-D", "-N", name] for name in ("one", "two")),
+        *(["slurmd", "-D", "-N", name] for name in NODES),
     ]
     daemons = []
     try:
@@ -180,7 +185,7 @@ def cluster():
                 assert time.monotonic() < end, (folder / "0.log").read_text()
                 time.sleep(0.05)
         end = time.monotonic() + 20
-        while _ask("sinfo", "-hN", "-o%T").count("idle") < 2:
+        while _ask("sinfo", "-hN", "-o%T").count("idle") < len(NODES):
             assert time.monotonic() < end, (folder / "1.log").read_text()[-2000:]
             time.sleep(0.25)
         yield
@@ -206,27 +211,6 @@ def _wait_for(condition, seconds=300.0):
     while not condition():
         assert time.monotonic() < end, _ask("squeue")
         time.sleep(0.1)
-
-
-@pytest.mark.usefixtures("cheap_workers")
-def test_a_sweep_survives_a_killed_worker_and_a_requeued_one(cluster, tiny, expected, waiting):
-    """One worker is killed; the other is requeued as at a time limit, and does the rest."""
-
-    def logs():
-        return "".join(path.read_text() for path in tiny.workers.logs.glob("*_log.*"))
-
-    engine = build("slurm", ["time=10m"])
-    assert submit([tiny.plan], tiny.context, engine, tiny.workers).startswith("Submitted Slurm job")
-    (killed, _), _ = tiny.wait_for_held(2)
-    os.kill(int(killed.rpartition(":")[2]), signal.SIGKILL)
-    _wait_for(lambda: "RuntimeError: killed by SIGKILL" in logs())
-    _ask("scancel", "--signal=USR2", "--user=root")
-    _wait_for(lambda: "Caught signal SIGUSR2" in logs())
-    waiting.unlink()
-    _wait_for(lambda: all(job.run.finished for job in tiny.plan.jobs))
-    assert "sslrun: stopped" in logs()
-    assert "Requeued job" in logs()
-    assert tiny.outcome == expected
 
 
 RECIPE = """\
@@ -293,26 +277,52 @@ def _limit(job, minutes):
     subprocess.run(["scontrol", "update", f"JobId={job}", f"TimeLimit={minutes}"], check=True)
 
 
-def test_a_job_of_ones_own_requeues_itself_at_its_time_limit(cluster, slow):
-    folder, expected = slow
-    runs = folder / "own"
+@pytest.fixture(scope="module")
+def own(cluster, slow):
+    """The folder of a job of one's own, and a thread that waits until it has been requeued.
+
+    The job reaches its time limit while other tests run: Slurm looks only twice a minute for jobs
+    whose limit is near.
+    """
+    folder, _ = slow
     (folder / "job").write_text(BATCH.format(python=sys.executable, command=COMMAND))
     job = subprocess.check_output(["sbatch", "--parsable", "job"], cwd=folder, text=True).strip()
-    _wait_for(lambda: len(_steps(runs)) > 2)
-    # Slurm looks twice a minute for jobs whose limit is near; the job waits before it runs again.
-    _limit(job, minutes=59)
-    _wait_for(lambda: "is requeued" in (folder / "log").read_text())
-    _limit(job, minutes=120)
-    _wait_for(lambda: _is_done(runs))
-    log = (folder / "log").read_text()
-    assert "stopped by SIGUSR1; everything finished is saved" in log
-    assert "is requeued, and continues there" in log
-    assert "continues after step" in log
-    assert _weights(runs) == expected
+
+    def reach_the_limit():
+        _wait_for(lambda: len(_steps(folder / "own")) > 2)
+        _limit(job, minutes=59)
+        _wait_for(lambda: "is requeued" in (folder / "log").read_text())
+        _limit(job, minutes=120)  # it waits before it runs again
+
+    thread = threading.Thread(target=reach_the_limit)
+    thread.start()
+    yield folder, thread
+    thread.join()
 
 
 @pytest.mark.usefixtures("cheap_workers")
-def test_a_pretraining_that_is_requeued_by_slurm_continues(cluster, slow, sslrun):
+def test_a_sweep_survives_a_killed_worker_and_a_requeued_one(own, tiny, expected, waiting):
+    """One worker is killed; the other is requeued as at a time limit, and does the rest."""
+
+    def logs():
+        return "".join(path.read_text() for path in tiny.workers.logs.glob("*_log.*"))
+
+    engine = build("slurm", ["time=10m"])
+    assert submit([tiny.plan], tiny.context, engine, tiny.workers).startswith("Submitted Slurm job")
+    (killed, _), _ = tiny.wait_for_held(2)
+    os.kill(int(killed.rpartition(":")[2]), signal.SIGKILL)
+    _wait_for(lambda: "RuntimeError: killed by SIGKILL" in logs())
+    _ask("scancel", "--signal=USR2", "--name=sslrun")
+    _wait_for(lambda: "Caught signal SIGUSR2" in logs())
+    waiting.unlink()
+    _wait_for(lambda: all(job.run.finished for job in tiny.plan.jobs))
+    assert "sslrun: stopped" in logs()
+    assert "Requeued job" in logs()
+    assert tiny.outcome == expected
+
+
+@pytest.mark.usefixtures("cheap_workers")
+def test_a_pretraining_that_is_requeued_by_slurm_continues(own, slow, sslrun):
     folder, expected = slow
     runs = folder / "submitted"
     sslrun(*COMMAND.split(), "--runs=submitted", "--engine=slurm", "-Etime=10m", cwd=folder)
@@ -324,3 +334,14 @@ def test_a_pretraining_that_is_requeued_by_slurm_continues(cluster, slow, sslrun
     assert "stopped by SIGTERM; everything finished is saved" in logs
     assert "continues after step" in logs
     assert _weights(runs) == expected
+
+
+def test_a_job_of_ones_own_requeues_itself_at_its_time_limit(own, slow):
+    (folder, requeued), (_, expected) = own, slow
+    requeued.join()
+    _wait_for(lambda: _is_done(folder / "own"))
+    log = (folder / "log").read_text()
+    assert "stopped by SIGUSR1; everything finished is saved" in log
+    assert "is requeued, and continues there" in log
+    assert "continues after step" in log
+    assert _weights(folder / "own") == expected
