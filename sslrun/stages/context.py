@@ -72,9 +72,9 @@ class Stop:
     def unsaved(self) -> Iterator[None]:
         """Let a signal end the process immediately: there is nothing to save before the end.
 
-        This is for reading data, which caches keep, and for evaluations, but for what they do
-        within `saving`. A library in which the signal arrives may swallow the KeyboardInterrupt or
-        raise another error in its place, so that it is raised again at the end.
+        This is for reading data, which caches keep, and for evaluations, whose trainings are
+        `saving`. A library in which the signal arrives may swallow the KeyboardInterrupt or raise
+        another error in its place, so that it is raised again at the end.
         """
         self.check()
         before, self.at_once = self.at_once, self.leads
@@ -87,7 +87,7 @@ class Stop:
 
     @contextmanager
     def saving(self) -> Iterator[None]:
-        """Within `unsaved`, wait after a signal for work that saves when it is `due`."""
+        """Within `unsaved`, let work that saves when a stop is `due` end by itself."""
         before, self.at_once = self.at_once, False
         try:
             yield
