@@ -180,11 +180,11 @@ def cluster():
         for command in commands:
             with open(folder / f"{len(daemons)}.log", "w") as log:
                 daemons.append(subprocess.Popen(command, stdout=log, stderr=log))
-            end = time.monotonic() + 10
+            end = time.monotonic() + 60
             while command[0] == "munged" and not (folder / "munge").exists():
                 assert time.monotonic() < end, (folder / "0.log").read_text()
                 time.sleep(0.05)
-        end = time.monotonic() + 20
+        end = time.monotonic() + 60
         while _ask("sinfo", "-hN", "-o%T").count("idle") < len(NODES):
             assert time.monotonic() < end, (folder / "1.log").read_text()[-2000:]
             time.sleep(0.25)
