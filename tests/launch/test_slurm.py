@@ -310,13 +310,14 @@ def test_a_sweep_survives_a_killed_worker_and_a_requeued_one(own, tiny, expected
     engine = build("slurm", ["time=10m"])
     assert submit([tiny.plan], tiny.context, engine, tiny.workers).startswith("Submitted Slurm job")
     (killed, _), _ = tiny.wait_for_held(2)
+    _wait_for(lambda: len(list(waiting.parent.glob("waiting-*"))) == 2)  # both train
     os.kill(int(killed.rpartition(":")[2]), signal.SIGKILL)
     _wait_for(lambda: "RuntimeError: killed by SIGKILL" in logs())
     _ask("scancel", "--signal=USR2", "--name=sslrun")
     _wait_for(lambda: "Caught signal SIGUSR2" in logs())
     waiting.unlink()
     _wait_for(lambda: all(job.run.finished for job in tiny.plan.jobs))
-    assert "sslrun: stopped" in logs()
+    assert "stopped by SIGTERM" in logs()
     assert "Requeued job" in logs()
     assert tiny.outcome == expected
 

@@ -2,6 +2,7 @@
 
 import os
 import time
+from pathlib import Path
 
 from sslrun.pretexts.base import pretexts
 from sslrun.pretexts.rotation import Rotation
@@ -12,6 +13,8 @@ class Waiting(Rotation):
     version = 1
 
     def views(self, batch, generator):
-        while os.path.exists(os.environ.get("SSLRUN_WAIT", "")):
+        path = os.environ.get("SSLRUN_WAIT", "")
+        while os.path.exists(path):
+            Path(f"{path}-{os.getpid()}").touch()  # says that training has begun
             time.sleep(0.02)
         return super().views(batch, generator)
